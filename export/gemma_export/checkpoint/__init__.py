@@ -1,0 +1,86 @@
+"""Checkpoints: tensors one block of rows at a time, whatever file they come from."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gemma_export.config import GemmaConfig
+from gemma_runtime.errors import CheckpointError
+
+BLOCK_ELEMENTS = 4 << 20  # 16 MiB of float32: what one block of rows may hold
+
+
+class Checkpoint(Protocol):
+    """Weights by Hugging Face name, e.g. `model.layers.0.mlp.up_proj.weight`."""
+
+    @property
+    def id(self) -> str:
+        """Hub id, folder or file name, or `random:SEED`."""
+        ...
+
+    @property
+    def revision(self) -> str | None: ...
+
+    @property
+    def config(self) -> GemmaConfig: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences the user should see, e.g. that the vision tower is left out."""
+        ...
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of a tensor, float32. Reads no more than those rows."""
+        ...
+
+    def digest(self) -> str:
+        """sha256 over config and weights, hex."""
+        ...
+
+    def tokenizer(self) -> "TokenizerFiles | None":
+        """What encodes text for this model; None where there is nothing (random weights)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFiles:
+    """A `tokenizer.json`, and the chat template that goes with it."""
+
+    tokenizer_json: bytes
+    chat_template: str | None
+
+
+def row_blocks(shape: tuple[int, ...], multiple: int = 1) -> Iterator[tuple[int, int]]:
+    """Cut a tensor's rows into blocks of at most BLOCK_ELEMENTS elements."""
+    rows, width = shape[0], shape[1] if len(shape) > 1 else 1
+    step = max(multiple, BLOCK_ELEMENTS // width // multiple * multiple)
+    for start in range(0, rows, step):
+        yield start, min(rows, start + step)
+
+
+def check_tensors(
+    where: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise CheckpointError, by name, for a missing, left-over or wrong-shape tensor."""
+    for name, shape in expected.items():
+        if name not in found:
+            raise CheckpointError(f"{where}: tensor {name} is missing, expected shape {shape}")
+        if found[name] != shape:
+            raise CheckpointError(
+                f"{where}: tensor {name} has shape {found[name]}, the config says {shape}"
+            )
+    if left := sorted(set(found) - set(expected)):
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise CheckpointError(
+            f"{where}: tensor {left[0]}{more} has no place in this Gemma; adapters must be "
+            "merged and quantized weights dequantized first"
+        )
+
+
+def check_finite(where: Path, name: str, values: Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise CheckpointError(f"{where}: tensor {name} holds NaN or Inf; the file is damaged")

@@ -1,0 +1,155 @@
+"""Bundles on disk: a folder with `manifest.json` and the files it names and digests."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from gemma_runtime.errors import BundleError
+from gemma_runtime.manifest import File, Manifest
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A checked folder. Paths come from the manifest and lie inside the folder."""
+
+    directory: Path
+    manifest: Manifest
+
+    def path(self, role: str) -> Path:
+        """The file that plays a role, e.g. `tokenizer`; raises BundleError if there is none."""
+        if role not in self.manifest.roles:
+            raise BundleError(
+                f"{self.directory} holds no {role}; it has: {', '.join(self.manifest.roles)}"
+            )
+        return self.directory / self.manifest.roles[role]
+
+
+def open_bundle(directory: Path | str) -> Bundle:
+    """Read a bundle and check it: known schema, every file present and unaltered."""
+    directory = Path(directory)
+    manifest = Manifest.from_json(_read_manifest(directory))
+    named = {graph.file for graph in manifest.graphs.values()} | set(manifest.roles.values())
+    if unlisted := sorted(named - set(manifest.files)):
+        raise BundleError(f"{directory}: manifest.json uses {unlisted[0]} but has no digest of it")
+    for name, file in manifest.files.items():
+        _check_present(directory, name, file)
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(lambda name: sha256_file(directory / name), manifest.files)
+        for (name, file), digest in zip(manifest.files.items(), digests, strict=True):
+            if digest != file.sha256:
+                raise BundleError(
+                    f"{directory / name} was altered: its sha256 is {digest[:12]}…, the manifest "
+                    f"says {file.sha256[:12]}…; copy or export the bundle again"
+                )
+    return Bundle(directory, manifest)
+
+
+def describe_files(directory: Path) -> Mapping[str, File]:
+    """Digest and size of every file below `directory`, manifest excepted; by POSIX path."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {
+        path.relative_to(directory).as_posix(): File(sha256_file(path), path.stat().st_size)
+        for path in paths
+        if path.relative_to(directory).as_posix() != MANIFEST
+    }
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def staged_folder(output: Path, force: bool = False) -> Iterator[Path]:
+    """A folder to fill, which becomes `output` when the block ends, or vanishes when it fails.
+
+    An existing `output` is refused, or with `force` replaced in the last step. What a killed
+    process left behind is swept by the next one.
+    """
+    check_writable(output, force)
+    _sweep(output)
+    stage = output.parent / f".{output.name}.partial-{os.getpid()}"
+    try:
+        stage.mkdir()
+        yield stage
+        _replace(stage, output, force)
+    except OSError as error:
+        raise BundleError(f"can't write {output}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def check_writable(output: Path, force: bool) -> None:
+    """Raise BundleError, before any work, if `output` can't be created or is in the way."""
+    if output.exists() and not force:
+        raise BundleError(f"{output} exists; give another --output, or --force to replace it")
+    if output.exists() and not (output / MANIFEST).exists():
+        raise BundleError(f"{output} is not a bundle, so --force does not replace it; remove it")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BundleError(f"can't create {output.parent}: {error.strerror}") from error
+    if not os.access(output.parent, os.W_OK):
+        raise BundleError(f"can't write into {output.parent}: permission denied")
+
+
+def _read_manifest(directory: Path) -> bytes:
+    try:
+        return (directory / MANIFEST).read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"{directory} is not a bundle: {MANIFEST}: {error.strerror}; expected a folder "
+            "written by gemma-export"
+        ) from error
+
+
+def _check_present(directory: Path, name: str, file: File) -> None:
+    pure = PurePosixPath(name)
+    path = directory / pure
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name:
+        raise BundleError(f"{directory}: manifest.json names {name!r}, outside the bundle")
+    if not path.resolve().is_relative_to(directory.resolve()):
+        raise BundleError(f"{path} is a link that leaves the bundle")
+    if not path.is_file():
+        raise BundleError(f"{path} is missing; copy or export the bundle again")
+    if path.stat().st_size != file.bytes:
+        raise BundleError(
+            f"{path} has {path.stat().st_size} bytes, the manifest says {file.bytes}; "
+            "copy or export the bundle again"
+        )
+
+
+def _replace(stage: Path, output: Path, force: bool) -> None:
+    if not output.exists():
+        stage.rename(output)
+        return
+    if not force:
+        raise BundleError(f"{output} appeared during the export; nothing was replaced")
+    old = output.parent / f".{output.name}.old-{os.getpid()}"
+    output.rename(old)
+    stage.rename(output)
+    shutil.rmtree(old)
+
+
+def _sweep(output: Path) -> None:
+    for kind in ("partial", "old"):
+        for folder in output.parent.glob(f".{output.name}.{kind}-*"):
+            if not _alive(folder.name.rpartition("-")[2]):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,168 @@
+"""The contract between the exporter and everyone who runs a bundle.
+
+Written by `gemma_export`, read by Python, Kotlin and Swift. No number in an app is a copy of one
+of these: it comes from here. A new field is a new `SCHEMA_VERSION`.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self
+
+import msgspec
+
+from gemma_runtime.errors import BundleError
+
+SCHEMA_VERSION = 1
+
+
+class AttentionKind(StrEnum):
+    LOCAL = "local"  # sees the last `window` tokens, itself included
+    GLOBAL = "global"  # sees the whole context
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """One layer's KV cache: keys and values, each (1, kv_heads, slots, head_dim)."""
+
+    kind: AttentionKind
+    window: int | None  # tokens a query sees, itself included; None on global layers
+    slots: int  # tokens the cache holds
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return (1, self.kv_heads, self.slots, self.head_dim)
+
+    @property
+    def elements(self) -> int:
+        """Numbers in keys and values together."""
+        return 2 * self.kv_heads * self.slots * self.head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    name: str
+    dtype: str  # numpy's name for it
+    shape: tuple[int | str, ...]  # a string names a dimension that varies from call to call
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One entry point of the artifact: what goes in, comes out, and is carried along."""
+
+    file: str  # path in the bundle
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    states: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Which checkpoint the bundle was made from."""
+
+    id: str  # hub id, folder or file name, or `random:SEED`
+    family: str  # gemma2, gemma3
+    parameters: int
+    revision: str | None  # the hub's commit, where there is one
+    digest: str  # sha256 over config and weights
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    recipe: str
+    bits_per_weight: float  # codes, scales and zero points over all matrix weights
+    codes_digest: str  # sha256 over codes, scales and zero points: equal in every container
+    tensors: dict[str, str]  # tensor name -> format, e.g. "int4-g32"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    name: str
+    runtime: str  # the package that runs the artifact
+    min_runtime_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Headroom:
+    """fp16 safety: the largest residual |x| measured, and the factor folded into the weights."""
+
+    max_abs: float
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far one set of logits is from another. Plain figures, no verdict."""
+
+    positions: int
+    top1: float  # share of positions with the same most likely token
+    near_ties: int  # positions whose most likely token differs by less than the tie margin
+    max_abs: float  # max |Δlogit| over the reference's top tokens
+    mean_abs: float
+    mean_kl: float  # nats
+    p99_kl: float
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a device must know to run a bundle."""
+
+    schema_version: int
+    model: Model
+    target: Target
+    quantization: Quantization
+    vocab_size: int
+    context_length: int  # tokens the caches are laid out for
+    prefill_length: int  # longest chunk of one prefill call
+    bos_token: int
+    stop_tokens: tuple[int, ...]
+    chat_template: str | None  # Jinja, Hugging Face's conventions
+    layers: tuple[LayerCache, ...]
+    cache_dtype: str
+    graphs: dict[str, Graph]  # "prefill", "decode"
+    headroom: Headroom
+    quality: Agreement  # quantized reference against float32 reference, on the goldens
+    files: dict[str, File]  # path in the bundle -> digest; everything but manifest.json
+    roles: dict[str, str]  # "tokenizer", "goldens" -> path in the bundle
+    tools: dict[str, str]  # package -> version that wrote the bundle
+
+    def to_json(self) -> bytes:
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Self:
+        """Raises BundleError for another schema, and for a missing or mistyped field."""
+        _check_schema(text)
+        try:
+            return msgspec.json.decode(text, type=cls)
+        except msgspec.ValidationError as error:
+            raise BundleError(f"manifest.json is not valid: {error}; export the model again") from error
+
+    def cache_bytes(self, kind: AttentionKind) -> int:
+        """Bytes of all key and value caches of one kind of layer."""
+        width = {"float32": 4, "float16": 2}[self.cache_dtype]
+        return sum(layer.elements * width for layer in self.layers if layer.kind is kind)
+
+
+@dataclass(frozen=True, slots=True)
+class _Schema:
+    schema_version: int
+
+
+def _check_schema(text: bytes) -> None:
+    try:
+        found = msgspec.json.decode(text, type=_Schema).schema_version
+    except msgspec.DecodeError as error:  # ValidationError is one
+        raise BundleError(f"manifest.json is not a manifest: {error}") from error
+    if found != SCHEMA_VERSION:
+        raise BundleError(
+            f"manifest.json has schema {found}, this runtime reads {SCHEMA_VERSION}; "
+            + ("update gemma-export" if found > SCHEMA_VERSION else "export the model again")
+        )

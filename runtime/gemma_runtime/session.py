@@ -1,0 +1,135 @@
+"""A session: one loaded artifact and its KV caches. It knows token ids, not text."""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemma_runtime.bundle import Bundle
+from gemma_runtime.errors import ContextFull, SessionError
+
+Logits = NDArray[np.float32]
+
+BACKENDS: Mapping[str, str] = {
+    "onnx": "gemma_runtime.backends.ort:open_ort_session",
+}
+
+
+class Session(Protocol):
+    """Shapes: T new tokens, V vocabulary."""
+
+    @property
+    def position(self) -> int:
+        """Tokens in the caches."""
+        ...
+
+    @property
+    def context_length(self) -> int:
+        """Tokens the caches can hold."""
+        ...
+
+    def prefill(self, tokens: Sequence[int]) -> Logits:
+        """Append tokens, in chunks; the logits after the last one, (V,).
+
+        Raises ContextFull, before anything is written, if they don't fit.
+        """
+        ...
+
+    def decode(self, token: int) -> Logits:
+        """Append one token; the logits after it, (V,)."""
+        ...
+
+    def score(self, tokens: Sequence[int]) -> Logits:
+        """Append tokens; the logits after each of them, (T, V)."""
+        ...
+
+    def reset(self) -> None:
+        """Forget every token."""
+        ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+def open_session(bundle: Bundle, threads: int | None = None) -> Session:
+    """Load the bundle's artifact. `threads=None` takes the physical cores."""
+    target = bundle.manifest.target.name
+    if target not in BACKENDS:
+        raise SessionError(f"no backend runs target {target!r}; there are: {', '.join(BACKENDS)}")
+    module, function = BACKENDS[target].split(":")
+    opener: Callable[[Bundle, int | None], Session] = getattr(import_module(module), function)
+    return opener(bundle, threads)
+
+
+def check_room(position: int, new: int, context_length: int) -> None:
+    """Raise ContextFull if `new` tokens don't fit behind `position` of them."""
+    if position + new > context_length:
+        raise ContextFull(
+            f"{position} tokens are in the cache and {new} more would pass the context of "
+            f"{context_length}; shorten the prompt or export with a larger --context"
+        )
+
+
+class FakeSession:
+    """A session without a model, for tests of whatever drives one.
+
+    It follows `script`: a function from the tokens so far to the next logits, (V,).
+    """
+
+    def __init__(
+        self, script: Callable[[Sequence[int]], Logits], context_length: int = 4096
+    ) -> None:
+        self._script = script
+        self._context_length = context_length
+        self.tokens: list[int] = []
+
+    @property
+    def position(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def context_length(self) -> int:
+        return self._context_length
+
+    def prefill(self, tokens: Sequence[int]) -> Logits:
+        return self.score(tokens)[-1]
+
+    def decode(self, token: int) -> Logits:
+        return self.score([token])[-1]
+
+    def score(self, tokens: Sequence[int]) -> Logits:
+        check_tokens(tokens)
+        check_room(self.position, len(tokens), self._context_length)
+        rows = []
+        for token in tokens:
+            self.tokens.append(token)
+            rows.append(self._script(self.tokens))
+        return np.stack(rows).astype(np.float32)
+
+    def reset(self) -> None:
+        self.tokens.clear()
+
+    def close(self) -> None:
+        self.reset()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def check_tokens(tokens: Sequence[int], vocab_size: int | None = None) -> None:
+    """Raise SessionError for an empty prompt, and for an id outside the vocabulary."""
+    if len(tokens) == 0:
+        raise SessionError("no tokens given; a prompt needs at least one (the bos token)")
+    if vocab_size is None:
+        return
+    for token in tokens:
+        if not 0 <= token < vocab_size:
+            raise SessionError(f"token {token} is outside the vocabulary of {vocab_size}")
