@@ -1,0 +1,46 @@
+"""Codes as bytes. N rows, K inputs, G groups per row.
+
+The layout is ONNX Runtime's (MatMulNBits): unsigned codes, two to a byte at 4 bits, the earlier
+one in the low nibble. Signed containers flip the top bit of each code.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gemma_export.quantize.recipe import Format
+
+
+class Codes(NamedTuple):
+    """Rows of a quantized matrix: weight = scale · (code - zero)."""
+
+    codes: Tensor  # (N, K · bits / 8) uint8
+    scales: Tensor  # (N, G) float16
+    zeros: Tensor | None  # (N, ceil(G · bits / 8)) uint8; None is 2^(bits-1)
+
+
+def pack(values: Tensor, bits: int) -> Tensor:
+    """(N, K) uint8 codes → (N, ceil(K · bits / 8)) bytes; an odd row is padded with zero."""
+    if bits == 8:
+        return values
+    if values.shape[1] % 2:
+        values = torch.nn.functional.pad(values, (0, 1))
+    return values[:, 0::2] | (values[:, 1::2] << 4)
+
+
+def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
+    """The inverse of `pack`: (N, bytes) → (N, width) uint8."""
+    if bits == 8:
+        return packed
+    return torch.stack((packed & 0xF, packed >> 4), dim=-1).flatten(1)[:, :width]
+
+
+def dequantize(block: Codes, form: Format) -> Tensor:
+    """(N, K) float32, exactly what every container's kernel starts from."""
+    rows, groups = block.scales.shape
+    codes = unpack(block.codes, form.bits, groups * form.group).view(rows, groups, form.group)
+    zero: Tensor | float = float(1 << (form.bits - 1))
+    if block.zeros is not None:
+        zero = unpack(block.zeros, form.bits, groups).float()[..., None]  # (N, G, 1)
+    return ((codes.float() - zero) * block.scales.float()[..., None]).view(rows, -1)

@@ -1,0 +1,181 @@
+"""Recipes: which format and which rounding each weight matrix gets."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from gemma_export.config import GemmaConfig
+from gemma_runtime.errors import RecipeError
+
+FLOAT_BITS = 32
+TABLE = "model.embed_tokens.weight"  # embedding and head: one tensor, tied
+Rounding = Literal["nearest", "searched"]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How a matrix is held: `bits` per code, one fp16 scale per `group` along the input.
+
+    weight = scale · (code - zero), zero = 2^(bits-1) unless asymmetric, then one code per group.
+    """
+
+    bits: Literal[4, 8, 32]
+    group: int = 32
+    asymmetric: bool = False
+
+    @property
+    def is_float(self) -> bool:
+        return self.bits == FLOAT_BITS
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Codes, scales and zero points."""
+        if self.is_float:
+            return float(FLOAT_BITS)
+        return self.bits + (16 + (self.bits if self.asymmetric else 0)) / self.group
+
+    def __str__(self) -> str:
+        if self.is_float:
+            return "float32"
+        return f"int{self.bits}-g{self.group}" + ("-asym" if self.asymmetric else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    pattern: str  # a shell pattern over tensor names
+    format: Format
+    rounding: Rounding = "searched"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Rules over the matrices; the first that matches a name decides. Norms stay float32."""
+
+    name: str
+    rules: tuple[Rule, ...]
+
+    def rule(self, tensor: str) -> Rule:
+        return next(rule for rule in self.rules if fnmatchcase(tensor, rule.pattern))
+
+    def formats(self, config: GemmaConfig) -> dict[str, Format]:
+        """Every weight matrix by name. Raises RecipeError for a group that does not divide it."""
+        matrices = {n: s for n, s in config.tensor_shapes().items() if len(s) == 2}
+        self._check_patterns(matrices)
+        formats = {name: self.rule(name).format for name in matrices}
+        for name, form in formats.items():
+            if not form.is_float and matrices[name][1] % form.group:
+                raise RecipeError(
+                    f"recipe {self.name}: group {form.group} does not divide the "
+                    f"{matrices[name][1]} inputs of {name}; choose another group or bits: 32"
+                )
+        return formats
+
+    def _check_patterns(self, names: Mapping[str, object]) -> None:
+        for rule in self.rules:
+            if not any(fnmatchcase(name, rule.pattern) for name in names):
+                raise RecipeError(
+                    f"recipe {self.name}: pattern {rule.pattern!r} matches no weight matrix; "
+                    f"names look like {', '.join(list(names)[:2])}"
+                )
+
+
+def bits_per_weight(config: GemmaConfig, formats: Mapping[str, Format]) -> float:
+    """Average over all matrix weights: codes, scales and zero points."""
+    shapes = config.tensor_shapes()
+    sizes = {name: shapes[name][0] * shapes[name][1] for name in formats}
+    bits = sum(sizes[name] * form.bits_per_weight for name, form in formats.items())
+    return bits / sum(sizes.values())
+
+
+INT4 = Format(4)
+INT4_ASYM = Format(4, asymmetric=True)
+INT8 = Format(8)
+FLOAT = Format(FLOAT_BITS)
+
+RECIPES: Mapping[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("int4", (Rule("*", INT4),)),
+        Recipe("int4-asym", (Rule("*", INT4_ASYM),)),
+        Recipe("mixed", (Rule(TABLE, INT8, "nearest"), Rule("*", INT4_ASYM))),
+        Recipe("int8", (Rule("*", INT8, "nearest"),)),
+        Recipe("none", (Rule("*", FLOAT, "nearest"),)),
+    )
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """A named recipe; raises RecipeError with the choices, nearest first."""
+    if name in RECIPES:
+        return RECIPES[name]
+    near = get_close_matches(name, RECIPES, n=len(RECIPES), cutoff=0.0)
+    raise RecipeError(f"no recipe {name!r}; there are: {', '.join(near)}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """What a recipe file says of one pattern; what it leaves out comes from the base recipe."""
+
+    bits: Literal[4, 8, 32] | None = None
+    group: int | None = None
+    asymmetric: bool | None = None
+    rounding: Rounding | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _RecipeFile:
+    base: str = "int4"
+    name: str | None = None
+    tensors: dict[str, _Choice] = field(default_factory=dict)
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe file: `base`, an optional `name`, and `tensors`: pattern → what differs.
+
+    Raises RecipeError with the place of the mistake.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+        if isinstance(content, dict):
+            _check_keys(path, content)
+        wanted = msgspec.convert(content or {}, type=_RecipeFile)
+    except OSError as error:
+        raise RecipeError(f"can't read recipe {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise RecipeError(f"recipe {path}: {' '.join(str(error).split())}") from error
+    base = find_recipe(wanted.base)
+    rules = [_rule(base, pattern, choice, path) for pattern, choice in wanted.tensors.items()]
+    return Recipe(wanted.name or path.stem, (*rules, *base.rules))
+
+
+def _rule(base: Recipe, pattern: str, choice: _Choice, path: Path) -> Rule:
+    under = next((r for r in base.rules if r.pattern in (pattern, "*")), base.rules[-1])
+    bits = choice.bits or under.format.bits
+    group = choice.group or under.format.group
+    asymmetric = choice.asymmetric
+    if asymmetric is None:
+        asymmetric = under.format.asymmetric and bits == under.format.bits
+    if group not in (16, 32, 64, 128, 256):
+        raise RecipeError(f"recipe {path}: group of {pattern!r} is {group}, expected 16 … 256")
+    return Rule(pattern, Format(bits, group, asymmetric), choice.rounding or under.rounding)
+
+
+def _check_keys(path: Path, content: Mapping[str, object]) -> None:
+    """msgspec ignores unknown keys; a misspelt one must not be ignored."""
+    known = {"base", "name", "tensors"}
+    tensors = content.get("tensors")
+    choices = tensors.values() if isinstance(tensors, dict) else []
+    inner = {key for choice in choices if isinstance(choice, dict) for key in choice}
+    unknown = (set(content) - known) | (inner - {"bits", "group", "asymmetric", "rounding"})
+    if unknown:
+        raise RecipeError(
+            f"recipe {path}: unknown key {sorted(map(str, unknown))[0]!r}; expected base, name, "
+            "tensors, and per pattern bits, group, asymmetric, rounding"
+        )

@@ -1,0 +1,98 @@
+"""From floats to codes. N rows, K inputs, G groups per row, g inputs per group.
+
+A rounding is a function of one block of rows; `ROUNDINGS` names them. Scales are chosen on the
+grid that float16 and bfloat16 share, before the weights are rounded to them, so that a container
+that keeps scales in either holds the same numbers.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from gemma_export.quantize.pack import Codes, pack
+from gemma_export.quantize.recipe import Format, Rounding
+
+# Shares of the full range that a searched scale may cover: clipping the largest weight of a group
+# often costs less than the coarser steps for all others.
+_SHRINKS = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7)
+_SLICE = 1 << 18  # elements rounded at a time: they and their temporaries stay in the cache
+
+
+def round_rows(rows: Tensor, form: Format, rounding: Rounding) -> Codes:
+    """Quantize (N, K) float32 rows."""
+    step = max(1, _SLICE // rows.shape[1])
+    parts = [_round(rows[i : i + step], form, rounding) for i in range(0, len(rows), step)]
+    zeros = [part.zeros for part in parts if part.zeros is not None]
+    return Codes(
+        torch.cat([part.codes for part in parts]),
+        torch.cat([part.scales for part in parts]),
+        torch.cat(zeros) if zeros else None,
+    )
+
+
+def shared_scale(scale: Tensor) -> Tensor:
+    """The nearest number that bfloat16 and float16 both hold, as float32; never below 2^-24.
+
+    bfloat16 has 8 significant bits, float16 has 11, and fewer below 2^-14 but always 2^-24 steps.
+    """
+    return scale.bfloat16().half().float().clamp_(2.0**-24, 65280.0)
+
+
+def nearest(groups: Tensor, form: Format) -> tuple[Tensor, Tensor]:
+    """(N, G, g) → scales (N, G) that cover the largest weight, zeros (N, G)."""
+    return _range_to_scale(groups, form, 1.0)
+
+
+def searched(groups: Tensor, form: Format) -> tuple[Tensor, Tensor]:
+    """The candidate range with the least squared error, group by group."""
+    best_scale, best_zero = _range_to_scale(groups, form, 1.0)
+    best = _squared_error(groups, best_scale, best_zero, form)
+    for shrink in _SHRINKS[1:]:
+        scale, zero = _range_to_scale(groups, form, shrink)
+        error = _squared_error(groups, scale, zero, form)
+        better = error < best
+        best = torch.where(better, error, best)
+        best_scale = torch.where(better, scale, best_scale)
+        best_zero = torch.where(better, zero, best_zero)
+    return best_scale, best_zero
+
+
+ROUNDINGS: Mapping[Rounding, Callable[[Tensor, Format], tuple[Tensor, Tensor]]] = {
+    "nearest": nearest,
+    "searched": searched,
+}
+
+
+def _round(rows: Tensor, form: Format, rounding: Rounding) -> Codes:
+    groups = rows.view(len(rows), -1, form.group)  # (N, G, g)
+    scale, zero = ROUNDINGS[rounding](groups, form)  # (N, G) each
+    codes = _codes(groups, scale, zero, form).to(torch.uint8).flatten(1)  # (N, K)
+    return Codes(
+        pack(codes, form.bits),
+        scale.half(),
+        pack(zero.to(torch.uint8), form.bits) if form.asymmetric else None,
+    )
+
+
+def _range_to_scale(groups: Tensor, form: Format, shrink: float) -> tuple[Tensor, Tensor]:
+    """Scale and zero for `shrink` times the range of each group: (N, G), (N, G)."""
+    low, high = groups.amin(-1).clamp_(max=0) * shrink, groups.amax(-1).clamp_(min=0) * shrink
+    top = (1 << form.bits) - 1
+    if form.asymmetric:
+        scale = shared_scale((high - low) / top)
+        return scale, torch.round(-low / scale).clamp_(0, top)
+    middle = 1 << (form.bits - 1)  # codes reach from -middle to middle - 1 around it
+    scale = shared_scale(torch.maximum(-low / middle, high / (middle - 1)))
+    return scale, torch.full_like(scale, middle)
+
+
+def _codes(groups: Tensor, scale: Tensor, zero: Tensor, form: Format) -> Tensor:
+    """(N, G, g) codes, still float."""
+    codes = torch.round(groups / scale[..., None]).add_(zero[..., None])
+    return codes.clamp_(0, (1 << form.bits) - 1)
+
+
+def _squared_error(groups: Tensor, scale: Tensor, zero: Tensor, form: Format) -> Tensor:
+    codes = _codes(groups, scale, zero, form)
+    return codes.sub_(zero[..., None]).mul_(scale[..., None]).sub_(groups).square_().sum(-1)

@@ -1,0 +1,171 @@
+"""The quantized store: every weight once, packed, in one safetensors file that all targets read.
+
+Names in the file: `T.codes`, `T.scales`, `T.zeros` for a quantized matrix T, and `T` for what
+stays float32. It is written block by block and kept in the cache folder under the digest of
+source and recipe, so the same export is rounded once.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor
+
+from gemma_export.cache import cache_folder
+from gemma_export.checkpoint import Checkpoint, row_blocks
+from gemma_export.checkpoint.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
+from gemma_export.config import GemmaConfig
+from gemma_export.quantize.pack import Codes, dequantize
+from gemma_export.quantize.recipe import FLOAT, Format, Recipe
+from gemma_export.quantize.round import round_rows
+from gemma_runtime.errors import CheckpointError
+
+_VERSION = "1"  # of rounding and layout: raise it when either changes
+Progress = Callable[[str, int], None]  # tensor name, float32 bytes just done
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeight:
+    """A weight in the store, read a block of rows at a time."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: Format
+    file: SafetensorsFile
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) as the float32 numbers that the codes stand for."""
+        if self.format.is_float:
+            return self.file.rows(self.name, start, stop)
+        return dequantize(self.codes(start, stop), self.format)
+
+    def codes(self, start: int, stop: int) -> Codes:
+        zeros = f"{self.name}.zeros"
+        return Codes(
+            self.file.rows(f"{self.name}.codes", start, stop),
+            self.file.rows(f"{self.name}.scales", start, stop),
+            self.file.rows(zeros, start, stop) if self.format.asymmetric else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedStore:
+    path: Path
+    recipe: str
+    codes_digest: str  # sha256 over the digests of all tensors, see `_digest_line`
+    formats: Mapping[str, Format]
+    file: SafetensorsFile
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def weight(self, name: str) -> StoredWeight:
+        return StoredWeight(name, self.shapes[name], self.formats.get(name, FLOAT), self.file)
+
+
+def open_or_build_store(
+    checkpoint: Checkpoint, recipe: Recipe, progress: Progress | None = None
+) -> QuantizedStore:
+    """The store for this checkpoint and recipe: from the cache, or quantized now."""
+    formats = recipe.formats(checkpoint.config)
+    path = store_path(checkpoint, recipe)
+    if not path.exists():
+        _build(path, checkpoint, recipe, formats, progress or (lambda name, done: None))
+    return _open(path, checkpoint.config, recipe.name, formats)
+
+
+def store_path(checkpoint: Checkpoint, recipe: Recipe) -> Path:
+    key = hashlib.sha256()
+    for part in (_VERSION.encode(), checkpoint.digest().encode(), msgspec.json.encode(recipe.rules)):
+        key.update(part + b"\0")
+    return cache_folder() / "stores" / f"{key.hexdigest()[:32]}.safetensors"
+
+
+def _open(
+    path: Path, config: GemmaConfig, recipe: str, formats: Mapping[str, Format]
+) -> QuantizedStore:
+    file = SafetensorsFile(path)
+    digest = file.metadata.get("codes_digest", "")
+    if len(digest) != 64:
+        raise CheckpointError(f"{path} is no quantized store; delete it and export again")
+    return QuantizedStore(path, recipe, digest, formats, file, config.tensor_shapes())
+
+
+def _build(
+    path: Path,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    formats: Mapping[str, Format],
+    progress: Progress,
+) -> None:
+    shapes = checkpoint.config.tensor_shapes()
+    layout: dict[str, TensorInfo] = {}
+    for name, shape in shapes.items():
+        layout |= _layout(name, shape, formats.get(name, FLOAT))
+    metadata = {"recipe": recipe.name, "source": checkpoint.digest(), "codes_digest": "0" * 64}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".partial-{os.getpid()}")
+    try:
+        with SafetensorsWriter(partial, layout, metadata) as writer:
+            lines = [
+                _write(writer, checkpoint, recipe, name, shapes[name], formats, progress)
+                for name in shapes
+            ]
+            writer.patch_metadata("codes_digest", combine_digests(lines))
+        partial.rename(path)
+    except OSError as error:
+        raise CheckpointError(f"can't write the store {path}: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def combine_digests(lines: list[str]) -> str:
+    """sha256 over `NAME DIGEST` lines in sorted order: equal for equal codes in any container."""
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def _layout(name: str, shape: tuple[int, ...], form: Format) -> dict[str, TensorInfo]:
+    if form.is_float:
+        return {name: TensorInfo("F32", shape)}
+    rows, width = shape
+    groups = width // form.group
+    layout = {
+        f"{name}.codes": TensorInfo("U8", (rows, width * form.bits // 8)),
+        f"{name}.scales": TensorInfo("F16", (rows, groups)),
+    }
+    if form.asymmetric:
+        layout[f"{name}.zeros"] = TensorInfo("U8", (rows, (groups * form.bits + 7) // 8))
+    return layout
+
+
+def _write(
+    writer: SafetensorsWriter,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    name: str,
+    shape: tuple[int, ...],
+    formats: Mapping[str, Format],
+    progress: Progress,
+) -> str:
+    """Write one tensor; returns its line for the digest."""
+    form = formats.get(name, FLOAT)
+    hashes: dict[str, "hashlib._Hash"] = {}
+    for start, stop in row_blocks(shape):
+        values = checkpoint.rows(name, start, stop)
+        for part, tensor in _parts(name, values, form, recipe).items():
+            data = tensor.contiguous().view(torch.uint8).numpy()
+            hashes.setdefault(part, hashlib.sha256()).update(data)
+            writer.write_rows(part, start, data)
+        progress(name, values.numel() * 4)
+    digest = hashlib.sha256(b"".join(h.digest() for h in hashes.values())).hexdigest()
+    return f"{name} {form} {digest}"
+
+
+def _parts(name: str, values: Tensor, form: Format, recipe: Recipe) -> dict[str, Tensor]:
+    if form.is_float:
+        return {name: values}
+    block = round_rows(values, form, recipe.rule(name).rounding)
+    parts = {f"{name}.codes": block.codes, f"{name}.scales": block.scales}
+    return parts if block.zeros is None else {**parts, f"{name}.zeros": block.zeros}
