@@ -1,17 +1,17 @@
 """Everything a user can get wrong, as one tree.
 
-    GemmaError                one clear line; the command line prints it and exits with 1
-    ├── BundleError           a bundle is missing, altered, or of another schema
-    ├── SessionError          the artifact can't be loaded or run
-    │   └── ContextFull       the next token would not fit into the cache
-    ├── TokenizerError        the bundle has no tokenizer, or text can't be encoded
-    ├── MissingExtra          a package is not installed; the message is the pip command
-    ├── CheckpointError       weights are missing, broken, or of a kind we refuse
-    ├── ConfigError           config.json or GGUF metadata describes no Gemma we know
-    ├── RecipeError           a quantization recipe is wrong
-    ├── TargetError           the target can't hold what the recipe asks for
-    ├── HubError              the hub is out of reach, the model is gated, or no token is set
-    └── MemoryLimit           --max-ram can't be kept
+GemmaError                one clear line; the command line prints it and exits with 1
+├── BundleError           a bundle is missing, altered, or of another schema
+├── SessionError          the artifact can't be loaded or run
+│   └── ContextFull       the next token would not fit into the cache
+├── TokenizerError        the bundle has no tokenizer, or text can't be encoded
+├── MissingExtra          a package is not installed; the message is the pip command
+├── CheckpointError       weights are missing, broken, or of a kind we refuse
+├── ConfigError           config.json or GGUF metadata describes no Gemma we know
+├── RecipeError           a quantization recipe is wrong
+├── TargetError           the target can't hold what the recipe asks for
+├── HubError              the hub is out of reach, the model is gated, or no token is set
+└── MemoryLimit           --max-ram can't be kept
 """
 
 

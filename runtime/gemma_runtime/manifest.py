@@ -143,7 +143,7 @@ class Manifest:
         try:
             return msgspec.json.decode(text, type=cls)
         except msgspec.ValidationError as error:
-            raise BundleError(f"manifest.json is not valid: {error}; export the model again") from error
+            raise BundleError(f"manifest.json is not valid: {error}; export again") from error
 
     def cache_bytes(self, kind: AttentionKind) -> int:
         """Bytes of all key and value caches of one kind of layer."""

@@ -54,6 +54,18 @@ class TokenizerFiles:
     chat_template: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class SourceWeight:
+    """A weight as the checkpoint has it, for the float32 reference."""
+
+    name: str
+    shape: tuple[int, ...]
+    checkpoint: Checkpoint
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.checkpoint.rows(self.name, start, stop)
+
+
 def row_blocks(shape: tuple[int, ...], multiple: int = 1) -> Iterator[tuple[int, int]]:
     """Cut a tensor's rows into blocks of at most BLOCK_ELEMENTS elements."""
     rows, width = shape[0], shape[1] if len(shape) > 1 else 1

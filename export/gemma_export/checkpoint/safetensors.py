@@ -147,7 +147,7 @@ def _info(name: str, entry: Mapping[str, Any], start: int) -> TensorInfo:
         raise ValueError(f"tensor {name} has shape {shape} at {begin}…{end}")
     info = TensorInfo(dtype, shape, start + begin)
     if info.bytes != end - begin:
-        raise ValueError(f"tensor {name} of shape {shape} takes {info.bytes} bytes, not {end - begin}")
+        raise ValueError(f"tensor {name} takes {info.bytes} bytes, its span is {end - begin}")
     return info
 
 

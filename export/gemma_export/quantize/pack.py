@@ -26,7 +26,8 @@ def pack(values: Tensor, bits: int) -> Tensor:
         return values
     if values.shape[1] % 2:
         values = torch.nn.functional.pad(values, (0, 1))
-    return values[:, 0::2] | (values[:, 1::2] << 4)
+    pairs = values.contiguous().view(torch.int16)  # the earlier code in the low byte
+    return ((pairs & 0xF) | (pairs >> 4)).to(torch.uint8)
 
 
 def unpack(packed: Tensor, bits: int, width: int) -> Tensor:

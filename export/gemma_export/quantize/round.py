@@ -5,30 +5,42 @@ grid that float16 and bfloat16 share, before the weights are rounded to them, so
 that keeps scales in either holds the same numbers.
 """
 
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 
 from gemma_export.quantize.pack import Codes, pack
 from gemma_export.quantize.recipe import Format, Rounding
 
 # Shares of the full range that a searched scale may cover: clipping the largest weight of a group
 # often costs less than the coarser steps for all others.
-_SHRINKS = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7)
-_SLICE = 1 << 18  # elements rounded at a time: they and their temporaries stay in the cache
+_SHRINKS = (0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7)
+_SLICE = 1 << 17  # elements rounded at a time: they and their temporaries stay in the cache
 
 
 def round_rows(rows: Tensor, form: Format, rounding: Rounding) -> Codes:
-    """Quantize (N, K) float32 rows."""
+    """Quantize (N, K) float32 rows, on all cores."""
     step = max(1, _SLICE // rows.shape[1])
-    parts = [_round(rows[i : i + step], form, rounding) for i in range(0, len(rows), step)]
+    slices = [rows[i : i + step] for i in range(0, len(rows), step)]
+    parts = list(_workers().map(lambda part: _round(part, form, rounding), slices))
     zeros = [part.zeros for part in parts if part.zeros is not None]
     return Codes(
         torch.cat([part.codes for part in parts]),
         torch.cat([part.scales for part in parts]),
         torch.cat(zeros) if zeros else None,
     )
+
+
+@cache
+def _workers() -> ThreadPoolExecutor:
+    """One thread per core, each on its own slice: torch's own threads would meet at a barrier
+    after every operation, which costs 35 times the work on a busy machine."""
+    return ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,))
 
 
 def shared_scale(scale: Tensor) -> Tensor:
@@ -40,16 +52,17 @@ def shared_scale(scale: Tensor) -> Tensor:
 
 
 def nearest(groups: Tensor, form: Format) -> tuple[Tensor, Tensor]:
-    """(N, G, g) → scales (N, G) that cover the largest weight, zeros (N, G)."""
-    return _range_to_scale(groups, form, 1.0)
+    """(N, G, g) → scales (N, G) that cover the whole range, zeros (N, G)."""
+    return _cover(groups.amin(-1), groups.amax(-1), form)
 
 
 def searched(groups: Tensor, form: Format) -> tuple[Tensor, Tensor]:
     """The candidate range with the least squared error, group by group."""
-    best_scale, best_zero = _range_to_scale(groups, form, 1.0)
+    low, high = groups.amin(-1), groups.amax(-1)
+    best_scale, best_zero = _cover(low, high, form)
     best = _squared_error(groups, best_scale, best_zero, form)
-    for shrink in _SHRINKS[1:]:
-        scale, zero = _range_to_scale(groups, form, shrink)
+    for shrink in _SHRINKS:
+        scale, zero = _cover(low * shrink, high * shrink, form)
         error = _squared_error(groups, scale, zero, form)
         better = error < best
         best = torch.where(better, error, best)
@@ -67,17 +80,17 @@ ROUNDINGS: Mapping[Rounding, Callable[[Tensor, Format], tuple[Tensor, Tensor]]] 
 def _round(rows: Tensor, form: Format, rounding: Rounding) -> Codes:
     groups = rows.view(len(rows), -1, form.group)  # (N, G, g)
     scale, zero = ROUNDINGS[rounding](groups, form)  # (N, G) each
-    codes = _codes(groups, scale, zero, form).to(torch.uint8).flatten(1)  # (N, K)
+    codes = _steps(groups, scale, zero, form).add_(zero[..., None])
     return Codes(
-        pack(codes, form.bits),
+        pack(_bytes(codes).flatten(1), form.bits),
         scale.half(),
-        pack(zero.to(torch.uint8), form.bits) if form.asymmetric else None,
+        pack(_bytes(zero), form.bits) if form.asymmetric else None,
     )
 
 
-def _range_to_scale(groups: Tensor, form: Format, shrink: float) -> tuple[Tensor, Tensor]:
-    """Scale and zero for `shrink` times the range of each group: (N, G), (N, G)."""
-    low, high = groups.amin(-1).clamp_(max=0) * shrink, groups.amax(-1).clamp_(min=0) * shrink
+def _cover(low: Tensor, high: Tensor, form: Format) -> tuple[Tensor, Tensor]:
+    """Scale and zero whose codes reach from low to high, and hold zero exactly: (N, G) each."""
+    low, high = low.clamp(max=0), high.clamp(min=0)
     top = (1 << form.bits) - 1
     if form.asymmetric:
         scale = shared_scale((high - low) / top)
@@ -87,12 +100,20 @@ def _range_to_scale(groups: Tensor, form: Format, shrink: float) -> tuple[Tensor
     return scale, torch.full_like(scale, middle)
 
 
-def _codes(groups: Tensor, scale: Tensor, zero: Tensor, form: Format) -> Tensor:
-    """(N, G, g) codes, still float."""
-    codes = torch.round(groups / scale[..., None]).add_(zero[..., None])
-    return codes.clamp_(0, (1 << form.bits) - 1)
+def _steps(groups: Tensor, scale: Tensor, zero: Tensor, form: Format) -> Tensor:
+    """code - zero, still float: (N, G, g)."""
+    steps = (groups * scale.reciprocal()[..., None]).round_()
+    if not form.asymmetric:
+        middle = 1 << (form.bits - 1)
+        return steps.clamp_(-middle, middle - 1)
+    return steps.clamp_(-zero[..., None], (1 << form.bits) - 1 - zero[..., None])
 
 
 def _squared_error(groups: Tensor, scale: Tensor, zero: Tensor, form: Format) -> Tensor:
-    codes = _codes(groups, scale, zero, form)
-    return codes.sub_(zero[..., None]).mul_(scale[..., None]).sub_(groups).square_().sum(-1)
+    """Σ (w - s·q)² less Σ w², which no choice changes: s (s Σ q² - 2 Σ w q), (N, G)."""
+    steps = _steps(groups, scale, zero, form)
+    return scale * (scale * vecdot(steps, steps) - 2 * vecdot(groups, steps))
+
+
+def _bytes(codes: Tensor) -> Tensor:
+    return codes.to(torch.int16).to(torch.uint8)  # five times as fast as in one step

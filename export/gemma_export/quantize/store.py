@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import torch
+from gemma_export.cache import cache_folder
 from torch import Tensor
 
-from gemma_export.cache import cache_folder
 from gemma_export.checkpoint import Checkpoint, row_blocks
 from gemma_export.checkpoint.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
 from gemma_export.config import GemmaConfig
@@ -77,10 +76,8 @@ def open_or_build_store(
 
 
 def store_path(checkpoint: Checkpoint, recipe: Recipe) -> Path:
-    key = hashlib.sha256()
-    for part in (_VERSION.encode(), checkpoint.digest().encode(), msgspec.json.encode(recipe.rules)):
-        key.update(part + b"\0")
-    return cache_folder() / "stores" / f"{key.hexdigest()[:32]}.safetensors"
+    key = f"{_VERSION} {checkpoint.digest()} {recipe.rules}".encode()
+    return cache_folder() / "stores" / f"{hashlib.sha256(key).hexdigest()[:32]}.safetensors"
 
 
 def _open(
@@ -151,7 +148,7 @@ def _write(
 ) -> str:
     """Write one tensor; returns its line for the digest."""
     form = formats.get(name, FLOAT)
-    hashes: dict[str, "hashlib._Hash"] = {}
+    hashes: dict[str, hashlib._Hash] = {}
     for start, stop in row_blocks(shape):
         values = checkpoint.rows(name, start, stop)
         for part, tensor in _parts(name, values, form, recipe).items():

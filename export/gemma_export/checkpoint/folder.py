@@ -1,0 +1,189 @@
+"""Hugging Face folders: `config.json` and safetensors, in one file or sharded with an index."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemma_export.checkpoint import TokenizerFiles, check_finite, check_tensors, row_blocks
+from gemma_export.checkpoint.safetensors import SafetensorsFile
+from gemma_export.config import GemmaConfig, config_from_hf, is_multimodal
+from gemma_export.quantize.recipe import TABLE
+from gemma_runtime.bundle import sha256_file
+from gemma_runtime.errors import CheckpointError, ConfigError
+
+_INDEX = "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+# Multimodal Gemma 3 puts the text model below one of these; its other tensors see pictures.
+_TEXT_PREFIXES = ("language_model.model.", "model.language_model.")
+_VISION_PREFIXES = (
+    "vision_tower.",
+    "multi_modal_projector.",
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+)
+_HEADS = ("lm_head.weight", "language_model.lm_head.weight")
+
+
+@dataclass(frozen=True)
+class FolderCheckpoint:
+    id: str
+    revision: str | None
+    folder: Path
+    config: GemmaConfig
+    notes: tuple[str, ...]
+    _places: Mapping[str, tuple[SafetensorsFile, str]] = field(repr=False)  # our name → place
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        file, stored = self._places[name]
+        values = file.rows(stored, start, stop).float()
+        check_finite(file.path, stored, values)
+        return values
+
+    def digest(self) -> str:
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        files = sorted({file.path for file, _ in self._places.values()})
+        parts = [self.folder / "config.json", *files]
+        return hashlib.sha256(" ".join(sha256_file(path) for path in parts).encode()).hexdigest()
+
+    def tokenizer(self) -> TokenizerFiles | None:
+        path = self.folder / "tokenizer.json"
+        if not path.exists():
+            return None
+        return TokenizerFiles(path.read_bytes(), _chat_template(self.folder))
+
+
+def open_folder(
+    folder: Path, id: str | None = None, revision: str | None = None
+) -> FolderCheckpoint:
+    """Open a checkpoint folder and check every tensor's name and shape; no weight is read.
+
+    Raises CheckpointError or ConfigError: pickled or quantized weights, adapters, missing shards.
+    """
+    hf_config = _read_json(folder / "config.json")
+    if "quantization_config" in hf_config:
+        method = dict(hf_config["quantization_config"]).get("quant_method", "unknown method")
+        raise ConfigError(
+            f"{folder}: the weights are already quantized ({method}); give the checkpoint they "
+            "were made from"
+        )
+    config = config_from_hf(hf_config)
+    places, left_out = _text_places(_open_files(folder), is_multimodal(hf_config))
+    shapes = {name: file.tensors[stored].shape for name, (file, stored) in places.items()}
+    check_tensors(folder, shapes, config.tensor_shapes())
+    notes = (
+        (f"{folder.name} is multimodal: its text model is exported, {left_out} vision tensors "
+         "are left out",)
+        if is_multimodal(hf_config)
+        else ()
+    )  # fmt: skip
+    return FolderCheckpoint(id or folder.name, revision, folder, config, notes, places)
+
+
+def _open_files(folder: Path) -> dict[str, SafetensorsFile]:
+    """Every tensor's stored name → the file that holds it."""
+    if not (folder / _INDEX).exists():
+        files = [SafetensorsFile(path) for path in sorted(folder.glob("*.safetensors"))]
+        if not files:
+            raise CheckpointError(_why_empty(folder))
+        return {name: file for file in files for name in file.tensors}
+    index = _read_json(folder / _INDEX).get("weight_map")
+    if not isinstance(index, dict) or not index:
+        raise CheckpointError(f"{folder / _INDEX} has no weight_map; download the folder again")
+    opened = {shard: _open_shard(folder, shard) for shard in sorted(set(map(str, index.values())))}
+    for name, shard in index.items():
+        if name not in opened[str(shard)].tensors:
+            raise CheckpointError(f"{folder}: {_INDEX} looks for {name} in {shard}: not there")
+    unlisted = {n for file in opened.values() for n in file.tensors} - set(index)
+    if unlisted:
+        raise CheckpointError(f"{folder}: tensor {sorted(unlisted)[0]} is missing from {_INDEX}")
+    return {name: opened[str(shard)] for name, shard in index.items()}
+
+
+def _open_shard(folder: Path, shard: str) -> SafetensorsFile:
+    if Path(shard).name != shard or shard in ("", ".", ".."):
+        raise CheckpointError(f"{folder}: {_INDEX} names {shard!r}, outside the folder")
+    if not shard.endswith(".safetensors"):
+        raise CheckpointError(f"{folder}: {_INDEX} names {shard!r}, which is no safetensors file")
+    if not (folder / shard).is_file():
+        raise CheckpointError(f"{folder}: shard {shard} is missing; download it")
+    return SafetensorsFile(folder / shard)
+
+
+def _why_empty(folder: Path) -> str:
+    if (folder / "adapter_config.json").exists():
+        return f"{folder} holds an adapter, not a model; merge it into its base model first"
+    if any(path for pattern in _PICKLES for path in folder.glob(pattern)):
+        return (
+            f"{folder} holds pickled weights (.bin, .pt), which can run code when they are read; "
+            "save the model again with safetensors"
+        )
+    return f"{folder} holds no .safetensors file; expected a Hugging Face checkpoint folder"
+
+
+def _text_places(
+    files: Mapping[str, SafetensorsFile], multimodal: bool
+) -> tuple[dict[str, tuple[SafetensorsFile, str]], int]:
+    """Our names → (file, stored name), and how many vision tensors were left out."""
+    places: dict[str, tuple[SafetensorsFile, str]] = {}
+    left_out = 0
+    for stored, file in files.items():
+        if multimodal and stored.startswith(_VISION_PREFIXES):
+            left_out += 1
+        elif stored not in _HEADS:
+            places[_text_name(stored) if multimodal else stored] = (file, stored)
+    for head in set(_HEADS) & set(files):
+        if TABLE in places:
+            _check_tied(files[head], head, *places[TABLE])
+    return places, left_out
+
+
+def _text_name(stored: str) -> str:
+    for prefix in _TEXT_PREFIXES:
+        if stored.startswith(prefix):
+            return "model." + stored.removeprefix(prefix)
+    return stored
+
+
+def _check_tied(file: SafetensorsFile, head: str, table_file: SafetensorsFile, table: str) -> None:
+    """A stored head is fine as long as it is the embedding table once more."""
+    shape = file.tensors[head].shape
+    tied = shape == table_file.tensors[table].shape and all(
+        torch.equal(file.rows(head, *span), table_file.rows(table, *span))
+        for span in row_blocks(shape)
+    )
+    if not tied:
+        raise CheckpointError(
+            f"{file.path}: {head} differs from {table}; Gemma's head is its embedding table, and "
+            "an untied head is not supported"
+        )
+
+
+def _chat_template(folder: Path) -> str | None:
+    if (folder / "chat_template.jinja").exists():
+        return (folder / "chat_template.jinja").read_text("utf-8")
+    if not (folder / "tokenizer_config.json").exists():
+        return None
+    template = _read_json(folder / "tokenizer_config.json").get("chat_template")
+    return template if isinstance(template, str) else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"can't read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return content

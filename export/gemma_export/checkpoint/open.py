@@ -1,0 +1,122 @@
+"""From what the user typed to an open checkpoint."""
+
+import json
+from pathlib import Path
+
+from gemma_export.checkpoint import Checkpoint
+from gemma_export.checkpoint.random import RandomCheckpoint
+from gemma_export.config import Family, GemmaConfig, config_from_hf
+from gemma_export.sizes import Official, find_official
+from gemma_runtime.errors import CheckpointError, ConfigError
+
+DEMO = "demo"
+
+
+def open_checkpoint(
+    source: str | None,
+    size: str | None = None,
+    family: Family | None = None,
+    config_file: Path | None = None,
+) -> Checkpoint:
+    """Open a folder, a `.gguf` file, `random[:SEED]`, `demo` or a hub id.
+
+    `source=None` means the official checkpoint of `size`. `config_file` gives random weights any
+    other shape.
+    """
+    official = find_official(size, family) if size else None
+    if source is not None and source.partition(":")[0] == "random":
+        return _random(source, official, config_file)
+    if config_file is not None:
+        raise CheckpointError("--config goes with --checkpoint random; a checkpoint has its own")
+    if source is None and official is None:
+        raise CheckpointError("no checkpoint: give --size, e.g. 2b, or --checkpoint")
+    if source == DEMO:
+        return _demo()
+    found = _existing(source) if source is not None else None
+    if found is None:
+        found = _from_hub(source or (official.hub_id if official else ""))
+    _check_size(found, official)
+    return found
+
+
+def planned_config(
+    source: str | None,
+    size: str | None = None,
+    family: Family | None = None,
+    config_file: Path | None = None,
+) -> GemmaConfig:
+    """The config alone: from the table of official sizes where no checkpoint is named."""
+    if source is None and size is not None and config_file is None:
+        return find_official(size, family).config
+    return open_checkpoint(source, size, family, config_file).config
+
+
+def _random(source: str, official: Official | None, config_file: Path | None) -> Checkpoint:
+    seed = source.partition(":")[2] or "0"
+    if not seed.isdecimal():
+        raise CheckpointError(f"seed {seed!r} is no whole number; write random:7")
+    if (official is None) == (config_file is None):
+        raise CheckpointError("random weights need a shape: give either --size or --config FILE")
+    if official is not None:
+        return RandomCheckpoint(official.config, int(seed))
+    assert config_file is not None
+    try:
+        config = json.loads(config_file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"can't read {config_file}: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{config_file} is not a JSON object")
+    return RandomCheckpoint(config_from_hf(config), int(seed))
+
+
+def _demo() -> Checkpoint:
+    from gemma_export.checkpoint.gguf import open_gguf
+    from gemma_export.checkpoint.packaged import find_demo_gguf
+
+    return open_gguf(find_demo_gguf())
+
+
+def _existing(source: str) -> Checkpoint | None:
+    """What lies on this disk under that name, if anything does."""
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        from gemma_export.checkpoint.gguf import open_gguf
+
+        return open_gguf(path)
+    if path.is_dir():
+        from gemma_export.checkpoint.folder import open_folder
+
+        return open_folder(path)
+    if path.exists():
+        raise CheckpointError(
+            f"{path} is neither a folder with safetensors nor a .gguf file; pickles (.bin, .pt) "
+            "are refused, since reading one can run code"
+        )
+    return None
+
+
+def _from_hub(repo_id: str) -> Checkpoint:
+    from gemma_export.checkpoint.hub import fetch_hub, looks_like_hub_id
+
+    from gemma_export.checkpoint.folder import open_folder
+
+    if not looks_like_hub_id(repo_id):
+        raise CheckpointError(
+            f"{repo_id} does not exist, and is no hub id (owner/name); expected a folder, a .gguf "
+            "file, a hub id, random[:SEED] or demo"
+        )
+    snapshot = fetch_hub(repo_id)
+    return open_folder(snapshot.folder, repo_id, snapshot.revision)
+
+
+def _check_size(found: Checkpoint, official: Official | None) -> None:
+    """`--size` beside `--checkpoint` is a promise that can be checked."""
+    if official is None:
+        return
+    want, have = official.config, found.config
+    if (want.hidden_size, len(want.kinds)) != (have.hidden_size, len(have.kinds)):
+        raise CheckpointError(
+            f"{found.id} has {len(have.kinds)} layers of width {have.hidden_size}; "
+            f"{official.family} {official.size} has {len(want.kinds)} of {want.hidden_size}; "
+            "leave --size out or give the right one"
+        )

@@ -1,0 +1,61 @@
+"""Random weights of any size: made when they are read, the same for every read.
+
+Rows are drawn in strips, each from its own seed, so a 27b never exists anywhere as a whole.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gemma_export.checkpoint import TokenizerFiles
+from gemma_export.config import GemmaConfig
+
+_STRIP = 64  # rows that share a seed
+_NORM_SPREAD = 0.2  # norm gains are 1 ± this
+
+
+@dataclass(frozen=True, slots=True)
+class RandomCheckpoint:
+    """Normal weights of variance 1 / inputs, so that activations keep their size."""
+
+    config: GemmaConfig
+    seed: int = 0
+
+    @property
+    def id(self) -> str:
+        return f"random:{self.seed}"
+
+    @property
+    def revision(self) -> None:
+        return None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ("the weights are random: the model babbles, by design",)
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        shape = self.config.tensor_shapes()[name]
+        if len(shape) == 1:
+            values = self._strip(name, 0, shape) * _NORM_SPREAD
+            return values[start:stop]
+        first, last = start // _STRIP, (stop - 1) // _STRIP
+        strips = [
+            self._strip(name, i, (min(_STRIP, shape[0] - i * _STRIP), shape[1]))
+            for i in range(first, last + 1)
+        ]
+        values = torch.cat(strips)[start - first * _STRIP : stop - first * _STRIP]
+        return values.mul_(shape[1] ** -0.5)
+
+    def digest(self) -> str:
+        return hashlib.sha256(f"{self.id} {self.config}".encode()).hexdigest()
+
+    def tokenizer(self) -> TokenizerFiles | None:
+        return None
+
+    def _strip(self, name: str, index: int, shape: tuple[int, ...]) -> Tensor:
+        key = hashlib.sha256(f"{self.seed} {name} {index}".encode()).digest()
+        generator = np.random.Generator(np.random.SFC64(int.from_bytes(key[:8], "little")))
+        return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))

@@ -1,0 +1,53 @@
+"""Memory: what this process has used at most, and a ceiling that it keeps."""
+
+import re
+import resource
+import sys
+from dataclasses import dataclass
+
+from gemma_runtime.errors import MemoryLimit
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def parse_bytes(text: str) -> int:
+    """`6GiB`, `1.5g`, `800MB` or plain bytes. Raises MemoryLimit for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", text.lower())
+    if match is None or not float(match[1]):
+        raise MemoryLimit(f"{text!r} is no amount of memory; write it like 6GiB or 800MB")
+    return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+def format_bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def peak_rss_bytes() -> int:
+    """The most resident memory this process has had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryCeiling:
+    """`--max-ram`: refused at the start if the estimate is above, checked as the work goes on."""
+
+    limit: int | None
+
+    def check_estimate(self, estimate: int) -> None:
+        if self.limit is not None and estimate > self.limit:
+            raise MemoryLimit(
+                f"this export needs about {format_bytes(estimate)}, --max-ram allows "
+                f"{format_bytes(self.limit)}; raise it, or choose a smaller size"
+            )
+
+    def check_peak(self) -> None:
+        if self.limit is not None and (peak := peak_rss_bytes()) > self.limit:
+            raise MemoryLimit(
+                f"memory reached {format_bytes(peak)}, --max-ram allows "
+                f"{format_bytes(self.limit)}; nothing was written"
+            )

@@ -1,0 +1,222 @@
+"""From a checkpoint to a bundle. `export_bundles` is the whole story."""
+
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from gemma_export.checkpoint import Checkpoint, TokenizerFiles
+from gemma_export.checkpoint.open import open_checkpoint, planned_config
+from gemma_export.config import Family, GemmaConfig
+from gemma_export.memory import MemoryCeiling, peak_rss_bytes
+from gemma_export.plan import Plan, make_plan
+from gemma_export.progress import Reporter, guarded
+from gemma_export.quantize.recipe import Recipe, bits_per_weight
+from gemma_export.quantize.store import QuantizedStore, open_or_build_store
+from gemma_export.reference import Reference, record_reference
+from gemma_export.targets import Artifact, Geometry, Target, load_target
+from gemma_runtime.bundle import (
+    MANIFEST,
+    Bundle,
+    check_writable,
+    describe_files,
+    staged_folder,
+)
+from gemma_runtime.errors import TargetError
+from gemma_runtime.goldens import save_goldens
+from gemma_runtime.manifest import SCHEMA_VERSION, Manifest, Model, Quantization
+
+_TOKENIZER, _GOLDENS = "tokenizer.json", "goldens.json"
+_TURN_END = "<end_of_turn>"
+_DEFAULT_CONTEXT, _DEFAULT_PREFILL = 4096, 512
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    targets: tuple[str, ...]
+    recipe: Recipe
+    checkpoint: str | None = None  # None: the official one of `size`
+    size: str | None = None
+    family: Family | None = None
+    config_file: Path | None = None  # shape of random weights
+    context_length: int | None = None
+    prefill_length: int | None = None
+    full_cache: bool = False
+    output: Path | None = None
+    max_ram: int | None = None  # bytes
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    bundle: Bundle
+    seconds: float  # of the whole request, shared work included
+    peak_rss_bytes: int
+
+
+def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResult]:
+    """Write one bundle per target, all from one quantized store.
+
+    Everything cheap is checked before a weight is read; a bundle appears whole or not at all.
+    """
+    started = time.monotonic()
+    targets = [load_target(name) for name in request.targets]
+    checkpoint = open_checkpoint(
+        request.checkpoint, request.size, request.family, request.config_file
+    )
+    geometry = _geometry(request, checkpoint.config)
+    outputs = [_output(request, checkpoint, target.name) for target in targets]
+    for output in outputs:
+        check_writable(output, request.force)
+    ceiling = MemoryCeiling(request.max_ram)
+    for target in targets:
+        ceiling.check_estimate(_plan(checkpoint.config, request, target).export_peak_bytes)
+    for note in checkpoint.notes:
+        report.note(note)
+
+    store = _quantize(checkpoint, request.recipe, report, ceiling)
+    reference = _reference(checkpoint, store, geometry, report, ceiling)
+    results = []
+    for target, output in zip(targets, outputs, strict=True):
+        with staged_folder(output, request.force) as folder:
+            work = _Work(checkpoint, store, request.recipe, geometry, reference, folder)
+            artifact = _write(target, work, report, ceiling)
+            manifest = _manifest(work, artifact, _write_sidecars(work))
+            (folder / MANIFEST).write_bytes(manifest.to_json())
+            ceiling.check_peak()
+        elapsed = time.monotonic() - started
+        results.append(ExportResult(Bundle(output, manifest), elapsed, peak_rss_bytes()))
+    return results
+
+
+def plan_exports(request: ExportRequest) -> list[Plan]:
+    """What each bundle would weigh and need, without reading a weight."""
+    targets = [load_target(name) for name in request.targets]
+    config = planned_config(
+        request.checkpoint, request.size, request.family, request.config_file
+    )
+    return [_plan(config, request, target) for target in targets]
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """All that one bundle is made from."""
+
+    checkpoint: Checkpoint
+    store: QuantizedStore
+    recipe: Recipe
+    geometry: Geometry
+    reference: Reference
+    folder: Path
+
+
+def _geometry(request: ExportRequest, config: GemmaConfig) -> Geometry:
+    longest = config.max_position
+    context = request.context_length or min(_TURN_END = "<end_of_turn>"
+_DEFAULT_CONTEXT, longest)
+    prefill = request.prefill_length or min(_DEFAULT_PREFILL, context)
+    if not 2 <= context <= longest:
+        raise TargetError(f"--context is {context}; this model reads 2 to {longest} tokens")
+    if not 1 <= prefill <= context:
+        raise TargetError(f"--prefill is {prefill}; it can be 1 to the context of {context}")
+    return Geometry(context, prefill, request.full_cache)
+
+
+def _output(request: ExportRequest, checkpoint: Checkpoint, target: str) -> Path:
+    """`--output` itself for one target, a folder in it for each of several."""
+    model = Path(checkpoint.id).name.removesuffix(".gguf").replace(":", "-")
+    name = f"{model}-{request.recipe.name}-{target}"
+    if request.output is None:
+        return Path("out") / name
+    return request.output if len(request.targets) == 1 else request.output / name
+
+
+def _plan(config: GemmaConfig, request: ExportRequest, target: Target) -> Plan:
+    geometry = _geometry(request, config)
+    formats = request.recipe.formats(config)
+    return make_plan(config, formats, target.caches(config, geometry), geometry, target.name)
+
+
+def _quantize(
+    checkpoint: Checkpoint, recipe: Recipe, report: Reporter, ceiling: MemoryCeiling
+) -> QuantizedStore:
+    with report.stage("quantize", checkpoint.config.parameters * 4) as tick:
+        return open_or_build_store(checkpoint, recipe, guarded(tick, ceiling))
+
+
+def _reference(
+    checkpoint: Checkpoint,
+    store: QuantizedStore,
+    geometry: Geometry,
+    report: Reporter,
+    ceiling: MemoryCeiling,
+) -> Reference:
+    with report.stage("reference", checkpoint.config.parameters * 8) as tick:
+        return record_reference(
+            checkpoint, store, geometry.context_length, guarded(tick, ceiling)
+        )
+
+
+def _write(target: Target, work: _Work, report: Reporter, ceiling: MemoryCeiling) -> Artifact:
+    config = work.checkpoint.config
+    total = round(config.parameters * bits_per_weight(config, work.store.formats) / 8)
+    with report.stage(target.name, total) as tick:
+        return target.write(config, work.store, work.geometry, work.folder, guarded(tick, ceiling))
+
+
+def _write_sidecars(work: _Work) -> dict[str, str]:
+    """Tokenizer and goldens; returns which file plays which role."""
+    roles = {"goldens": _GOLDENS}
+    save_goldens(work.folder / _GOLDENS, work.reference.goldens)
+    if (tokenizer := work.checkpoint.tokenizer()) is not None:
+        (work.folder / _TOKENIZER).write_bytes(tokenizer.tokenizer_json)
+        roles["tokenizer"] = _TOKENIZER
+    return roles
+
+
+def _manifest(work: _Work, artifact: Artifact, roles: dict[str, str]) -> Manifest:
+    checkpoint, config, formats = work.checkpoint, work.checkpoint.config, work.store.formats
+    tokenizer = checkpoint.tokenizer()
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        model=Model(
+            id=checkpoint.id,
+            family=config.family,
+            parameters=config.parameters,
+            revision=checkpoint.revision,
+            digest=checkpoint.digest(),
+        ),
+        target=artifact.runtime,
+        quantization=Quantization(
+            recipe=work.recipe.name,
+            bits_per_weight=bits_per_weight(config, formats),
+            codes_digest=work.store.codes_digest,
+            tensors={name: str(form) for name, form in formats.items()},
+        ),
+        vocab_size=config.vocab_size,
+        context_length=work.geometry.context_length,
+        prefill_length=work.geometry.prefill_length,
+        bos_token=config.bos_token,
+        stop_tokens=_stop_tokens(config, tokenizer),
+        chat_template=tokenizer.chat_template if tokenizer else None,
+        layers=artifact.caches,
+        cache_dtype=artifact.cache_dtype,
+        graphs=artifact.graphs,
+        headroom=work.reference.headroom,
+        quality=work.reference.quality,
+        files=dict(describe_files(work.folder)),
+        roles=roles,
+        tools={name: metadata.version(name) for name in ("gemma-export", *artifact.tools)},
+    )
+
+
+def _stop_tokens(config: GemmaConfig, tokenizer: TokenizerFiles | None) -> tuple[int, ...]:
+    """The config's end tokens, and the end of a turn, which base models' configs leave out."""
+    stops = dict.fromkeys(config.eos_tokens)
+    if tokenizer is not None:
+        turn = Tokenizer.from_str(tokenizer.tokenizer_json.decode("utf-8")).token_to_id(_TURN_END)
+        if turn is not None:
+            stops[turn] = None
+    return tuple(stops)

@@ -1,0 +1,77 @@
+"""How long work tells what it does: a stage, a tensor, bytes done, the memory peak."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+
+from gemma_export.memory import MemoryCeiling, format_bytes, peak_rss_bytes
+
+Tick = Callable[[str, int], None]  # tensor name, bytes just done
+
+
+class Reporter(Protocol):
+    @contextmanager
+    def stage(self, title: str, total_bytes: int) -> Iterator[Tick]:
+        """One stage of the work; the tick is called after every block."""
+        ...
+
+    def note(self, text: str) -> None:
+        """A sentence the user should see."""
+        ...
+
+
+class QuietReporter:
+    @contextmanager
+    def stage(self, title: str, total_bytes: int) -> Iterator[Tick]:
+        yield lambda name, done: None
+
+    def note(self, text: str) -> None:
+        del text
+
+
+class ConsoleReporter:
+    """A progress bar per stage on stderr."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    @contextmanager
+    def stage(self, title: str, total_bytes: int) -> Iterator[Tick]:
+        columns = (
+            TextColumn("{task.description:<10}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TimeElapsedColumn(),
+            TextColumn("peak {task.fields[peak]}"),
+            TextColumn("{task.fields[tensor]}", style="dim"),
+        )
+        with Progress(*columns, console=self._console) as bar:
+            task = bar.add_task(title, total=total_bytes, tensor="", peak="")
+
+            def tick(name: str, done: int) -> None:
+                peak = format_bytes(peak_rss_bytes())
+                bar.update(task, advance=done, tensor=_short(name), peak=peak)
+
+            yield tick
+            bar.update(task, completed=total_bytes, tensor="")
+
+    def note(self, text: str) -> None:
+        self._console.print(text, style="yellow", highlight=False)
+
+
+def guarded(tick: Tick, ceiling: MemoryCeiling) -> Tick:
+    """The same tick, stopping the work once memory passes the ceiling."""
+
+    def checked(name: str, done: int) -> None:
+        ceiling.check_peak()
+        tick(name, done)
+
+    return checked
+
+
+def _short(name: str) -> str:
+    """A tensor's name, or the first of several that lie together."""
+    return name.split("+")[0].removeprefix("model.").removesuffix(".weight")

@@ -1,0 +1,68 @@
+"""Targets: where a decoder can be written to. A new one is a file here and a line in TARGETS."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+from gemma_export.config import GemmaConfig
+from gemma_export.quantize.store import QuantizedStore
+from gemma_runtime.errors import TargetError
+from gemma_runtime.manifest import Graph, LayerCache
+from gemma_runtime.manifest import Target as Runtime
+
+TARGETS: Mapping[str, str] = {
+    "onnx": "gemma_export.targets.onnx:OnnxTarget",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The static sizes of one export. Caches, graphs and manifest all come from it."""
+
+    context_length: int
+    prefill_length: int
+    full_cache: bool = False  # local layers keep the whole context too
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """What a target wrote into the folder it was given."""
+
+    graphs: dict[str, Graph]
+    caches: tuple[LayerCache, ...]
+    cache_dtype: str
+    runtime: Runtime
+    tools: tuple[str, ...]  # packages whose versions shaped the artifact
+
+
+class Target(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
+        """The cache layout, known before any weight is read."""
+        ...
+
+    def write(
+        self,
+        config: GemmaConfig,
+        store: QuantizedStore,
+        geometry: Geometry,
+        folder: Path,
+        progress: Callable[[str, int], None],
+    ) -> Artifact:
+        """Write the artifact; `progress` takes a tensor's name and the bytes just written."""
+        ...
+
+
+def load_target(name: str) -> Target:
+    """Import a target. Raises TargetError with the choices, nearest first."""
+    if name not in TARGETS:
+        near = get_close_matches(name, TARGETS, n=len(TARGETS), cutoff=0.0)
+        raise TargetError(f"no target {name!r}; there are: {', '.join(near)}")
+    module, attribute = TARGETS[name].split(":")
+    target: Target = getattr(import_module(module), attribute)()
+    return target

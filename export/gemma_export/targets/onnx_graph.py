@@ -1,0 +1,135 @@
+"""An ONNX graph under construction, and the file its weights stream into."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, TypeAlias
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+MICROSOFT = "com.microsoft"
+_OPSETS = {"": 21, MICROSOFT: 1}
+_IR_VERSION = 10
+_ALIGNMENT = 4096  # of tensors that are worth mapping; ONNX Runtime maps the file
+_DTYPES: Mapping[str, int] = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "uint8": TensorProto.UINT8,
+}
+Attribute: TypeAlias = int | float | str
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Bytes of the data file."""
+
+    offset: int
+    length: int
+
+
+class DataFile:
+    """External tensor data, written at offsets while the graph grows."""
+
+    def __init__(self, path: Path, progress: Callable[[str, int], None]) -> None:
+        self.location = path.name
+        self._file = path.open("wb")
+        self._progress = progress
+        self._end = 0
+
+    def allocate(self, length: int) -> Region:
+        start = -(-self._end // _ALIGNMENT) * _ALIGNMENT
+        self._end = start + length
+        return Region(start, length)
+
+    def write(self, name: str, offset: int, data: NDArray[np.generic]) -> None:
+        self._file.seek(offset)
+        self._file.write(memoryview(np.ascontiguousarray(data)).cast("B"))
+        self._progress(name, data.nbytes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        with self._file:
+            self._file.truncate(self._end)
+
+
+class GraphBuilder:
+    """Nodes and initializers by name. A value is the name of a tensor."""
+
+    def __init__(self, data: DataFile) -> None:
+        self.data = data
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[str, onnx.TensorProto] = {}
+
+    def node(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        attributes: Mapping[str, Attribute] | None = None,
+        domain: str = "",
+        outputs: Sequence[str] | int = 1,
+    ) -> list[str]:
+        """Append a node; returns the names of its outputs."""
+        name = f"{op}_{len(self._nodes)}"
+        names = [f"{name}.{i}" for i in range(outputs)] if isinstance(outputs, int) else outputs
+        self._nodes.append(
+            helper.make_node(op, inputs, names, name=name, domain=domain, **(attributes or {}))
+        )
+        return list(names)
+
+    def constant(self, name: str, value: NDArray[np.generic]) -> str:
+        """A small tensor kept in the graph itself; the same name is the same tensor."""
+        if name not in self._initializers:
+            self._initializers[name] = numpy_helper.from_array(value, name)
+        return name
+
+    def has(self, name: str) -> bool:
+        return name in self._initializers
+
+    def external(self, name: str, dtype: str, shape: Sequence[int], region: Region) -> str:
+        """A tensor that lies in the data file."""
+        tensor = TensorProto(
+            name=name,
+            data_type=_DTYPES[dtype],
+            dims=shape,
+            data_location=TensorProto.EXTERNAL,
+        )
+        for key, value in (
+            ("location", self.data.location),
+            ("offset", str(region.offset)),
+            ("length", str(region.length)),
+        ):
+            tensor.external_data.add(key=key, value=value)
+        self._initializers[name] = tensor
+        return name
+
+    def view(self, name: str, of: str, shape: Sequence[int]) -> str:
+        """Another shape of a tensor in the data file: the same bytes under a second name."""
+        tensor = TensorProto()
+        tensor.CopyFrom(self._initializers[of])
+        tensor.name, tensor.dims[:] = name, shape
+        self._initializers[name] = tensor
+        return name
+
+    def array(self, name: str, value: NDArray[np.generic]) -> str:
+        """Write an array to the data file and name it; the same name is the same tensor."""
+        if not self.has(name):
+            region = self.data.allocate(value.nbytes)
+            self.data.write(name, region.offset, value)
+            self.external(name, str(value.dtype), value.shape, region)
+        return name
+
+    def model(
+        self, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
+    ) -> onnx.ModelProto:
+        graph = helper.make_graph(
+            self._nodes, "gemma", inputs, outputs, list(self._initializers.values())
+        )
+        opsets = [helper.make_opsetid(domain, version) for domain, version in _OPSETS.items()]
+        return helper.make_model(
+            graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="gemma-export"
+        )

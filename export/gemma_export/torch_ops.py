@@ -1,0 +1,101 @@
+"""The reference: float32, eager, the whole prompt at once.
+
+Weights stream through in blocks of rows, so a 27b is evaluated in the memory of one block.
+Checked against transformers' eager attention; its sdpa path drops Gemma 2's softcap.
+
+Shapes: B batch, T tokens, M width, H query heads, K kv heads, G = H / K, D head size, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from gemma_export.checkpoint import row_blocks
+from gemma_export.config import LayerSpec, Rope
+from gemma_export.ops import Weight
+
+
+class TorchOps:
+    """Gives the logits of every position of every prompt: (B, T, V)."""
+
+    def __init__(self, tokens: Tensor, epsilon: float) -> None:
+        self._tokens = tokens  # (B, T)
+        self._epsilon = epsilon
+        self.max_abs = 0.0  # largest |residual|, what fp16 has to hold
+
+    def embed(self, table: Weight, scale: float) -> Tensor:
+        rows = [table.rows(t, t + 1) for t in self._tokens.flatten().tolist()]
+        return torch.cat(rows).view(*self._tokens.shape, -1) * scale  # (B, T, M)
+
+    def norm(self, x: Tensor, gain: Weight) -> Tensor:
+        return functional.rms_norm(x, x.shape[-1:], 1 + _whole(gain), self._epsilon)
+
+    def head_norm(self, x: Tensor, gain: Weight, heads: int) -> Tensor:
+        return self.norm(x.unflatten(-1, (heads, -1)), gain).flatten(-2)
+
+    def project(self, x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
+        return [_matmul(x, weight) for weight in weights]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
+        q = rotate(_split(q, layer.heads), layer.rope)  # (B, H, T, D)
+        k = rotate(_split(k, layer.kv_heads), layer.rope)  # (B, K, T, D)
+        v = _split(v, layer.kv_heads)
+        groups = layer.heads // layer.kv_heads
+        k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))  # (B, H, T, D)
+        scores = q @ k.transpose(-1, -2) * layer.scale  # (B, H, T, T)
+        if layer.softcap is not None:
+            scores = torch.tanh(scores / layer.softcap) * layer.softcap
+        scores = scores.masked_fill(~visible(q.shape[-2], layer.window), float("-inf"))
+        return (scores.softmax(-1) @ v).transpose(1, 2).flatten(-2)  # (B, T, H · D)
+
+    def add_norm(
+        self, x: Tensor, branch: Tensor, post: Weight, then: Weight
+    ) -> tuple[Tensor, Tensor]:
+        x = x + self.norm(branch, post)
+        self.max_abs = max(self.max_abs, float(x.abs().max()))
+        return x, self.norm(x, then)
+
+    def geglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        return functional.gelu(gate, approximate="tanh") * up
+
+    def wanted(self, x: Tensor) -> Tensor:
+        return x
+
+    def logits(self, x: Tensor, table: Weight, softcap: float | None) -> Tensor:
+        y = _matmul(x, table)
+        return y if softcap is None else y.div_(softcap).tanh_().mul_(softcap)
+
+
+def rotate(x: Tensor, rope: Rope) -> Tensor:
+    """Rotary embedding of (B, heads, T, D), halves paired as in Hugging Face's Gemma."""
+    length, width = x.shape[-2:]
+    frequency = rope.base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    angle = torch.outer(torch.arange(length) / rope.factor, frequency)  # (T, D / 2)
+    cos, sin = angle.cos().float(), angle.sin().float()
+    low, high = x.chunk(2, dim=-1)
+    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
+
+
+def visible(length: int, window: int | None) -> Tensor:
+    """Which keys a query sees: (T, T) bool. The window counts the query's own position."""
+    position = torch.arange(length)
+    distance = position[:, None] - position
+    return (distance >= 0) & (distance < (window or length))
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, heads, T, D)
+
+
+def _whole(weight: Weight) -> Tensor:
+    return weight.rows(0, weight.shape[0])
+
+
+def _matmul(x: Tensor, weight: Weight) -> Tensor:
+    """x · wᵀ with one block of w in memory at a time."""
+    y = x.new_empty((*x.shape[:-1], weight.shape[0]))
+    for start, stop in row_blocks(weight.shape):
+        y[..., start:stop] = x @ weight.rows(start, stop).T
+    return y
