@@ -1,18 +1,26 @@
 """`gemma-export`: flags to an ExportRequest, then one call."""
 
 import sys
+from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from gemma_runtime.errors import GemmaError, RecipeError, TargetError
+from gemma_runtime.errors import GemmaError
+from gemma_runtime.manifest import Agreement
+
+if TYPE_CHECKING:
+    from gemma_export.plan import Plan
+
+    from gemma_export.pipeline import ExportResult
+    from gemma_export.quantize.recipe import Recipe
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -126,3 +134,124 @@ def export(
         return
     report = QuietReporter() if json else ConsoleReporter(Console(stderr=True))
     _print_results(pipeline.export_bundles(request, report), json)
+
+
+def main() -> None:
+    """The console script: a GemmaError is one line on stderr and exit code 1."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run with the given arguments; returns the exit code."""
+    try:
+        app(arguments, prog_name="gemma-export", standalone_mode=True)
+    except SystemExit as exit:
+        return exit.code if isinstance(exit.code, int) else 1
+    except GemmaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _targets(text: str) -> tuple[str, ...]:
+    from gemma_export.targets import TARGETS
+
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if names == ("all",):
+        return tuple(TARGETS)
+    for name in names or ("",):
+        if name not in TARGETS:
+            raise typer.BadParameter(_choices(name, list(TARGETS)), param_hint="--target")
+    return names
+
+
+def _recipe(quant: str, file: Path | None) -> "Recipe":
+    from gemma_export.quantize.recipe import RECIPES, load_recipe
+
+    if file is not None:
+        return load_recipe(file)
+    if quant not in RECIPES:
+        raise typer.BadParameter(_choices(quant, list(RECIPES)), param_hint="--quant")
+    return RECIPES[quant]
+
+
+def _choices(found: str, choices: list[str]) -> str:
+    near = get_close_matches(found, choices, n=len(choices), cutoff=0.0)
+    return f"no {found!r}; choose from {', '.join(near)}"
+
+
+def _print_plans(plans: "list[Plan]", json: bool) -> None:
+    from gemma_export.plan import render_plan
+
+    if json:
+        sys.stdout.buffer.write(msgspec.json.encode(plans) + b"\n")
+        return
+    for plan in plans:
+        Console().print(render_plan(plan))
+
+
+def _print_results(results: "list[ExportResult]", json: bool) -> None:
+    summaries = [_summary(result) for result in results]
+    if json:
+        sys.stdout.buffer.write(msgspec.json.encode(summaries) + b"\n")
+        return
+    for summary in summaries:
+        table = Table(show_header=False, box=None, title=summary.bundle, title_justify="left")
+        for label, value in _lines(summary):
+            table.add_row(label, value)
+        Console().print(table)
+
+
+def _summary(result: "ExportResult") -> "_Summary":
+    manifest = result.bundle.manifest
+    return _Summary(
+        bundle=str(result.bundle.directory),
+        target=manifest.target.name,
+        model=manifest.model.id,
+        recipe=manifest.quantization.recipe,
+        bits_per_weight=manifest.quantization.bits_per_weight,
+        codes_digest=manifest.quantization.codes_digest,
+        bytes=sum(file.bytes for file in manifest.files.values()),
+        context_length=manifest.context_length,
+        quality=manifest.quality,
+        seconds=result.seconds,
+        peak_rss_bytes=result.peak_rss_bytes,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Summary:
+    """What one export tells, on the console and as JSON."""
+
+    bundle: str
+    target: str
+    model: str
+    recipe: str
+    bits_per_weight: float
+    codes_digest: str
+    bytes: int
+    context_length: int
+    quality: Agreement  # quantized against float32, both in the reference
+    seconds: float
+    peak_rss_bytes: int
+
+
+def _lines(summary: _Summary) -> list[tuple[str, str]]:
+    from gemma_export.memory import format_bytes
+
+    quality = summary.quality
+    return [
+        ("model", summary.model),
+        ("weights", f"{summary.recipe}, {summary.bits_per_weight:.2f} bits"),
+        ("size", format_bytes(summary.bytes)),
+        ("context", f"{summary.context_length} tokens"),
+        (
+            "quality",
+            f"KL {quality.mean_kl:.4f}, top-1 {quality.top1:.1%} to the float32 weights, "
+            f"over {quality.positions} golden tokens",
+        ),
+        ("export", f"{summary.seconds:.1f} s, peak {format_bytes(summary.peak_rss_bytes)}"),
+        ("next", f"gemma-runtime verify {summary.bundle}"),
+    ]

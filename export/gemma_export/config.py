@@ -208,7 +208,7 @@ def cache_layout(
 
 def _text_config(config: Json) -> Json:
     text = config["text_config"] if is_multimodal(config) else config
-    kind = text.get("model_type")
+    kind = str(text.get("model_type"))
     if kind not in _FAMILIES:
         raise ConfigError(
             f"model_type {kind!r} is not supported; expected gemma2, gemma3_text, or a gemma3 "

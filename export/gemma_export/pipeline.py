@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from gemma_export.plan import Plan, make_plan
 from tokenizers import Tokenizer
 
 from gemma_export.checkpoint import Checkpoint, TokenizerFiles
 from gemma_export.checkpoint.open import open_checkpoint, planned_config
 from gemma_export.config import Family, GemmaConfig
 from gemma_export.memory import MemoryCeiling, peak_rss_bytes
-from gemma_export.plan import Plan, make_plan
 from gemma_export.progress import Reporter, guarded
 from gemma_export.quantize.recipe import Recipe, bits_per_weight
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
@@ -94,9 +94,7 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
 def plan_exports(request: ExportRequest) -> list[Plan]:
     """What each bundle would weigh and need, without reading a weight."""
     targets = [load_target(name) for name in request.targets]
-    config = planned_config(
-        request.checkpoint, request.size, request.family, request.config_file
-    )
+    config = planned_config(request.checkpoint, request.size, request.family, request.config_file)
     return [_plan(config, request, target) for target in targets]
 
 
@@ -114,8 +112,7 @@ class _Work:
 
 def _geometry(request: ExportRequest, config: GemmaConfig) -> Geometry:
     longest = config.max_position
-    context = request.context_length or min(_TURN_END = "<end_of_turn>"
-_DEFAULT_CONTEXT, longest)
+    context = request.context_length or min(_DEFAULT_CONTEXT, longest)
     prefill = request.prefill_length or min(_DEFAULT_PREFILL, context)
     if not 2 <= context <= longest:
         raise TargetError(f"--context is {context}; this model reads 2 to {longest} tokens")
@@ -154,9 +151,7 @@ def _reference(
     ceiling: MemoryCeiling,
 ) -> Reference:
     with report.stage("reference", checkpoint.config.parameters * 8) as tick:
-        return record_reference(
-            checkpoint, store, geometry.context_length, guarded(tick, ceiling)
-        )
+        return record_reference(checkpoint, store, geometry.context_length, guarded(tick, ceiling))
 
 
 def _write(target: Target, work: _Work, report: Reporter, ceiling: MemoryCeiling) -> Artifact:

@@ -33,7 +33,7 @@ class TorchOps:
         return functional.rms_norm(x, x.shape[-1:], 1 + _whole(gain), self._epsilon)
 
     def head_norm(self, x: Tensor, gain: Weight, heads: int) -> Tensor:
-        return self.norm(x.unflatten(-1, (heads, -1)), gain).flatten(-2)
+        return self.norm(x.view(*x.shape[:-1], heads, -1), gain).flatten(-2)
 
     def project(self, x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
         return [_matmul(x, weight) for weight in weights]
@@ -86,7 +86,7 @@ def visible(length: int, window: int | None) -> Tensor:
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, heads, T, D)
+    return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)  # (B, heads, T, D)
 
 
 def _whole(weight: Weight) -> Tensor:

@@ -63,8 +63,9 @@ def pool(agreements: Sequence[Agreement]) -> Agreement:
 
 def _bucketed_kl(log_p: NDArray[np.float64], log_q: NDArray[np.float64]) -> NDArray[np.float64]:
     p, q = np.exp(log_p), np.exp(log_q)  # (T, k)
-    kl = (p * (log_p - log_q)).sum(-1)  # (T,)
+    kl: NDArray[np.float64] = (p * (log_p - log_q)).sum(-1)  # (T,)
     rest_p = np.clip(1 - p.sum(-1), 0, None)
     rest_q = np.clip(1 - q.sum(-1), 1e-12, None)
     safe = np.where(rest_p > 0, rest_p, 1.0)
-    return kl + np.where(rest_p > 0, rest_p * np.log(safe / rest_q), 0.0)
+    kl += np.where(rest_p > 0, rest_p * np.log(safe / rest_q), 0.0)
+    return kl

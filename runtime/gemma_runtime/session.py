@@ -97,10 +97,11 @@ class FakeSession:
         return self._context_length
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
-        return self.score(tokens)[-1]
+        logits: Logits = self.score(tokens)[-1]
+        return logits
 
     def decode(self, token: int) -> Logits:
-        return self.score([token])[-1]
+        return self.prefill([token])
 
     def score(self, tokens: Sequence[int]) -> Logits:
         check_tokens(tokens)

@@ -54,7 +54,7 @@ class SafetensorsFile:
         """Rows [start, stop) in the file's dtype."""
         info = self.tensors[name]
         data = torch.empty((stop - start, *info.shape[1:]), dtype=_DTYPES[info.dtype])
-        buffer = memoryview(data.view(torch.uint8).numpy().reshape(-1))
+        buffer = data.view(torch.uint8).numpy().reshape(-1).data
         with self.path.open("rb", buffering=0) as file:
             file.seek(info.offset + start * info.row_bytes)
             if file.readinto(buffer) != len(buffer):

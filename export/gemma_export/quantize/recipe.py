@@ -12,7 +12,6 @@ import msgspec
 from gemma_export.config import GemmaConfig
 from gemma_runtime.errors import RecipeError
 
-FLOAT_BITS = 32
 TABLE = "model.embed_tokens.weight"  # embedding and head: one tensor, tied
 Rounding = Literal["nearest", "searched"]
 
@@ -30,13 +29,13 @@ class Format:
 
     @property
     def is_float(self) -> bool:
-        return self.bits == FLOAT_BITS
+        return self.bits == 32
 
     @property
     def bits_per_weight(self) -> float:
         """Codes, scales and zero points."""
         if self.is_float:
-            return float(FLOAT_BITS)
+            return 32.0
         return self.bits + (16 + (self.bits if self.asymmetric else 0)) / self.group
 
     def __str__(self) -> str:
@@ -95,7 +94,7 @@ def bits_per_weight(config: GemmaConfig, formats: Mapping[str, Format]) -> float
 INT4 = Format(4)
 INT4_ASYM = Format(4, asymmetric=True)
 INT8 = Format(8)
-FLOAT = Format(FLOAT_BITS)
+FLOAT = Format(32)
 
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe

@@ -112,7 +112,8 @@ def _steps(groups: Tensor, scale: Tensor, zero: Tensor, form: Format) -> Tensor:
 def _squared_error(groups: Tensor, scale: Tensor, zero: Tensor, form: Format) -> Tensor:
     """Σ (w - s·q)² less Σ w², which no choice changes: s (s Σ q² - 2 Σ w q), (N, G)."""
     steps = _steps(groups, scale, zero, form)
-    return scale * (scale * vecdot(steps, steps) - 2 * vecdot(groups, steps))
+    error: Tensor = scale * (scale * vecdot(steps, steps) - 2 * vecdot(groups, steps))
+    return error
 
 
 def _bytes(codes: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from gemma_export.cache import cache_folder
 from torch import Tensor
 
+from gemma_export.cache import cache_folder
 from gemma_export.checkpoint import Checkpoint, row_blocks
 from gemma_export.checkpoint.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
 from gemma_export.config import GemmaConfig
@@ -153,7 +153,7 @@ def _write(
         values = checkpoint.rows(name, start, stop)
         for part, tensor in _parts(name, values, form, recipe).items():
             data = tensor.contiguous().view(torch.uint8).numpy()
-            hashes.setdefault(part, hashlib.sha256()).update(data)
+            hashes.setdefault(part, hashlib.sha256()).update(data.data)
             writer.write_rows(part, start, data)
         progress(name, values.numel() * 4)
     digest = hashlib.sha256(b"".join(h.digest() for h in hashes.values())).hexdigest()

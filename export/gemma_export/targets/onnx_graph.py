@@ -19,7 +19,7 @@ _DTYPES: Mapping[str, int] = {
     "float16": TensorProto.FLOAT16,
     "uint8": TensorProto.UINT8,
 }
-Attribute: TypeAlias = int | float | str
+Attribute: TypeAlias = int | float
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class DataFile:
 
     def write(self, name: str, offset: int, data: NDArray[np.generic]) -> None:
         self._file.seek(offset)
-        self._file.write(memoryview(np.ascontiguousarray(data)).cast("B"))
+        self._file.write(np.ascontiguousarray(data).data)
         self._progress(name, data.nbytes)
 
     def __enter__(self) -> Self:
@@ -76,9 +76,7 @@ class GraphBuilder:
         """Append a node; returns the names of its outputs."""
         name = f"{op}_{len(self._nodes)}"
         names = [f"{name}.{i}" for i in range(outputs)] if isinstance(outputs, int) else outputs
-        self._nodes.append(
-            helper.make_node(op, inputs, names, name=name, domain=domain, **(attributes or {}))
-        )
+        self._nodes.append(_node(op, inputs, names, name, domain, attributes or {}))
         return list(names)
 
     def constant(self, name: str, value: NDArray[np.generic]) -> str:
@@ -133,3 +131,16 @@ class GraphBuilder:
         return helper.make_model(
             graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="gemma-export"
         )
+
+
+def _node(
+    op: str,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    name: str,
+    domain: str,
+    attributes: Mapping[str, Attribute],
+) -> onnx.NodeProto:
+    node = helper.make_node(op, inputs, outputs, name=name, domain=domain)
+    node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
+    return node

@@ -3,7 +3,7 @@
 Shapes: T new tokens, M width, N rows and K inputs of a weight, G groups per row, D head size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -45,7 +45,7 @@ class OnnxOps:
 
     def outputs(self, logits: str, vocab_size: int) -> list[onnx.ValueInfoProto]:
         self._graph.node("Identity", [logits], outputs=["logits"])
-        shape = [1, "wanted", vocab_size]
+        shape: list[str | int | None] = [1, "wanted", vocab_size]
         return [
             helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape),
             *self._cache_values("present"),
@@ -64,7 +64,7 @@ class OnnxOps:
                 "quantize_axis": 1,
             }
             (rows,) = self._graph.node("GatherBlockQuantized", inputs, attributes, MICROSOFT)
-        factor = self._graph.constant("embed_scale", np.float32(scale).reshape(()))
+        factor = self._graph.constant("embed_scale", np.array(scale, np.float32))
         return self._one("Mul", [rows, factor])
 
     def norm(self, x: str, gain: StoredWeight) -> str:
@@ -125,11 +125,11 @@ class OnnxOps:
         y = self._matmul(x, [table], table.format)
         if softcap is None:
             return y
-        cap = self._graph.constant("final_softcap", np.float32(softcap).reshape(()))
+        cap = self._graph.constant("final_softcap", np.array(softcap, np.float32))
         return self._one("Mul", [self._one("Tanh", [self._one("Div", [y, cap])]), cap])
 
     def _one(
-        self, op: str, inputs: Sequence[str], attributes: dict[str, Attribute] | None = None
+        self, op: str, inputs: Sequence[str], attributes: Mapping[str, Attribute] | None = None
     ) -> str:
         return self._graph.node(op, inputs, attributes)[0]
 
