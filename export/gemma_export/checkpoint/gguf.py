@@ -1,0 +1,118 @@
+"""GGUF files of Gemma 2 and 3, as llama.cpp writes them."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gemma_export.checkpoint import TokenizerFiles, check_finite, check_tensors
+from gemma_export.checkpoint.gguf_config import TOKENS, config_from_gguf
+from gemma_export.checkpoint.gguf_file import GgufHeader, GgufTensor, read_header, read_rows
+from gemma_export.checkpoint.gguf_tokenizer import rebuild_tokenizer
+from gemma_export.config import GemmaConfig
+from gemma_runtime.bundle import sha256_file
+from gemma_runtime.errors import CheckpointError, ConfigError
+
+_HEAD = "output.weight"
+_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+}
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+
+
+@dataclass(frozen=True)
+class GgufCheckpoint:
+    id: str
+    path: Path
+    config: GemmaConfig
+    notes: tuple[str, ...]
+    _tensors: Mapping[str, GgufTensor] = field(repr=False)  # by Hugging Face name
+
+    @property
+    def revision(self) -> None:
+        return None
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        tensor = self._tensors[name]
+        values = torch.from_numpy(read_rows(self.path, tensor, start, stop))
+        check_finite(self.path, name, values)
+        # llama.cpp's converter stores norm gains as 1 + w; everyone else counts on w.
+        return values - 1 if len(tensor.shape) == 1 else values
+
+    def digest(self) -> str:
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        return sha256_file(self.path)
+
+    def tokenizer(self) -> TokenizerFiles | None:
+        """Rebuild `tokenizer.json`. The vocabulary is read again, not kept while weights are."""
+        metadata = read_header(self.path).metadata
+        if TOKENS not in metadata:
+            return None
+        template = metadata.get("tokenizer.chat_template")
+        return TokenizerFiles(
+            rebuild_tokenizer(self.path, metadata), template if isinstance(template, str) else None
+        )
+
+
+def open_gguf(path: Path, notes: tuple[str, ...] = ()) -> GgufCheckpoint:
+    """Open a `.gguf` file and check every tensor's name and shape; no weight is read.
+
+    `notes` are further sentences for the user. Raises CheckpointError or ConfigError: damaged
+    files, parts of split ones, other models, block formats that can't be read, an untied head.
+    """
+    header = read_header(path)
+    try:
+        config = config_from_gguf(header)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if _HEAD in header.tensors:
+        raise CheckpointError(
+            f"{path}: tensor {_HEAD} is a head of its own; Gemma's head is its embedding table, "
+            "and an untied head is not supported"
+        )
+    tensors = {_hf_name(name): tensor for name, tensor in header.tensors.items()}
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    check_tensors(path, shapes, config.tensor_shapes())
+    return GgufCheckpoint(path.name, path, config, _quantized_note(path, header) + notes, tensors)
+
+
+def _hf_name(stored: str) -> str:
+    """Names we don't know stay as they are, and are refused by them."""
+    match = re.fullmatch(r"blk\.([0-9]+)\.(\w+)\.weight", stored)
+    if match and match[2] in _LAYER_NAMES:
+        return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}.weight"
+    return _NAMES.get(stored, stored)
+
+
+def _quantized_note(path: Path, header: GgufHeader) -> tuple[str, ...]:
+    types = Counter(tensor.type.name for tensor in header.tensors.values())
+    quantized = [name for name, _ in types.most_common() if name.startswith("Q")]
+    if not quantized:
+        return ()
+    return (
+        f"{path.name} is quantized already ({', '.join(quantized)}): its values are what the "
+        "export is measured against, not those it was made from",
+    )

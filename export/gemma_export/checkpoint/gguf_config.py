@@ -1,0 +1,165 @@
+"""GGUF metadata as the `config.json` it was converted from, with what llama.cpp knows by itself.
+
+Source: llama.cpp `src/models/gemma2.cpp`, `gemma3.cpp` and its converter, `conversion/gemma.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from gemma_export.checkpoint.gguf_file import GgufHeader, Value
+from gemma_export.config import GemmaConfig, config_from_hf
+from gemma_runtime.errors import ConfigError
+
+TOKENS = "tokenizer.ggml.tokens"
+_TABLE = "token_embd.weight"
+_END_OF_TURN = "<end_of_turn>"
+_PATTERN = "attention.sliding_window_pattern"
+_MODEL_TYPES = {"gemma2": "gemma2", "gemma3": "gemma3_text"}
+# Layers of the 27b models, which scale queries by width / heads: GGUF has no field for it.
+_LAYERS_27B = {"gemma2": 46, "gemma3": 62}
+# Gemma 2 files leave these out, and llama.cpp and our config agree on the defaults.
+_REQUIRED = {"gemma2": (), "gemma3": ("attention.sliding_window", "rope.freq_base")}
+_OPTIONAL = {
+    "context_length": "max_position_embeddings",
+    "rope.freq_base": "rope_theta",
+    "rope.freq_base_swa": "rope_local_base_freq",
+    "attention.sliding_window": "sliding_window",
+}
+_SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+
+
+def config_from_gguf(header: GgufHeader) -> GemmaConfig:
+    """Translate the metadata and read it as any `config.json`. Raises ConfigError."""
+    family = header.metadata.get("general.architecture")
+    if not isinstance(family, str) or family not in _MODEL_TYPES:
+        raise ConfigError(
+            f"architecture {family!r:.40} is not supported; expected gemma2 or gemma3"
+        )
+    fields = _Fields(family, _scalars(header.metadata, family))
+    layers = fields.count("block_count")
+    if layers > len(header.tensors):  # before anything is made per layer
+        raise ConfigError(f"{family}.block_count is {layers}, more than there are tensors")
+    rows = _vocabulary(header)
+    return config_from_hf(
+        {
+            "model_type": _MODEL_TYPES[family],
+            "dtype": "bfloat16",  # what Gemma was trained in, whatever the file stores
+            "vocab_size": rows,
+            "num_hidden_layers": layers,
+            **_sizes(fields, layers),
+            **_attention(fields),
+            **_layer_types(header.metadata.get(f"{family}.{_PATTERN}"), layers),
+            **_tokens(header.metadata, rows),
+        }
+    )
+
+
+def _scalars(metadata: Mapping[str, Value], family: str) -> dict[str, int | float | str]:
+    """The model's own fields. Gemma's layers share every number, so none may be a list."""
+    prefix = f"{family}."
+    found: dict[str, int | float | str] = {}
+    for key, value in metadata.items():
+        if not key.startswith(prefix) or key == prefix + _PATTERN:
+            continue
+        if isinstance(value, list | np.ndarray):
+            raise ConfigError(f"{key} is a list, expected one value for all layers")
+        found[key.removeprefix(prefix)] = value
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    family: str
+    values: Mapping[str, int | float | str]
+
+    def require(self, key: str) -> int | float | str:
+        if key not in self.values:
+            raise ConfigError(f"GGUF metadata has no {self.family}.{key}; convert the model again")
+        return self.values[key]
+
+    def count(self, key: str) -> int:
+        value = self.require(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(
+                f"{self.family}.{key} is {value!r:.40}, expected a whole number above 0"
+            )
+        return value
+
+
+def _vocabulary(header: GgufHeader) -> int:
+    """Rows of the table, which may be more than there are tokens, never fewer."""
+    table = header.tensors.get(_TABLE)
+    if table is None:
+        raise ConfigError(f"tensor {_TABLE} is missing; expected a whole text model")
+    rows, tokens = table.shape[0], header.metadata.get(TOKENS)
+    if isinstance(tokens, list) and len(tokens) > rows:
+        raise ConfigError(f"{_TABLE} has {rows} rows for {len(tokens)} tokens")
+    return rows
+
+
+def _sizes(fields: _Fields, layers: int) -> dict[str, object]:
+    width, heads = fields.count("embedding_length"), fields.count("attention.head_count")
+    own_size = "attention.key_length" in fields.values
+    head_dim = fields.count("attention.key_length") if own_size else width // heads
+    return {
+        "hidden_size": width,
+        "intermediate_size": fields.count("feed_forward_length"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": fields.count("attention.head_count_kv"),
+        "head_dim": head_dim,
+        "query_pre_attn_scalar": width // heads
+        if layers == _LAYERS_27B[fields.family]
+        else head_dim,
+        "rms_norm_eps": fields.require("attention.layer_norm_rms_epsilon"),
+    }
+
+
+def _attention(fields: _Fields) -> dict[str, object]:
+    for key in _REQUIRED[fields.family]:
+        fields.require(key)
+    values = fields.values
+    found: dict[str, object] = {hf: values[key] for key, hf in _OPTIONAL.items() if key in values}
+    found |= {cap: values[cap] or None for cap in _SOFTCAPS if cap in values}  # 0 is off
+    # A factor without a type is linear, as the older name of the field says.
+    factor = values.get("rope.scaling.factor", values.get("rope.scale_linear"))
+    kind = values.get("rope.scaling.type", "linear" if factor else "none")
+    if kind != "none":
+        found["rope_scaling"] = {"rope_type": kind, "factor": factor or 1.0}
+    return found
+
+
+def _layer_types(pattern: Value | None, layers: int) -> dict[str, list[str]]:
+    """A period or a list, where the file has it; else the family's own pattern holds."""
+    if pattern is None:
+        return {}
+    if isinstance(pattern, np.ndarray) and len(pattern) == layers:
+        local = [bool(one) for one in pattern]
+    elif isinstance(pattern, int) and pattern > 0:
+        local = [index % pattern < pattern - 1 for index in range(layers)]
+    else:
+        raise ConfigError(f"{_PATTERN} is {pattern!r:.40}, expected a period or one flag per layer")
+    return {"layer_types": ["sliding_attention" if one else "full_attention" for one in local]}
+
+
+def _tokens(metadata: Mapping[str, Value], rows: int) -> dict[str, object]:
+    """Generation stops at the end of text and, where the vocabulary has it, of a turn."""
+    ends = [_token(metadata, "eos", rows), _token(metadata, "eot", rows)]
+    tokens = metadata.get(TOKENS)
+    if isinstance(tokens, list) and _END_OF_TURN in tokens:
+        ends.append(tokens.index(_END_OF_TURN))
+    found: dict[str, object] = {}
+    if stops := [end for end in dict.fromkeys(ends) if end is not None]:
+        found["eos_token_id"] = stops
+    if (bos := _token(metadata, "bos", rows)) is not None:
+        found["bos_token_id"] = bos
+    return found
+
+
+def _token(metadata: Mapping[str, Value], name: str, rows: int) -> int | None:
+    key = f"tokenizer.ggml.{name}_token_id"
+    value = metadata.get(key)
+    if value is not None and (not isinstance(value, int) or not 0 <= value < rows):
+        raise ConfigError(f"{key} is {value!r:.40}, expected a token below {rows}")
+    return value

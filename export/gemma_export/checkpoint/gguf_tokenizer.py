@@ -1,0 +1,169 @@
+"""`tokenizer.json` out of GGUF metadata: the same ids for any text as the genuine one.
+
+GGUF keeps SentencePiece's pieces with scores; `tokenizer.json` wants BPE merges in order. The order
+is that of transformers' `convert_slow_tokenizer.generate_merges`, ties included: for Gemma 2 and
+3 it gives the genuine list, merge by merge.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from gemma_export.checkpoint.gguf_config import TOKENS
+from gemma_export.checkpoint.gguf_file import Value
+from gemma_runtime.errors import CheckpointError
+
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # llama.cpp's llama_token_type
+_SPACE = "▁"
+
+
+def rebuild_tokenizer(where: Path, metadata: Mapping[str, Value]) -> bytes:
+    """The bytes of a `tokenizer.json`. Raises CheckpointError where the vocabulary is not whole.
+
+    Lost in GGUF: that some control tokens (<unused0> and its like) are not special, and tokens
+    beyond the text model's (<image_soft_token>).
+    """
+    stored, scores, types = _vocabulary(where, metadata)
+    tokens = [
+        # llama.cpp unescapes runs of spaces.
+        _SPACE * len(token) if kind == _USER_DEFINED and not token.strip(" ") else token
+        for token, kind in zip(stored, types, strict=True)
+    ]
+    ids = {token: index for index, token in enumerate(tokens)}
+    if len(ids) != len(tokens):
+        raise CheckpointError(f"{where}: the vocabulary has tokens twice; convert the model again")
+    bos, unknown = (_named(where, metadata, name, tokens) for name in ("bos", "unknown"))
+    model = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": unknown,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True,
+        "byte_fallback": True,
+        "ignore_merges": False,
+        "vocab": ids,
+        "merges": _merges(tokens, ids, scores, types),
+    }
+    added = _added_tokens(tokens, types)
+    return msgspec.json.encode(_frame(bos, ids[bos]) | {"added_tokens": added, "model": model})
+
+
+def _vocabulary(
+    where: Path, metadata: Mapping[str, Value]
+) -> tuple[list[str], list[float], list[int]]:
+    """Tokens, their scores and their types, as GGUF has them."""
+    kind = metadata.get("tokenizer.ggml.model")
+    if kind != "llama":
+        raise CheckpointError(
+            f"{where}: the tokenizer is of kind {kind!r:.40}, expected 'llama', SentencePiece's; "
+            "convert the model again from a folder that has its tokenizer.model"
+        )
+    tokens, scores, types = (
+        metadata.get(key) for key in (TOKENS, "tokenizer.ggml.scores", "tokenizer.ggml.token_type")
+    )
+    if not (
+        isinstance(tokens, list)
+        and isinstance(scores, np.ndarray)
+        and isinstance(types, np.ndarray)
+        and len(tokens) == len(scores) == len(types)
+    ):
+        raise CheckpointError(
+            f"{where}: the vocabulary needs a score and a type for every token; convert the model "
+            "again"
+        )
+    return tokens, scores.tolist(), types.tolist()
+
+
+def _named(where: Path, metadata: Mapping[str, Value], name: str, tokens: Sequence[str]) -> str:
+    key = f"tokenizer.ggml.{name}_token_id"
+    index = metadata.get(key)
+    if not isinstance(index, int) or not 0 <= index < len(tokens):
+        raise CheckpointError(
+            f"{where}: {key} is {index!r:.40}, expected one of {len(tokens)} tokens"
+        )
+    return tokens[index]
+
+
+def _merges(
+    tokens: Sequence[str], ids: Mapping[str, int], scores: Sequence[float], types: Sequence[int]
+) -> list[tuple[str, str]]:
+    """Every split of a token into two tokens, best first.
+
+    Best is the whole's score, then the longer left half, then the longer right half, then the
+    lower ids. User-defined tokens score 0 in SentencePiece, as high as it goes; GGUF says -1000.
+    """
+    whole = {
+        index: 0.0 if kind == _USER_DEFINED else score
+        for index, (score, kind) in enumerate(zip(scores, types, strict=True))
+        if kind in (_NORMAL, _USER_DEFINED)
+    }
+    merges: list[tuple[str, str]] = []
+    for _, equals in groupby(sorted(whole, key=lambda index: -whole[index]), whole.__getitem__):
+        splits = [split for index in equals for split in _splits(tokens, ids, index)]
+        merges += sorted(splits, key=lambda split: (-len(split[0]), -len(split[1])))
+    return merges
+
+
+def _splits(tokens: Sequence[str], ids: Mapping[str, int], index: int) -> list[tuple[str, str]]:
+    token = tokens[index]
+    found: list[tuple[int, int]] = []
+    for cut in range(1, len(token)):
+        left = ids.get(token[:cut])
+        if left is not None and (right := ids.get(token[cut:])) is not None:
+            found.append((left, right))
+    return [(tokens[left], tokens[right]) for left, right in sorted(found)]
+
+
+def _added_tokens(tokens: Sequence[str], types: Sequence[int]) -> list[dict[str, object]]:
+    """Tokens that are found in the text before anything else looks at it."""
+    return [
+        {
+            "id": index,
+            "content": token,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": kind != _USER_DEFINED,
+        }
+        for index, (token, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
+    ]
+
+
+def _frame(bos: str, bos_id: int) -> dict[str, object]:
+    """What every Gemma tokenizer does around its vocabulary."""
+    begin = {"SpecialToken": {"id": bos, "type_id": 0}}
+    second = {"SpecialToken": {"id": bos, "type_id": 1}}
+    text, other = ({"Sequence": {"id": name, "type_id": at}} for at, name in enumerate("AB"))
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE},
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"String": " "},
+            "behavior": "MergedWithPrevious",
+            "invert": False,
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [begin, text],
+            "pair": [begin, text, second, other],
+            "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
+        },
+    }

