@@ -1,0 +1,207 @@
+"""Text to token ids and back, with a wall between what a template writes and what a user writes.
+
+Control tokens are the special ones and those kept for markers (`<mask>`, `<unused7>`): a template
+may write them, a user never can, and they are not shown.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import tokenizers
+
+from gemma_runtime.bundle import Bundle
+from gemma_runtime.errors import TokenizerError
+
+_RESERVED = r"<unused\d+>|<mask>|\[multimodal\]"
+# With these a token's text does not depend on its neighbours, so it can be streamed.
+_DECODERS = {"Replace", "ByteFallback", "Fuse"}
+
+
+def load_tokenizer(bundle: Bundle) -> "Tokenizer":
+    """The bundle's tokenizer; raises TokenizerError if it has none."""
+    if "tokenizer" not in bundle.manifest.roles:
+        raise TokenizerError(
+            f"{bundle.directory} has no tokenizer, as bundles of random weights have none; "
+            "give token ids, or export from a checkpoint that has a tokenizer.json"
+        )
+    return Tokenizer(bundle.path("tokenizer"))
+
+
+class Tokenizer:
+    """A `tokenizer.json` of Gemma's kind: BPE over pieces, with a byte token for every byte."""
+
+    def __init__(self, path: Path) -> None:
+        self._tokenizer = _open(path)
+        self._bytes = _byte_tokens(self._tokenizer)
+        self._control = _control_tokens(self._tokenizer)
+        self._marker = _marker_pattern(self._control)
+        self._control_ids = frozenset(self._control.values())
+
+    @property
+    def control_tokens(self) -> frozenset[int]:
+        """Ids that only a template can write."""
+        return self._control_ids
+
+    def encode(self, text: str, *, control: bool = False) -> list[int]:
+        """Ids of `text`, without bos.
+
+        `control=True` turns markers such as `<end_of_turn>` into their ids: for templates.
+        Otherwise they are text like any other: for whatever a user wrote.
+        """
+        if not control:
+            return self._encode_text(text)
+        ids: list[int] = []
+        for part in self.split_control(text):
+            ids += [part] if isinstance(part, int) else self._encode_text(part)
+        return ids
+
+    def split_control(self, text: str) -> Iterator[int | str]:
+        """The ids of the markers in `text`, and the text between them, in order."""
+        start = 0
+        for match in self._marker.finditer(text):
+            if (token := self._control.get(match[0])) is None:
+                continue
+            if match.start() > start:
+                yield text[start : match.start()]
+            yield token
+            start = match.end()
+        if start < len(text):
+            yield text[start:]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of `tokens`, control tokens left out, a U+FFFD for each byte that is not UTF-8."""
+        stream = self.stream()
+        return "".join(stream.push(token) for token in tokens) + stream.flush()
+
+    def stream(self) -> "StreamDecoder":
+        """A decoder that takes tokens as they come."""
+        return StreamDecoder(self)
+
+    def token_id(self, piece: str) -> int | None:
+        """The id of a piece of the vocabulary, e.g. `<eos>`."""
+        return self._tokenizer.token_to_id(piece)
+
+    def piece(self, token: int) -> str | None:
+        """The piece of the vocabulary behind an id."""
+        return self._tokenizer.id_to_token(token)
+
+    def token_text(self, token: int) -> str | int:
+        """What a token stands for: text (none for control and unknown tokens), or one byte."""
+        if (byte := self._bytes.get(token)) is not None:
+            return byte
+        if token in self._control_ids:
+            return ""
+        return self._tokenizer.decode([token], skip_special_tokens=False)
+
+    def _encode_text(self, text: str) -> list[int]:
+        try:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except TypeError as error:  # tokenizers' word for a str that is not Unicode text
+            raise TokenizerError(
+                "the text holds half of a surrogate pair; decode its bytes as UTF-8 first"
+            ) from error
+        if self._control_ids.isdisjoint(ids):
+            return ids
+        return self._encode_cut(text)
+
+    def _encode_cut(self, text: str) -> list[int]:
+        """Encode text that spells reserved tokens, cut behind the first character of each."""
+        cuts = [0, *(match.start() + 1 for match in self._marker.finditer(text)), len(text)]
+        parts = [text[start:end] for start, end in pairwise(cuts)]
+        ids = [
+            token
+            for part in parts
+            for token in self._tokenizer.encode(part, add_special_tokens=False).ids
+        ]
+        if found := self._control_ids.intersection(ids):
+            raise TokenizerError(
+                f"the text would become the control token {self.piece(min(found))!r}; remove it"
+            )
+        return ids
+
+
+class StreamDecoder:
+    """Tokens in, whole characters out.
+
+    The pushes and the flush, joined, are what `Tokenizer.decode` makes of the same tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._pending = bytearray()  # the bytes of a character that is not complete
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes."""
+        text = self._tokenizer.token_text(token)
+        if isinstance(text, str):
+            return self.flush() + text if text else ""
+        self._pending.append(text)
+        return self._complete()
+
+    def flush(self) -> str:
+        """What is left at the end: a U+FFFD for each byte of an unfinished character."""
+        left = "\ufffd" * len(self._pending)
+        self._pending.clear()
+        return left
+
+    def _complete(self) -> str:
+        text = ""
+        while self._pending:
+            try:
+                text += self._pending.decode()
+                self._pending.clear()
+            except UnicodeDecodeError as error:
+                if error.reason == "unexpected end of data":
+                    break
+                text += self._pending[: error.start].decode()
+                text += "\ufffd" * (error.end - error.start)
+                del self._pending[: error.end]
+        return text
+
+
+def _open(path: Path) -> tokenizers.Tokenizer:
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        reason = str(error).splitlines()[0]
+        raise TokenizerError(f"{path} is no tokenizer.json: {reason}; export again") from error
+    _check_decoder(path, tokenizer)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True  # their markers in a text stay text
+    return tokenizer
+
+
+def _check_decoder(path: Path, tokenizer: tokenizers.Tokenizer) -> None:
+    state = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else {"type": None}
+    steps = [step["type"] for step in state.get("decoders", [state])]
+    if not set(steps) <= _DECODERS:
+        raise TokenizerError(
+            f"{path} decodes with {', '.join(map(str, steps))}, Gemma's with "
+            f"{', '.join(sorted(_DECODERS))}; use the tokenizer that came with the checkpoint"
+        )
+
+
+def _byte_tokens(tokenizer: tokenizers.Tokenizer) -> dict[int, int]:
+    """Token id -> the byte it stands for."""
+    ids = ((tokenizer.token_to_id(f"<0x{byte:02X}>"), byte) for byte in range(256))
+    return {token: byte for token, byte in ids if token is not None}
+
+
+def _control_tokens(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
+    """Piece -> id."""
+    return {
+        added.content: token
+        for token, added in tokenizer.get_added_tokens_decoder().items()
+        if added.special or re.fullmatch(_RESERVED, added.content)
+    }
+
+
+def _marker_pattern(control: dict[str, int]) -> re.Pattern[str]:
+    """Finds every control token, and maybe reserved ones that the vocabulary lacks."""
+    named = [piece for piece in control if not re.fullmatch(_RESERVED, piece)]
+    longest_first = sorted(named, key=len, reverse=True)
+    return re.compile("|".join([*map(re.escape, longest_first), _RESERVED]))
