@@ -5,6 +5,7 @@ is that of transformers' `convert_slow_tokenizer.generate_merges`, ties included
 3 it gives the genuine list, merge by merge.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -18,13 +19,15 @@ from gemma_runtime.errors import CheckpointError
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # llama.cpp's llama_token_type
 _SPACE = "▁"
+# Where the genuine tokenizers' idea of special is not GGUF's: placeholders aren't, pictures are.
+_PLACEHOLDER = re.compile(r"<unused\d+>|<mask>")
+_PICTURE = ("<start_of_image>", "<end_of_image>")
 
 
 def rebuild_tokenizer(where: Path, metadata: Mapping[str, Value]) -> bytes:
     """The bytes of a `tokenizer.json`. Raises CheckpointError where the vocabulary is not whole.
 
-    Lost in GGUF: that some control tokens (<unused0> and its like) are not special, and tokens
-    beyond the text model's (<image_soft_token>).
+    Lost in GGUF are only tokens beyond the text model's: <image_soft_token>.
     """
     stored, scores, types = _vocabulary(where, metadata)
     tokens = [
@@ -128,7 +131,8 @@ def _added_tokens(tokens: Sequence[str], types: Sequence[int]) -> list[dict[str,
             "lstrip": False,
             "rstrip": False,
             "normalized": False,
-            "special": kind != _USER_DEFINED,
+            "special": token in _PICTURE
+            or (kind != _USER_DEFINED and not _PLACEHOLDER.fullmatch(token)),
         }
         for index, (token, kind) in enumerate(zip(tokens, types, strict=True))
         if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
