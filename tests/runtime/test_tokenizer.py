@@ -8,8 +8,15 @@ from tokenizers import decoders
 
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import TokenizerError
-from gemma_runtime.manifest import SCHEMA_VERSION, Agreement, Headroom, Manifest, Model
-from gemma_runtime.manifest import Quantization, Target
+from gemma_runtime.manifest import (
+    SCHEMA_VERSION,
+    Agreement,
+    Headroom,
+    Manifest,
+    Model,
+    Quantization,
+    Target,
+)
 from gemma_runtime.tokenizer import Tokenizer, load_tokenizer
 from tests.runtime.conftest import RESERVED, SPECIAL, small_tokenizer
 
