@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from gemma_runtime.errors import SessionError
 from gemma_runtime.session import Logits
 
-_FIRST_GUESS = 1024  # candidates that nearly always hold the top-p mass
-
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -49,7 +47,7 @@ class Sampler:
         """One token by its logits, (V,); `previous` are the tokens so far, prompt included."""
         if self._sampling.temperature == 0:
             return _best(_penalize(logits, previous, self._sampling.repetition_penalty))
-        tokens, shares = distribution(logits, previous, self._sampling)
+        tokens, shares = _candidates(logits, previous, self._sampling)
         sums = shares.cumsum()  # (C,)
         at = int(sums.searchsorted(self._random.random() * sums[-1], side="right"))
         return int(tokens[min(at, len(tokens) - 1)])
@@ -62,18 +60,25 @@ def distribution(
 
     The temperature must not be 0.
     """
+    tokens, shares = _candidates(logits, previous, sampling)
+    order = np.argsort(-shares, kind="stable")
+    return tokens[order], shares[order] / shares.sum()
+
+
+def _candidates(
+    logits: Logits, previous: Sequence[int], sampling: Sampling
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Tokens that may be drawn and their likelihood relative to the best, (C,) each."""
     penalized = _penalize(logits, previous, sampling.repetition_penalty)
-    scores = penalized.astype(np.float64) / sampling.temperature  # (V,)
-    tokens = _top_k(scores, sampling.top_k)
-    kept = scores[tokens]
+    tokens = _top_k(penalized, sampling.top_k)  # the temperature keeps the order
+    scores = penalized[tokens].astype(np.float64) / sampling.temperature
+    shares = np.exp(scores - scores.max())
     if sampling.top_p < 1:
-        tokens, kept = _top_p(tokens, kept, sampling.top_p)
+        tokens, shares = _top_p(tokens, shares, sampling.top_p)
     if sampling.min_p > 0:
-        likely = kept >= kept.max() + math.log(sampling.min_p)
-        tokens, kept = tokens[likely], kept[likely]
-    order = np.argsort(-kept, kind="stable")
-    shares = np.exp(kept[order] - kept[order[0]])  # (C,)
-    return tokens[order], shares / shares.sum()
+        likely = shares >= sampling.min_p
+        tokens, shares = tokens[likely], shares[likely]
+    return tokens, shares
 
 
 def _check(name: str, value: float, right: bool, expected: str) -> None:
@@ -100,36 +105,26 @@ def _penalize(logits: Logits, previous: Sequence[int], penalty: float) -> Logits
     return logits
 
 
-def _top_k(scores: NDArray[np.float64], k: int) -> NDArray[np.intp]:
+def _top_k(logits: Logits, k: int) -> NDArray[np.intp]:
     """Tokens no less likely than the k-th; more than k where they tie."""
-    _check_number(float(scores.max()))
-    if k == 0 or k >= len(scores):
-        return np.arange(len(scores))
-    return np.flatnonzero(scores >= np.partition(scores, -k)[-k])
+    _check_number(float(logits.max()))
+    if k == 0 or k >= len(logits):
+        return np.arange(len(logits))
+    return np.flatnonzero(logits >= np.partition(logits, -k)[-k])
 
 
 def _top_p(
-    tokens: NDArray[np.intp], scores: NDArray[np.float64], top_p: float
+    tokens: NDArray[np.intp], shares: NDArray[np.float64], top_p: float
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """The fewest most likely tokens that hold a share of `top_p`; at least one."""
-    shares = np.exp(scores - scores.max())
-    shares /= shares.sum()  # (C,)
-    guess = _FIRST_GUESS
-    while True:
-        best = _largest(shares, guess)
-        above = shares[best].cumsum() - shares[best]  # held by the more likely ones
-        count = max(1, int((above < top_p).sum()))
-        if count < len(best) or len(best) == len(shares):
-            return tokens[best[:count]], scores[best[:count]]
-        guess *= 8
-
-
-def _largest(shares: NDArray[np.float64], count: int) -> NDArray[np.intp]:
-    """Where the largest `count` are, largest first."""
-    if count >= len(shares):
-        return np.argsort(-shares, kind="stable")
-    part = np.argpartition(-shares, count)[:count]
-    return part[np.argsort(-shares[part], kind="stable")]
+    """The fewest most likely tokens that hold `top_p` of the whole; at least one."""
+    whole = shares.sum()
+    # Even all tokens together, each this rare, are no more than what may be left out: only the
+    # others have to be sorted.
+    common = np.flatnonzero(shares > (1 - top_p) * whole / len(shares))
+    common = common[np.argsort(-shares[common], kind="stable")]
+    above = shares[common].cumsum() - shares[common]  # held by the more likely ones
+    kept = common[: max(1, int((above < top_p * whole).sum()))]
+    return tokens[kept], shares[kept]
 
 
 def _check_number(best: float) -> None:

@@ -1,5 +1,5 @@
-import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -9,6 +9,9 @@ from gemma_runtime.chat import Message, encode_chat
 from gemma_runtime.errors import TokenizerError
 from gemma_runtime.tokenizer import Tokenizer
 from tests.runtime.conftest import BOS, RESERVED, SPECIAL
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # The shape of Gemma 2's: no system turn, roles checked by the template.
 REFUSES_SYSTEM = """\
@@ -167,13 +170,9 @@ def test_loop_controls_and_json_are_hugging_faces(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("turns", CHATS)
 def test_genuine_ids_are_those_of_transformers(
-    gemma3_tokenizer_folder: Path, genuine: Tokenizer, turns: list[tuple[str, str]]
+    genuine: Tokenizer, reference: "PreTrainedTokenizerBase", turns: list[tuple[str, str]]
 ) -> None:
-    from transformers import AutoTokenizer
-
-    reference = AutoTokenizer.from_pretrained(gemma3_tokenizer_folder)
-    config = json.loads((gemma3_tokenizer_folder / "tokenizer_config.json").read_text())
-    ids = encode_chat(genuine, config["chat_template"], say(*turns), BOS)
+    ids = encode_chat(genuine, reference.chat_template, say(*turns), BOS)
     expected = reference.apply_chat_template(
         [{"role": role, "content": content} for role, content in turns],
         add_generation_prompt=True,
@@ -186,3 +185,10 @@ def test_genuine_ids_are_those_of_transformers(
 @pytest.fixture(scope="module")
 def genuine(gemma3_tokenizer_folder: Path) -> Tokenizer:
     return Tokenizer(gemma3_tokenizer_folder / "tokenizer.json")
+
+
+@pytest.fixture(scope="module")
+def reference(gemma3_tokenizer_folder: Path) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(gemma3_tokenizer_folder)
