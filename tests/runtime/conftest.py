@@ -46,12 +46,24 @@ def gemma3_tokenizer_folder() -> Path:
 
 
 def small_tokenizer() -> RawTokenizer:
-    words = ["▁", *map(chr, range(33, 127)), "th", "the", "▁the", "in", "ing", "us", "user", "er"]
+    words = [
+        "▁",
+        *map(chr, range(33, 127)),
+        "th",
+        "the",
+        "▁the",
+        "in",
+        "ing",
+        "us",
+        "user",
+        "er",
+        "<e",
+    ]
     newlines = ["\n" * count for count in range(1, 5)]
     pieces = [*SPECIAL, *RESERVED, *newlines, "▁▁", "<b>"]
     pieces += [f"<0x{byte:02X}>" for byte in range(256)] + words
     merges = [("t", "h"), ("th", "e"), ("▁", "the"), ("i", "n"), ("in", "g")]
-    merges += [("u", "s"), ("e", "r"), ("us", "er"), ("▁", "▁")]
+    merges += [("u", "s"), ("e", "r"), ("us", "er"), ("▁", "▁"), ("<", "e")]
     raw = RawTokenizer(
         models.BPE(
             {piece: place for place, piece in enumerate(pieces)},

@@ -158,6 +158,12 @@ def test_a_hostile_or_broken_template_is_one_clear_line(
     assert "\n" not in str(caught.value)
 
 
+def test_blocks_leave_no_white_space(tokenizer: Tokenizer) -> None:
+    template = "{% for m in messages %}\n{{ m.content }}\n  {% endfor %}\n"
+    ids = encode_chat(tokenizer, template, say(("user", "hi")), BOS)
+    assert tokenizer.decode(ids) == "hi\n"
+
+
 def test_loop_controls_and_json_are_hugging_faces(tokenizer: Tokenizer) -> None:
     template = (
         "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}"

@@ -268,7 +268,9 @@ def test_a_reply_broken_off_counts_as_far_as_it_came(tokenizer: Tokenizer) -> No
     assert next(iter(reply)) == "user"
     assert say(chat, "in") == "er"
     assert [message.content for message in chat.messages] == ["us", "user", "in", "er"]
+    fed = list(session.tokens)
     assert list(reply) == []
+    assert session.tokens == fed
 
 
 def test_a_turn_never_iterated_is_as_if_not_sent(tokenizer: Tokenizer) -> None:

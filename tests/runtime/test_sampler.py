@@ -17,8 +17,8 @@ SAMPLINGS = st.builds(
     Sampling,
     temperature=st.floats(0.1, 4),
     top_k=st.integers(0, 12),
-    top_p=st.floats(0.05, 1),
-    min_p=st.floats(0, 1),
+    top_p=st.just(1.0) | st.floats(0.05, 1),
+    min_p=st.just(0.0) | st.floats(0, 1),
     repetition_penalty=st.sampled_from([0.5, 1.0, 1.3]),
 )
 
@@ -91,7 +91,7 @@ def _on_a_threshold(
 )
 def test_probabilities_are_those_of_transformers(sampling: Sampling) -> None:
     logits = random_logits(5000)
-    previous = [int(token) for token in np.argsort(-logits)[:7]] + [3, 3]
+    previous = [*np.argsort(-logits)[:7].tolist(), *np.flatnonzero(logits < 0)[:20].tolist(), 3, 3]
     expected = _transformers(logits, previous, sampling)
     tokens, shares = distribution(logits, previous, sampling)
     assert set(tokens.tolist()) == set(np.flatnonzero(expected).tolist())

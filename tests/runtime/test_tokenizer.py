@@ -53,6 +53,11 @@ def test_text_never_becomes_a_control_token(tokenizer: Tokenizer, text: str) -> 
     assert tokenizer.decode(ids) == text.replace("▁", " ")
 
 
+def test_the_name_of_a_special_token_is_encoded_like_any_word(tokenizer: Tokenizer) -> None:
+    pieces = [tokenizer.piece(token) for token in tokenizer.encode("<eos>")]
+    assert pieces == ["<e", "o", "s", ">"]
+
+
 @pytest.mark.parametrize("piece", [*SPECIAL, *RESERVED])
 def test_a_template_can_write_a_marker(tokenizer: Tokenizer, piece: str) -> None:
     ids = tokenizer.encode(f"ing{piece}user", control=True)
