@@ -198,6 +198,8 @@ class Conversation:
         self._check_room(tokens)
         if self._reply is not None:
             self._reply.close()
+        if max_new_tokens is None:
+            max_new_tokens = self._session.context_length
         cached = self._cached()
         if len(cached) != self._session.position or cached != tokens[: len(cached)]:
             self._session.reset()
@@ -206,7 +208,7 @@ class Conversation:
             self._session,
             self._tokenizer,
             tokens[len(cached) :],
-            max_new_tokens=max_new_tokens or self._session.context_length,
+            max_new_tokens=max_new_tokens,
             sampling=self._sampling,
             stop_tokens=self._stop_tokens,
             stop_strings=self._stop_strings,

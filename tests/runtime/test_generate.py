@@ -292,6 +292,11 @@ def test_a_full_conversation_says_so_and_stays_as_it_was(tokenizer: Tokenizer) -
     assert say(chat, "us") == "er"
 
 
+def test_a_turn_of_no_tokens_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(SessionError, match="max_new_tokens is 0"):
+        talk(Recording([]), tokenizer).send("in", max_new_tokens=0)
+
+
 def test_a_reset_keeps_the_system_turn(tokenizer: Tokenizer) -> None:
     session = Recording([tokenizer.encode("the"), tokenizer.encode("er")])
     chat = talk(session, tokenizer, system="in")
