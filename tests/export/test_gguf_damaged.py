@@ -161,6 +161,18 @@ def test_a_file_cut_off_anywhere_is_refused(sound: bytes, damaged_path: Path) ->
             open_gguf(damaged_path)
 
 
+@pytest.mark.parametrize("offset", [0, 32, 2**63])
+def test_a_tensor_that_begins_elsewhere_is_refused(
+    sound: bytes, damaged_path: Path, offset: int
+) -> None:
+    """Within the file it would be read as another's numbers, and nothing would tell."""
+    name = b"output_norm.weight"
+    place = sound.index(name) + len(name) + 4 + 8 + 4  # dimensions, the one size, type
+    damaged_path.write_bytes(sound[:place] + offset.to_bytes(8, "little") + sound[place + 8 :])
+    with pytest.raises(CheckpointError, match=r"output_norm.weight begins at \d+, expected"):
+        open_gguf(damaged_path)
+
+
 HEADER = 2200  # bytes of the sound file; what follows are weights
 BYTES = st.tuples(st.integers(0, HEADER), st.binary(min_size=1, max_size=1))
 NUMBERS = st.tuples(
