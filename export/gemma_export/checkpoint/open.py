@@ -71,9 +71,9 @@ def _random(source: str, official: Official | None, config_file: Path | None) ->
 
 def _demo() -> Checkpoint:
     from gemma_export.checkpoint.gguf import open_gguf
-    from gemma_export.checkpoint.packaged import find_demo_gguf
+    from gemma_export.checkpoint.packaged import DEMO_NOTE, find_demo_gguf
 
-    return open_gguf(find_demo_gguf())
+    return open_gguf(find_demo_gguf(), (DEMO_NOTE,))
 
 
 def _existing(source: str) -> Checkpoint | None:
@@ -96,9 +96,8 @@ def _existing(source: str) -> Checkpoint | None:
 
 
 def _from_hub(repo_id: str) -> Checkpoint:
-    from gemma_export.checkpoint.hub import fetch_hub, looks_like_hub_id
-
     from gemma_export.checkpoint.folder import open_folder
+    from gemma_export.checkpoint.hub import fetch_hub, looks_like_hub_id
 
     if not looks_like_hub_id(repo_id):
         raise CheckpointError(

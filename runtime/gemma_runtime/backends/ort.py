@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 import onnxruntime as ort
 import psutil
+from numpy.typing import NDArray
 
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import SessionError
@@ -31,7 +32,7 @@ class OrtSession:
         self._position = 0
         self._binding = session.io_binding()
         self._caches = _bind_caches(self._binding, manifest)
-        self._logits = _empty(np.dtype(np.float32), (1, 1, manifest.vocab_size))
+        self._logits = np.empty((1, manifest.vocab_size), np.float32)
 
     @property
     def position(self) -> int:
@@ -45,28 +46,26 @@ class OrtSession:
         self._check(tokens)
         for chunk in self._chunks(tokens):
             self._run(chunk, np.array([len(chunk) - 1]), self._logits)
-        return self._last_logits()
+        return self._logits[0].copy()  # (V,)
 
     def decode(self, token: int) -> Logits:
-        self._check([token])
-        self._run([token], np.zeros(1, np.int64), self._logits)
-        return self._last_logits()
+        return self.prefill([token])
 
     def score(self, tokens: Sequence[int]) -> Logits:
         self._check(tokens)
-        rows = []
+        logits = np.empty((len(tokens), self._manifest.vocab_size), np.float32)
+        done = 0
         for chunk in self._chunks(tokens):
-            logits = _empty(np.dtype(np.float32), (1, len(chunk), self._manifest.vocab_size))
-            self._run(chunk, np.arange(len(chunk)), logits)
-            rows.append(logits.numpy()[0])
-        return np.concatenate(rows)  # (T, V)
+            self._run(chunk, np.arange(len(chunk)), logits[done : done + len(chunk)])
+            done += len(chunk)
+        return logits  # (T, V)
 
     def reset(self) -> None:
         # Slots past the position are never read, so nothing has to be cleared.
         self._position = 0
 
     def close(self) -> None:
-        del self._binding, self._caches, self._logits, self._session
+        del self._binding, self._caches, self._session
 
     def __enter__(self) -> Self:
         return self
@@ -82,18 +81,16 @@ class OrtSession:
         step = self._manifest.prefill_length
         return [tokens[i : i + step] for i in range(0, len(tokens), step)]
 
-    def _run(self, chunk: Sequence[int], wanted: np.ndarray, logits: ort.OrtValue) -> None:
+    def _run(self, chunk: Sequence[int], wanted: NDArray[np.int64], logits: Logits) -> None:
+        """One call of the graph; the logits of the wanted positions go where `logits` lies."""
         total = self._position + len(chunk)
         self._binding.bind_cpu_input("tokens", np.array([chunk], np.int64))
         self._binding.bind_cpu_input("total", np.array(total, np.int32))
         self._binding.bind_cpu_input("wanted", wanted)
-        self._binding.bind_ortvalue_output("logits", logits)
+        shape = (1, *logits.shape)
+        self._binding.bind_output("logits", "cpu", 0, np.float32, shape, logits.ctypes.data)
         self._session.run_with_iobinding(self._binding)
         self._position = total
-
-    def _last_logits(self) -> Logits:
-        logits: Logits = self._logits.numpy()[0, 0].copy()  # (V,)
-        return logits
 
 
 def _load(path: Path, threads: int | None) -> ort.InferenceSession:

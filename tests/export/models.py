@@ -1,0 +1,109 @@
+"""Tiny random Gemmas, built by transformers and saved as ordinary checkpoint folders.
+
+Windows and caps are small enough to bite: a decoder that ignores one is far off, not slightly.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    PreTrainedModel,
+)
+
+WINDOW = 16
+_SHARED: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 96,  # not a square: the embedding scale has digits to get wrong
+    "intermediate_size": 160,
+    "sliding_window": WINDOW,
+    "max_position_embeddings": 256,
+    "attn_implementation": "eager",  # sdpa drops the softcap
+    "dtype": "float32",
+}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A kind of model, by name."""
+
+    name: str
+    config: Any
+    model: type[PreTrainedModel]
+
+    def build(self) -> PreTrainedModel:
+        """Random weights, norms included, the same ones every time."""
+        torch.manual_seed(7)
+        model = self.model(self.config).eval()
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                spread = 0.3 if "norm" in name else 2 * weight.shape[-1] ** -0.5
+                weight.copy_(torch.randn_like(weight) * spread)
+        return model
+
+
+GEMMA2 = Tiny(
+    "gemma2",
+    Gemma2Config(
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        query_pre_attn_scalar=24,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+        **_SHARED,
+    ),
+    Gemma2ForCausalLM,
+)
+# Like the 27b: many small heads, twice as wide together as the model, queries scaled by width.
+GEMMA2_27B = Tiny(
+    "gemma2-27b",
+    Gemma2Config(
+        num_hidden_layers=3,
+        num_attention_heads=12,
+        num_key_value_heads=6,
+        head_dim=16,
+        query_pre_attn_scalar=96 // 12,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+        **_SHARED,
+    ),
+    Gemma2ForCausalLM,
+)
+GEMMA3 = Tiny(
+    "gemma3",
+    Gemma3TextConfig(
+        num_hidden_layers=7,  # one period of five local and a global, then one more local
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=32,
+        query_pre_attn_scalar=32,
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+        },
+        **_SHARED,
+    ),
+    Gemma3ForCausalLM,
+)
+TINIES = (GEMMA2, GEMMA2_27B, GEMMA3)
+
+
+def save_tiny(tiny: Tiny, folder: Path) -> PreTrainedModel:
+    """Write the checkpoint folder; returns the model, to compare with."""
+    model = tiny.build()
+    model.save_pretrained(folder)
+    return model
+
+
+@torch.inference_mode()
+def eager_logits(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
+    """What transformers says at every position: (T, V) float32."""
+    logits: torch.Tensor = model(input_ids=torch.tensor([tokens])).logits[0]
+    return logits
