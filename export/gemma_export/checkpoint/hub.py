@@ -1,0 +1,183 @@
+"""Checkpoints from the Hugging Face hub: the local cache first, then the network.
+
+Only what an export reads is fetched: configuration, tokenizer and safetensors, never a pickle or
+code. Every failure becomes one line that says which it is and the way out.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gemma_runtime.errors import HubError, MissingExtra
+
+_INDEX = "model.safetensors.index.json"
+_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "*.safetensors",
+    _INDEX,
+)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_PATH_LIKE = (".gguf", ".safetensors", ".json", ".bin", ".pt")
+
+
+@dataclass(frozen=True, slots=True)
+class HubSnapshot:
+    folder: Path
+    revision: str  # the commit
+
+
+def looks_like_hub_id(text: str) -> bool:
+    """Whether a text could be `owner/name`, as opposed to a path."""
+    return (
+        _HUB_ID.fullmatch(text) is not None
+        and not text.endswith(_PATH_LIKE)
+        and "--" not in text
+        and ".." not in text
+    )
+
+
+def fetch_hub(repo_id: str, revision: str | None = None) -> HubSnapshot:
+    """The snapshot of a repository; no request is made when the cache holds a complete one.
+
+    Raises HubError: gated, no token, unknown repository or revision, out of reach.
+    """
+    try:
+        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+    except ImportError as error:
+        raise MissingExtra("huggingface_hub", "onnx") from error
+
+    if (cached := _cached(repo_id, revision)) is not None:
+        return cached
+    try:
+        folder = _snapshot(repo_id, revision)
+    except (HTTPError, OSError, ValueError) as error:
+        raise HubError(_explain(repo_id, revision, error)) from error
+    if not _has_weights(folder):
+        raise HubError(
+            f"{repo_id}: neither the hub nor the cache holds all of config.json and its "
+            ".safetensors files; choose a repository that has them, or pass --checkpoint DIR"
+        )
+    return HubSnapshot(folder, folder.name)
+
+
+def _cached(repo_id: str, revision: str | None) -> HubSnapshot | None:
+    """The snapshot on this disk, unless something an export wants is missing from it.
+
+    transformers leaves snapshots without a tokenizer there, and interrupted downloads others
+    without shards.
+    """
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = _snapshot(repo_id, revision, local_files_only=True)
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    complete = _has_weights(folder) and (folder / "tokenizer.json").exists()
+    return HubSnapshot(folder, folder.name) if complete else None
+
+
+def _snapshot(repo_id: str, revision: str | None, local_files_only: bool = False) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            repo_id,
+            revision=revision,
+            allow_patterns=list(_FILES),
+            local_files_only=local_files_only,
+        )
+    )
+
+
+def _has_weights(folder: Path) -> bool:
+    if not (folder / "config.json").exists():
+        return False
+    if not (folder / _INDEX).exists():
+        shards = list(folder.glob("*.safetensors"))
+        return bool(shards) and not any("-of-" in path.name for path in shards)
+    try:
+        shards_of = json.loads((folder / _INDEX).read_text("utf-8"))["weight_map"].values()
+    except (ValueError, KeyError):
+        return False  # a damaged index names no shards
+    return all((folder / str(shard)).exists() for shard in shards_of)
+
+
+def _explain(repo_id: str, revision: str | None, error: Exception) -> str:
+    """One line: which failure it is, and the way out.
+
+    huggingface_hub wraps most of them in a LocalEntryNotFoundError, so the causes are asked too.
+    """
+    from huggingface_hub import errors
+
+    for cause in _causes(error):
+        if isinstance(cause, errors.GatedRepoError):  # a RepositoryNotFoundError: asked first
+            return _gated(repo_id)
+        if isinstance(cause, errors.RevisionNotFoundError):
+            return f"{repo_id} has no revision {revision or 'main'!r}; give a branch, tag or commit"
+        if isinstance(cause, errors.OfflineModeIsEnabled):
+            return (
+                f"{repo_id} is not in the cache and HF_HUB_OFFLINE forbids to fetch it; unset "
+                "that, or download it elsewhere and pass --checkpoint DIR"
+            )
+        if isinstance(cause, errors.HfHubHTTPError):
+            return _refused(repo_id, cause.response.status_code)
+        if isinstance(cause, errors.HFValidationError):
+            return f"{repo_id!r} is no hub id; expected owner/name"
+    return _unreachable(repo_id, error)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from, and so on."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _gated(repo_id: str) -> str:
+    licence = f"accept its licence at https://huggingface.co/{repo_id}"
+    if _has_token():
+        return f"{repo_id} is gated and your token has no access; {licence}, then retry"
+    return f"{repo_id} is gated and no token is set; {licence}, run `hf auth login`, then retry"
+
+
+def _refused(repo_id: str, status: int) -> str:
+    """The hub answers 401 to strangers for what is private, gated or not there at all."""
+    if status == 401 and not _has_token():
+        return (
+            f"{repo_id} is private, gated or does not exist, and no token is set; check the name, "
+            "run `hf auth login`, then retry"
+        )
+    if status in (401, 403):
+        return (
+            f"the hub refused your token for {repo_id} ({status}); run `hf auth login` with a "
+            "token that may read it, then retry"
+        )
+    if status == 404:
+        return f"{repo_id} does not exist on the hub; check the name, it is owner/name"
+    return (
+        f"the hub answered {status} for {repo_id}; retry later, or download it elsewhere and pass "
+        "--checkpoint DIR"
+    )
+
+
+def _has_token() -> bool:
+    from huggingface_hub import get_token
+
+    return get_token() is not None
+
+
+def _unreachable(repo_id: str, error: Exception) -> str:
+    root = list(_causes(error))[-1]
+    reason = (str(root).splitlines() or [""])[0].strip() or type(root).__name__
+    return (
+        f"can't fetch {repo_id} ({reason}); check the network and the disk, or download it "
+        "elsewhere and pass --checkpoint DIR"
+    )
