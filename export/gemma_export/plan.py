@@ -4,6 +4,7 @@ Sizes and caches are exact. Memory is estimated from what was measured on real e
 sessions (`tests/export/test_plan.py` keeps the two together).
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -29,11 +30,25 @@ _GIB = 1 << 30
 _FLOAT_BYTES = 4  # of scales in the file, of caches, logits, norms and rope tables
 _PAGE = 4096  # every tensor of the data file starts on one
 
-# What an app may use of a phone's RAM. iOS ends a process at about half of the RAM (2 of 4 GB, 3 of
-# 6); Android has no such line, but what its low-memory killer spares beside the system is no more.
-_BUDGET_SHARE = 0.5
-_COMFORT = 0.75  # of the budget: the app's own screens, pictures and the keyboard need the rest
+# What an app may use of a phone's RAM: a rule of thumb, not a promise. iOS ends a process near half
+# of it, and at less on some versions; Android has no such line, but system and launcher need 2 to
+# 3 GB, and its low-memory killer ends whoever holds most.
 _PHONES_GB = (4, 6, 8, 12)
+_BUDGET_SHARE = 0.45
+_COMFORT = 0.75  # of the budget: the rest is for the app itself, its screens and its web views
+
+# A session, measured with onnxruntime 1.32 on Linux x86: 270m to 27b shapes, int4, int8, float32.
+_RUNTIME_BYTES = 80 * _MIB  # onnxruntime's code and graph, and Python around it
+_PREPACKED = 1.17  # of the matrices' bytes: the copy in the order the kernels read
+_PREPACKING = 1.2  # of the table's bytes, while it is packed
+_ARENA = 2  # of what is alive: the arena grows by doubling
+
+# An export, measured with torch 2.13 (CPU) on Linux x86: 270m with its tokenizer, 2b to 27b shapes.
+_IMPORT_BYTES = 240 * _MIB
+_TOKENIZER_BYTES = 1700  # per token of the vocabulary, once tokenizer.json is parsed
+_TOKENIZER_PARSING = 2200  # the same, while it is parsed
+_BLOCK_COPIES = 7  # of a block of rows, in each thread: floats, steps, codes, products
+_WIDEST_COPIES = 3  # of the widest activations
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +88,15 @@ class CacheBytes:
 
 @dataclass(frozen=True, slots=True)
 class RunBytes:
-    """Resident memory of a session with full caches."""
+    """Resident memory of a session."""
 
-    weights: int  # the mapped file
+    mapped: int  # the part of the file that is read in place
     prepacked: int  # the runtime's own copy, in the order its kernels read
     caches: int
-    activations: int  # of the longest prefill chunk, and the logits
-    runtime: int  # the runtime's code and tables
-    total: int
+    activations: int  # of the longest prefill chunk on a full context, and the logits
+    runtime: int  # the runtime itself
+    loading: int  # the most it takes while it loads, before there are caches
+    total: int  # the most it ever takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +136,7 @@ def make_plan(
     parameters = _parameters(config)
     artifact = _artifact(config, formats, geometry.context_length)
     cache_bytes = _caches(caches, geometry.context_length)
-    run = _run(config, artifact, cache_bytes, geometry)
+    run = _run(config, formats, caches, geometry, artifact)
     matrices = parameters.total - parameters.norms
     return Plan(
         target=target,
@@ -133,7 +149,7 @@ def make_plan(
         artifact=artifact,
         caches=cache_bytes,
         run=run,
-        export_peak_bytes=_export_peak(config, formats, geometry.context_length),
+        export_peak_bytes=_export_peak(config, geometry.context_length),
         phones=tuple(_phone(gigabytes, run.total) for gigabytes in _PHONES_GB),
     )
 
@@ -142,9 +158,7 @@ def _parameters(config: GemmaConfig) -> Parameters:
     counts: dict[Component, int] = dict.fromkeys(("table", "attention", "mlp", "norms"), 0)
     for name, shape in config.tensor_shapes().items():
         counts[_component(name, shape)] += int(np.prod(shape))
-    return Parameters(
-        counts["table"], counts["attention"], counts["mlp"], counts["norms"], config.parameters
-    )
+    return Parameters(**counts, total=config.parameters)
 
 
 def _component(name: str, shape: tuple[int, ...]) -> Component:
@@ -163,15 +177,7 @@ def _artifact(
     for component, length in _regions(config, formats, context_length):
         counts[component] += length
         pages += -(-length // _PAGE) * _PAGE
-    return ArtifactBytes(
-        table=counts["table"],
-        attention=counts["attention"],
-        mlp=counts["mlp"],
-        norms=counts["norms"],
-        ropes=counts["ropes"],
-        padding=pages - sum(counts.values()),
-        total=pages,
-    )
+    return ArtifactBytes(**counts, padding=pages - sum(counts.values()), total=pages)
 
 
 def _regions(
@@ -189,9 +195,8 @@ def _regions(
     for shape in shapes.values():
         if len(shape) == 1:
             yield "norms", shape[0] * _FLOAT_BYTES
-    for _ in {(rope.base, rope.factor) for rope in (layer.rope for layer in config.layers)}:
-        for _ in ("cos", "sin"):
-            yield "ropes", context_length * config.head_dim // 2 * _FLOAT_BYTES
+    tables = 2 * len({layer.rope for layer in config.layers})  # cos and sin of each
+    yield from [("ropes", context_length * config.head_dim // 2 * _FLOAT_BYTES)] * tables
 
 
 def _products(config: GemmaConfig) -> Iterator[list[str]]:
@@ -232,39 +237,60 @@ def _caches(caches: Sequence[LayerCache], context_length: int) -> CacheBytes:
     )
 
 
-# Of a session: measured with onnxruntime 1.32 on Linux.
-_RUNTIME_BYTES = 64 * _MIB
-_PREPACKED_SHARE = 1.15
-
-
 def _run(
-    config: GemmaConfig, artifact: ArtifactBytes, caches: CacheBytes, geometry: Geometry
+    config: GemmaConfig,
+    formats: Mapping[str, Format],
+    caches: Sequence[LayerCache],
+    geometry: Geometry,
+    artifact: ArtifactBytes,
 ) -> RunBytes:
+    form = formats.get(TABLE, FLOAT)
     matrices = artifact.table + artifact.attention + artifact.mlp
-    prepacked = round(matrices * _PREPACKED_SHARE)
-    activations = _activation_bytes(config, geometry.prefill_length)
-    parts = (artifact.total, prepacked, caches.total, activations, _RUNTIME_BYTES)
-    return RunBytes(*parts, total=sum(parts))
+    # Tokens are looked up in the table as it lies in the file: floats, or the scales of codes.
+    table_codes = config.vocab_size * config.hidden_size * form.bits // 8
+    mapped = artifact.total - matrices - artifact.padding
+    mapped += artifact.table if form.is_float else artifact.table - table_codes
+    prepacked = round(matrices * (1.0 if form.is_float else _PREPACKED))
+    packing = 0 if form.is_float else round(artifact.table * _PREPACKING)
+    kept = sum(cache.elements for cache in caches) * _FLOAT_BYTES
+    activations = _activation_bytes(config, caches, geometry.prefill_length)
+    resident = _RUNTIME_BYTES + mapped + prepacked
+    return RunBytes(
+        mapped=mapped,
+        prepacked=prepacked,
+        caches=kept,
+        activations=activations,
+        runtime=_RUNTIME_BYTES,
+        loading=resident + packing,
+        total=max(resident + packing, resident + kept + activations),
+    )
 
 
-def _activation_bytes(config: GemmaConfig, tokens: int) -> int:
-    """The widest values alive at once: gate and up together, apart, and their product."""
-    row = 5 * config.intermediate_size + 4 * config.hidden_size
-    return (tokens * row + 2 * config.vocab_size) * _FLOAT_BYTES
+def _activation_bytes(config: GemmaConfig, caches: Sequence[LayerCache], tokens: int) -> int:
+    """Gate and up together and apart, their product; attention scores; logits."""
+    scores = config.heads * tokens * max(cache.slots for cache in caches)
+    alive = tokens * _widest_row(config) + scores + config.vocab_size
+    return _ARENA * alive * _FLOAT_BYTES
 
 
-# Of an export: measured with torch 2.13 on Linux.
-_IMPORT_BYTES = 330 * _MIB
-_TOKENIZER_BYTES_PER_TOKEN = 700
-_BLOCK_COPIES = 6
+def _widest_row(config: GemmaConfig) -> int:
+    return 5 * config.intermediate_size + 4 * config.hidden_size
 
 
-def _export_peak(config: GemmaConfig, formats: Mapping[str, Format], context_length: int) -> int:
+def _export_peak(config: GemmaConfig, context_length: int) -> int:
+    """Parsing the tokenizer, evaluating the goldens or making rope tables: whichever takes most.
+
+    Nothing in it grows with the number of layers.
+    """
     positions = len(PROMPTS) * min(PROMPT_TOKENS, context_length)
-    logits = 2 * positions * config.vocab_size * _FLOAT_BYTES
-    blocks = _BLOCK_COPIES * BLOCK_ELEMENTS * _FLOAT_BYTES
-    tokenizer = config.vocab_size * _TOKENIZER_BYTES_PER_TOKEN
-    return _IMPORT_BYTES + tokenizer + blocks + logits
+    logits = positions * config.vocab_size * _FLOAT_BYTES
+    widest = _WIDEST_COPIES * positions * _widest_row(config) * _FLOAT_BYTES
+    threads = (os.cpu_count() or 1) + 1
+    blocks = threads * _BLOCK_COPIES * BLOCK_ELEMENTS * _FLOAT_BYTES
+    ropes = context_length * config.head_dim // 2 * (8 + 8 + 4)  # angle, its cosine, and as float32
+    tokenizer = config.vocab_size * _TOKENIZER_BYTES
+    working = tokenizer + blocks + max(logits + widest, ropes)
+    return _IMPORT_BYTES + max(working, config.vocab_size * _TOKENIZER_PARSING)
 
 
 def _phone(gigabytes: int, needed: int) -> PhoneVerdict:
@@ -277,6 +303,49 @@ def _phone(gigabytes: int, needed: int) -> PhoneVerdict:
 
 def render_plan(plan: Plan) -> RenderableType:
     """The plan as the console shows it."""
-    table = Table(show_header=False, box=None, title=f"plan for {plan.target}")
-    table.add_row("context", f"{plan.context_length} tokens")
-    return Group(table)
+    title = f"{plan.family} to {plan.target}, {plan.context_length} tokens of context"
+    table = Table(show_header=False, box=None, title=title, title_justify="left")
+    table.add_column(style="bold")
+    for label, value in _lines(plan):
+        table.add_row(label, value)
+    phones = Table(box=None, title="an app that runs it", title_justify="left")
+    for heading in ("phone", "may use", "needs", ""):
+        phones.add_column(heading, justify="left" if heading in ("phone", "") else "right")
+    for phone in plan.phones:
+        amounts = (format_bytes(phone.budget), format_bytes(phone.needed))
+        phones.add_row(f"{phone.ram_gb} GB", *amounts, phone.verdict)
+    return Group(table, "", phones)
+
+
+def _lines(plan: Plan) -> list[tuple[str, str]]:
+    parameters, file, caches, run = plan.parameters, plan.artifact, plan.caches, plan.run
+    return [
+        (
+            "parameters",
+            f"{parameters.total / 1e6:,.0f} M: table {parameters.table / 1e6:,.0f}, "
+            f"attention {parameters.attention / 1e6:,.0f}, mlp {parameters.mlp / 1e6:,.0f}, "
+            f"norms {parameters.norms / 1e6:.1f}",
+        ),
+        (
+            "weights",
+            f"{format_bytes(file.total)}: table {format_bytes(file.table)}, "
+            f"attention {format_bytes(file.attention)}, mlp {format_bytes(file.mlp)}, "
+            f"norms {format_bytes(file.norms)}, ropes {format_bytes(file.ropes)}",
+        ),
+        (
+            "bits per weight",
+            f"{plan.bits_per_weight:.2f} by recipe, {plan.file_bits_per_weight:.2f} in the file",
+        ),
+        (
+            "caches",
+            f"{format_bytes(caches.total)}: local layers {format_bytes(caches.local)}, "
+            f"global layers {format_bytes(caches.full)}; {caches.note}",
+        ),
+        (
+            "running",
+            f"{format_bytes(run.total)} at most: weights {format_bytes(run.prepacked)} packed and "
+            f"{format_bytes(run.mapped)} mapped, caches {format_bytes(run.caches)}, "
+            f"activations {format_bytes(run.activations)}; loading {format_bytes(run.loading)}",
+        ),
+        ("exporting", f"{format_bytes(plan.export_peak_bytes)} at most"),
+    ]
