@@ -25,8 +25,7 @@ from gemma_runtime.manifest import AttentionKind, LayerCache
 Component = Literal["table", "attention", "mlp", "norms", "ropes"]
 Verdict = Literal["fits", "tight", "does not fit"]
 
-_MIB = 1 << 20
-_GIB = 1 << 30
+_MIB, _GIB = 1 << 20, 1 << 30
 _FLOAT_BYTES = 4  # of scales in the file, of caches, logits, norms and rope tables
 _PAGE = 4096  # every tensor of the data file starts on one
 
@@ -195,8 +194,8 @@ def _regions(
     for shape in shapes.values():
         if len(shape) == 1:
             yield "norms", shape[0] * _FLOAT_BYTES
-    tables = 2 * len({layer.rope for layer in config.layers})  # cos and sin of each
-    yield from [("ropes", context_length * config.head_dim // 2 * _FLOAT_BYTES)] * tables
+    for _ in range(2 * len({layer.rope for layer in config.layers})):  # cos and sin of each
+        yield "ropes", context_length * config.head_dim // 2 * _FLOAT_BYTES
 
 
 def _products(config: GemmaConfig) -> Iterator[list[str]]:
