@@ -71,8 +71,9 @@ def _candidates(
     """Tokens that may be drawn and their likelihood relative to the best, (C,) each."""
     penalized = _penalize(logits, previous, sampling.repetition_penalty)
     tokens = _top_k(penalized, sampling.top_k)  # the temperature keeps the order
-    scores = penalized[tokens].astype(np.float64) / sampling.temperature
-    shares = np.exp(scores - scores.max())
+    scores = penalized[tokens].astype(np.float64)
+    with np.errstate(over="ignore"):  # near 0 a temperature leaves the best alone: exp(-inf)
+        shares = np.exp((scores - scores.max()) / sampling.temperature)
     if sampling.top_p < 1:
         tokens, shares = _top_p(tokens, shares, sampling.top_p)
     if sampling.min_p > 0:
@@ -120,7 +121,7 @@ def _top_p(
     whole = shares.sum()
     # Even all tokens together, each this rare, are no more than what may be left out: only the
     # others have to be sorted.
-    common = np.flatnonzero(shares > (1 - top_p) * whole / len(shares))
+    common = np.flatnonzero(shares >= (1 - top_p) * whole / len(shares))
     common = common[np.argsort(-shares[common], kind="stable")]
     above = shares[common].cumsum() - shares[common]  # held by the more likely ones
     kept = common[: max(1, int((above < top_p * whole).sum()))]

@@ -99,22 +99,15 @@ def test_probabilities_are_those_of_transformers(sampling: Sampling) -> None:
 
 
 def _transformers(logits: Logits, previous: list[int], sampling: Sampling) -> NDArray[np.float32]:
-    import torch
-    from transformers import (
-        LogitsProcessorList,
-        MinPLogitsWarper,
-        RepetitionPenaltyLogitsProcessor,
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-    )
-
-    chain = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)])
-    chain.append(TemperatureLogitsWarper(sampling.temperature))
+    torch = pytest.importorskip("torch")
+    hf = pytest.importorskip("transformers")
+    chain = hf.LogitsProcessorList()
+    chain.append(hf.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    chain.append(hf.TemperatureLogitsWarper(sampling.temperature))
     if sampling.top_k:
-        chain.append(TopKLogitsWarper(sampling.top_k))
-    chain.append(TopPLogitsWarper(sampling.top_p))
-    chain.append(MinPLogitsWarper(sampling.min_p))
+        chain.append(hf.TopKLogitsWarper(sampling.top_k))
+    chain.append(hf.TopPLogitsWarper(sampling.top_p))
+    chain.append(hf.MinPLogitsWarper(sampling.min_p))
     scores = chain(torch.LongTensor([previous]), torch.FloatTensor(logits)[None])
     shares: NDArray[np.float32] = scores.softmax(-1)[0].numpy()
     return shares
@@ -142,6 +135,22 @@ def test_a_flat_distribution_keeps_its_top_p_share() -> None:
     tokens, _ = distribution(logits, [], Sampling(temperature=1.0, top_p=0.5))
     assert len(tokens) == pytest.approx(10000, abs=20)
     assert tokens.min() > 9950
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-3])
+def test_a_temperature_near_zero_is_as_good_as_greedy(temperature: float) -> None:
+    """The division overflowed, and the last token was drawn."""
+    logits = np.array([1.0, 5.0, -np.inf, 4.9], np.float32)
+    sampling = Sampling(temperature=temperature, top_p=0.9, min_p=0.1, seed=0)
+    assert Sampler(sampling).pick(logits, []) == 1
+    assert distribution(logits, [], sampling)[0].tolist() == [1]
+
+
+@pytest.mark.parametrize("top_p", [1e-300, 1e-17, 1e-9])
+def test_the_smallest_top_p_keeps_a_token(top_p: float) -> None:
+    """Of equal tokens none was kept, and the draw failed."""
+    tokens, shares = distribution(np.zeros(7, np.float32), [], Sampling(temperature=1, top_p=top_p))
+    assert (len(tokens), shares.tolist()) == (1, [1.0])
 
 
 @given(logits=LOGITS)
