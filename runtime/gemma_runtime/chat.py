@@ -5,19 +5,14 @@ random number in place of each content; contents come in afterwards, as text tha
 control token.
 """
 
-import json
 import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Literal, NoReturn
-
-import jinja2
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing import Literal
 
 from gemma_runtime.errors import TokenizerError
+from gemma_runtime.template import TemplateRefusal, render_template
 from gemma_runtime.tokenizer import Tokenizer
 
 # For checkpoints that come without one: Gemma's turns, in our words.
@@ -32,19 +27,6 @@ CANONICAL_TEMPLATE = """\
     {{- "<start_of_turn>model\\n" }}
 {%- endif %}
 """
-
-# What an expression in a template can raise. Jinja wraps none of them.
-_FAULTS = (
-    jinja2.TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +51,14 @@ def encode_chat(
         eos=_piece(tokenizer, tokenizer.token_id("<eos>")),
     )
     text, contents = _render_folded(frame, messages)
-    ids: list[int] = []
+    ids = [bos_token]
     for part in tokenizer.split_control(text):
+        if part == bos_token:
+            continue
         # Between two markers the template's words and the user's are encoded as one text, as
         # they would be without the wall: ids are those of transformers.
         ids += [part] if isinstance(part, int) else tokenizer.encode(_fill(part, contents))
-    return [bos_token, *(token for token in ids if token != bos_token)]
+    return ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +66,6 @@ class _Frame:
     template: str
     bos: str
     eos: str
-
-
-class _Refusal(TokenizerError):
-    """The template knows no such conversation."""
 
 
 def _piece(tokenizer: Tokenizer, token: int | None) -> str:
@@ -116,7 +96,7 @@ def _render_folded(frame: _Frame, messages: Sequence[Message]) -> tuple[str, dic
         return _render(frame, messages)
     try:
         return _render(frame, messages)
-    except _Refusal:
+    except TemplateRefusal:
         return _render(frame, _fold_system(messages))
 
 
@@ -130,18 +110,20 @@ def _render(frame: _Frame, messages: Sequence[Message]) -> tuple[str, dict[str, 
     """The template's text with placeholders, and what they stand for."""
     contents: dict[str, str] = {}
     turns = [{"role": m.role, "content": _hide(m.content, contents)} for m in messages]
-    names = {"bos_token": frame.bos, "eos_token": frame.eos, "tools": None, "documents": None}
-    try:
-        template = _environment().from_string(frame.template)
-        text = template.render(names, messages=turns, add_generation_prompt=True)
-    except _FAULTS as error:
-        raise TokenizerError(
-            f"the chat template fails: {type(error).__name__}: {_one_line(error)}; "
-            "fix it in the checkpoint and export again"
-        ) from error
+    names = {
+        "messages": turns,
+        "add_generation_prompt": True,
+        "bos_token": frame.bos,
+        "eos_token": frame.eos,
+        "tools": None,
+        "documents": None,
+    }
+    text = render_template(frame.template, names)
     for hidden, content in contents.items():
         if hidden not in text:
-            raise _Refusal(f"the chat template leaves out or alters {content[:40]!r}; change it")
+            raise TemplateRefusal(
+                f"the chat template leaves out or alters {content[:40]!r}; change it"
+            )
     return text, contents
 
 
@@ -163,31 +145,3 @@ def _fill(text: str, contents: dict[str, str]) -> str:
     if not contents:
         return text
     return re.sub("|".join(contents), lambda match: contents[match[0]], text)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Hugging Face's: see transformers' chat_template_utils."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _to_json(value: object, ensure_ascii: bool = False, indent: int | None = None) -> str:
-    # Jinja's own escapes HTML.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
-
-
-def _raise_exception(message: object) -> NoReturn:
-    raise _Refusal(f"the chat template refuses the conversation: {_one_line(message)}")
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
-
-
-def _one_line(message: object) -> str:
-    return " ".join(str(message).split())[:200]

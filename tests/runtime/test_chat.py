@@ -24,6 +24,10 @@ REFUSES_SYSTEM = """\
 {%- if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}
 """
 KEEPS_SPACE = "{% for m in messages %}<start_of_turn>{{ m.content }}<end_of_turn>{% endfor %}"
+DOUBLE = (
+    "{{% set x = namespace(y={start}) %}}"
+    "{{% for i in range(60) %}}{{% set x.y = {step} %}}{{% endfor %}}"
+)
 
 MARKED = st.lists(
     st.sampled_from([*SPECIAL, *RESERVED, "<start_of_turn>model\n", "<", "of_turn>", "\n"])
@@ -110,6 +114,14 @@ def test_bos_comes_once(tokenizer: Tokenizer, prefix: str) -> None:
     assert ids.count(BOS) == 1
 
 
+def test_a_bos_that_is_an_ordinary_piece_takes_nothing_from_the_text(tokenizer: Tokenizer) -> None:
+    """Every `h` of the user's was dropped when config.json named it as bos."""
+    letter = tokenizer.token_id("h")
+    assert letter is not None
+    ids = encode_chat(tokenizer, KEEPS_SPACE, say(("user", "hi h")), letter)
+    assert tokenizer.decode(ids) == "hhi h"
+
+
 def test_case_changed_by_the_template_does_not_lose_the_content(tokenizer: Tokenizer) -> None:
     template = "{{ messages[0].content | upper }}"
     assert tokenizer.decode(encode_chat(tokenizer, template, say(("user", "hi")), BOS)) == "hi"
@@ -158,6 +170,61 @@ def test_a_hostile_or_broken_template_is_one_clear_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("template", "bound"),
+    [
+        ("{% for a in 'x' * 999 %}{% for b in 'x' * 999 %}{% endfor %}{% endfor %}", "steps"),
+        ("{% for a in 'x' * 999 %}{% for b in 'x' * 999 if 0 %}{% endfor %}{% endfor %}", "steps"),
+        ("{% for a in 'xx' %}{% for b in range(99999) if 0 %}{% endfor %}{% endfor %}", "steps"),
+        ("{{ range(10 ** 12) }}", "steps"),
+        ("{% macro f(n) %}{{ f(n - 1) ~ f(n - 1) if n }}{% endmacro %}{{ f(60) }}", "steps"),
+        (DOUBLE.format(start="'a'", step="x.y ~ x.y"), "a text or list longer"),
+        (DOUBLE.format(start="'a'", step="x.y + x.y"), "a text or list longer"),
+        (DOUBLE.format(start="[1]", step="x.y + x.y"), "a text or list longer"),
+        (DOUBLE.format(start="9", step="x.y * x.y"), "more than 64 bits"),
+        ("{% for i in range(99) %}{{ 'x' * 100000 }}{% endfor %}", "a text or list longer"),
+        ("{{ 'x' * 10 ** 12 }}", "a text or list longer"),
+        ("{{ 10 ** 12 * ['x'] }}", "a text or list longer"),
+        ("{{ 10 ** (10 ** 12) }}", "more than 64 bits"),
+        ("{{ lipsum(10 ** 9) }}", "'lipsum' is undefined"),
+        ("{{ messages | slice(10 ** 9) | list }}", "No filter named 'slice'"),
+        ("{{ messages | batch(10 ** 9) | list }}", "No filter named 'batch'"),
+        ("x" * 200_001, "it has 200001 characters"),
+    ],
+)
+def test_a_template_that_would_not_end_is_stopped(
+    tokenizer: Tokenizer, template: str, bound: str
+) -> None:
+    """Loops in loops and macros that call themselves ran for hours."""
+    with pytest.raises(TokenizerError, match=f"the chat template fails: .*{bound}"):
+        encode_chat(tokenizer, template, say(("user", "hi")), BOS)
+
+
+def test_a_long_conversation_is_within_the_bounds(tokenizer: Tokenizer) -> None:
+    turns = [("user", "hi"), ("assistant", "ho")] * 500 + [("user", "hi")]
+    ids = encode_chat(tokenizer, None, say(*turns), BOS)
+    assert pieces(tokenizer, ids).count("<start_of_turn>") == 1002
+
+
+def test_operators_do_what_jinjas_do(tokenizer: Tokenizer) -> None:
+    template = (
+        "{{ 2 + 3 * 4 ** 2 }} {{ 'ab' * 2 + 'c' ~ 1.5 ~ none }} {{ ([1] * 2 + [3]) | length }} "
+        "{{ 2 ** -1 }} {{ 1.5 * 2 + 1 }}{% for i in range(5, 0, -2) if i > 1 %} {{ i }}{% endfor %}"
+        " {{ messages[0].content }}"
+    )
+    ids = encode_chat(tokenizer, template, say(("user", "hi")), BOS)
+    assert tokenizer.decode(ids) == "50 ababc1.5None 3 0.5 4.0 5 3 hi"
+
+
+def test_what_a_template_marks_for_training_is_rendered(tokenizer: Tokenizer) -> None:
+    """Templates with Hugging Face's `generation` blocks were refused as broken."""
+    template = (
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    )
+    ids = encode_chat(tokenizer, template, say(("user", "hi")), BOS)
+    assert tokenizer.decode(ids) == "hi"
+
+
 def test_blocks_leave_no_white_space(tokenizer: Tokenizer) -> None:
     template = "{% for m in messages %}\n{{ m.content }}\n  {% endfor %}\n"
     ids = encode_chat(tokenizer, template, say(("user", "hi")), BOS)
@@ -195,6 +262,5 @@ def genuine(gemma3_tokenizer_folder: Path) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def reference(gemma3_tokenizer_folder: Path) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(gemma3_tokenizer_folder)
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoTokenizer.from_pretrained(gemma3_tokenizer_folder)  # type: ignore[no-any-return]
