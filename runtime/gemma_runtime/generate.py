@@ -1,6 +1,6 @@
 """Tokens and text out of a session."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from time import perf_counter
@@ -39,7 +39,7 @@ def generate(
     *,
     max_new_tokens: int,
     sampling: Sampling = _GREEDY,
-    stop_tokens: Sequence[int] = (),
+    stop_tokens: Collection[int] = (),
 ) -> Iterator[int]:
     """Feed `prompt` and yield new tokens, until a stop token (not yielded) or a full context.
 
@@ -55,7 +55,7 @@ def generate_text(
     *,
     max_new_tokens: int,
     sampling: Sampling = _GREEDY,
-    stop_tokens: Sequence[int] = (),
+    stop_tokens: Collection[int] = (),
     stop_strings: Sequence[str] = (),
     history: Sequence[int] = (),
 ) -> "TextGeneration":
@@ -155,7 +155,7 @@ class Conversation:
         *,
         template: str | None,
         bos_token: int,
-        stop_tokens: Sequence[int],
+        stop_tokens: Collection[int],
         stop_strings: Sequence[str] = (),
         sampling: Sampling = _GREEDY,
         system: str | None = None,
@@ -281,7 +281,7 @@ class _Steps:
         history: Sequence[int],
         max_new_tokens: int,
         sampling: Sampling,
-        stop_tokens: Sequence[int],
+        stop_tokens: Collection[int],
     ) -> None:
         check_tokens(prompt)
         check_room(session.position, len(prompt), session.context_length)

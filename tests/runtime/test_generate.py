@@ -74,7 +74,7 @@ class Recording(FakeSession):
 
 def test_tokens_follow_until_the_stop_token() -> None:
     session = counting()
-    assert list(generate(session, [10, 11], max_new_tokens=9, stop_tokens=[15])) == [12, 13, 14]
+    assert list(generate(session, [10, 11], max_new_tokens=9, stop_tokens={15})) == [12, 13, 14]
     assert session.tokens == [10, 11, 12, 13, 14]
 
 
