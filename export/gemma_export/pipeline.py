@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from gemma_export.plan import Plan, make_plan
 from tokenizers import Tokenizer
 
 from gemma_export.checkpoint import Checkpoint, TokenizerFiles
 from gemma_export.checkpoint.open import open_checkpoint, planned_config
 from gemma_export.config import Family, GemmaConfig
 from gemma_export.memory import MemoryCeiling, peak_rss_bytes
+from gemma_export.parallel import one_thread_each
+from gemma_export.plan import Plan, make_plan
 from gemma_export.progress import Reporter, guarded
 from gemma_export.quantize.recipe import Recipe, bits_per_weight
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
-from gemma_export.reference import Reference, record_reference
+from gemma_export.reference import Reference, golden_prompts, record_reference
 from gemma_export.targets import Artifact, Geometry, Target, load_target
 from gemma_runtime.bundle import (
     MANIFEST,
@@ -24,7 +25,7 @@ from gemma_runtime.bundle import (
     describe_files,
     staged_folder,
 )
-from gemma_runtime.errors import TargetError
+from gemma_runtime.errors import CheckpointError, TargetError
 from gemma_runtime.goldens import save_goldens
 from gemma_runtime.manifest import SCHEMA_VERSION, Manifest, Model, Quantization
 
@@ -76,12 +77,14 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
     for note in checkpoint.notes:
         report.note(note)
 
-    store = _quantize(checkpoint, request.recipe, report, ceiling)
-    reference = _reference(checkpoint, store, geometry, report, ceiling)
+    text = _load_text(checkpoint)
+    with one_thread_each():
+        store = _quantize(checkpoint, request.recipe, report, ceiling)
+        reference = _reference(checkpoint, store, text, geometry, report, ceiling)
     results = []
     for target, output in zip(targets, outputs, strict=True):
         with staged_folder(output, request.force) as folder:
-            work = _Work(checkpoint, store, request.recipe, geometry, reference, folder)
+            work = _Work(checkpoint, text, store, request.recipe, geometry, reference, folder)
             artifact = _write(target, work, report, ceiling)
             manifest = _manifest(work, artifact, _write_sidecars(work))
             (folder / MANIFEST).write_bytes(manifest.to_json())
@@ -103,11 +106,30 @@ class _Work:
     """All that one bundle is made from."""
 
     checkpoint: Checkpoint
+    text: "_Text | None"
     store: QuantizedStore
     recipe: Recipe
     geometry: Geometry
     reference: Reference
     folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """The checkpoint's tokenizer, loaded once."""
+
+    files: TokenizerFiles
+    encoder: Tokenizer
+
+
+def _load_text(checkpoint: Checkpoint) -> _Text | None:
+    files = checkpoint.tokenizer()
+    if files is None:
+        return None
+    try:
+        return _Text(files, Tokenizer.from_str(files.tokenizer_json.decode("utf-8")))
+    except Exception as error:  # what tokenizers raises has no type of its own
+        raise CheckpointError(f"{checkpoint.id}: tokenizer.json can't be read: {error}") from error
 
 
 def _geometry(request: ExportRequest, config: GemmaConfig) -> Geometry:
@@ -146,12 +168,15 @@ def _quantize(
 def _reference(
     checkpoint: Checkpoint,
     store: QuantizedStore,
+    text: _Text | None,
     geometry: Geometry,
     report: Reporter,
     ceiling: MemoryCeiling,
 ) -> Reference:
+    encoder = text.encoder if text else None
+    prompts = golden_prompts(checkpoint.config, encoder, geometry.context_length)
     with report.stage("reference", checkpoint.config.parameters * 8) as tick:
-        return record_reference(checkpoint, store, geometry.context_length, guarded(tick, ceiling))
+        return record_reference(checkpoint, store, prompts, guarded(tick, ceiling))
 
 
 def _write(target: Target, work: _Work, report: Reporter, ceiling: MemoryCeiling) -> Artifact:
@@ -165,15 +190,14 @@ def _write_sidecars(work: _Work) -> dict[str, str]:
     """Tokenizer and goldens; returns which file plays which role."""
     roles = {"goldens": _GOLDENS}
     save_goldens(work.folder / _GOLDENS, work.reference.goldens)
-    if (tokenizer := work.checkpoint.tokenizer()) is not None:
-        (work.folder / _TOKENIZER).write_bytes(tokenizer.tokenizer_json)
+    if work.text is not None:
+        (work.folder / _TOKENIZER).write_bytes(work.text.files.tokenizer_json)
         roles["tokenizer"] = _TOKENIZER
     return roles
 
 
 def _manifest(work: _Work, artifact: Artifact, roles: dict[str, str]) -> Manifest:
     checkpoint, config, formats = work.checkpoint, work.checkpoint.config, work.store.formats
-    tokenizer = checkpoint.tokenizer()
     return Manifest(
         schema_version=SCHEMA_VERSION,
         model=Model(
@@ -194,8 +218,8 @@ def _manifest(work: _Work, artifact: Artifact, roles: dict[str, str]) -> Manifes
         context_length=work.geometry.context_length,
         prefill_length=work.geometry.prefill_length,
         bos_token=config.bos_token,
-        stop_tokens=_stop_tokens(config, tokenizer),
-        chat_template=tokenizer.chat_template if tokenizer else None,
+        stop_tokens=_stop_tokens(config, work.text),
+        chat_template=work.text.files.chat_template if work.text else None,
         layers=artifact.caches,
         cache_dtype=artifact.cache_dtype,
         graphs=artifact.graphs,
@@ -207,11 +231,7 @@ def _manifest(work: _Work, artifact: Artifact, roles: dict[str, str]) -> Manifes
     )
 
 
-def _stop_tokens(config: GemmaConfig, tokenizer: TokenizerFiles | None) -> tuple[int, ...]:
+def _stop_tokens(config: GemmaConfig, text: _Text | None) -> tuple[int, ...]:
     """The config's end tokens, and the end of a turn, which base models' configs leave out."""
-    stops = dict.fromkeys(config.eos_tokens)
-    if tokenizer is not None:
-        turn = Tokenizer.from_str(tokenizer.tokenizer_json.decode("utf-8")).token_to_id(_TURN_END)
-        if turn is not None:
-            stops[turn] = None
-    return tuple(stops)
+    turn = text.encoder.token_to_id(_TURN_END) if text else None
+    return tuple(dict.fromkeys((*config.eos_tokens, *([] if turn is None else [turn]))))

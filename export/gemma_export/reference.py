@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from gemma_export.checkpoint import Checkpoint, SourceWeight, TokenizerFiles
+from gemma_export.checkpoint import Checkpoint, SourceWeight
 from gemma_export.config import GemmaConfig
 from gemma_export.decoder import decoder
 from gemma_export.ops import Weight
@@ -46,12 +46,11 @@ class Reference:
 def record_reference(
     checkpoint: Checkpoint,
     store: QuantizedStore,
-    context_length: int,
+    prompts: Mapping[str, list[int]],
     progress: Callable[[str, int], None],
 ) -> Reference:
-    """Run the golden prompts with the float weights and with the store's."""
+    """Run prompts of equal length with the float weights and with the store's."""
     config, shapes = checkpoint.config, checkpoint.config.tensor_shapes()
-    prompts = golden_prompts(config, checkpoint.tokenizer(), context_length)
     tokens = torch.tensor(list(prompts.values()))  # (B, T)
 
     def source(name: str) -> Weight:
@@ -70,14 +69,13 @@ def record_reference(
 
 
 def golden_prompts(
-    config: GemmaConfig, tokenizer: TokenizerFiles | None, context_length: int
+    config: GemmaConfig, encoder: Tokenizer | None, context_length: int
 ) -> dict[str, list[int]]:
     """Prompts of equal length, bos first; random ids where there is no tokenizer."""
     length = min(PROMPT_TOKENS, context_length)
-    if tokenizer is None:
+    if encoder is None:
         draw = np.random.default_rng(0).integers(0, config.vocab_size, (len(PROMPTS), length))
         return dict(zip(PROMPTS, draw.tolist(), strict=True))
-    encoder = Tokenizer.from_str(tokenizer.tokenizer_json.decode("utf-8"))
     return {name: _fit(config, encoder, text, length) for name, text in PROMPTS.items()}
 
 

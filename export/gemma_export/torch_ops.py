@@ -15,6 +15,7 @@ from torch.nn import functional
 from gemma_export.checkpoint import row_blocks
 from gemma_export.config import LayerSpec, Rope
 from gemma_export.ops import Weight
+from gemma_export.parallel import in_order
 
 
 class TorchOps:
@@ -94,8 +95,14 @@ def _whole(weight: Weight) -> Tensor:
 
 
 def _matmul(x: Tensor, weight: Weight) -> Tensor:
-    """x · wᵀ with one block of w in memory at a time."""
+    """x · wᵀ, a block of w to each core."""
     y = x.new_empty((*x.shape[:-1], weight.shape[0]))
-    for start, stop in row_blocks(weight.shape):
-        y[..., start:stop] = x @ weight.rows(start, stop).T
+
+    def multiply(span: tuple[int, int]) -> None:
+        start, stop = span
+        with torch.inference_mode():  # a thread has its own mode
+            y[..., start:stop] = x @ weight.rows(start, stop).T
+
+    for _ in in_order(multiply, row_blocks(weight.shape)):
+        pass
     return y

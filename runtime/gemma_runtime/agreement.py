@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gemma_runtime.goldens import TopLogits, log_sum_exp
 from gemma_runtime.manifest import Agreement
 
-TIE_MARGIN = 0.1  # logits; two tokens closer than this may swap places without a fault
+TIE_MARGIN = 0.1  # logits; tokens closer than this may swap places without a fault
 
 
 def compare_logits(

@@ -39,7 +39,8 @@ class Tiny:
     def build(self) -> PreTrainedModel:
         """Random weights, norms included, the same ones every time."""
         torch.manual_seed(7)
-        model = self.model(self.config).eval()
+        model = self.model(self.config)
+        model.train(False)
         with torch.no_grad():
             for name, weight in model.named_parameters():
                 spread = 0.3 if "norm" in name else 2 * weight.shape[-1] ** -0.5

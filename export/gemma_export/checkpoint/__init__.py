@@ -11,7 +11,7 @@ from torch import Tensor
 from gemma_export.config import GemmaConfig
 from gemma_runtime.errors import CheckpointError
 
-BLOCK_ELEMENTS = 4 << 20  # 16 MiB of float32: what one block of rows may hold
+BLOCK_ELEMENTS = 1 << 20  # 4 MiB of float32: what one block of rows may hold
 
 
 class Checkpoint(Protocol):

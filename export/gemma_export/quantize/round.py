@@ -5,10 +5,7 @@ grid that float16 and bfloat16 share, before the weights are rounded to them, so
 that keeps scales in either holds the same numbers.
 """
 
-import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -24,23 +21,15 @@ _SLICE = 1 << 17  # elements rounded at a time: they and their temporaries stay 
 
 
 def round_rows(rows: Tensor, form: Format, rounding: Rounding) -> Codes:
-    """Quantize (N, K) float32 rows, on all cores."""
+    """Quantize (N, K) float32 rows."""
     step = max(1, _SLICE // rows.shape[1])
-    slices = [rows[i : i + step] for i in range(0, len(rows), step)]
-    parts = list(_workers().map(lambda part: _round(part, form, rounding), slices))
+    parts = [_round(rows[i : i + step], form, rounding) for i in range(0, len(rows), step)]
     zeros = [part.zeros for part in parts if part.zeros is not None]
     return Codes(
         torch.cat([part.codes for part in parts]),
         torch.cat([part.scales for part in parts]),
         torch.cat(zeros) if zeros else None,
     )
-
-
-@cache
-def _workers() -> ThreadPoolExecutor:
-    """One thread per core, each on its own slice: torch's own threads would meet at a barrier
-    after every operation, which costs 35 times the work on a busy machine."""
-    return ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,))
 
 
 def shared_scale(scale: Tensor) -> Tensor:

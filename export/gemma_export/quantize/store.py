@@ -18,6 +18,7 @@ from gemma_export.cache import cache_folder
 from gemma_export.checkpoint import Checkpoint, row_blocks
 from gemma_export.checkpoint.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
 from gemma_export.config import GemmaConfig
+from gemma_export.parallel import in_order
 from gemma_export.quantize.pack import Codes, dequantize
 from gemma_export.quantize.recipe import FLOAT, Format, Recipe
 from gemma_export.quantize.round import round_rows
@@ -148,14 +149,18 @@ def _write(
 ) -> str:
     """Write one tensor; returns its line for the digest."""
     form = formats.get(name, FLOAT)
+
+    def quantize(span: tuple[int, int]) -> tuple[int, int, dict[str, Tensor]]:
+        values = checkpoint.rows(name, *span)
+        return span[0], values.numel() * 4, _parts(name, values, form, recipe)
+
     hashes: dict[str, hashlib._Hash] = {}
-    for start, stop in row_blocks(shape):
-        values = checkpoint.rows(name, start, stop)
-        for part, tensor in _parts(name, values, form, recipe).items():
+    for start, done, parts in in_order(quantize, row_blocks(shape)):
+        for part, tensor in parts.items():
             data = tensor.contiguous().view(torch.uint8).numpy()
             hashes.setdefault(part, hashlib.sha256()).update(data.data)
             writer.write_rows(part, start, data)
-        progress(name, values.numel() * 4)
+        progress(name, done)
     digest = hashlib.sha256(b"".join(h.digest() for h in hashes.values())).hexdigest()
     return f"{name} {form} {digest}"
 

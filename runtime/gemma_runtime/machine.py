@@ -1,0 +1,149 @@
+"""The machine a figure comes from: its parts, its load, and what a process takes of its memory."""
+
+import os
+import platform
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+_BANDWIDTH_BYTES = 256 << 20  # several times any cache
+_BUSY = 0.5  # load per core above which timings are not to be trusted
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    cpu: str
+    physical_cores: int
+    logical_cores: int
+    memory_bytes: int
+    system: str
+    python: str
+    runtimes: dict[str, str]  # package that runs an artifact -> version
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What this process has in memory. None where the system doesn't say."""
+
+    peak_bytes: int  # resident, at most
+    anonymous_bytes: int | None  # resident now: heap, caches, repacked weights
+    file_bytes: int | None  # resident now: mapped files, which the system may drop and read again
+
+
+def describe_machine(packages: Iterable[str]) -> Machine:
+    """This machine, and the versions of the given runtime packages."""
+    return Machine(
+        cpu=_cpu_name(),
+        physical_cores=physical_cores(),
+        logical_cores=psutil.cpu_count() or 1,
+        memory_bytes=psutil.virtual_memory().total,
+        system=platform.platform(),
+        python=platform.python_version(),
+        runtimes={package: metadata.version(package) for package in sorted(set(packages))},
+    )
+
+
+def physical_cores() -> int:
+    return psutil.cpu_count(logical=False) or 1
+
+
+def load_average() -> float:
+    """Processes that want a core, averaged over the last minute."""
+    return psutil.getloadavg()[0]
+
+
+def is_busy(load: float) -> bool:
+    return load > _BUSY * physical_cores()
+
+
+def measure_bandwidth(threads: int, repeats: int = 7, size: int = _BANDWIDTH_BYTES) -> float:
+    """Bytes per second that `threads` threads read from memory: the best of several sums."""
+    words = np.ones(size // 8, np.uint64)
+    parts = np.array_split(words, threads)
+
+    def read(part: NDArray[np.uint64]) -> int:
+        return int(part.sum())  # numpy lets go of the interpreter meanwhile
+
+    best = float("inf")
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(repeats):
+            started = perf_counter()
+            list(pool.map(read, parts))
+            best = min(best, perf_counter() - started)
+    return words.nbytes / best
+
+
+def measure_memory() -> Memory:
+    """This process's memory so far and now."""
+    rollup = _fields(Path("/proc/self/smaps_rollup"))
+    resident, anonymous = rollup.get("Rss"), rollup.get("Anonymous")
+    file = None if resident is None or anonymous is None else resident - anonymous
+    return Memory(_peak_bytes(), anonymous, file)
+
+
+def storage_bytes_read() -> int | None:
+    """Bytes this process has made the system fetch from storage; None where it doesn't say."""
+    try:
+        lines = Path("/proc/self/io").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("read_bytes")), None)
+
+
+def drop_page_cache(paths: Iterable[Path]) -> bool:
+    """Ask the system to forget what it holds of these files; False where it can't be asked."""
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    for path in paths:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)  # pages not yet written stay in memory
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(file)
+    return True
+
+
+def format_bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _peak_bytes() -> int:
+    # getrusage would count what the parent held when it started this process.
+    if (peak := _fields(Path("/proc/self/status")).get("VmHWM")) is not None:
+        return peak
+    import resource  # Windows has none
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """The `Name: 12 kB` lines of a file in /proc, in bytes; nothing where there is no such file."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return {}
+    words = (line.split() for line in lines if line.endswith(" kB"))
+    return {name.rstrip(":"): int(count) * 1024 for name, count, _ in words}
