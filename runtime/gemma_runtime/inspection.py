@@ -1,7 +1,7 @@
 """What a bundle is, from its manifest; and in what several of them are alike."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -13,7 +13,6 @@ from gemma_runtime.manifest import (
     AttentionKind,
     Graph,
     Headroom,
-    LayerCache,
     Manifest,
     Model,
     Target,
@@ -179,3 +178,32 @@ def _lines(inspection: Inspection) -> dict[str, str]:
         "all files": format_bytes(inspection.bytes),
         "written by": _join(f"{name} {version}" for name, version in inspection.tools.items()),
     }
+
+
+def _join(parts: Iterable[str]) -> str:
+    return ", ".join(parts)
+
+
+def _text(inspection: Inspection) -> str:
+    if not inspection.has_tokenizer:
+        return "no tokenizer: token ids only"
+    template = "with" if inspection.has_chat_template else "without"
+    return f"tokenizer, {template} a chat template of its own"
+
+
+def _cache(cache: CacheFigures, inspection: Inspection) -> str:
+    window = "" if cache.window is None else f" for a window of {cache.window}"
+    return (
+        f"{cache.layers} layers, {cache.slots} slots{window}, {cache.kv_heads} heads of "
+        f"{cache.head_dim}, {inspection.cache_dtype}: {format_bytes(cache.bytes)}"
+    )
+
+
+def _graph(graph: Graph) -> str:
+    inputs = _join(_tensor(tensor) for tensor in graph.inputs)
+    outputs = _join(_tensor(tensor) for tensor in graph.outputs)
+    return f"{graph.file}: {inputs} → {outputs}, {len(graph.states)} states"
+
+
+def _tensor(tensor: TensorSpec) -> str:
+    return f"{tensor.name} {tensor.dtype}[{_join(map(str, tensor.shape))}]"

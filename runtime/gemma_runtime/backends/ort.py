@@ -46,7 +46,8 @@ class OrtSession:
         self._check(tokens)
         for chunk in self._chunks(tokens):
             self._run(chunk, np.array([len(chunk) - 1]), self._logits)
-        return self._logits[0].copy()  # (V,)
+        logits: Logits = self._logits[0].copy()  # (V,)
+        return logits
 
     def decode(self, token: int) -> Logits:
         return self.prefill([token])

@@ -1,0 +1,43 @@
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+DEMO   := out/gemma-3-270m-demo
+# Compiled imports make torch load in seconds instead of a minute.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test check format clean
+
+demo: $(VENV)/.demo
+	$(BIN)/gemma-export --target onnx --checkpoint demo --quant int8 --output $(DEMO) --force
+	$(BIN)/gemma-runtime verify $(DEMO)
+	$(BIN)/gemma-runtime run $(DEMO) "The three primary colours are" --max-new-tokens 40
+	$(BIN)/gemma-runtime bench $(DEMO)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and pinned, so that pip takes the CPU build and nothing pulls in another one.
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet -e '.[demo]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet -e '.[dev]'
+	touch $@

@@ -1,0 +1,274 @@
+"""`gemma-runtime`: run, chat, verify, bench and inspect bundles. Prints; the library does not."""
+
+import sys
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.status import Status
+
+from gemma_runtime.bench import measure
+from gemma_runtime.bench_table import render_benchmark
+from gemma_runtime.bundle import Bundle, open_bundle
+from gemma_runtime.chat import Message, encode_chat
+from gemma_runtime.errors import GemmaError
+from gemma_runtime.generate import Conversation, Generation, TextGeneration, generate_text
+from gemma_runtime.goldens import load_goldens
+from gemma_runtime.inspection import compare_bundles, render_comparison
+from gemma_runtime.sampler import Sampling
+from gemma_runtime.session import open_session
+from gemma_runtime.tokenizer import Tokenizer, load_tokenizer
+from gemma_runtime.verify import Verdict, render_verification
+from gemma_runtime.verify import verify as verify_session
+
+_HELP = """Run, check and measure the bundles that gemma-export writes. Needs no torch.
+
+[bold]Examples[/bold]
+
+  gemma-runtime run out/gemma-2-2b-it-int4-onnx --chat "Why is the sky blue?"
+
+  gemma-runtime verify out/gemma-2-2b-it-int4-onnx
+
+  gemma-runtime bench out/a out/b
+
+Exit codes: 0 right, 1 a check failed or the input was refused (one line says why and what to
+do), 2 wrong usage.
+"""
+
+app = typer.Typer(
+    help=_HELP,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")]
+BundlePaths = Annotated[list[Path], typer.Argument(metavar="BUNDLE…", help="One or more bundles.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads. [the physical cores]")]
+Json = Annotated[bool, typer.Option("--json", help="Figures as JSON on stdout.")]
+NewTokens = Annotated[int, typer.Option(min=1, help="Tokens to write at most.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token every time.")]
+TopK = Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0 is all.")]
+TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that make up p.")]
+MinP = Annotated[float, typer.Option(help="Leave out tokens below this share of the likeliest.")]
+Penalty = Annotated[float, typer.Option(help="Above 1: repeat less.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed draws the same text.")]
+Stops = Annotated[list[str], typer.Option(help="Stop before this text. May be given again.")]
+System = Annotated[str | None, typer.Option(help="Instructions before the first turn.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"gemma-runtime {metadata.version('gemma-export')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _app(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def run(
+    bundle: BundlePath,
+    prompt: Annotated[str, typer.Argument(help="The text to go on from; - reads stdin.")],
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Ask it as a user's turn, for instruction-tuned models.")
+    ] = False,
+    system: System = None,
+    max_new_tokens: NewTokens = 128,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = None,
+    stop: Stops = [],  # noqa: B006  (typer reads the default, nobody changes it)
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Write what follows a prompt, token by token."""
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    opened = open_bundle(bundle)
+    tokenizer = load_tokenizer(opened)
+    tokens = _encode(opened, tokenizer, text, system, chat)
+    with open_session(opened, threads) as session:
+        generation = generate_text(
+            session,
+            tokenizer,
+            tokens,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop_tokens=opened.manifest.stop_tokens,
+            stop_strings=stop,
+        )
+        if not json:
+            _stream(generation)
+        else:
+            list(generation)
+            _print_json(generation.result)
+
+
+@app.command()
+def chat(
+    bundle: BundlePath,
+    system: System = None,
+    max_new_tokens: NewTokens = 512,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = None,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Talk with an instruction-tuned model. /new starts over, /quit ends; --json prints a reply
+    a line."""
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    opened = open_bundle(bundle)
+    with open_session(opened, threads) as session:
+        conversation = Conversation(
+            session,
+            load_tokenizer(opened),
+            template=opened.manifest.chat_template,
+            bos_token=opened.manifest.bos_token,
+            stop_tokens=opened.manifest.stop_tokens,
+            sampling=sampling,
+            system=system,
+        )
+        for line in _lines():
+            if line == "/new":
+                conversation.reset()
+            elif line:
+                reply = conversation.send(line, max_new_tokens)
+                if not json:
+                    _stream(reply)
+                else:
+                    list(reply)
+                    _print_json(reply.result)
+
+
+@app.command()
+def verify(bundle: BundlePath, threads: Threads = None, json: Json = False) -> None:
+    """Replay the goldens on this machine: PASS, FAIL or AMBIGUOUS, with all figures."""
+    opened = open_bundle(bundle)
+    with open_session(opened, threads) as session:
+        verification = verify_session(session, load_goldens(opened.path("goldens")))
+    if json:
+        _print_json(verification)
+    else:
+        Console().print(render_verification(str(bundle), verification))
+    if verification.verdict is not Verdict.PASS:
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    bundles: BundlePaths,
+    repeats: Annotated[int, typer.Option(min=1, help="Fresh processes per bundle.")] = 5,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens decoded in each.")] = 64,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Measure loading, first token, decoding and memory; several bundles take turns."""
+    with Status("", console=Console(stderr=True)) as status:
+        benchmark = measure(
+            bundles,
+            threads=threads,
+            repeats=repeats,
+            new_tokens=new_tokens,
+            on_progress=status.update,
+        )
+    if json:
+        _print_json(benchmark)
+    else:
+        Console().print(render_benchmark(benchmark))
+
+
+@app.command()
+def inspect(bundles: BundlePaths, json: Json = False) -> None:
+    """Tell what bundles hold; of several, also whether they hold the same codes."""
+    comparison = compare_bundles([open_bundle(bundle) for bundle in bundles])
+    if json:
+        _print_json(comparison)
+    else:
+        Console().print(render_comparison(comparison))
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run with the given arguments; returns the exit code. A GemmaError is one line on stderr."""
+    try:
+        app(arguments, prog_name="gemma-runtime")
+    except SystemExit as exit:
+        return exit.code if isinstance(exit.code, int) else 1
+    except GemmaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _encode(
+    bundle: Bundle, tokenizer: Tokenizer, text: str, system: str | None, chat: bool
+) -> list[int]:
+    manifest = bundle.manifest
+    if not chat:
+        if system is not None:
+            raise typer.BadParameter("goes with --chat", param_hint="--system")
+        return [manifest.bos_token, *tokenizer.encode(text)]
+    messages = [Message("user", text)]
+    if system is not None:
+        messages.insert(0, Message("system", system))
+    return encode_chat(tokenizer, manifest.chat_template, messages, manifest.bos_token)
+
+
+def _stream(generation: TextGeneration) -> None:
+    for piece in generation:
+        print(piece, end="", flush=True)
+    print()
+    print(_speed(generation.result), file=sys.stderr)
+
+
+def _speed(result: Generation) -> str:
+    decoding = result.seconds - result.first_token_seconds
+    rate = f"{(result.new_tokens - 1) / decoding:.1f} tokens/s" if decoding > 0 else "no rate"
+    return (
+        f"[{result.prompt_tokens} prompt tokens, first token after "
+        f"{result.first_token_seconds * 1e3:.0f} ms; {result.new_tokens} new, {rate}; "
+        f"ended by {result.reason.value.replace('_', ' ')}]"
+    )
+
+
+def _lines() -> Iterable[str]:
+    """What the user types, line by line, until /quit or the end of input."""
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if line == "/quit":
+            return
+        yield line
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
+    sys.stdout.buffer.flush()
