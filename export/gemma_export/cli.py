@@ -17,12 +17,16 @@ from gemma_runtime.errors import GemmaError
 from gemma_runtime.manifest import Agreement
 
 if TYPE_CHECKING:
-    from gemma_export.plan import Plan
-
     from gemma_export.pipeline import ExportResult
+    from gemma_export.plan import Plan
     from gemma_export.quantize.recipe import Recipe
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 _HELP = """Turn a Gemma checkpoint into a bundle that a phone, a laptop or a board can run.
 
@@ -239,7 +243,7 @@ class _Summary:
 
 
 def _lines(summary: _Summary) -> list[tuple[str, str]]:
-    from gemma_export.memory import format_bytes
+    from gemma_runtime.machine import format_bytes
 
     quality = summary.quality
     return [

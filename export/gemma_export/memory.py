@@ -1,11 +1,10 @@
-"""Memory: what this process has used at most, and a ceiling that it keeps."""
+"""A ceiling on memory, and how a user writes it."""
 
 import re
-import resource
-import sys
 from dataclasses import dataclass
 
 from gemma_runtime.errors import MemoryLimit
+from gemma_runtime.machine import format_bytes, peak_rss_bytes
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -16,20 +15,6 @@ def parse_bytes(text: str) -> int:
     if match is None or not float(match[1]):
         raise MemoryLimit(f"{text!r} is no amount of memory; write it like 6GiB or 800MB")
     return int(float(match[1]) * _UNITS[match[2] or ""])
-
-
-def format_bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
-
-
-def peak_rss_bytes() -> int:
-    """The most resident memory this process has had."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from gemma_export.checkpoint import Checkpoint, TokenizerFiles
 from gemma_export.checkpoint.open import open_checkpoint, planned_config
 from gemma_export.config import Family, GemmaConfig
-from gemma_export.memory import MemoryCeiling, peak_rss_bytes
+from gemma_export.memory import MemoryCeiling
 from gemma_export.parallel import one_thread_each
 from gemma_export.plan import Plan, make_plan
 from gemma_export.progress import Reporter, guarded
@@ -27,6 +27,7 @@ from gemma_runtime.bundle import (
 )
 from gemma_runtime.errors import CheckpointError, TargetError
 from gemma_runtime.goldens import save_goldens
+from gemma_runtime.machine import peak_rss_bytes
 from gemma_runtime.manifest import SCHEMA_VERSION, Manifest, Model, Quantization
 
 _TOKENIZER, _GOLDENS = "tokenizer.json", "goldens.json"

@@ -16,10 +16,10 @@ from rich.table import Table
 
 from gemma_export.checkpoint import BLOCK_ELEMENTS
 from gemma_export.config import GemmaConfig
-from gemma_export.memory import format_bytes
 from gemma_export.quantize.recipe import FLOAT, TABLE, Format, bits_per_weight
 from gemma_export.reference import PROMPT_TOKENS, PROMPTS
 from gemma_export.targets import Geometry
+from gemma_runtime.machine import format_bytes
 from gemma_runtime.manifest import AttentionKind, LayerCache
 
 Component = Literal["table", "attention", "mlp", "norms", "ropes"]

@@ -7,7 +7,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
-from gemma_export.memory import MemoryCeiling, format_bytes, peak_rss_bytes
+from gemma_export.memory import MemoryCeiling
+from gemma_runtime.machine import format_bytes, peak_rss_bytes
 
 Tick = Callable[[str, int], None]  # tensor name, bytes just done
 

@@ -86,7 +86,7 @@ def measure_memory() -> Memory:
     rollup = _fields(Path("/proc/self/smaps_rollup"))
     resident, anonymous = rollup.get("Rss"), rollup.get("Anonymous")
     file = None if resident is None or anonymous is None else resident - anonymous
-    return Memory(_peak_bytes(), anonymous, file)
+    return Memory(peak_rss_bytes(), anonymous, file)
 
 
 def storage_bytes_read() -> int | None:
@@ -120,16 +120,8 @@ def format_bytes(count: float) -> str:
     return f"{count:.2f} GiB"
 
 
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
-
-
-def _peak_bytes() -> int:
+def peak_rss_bytes() -> int:
+    """The most resident memory this process has had."""
     # getrusage would count what the parent held when it started this process.
     if (peak := _fields(Path("/proc/self/status")).get("VmHWM")) is not None:
         return peak
@@ -137,6 +129,15 @@ def _peak_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def _fields(path: Path) -> dict[str, int]:

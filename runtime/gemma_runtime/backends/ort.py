@@ -12,6 +12,7 @@ import onnxruntime as ort
 import psutil
 from numpy.typing import NDArray
 
+from gemma_runtime.backends.huge_pages import use_huge_pages
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import SessionError
 from gemma_runtime.manifest import Manifest
@@ -22,7 +23,9 @@ def open_ort_session(bundle: Bundle, threads: int | None = None) -> "OrtSession"
     """Load the bundle's graph. Raises SessionError for a runtime older than the bundle needs."""
     _check_version(bundle.manifest.target.min_runtime_version)
     path = bundle.directory / bundle.manifest.graphs["decode"].file
-    return OrtSession(_load(path, threads), bundle.manifest)
+    session = OrtSession(_load(path, threads), bundle.manifest)
+    use_huge_pages()
+    return session
 
 
 class OrtSession:

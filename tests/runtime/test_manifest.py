@@ -1,0 +1,157 @@
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gemma_runtime.errors import BundleError
+from gemma_runtime.manifest import (
+    SCHEMA_VERSION,
+    Agreement,
+    AttentionKind,
+    File,
+    Graph,
+    Headroom,
+    LayerCache,
+    Manifest,
+    Model,
+    Quantization,
+    Target,
+    TensorSpec,
+)
+from tests.runtime.manifests import make_manifest
+
+_text = st.text(max_size=12)
+_count = st.integers(0, 2**40)
+_number = st.floats(allow_nan=False, allow_infinity=False)
+_layers = st.builds(
+    LayerCache, st.sampled_from(AttentionKind), st.none() | _count, _count, _count, _count
+)
+_tensors = st.builds(TensorSpec, _text, _text, st.lists(_count | _text, max_size=4).map(tuple))
+_many_tensors = st.lists(_tensors, max_size=2).map(tuple)
+_graphs = st.builds(Graph, _text, _many_tensors, _many_tensors, _many_tensors)
+_agreements = st.builds(Agreement, _count, _number, _count, _number, _number, _number, _number)
+_manifests = st.builds(
+    Manifest,
+    schema_version=st.just(SCHEMA_VERSION),
+    model=st.builds(Model, _text, _text, _count, st.none() | _text, _text),
+    target=st.builds(Target, _text, _text, _text),
+    quantization=st.builds(
+        Quantization, _text, _number, _text, st.dictionaries(_text, _text, max_size=2)
+    ),
+    vocab_size=_count,
+    context_length=_count,
+    prefill_length=_count,
+    bos_token=_count,
+    stop_tokens=st.lists(_count, max_size=3).map(tuple),
+    chat_template=st.none() | _text,
+    layers=st.lists(_layers, max_size=3).map(tuple),
+    cache_dtype=st.sampled_from(["float32", "float16"]),
+    graphs=st.dictionaries(_text, _graphs, max_size=2),
+    headroom=st.builds(Headroom, _number, _number),
+    quality=_agreements,
+    files=st.dictionaries(_text, st.builds(File, _text, _count), max_size=2),
+    roles=st.dictionaries(_text, _text, max_size=2),
+    tools=st.dictionaries(_text, _text, max_size=2),
+)
+
+
+@given(_manifests)
+def test_json_brings_every_manifest_back(manifest: Manifest) -> None:
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def _paths(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """Where every field of a manifest lies; what maps hold under free names has no field."""
+    found = [path] if path else []
+    if isinstance(value, dict):
+        for name, part in value.items():
+            found += _paths(part, (*path, name))
+    elif isinstance(value, list):
+        for place, part in enumerate(value):
+            found += _paths(part, (*path, place))
+    return found
+
+
+_FREE = ("tensors", "graphs", "files", "roles", "tools")
+_PATHS = _paths(json.loads(make_manifest(roles={"goldens": "goldens.json"}).to_json()))
+_FIELDS = [
+    path
+    for path in _PATHS
+    if isinstance(path[-1], str) and (len(path) < 2 or path[-2] not in _FREE)
+]
+
+
+@pytest.mark.parametrize("path", _FIELDS, ids=lambda path: ".".join(map(str, path)))
+def test_a_missing_field_is_refused(path: tuple[str | int, ...]) -> None:
+    fields, holder = _holder(path)
+    del holder[path[-1]]
+
+    with pytest.raises(BundleError, match="manifest"):
+        Manifest.from_json(json.dumps(fields).encode())
+
+
+@pytest.mark.parametrize("path", _PATHS, ids=lambda path: ".".join(map(str, path)))
+def test_a_mistyped_value_is_refused(path: tuple[str | int, ...]) -> None:
+    fields, holder = _holder(path)
+    holder[path[-1]] = [[True]]  # of no field's type
+
+    with pytest.raises(BundleError, match="manifest"):
+        Manifest.from_json(json.dumps(fields).encode())
+
+
+@pytest.mark.parametrize(
+    ("schema", "advice"),
+    [(SCHEMA_VERSION + 1, "update gemma-export"), (SCHEMA_VERSION - 1, "export the model again")],
+)
+def test_another_schema_is_named_before_its_fields_are_read(schema: int, advice: str) -> None:
+    with pytest.raises(BundleError, match=f"schema {schema}.*{advice}"):
+        Manifest.from_json(json.dumps({"schema_version": schema, "shape": "other"}).encode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b"null", b"[]", b"{}", b"\xff\xfe", b'{"schema_version": "1"}', b"[" * 100_000],
+    ids=["empty", "cut", "null", "list", "no-field", "no-utf8", "mistyped", "deep"],
+)
+def test_what_is_no_manifest_is_refused(text: bytes) -> None:
+    with pytest.raises(BundleError, match="not a manifest"):
+        Manifest.from_json(text)
+
+
+@given(st.binary(max_size=64))
+def test_no_bytes_bring_another_error(text: bytes) -> None:
+    with pytest.raises(BundleError):
+        Manifest.from_json(text)
+
+
+def test_cache_bytes_add_up_keys_and_values_of_one_kind() -> None:
+    layers = [
+        LayerCache(AttentionKind.LOCAL, 16, 24, 2, 8),
+        LayerCache(AttentionKind.LOCAL, 16, 20, 2, 8),
+        LayerCache(AttentionKind.GLOBAL, None, 128, 1, 4),
+    ]
+    manifest = make_manifest(layers=layers)
+
+    assert manifest.cache_bytes(AttentionKind.LOCAL) == 2 * 2 * 8 * (24 + 20) * 4
+    assert manifest.cache_bytes(AttentionKind.GLOBAL) == 2 * 128 * 4 * 4
+    half = replace(manifest, cache_dtype="float16")
+    assert half.cache_bytes(AttentionKind.GLOBAL) == 2 * 128 * 4 * 2
+
+
+def test_a_cache_dtype_that_no_runtime_knows_is_refused() -> None:
+    text = make_manifest().to_json().replace(b'"float32",\n  "graphs"', b'"int3",\n  "graphs"')
+
+    with pytest.raises(BundleError, match="cache_dtype"):
+        Manifest.from_json(text)
+
+
+def _holder(path: tuple[str | int, ...]) -> tuple[Any, Any]:
+    """A manifest's JSON, and the part of it that holds the value at `path`."""
+    fields = json.loads(make_manifest(roles={"goldens": "goldens.json"}).to_json())
+    holder = fields
+    for name in path[:-1]:
+        holder = holder[name]
+    return fields, holder
