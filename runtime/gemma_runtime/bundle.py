@@ -2,11 +2,13 @@
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path, PurePosixPath
 
 from gemma_runtime.errors import BundleError
@@ -41,7 +43,7 @@ def open_bundle(directory: Path | str) -> Bundle:
     for name, file in manifest.files.items():
         _check_present(directory, name, file)
     with ThreadPoolExecutor() as pool:
-        digests = pool.map(lambda name: sha256_file(directory / name), manifest.files)
+        digests = pool.map(lambda name: _read_digest(directory / name), manifest.files)
         for (name, file), digest in zip(manifest.files.items(), digests, strict=True):
             if digest != file.sha256:
                 raise BundleError(
@@ -74,7 +76,7 @@ def staged_folder(output: Path, force: bool = False) -> Iterator[Path]:
     process left behind is swept by the next one.
     """
     check_writable(output, force)
-    _sweep(output)
+    sweep_leftovers(output.parent, f".{output.name}")
     stage = output.parent / f".{output.name}.partial-{os.getpid()}"
     try:
         stage.mkdir()
@@ -100,6 +102,20 @@ def check_writable(output: Path, force: bool) -> None:
         raise BundleError(f"can't write into {output.parent}: permission denied")
 
 
+def sweep_leftovers(directory: Path, stem: str) -> None:
+    """Remove `STEM.partial-PID` and `STEM.old-PID` of processes that died before they could.
+
+    An own id is a dead one's too: containers give it out again.
+    """
+    for path in directory.glob(f"{escape(stem)}.*-*"):
+        owner = re.fullmatch(r"(?:partial|old)-(\d{1,9})", path.name[len(stem) + 1 :])
+        if owner and (int(owner[1]) == os.getpid() or not _alive(int(owner[1]))):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
 def _read_manifest(directory: Path) -> bytes:
     try:
         return (directory / MANIFEST).read_bytes()
@@ -113,17 +129,35 @@ def _read_manifest(directory: Path) -> bytes:
 def _check_present(directory: Path, name: str, file: File) -> None:
     pure = PurePosixPath(name)
     path = directory / pure
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name:
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name:
         raise BundleError(f"{directory}: manifest.json names {name!r}, outside the bundle")
-    if not path.resolve().is_relative_to(directory.resolve()):
+    try:
+        inside = path.resolve().is_relative_to(directory.resolve())
+        present = path.is_file()
+        size = path.stat().st_size if present else 0
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before 3.13
+        raise _unreadable(path, error) from error
+    if not inside:
         raise BundleError(f"{path} is a link that leaves the bundle")
-    if not path.is_file():
+    if not present:
         raise BundleError(f"{path} is missing; copy or export the bundle again")
-    if path.stat().st_size != file.bytes:
+    if size != file.bytes:
         raise BundleError(
-            f"{path} has {path.stat().st_size} bytes, the manifest says {file.bytes}; "
+            f"{path} has {size} bytes, the manifest says {file.bytes}; "
             "copy or export the bundle again"
         )
+
+
+def _read_digest(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError | RuntimeError) -> BundleError:
+    reason = error.strerror if isinstance(error, OSError) else "links in a circle"
+    return BundleError(f"{path} can't be read: {reason}; copy or export the bundle again")
 
 
 def _replace(stage: Path, output: Path, force: bool) -> None:
@@ -138,17 +172,10 @@ def _replace(stage: Path, output: Path, force: bool) -> None:
     shutil.rmtree(old)
 
 
-def _sweep(output: Path) -> None:
-    for kind in ("partial", "old"):
-        for folder in output.parent.glob(f".{output.name}.{kind}-*"):
-            if not _alive(folder.name.rpartition("-")[2]):
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(pid: str) -> bool:
+def _alive(pid: int) -> bool:
     try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
+        os.kill(pid, 0)
+    except ProcessLookupError:
         return False
     except PermissionError:
         return True

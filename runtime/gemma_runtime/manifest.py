@@ -13,6 +13,7 @@ import msgspec
 from gemma_runtime.errors import BundleError
 
 SCHEMA_VERSION = 1
+_CACHE_WIDTHS = {"float32": 4, "float16": 2}  # bytes
 
 
 class AttentionKind(StrEnum):
@@ -141,13 +142,19 @@ class Manifest:
         """Raises BundleError for another schema, and for a missing or mistyped field."""
         _check_schema(text)
         try:
-            return msgspec.json.decode(text, type=cls)
+            manifest = msgspec.json.decode(text, type=cls)
         except msgspec.ValidationError as error:
             raise BundleError(f"manifest.json is not valid: {error}; export again") from error
+        if manifest.cache_dtype not in _CACHE_WIDTHS:
+            raise BundleError(
+                f"manifest.json is not valid: cache_dtype is {manifest.cache_dtype!r}, expected "
+                f"{' or '.join(_CACHE_WIDTHS)}; export again"
+            )
+        return manifest
 
     def cache_bytes(self, kind: AttentionKind) -> int:
         """Bytes of all key and value caches of one kind of layer."""
-        width = {"float32": 4, "float16": 2}[self.cache_dtype]
+        width = _CACHE_WIDTHS[self.cache_dtype]
         return sum(layer.elements * width for layer in self.layers if layer.kind is kind)
 
 

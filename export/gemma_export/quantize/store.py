@@ -22,6 +22,7 @@ from gemma_export.parallel import in_order
 from gemma_export.quantize.pack import Codes, dequantize
 from gemma_export.quantize.recipe import FLOAT, Format, Recipe
 from gemma_export.quantize.round import round_rows
+from gemma_runtime.bundle import sweep_leftovers
 from gemma_runtime.errors import CheckpointError
 
 _VERSION = "1"  # of rounding and layout: raise it when either changes
@@ -104,6 +105,7 @@ def _build(
         layout |= _layout(name, shape, formats.get(name, FLOAT))
     metadata = {"recipe": recipe.name, "source": checkpoint.digest(), "codes_digest": "0" * 64}
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep_leftovers(path.parent, path.stem)
     partial = path.with_suffix(f".partial-{os.getpid()}")
     try:
         with SafetensorsWriter(partial, layout, metadata) as writer:

@@ -1,0 +1,213 @@
+"""The whole road: one bundle or none, whatever happens on the way."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models
+
+from gemma_export.cli import run
+from gemma_export.memory import parse_bytes
+from gemma_runtime.bundle import open_bundle
+from gemma_runtime.errors import MemoryLimit
+from gemma_runtime.goldens import load_goldens
+from gemma_runtime.session import open_session
+from gemma_runtime.verify import Verdict, verify
+from tests.export.models import GEMMA2, GEMMA3, save_tiny
+
+_CLI = [
+    sys.executable,
+    "-c",
+    "import sys; from gemma_export.cli import run; sys.exit(run(sys.argv[1:]))",
+]
+_SLOW = {  # enough random weights that a kill lands in the middle
+    "model_type": "gemma2",
+    "num_hidden_layers": 4,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "vocab_size": 64000,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    save_tiny(GEMMA3, folder)
+    return folder
+
+
+@pytest.fixture
+def slow_config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(_SLOW))
+    return path
+
+
+def failing(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    """Run the command line, expect exit code 1 and one line; returns the line."""
+    assert run(list(flags)) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1
+    return errors[0]
+
+
+def test_an_export_verifies_and_reports_as_json(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "bundle"
+    flags = ["--checkpoint", str(folder), "--output", str(output), "--context", "64", "--json"]
+    assert run(flags) == 0
+    (summary,) = json.loads(capsys.readouterr().out)
+    bundle = open_bundle(output)
+    assert summary["codes_digest"] == bundle.manifest.quantization.codes_digest
+    assert summary["bits_per_weight"] == 4.5
+    with open_session(bundle, threads=1) as session:
+        assert verify(session, load_goldens(bundle.path("goldens"))).verdict is Verdict.PASS
+    assert set(tmp_path.iterdir()) == {output}
+
+
+def test_two_exports_of_one_checkpoint_are_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert run(["--checkpoint", str(folder), "--output", str(tmp_path / name), "--json"]) == 0
+    a, b = (open_bundle(tmp_path / name).manifest for name in ("a", "b"))
+    assert a == b
+
+
+def test_the_tokenizer_and_the_end_of_a_turn_come_along(folder: Path, tmp_path: Path) -> None:
+    pieces = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "a": 4, "<end_of_turn>": 5}
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (model / name).symlink_to(folder / name)
+    Tokenizer(models.BPE(pieces, [], unk_token="<unk>")).save(str(model / "tokenizer.json"))
+    (model / "chat_template.jinja").write_text("{{ bos_token }}")
+    assert run(["--checkpoint", str(model), "--output", str(tmp_path / "out"), "--json"]) == 0
+    bundle = open_bundle(tmp_path / "out")
+    assert bundle.manifest.stop_tokens == (1, 5)
+    assert bundle.manifest.chat_template == "{{ bos_token }}"
+    assert bundle.path("tokenizer").read_bytes() == (model / "tokenizer.json").read_bytes()
+
+
+def test_an_existing_output_is_kept_unless_forced(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--checkpoint", str(folder), "--output", str(tmp_path / "out"), "--json"]
+    assert run(flags) == 0
+    before = (tmp_path / "out" / "manifest.json").stat().st_ino
+    assert "exists; give another --output, or --force" in failing(capsys, *flags)
+    assert (tmp_path / "out" / "manifest.json").stat().st_ino == before
+    assert run([*flags, "--force"]) == 0
+    (tmp_path / "notes").mkdir()
+    kept = [*flags[:3], str(tmp_path / "notes"), "--force"]
+    assert "is not a bundle" in failing(capsys, *kept)
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["--context", "100000"], "--context is 100000; this model reads 2 to 256 tokens"),
+        (["--prefill", "999"], "--prefill is 999; it can be 1 to the context"),
+        (["--max-ram", "lots"], "'lots' is no amount of memory"),
+        (["--max-ram", "10MiB"], "--max-ram allows 10 MiB"),
+        (["--recipe", "nowhere.yaml"], "can't read recipe nowhere.yaml"),
+        (["--size", "2b"], "gemma2 2b has 26"),
+    ],
+)
+def test_refusals_come_before_any_work(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], match: str
+) -> None:
+    base = ["--checkpoint", str(folder), "--output", str(tmp_path / "out")]
+    assert match in failing(capsys, *base, *flags)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["--target", "onx"], "no 'onx'; choose from onnx"),
+        (["--quant", "int44"], "no 'int44'; choose from int4"),
+        (["--contxt", "3"], "No such option"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_the_choices(
+    capfd: pytest.CaptureFixture[str], flags: list[str], match: str
+) -> None:
+    assert run(flags) == 2
+    assert match in " ".join(capfd.readouterr().err.split())
+
+
+def test_a_killed_export_leaves_no_bundle_and_the_next_one_works(
+    tmp_path: Path, slow_config: Path
+) -> None:
+    output = tmp_path / "out" / "bundle"
+    flags = [
+        "--checkpoint",
+        "random",
+        "--config",
+        str(slow_config),
+        "--output",
+        str(output),
+        "--json",
+    ]
+    environment = {**os.environ, "GEMMA_EXPORT_CACHE": str(tmp_path / "cache")}
+    stores = tmp_path / "cache" / "stores"
+    killed = subprocess.Popen(_CLI + flags, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not any(stores.glob("*.partial-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert not output.exists()
+    assert not any(stores.glob("*.safetensors"))
+    subprocess.run(_CLI + flags, env=environment, check=True, stdout=subprocess.DEVNULL)
+    open_bundle(output)
+    assert not any(stores.glob("*.partial-*")), "what the killed one left is swept"
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, slow_config: Path) -> None:
+    """A limit on file size stands in for the disk: the write fails in the same way."""
+    output = tmp_path / "bundle"
+    flags = ["--checkpoint", "random", "--config", str(slow_config), "--output", str(output)]
+    environment = {**os.environ, "GEMMA_EXPORT_CACHE": str(tmp_path / "cache")}
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+    done = subprocess.run(
+        _CLI + flags, env=environment, preexec_fn=limit, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "error: can't write" in done.stderr
+    assert not output.exists()
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_a_plan_reads_no_weight(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_tiny(GEMMA2, tmp_path)
+    with (tmp_path / "model.safetensors").open("r+b") as file:
+        file.seek(-4000, os.SEEK_END)
+        file.write(b"\xff" * 4000)  # NaN in every tensor's place, were it read
+    assert run(["--checkpoint", str(tmp_path), "--plan", "--json"]) == 0
+    (plan,) = json.loads(capsys.readouterr().out)
+    assert plan["export_peak_bytes"] > 0
+    assert run(["--size", "27b", "--plan"]) == 0
+    assert "ring saves 0 MiB at this context" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("6GiB", 6 << 30), ("1.5g", 1_500_000_000), ("800 MB", 800_000_000), ("4096", 4096)],
+)
+def test_memory_is_written_in_the_usual_ways(text: str, count: int) -> None:
+    assert parse_bytes(text) == count
+    with pytest.raises(MemoryLimit):
+        parse_bytes("0")
