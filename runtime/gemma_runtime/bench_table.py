@@ -19,7 +19,8 @@ def render_benchmark(benchmark: Benchmark) -> RenderableType:
     )
     table.add_column("")
     for bundle in benchmark.bundles:
-        table.add_column(f"{Path(bundle.bundle).name}\n{bundle.model} {bundle.recipe}")
+        # Text, not str: a folder's name may hold what rich takes for markup.
+        table.add_column(Text(f"{Path(bundle.bundle).name}\n{bundle.model} {bundle.recipe}"))
     for label, cell in _rows(benchmark):
         table.add_row(label, *(cell(bundle) for bundle in benchmark.bundles))
     notes = [Text(line, style="dim") for line in _notes(benchmark)]

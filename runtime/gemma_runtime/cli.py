@@ -10,6 +10,7 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.status import Status
+from rich.text import Text
 
 from gemma_runtime.bench import measure
 from gemma_runtime.bench_table import render_benchmark
@@ -189,7 +190,7 @@ def bench(
             threads=threads,
             repeats=repeats,
             new_tokens=new_tokens,
-            on_progress=status.update,
+            on_progress=lambda text: status.update(Text(text)),  # a name may look like markup
         )
     if json:
         _print_json(benchmark)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
+from rich.text import Text
 
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.machine import format_bytes
@@ -115,11 +116,12 @@ def render_comparison(comparison: Comparison) -> Table:
     table = Table(show_header=len(comparison.bundles) > 1, title_justify="left")
     table.add_column("bundle")
     for inspection in comparison.bundles:
-        table.add_column(inspection.bundle, overflow="fold")
+        table.add_column(Text(inspection.bundle), overflow="fold")
     columns = [_lines(inspection) for inspection in comparison.bundles]
     labels = list(dict.fromkeys(label for column in columns for label in column))
     for label in labels:
-        table.add_row(label, *(column.get(label, "–") for column in columns))
+        # Text, not str: rich would take the shape [wanted] for markup, and swallow it.
+        table.add_row(Text(label), *(Text(column.get(label, "–")) for column in columns))
     if len(comparison.bundles) > 1:
         table.caption = (
             f"{'the same checkpoint' if comparison.same_model else 'different checkpoints'}, "
