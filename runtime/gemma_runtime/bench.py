@@ -148,7 +148,7 @@ def fit_workload(manifest: Manifest, threads: int, new_tokens: int) -> Workload:
 def summarize(samples: Samples, bandwidth: float) -> BundleFigures:
     """Boil one bundle's repeats down. `bandwidth` is in bytes per second."""
     manifest, warm = samples.bundle.manifest, samples.warm
-    cold = [start for start in samples.cold if start is not None]
+    cold = samples.cold
     decode = spread(_tokens_per_second(run) for run in warm)
     bytes_per_token = count_bytes_per_token(manifest, samples.workload)
     return BundleFigures(
@@ -158,8 +158,8 @@ def summarize(samples: Samples, bandwidth: float) -> BundleFigures:
         target=manifest.target.name,
         artifact_bytes=sum(path.stat().st_size for path in artifact_files(samples.bundle)),
         cache_bytes={kind.value: manifest.cache_bytes(kind) for kind in AttentionKind},
-        load_cold_ms=_known(start.load_ms for start in cold),
-        first_token_cold_ms=_known(start.first_token_ms for start in cold),
+        load_cold_ms=_known(start and start.load_ms for start in cold),
+        first_token_cold_ms=_known(start and start.first_token_ms for start in cold),
         check_ms=spread(run.check_ms for run in warm),
         load_ms=spread(run.load_ms for run in warm),
         prompts=_prompt_figures(samples),

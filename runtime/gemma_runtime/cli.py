@@ -16,7 +16,7 @@ from gemma_runtime.bench import measure
 from gemma_runtime.bench_table import render_benchmark
 from gemma_runtime.bundle import Bundle, open_bundle
 from gemma_runtime.chat import Message, encode_chat
-from gemma_runtime.errors import GemmaError
+from gemma_runtime.errors import ContextFull, GemmaError, TokenizerError
 from gemma_runtime.generate import Conversation, Generation, TextGeneration, generate_text
 from gemma_runtime.goldens import load_goldens
 from gemma_runtime.inspection import compare_bundles, render_comparison
@@ -30,14 +30,21 @@ _HELP = """Run, check and measure the bundles that gemma-export writes. Needs no
 
 [bold]Examples[/bold]
 
-  gemma-runtime run out/gemma-2-2b-it-int4-onnx --chat "Why is the sky blue?"
+  gemma-runtime run out/gemma --chat "Why is the sky blue?"
 
-  gemma-runtime verify out/gemma-2-2b-it-int4-onnx
+  gemma-runtime run out/gemma - --temperature 0.8 < story.txt
 
-  gemma-runtime bench out/a out/b
+  gemma-runtime chat out/gemma --system "Answer in one sentence."
 
-Exit codes: 0 right, 1 a check failed or the input was refused (one line says why and what to
-do), 2 wrong usage.
+  gemma-runtime verify out/gemma
+
+  gemma-runtime bench out/a out/b      (in turn; ratios are to the first)
+
+  gemma-runtime inspect out/a out/b    (do they hold the same codes?)
+
+Text and figures go to stdout, speed and errors to stderr.
+
+Exit codes: 0 right, 2 wrong usage, 1 a check failed or the input was refused.
 """
 
 app = typer.Typer(
@@ -50,8 +57,8 @@ app = typer.Typer(
 )
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")]
-BundlePaths = Annotated[list[Path], typer.Argument(metavar="BUNDLE…", help="One or more bundles.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads. [the physical cores]")]
+BundlePaths = Annotated[list[Path], typer.Argument(metavar="BUNDLE", help="One or more bundles.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads. \\[the physical cores]")]
 Json = Annotated[bool, typer.Option("--json", help="Figures as JSON on stdout.")]
 NewTokens = Annotated[int, typer.Option(min=1, help="Tokens to write at most.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token every time.")]
@@ -100,7 +107,7 @@ def run(
 ) -> None:
     """Write what follows a prompt, token by token."""
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _read_stdin() if prompt == "-" else prompt
     opened = open_bundle(bundle)
     tokenizer = load_tokenizer(opened)
     tokens = _encode(opened, tokenizer, text, system, chat)
@@ -135,8 +142,11 @@ def chat(
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Talk with an instruction-tuned model. /new starts over, /quit ends; --json prints a reply
-    a line."""
+    """Talk with an instruction-tuned model, a line a turn. /new starts over, /quit ends.
+
+    With --json every reply is a line of figures. A turn that no longer fits is refused; where
+    turns are piped in, that ends the chat.
+    """
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     opened = open_bundle(bundle)
     with open_session(opened, threads) as session:
@@ -153,17 +163,15 @@ def chat(
             if line == "/new":
                 conversation.reset()
             elif line:
-                reply = conversation.send(line, max_new_tokens)
-                if not json:
-                    _stream(reply)
-                else:
-                    list(reply)
-                    _print_json(reply.result)
+                _reply(conversation, line, max_new_tokens, json)
 
 
 @app.command()
 def verify(bundle: BundlePath, threads: Threads = None, json: Json = False) -> None:
-    """Replay the goldens on this machine: PASS, FAIL or AMBIGUOUS, with all figures."""
+    """Replay the goldens on this machine: PASS, FAIL or AMBIGUOUS, with all figures.
+
+    Exits with 0 on PASS alone. AMBIGUOUS: no limit is broken, but too many positions are near ties.
+    """
     opened = open_bundle(bundle)
     with open_session(opened, threads) as session:
         verification = verify_session(session, load_goldens(opened.path("goldens")))
@@ -183,7 +191,10 @@ def bench(
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Measure loading, first token, decoding and memory; several bundles take turns."""
+    """Measure loading, first token, decoding and memory; several bundles take turns.
+
+    Measure on an idle machine: a busy one is warned of, and its times are too long.
+    """
     with Status("", console=Console(stderr=True)) as status:
         benchmark = measure(
             bundles,
@@ -227,6 +238,16 @@ def run_command(arguments: list[str]) -> int:
     return 0
 
 
+def _read_stdin() -> str:
+    """Standard input as UTF-8, whatever the locale is."""
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise TokenizerError(
+            f"byte {error.start} of stdin is not UTF-8; convert the text, e.g. with iconv"
+        ) from error
+
+
 def _encode(
     bundle: Bundle, tokenizer: Tokenizer, text: str, system: str | None, chat: bool
 ) -> list[int]:
@@ -239,6 +260,21 @@ def _encode(
     if system is not None:
         messages.insert(0, Message("system", system))
     return encode_chat(tokenizer, manifest.chat_template, messages, manifest.bos_token)
+
+
+def _reply(conversation: Conversation, line: str, max_new_tokens: int, json: bool) -> None:
+    try:
+        reply = conversation.send(line, max_new_tokens)
+    except ContextFull as error:
+        if not sys.stdin.isatty():
+            raise
+        print(f"error: {error}", file=sys.stderr)  # a person can say less, or /new
+        return
+    if not json:
+        _stream(reply)
+    else:
+        list(reply)
+        _print_json(reply.result)
 
 
 def _stream(generation: TextGeneration) -> None:

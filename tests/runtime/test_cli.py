@@ -1,0 +1,348 @@
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from gemma_runtime.bundle import MANIFEST, Bundle, describe_files
+from gemma_runtime.cli import run_command
+from gemma_runtime.generate import Generation
+from gemma_runtime.goldens import Golden, load_goldens, save_goldens
+from gemma_runtime.manifest import Manifest
+from tests.runtime.manifests import write_bundle
+from tests.runtime.real_bundles import export_random
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -> Bundle:
+    return export_random(tmp_path_factory.mktemp("cli") / "export", tokenizer_path)
+
+
+def _error(captured: Captured) -> str:
+    """The one line on stderr, checked to be one."""
+    (line,) = captured.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.mark.parametrize("command", ["run", "chat", "verify", "bench", "inspect"])
+def test_what_is_no_bundle_is_refused_in_one_line(
+    tmp_path: Path, capsys: Captured, command: str
+) -> None:
+    arguments = [command, str(tmp_path), *(["text"] if command == "run" else [])]
+
+    assert run_command(arguments) == 1
+
+    assert "is not a bundle" in _error(capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["train"],
+        ["verify"],
+        ["run", "bundle"],
+        ["verify", "bundle", "--threads", "0"],
+        ["bench", "bundle", "--repeats", "none"],
+        ["inspect", "bundle", "--loud"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_with_2(capsys: Captured, arguments: list[str]) -> None:
+    assert run_command(arguments) == 2
+
+
+@pytest.mark.parametrize("command", ["run", "chat", "verify", "bench", "inspect"])
+def test_every_command_explains_itself(capsys: Captured, command: str) -> None:
+    """The default of --threads was read as markup and vanished."""
+    assert run_command([command, "--help"]) == 0
+
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "BUNDLE" in text
+    assert "--json" in text
+    assert ("[the physical cores]" in text) is (command != "inspect")
+
+
+def test_version_is_the_distributions(capsys: Captured) -> None:
+    assert run_command(["--version"]) == 0
+
+    assert capsys.readouterr().out == f"gemma-runtime {metadata.version('gemma-export')}\n"
+
+
+def test_run_streams_text_to_stdout_and_speed_to_stderr(bundle: Bundle, capsys: Captured) -> None:
+    assert _run(bundle, "the user", "--max-new-tokens", "6") == 0
+
+    captured = capsys.readouterr()
+    assert captured.out.endswith("\n")
+    assert captured.out.strip()
+    assert "tokens/s" in captured.err
+    assert "ended by length" in captured.err
+
+
+def test_run_as_json_tells_text_and_times(bundle: Bundle, capsys: Captured) -> None:
+    assert _run(bundle, "the user", "--max-new-tokens", "6", "--json") == 0
+
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == set(Generation.__dataclass_fields__)
+    assert (found["prompt_tokens"], found["new_tokens"], found["reason"]) == (4, 6, "length")
+
+
+def test_run_draws_the_same_text_from_the_same_seed(bundle: Bundle, capsys: Captured) -> None:
+    texts = [_text(bundle, capsys, "--temperature", "2", "--seed", seed) for seed in "112"]
+
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_run_hands_every_option_of_sampling_on(bundle: Bundle, capsys: Captured) -> None:
+    greedy = _text(bundle, capsys)
+    hot = ("--temperature", "2", "--seed", "1")
+
+    assert _text(bundle, capsys, *hot) != greedy
+    assert _text(bundle, capsys, *hot, "--top-k", "1") == greedy
+    assert _text(bundle, capsys, *hot, "--top-p", "1e-6") == greedy
+    assert _text(bundle, capsys, *hot, "--min-p", "1") == greedy
+    assert _text(bundle, capsys, "--repetition-penalty", "50") != greedy
+
+
+def test_run_stops_before_a_stop_string(bundle: Bundle, capsys: Captured) -> None:
+    whole = _text(bundle, capsys)
+
+    assert _text(bundle, capsys, "--stop", whole[2:4]) == whole[: whole.index(whole[2:4])]
+
+
+def test_run_reads_its_prompt_from_stdin(
+    bundle: Bundle, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    direct = _text(bundle, capsys)
+    _type(monkeypatch, b"the user")
+
+    assert _text(bundle, capsys, prompt="-") == direct
+
+
+def test_run_refuses_a_stdin_that_is_no_utf8(
+    bundle: Bundle, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended in a traceback."""
+    _type(monkeypatch, b"a\xffb")
+
+    assert _run(bundle, "-") == 1
+
+    assert "byte 1 of stdin is not UTF-8" in _error(capsys)
+
+
+def test_run_wraps_a_users_turn_only_when_asked(bundle: Bundle, capsys: Captured) -> None:
+    def prompt_tokens(*options: str) -> int:
+        assert _run(bundle, "the user", "--max-new-tokens", "1", "--json", *options) == 0
+        return int(json.loads(capsys.readouterr().out)["prompt_tokens"])
+
+    plain, turn = prompt_tokens(), prompt_tokens("--chat")
+
+    assert plain < turn < prompt_tokens("--chat", "--system", "be in the ring")
+    assert _run(bundle, "the user", "--system", "be brief") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--temperature", "-1"], "temperature is -1.0"),
+        (["--top-p", "nan"], "top_p is nan"),
+        (["--stop", ""], "stop string is empty"),
+    ],
+)
+def test_run_refuses_what_it_cannot_draw_by(
+    bundle: Bundle, capsys: Captured, options: list[str], message: str
+) -> None:
+    assert _run(bundle, "the user", *options) == 1
+
+    assert message in _error(capsys)
+
+
+def test_run_refuses_a_prompt_longer_than_the_context(bundle: Bundle, capsys: Captured) -> None:
+    assert _run(bundle, "x" * 200) == 1
+
+    assert "pass the context of 64" in _error(capsys)
+
+
+def test_run_refuses_a_bundle_without_a_tokenizer(tmp_path: Path, capsys: Captured) -> None:
+    assert run_command(["run", str(write_bundle(tmp_path / "bundle").directory), "text"]) == 1
+
+    assert "has no tokenizer" in _error(capsys)
+
+
+def test_chat_replies_to_each_line_until_quit(
+    bundle: Bundle, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _type(monkeypatch, b"the\n\n/new\nthe\n/quit\nnever read\n")
+
+    assert _chat(bundle) == 0
+
+    first, again = _replies(capsys)
+    assert (first.text, first.prompt_tokens) == (again.text, again.prompt_tokens)
+
+
+def test_chat_takes_a_system_turn(
+    bundle: Bundle, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+    for options in ([], ["--system", "be in the ring"]):
+        _type(monkeypatch, b"the\n")
+        assert _chat(bundle, *options) == 0
+        counts += [reply.prompt_tokens for reply in _replies(capsys)]
+
+    assert counts[0] < counts[1]
+
+
+def test_chat_ends_with_1_when_a_piped_turn_does_not_fit(
+    bundle: Bundle, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _type(monkeypatch, b"x" * 200 + b"\nthe\n")
+
+    assert _chat(bundle) == 1
+
+    assert "the conversation has" in _error(capsys)
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals here")
+def test_chat_goes_on_when_a_typed_turn_does_not_fit(bundle: Bundle) -> None:
+    """One long line ended the whole conversation."""
+    ours, theirs = os.openpty()
+    process = _start(["chat", str(bundle.directory), "--max-new-tokens", "2", "--json"], theirs)
+    os.close(theirs)
+    os.write(ours, b"x" * 200 + b"\nthe\n/quit\n")
+
+    out, err = process.communicate(timeout=60)
+    os.close(ours)
+
+    assert process.returncode == 0
+    assert "error: the conversation has" in err
+    assert '"new_tokens"' in out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
+def test_ctrl_c_exits_with_130_and_says_nothing(bundle: Bundle) -> None:
+    process = _start(["chat", str(bundle.directory), "--max-new-tokens", "1"], subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stderr is not None
+    process.stdin.write("the\n")
+    process.stdin.flush()
+    process.stderr.readline()  # the speed of the first reply: it waits for the next line now
+    process.send_signal(signal.SIGINT)
+
+    _, err = process.communicate(timeout=60)
+
+    assert (process.returncode, err) == (130, "")
+
+
+def test_verify_passes_a_bundle_as_it_was_exported(bundle: Bundle, capsys: Captured) -> None:
+    assert run_command(["verify", str(bundle.directory), "--threads", "1"]) == 0
+
+    assert "PASS" in capsys.readouterr().out
+
+
+def test_verify_fails_a_bundle_whose_goldens_say_otherwise(
+    bundle: Bundle, tmp_path: Path, capsys: Captured
+) -> None:
+    folder = _with_other_goldens(bundle, tmp_path / "bundle")
+
+    assert run_command(["verify", str(folder), "--json"]) == 1
+
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert found["verdict"] == "FAIL"
+    assert any("mean KL of scoring" in failure for failure in found["failures"])
+    assert captured.err == ""
+
+
+def test_verify_refuses_an_altered_artifact(
+    bundle: Bundle, tmp_path: Path, capsys: Captured
+) -> None:
+    folder = Path(shutil.copytree(bundle.directory, tmp_path / "bundle"))
+    with (folder / "model.onnx").open("r+b") as file:
+        file.seek(100)
+        file.write(b"\0\0\0\0")
+
+    assert run_command(["verify", str(folder)]) == 1
+
+    assert "was altered" in _error(capsys)
+
+
+def test_inspect_compares_several(bundle: Bundle, capsys: Captured) -> None:
+    assert run_command(["inspect", str(bundle.directory), str(bundle.directory), "--json"]) == 0
+
+    found = json.loads(capsys.readouterr().out)
+    assert (len(found["bundles"]), found["same_model"], found["same_codes"]) == (2, True, True)
+
+
+def test_bench_measures_several_in_turn(bundle: Bundle, capsys: Captured) -> None:
+    options = ["--repeats", "1", "--new-tokens", "2", "--threads", "1", "--json"]
+
+    assert run_command(["bench", str(bundle.directory), str(bundle.directory), *options]) == 0
+
+    found = json.loads(capsys.readouterr().out)
+    assert (found["threads"], found["repeats"], len(found["bundles"])) == (1, 1, 2)
+
+
+def _run(bundle: Bundle, prompt: str, *options: str) -> int:
+    return run_command(["run", str(bundle.directory), prompt, "--threads", "1", *options])
+
+
+def _text(bundle: Bundle, capsys: Captured, *options: str, prompt: str = "the user") -> str:
+    capsys.readouterr()
+    assert _run(bundle, prompt, "--max-new-tokens", "12", "--json", *options) == 0
+    return str(json.loads(capsys.readouterr().out)["text"])
+
+
+def _chat(bundle: Bundle, *options: str) -> int:
+    return run_command(["chat", str(bundle.directory), "--max-new-tokens", "3", "--json", *options])
+
+
+def _replies(capsys: Captured) -> list[Generation]:
+    lines = capsys.readouterr().out.splitlines()
+    return [msgspec.json.decode(line, type=Generation) for line in lines]
+
+
+def _type(monkeypatch: pytest.MonkeyPatch, text: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text), "utf-8"))
+
+
+def _start(arguments: Sequence[str], stdin: int) -> "subprocess.Popen[str]":
+    call = "import sys; from gemma_runtime.cli import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", call, *arguments],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _with_other_goldens(bundle: Bundle, folder: Path) -> Path:
+    """A copy whose goldens are those of other prompts, digests and all."""
+    shutil.copytree(bundle.directory, folder)
+    goldens = load_goldens(bundle.path("goldens"))
+    shifted = [*goldens[1:], goldens[0]]
+    save_goldens(
+        folder / "goldens.json",
+        [
+            Golden(one.name, one.tokens, other.reference, other.quantized)
+            for one, other in zip(goldens, shifted, strict=True)
+        ],
+    )
+    fields = json.loads((folder / MANIFEST).read_bytes())
+    fields["files"] = {
+        name: {"sha256": file.sha256, "bytes": file.bytes}
+        for name, file in describe_files(folder).items()
+    }
+    (folder / MANIFEST).write_bytes(Manifest.from_json(json.dumps(fields).encode()).to_json())
+    return folder
