@@ -158,8 +158,10 @@ def summarize(samples: Samples, bandwidth: float) -> BundleFigures:
         target=manifest.target.name,
         artifact_bytes=sum(path.stat().st_size for path in artifact_files(samples.bundle)),
         cache_bytes={kind.value: manifest.cache_bytes(kind) for kind in AttentionKind},
-        load_cold_ms=_known(start and start.load_ms for start in cold),
-        first_token_cold_ms=_known(start and start.first_token_ms for start in cold),
+        load_cold_ms=_known(None if start is None else start.load_ms for start in cold),
+        first_token_cold_ms=_known(
+            None if start is None else start.first_token_ms for start in cold
+        ),
         check_ms=spread(run.check_ms for run in warm),
         load_ms=spread(run.load_ms for run in warm),
         prompts=_prompt_figures(samples),
