@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from gemma_runtime.goldens import TopLogits, log_sum_exp
 from gemma_runtime.manifest import Agreement
 
-TIE_MARGIN = 0.1  # logits; tokens closer than this may swap places without a fault
+# Logits; tokens closer than this may swap places without a fault. Three times what onnxruntime's
+# int8 rounding of activations moves a logit of the 270M on average (0.16).
+TIE_MARGIN = 0.5
 
 
 def compare_logits(

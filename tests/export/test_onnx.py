@@ -122,7 +122,8 @@ def test_quantized_artifacts_say_what_their_codes_say(
     bundle = export(tiny.folder, quant)
     expected = eager_logits(dequantized(tiny, quant), TOKENS[:96]).numpy()
     with open_session(bundle, threads=1) as session:
-        figures = compare_logits(session.score(TOKENS[:96]), top_logits(expected, 96))
+        scored = session.score(TOKENS[:96])
+        figures = compare_logits(scored, top_logits(expected, 96), tie_margin=0.1)
     print(figures)
     assert figures.mean_kl <= 1e-3
     assert figures.top1 + figures.near_ties / figures.positions == 1
