@@ -1,0 +1,236 @@
+"""Our bundle beside its peers: one run, taking turns, the same threads and the same prompt.
+
+    python benchmarks/peers.py --bundle out/gemma-3-270m-int4 --genai genai_int4 --llama q4_0.gguf
+
+Each peer is a process of its own that serves timing requests, so that turns alternate on a warm
+model. Peers are installed by hand (`pip install onnxruntime-genai xllamacpp`); one that is not
+asked for is left out. onnxruntime-genai's folder comes from its own builder; with transformers 5
+that needs Gemma 3's nested `rope_parameters` made flat before `Gemma3Model` reads them.
+
+What is in each loop: ours and transformers, a graph call and an argmax; genai, its generator's
+greedy search; llama.cpp, a slot of its server with sampler and detokenizer, by its own clock.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import msgspec
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+Serve = Callable[[list[int], int], tuple[float, float]]  # prompt, new tokens → seconds of each
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    peer: str
+    threads: int
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+    peak_rss_bytes: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", type=Path, action="append", default=[])
+    parser.add_argument("--genai", type=Path, action="append", default=[])
+    parser.add_argument("--llama", type=Path, action="append", default=[])
+    parser.add_argument("--transformers", type=Path, action="append", default=[])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--serve", nargs=2, metavar=("KIND", "PATH"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve[0], Path(options.serve[1]), options.threads)
+        return
+    asked = {kind: getattr(options, kind) for kind in OPENERS}
+    peers = [(kind, path) for kind, paths in asked.items() for path in paths]
+    found = compare(peers, options.threads, options.prompt, options.new_tokens, options.rounds)
+    if options.json:
+        sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
+    else:
+        Console().print(render(found))
+
+
+def compare(
+    peers: list[tuple[str, Path]], threads: int, prompt: int, new_tokens: int, rounds: int
+) -> list[Figures]:
+    """Medians over the rounds; the order turns, and the first round warms up."""
+    workers = [_start(kind, path, threads) for kind, path in peers]
+    samples: list[list[dict[str, float]]] = [[] for _ in peers]
+    for turn in range(rounds + 1):
+        for place in range(len(peers)):
+            which = (turn + place) % len(peers)
+            answer = _ask(workers[which], prompt, new_tokens)
+            if turn:
+                samples[which].append(answer)
+    for worker in workers:
+        worker.terminate()
+    return [
+        Figures(
+            peer=f"{kind} {path.name}",
+            threads=threads,
+            prefill_tokens_per_second=median(prompt / s["prefill"] for s in runs),
+            decode_tokens_per_second=median(new_tokens / s["decode"] for s in runs),
+            peak_rss_bytes=int(runs[-1]["peak"]),
+        )
+        for (kind, path), runs in zip(peers, samples, strict=True)
+    ]
+
+
+def render(found: list[Figures]) -> Table:
+    """Ratios are ours over the peer's: above 1, we are faster."""
+    table = Table(title=f"{found[0].threads} threads; ratios: the first over each")
+    for heading in ("peer", "prefill tokens/s", "decode tokens/s", "peak MB"):
+        table.add_column(heading, justify="left" if heading == "peer" else "right")
+    first = found[0]
+    for f in found:
+        prefill = first.prefill_tokens_per_second / f.prefill_tokens_per_second
+        decode = first.decode_tokens_per_second / f.decode_tokens_per_second
+        table.add_row(
+            f.peer,
+            f"{f.prefill_tokens_per_second:.0f} (×{prefill:.2f})",
+            f"{f.decode_tokens_per_second:.1f} (×{decode:.2f})",
+            f"{f.peak_rss_bytes / 1e6:.0f}",
+        )
+    return table
+
+
+def serve(kind: str, path: Path, threads: int) -> None:
+    """Answer `PROMPT NEW` lines on stdin with a line of JSON each."""
+    from gemma_runtime.machine import peak_rss_bytes
+
+    run = OPENERS[kind](path, threads)
+    for line in sys.stdin:
+        length, new = map(int, line.split())
+        ids = [2, *map(int, np.random.default_rng(1).integers(1000, 200000, length - 1))]
+        prefill, decode = run(ids, new)
+        answer = {"prefill": prefill, "decode": decode, "peak": peak_rss_bytes()}
+        print("figures " + json.dumps(answer), flush=True)
+
+
+def _open_ours(path: Path, threads: int) -> Serve:
+    from gemma_runtime import open_bundle, open_session
+
+    session = open_session(open_bundle(path), threads)
+
+    def run(prompt: list[int], new: int) -> tuple[float, float]:
+        session.reset()
+        started = perf_counter()
+        token = int(session.prefill(prompt).argmax())
+        filled = perf_counter()
+        for _ in range(new):
+            token = int(session.decode(token).argmax())
+        return filled - started, perf_counter() - filled
+
+    return run
+
+
+def _open_genai(path: Path, threads: int) -> Serve:
+    import onnxruntime_genai as genai
+
+    config = genai.Config(str(path))
+    config.overlay(
+        json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}})
+    )
+    model = genai.Model(config)
+
+    def run(prompt: list[int], new: int) -> tuple[float, float]:
+        parameters = genai.GeneratorParams(model)
+        parameters.set_search_options(do_sample=False, max_length=len(prompt) + new + 520)
+        generator = genai.Generator(model, parameters)
+        started = perf_counter()
+        generator.append_tokens(np.array(prompt, np.int32))
+        generator.generate_next_token()
+        filled = perf_counter()
+        for _ in range(new):
+            generator.generate_next_token()
+        return filled - started, perf_counter() - filled
+
+    return run
+
+
+def _open_llama(path: Path, threads: int) -> Serve:
+    import xllamacpp
+
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(path)
+    parameters.n_ctx, parameters.n_parallel, parameters.n_gpu_layers = 2048, 1, 0
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
+    parameters.verbosity, parameters.cache_ram_mib = 0, 0
+    server = xllamacpp.Server(parameters)
+
+    def run(prompt: list[int], new: int) -> tuple[float, float]:
+        request = {
+            "prompt": prompt,
+            "n_predict": new,
+            "temperature": 0,
+            "ignore_eos": True,
+            "cache_prompt": False,
+            "stream": False,
+        }
+        answer = server.handle_completions(request)
+        content = json.loads(answer) if isinstance(answer, str | bytes) else answer
+        timings = content["timings"]
+        return timings["prompt_ms"] / 1e3, timings["predicted_ms"] / 1e3
+
+    return run
+
+
+def _open_transformers(path: Path, threads: int) -> Serve:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(threads)
+    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager")
+
+    @torch.inference_mode()
+    def run(prompt: list[int], new: int) -> tuple[float, float]:
+        started = perf_counter()
+        out = model(torch.tensor([prompt]), logits_to_keep=1)
+        filled = perf_counter()
+        for _ in range(new):
+            token = out.logits[:, -1:].argmax(-1)
+            out = model(token, past_key_values=out.past_key_values)
+        return filled - started, perf_counter() - filled
+
+    return run
+
+
+OPENERS: dict[str, Callable[[Path, int], Serve]] = {
+    "bundle": _open_ours,
+    "genai": _open_genai,
+    "llama": _open_llama,
+    "transformers": _open_transformers,
+}
+
+
+def _start(kind: str, path: Path, threads: int) -> "subprocess.Popen[str]":
+    command = [sys.executable, __file__, "--threads", str(threads), "--serve", kind, str(path)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _ask(worker: "subprocess.Popen[str]", prompt: int, new_tokens: int) -> dict[str, float]:
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    print(prompt, new_tokens, file=worker.stdin, flush=True)
+    for line in worker.stdout:
+        if line.startswith("figures "):  # libraries print on stdout too
+            answer: dict[str, float] = json.loads(line.removeprefix("figures "))
+            return answer
+    raise SystemExit(f"a peer stopped with exit code {worker.wait()}; its message is above")
+
+
+if __name__ == "__main__":
+    main()
