@@ -76,7 +76,7 @@ def export(
         str | None,
         typer.Option(
             help="Hugging Face folder, hub id, .gguf file, random[:SEED], or demo (the Gemma 3 "
-            "270M of the [demo] extra). Without it, --size is fetched from the hub."
+            "270M of the \\[demo] extra). Without it, --size is fetched from the hub."
         ),
     ] = None,
     config: Annotated[
@@ -100,7 +100,7 @@ def export(
         typer.Option(help="Keep the whole context on local layers too: runs on older runtimes."),
     ] = False,
     output: Annotated[
-        Path | None, typer.Option(help="The bundle's folder. [out/MODEL-QUANT-TARGET]")
+        Path | None, typer.Option(help="The bundle's folder. \\[out/MODEL-QUANT-TARGET]")
     ] = None,
     max_ram: Annotated[
         str | None, typer.Option(help="Memory the export keeps to, e.g. 6GiB, or it refuses.")
