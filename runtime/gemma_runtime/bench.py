@@ -225,7 +225,8 @@ def _run_warm(samples: Samples) -> WarmRun:
 
 def _run_worker(samples: Samples, cold: bool) -> bytes:
     order = Order(str(samples.bundle.directory), samples.workload, cold)
-    worker = [sys.executable, "-m", "gemma_runtime.bench_worker"]
+    # -P: a numpy.py in the user's folder shall not be taken for numpy.
+    worker = [sys.executable, "-P", "-m", "gemma_runtime.bench_worker"]
     done = subprocess.run(worker, input=msgspec.json.encode(order), capture_output=True)
     if done.returncode != 0:
         lines = done.stderr.decode(errors="replace").strip().splitlines()

@@ -174,7 +174,7 @@ def _lines(inspection: Inspection) -> dict[str, str]:
         "context": f"{inspection.context_length} tokens, prefill in chunks of "
         f"{inspection.prefill_length}",
         "text": _text(inspection),
-        **{f"cache, {cache.kind}": _cache(cache, inspection) for cache in inspection.caches},
+        **_cache_lines(inspection),
         **{f"graph {name}": _graph(graph) for name, graph in inspection.graphs.items()},
         **{name: format_bytes(size) for name, size in inspection.files.items()},
         "all files": format_bytes(inspection.bytes),
@@ -191,6 +191,14 @@ def _text(inspection: Inspection) -> str:
         return "no tokenizer: token ids only"
     template = "with" if inspection.has_chat_template else "without"
     return f"tokenizer, {template} a chat template of its own"
+
+
+def _cache_lines(inspection: Inspection) -> dict[str, str]:
+    """A label per kind; layers of one kind that differ in size share it, a line each."""
+    lines: dict[str, list[str]] = {}
+    for cache in inspection.caches:
+        lines.setdefault(f"cache, {cache.kind}", []).append(_cache(cache, inspection))
+    return {label: "\n".join(found) for label, found in lines.items()}
 
 
 def _cache(cache: CacheFigures, inspection: Inspection) -> str:

@@ -251,6 +251,18 @@ def test_a_bundle_nothing_here_can_run_is_refused(tmp_path: Path) -> None:
         measure([bundle.directory], repeats=1, new_tokens=2)
 
 
+def test_a_module_in_the_users_folder_is_not_taken_for_a_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`python -m` looks into the working directory first: its numpy.py was run."""
+    (tmp_path / "numpy.py").write_text("raise SystemExit('the wrong numpy')")
+    bundle = write_bundle(tmp_path / "bundle", target="toaster")
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(SessionError, match="no backend runs target 'toaster'"):
+        measure([bundle.directory], repeats=1, new_tokens=2)
+
+
 def test_a_folder_that_is_no_bundle_is_refused_before_anything_runs(tmp_path: Path) -> None:
     steps: list[str] = []
 

@@ -55,6 +55,16 @@ def test_caches_are_grouped_by_kind_and_size_and_add_up() -> None:
         assert sum(c.bytes for c in caches if c.kind is kind) == manifest.cache_bytes(kind)
 
 
+def test_caches_of_one_kind_and_two_sizes_are_both_shown() -> None:
+    """The second size took the first one's line."""
+    layers = [LayerCache(AttentionKind.LOCAL, 16, slots, 1, 8) for slots in (24, 40)]
+
+    text = _rendered(compare_bundles([Bundle(Path("b"), make_manifest(layers=layers))]))
+
+    assert "1 layers, 24 slots" in text
+    assert "1 layers, 40 slots" in text
+
+
 @pytest.mark.parametrize(("codes", "same"), [("0" * 64, True), ("f" * 64, False)])
 def test_bundles_are_compared_by_their_codes(tmp_path: Path, codes: str, same: bool) -> None:
     first = write_bundle(tmp_path / "first")
