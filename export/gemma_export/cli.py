@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gemma_runtime.errors import GemmaError
+from gemma_runtime.command import run_app
 from gemma_runtime.manifest import Agreement
 
 if TYPE_CHECKING:
@@ -147,16 +147,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run with the given arguments; returns the exit code."""
-    try:
-        app(arguments, prog_name="gemma-export", standalone_mode=True)
-    except SystemExit as exit:
-        return exit.code if isinstance(exit.code, int) else 1
-    except GemmaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_app(app, "gemma-export", arguments)
 
 
 def _targets(text: str) -> tuple[str, ...]:

@@ -16,7 +16,8 @@ from gemma_runtime.bench import measure
 from gemma_runtime.bench_table import render_benchmark
 from gemma_runtime.bundle import Bundle, open_bundle
 from gemma_runtime.chat import Message, encode_chat
-from gemma_runtime.errors import ContextFull, GemmaError, TokenizerError
+from gemma_runtime.command import run_app
+from gemma_runtime.errors import ContextFull, TokenizerError
 from gemma_runtime.generate import Conversation, Generation, TextGeneration, generate_text
 from gemma_runtime.goldens import load_goldens
 from gemma_runtime.inspection import compare_bundles, render_comparison
@@ -225,17 +226,8 @@ def main() -> None:
 
 
 def run_command(arguments: list[str]) -> int:
-    """Run with the given arguments; returns the exit code. A GemmaError is one line on stderr."""
-    try:
-        app(arguments, prog_name="gemma-runtime")
-    except SystemExit as exit:
-        return exit.code if isinstance(exit.code, int) else 1
-    except GemmaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    """Run with the given arguments; returns the exit code."""
+    return run_app(app, "gemma-runtime", arguments)
 
 
 def _read_stdin() -> str:

@@ -16,7 +16,7 @@ from gemma_export.decoder import decoder
 from gemma_export.quantize.store import QuantizedStore
 from gemma_export.targets import Artifact, Geometry
 from gemma_export.targets.onnx_graph import DataFile, GraphBuilder
-from gemma_export.targets.onnx_ops import OnnxOps
+from gemma_export.targets.onnx_ops import OnnxOps, is_windowed
 from gemma_runtime.manifest import Graph, LayerCache, TensorSpec
 from gemma_runtime.manifest import Target as Runtime
 
@@ -60,11 +60,6 @@ class OnnxTarget:
             runtime=Runtime(self.name, "onnxruntime", minimum),
             tools=("onnx", "torch"),
         )
-
-
-def is_windowed(cache: LayerCache, context_length: int) -> bool:
-    """Whether a layer's cache forgets: a window with fewer slots than the context."""
-    return cache.window is not None and cache.slots < context_length
 
 
 def _graph(caches: tuple[LayerCache, ...], vocab_size: int) -> Graph:

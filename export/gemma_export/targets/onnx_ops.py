@@ -96,7 +96,7 @@ class OnnxOps:
             "do_rotary": 1,
             "local_window_size": layer.window if layer.window is not None else -1,
         }
-        if cache.window is not None and cache.slots < self._context:
+        if is_windowed(cache, self._context):
             attributes["sliding_window_cache"] = 1
         past = [f"past_key_{index}", f"past_value_{index}"]
         present = [f"present_key_{index}", f"present_value_{index}"]
@@ -227,6 +227,11 @@ class OnnxOps:
             for i, cache in enumerate(self._caches)
             for part in ("key", "value")
         ]
+
+
+def is_windowed(cache: LayerCache, context_length: int) -> bool:
+    """Whether a layer's cache forgets: a window with fewer slots than the context."""
+    return cache.window is not None and cache.slots < context_length
 
 
 def rope_angles(rope: Rope, length: int, width: int) -> NDArray[np.float64]:
