@@ -31,6 +31,8 @@ def decoder(ops: Ops[V, W], config: GemmaConfig, weight: Callable[[str], W]) -> 
             q = ops.head_norm(q, layer_weight(i, "self_attn.q_norm"), layer.heads)
             k = ops.head_norm(k, layer_weight(i, "self_attn.k_norm"), layer.kv_heads)
         attended = ops.attend(q, k, v, layer)
+        if i + 1 == len(config.kinds):  # no later layer needs the other positions
+            x, attended = ops.wanted(x), ops.wanted(attended)
         (branch,) = ops.project(attended, [layer_weight(i, "self_attn.o_proj")])
         post = layer_weight(i, "post_attention_layernorm")
         x, h = ops.add_norm(x, branch, post, layer_weight(i, "pre_feedforward_layernorm"))
@@ -38,4 +40,4 @@ def decoder(ops: Ops[V, W], config: GemmaConfig, weight: Callable[[str], W]) -> 
         (branch,) = ops.project(ops.geglu(gate, up), [layer_weight(i, "mlp.down_proj")])
         post = layer_weight(i, "post_feedforward_layernorm")
         x, h = ops.add_norm(x, branch, post, norm_after(i))
-    return ops.logits(ops.wanted(h), table, config.final_softcap)
+    return ops.logits(h, table, config.final_softcap)

@@ -26,7 +26,8 @@ Component = Literal["table", "attention", "mlp", "norms", "ropes"]
 Verdict = Literal["fits", "tight", "does not fit"]
 
 _MIB, _GIB = 1 << 20, 1 << 30
-_FLOAT_BYTES = 4  # of scales in the file, of caches, logits, norms and rope tables
+_FLOAT_BYTES = 4  # of caches, logits, norms and rope tables, and of scales in memory
+_SCALE_BYTES = 2  # in the file
 _PAGE = 4096  # every tensor of the data file starts on one
 
 # What an app may use of a phone's RAM: a rule of thumb, not a promise. iOS ends a process near half
@@ -115,8 +116,7 @@ class Plan:
     context_length: int
     prefill_length: int
     parameters: Parameters
-    bits_per_weight: float  # of the recipe: codes, fp16 scales, zero points
-    file_bits_per_weight: float  # of the artifact, which may hold wider scales
+    bits_per_weight: float  # codes, fp16 scales, zero points
     artifact: ArtifactBytes
     caches: CacheBytes
     run: RunBytes
@@ -136,7 +136,6 @@ def make_plan(
     artifact = _artifact(config, formats, geometry.context_length)
     cache_bytes = _caches(caches, geometry.context_length)
     run = _run(config, formats, caches, geometry, artifact)
-    matrices = parameters.total - parameters.norms
     return Plan(
         target=target,
         family=config.family,
@@ -144,7 +143,6 @@ def make_plan(
         prefill_length=geometry.prefill_length,
         parameters=parameters,
         bits_per_weight=bits_per_weight(config, formats),
-        file_bits_per_weight=8 * (artifact.table + artifact.attention + artifact.mlp) / matrices,
         artifact=artifact,
         caches=cache_bytes,
         run=run,
@@ -207,13 +205,21 @@ def _products(config: GemmaConfig) -> Iterator[list[str]]:
             yield [f"model.layers.{index}.{block}.{part}_proj.weight" for part in parts.split()]
 
 
-def _matrix_regions(rows: int, width: int, form: Format) -> list[int]:
+def _matrix_regions(
+    rows: int, width: int, form: Format, scale_bytes: int = _SCALE_BYTES
+) -> list[int]:
     """Bytes of codes, scales and zero points."""
     if form.is_float:
         return [rows * width * _FLOAT_BYTES]
     groups = width // form.group
     zeros = [rows * ((groups * form.bits + 7) // 8)] if form.asymmetric else []
-    return [rows * width * form.bits // 8, rows * groups * _FLOAT_BYTES, *zeros]
+    return [rows * width * form.bits // 8, rows * groups * scale_bytes, *zeros]
+
+
+def _held_bytes(config: GemmaConfig, name: str, form: Format) -> int:
+    """What onnxruntime holds of a matrix: the scales become float32 as it loads."""
+    rows, width = config.tensor_shapes()[name]
+    return sum(_matrix_regions(rows, width, form, _FLOAT_BYTES))
 
 
 def _caches(caches: Sequence[LayerCache], context_length: int) -> CacheBytes:
@@ -244,13 +250,13 @@ def _run(
     artifact: ArtifactBytes,
 ) -> RunBytes:
     form = formats.get(TABLE, FLOAT)
-    matrices = artifact.table + artifact.attention + artifact.mlp
-    # Tokens are looked up in the table as it lies in the file: floats, or the scales of codes.
+    held = {name: _held_bytes(config, name, form) for name, form in formats.items()}
+    # Tokens are looked up in the table as it was loaded: floats, or codes with float32 scales.
     table_codes = config.vocab_size * config.hidden_size * form.bits // 8
-    mapped = artifact.total - matrices - artifact.padding
-    mapped += artifact.table if form.is_float else artifact.table - table_codes
-    prepacked = round(matrices * (1.0 if form.is_float else _PREPACKED))
-    packing = 0 if form.is_float else round(artifact.table * _PREPACKING)
+    mapped = artifact.norms + artifact.ropes
+    mapped += held[TABLE] if form.is_float else held[TABLE] - table_codes
+    prepacked = round(sum(held.values()) * (1.0 if form.is_float else _PREPACKED))
+    packing = 0 if form.is_float else round(held[TABLE] * _PREPACKING)
     kept = sum(cache.elements for cache in caches) * _FLOAT_BYTES
     activations = _activation_bytes(config, caches, geometry.prefill_length)
     resident = _RUNTIME_BYTES + mapped + prepacked
@@ -333,7 +339,7 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
         ),
         (
             "bits per weight",
-            f"{plan.bits_per_weight:.2f} by recipe, {plan.file_bits_per_weight:.2f} in the file",
+            f"{plan.bits_per_weight:.2f}",
         ),
         (
             "caches",

@@ -19,7 +19,7 @@ from transformers import (
 WINDOW = 16
 _SHARED: dict[str, Any] = {
     "vocab_size": 96,
-    "hidden_size": 96,  # not a square: the embedding scale has digits to get wrong
+    "hidden_size": 128,  # not a square: the embedding scale has digits to get wrong
     "intermediate_size": 160,
     "sliding_window": WINDOW,
     "max_position_embeddings": 256,
@@ -67,10 +67,10 @@ GEMMA2_27B = Tiny(
     "gemma2-27b",
     Gemma2Config(
         num_hidden_layers=3,
-        num_attention_heads=12,
-        num_key_value_heads=6,
+        num_attention_heads=16,
+        num_key_value_heads=8,
         head_dim=16,
-        query_pre_attn_scalar=96 // 12,
+        query_pre_attn_scalar=128 // 16,
         attn_logit_softcapping=2.0,
         final_logit_softcapping=3.0,
         **_SHARED,

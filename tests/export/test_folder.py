@@ -213,5 +213,5 @@ def test_what_names_no_checkpoint_is_refused(
 
 
 def test_a_size_beside_a_checkpoint_is_checked(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="7 layers of width 96; gemma2 2b has 26 of 2304"):
+    with pytest.raises(CheckpointError, match="7 layers of width 128; gemma2 2b has 26 of 2304"):
         open_checkpoint(str(folder), "2b")

@@ -54,7 +54,7 @@ def test_parts_add_up(official: Official, quant: str) -> None:
 
 
 def test_bytes_of_each_part_by_hand() -> None:
-    """Gemma 2 2b at int4: half a byte per weight, and a float32 scale per 32 weights."""
+    """Gemma 2 2b at int4: half a byte per weight, and an fp16 scale per 32 weights."""
     config = find_official("2b").config
     table = 256000 * 2304
     attention = 26 * (2304 * (2048 + 1024 + 1024) + 2048 * 2304)
@@ -64,20 +64,19 @@ def test_bytes_of_each_part_by_hand() -> None:
     assert planned.parameters.attention == attention
     assert planned.parameters.mlp == mlp
     assert planned.parameters.norms == (26 * 4 + 1) * 2304
-    assert planned.artifact.table == table * 5 // 8
-    assert planned.artifact.attention == attention * 5 // 8
-    assert planned.artifact.mlp == mlp * 5 // 8
+    assert planned.artifact.table == table * 9 // 16
+    assert planned.artifact.attention == attention * 9 // 16
+    assert planned.artifact.mlp == mlp * 9 // 16
     assert planned.artifact.norms == planned.parameters.norms * 4
     assert planned.artifact.ropes == 2 * 1024 * 128 * 4  # both kinds of layer share one rope
     assert planned.bits_per_weight == 4.5
-    assert planned.file_bits_per_weight == 5.0
 
 
 def test_zero_points_and_wider_codes_are_counted() -> None:
     config = find_official("1b").config
     parts = {quant: plan(config, quant).artifact for quant in RECIPES}
     assert parts["int4-asym"].table - parts["int4"].table == 262144 * 1152 // 64
-    assert parts["mixed"].table == parts["int8"].table == 262144 * 1152 * 9 // 8
+    assert parts["mixed"].table == parts["int8"].table == 262144 * 1152 * 65 // 64
     assert parts["mixed"].mlp == parts["int4-asym"].mlp
     assert parts["none"].mlp == 26 * 3 * 1152 * 6912 * 4
 

@@ -41,7 +41,7 @@ def _config(vocabulary: int) -> dict[str, object]:
         "model_type": "gemma3_text",
         "architectures": ["Gemma3ForCausalLM"],
         "vocab_size": vocabulary,
-        "hidden_size": 64,
+        "hidden_size": 128,
         "intermediate_size": 96,
         "num_hidden_layers": 3,
         "num_attention_heads": 2,

@@ -94,6 +94,7 @@ def bits_per_weight(config: GemmaConfig, formats: Mapping[str, Format]) -> float
 INT4 = Format(4)
 INT4_ASYM = Format(4, asymmetric=True)
 INT8 = Format(8)
+INT8_TABLE = Format(8, group=128)  # the head at a third more speed and the same KL as groups of 32
 FLOAT = Format(32)
 
 RECIPES: Mapping[str, Recipe] = {
@@ -101,8 +102,8 @@ RECIPES: Mapping[str, Recipe] = {
     for recipe in (
         Recipe("int4", (Rule("*", INT4),)),
         Recipe("int4-asym", (Rule("*", INT4_ASYM),)),
-        Recipe("mixed", (Rule(TABLE, INT8, "nearest"), Rule("*", INT4_ASYM))),
-        Recipe("int8", (Rule("*", INT8, "nearest"),)),
+        Recipe("mixed", (Rule(TABLE, INT8_TABLE, "nearest"), Rule("*", INT4_ASYM))),
+        Recipe("int8", (Rule(TABLE, INT8_TABLE, "nearest"), Rule("*", INT8, "nearest"))),
         Recipe("none", (Rule("*", FLOAT, "nearest"),)),
     )
 }

@@ -159,9 +159,12 @@ class OnnxOps:
     def _codes(self, weights: Sequence[StoredWeight]) -> tuple[str, str, list[str]]:
         """Codes, scales and zero points of several weights, one below the other."""
         name, form = _name(weights), weights[0].format
-        codes, scales, zeros = f"{name}.codes", f"{name}.scales", f"{name}.zeros"
+        codes, scales, zeros = f"{name}.codes", f"{name}.scales.float32", f"{name}.zeros"
         if not self._graph.has(codes):
             self._write_codes(name, weights)
+            # onnxruntime folds the cast when it loads the graph.
+            half = [f"{name}.scales"]
+            self._graph.node("Cast", half, {"to": TensorProto.FLOAT}, outputs=[scales])
         return codes, scales, [zeros] if form.asymmetric else []
 
     def _write_codes(self, name: str, weights: Sequence[StoredWeight]) -> None:
@@ -170,17 +173,17 @@ class OnnxOps:
         block = form.group * form.bits // 8  # bytes of codes per group
         graph, data = self._graph, self._graph.data
         code_region = data.allocate(rows * groups * block)
-        scale_region = data.allocate(rows * groups * 4)
+        scale_region = data.allocate(rows * groups * 2)
         zero_width = (groups * form.bits + 7) // 8
         zero_region = data.allocate(rows * zero_width if form.asymmetric else 0)
         for row, weight, start, stop in _blocks(weights):
             part = weight.codes(start, stop)
             data.write(name, code_region.offset + row * groups * block, part.codes.numpy())
-            data.write(name, scale_region.offset + row * groups * 4, part.scales.float().numpy())
+            data.write(name, scale_region.offset + row * groups * 2, part.scales.numpy())
             if part.zeros is not None:
                 data.write(name, zero_region.offset + row * zero_width, part.zeros.numpy())
         graph.external(f"{name}.codes", "uint8", (rows, groups, block), code_region)
-        graph.external(f"{name}.scales", "float32", (rows, groups), scale_region)
+        graph.external(f"{name}.scales", "float16", (rows, groups), scale_region)
         if form.asymmetric:
             graph.external(f"{name}.zeros", "uint8", (rows, zero_width), zero_region)
 

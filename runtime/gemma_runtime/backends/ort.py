@@ -35,6 +35,7 @@ class OrtSession:
         self._position = 0
         self._binding = session.io_binding()
         self._caches = _bind_caches(self._binding, manifest)
+        self._inputs = _Inputs(self._binding)
         self._logits = np.empty((1, manifest.vocab_size), np.float32)
 
     @property
@@ -48,7 +49,7 @@ class OrtSession:
     def prefill(self, tokens: Sequence[int]) -> Logits:
         self._check(tokens)
         for chunk in self._chunks(tokens):
-            self._run(chunk, np.array([len(chunk) - 1]), self._logits)
+            self._run(chunk, range(len(chunk) - 1, len(chunk)), self._logits)
         logits: Logits = self._logits[0].copy()  # (V,)
         return logits
 
@@ -60,7 +61,7 @@ class OrtSession:
         logits = np.empty((len(tokens), self._manifest.vocab_size), np.float32)
         done = 0
         for chunk in self._chunks(tokens):
-            self._run(chunk, np.arange(len(chunk)), logits[done : done + len(chunk)])
+            self._run(chunk, range(len(chunk)), logits[done : done + len(chunk)])
             done += len(chunk)
         return logits  # (T, V)
 
@@ -69,7 +70,7 @@ class OrtSession:
         self._position = 0
 
     def close(self) -> None:
-        del self._binding, self._caches, self._session
+        del self._inputs, self._binding, self._caches, self._session
 
     def __enter__(self) -> Self:
         return self
@@ -85,16 +86,33 @@ class OrtSession:
         step = self._manifest.prefill_length
         return [tokens[i : i + step] for i in range(0, len(tokens), step)]
 
-    def _run(self, chunk: Sequence[int], wanted: NDArray[np.int64], logits: Logits) -> None:
+    def _run(self, chunk: Sequence[int], wanted: Sequence[int], logits: Logits) -> None:
         """One call of the graph; the logits of the wanted positions go where `logits` lies."""
         total = self._position + len(chunk)
-        self._binding.bind_cpu_input("tokens", np.array([chunk], np.int64))
-        self._binding.bind_cpu_input("total", np.array(total, np.int32))
-        self._binding.bind_cpu_input("wanted", wanted)
+        self._inputs.set("tokens", np.array([chunk]))
+        self._inputs.set("total", np.array(total, np.int32))
+        self._inputs.set("wanted", np.array(wanted))
         shape = (1, *logits.shape)
         self._binding.bind_output("logits", "cpu", 0, np.float32, shape, logits.ctypes.data)
         self._session.run_with_iobinding(self._binding)
         self._position = total
+
+
+class _Inputs:
+    """Arrays bound as inputs, and bound anew only when a shape changes: decoding never does."""
+
+    def __init__(self, binding: ort.IOBinding) -> None:
+        self._binding = binding
+        self._bound: dict[str, NDArray[np.generic]] = {}
+
+    def set(self, name: str, value: NDArray[np.generic]) -> None:
+        held = self._bound.get(name)
+        if held is not None and held.shape == value.shape:
+            held[...] = value
+            return
+        self._bound[name] = value
+        # The graph reads the array's own memory.
+        self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value, "cpu"))
 
 
 def _load(path: Path, threads: int | None) -> ort.InferenceSession:
