@@ -86,6 +86,7 @@ def test_the_public_names_are_these() -> None:
         "open_bundle",
         "open_session",
         "verify",
+        "verify_bundle",
     ]
     assert all(hasattr(gemma_runtime, name) for name in gemma_runtime.__all__)
 

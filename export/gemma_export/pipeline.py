@@ -1,6 +1,7 @@
 """From a checkpoint to a bundle. `export_bundles` is the whole story."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,9 +15,10 @@ from gemma_export.memory import MemoryCeiling
 from gemma_export.parallel import one_thread_each
 from gemma_export.plan import Plan, make_plan
 from gemma_export.progress import Reporter, guarded
+from gemma_export.prompts import golden_prompts
 from gemma_export.quantize.recipe import Recipe, bits_per_weight
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
-from gemma_export.reference import Reference, golden_prompts, record_reference
+from gemma_export.reference import Reference, record_reference
 from gemma_export.targets import Artifact, Geometry, Target, load_target
 from gemma_runtime.bundle import (
     MANIFEST,
@@ -79,9 +81,13 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
         report.note(note)
 
     text = _load_text(checkpoint)
+    layouts = [target.caches(checkpoint.config, geometry) for target in targets]
+    prompts = golden_prompts(
+        checkpoint.config, text.encoder if text else None, geometry.context_length, layouts
+    )
     with one_thread_each():
         store = _quantize(checkpoint, request.recipe, report, ceiling)
-        reference = _reference(checkpoint, store, text, geometry, report, ceiling)
+        reference = _reference(checkpoint, store, prompts, report, ceiling)
     results = []
     for target, output in zip(targets, outputs, strict=True):
         with staged_folder(output, request.force) as folder:
@@ -169,14 +175,12 @@ def _quantize(
 def _reference(
     checkpoint: Checkpoint,
     store: QuantizedStore,
-    text: _Text | None,
-    geometry: Geometry,
+    prompts: Mapping[str, list[int]],
     report: Reporter,
     ceiling: MemoryCeiling,
 ) -> Reference:
-    encoder = text.encoder if text else None
-    prompts = golden_prompts(checkpoint.config, encoder, geometry.context_length)
-    with report.stage("reference", checkpoint.config.parameters * 8) as tick:
+    passes = 2 * len({len(prompt) for prompt in prompts.values()})
+    with report.stage("reference", checkpoint.config.parameters * 4 * passes) as tick:
         return record_reference(checkpoint, store, prompts, guarded(tick, ceiling))
 
 

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from gemma_export.checkpoint import BLOCK_ELEMENTS
 from gemma_export.config import GemmaConfig
+from gemma_export.prompts import JUDGED, PROMPTS, long_length
 from gemma_export.quantize.recipe import FLOAT, TABLE, Format, bits_per_weight
-from gemma_export.reference import PROMPT_TOKENS, PROMPTS
 from gemma_export.targets import Geometry
 from gemma_runtime.machine import format_bytes
 from gemma_runtime.manifest import AttentionKind, LayerCache
@@ -146,7 +146,7 @@ def make_plan(
         artifact=artifact,
         caches=cache_bytes,
         run=run,
-        export_peak_bytes=_export_peak(config, geometry.context_length),
+        export_peak_bytes=_export_peak(config, geometry.context_length, caches),
         phones=tuple(_phone(gigabytes, run.total) for gigabytes in _PHONES_GB),
     )
 
@@ -282,19 +282,21 @@ def _widest_row(config: GemmaConfig) -> int:
     return 5 * config.intermediate_size + 4 * config.hidden_size
 
 
-def _export_peak(config: GemmaConfig, context_length: int) -> int:
+def _export_peak(config: GemmaConfig, context_length: int, caches: Sequence[LayerCache]) -> int:
     """Parsing the tokenizer, evaluating the goldens or making rope tables: whichever takes most.
 
     Nothing in it grows with the number of layers.
     """
-    positions = len(PROMPTS) * min(PROMPT_TOKENS, context_length)
-    logits = positions * config.vocab_size * _FLOAT_BYTES
-    widest = _WIDEST_COPIES * positions * _widest_row(config) * _FLOAT_BYTES
+    judged = len(PROMPTS) * min(JUDGED, context_length)
+    logits = judged * config.vocab_size * _FLOAT_BYTES
+    long = long_length(config, context_length, [caches])
+    scores = _WIDEST_COPIES * config.heads // config.kv_heads * long**2 * _FLOAT_BYTES
+    widest = _WIDEST_COPIES * max(judged, long) * _widest_row(config) * _FLOAT_BYTES
     threads = (os.cpu_count() or 1) + 1
     blocks = threads * _BLOCK_COPIES * BLOCK_ELEMENTS * _FLOAT_BYTES
     ropes = context_length * config.head_dim // 2 * (8 + 8 + 4)  # angle, its cosine, and as float32
     tokenizer = config.vocab_size * _TOKENIZER_BYTES
-    working = tokenizer + blocks + max(logits + widest, ropes)
+    working = tokenizer + blocks + max(logits + widest, scores + widest, ropes)
     return _IMPORT_BYTES + max(working, config.vocab_size * _TOKENIZER_PARSING)
 
 

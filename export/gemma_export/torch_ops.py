@@ -19,11 +19,12 @@ from gemma_export.parallel import in_order
 
 
 class TorchOps:
-    """Gives the logits of every position of every prompt: (B, T, V)."""
+    """Gives the logits of the last `judged` positions of every prompt: (B, judged, V)."""
 
-    def __init__(self, tokens: Tensor, epsilon: float) -> None:
+    def __init__(self, tokens: Tensor, epsilon: float, judged: int | None = None) -> None:
         self._tokens = tokens  # (B, T)
         self._epsilon = epsilon
+        self._judged = min(judged or tokens.shape[1], tokens.shape[1])
         self.max_abs = 0.0  # largest |residual|, what fp16 has to hold
 
     def embed(self, table: Weight, scale: float) -> Tensor:
@@ -43,13 +44,13 @@ class TorchOps:
         q = rotate(_split(q, layer.heads), layer.rope)  # (B, H, T, D)
         k = rotate(_split(k, layer.kv_heads), layer.rope)  # (B, K, T, D)
         v = _split(v, layer.kv_heads)
-        groups = layer.heads // layer.kv_heads
-        k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))  # (B, H, T, D)
-        scores = q @ k.transpose(-1, -2) * layer.scale  # (B, H, T, T)
-        if layer.softcap is not None:
-            scores = torch.tanh(scores / layer.softcap) * layer.softcap
-        scores = scores.masked_fill(~visible(q.shape[-2], layer.window), float("-inf"))
-        return (scores.softmax(-1) @ v).transpose(1, 2).flatten(-2)  # (B, T, H · D)
+        seen = visible(q.shape[-2], layer.window)
+        # A kv head at a time: the scores of all of them at 4096 tokens are gigabytes.
+        queries, keys, values = (x.chunk(layer.kv_heads, 1) for x in (q, k, v))
+        heads = [
+            _attend(*shared, layer, seen) for shared in zip(queries, keys, values, strict=True)
+        ]
+        return torch.cat(heads, 1).transpose(1, 2).flatten(-2)  # (B, T, H · D)
 
     def add_norm(
         self, x: Tensor, branch: Tensor, post: Weight, then: Weight
@@ -62,7 +63,7 @@ class TorchOps:
         return functional.gelu(gate, approximate="tanh") * up
 
     def wanted(self, x: Tensor) -> Tensor:
-        return x
+        return x[:, -self._judged :]
 
     def logits(self, x: Tensor, table: Weight, softcap: float | None) -> Tensor:
         y = _matmul(x, table)
@@ -84,6 +85,14 @@ def visible(length: int, window: int | None) -> Tensor:
     position = torch.arange(length)
     distance = position[:, None] - position
     return (distance >= 0) & (distance < (window or length))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec, seen: Tensor) -> Tensor:
+    """Queries (B, G, T, D) on the key and value (B, 1, T, D) that they share."""
+    scores = q @ k.transpose(-1, -2) * layer.scale  # (B, G, T, T)
+    if layer.softcap is not None:
+        scores = scores.div_(layer.softcap).tanh_().mul_(layer.softcap)
+    return scores.masked_fill_(~seen, float("-inf")).softmax(-1) @ v
 
 
 def _split(x: Tensor, heads: int) -> Tensor:

@@ -37,7 +37,7 @@ from gemma_runtime.manifest import (
 from gemma_runtime.sampler import Sampling
 from gemma_runtime.session import FakeSession, Session, open_session
 from gemma_runtime.tokenizer import Tokenizer, load_tokenizer
-from gemma_runtime.verify import Limits, Verdict, Verification, verify
+from gemma_runtime.verify import Limits, Verdict, Verification, verify, verify_bundle
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -75,4 +75,5 @@ __all__ = [
     "open_bundle",
     "open_session",
     "verify",
+    "verify_bundle",
 ]

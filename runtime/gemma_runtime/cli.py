@@ -19,13 +19,11 @@ from gemma_runtime.chat import Message, encode_chat
 from gemma_runtime.command import run_app
 from gemma_runtime.errors import ContextFull, TokenizerError
 from gemma_runtime.generate import Conversation, Generation, TextGeneration, generate_text
-from gemma_runtime.goldens import load_goldens
 from gemma_runtime.inspection import compare_bundles, render_comparison
 from gemma_runtime.sampler import Sampling
 from gemma_runtime.session import open_session
 from gemma_runtime.tokenizer import Tokenizer, load_tokenizer
-from gemma_runtime.verify import Verdict, render_verification
-from gemma_runtime.verify import verify as verify_session
+from gemma_runtime.verify import Verdict, render_verification, verify_bundle
 
 _HELP = """Run, check and measure the bundles that gemma-export writes. Needs no torch.
 
@@ -173,9 +171,7 @@ def verify(bundle: BundlePath, threads: Threads = None, json: Json = False) -> N
 
     Exits with 0 on PASS alone. AMBIGUOUS: no limit is broken, but too many positions are near ties.
     """
-    opened = open_bundle(bundle)
-    with open_session(opened, threads) as session:
-        verification = verify_session(session, load_goldens(opened.path("goldens")))
+    verification = verify_bundle(open_bundle(bundle), threads)
     if json:
         _print_json(verification)
     else:

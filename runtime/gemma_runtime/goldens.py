@@ -1,6 +1,6 @@
 """Goldens: what the reference said, in a file small enough to ship.
 
-T positions, k top tokens, V vocabulary.
+T positions, J of them judged: the last ones. k top tokens, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from gemma_runtime.errors import BundleError
 
 @dataclass(frozen=True, slots=True)
 class TopLogits:
-    """The k largest logits at each of T positions, largest first."""
+    """The k largest logits at each judged position, largest first."""
 
-    ids: list[list[int]]  # (T, k)
-    logits: list[list[float]]  # (T, k)
-    log_sum_exp: list[float]  # (T,), over the whole vocabulary
+    ids: list[list[int]]  # (J, k)
+    logits: list[list[float]]  # (J, k)
+    log_sum_exp: list[float]  # (J,), over the whole vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,11 @@ class Golden:
     tokens: list[int]  # (T,)
     reference: TopLogits  # float32 weights
     quantized: TopLogits  # the store's weights, in float32 arithmetic
+
+    @property
+    def judged(self) -> int:
+        """The positions, from the end, that have logits."""
+        return len(self.reference.ids)
 
 
 def top_logits(logits: NDArray[np.float32], k: int = 32) -> TopLogits:

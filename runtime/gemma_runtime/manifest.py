@@ -127,7 +127,7 @@ class Manifest:
     chat_template: str | None  # Jinja, Hugging Face's conventions
     layers: tuple[LayerCache, ...]
     cache_dtype: str
-    graphs: dict[str, Graph]  # "prefill", "decode"
+    graphs: dict[str, Graph]  # "prefill", "decode"; where there is one, "exact": float activations
     headroom: Headroom
     quality: Agreement  # quantized reference against float32 reference, on the goldens
     files: dict[str, File]  # path in the bundle -> digest; everything but manifest.json

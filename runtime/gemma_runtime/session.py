@@ -56,14 +56,21 @@ class Session(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
 
-def open_session(bundle: Bundle, threads: int | None = None) -> Session:
-    """Load the bundle's artifact. `threads=None` takes the physical cores."""
+def open_session(bundle: Bundle, threads: int | None = None, exact: bool = False) -> Session:
+    """Load the bundle's artifact. `threads=None` takes the physical cores.
+
+    `exact` loads the graph that rounds no activations, which tells a fault from rounding; raises
+    SessionError where the bundle has none.
+    """
     target = bundle.manifest.target.name
     if target not in BACKENDS:
         raise SessionError(f"no backend runs target {target!r}; there are: {', '.join(BACKENDS)}")
+    graph = "exact" if exact else "decode"
+    if graph not in bundle.manifest.graphs:
+        raise SessionError(f"{bundle.directory} holds no {graph} graph; export it again")
     module, function = BACKENDS[target].split(":")
-    opener: Callable[[Bundle, int | None], Session] = getattr(import_module(module), function)
-    return opener(bundle, threads)
+    opener: Callable[[Bundle, int | None, str], Session] = getattr(import_module(module), function)
+    return opener(bundle, threads, graph)
 
 
 def check_room(position: int, new: int, context_length: int) -> None:

@@ -2,7 +2,7 @@
 
 Two yardsticks, never one. *Lowering*: the artifact against the reference holding the same codes;
 small, and judged. *Quantization*: against the float32 weights; it belongs to the recipe, and is
-reported. T tokens, V vocabulary.
+reported. J judged tokens, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from gemma_runtime.agreement import TIE_MARGIN, compare_logits, pool
+from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import BundleError
-from gemma_runtime.goldens import Golden, TopLogits, top_logits
+from gemma_runtime.goldens import Golden, TopLogits, load_goldens, top_logits
 from gemma_runtime.manifest import Agreement
-from gemma_runtime.session import Logits, Session
+from gemma_runtime.session import Logits, Session, open_session
 
 
 class Verdict(StrEnum):
@@ -31,14 +32,14 @@ class Limits:
     """What the lowering may cost.
 
     The reference multiplies in float32. ONNX Runtime's quantized kernels round activations to int8
-    in blocks, which alone costs the real 270M a mean KL of 2e-3 (int8) to 4e-3 (int4); the same
-    graph with float activations has 1e-10. Faults put into that graph: another rope in the global
-    layers 1.6e-2 and more, a window too short 7e-2, a slot overwritten in decoding 0.17; scores
-    scaled by 1.5 in a single layer 6e-3, so the smallest faults hide below `max_mean_kl`.
+    in blocks, which alone costs the real 270M a mean KL of 2e-3 (int8) to 4e-3 (int4), and the
+    smallest faults hide below that: scores scaled by 1.5 in a single layer are 6e-3. So the same
+    graph is replayed with float activations too, which has 1e-10, and nothing can hide in it.
     """
 
     min_top1: float = 0.98  # near ties not counted against it
     max_mean_kl: float = 1e-2  # of scoring, of decoding, and of one against the other
+    max_exact_kl: float = 1e-6  # mean, with float activations
     max_near_ties: float = 0.2  # share of positions, above which PASS becomes AMBIGUOUS
 
 
@@ -50,6 +51,7 @@ class Verification:
     lowering: Agreement  # artifact against the reference with the same codes; all that follows
     scored: Agreement  # lowering, whole prompts in one call
     decoded: Agreement  # lowering, half a prompt in one call and the rest token by token
+    exact: Agreement | None  # lowering with float activations, where the bundle has such a graph
     paths: Agreement  # decoded against scored, on the positions that both have
     quantization: Agreement  # artifact against the float32 reference
     by_golden: dict[str, Agreement]  # lowering, by the golden's name
@@ -58,23 +60,47 @@ class Verification:
 _LIMITS = Limits()
 
 
-def verify(session: Session, goldens: Sequence[Golden], limits: Limits = _LIMITS) -> Verification:
+def verify_bundle(bundle: Bundle, threads: int | None = None) -> Verification:
+    """Replay a bundle's goldens on its exact graph, if it has one, and on the one it ships."""
+    goldens = load_goldens(bundle.path("goldens"))
+    exact = None
+    if "exact" in bundle.manifest.graphs:
+        with open_session(bundle, threads, exact=True) as session:
+            exact = measure_lowering(session, goldens)
+    with open_session(bundle, threads) as session:
+        return verify(session, goldens, exact=exact)
+
+
+def measure_lowering(session: Session, goldens: Sequence[Golden]) -> Agreement:
+    """How far a session is from the reference holding the same codes, by both ways to get there."""
+    replays = [_compare(golden, *replay(session, golden)) for golden in goldens]
+    return pool([part for r in replays for part in (r.scored, r.decoded)])
+
+
+def verify(
+    session: Session,
+    goldens: Sequence[Golden],
+    limits: Limits = _LIMITS,
+    exact: Agreement | None = None,
+) -> Verification:
     """Replay every golden by scoring, and by prefill and decode; judge the lowering.
 
+    `exact` is what `measure_lowering` found with float activations, and is judged more strictly.
     Raises BundleError if there are no goldens: nothing can be said then.
     """
     if not goldens:
         raise BundleError("the bundle holds no goldens, so nothing can be verified; export again")
     # A NaN or Inf fails below, by every figure it touches; numpy need not warn of it too.
     with np.errstate(invalid="ignore", over="ignore"):
-        replays = [_compare(golden, *replay(session, golden.tokens)) for golden in goldens]
+        replays = [_compare(golden, *replay(session, golden)) for golden in goldens]
     scored, decoded = pool([r.scored for r in replays]), pool([r.decoded for r in replays])
     lowering, paths = pool([scored, decoded]), pool([r.paths for r in replays])
     failures = (
         *_top1_failures(lowering, limits),
-        *_kl_failures("scoring", scored, limits),
-        *_kl_failures("decoding", decoded, limits),
-        *_kl_failures("decoding against scoring", paths, limits),
+        *_kl_failures("scoring", scored, limits.max_mean_kl),
+        *_kl_failures("decoding", decoded, limits.max_mean_kl),
+        *_kl_failures("decoding against scoring", paths, limits.max_mean_kl),
+        *(_kl_failures("float activations", exact, limits.max_exact_kl) if exact else ()),
     )
     return Verification(
         verdict=_verdict(lowering, failures, limits),
@@ -83,6 +109,7 @@ def verify(session: Session, goldens: Sequence[Golden], limits: Limits = _LIMITS
         lowering=lowering,
         scored=scored,
         decoded=decoded,
+        exact=exact,
         paths=paths,
         quantization=pool([r.quantization for r in replays]),
         by_golden={
@@ -92,14 +119,17 @@ def verify(session: Session, goldens: Sequence[Golden], limits: Limits = _LIMITS
     )
 
 
-def replay(session: Session, tokens: Sequence[int]) -> tuple[Logits, Logits]:
-    """Logits at all T positions by scoring, and from T // 2 - 1 on by prefill and decode."""
+def replay(session: Session, golden: Golden) -> tuple[Logits, Logits]:
+    """Logits at the J judged positions by scoring, and from J // 2 - 1 on by prefill and decode."""
+    tokens, start = golden.tokens, len(golden.tokens) - golden.judged
+    half = start + max(1, golden.judged // 2)
     session.reset()
-    half = max(1, len(tokens) // 2)
     rows = [session.prefill(tokens[:half])]
     rows += [session.decode(token) for token in tokens[half:]]
     session.reset()
-    scored = session.score(tokens)
+    if start:
+        session.prefill(tokens[:start])
+    scored = session.score(tokens[start:])
     session.reset()
     return scored, np.stack(rows)
 
@@ -117,6 +147,7 @@ def render_verification(name: str, verification: Verification) -> Table:
         ("  whole prompts", verification.scored),
         ("  token by token", verification.decoded),
         ("  one vs the other", verification.paths),
+        *([("  float activations", verification.exact)] if verification.exact else []),
         ("quantization", verification.quantization),
     )
     for label, figures in rows:
@@ -165,10 +196,10 @@ def _top1_failures(lowering: Agreement, limits: Limits) -> tuple[str, ...]:
     return (f"top-1 outside near ties is {agreed:.1%}, below {limits.min_top1:.0%}",)
 
 
-def _kl_failures(what: str, figures: Agreement, limits: Limits) -> tuple[str, ...]:
-    if figures.mean_kl <= limits.max_mean_kl:  # a NaN is not
+def _kl_failures(what: str, figures: Agreement, limit: float) -> tuple[str, ...]:
+    if figures.mean_kl <= limit:  # a NaN is not
         return ()
-    return (f"mean KL of {what} is {figures.mean_kl:.2e}, above {limits.max_mean_kl:.0e}",)
+    return (f"mean KL of {what} is {figures.mean_kl:.2e}, above {limit:.0e}",)
 
 
 def _verdict(lowering: Agreement, failures: Sequence[str], limits: Limits) -> Verdict:

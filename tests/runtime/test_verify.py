@@ -12,6 +12,7 @@ from gemma_runtime.verify import (
     Limits,
     Verdict,
     Verification,
+    measure_lowering,
     render_verification,
     replay,
     verify,
@@ -187,15 +188,34 @@ def test_the_session_is_empty_before_and_after() -> None:
     assert session.position == 0
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 8])
-def test_replay_yields_scores_of_all_positions_and_decodes_from_the_half_on(length: int) -> None:
-    tokens = _tokens(0)[:length]
+@pytest.mark.parametrize("unjudged", [0, 1, 5])
+@pytest.mark.parametrize("judged", [1, 2, 3, 8])
+def test_replay_scores_the_judged_positions_and_decodes_from_the_half_on(
+    judged: int, unjudged: int
+) -> None:
+    tokens = _tokens(0)[: unjudged + judged]
+    top = _tops(_model, tokens)
+    last = TopLogits(top.ids[unjudged:], top.logits[unjudged:], top.log_sum_exp[unjudged:])
 
-    scored, decoded = replay(FakeSession(_model), tokens)
+    scored, decoded = replay(FakeSession(_model), Golden("last", tokens, last, last))
 
-    assert len(scored) == length
-    assert len(decoded) == length - max(1, length // 2) + 1
+    assert len(scored) == judged
+    assert len(decoded) == judged - max(1, judged // 2) + 1
     assert np.array_equal(scored[-len(decoded) :], decoded)
+    assert scored.argmax(-1).tolist() == [row[0] for row in last.ids]
+
+
+def test_a_fault_that_rounding_hides_fails_with_float_activations() -> None:
+    slightly_off = measure_lowering(_WrongDecode(0.02), _goldens())
+
+    assert verify(FakeSession(_model), _goldens()).exact is None
+    found = verify(FakeSession(_model), _goldens(), exact=slightly_off)
+
+    assert found.verdict is Verdict.FAIL
+    assert [failure.split(" is ")[0] for failure in found.failures] == [
+        "mean KL of float activations"
+    ]
+    assert slightly_off.mean_kl < found.limits.max_mean_kl
 
 
 def test_no_goldens_prove_nothing() -> None:

@@ -3,10 +3,13 @@
 The graph is built node by node from the decoder; weights stream from the store into one external
 data file. Inputs: `tokens` (1, T), `total` (the tokens in the caches after this call), `wanted`
 (which of the T positions get logits). Past and present caches may be the same buffers.
+
+A quantized bundle holds the graph a second time, over the same data, with float activations: too
+slow to ship, and exact, so that a fault in the graph has no rounding to hide in.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -16,11 +19,16 @@ from gemma_export.decoder import decoder
 from gemma_export.quantize.store import QuantizedStore
 from gemma_export.targets import Artifact, Geometry
 from gemma_export.targets.onnx_graph import DataFile, GraphBuilder
-from gemma_export.targets.onnx_ops import OnnxOps, is_windowed
+from gemma_export.targets.onnx_ops import (
+    ACCURACY_LEVEL,
+    FLOAT_ACTIVATIONS,
+    OnnxOps,
+    is_windowed,
+)
 from gemma_runtime.manifest import Graph, LayerCache, TensorSpec
 from gemma_runtime.manifest import Target as Runtime
 
-MODEL, DATA = "model.onnx", "model.onnx.data"
+MODEL, EXACT, DATA = "model.onnx", "exact.onnx", "model.onnx.data"
 # Rows beyond the window: GroupQueryAttention compacts its window only when they are used up.
 SLACK = 64
 # sliding_window_cache runs on the CPU from 1.29; local_window_size is right from 1.24.4 (before,
@@ -50,16 +58,29 @@ class OnnxTarget:
             logits = decoder(ops, config, store.weight)
             model = graph.model(ops.inputs(), ops.outputs(logits, config.vocab_size))
         onnx.save(model, folder / MODEL)
-        io = _graph(caches, config.vocab_size)
+        io = exact = _graph(caches, config.vocab_size)
+        if not all(form.is_float for form in store.formats.values()):
+            onnx.save(_with_float_activations(model), folder / EXACT)
+            exact = replace(io, file=EXACT)
         windowed = any(is_windowed(cache, geometry.context_length) for cache in caches)
         minimum = _MIN_WINDOWED if windowed else _MIN_FULL
         return Artifact(
-            graphs={"prefill": io, "decode": io},
+            graphs={"prefill": io, "decode": io, "exact": exact},
             caches=caches,
             cache_dtype="float32",
             runtime=Runtime(self.name, "onnxruntime", minimum),
             tools=("onnx", "torch"),
         )
+
+
+def _with_float_activations(model: onnx.ModelProto) -> onnx.ModelProto:
+    exact = onnx.ModelProto()
+    exact.CopyFrom(model)
+    for node in exact.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == ACCURACY_LEVEL:
+                attribute.i = FLOAT_ACTIVATIONS
+    return exact
 
 
 def _graph(caches: tuple[LayerCache, ...], vocab_size: int) -> Graph:

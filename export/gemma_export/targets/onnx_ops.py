@@ -20,7 +20,8 @@ from gemma_runtime.manifest import LayerCache
 
 # MatMulNBits quantizes activations to int8 per block: 2.8 times the speed at no measurable cost in
 # quality (KL to float 0.487 instead of 0.490 on a 270M).
-_ACCURACY_LEVEL = 4
+ACCURACY_LEVEL = "accuracy_level"
+FLOAT_ACTIVATIONS, _INT8_ACTIVATIONS = 0, 4
 
 
 class OnnxOps:
@@ -151,7 +152,7 @@ class OnnxOps:
             "K": weights[0].shape[1],
             "bits": form.bits,
             "block_size": form.group,
-            "accuracy_level": _ACCURACY_LEVEL,
+            ACCURACY_LEVEL: _INT8_ACTIVATIONS,
         }
         inputs = [x, codes, scales, *zeros]
         return self._graph.node("MatMulNBits", inputs, attributes, MICROSOFT)[0]

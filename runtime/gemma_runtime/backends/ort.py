@@ -19,10 +19,10 @@ from gemma_runtime.manifest import Manifest
 from gemma_runtime.session import Logits, check_room, check_tokens
 
 
-def open_ort_session(bundle: Bundle, threads: int | None = None) -> "OrtSession":
-    """Load the bundle's graph. Raises SessionError for a runtime older than the bundle needs."""
+def open_ort_session(bundle: Bundle, threads: int | None, graph: str) -> "OrtSession":
+    """Load one of the bundle's graphs. Raises SessionError for a runtime too old for it."""
     _check_version(bundle.manifest.target.min_runtime_version)
-    path = bundle.directory / bundle.manifest.graphs["decode"].file
+    path = bundle.directory / bundle.manifest.graphs[graph].file
     session = OrtSession(_load(path, threads), bundle.manifest)
     use_huge_pages()
     return session
