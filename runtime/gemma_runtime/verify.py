@@ -100,7 +100,7 @@ def verify(
         *_kl_failures("scoring", scored, limits.max_mean_kl),
         *_kl_failures("decoding", decoded, limits.max_mean_kl),
         *_kl_failures("decoding against scoring", paths, limits.max_mean_kl),
-        *(_kl_failures("float activations", exact, limits.max_exact_kl) if exact else ()),
+        *(_kl_failures("the float kernels", exact, limits.max_exact_kl) if exact else ()),
     )
     return Verification(
         verdict=_verdict(lowering, failures, limits),
@@ -147,7 +147,7 @@ def render_verification(name: str, verification: Verification) -> Table:
         ("  whole prompts", verification.scored),
         ("  token by token", verification.decoded),
         ("  one vs the other", verification.paths),
-        *([("  float activations", verification.exact)] if verification.exact else []),
+        *([("  float kernels", verification.exact)] if verification.exact else []),
         ("quantization", verification.quantization),
     )
     for label, figures in rows:
@@ -217,8 +217,8 @@ def _cells(figures: Agreement) -> tuple[str, ...]:
         str(figures.near_ties),
         f"{figures.max_abs:.3g}",
         f"{figures.mean_abs:.3g}",
-        f"{figures.mean_kl:.2e}",
-        f"{figures.p99_kl:.2e}",
+        f"{figures.mean_kl:.1e}",
+        f"{figures.p99_kl:.1e}",
     )
 
 

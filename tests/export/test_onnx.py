@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from gemma_export.quantize.recipe import find_recipe
@@ -159,6 +161,29 @@ def test_rope_tables_are_as_long_as_the_context(tiny: TinyCheckpoint, float_bund
     ropes = [t for t in graph(float_bundle).initializer if t.name.startswith("rope_")]
     assert {t.dims[0] for t in ropes} == {128}
     assert len(ropes) == 2 * len(set(tiny.open().config.ropes.values()))
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_any_chunks_and_resets_give_the_same_logits(
+    float_bundle: Bundle, data: st.DataObject
+) -> None:
+    """Calls of random lengths, scored or not, with a reset at a random place."""
+    lengths = data.draw(st.lists(st.integers(1, 50), min_size=1, max_size=12))
+    restart = data.draw(st.integers(0, len(lengths)))
+    with open_session(float_bundle, threads=1) as session:
+        whole = session.score(TOKENS)
+        session.reset()
+        for place, length in enumerate(lengths):
+            if place == restart or session.position + length > len(TOKENS):
+                session.reset()
+            start = session.position
+            end = start + length
+            if data.draw(st.booleans()):
+                found, expected = session.score(TOKENS[start:end]), whole[start:end]
+            else:
+                found, expected = session.prefill(TOKENS[start:end]), whole[end - 1]
+            assert np.abs(found - expected).max() <= 1e-4
 
 
 def test_goldens_are_what_transformers_says(tiny: TinyCheckpoint, float_bundle: Bundle) -> None:

@@ -213,7 +213,7 @@ def test_a_fault_that_rounding_hides_fails_with_float_activations() -> None:
 
     assert found.verdict is Verdict.FAIL
     assert [failure.split(" is ")[0] for failure in found.failures] == [
-        "mean KL of float activations"
+        "mean KL of the float kernels"
     ]
     assert slightly_off.mean_kl < found.limits.max_mean_kl
 

@@ -1,0 +1,98 @@
+"""Rebuilds `tests/data/tiny`, the bundle that Python, Kotlin and Swift all read, and beside it the
+tokens it says greedily, by its float kernels: they are the same on every processor.
+
+    python -m tests.data.tiny_bundle
+
+A Gemma 2 of random weights with softcaps that bite, a window shorter than the context, a small
+tokenizer with every part that Gemma's has, and Gemma 2's chat format.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from shutil import rmtree
+
+import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
+
+from gemma_export.pipeline import ExportRequest, export_bundles
+from gemma_export.progress import QuietReporter
+from gemma_export.quantize.recipe import find_recipe
+from gemma_runtime.bundle import Bundle
+from gemma_runtime.generate import generate
+from gemma_runtime.session import open_session
+from tests.export.models import Tiny
+from tests.runtime.conftest import small_tokenizer
+
+FOLDER = Path(__file__).parent / "tiny"
+TOKENS = FOLDER.with_name("tiny_tokens.json")
+CONTEXT, PREFILL = 96, 16
+
+_TEMPLATE = """\
+{{ bos_token }}{% for message in messages %}\
+{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}\
+{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}\
+{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"""
+
+
+def build(output: Path) -> Bundle:
+    """Write the checkpoint to a folder that is thrown away, and export it."""
+    tokenizer = small_tokenizer()
+    with tempfile.TemporaryDirectory() as place:
+        model = Path(place) / "tiny"
+        _weights(tokenizer.get_vocab_size()).save_pretrained(model)
+        tokenizer.save(str(model / "tokenizer.json"))
+        special = {"bos_token": "<bos>", "eos_token": "<eos>", "chat_template": _TEMPLATE}
+        (model / "tokenizer_config.json").write_text(json.dumps(special))
+        request = ExportRequest(
+            targets=("onnx",),
+            recipe=find_recipe("int4"),
+            checkpoint=str(model),
+            context_length=CONTEXT,
+            prefill_length=PREFILL,
+            output=output,
+        )
+        (result,) = export_bundles(request, QuietReporter())
+    return result.bundle
+
+
+def greedy_tokens(bundle: Bundle) -> dict[str, list[int]]:
+    prompt = [2, 300, 301]
+    with open_session(bundle, threads=1, exact=True) as session:
+        return {"prompt": prompt, "tokens": list(generate(session, prompt, max_new_tokens=64))}
+
+
+def _weights(vocabulary: int) -> PreTrainedModel:
+    """Random ones. The layers outweigh the embedding, or each token would predict itself."""
+    model = Tiny("tiny", _config(vocabulary), Gemma2ForCausalLM).build()
+    weights = dict(model.named_parameters())
+    with torch.no_grad():
+        weights["model.embed_tokens.weight"].mul_(0.05)
+        weights["model.norm.weight"].add_(40)
+    return model
+
+
+def _config(vocabulary: int) -> Gemma2Config:
+    return Gemma2Config(
+        vocab_size=vocabulary,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        query_pre_attn_scalar=24,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=5.0,
+        sliding_window=8,
+        max_position_embeddings=256,
+        attn_implementation="eager",
+        dtype=torch.float32,
+        bos_token_id=2,
+        eos_token_id=1,
+    )
+
+
+if __name__ == "__main__":
+    rmtree(FOLDER, ignore_errors=True)
+    TOKENS.write_text(json.dumps(greedy_tokens(build(FOLDER))))
