@@ -86,7 +86,6 @@ def _config(vocabulary: int) -> Gemma2Config:
         final_logit_softcapping=5.0,
         sliding_window=8,
         max_position_embeddings=256,
-        attn_implementation="eager",
         dtype=torch.float32,
         bos_token_id=2,
         eos_token_id=1,
