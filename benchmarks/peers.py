@@ -5,10 +5,13 @@
 Each peer is a process of its own that serves timing requests, so that turns alternate on a warm
 model. Peers are installed by hand (`pip install onnxruntime-genai xllamacpp`); one that is not
 asked for is left out. onnxruntime-genai's folder comes from its own builder; with transformers 5
-that needs Gemma 3's nested `rope_parameters` made flat before `Gemma3Model` reads them.
+that needs Gemma 3's nested `rope_parameters` made flat before `Gemma3Model` reads them. `--llama`
+is the xllamacpp wheel, whose kernels stop at AVX2; `--native` is llama.cpp compiled for the machine
+at hand (`CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary :all: llama-cpp-python`).
 
-What is in each loop: ours and transformers, a graph call and an argmax; genai, its generator's
-greedy search; llama.cpp, a slot of its server with sampler and detokenizer, by its own clock.
+What is in each loop: ours, native and transformers, a graph call and an argmax; genai, its
+generator's greedy search; llama, a slot of its server with sampler and detokenizer, by its own
+clock.
 """
 
 import argparse
@@ -43,6 +46,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, action="append", default=[])
     parser.add_argument("--genai", type=Path, action="append", default=[])
     parser.add_argument("--llama", type=Path, action="append", default=[])
+    parser.add_argument("--native", type=Path, action="append", default=[])
     parser.add_argument("--transformers", type=Path, action="append", default=[])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt", type=int, default=128)
@@ -188,6 +192,36 @@ def _open_llama(path: Path, threads: int) -> Serve:
     return run
 
 
+def _open_native(path: Path, threads: int) -> Serve:
+    import llama_cpp as llama
+
+    llama.llama_backend_init()
+    model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
+    parameters = llama.llama_context_default_params()
+    parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = 2048, 512, 512
+    parameters.n_threads = parameters.n_threads_batch = threads
+    context = llama.llama_init_from_model(model, parameters)
+    vocabulary = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
+
+    def step(tokens: list[int]) -> int:
+        array = (llama.llama_token * len(tokens))(*tokens)
+        if llama.llama_decode(context, llama.llama_batch_get_one(array, len(tokens))) != 0:
+            raise SystemExit(f"llama.cpp could not decode {len(tokens)} tokens")
+        logits = llama.llama_get_logits_ith(context, -1)
+        return int(np.ctypeslib.as_array(logits, (vocabulary,)).argmax())
+
+    def run(prompt: list[int], new: int) -> tuple[float, float]:
+        llama.llama_memory_clear(llama.llama_get_memory(context), True)
+        started = perf_counter()
+        token = step(prompt)
+        filled = perf_counter()
+        for _ in range(new):
+            token = step([token])
+        return filled - started, perf_counter() - filled
+
+    return run
+
+
 def _open_transformers(path: Path, threads: int) -> Serve:
     import torch
     from transformers import AutoModelForCausalLM
@@ -212,6 +246,7 @@ OPENERS: dict[str, Callable[[Path, int], Serve]] = {
     "bundle": _open_ours,
     "genai": _open_genai,
     "llama": _open_llama,
+    "native": _open_native,
     "transformers": _open_transformers,
 }
 
