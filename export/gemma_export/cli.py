@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import dataclass
-from difflib import get_close_matches
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gemma_runtime.command import run_app
+from gemma_runtime.errors import nearest_first
 from gemma_runtime.manifest import Agreement
 
 if TYPE_CHECKING:
@@ -173,8 +173,7 @@ def _recipe(quant: str, file: Path | None) -> "Recipe":
 
 
 def _choices(found: str, choices: list[str]) -> str:
-    near = get_close_matches(found, choices, n=len(choices), cutoff=0.0)
-    return f"no {found!r}; choose from {', '.join(near)}"
+    return f"no {found!r}; choose from {nearest_first(found, choices)}"
 
 
 def _print_plans(plans: "list[Plan]", json: bool) -> None:

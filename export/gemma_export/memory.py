@@ -1,6 +1,8 @@
-"""A ceiling on memory, and how a user writes it."""
+"""Memory: a ceiling on it, how a user writes one, and giving it back."""
 
+import ctypes
 import re
+import sys
 from dataclasses import dataclass
 
 from gemma_runtime.errors import MemoryLimit
@@ -36,3 +38,11 @@ class MemoryCeiling:
                 f"memory reached {format_bytes(peak)}, --max-ram allows "
                 f"{format_bytes(self.limit)}; nothing was written"
             )
+
+
+def release_memory() -> None:
+    """Give freed heap back to the system, where the C library keeps it (glibc's does)."""
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)

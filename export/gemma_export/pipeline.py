@@ -1,7 +1,7 @@
 """From a checkpoint to a bundle. `export_bundles` is the whole story."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from gemma_export.checkpoint import Checkpoint, TokenizerFiles
 from gemma_export.checkpoint.open import open_checkpoint, planned_config
 from gemma_export.config import Family, GemmaConfig
-from gemma_export.memory import MemoryCeiling
+from gemma_export.memory import MemoryCeiling, release_memory
 from gemma_export.parallel import one_thread_each
 from gemma_export.plan import Plan, make_plan
 from gemma_export.progress import Reporter, guarded
@@ -30,7 +30,13 @@ from gemma_runtime.bundle import (
 from gemma_runtime.errors import CheckpointError, TargetError
 from gemma_runtime.goldens import save_goldens
 from gemma_runtime.machine import peak_rss_bytes
-from gemma_runtime.manifest import SCHEMA_VERSION, Manifest, Model, Quantization
+from gemma_runtime.manifest import (
+    SCHEMA_VERSION,
+    LayerCache,
+    Manifest,
+    Model,
+    Quantization,
+)
 
 _TOKENIZER, _GOLDENS = "tokenizer.json", "goldens.json"
 _TURN_END = "<end_of_turn>"
@@ -80,14 +86,11 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
     for note in checkpoint.notes:
         report.note(note)
 
-    text = _load_text(checkpoint)
     layouts = [target.caches(checkpoint.config, geometry) for target in targets]
-    prompts = golden_prompts(
-        checkpoint.config, text.encoder if text else None, geometry.context_length, layouts
-    )
+    text = _read_text(checkpoint, geometry, layouts)
     with one_thread_each():
         store = _quantize(checkpoint, request.recipe, report, ceiling)
-        reference = _reference(checkpoint, store, prompts, report, ceiling)
+        reference = _reference(checkpoint, store, text.prompts, report, ceiling)
     results = []
     for target, output in zip(targets, outputs, strict=True):
         with staged_folder(output, request.force) as folder:
@@ -113,7 +116,7 @@ class _Work:
     """All that one bundle is made from."""
 
     checkpoint: Checkpoint
-    text: "_Text | None"
+    text: "_Text"
     store: QuantizedStore
     recipe: Recipe
     geometry: Geometry
@@ -123,18 +126,28 @@ class _Work:
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """The checkpoint's tokenizer, loaded once."""
+    """What the export needs of the tokenizer, which itself takes half a gigabyte."""
 
-    files: TokenizerFiles
-    encoder: Tokenizer
+    files: TokenizerFiles | None  # random weights have none
+    prompts: Mapping[str, list[int]]  # of the goldens
+    turn_end: int | None
 
 
-def _load_text(checkpoint: Checkpoint) -> _Text | None:
+def _read_text(
+    checkpoint: Checkpoint, geometry: Geometry, layouts: Sequence[Sequence[LayerCache]]
+) -> _Text:
     files = checkpoint.tokenizer()
-    if files is None:
-        return None
+    encoder = _load_encoder(checkpoint, files) if files else None
+    prompts = golden_prompts(checkpoint.config, encoder, geometry.context_length, layouts)
+    turn_end = encoder.token_to_id(_TURN_END) if encoder else None
+    del encoder
+    release_memory()
+    return _Text(files, prompts, turn_end)
+
+
+def _load_encoder(checkpoint: Checkpoint, files: TokenizerFiles) -> Tokenizer:
     try:
-        return _Text(files, Tokenizer.from_str(files.tokenizer_json.decode("utf-8")))
+        return Tokenizer.from_buffer(files.tokenizer_json)
     except Exception as error:  # what tokenizers raises has no type of its own
         raise CheckpointError(f"{checkpoint.id}: tokenizer.json can't be read: {error}") from error
 
@@ -195,7 +208,7 @@ def _write_sidecars(work: _Work) -> dict[str, str]:
     """Tokenizer and goldens; returns which file plays which role."""
     roles = {"goldens": _GOLDENS}
     save_goldens(work.folder / _GOLDENS, work.reference.goldens)
-    if work.text is not None:
+    if work.text.files is not None:
         (work.folder / _TOKENIZER).write_bytes(work.text.files.tokenizer_json)
         roles["tokenizer"] = _TOKENIZER
     return roles
@@ -223,8 +236,8 @@ def _manifest(work: _Work, artifact: Artifact, roles: dict[str, str]) -> Manifes
         context_length=work.geometry.context_length,
         prefill_length=work.geometry.prefill_length,
         bos_token=config.bos_token,
-        stop_tokens=_stop_tokens(config, work.text),
-        chat_template=work.text.files.chat_template if work.text else None,
+        stop_tokens=_stop_tokens(config, work.text.turn_end),
+        chat_template=work.text.files.chat_template if work.text.files else None,
         layers=artifact.caches,
         cache_dtype=artifact.cache_dtype,
         graphs=artifact.graphs,
@@ -236,7 +249,6 @@ def _manifest(work: _Work, artifact: Artifact, roles: dict[str, str]) -> Manifes
     )
 
 
-def _stop_tokens(config: GemmaConfig, text: _Text | None) -> tuple[int, ...]:
+def _stop_tokens(config: GemmaConfig, turn_end: int | None) -> tuple[int, ...]:
     """The config's end tokens, and the end of a turn, which base models' configs leave out."""
-    turn = text.encoder.token_to_id(_TURN_END) if text else None
-    return tuple(dict.fromkeys((*config.eos_tokens, *([] if turn is None else [turn]))))
+    return tuple(dict.fromkeys((*config.eos_tokens, *([] if turn_end is None else [turn_end]))))

@@ -5,11 +5,10 @@ Sources: the `config.json` of each hub repository and google/gemma_pytorch `conf
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from gemma_export.config import Family, GemmaConfig, config_from_hf
-from gemma_runtime.errors import ConfigError
+from gemma_runtime.errors import ConfigError, nearest_first
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +32,8 @@ def find_official(size: str, family: Family | None = None) -> Official:
         if official.size == size.lower() and family in (None, official.family):
             return official
     sizes = list(dict.fromkeys(o.size for o in OFFICIAL if family in (None, o.family)))
-    near = get_close_matches(size.lower(), sizes, n=len(sizes), cutoff=0.0)
     of = f" of {family}" if family else ""
-    raise ConfigError(f"no size {size!r}{of}; there are: {', '.join(near)}")
+    raise ConfigError(f"no size {size!r}{of}; there are: {nearest_first(size.lower(), sizes)}")
 
 
 def _gemma2(size: str, **fields: int) -> Official:

@@ -79,7 +79,7 @@ def staged_folder(output: Path, force: bool = False) -> Iterator[Path]:
     sweep_leftovers(output.parent, f".{output.name}")
     stage = output.parent / f".{output.name}.partial-{os.getpid()}"
     try:
-        stage.mkdir()
+        stage.mkdir(parents=True)
         yield stage
         _replace(stage, output, force)
     except OSError as error:
@@ -94,12 +94,11 @@ def check_writable(output: Path, force: bool) -> None:
         raise BundleError(f"{output} exists; give another --output, or --force to replace it")
     if output.exists() and not (output / MANIFEST).exists():
         raise BundleError(f"{output} is not a bundle, so --force does not replace it; remove it")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BundleError(f"can't create {output.parent}: {error.strerror}") from error
-    if not os.access(output.parent, os.W_OK):
-        raise BundleError(f"can't write into {output.parent}: permission denied")
+    above = next(folder for folder in output.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise BundleError(f"can't create {output}: {above} is a file; give another --output")
+    if not os.access(above, os.W_OK):
+        raise BundleError(f"can't write into {above}: permission denied")
 
 
 def sweep_leftovers(directory: Path, stem: str) -> None:
@@ -168,7 +167,11 @@ def _replace(stage: Path, output: Path, force: bool) -> None:
         raise BundleError(f"{output} appeared during the export; nothing was replaced")
     old = output.parent / f".{output.name}.old-{os.getpid()}"
     output.rename(old)
-    stage.rename(output)
+    try:
+        stage.rename(output)
+    except OSError:
+        old.rename(output)
+        raise
     shutil.rmtree(old)
 
 

@@ -14,6 +14,9 @@ GemmaError                one clear line; the command line prints it and exits w
 └── MemoryLimit           --max-ram can't be kept
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class GemmaError(Exception):
     """The root: a sentence a user can act on."""
@@ -66,3 +69,9 @@ class HubError(GemmaError):
 
 class MemoryLimit(GemmaError):
     pass
+
+
+def nearest_first(name: str, choices: Iterable[str]) -> str:
+    """The choices for an error line about `name`, most alike first."""
+    known = list(choices)
+    return ", ".join(get_close_matches(name, known, n=len(known), cutoff=0.0))

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
@@ -10,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from gemma_export.config import GemmaConfig
-from gemma_runtime.errors import RecipeError
+from gemma_runtime.errors import RecipeError, nearest_first
 
 TABLE = "model.embed_tokens.weight"  # embedding and head: one tensor, tied
 Rounding = Literal["nearest", "searched"]
@@ -113,8 +112,7 @@ def find_recipe(name: str) -> Recipe:
     """A named recipe; raises RecipeError with the choices, nearest first."""
     if name in RECIPES:
         return RECIPES[name]
-    near = get_close_matches(name, RECIPES, n=len(RECIPES), cutoff=0.0)
-    raise RecipeError(f"no recipe {name!r}; there are: {', '.join(near)}")
+    raise RecipeError(f"no recipe {name!r}; there are: {nearest_first(name, RECIPES)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
 from gemma_export.config import GemmaConfig
 from gemma_export.quantize.store import QuantizedStore
-from gemma_runtime.errors import TargetError
+from gemma_runtime.errors import TargetError, nearest_first
 from gemma_runtime.manifest import Graph, LayerCache
 from gemma_runtime.manifest import Target as Runtime
 
@@ -61,8 +60,7 @@ class Target(Protocol):
 def load_target(name: str) -> Target:
     """Import a target. Raises TargetError with the choices, nearest first."""
     if name not in TARGETS:
-        near = get_close_matches(name, TARGETS, n=len(TARGETS), cutoff=0.0)
-        raise TargetError(f"no target {name!r}; there are: {', '.join(near)}")
+        raise TargetError(f"no target {name!r}; there are: {nearest_first(name, TARGETS)}")
     module, attribute = TARGETS[name].split(":")
     target: Target = getattr(import_module(module), attribute)()
     return target
