@@ -93,7 +93,9 @@ def bits_per_weight(config: GemmaConfig, formats: Mapping[str, Format]) -> float
 INT4 = Format(4)
 INT4_ASYM = Format(4, asymmetric=True)
 INT8 = Format(8)
-INT8_TABLE = Format(8, group=128)  # the head at a third more speed and the same KL as groups of 32
+# The head at a fifth more speed than in groups of 32, and hardly worse beside an int4 body; in an
+# int8 model it would double the KL.
+INT8_TABLE = Format(8, group=128)
 FLOAT = Format(32)
 
 RECIPES: Mapping[str, Recipe] = {
@@ -102,7 +104,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("int4", (Rule("*", INT4),)),
         Recipe("int4-asym", (Rule("*", INT4_ASYM),)),
         Recipe("mixed", (Rule(TABLE, INT8_TABLE, "nearest"), Rule("*", INT4_ASYM))),
-        Recipe("int8", (Rule(TABLE, INT8_TABLE, "nearest"), Rule("*", INT8, "nearest"))),
+        Recipe("int8", (Rule("*", INT8, "nearest"),)),
         Recipe("none", (Rule("*", FLOAT, "nearest"),)),
     )
 }
