@@ -48,6 +48,7 @@ _IMPORT_BYTES = 240 * _MIB
 _TOKENIZER_BYTES = 130  # per token of the vocabulary: tokenizer.json itself, kept for the bundle
 _TOKENIZER_PARSING = 1700  # the same, while it is parsed
 _BLOCK_COPIES = 7  # of a block of rows, in each thread: floats, steps, codes, products
+_LOGITS_COPIES = 2  # of all prompts', while the top ones are picked
 _WIDEST_COPIES = 3  # of the widest activations
 
 
@@ -288,7 +289,7 @@ def _export_peak(config: GemmaConfig, context_length: int, caches: Sequence[Laye
     Nothing in it grows with the number of layers.
     """
     judged = len(PROMPTS) * min(JUDGED, context_length)
-    logits = judged * config.vocab_size * _FLOAT_BYTES
+    logits = _LOGITS_COPIES * judged * config.vocab_size * _FLOAT_BYTES
     long = long_length(config, context_length, [caches])
     scores = _WIDEST_COPIES * config.heads // config.kv_heads * long**2 * _FLOAT_BYTES
     widest = _WIDEST_COPIES * max(judged, long) * _widest_row(config) * _FLOAT_BYTES
