@@ -19,7 +19,7 @@ from gemma_export.prompts import golden_prompts
 from gemma_export.quantize.recipe import Recipe, bits_per_weight
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
 from gemma_export.reference import Reference, record_reference
-from gemma_export.targets import Artifact, Geometry, Target, load_target
+from gemma_export.targets import Artifact, ExportJob, Geometry, Target, load_target
 from gemma_runtime.bundle import (
     MANIFEST,
     Bundle,
@@ -82,6 +82,7 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
         check_writable(output, request.force)
     ceiling = MemoryCeiling(request.max_ram)
     for target in targets:
+        target.check(request.recipe.formats(checkpoint.config))
         ceiling.check_estimate(_plan(checkpoint.config, request, target).export_peak_bytes)
     for note in checkpoint.notes:
         report.note(note)
@@ -199,9 +200,11 @@ def _reference(
 
 def _write(target: Target, work: _Work, report: Reporter, ceiling: MemoryCeiling) -> Artifact:
     config = work.checkpoint.config
+    stop_tokens = _stop_tokens(config, work.text.turn_end)
+    job = ExportJob(config, work.store, work.geometry, stop_tokens)
     total = round(config.parameters * bits_per_weight(config, work.store.formats) / 8)
     with report.stage(target.name, total) as tick:
-        return target.write(config, work.store, work.geometry, work.folder, guarded(tick, ceiling))
+        return target.write(job, work.folder, guarded(tick, ceiling))
 
 
 def _write_sidecars(work: _Work) -> dict[str, str]:

@@ -16,6 +16,7 @@ from gemma_export.checkpoint import row_blocks
 from gemma_export.config import LayerSpec, Rope
 from gemma_export.ops import Weight
 from gemma_export.parallel import in_order
+from gemma_export.rope import rope_angles
 
 
 class TorchOps:
@@ -73,8 +74,7 @@ class TorchOps:
 def rotate(x: Tensor, rope: Rope) -> Tensor:
     """Rotary embedding of (B, heads, T, D), halves paired as in Hugging Face's Gemma."""
     length, width = x.shape[-2:]
-    frequency = rope.base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-    angle = torch.outer(torch.arange(length) / rope.factor, frequency)  # (T, D / 2)
+    angle = torch.from_numpy(rope_angles(rope, length, width))  # (T, D / 2)
     cos, sin = angle.cos().float(), angle.sin().float()
     low, high = x.chunk(2, dim=-1)
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)

@@ -14,6 +14,7 @@ Logits = NDArray[np.float32]
 
 BACKENDS: Mapping[str, str] = {
     "onnx": "gemma_runtime.backends.ort:open_ort_session",
+    "executorch": "gemma_runtime.backends.executorch:open_executorch_session",
 }
 
 
@@ -80,6 +81,19 @@ def check_room(position: int, new: int, context_length: int) -> None:
             f"{position} tokens are in the cache and {new} more would pass the context of "
             f"{context_length}; shorten the prompt or export with a larger --context"
         )
+
+
+def check_runtime(package: str, installed: str, minimum: str) -> None:
+    """Raise SessionError if the installed runtime is older than the bundle needs."""
+    if _version(installed) < _version(minimum):
+        raise SessionError(
+            f"{package} {installed} would give wrong tokens, this bundle needs {minimum}; "
+            f"run: pip install -U {package}"
+        )
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("+")[0].split(".")[:3] if part.isdigit())
 
 
 class FakeSession:

@@ -5,7 +5,7 @@ small, and judged. *Quantization*: against the float32 weights; it belongs to th
 reported. J judged tokens, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -58,6 +58,9 @@ class Verification:
 
 
 _LIMITS = Limits()
+# XNNPACK rounds activations to int8 with one scale for a whole token, which alone
+# costs the real 270M at int4 a mean KL of 2e-2; it has no float kernel for int4 to judge by.
+_LIMITS_OF: Mapping[str, Limits] = {"executorch": Limits(max_mean_kl=5e-2)}
 
 
 def verify_bundle(bundle: Bundle, threads: int | None = None) -> Verification:
@@ -68,7 +71,8 @@ def verify_bundle(bundle: Bundle, threads: int | None = None) -> Verification:
         with open_session(bundle, threads, exact=True) as session:
             exact = measure_lowering(session, goldens)
     with open_session(bundle, threads) as session:
-        return verify(session, goldens, exact=exact)
+        limits = _LIMITS_OF.get(bundle.manifest.target.name, _LIMITS)
+        return verify(session, goldens, limits, exact)
 
 
 def measure_lowering(session: Session, goldens: Sequence[Golden]) -> Agreement:

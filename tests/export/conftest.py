@@ -10,6 +10,7 @@ from gemma_export.checkpoint.folder import FolderCheckpoint, open_folder
 from gemma_export.pipeline import ExportRequest, export_bundles
 from gemma_export.progress import QuietReporter
 from gemma_export.quantize.recipe import find_recipe
+from gemma_export.quantize.store import open_or_build_store
 from gemma_runtime.bundle import Bundle
 from tests.export.models import TINIES, Tiny, save_tiny
 
@@ -47,11 +48,17 @@ Export = Callable[..., Bundle]
 
 @pytest.fixture(scope="session")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """Export a folder to ONNX with a named recipe."""
+    """Export a folder with a named recipe."""
 
-    def run(folder: Path, quant: str, context: int = 128, full_cache: bool = False) -> Bundle:
+    def run(
+        folder: Path,
+        quant: str,
+        context: int = 128,
+        full_cache: bool = False,
+        target: str = "onnx",
+    ) -> Bundle:
         request = ExportRequest(
-            targets=("onnx",),
+            targets=(target,),
             recipe=find_recipe(quant),
             checkpoint=str(folder),
             context_length=context,
@@ -63,3 +70,13 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
         return result.bundle
 
     return run
+
+
+def dequantized(tiny: TinyCheckpoint, quant: str) -> PreTrainedModel:
+    """transformers' model with the store's weights in place of its own."""
+    model = tiny.tiny.build()
+    store = open_or_build_store(tiny.open(), find_recipe(quant))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(store.weight(name).rows(0, parameter.shape[0]))
+    return model

@@ -7,10 +7,8 @@ from shutil import copytree
 import numpy as np
 import onnx
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedModel
 
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import open_or_build_store
@@ -22,7 +20,7 @@ from gemma_runtime.goldens import load_goldens, top_logits
 from gemma_runtime.manifest import AttentionKind
 from gemma_runtime.session import Logits, Session, open_session
 from gemma_runtime.verify import Limits, Verdict, measure_lowering, verify_bundle
-from tests.export.conftest import Export, TinyCheckpoint
+from tests.export.conftest import Export, TinyCheckpoint, dequantized
 from tests.export.models import WINDOW, eager_logits
 
 LENGTHS = (1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW, 3 * WINDOW + 5, 96)
@@ -236,13 +234,3 @@ def test_an_older_onnxruntime_is_refused_by_name(float_bundle: Bundle) -> None:
 def graph(bundle: Bundle) -> onnx.GraphProto:
     path = bundle.directory / bundle.manifest.graphs["decode"].file
     return onnx.load(path, load_external_data=False).graph
-
-
-def dequantized(tiny: TinyCheckpoint, quant: str) -> PreTrainedModel:
-    """transformers' model with the store's weights in place of its own."""
-    model = tiny.tiny.build()
-    store = open_or_build_store(tiny.open(), find_recipe(quant))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(store.weight(name).rows(0, parameter.shape[0]))
-    return model

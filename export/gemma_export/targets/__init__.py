@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Protocol
 
 from gemma_export.config import GemmaConfig
+from gemma_export.quantize.recipe import Format
 from gemma_export.quantize.store import QuantizedStore
-from gemma_runtime.errors import TargetError, nearest_first
+from gemma_runtime.errors import MissingExtra, TargetError, nearest_first
 from gemma_runtime.manifest import Graph, LayerCache
 from gemma_runtime.manifest import Target as Runtime
 
 TARGETS: Mapping[str, str] = {
     "onnx": "gemma_export.targets.onnx:OnnxTarget",
+    "executorch": "gemma_export.targets.executorch:ExecutorchTarget",
 }
 
 
@@ -24,6 +26,16 @@ class Geometry:
     context_length: int
     prefill_length: int
     full_cache: bool = False  # local layers keep the whole context too
+
+
+@dataclass(frozen=True, slots=True)
+class ExportJob:
+    """What a target is asked to write."""
+
+    config: GemmaConfig
+    store: QuantizedStore
+    geometry: Geometry
+    stop_tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +57,11 @@ class Target(Protocol):
         """The cache layout, known before any weight is read."""
         ...
 
-    def write(
-        self,
-        config: GemmaConfig,
-        store: QuantizedStore,
-        geometry: Geometry,
-        folder: Path,
-        progress: Callable[[str, int], None],
-    ) -> Artifact:
+    def check(self, formats: Mapping[str, Format]) -> None:
+        """Raise TargetError for a format it has no kernel for, before any weight is read."""
+        ...
+
+    def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
         """Write the artifact; `progress` takes a tensor's name and the bytes just written."""
         ...
 
@@ -62,5 +71,8 @@ def load_target(name: str) -> Target:
     if name not in TARGETS:
         raise TargetError(f"no target {name!r}; there are: {nearest_first(name, TARGETS)}")
     module, attribute = TARGETS[name].split(":")
-    target: Target = getattr(import_module(module), attribute)()
+    try:
+        target: Target = getattr(import_module(module), attribute)()
+    except ModuleNotFoundError as error:
+        raise MissingExtra((error.name or name).split(".")[0], name) from error
     return target

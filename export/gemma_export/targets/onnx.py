@@ -8,7 +8,7 @@ A quantized bundle holds the graph a second time, over the same data, with float
 slow to ship, and exact, so that a fault in the graph has no rounding to hide in.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,8 +16,8 @@ import onnx
 
 from gemma_export.config import GemmaConfig, cache_layout
 from gemma_export.decoder import decoder
-from gemma_export.quantize.store import QuantizedStore
-from gemma_export.targets import Artifact, Geometry
+from gemma_export.quantize.recipe import Format
+from gemma_export.targets import Artifact, ExportJob, Geometry
 from gemma_export.targets.onnx_graph import DataFile, GraphBuilder
 from gemma_export.targets.onnx_ops import (
     ACCURACY_LEVEL,
@@ -43,14 +43,11 @@ class OnnxTarget:
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
         return cache_layout(config, geometry.context_length, None if geometry.full_cache else SLACK)
 
-    def write(
-        self,
-        config: GemmaConfig,
-        store: QuantizedStore,
-        geometry: Geometry,
-        folder: Path,
-        progress: Callable[[str, int], None],
-    ) -> Artifact:
+    def check(self, formats: Mapping[str, Format]) -> None:
+        """Every format has a kernel."""
+
+    def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
+        config, store, geometry = job.config, job.store, job.geometry
         caches = self.caches(config, geometry)
         with DataFile(folder / DATA, progress) as data:
             graph = GraphBuilder(data)

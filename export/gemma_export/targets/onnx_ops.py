@@ -8,13 +8,13 @@ from itertools import groupby
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from gemma_export.checkpoint import row_blocks
-from gemma_export.config import LayerSpec, Rope
+from gemma_export.config import LayerSpec
 from gemma_export.quantize.recipe import Format
 from gemma_export.quantize.store import StoredWeight
+from gemma_export.rope import rope_angles
 from gemma_export.targets.onnx_graph import MICROSOFT, Attribute, GraphBuilder
 from gemma_runtime.manifest import LayerCache
 
@@ -236,12 +236,6 @@ class OnnxOps:
 def is_windowed(cache: LayerCache, context_length: int) -> bool:
     """Whether a layer's cache forgets: a window with fewer slots than the context."""
     return cache.window is not None and cache.slots < context_length
-
-
-def rope_angles(rope: Rope, length: int, width: int) -> NDArray[np.float64]:
-    """position / factor · base^(-2i / D): (length, D / 2)."""
-    frequency = rope.base ** (-np.arange(0, width, 2) / width)
-    return np.outer(np.arange(length) / rope.factor, frequency)
 
 
 def _name(weights: Sequence[StoredWeight]) -> str:

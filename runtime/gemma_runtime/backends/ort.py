@@ -9,19 +9,19 @@ from typing import Self
 
 import numpy as np
 import onnxruntime as ort
-import psutil
 from numpy.typing import NDArray
 
 from gemma_runtime.backends.huge_pages import use_huge_pages
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import SessionError
+from gemma_runtime.machine import physical_cores
 from gemma_runtime.manifest import Manifest
-from gemma_runtime.session import Logits, check_room, check_tokens
+from gemma_runtime.session import Logits, check_room, check_runtime, check_tokens
 
 
 def open_ort_session(bundle: Bundle, threads: int | None, graph: str) -> "OrtSession":
     """Load one of the bundle's graphs. Raises SessionError for a runtime too old for it."""
-    _check_version(bundle.manifest.target.min_runtime_version)
+    check_runtime("onnxruntime", ort.__version__, bundle.manifest.target.min_runtime_version)
     path = bundle.directory / bundle.manifest.graphs[graph].file
     session = OrtSession(_load(path, threads), bundle.manifest)
     use_huge_pages()
@@ -117,7 +117,7 @@ class _Inputs:
 
 def _load(path: Path, threads: int | None) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or psutil.cpu_count(logical=False) or 1
+    options.intra_op_num_threads = threads or physical_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
@@ -140,15 +140,3 @@ def _bind_caches(binding: ort.IOBinding, manifest: Manifest) -> list[ort.OrtValu
 
 def _empty(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), "cpu")
-
-
-def _check_version(minimum: str) -> None:
-    if _version(ort.__version__) < _version(minimum):
-        raise SessionError(
-            f"onnxruntime {ort.__version__} would give wrong tokens, this bundle needs {minimum}; "
-            "run: pip install -U onnxruntime"
-        )
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split("+")[0].split(".")[:3] if part.isdigit())

@@ -1,0 +1,157 @@
+"""What happens between delegates, as a small module for torch.export: positions, masks, caches.
+
+Shapes: T new tokens, M width, K kv heads, S slots, D head size, V vocabulary.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from executorch.exir._serialize._named_data_store import NamedDataStoreOutput
+from executorch.exir.delegate import executorch_call_delegate
+from executorch.exir.lowered_backend_module import LoweredBackendModule
+from torch import Tensor, nn
+
+from gemma_export.config import Rope
+from gemma_export.quantize.store import StoredWeight
+from gemma_export.rope import rope_angles
+from gemma_export.targets.executorch_ops import Delegate, Embed, Last, Step, Write, mask_name
+from gemma_export.targets.named_data import NamedData
+from gemma_runtime.manifest import LayerCache
+
+# Far below any score, and finite: -inf minus -inf is NaN in a row that sees nothing.
+_HIDDEN = -1e9
+
+
+class Frame(nn.Module):
+    """tokens (1, T) and the position of the first, (1,), to the last one's logits (1, 1, V)."""
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        caches: Sequence[LayerCache],
+        ropes: Sequence[Rope],
+        context_length: int,
+        logits: str,
+        data: NamedData,
+    ) -> None:
+        super().__init__()
+        self._steps = steps
+        self._caches = caches
+        self._ropes = ropes
+        self._logits = logits
+        for index, cache in enumerate(caches):
+            for part in ("key", "value"):
+                empty = torch.zeros(cache.shape[1:])  # (K, S, D)
+                self.register_buffer(f"{part}_{index}", empty, persistent=False)
+        for index, rope in enumerate(ropes):
+            angle = rope_angles(rope, context_length, caches[0].head_dim)
+            for part, table in (("cos", np.cos(angle)), ("sin", np.sin(angle))):
+                self.register_buffer(f"{part}_{index}", torch.from_numpy(table).float())
+        for step in steps:
+            if isinstance(step, Embed):
+                _register_table(self, step.table, data)
+        delegates = [step for step in steps if isinstance(step, Delegate)]
+        shared = [
+            data.output(),
+            *[None] * (len(delegates) - 1),
+        ]  # one of them brings the data of all
+        self._lowered = nn.ModuleList(map(_lower, delegates, shared))
+
+    def forward(self, tokens: Tensor, start: Tensor) -> Tensor:
+        position = torch.arange(tokens.shape[1]) + start  # (T,)
+        known = self._positional(position)
+        delegates = iter(self._lowered)
+        for step in self._steps:
+            if isinstance(step, Delegate):
+                found = executorch_call_delegate(
+                    next(delegates), *[known[name] for name in step.inputs]
+                )
+                known.update(zip(step.outputs, found, strict=True))
+            elif isinstance(step, Write):
+                self._write(step, known, position)
+            elif isinstance(step, Last):
+                known[step.output] = known[step.input][-1:]
+            else:
+                known[step.output] = _look_up(self, step.table, tokens[0])
+        return known[self._logits][None]
+
+    def _positional(self, position: Tensor) -> dict[str, Tensor]:
+        """Rope tables and masks at these positions, and the caches, by the names of the steps."""
+        known: dict[str, Tensor] = {}
+        for index, rope in enumerate(self._ropes):
+            for part in ("cos", "sin"):
+                known[f"{part} {rope}"] = self.get_buffer(f"{part}_{index}")[position]
+        for index, cache in enumerate(self._caches):
+            if mask_name(cache.window) not in known:
+                known[mask_name(cache.window)] = _mask(position, cache)
+            known[f"key {index}"] = self.get_buffer(f"key_{index}")
+            known[f"value {index}"] = self.get_buffer(f"value_{index}")
+        return known
+
+    def _write(self, step: Write, known: Mapping[str, Tensor], position: Tensor) -> None:
+        slot = torch.remainder(position, self._caches[step.layer].slots)
+        known[f"key {step.layer}"].index_copy_(1, slot, known[step.key])
+        known[f"value {step.layer}"].index_copy_(1, slot, known[step.value])
+
+
+def _mask(position: Tensor, cache: LayerCache) -> Tensor:
+    """Which slots each token sees, from positions alone: (T, S).
+
+    Slot s holds the youngest position that is s modulo S, and nothing before position 0.
+    """
+    last = position[-1:]
+    held = last - torch.remainder(last - torch.arange(cache.slots), cache.slots)  # (S,)
+    seen = (held <= position[:, None]) & (held >= 0)
+    if cache.window is not None:
+        seen = seen & (held > position[:, None] - cache.window)
+    return torch.where(seen, 0.0, _HIDDEN)
+
+
+def _register_table(frame: nn.Module, table: StoredWeight, data: NamedData) -> None:
+    """The bytes that the head's delegate holds, for now a second time: see `share_constant`."""
+    rows, width = table.shape
+    if table.format.is_float:
+        frame.register_buffer("table", data.tensor(table.name, (rows, width), torch.float32))
+        return
+    codes = data.tensor(f"{table.name}.codes", (rows, width // 2), torch.uint8)
+    groups = (rows, width // table.format.group)
+    scales = data.tensor(f"{table.name}.scales", groups, torch.bfloat16).float()
+    frame.register_buffer("table", codes)
+    frame.register_buffer("table_scales", scales)
+
+
+def _look_up(frame: nn.Module, table: StoredWeight, tokens: Tensor) -> Tensor:
+    codes = frame.get_buffer("table")
+    if table.format.is_float:
+        return codes[tokens]
+    scales = frame.get_buffer("table_scales")
+    rows: Tensor = torch.ops.quantized_decomposed.embedding_4bit(codes, scales, None, -8, 7, tokens)
+    return rows
+
+
+def _lower(delegate: Delegate, data: NamedDataStoreOutput | None) -> LoweredBackendModule:
+    return LoweredBackendModule(
+        _Outputs(delegate), "XnnpackBackend", delegate.graph.serialize(), [], data
+    )
+
+
+class _Outputs:
+    """Stands where a delegate's original program would: the shapes of what it returns.
+
+    Tokens are the first dimension of matrices, and the second of what is split by heads.
+    """
+
+    def __init__(self, delegate: Delegate) -> None:
+        self._shapes = delegate.graph.output_shapes
+        self.graph = torch.fx.Graph()
+        self.graph.output(())
+
+    def module(self) -> Callable[..., tuple[Tensor, ...]]:
+        return self._run
+
+    def _run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        tokens = next(x.shape[0] for x in inputs if x.dim() == 2)
+        return tuple(
+            inputs[0].new_empty((*shape[:-2], tokens, shape[-1])) for shape in self._shapes
+        )

@@ -1,0 +1,71 @@
+"""Writes the `.pte`: delegates from the decoder, the frame around them from torch.export."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
+from torch.export import Dim, ExportedProgram
+
+from gemma_export.decoder import decoder
+from gemma_export.quantize.recipe import TABLE
+from gemma_export.targets import ExportJob
+from gemma_export.targets.executorch_frame import Frame
+from gemma_export.targets.executorch_ops import XnnOps
+from gemma_export.targets.named_data import NamedData
+from gemma_export.targets.pte_file import share_constant
+from gemma_runtime.manifest import LayerCache
+
+
+def write_program(
+    job: ExportJob,
+    caches: Sequence[LayerCache],
+    path: Path,
+    progress: Callable[[str, int], None],
+) -> None:
+    """One dynamic `forward(tokens, start)`, and the methods that the stock runners ask."""
+    with TemporaryDirectory(dir=path.parent) as folder:
+        frame = _build(job, caches, NamedData(Path(folder), progress))
+        edge = to_edge(
+            _trace(frame, job.geometry.prefill_length),
+            constant_methods=_metadata(job),
+            compile_config=EdgeCompileConfig(_check_ir_validity=False),
+        )
+        program = edge.to_executorch(ExecutorchBackendConfig(run_reinplace_pass=True))
+        with path.open("wb") as file:
+            program.write_to_file(file)
+    share_constant(path, TABLE if job.store.formats[TABLE].is_float else f"{TABLE}.codes")
+
+
+def _build(job: ExportJob, caches: Sequence[LayerCache], data: NamedData) -> Frame:
+    ops = XnnOps(data, caches, job.config.rms_norm_eps)
+    logits = decoder(ops, job.config, job.store.weight)
+    ropes = list(dict.fromkeys(job.config.ropes.values()))
+    return Frame(ops.steps, caches, ropes, job.geometry.context_length, logits.name, data)
+
+
+def _trace(frame: Frame, prefill_length: int) -> ExportedProgram:
+    example = (torch.zeros(1, prefill_length, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    if prefill_length == 1:
+        return torch.export.export(frame, example)
+    tokens = Dim("tokens", min=1, max=prefill_length)
+    return torch.export.export(frame, example, dynamic_shapes=({1: tokens}, {}))
+
+
+def _metadata(job: ExportJob) -> dict[str, object]:
+    """What ExecuTorch's TextLLMRunner asks before the first token.
+
+    Its `get_max_seq_len` is the longest chunk: it cuts prompts by that.
+    """
+    return {
+        "get_bos_id": job.config.bos_token,
+        "get_eos_ids": list(job.stop_tokens),
+        "get_vocab_size": job.config.vocab_size,
+        "get_max_seq_len": job.geometry.prefill_length,
+        "get_max_context_len": job.geometry.context_length,
+        "get_n_layers": len(job.config.kinds),
+        "enable_dynamic_shape": job.geometry.prefill_length > 1,
+        "use_kv_cache": True,
+        "use_sdpa_with_kv_cache": False,
+    }

@@ -1,0 +1,122 @@
+"""ExecuTorch bundles through executorch's own Python runtime, which brings torch along.
+
+T new tokens, V vocabulary. The graph gives the last token's logits alone, as the stock runners
+want them, so `score` takes its tokens one by one.
+"""
+
+from collections.abc import Sequence
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Self
+
+import numpy as np
+
+from gemma_runtime.bundle import Bundle
+from gemma_runtime.errors import MissingExtra, SessionError
+from gemma_runtime.machine import physical_cores
+from gemma_runtime.manifest import Manifest
+from gemma_runtime.quiet import captured_stderr, quiet
+from gemma_runtime.session import Logits, check_room, check_runtime, check_tokens
+
+if TYPE_CHECKING:
+    from executorch.runtime import Method
+
+
+def open_executorch_session(bundle: Bundle, threads: int | None, graph: str) -> "ExecutorchSession":
+    """Load the bundle's program.
+
+    Raises SessionError for a runtime too old for it, and for a file it can't load.
+    """
+    check_runtime("executorch", _installed(), bundle.manifest.target.min_runtime_version)
+    path = bundle.directory / bundle.manifest.graphs[graph].file
+    return ExecutorchSession(_load(path, threads or physical_cores()), bundle.manifest)
+
+
+class ExecutorchSession:
+    def __init__(self, method: "Method", manifest: Manifest) -> None:
+        self._method = method
+        self._manifest = manifest
+        self._position = 0
+
+    @property
+    def position(self) -> int:
+        return self._position
+
+    @property
+    def context_length(self) -> int:
+        return self._manifest.context_length
+
+    def prefill(self, tokens: Sequence[int]) -> Logits:
+        self._check(tokens)
+        step = self._manifest.prefill_length
+        for start in range(0, len(tokens), step):
+            logits = self._run(tokens[start : start + step])
+        return logits  # (V,)
+
+    def decode(self, token: int) -> Logits:
+        return self.prefill([token])
+
+    def score(self, tokens: Sequence[int]) -> Logits:
+        self._check(tokens)
+        return np.stack([self._run([token]) for token in tokens])  # (T, V)
+
+    def reset(self) -> None:
+        # Slots past the position are never seen, so nothing has to be cleared.
+        self._position = 0
+
+    def close(self) -> None:
+        del self._method
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _check(self, tokens: Sequence[int]) -> None:
+        check_tokens(tokens, self._manifest.vocab_size)
+        check_room(self._position, len(tokens), self.context_length)
+
+    def _run(self, chunk: Sequence[int]) -> Logits:
+        import torch  # noqa: TID251  the runtime takes and gives its tensors
+
+        inputs = (torch.tensor([chunk]), torch.tensor([self._position]))
+        (logits,) = self._method.execute(inputs)
+        self._position += len(chunk)
+        found: Logits = logits.numpy().reshape(-1).copy()
+        return found
+
+
+def _installed() -> str:
+    try:
+        return metadata.version("executorch")
+    except metadata.PackageNotFoundError as error:
+        raise MissingExtra("executorch", "executorch") from error
+
+
+def _load(path: Path, threads: int) -> "Method":
+    with quiet(), captured_stderr() as log:
+        import_module("executorch.kernels.quantized")  # registers the lookup of int4 tokens
+        from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+        from executorch.runtime import Runtime, Verification
+
+        _unsafe_reset_threadpool(threads)
+        try:
+            program = Runtime.get().load_program(
+                path, verification=Verification.InternalConsistency
+            )
+            return program.load_method("forward")
+        except RuntimeError as error:
+            raise SessionError(
+                f"executorch {_installed()} can't load {path}: {_reason(log, error)}; copy or "
+                "export it again"
+            ) from error
+
+
+def _reason(log: IO[bytes], error: RuntimeError) -> str:
+    """The runtime's own last words: its exception holds a number only."""
+    log.seek(0)
+    lines = log.read().decode(errors="replace").splitlines()
+    told = [line.partition("] ")[2] for line in lines if "cpuinfo" not in line]
+    named = [line for line in told if line.startswith("Missing operator")]
+    return (named or told or [str(error)])[-1]

@@ -1,0 +1,129 @@
+"""The gauntlet for ExecuTorch: tiny models through the real `.pte`."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gemma_export.quantize.recipe import TABLE, find_recipe
+from gemma_export.quantize.store import open_or_build_store
+from gemma_export.targets import load_target
+from gemma_export.targets.executorch import MODEL
+from gemma_export.targets.pte_file import open_pte
+from gemma_runtime.agreement import compare_logits
+from gemma_runtime.bundle import Bundle
+from gemma_runtime.errors import ContextFull, SessionError, TargetError
+from gemma_runtime.goldens import top_logits
+from gemma_runtime.session import open_session
+from gemma_runtime.verify import Verdict, verify_bundle
+from tests.export.conftest import Export, TinyCheckpoint, dequantized
+from tests.export.models import WINDOW, eager_logits
+
+pytest.importorskip("executorch")
+
+LENGTHS = (1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW, 3 * WINDOW + 5, 96)
+TOKENS = np.random.default_rng(2).integers(0, 96, 128).tolist()
+
+
+@pytest.fixture(scope="module")
+def float_bundle(tiny: TinyCheckpoint, export: Export) -> Bundle:
+    return export(tiny.folder, "none", target="executorch")
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_one_shot_and_token_by_token_are_exact(
+    tiny: TinyCheckpoint, float_bundle: Bundle, length: int
+) -> None:
+    expected = eager_logits(tiny.model, TOKENS[:length]).numpy()
+    with open_session(float_bundle, threads=1) as session:
+        assert np.abs(session.prefill(TOKENS[:length]) - expected[-1]).max() <= 1e-4
+        session.reset()
+        assert np.abs(session.score(TOKENS[:length]) - expected).max() <= 1e-4
+
+
+@settings(max_examples=20, deadline=None)
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=12), restart=st.integers(0, 12))
+def test_any_chunks_and_resets_give_the_same_logits(
+    tiny: TinyCheckpoint, float_bundle: Bundle, lengths: list[int], restart: int
+) -> None:
+    expected = eager_logits(tiny.model, TOKENS).numpy()
+    with open_session(float_bundle, threads=1) as session:
+        for place, length in enumerate(lengths):
+            if place == restart or session.position + length > len(TOKENS):
+                session.reset()
+            start = session.position
+            found = session.prefill(TOKENS[start : start + length])
+            assert np.abs(found - expected[start + length - 1]).max() <= 1e-4
+
+
+def test_int4_says_what_its_codes_say(tiny: TinyCheckpoint, export: Export) -> None:
+    """Activations are rounded to int8, one scale per token: close, and not the same."""
+    bundle = export(tiny.folder, "int4", target="executorch")
+    expected = eager_logits(dequantized(tiny, "int4"), TOKENS[:96]).numpy()
+    with open_session(bundle, threads=1) as session:
+        figures = compare_logits(session.score(TOKENS[:96]), top_logits(expected, 96), 0.2)
+    assert figures.mean_kl <= 5e-3
+    assert figures.top1 + figures.near_ties / figures.positions == 1
+    assert verify_bundle(bundle, threads=1).verdict is not Verdict.FAIL
+
+
+def test_the_program_holds_the_codes_of_the_store_and_the_table_once(
+    tiny: TinyCheckpoint, export: Export
+) -> None:
+    bundle = export(tiny.folder, "int4", target="executorch")
+    store = open_or_build_store(tiny.open(), find_recipe("int4"))
+    path = bundle.directory / MODEL
+    with open_pte(path) as pte:
+        for name, form in store.formats.items():
+            weight = store.weight(name)
+            part = weight.codes(0, weight.shape[0])
+            assert bytes(pte.named_data(f"{name}.codes")) == part.codes.numpy().tobytes()
+            scales = np.frombuffer(bytes(pte.named_data(f"{name}.scales")), np.uint16)
+            widened = (scales.astype(np.uint32) << 16).view(np.float32)
+            assert (widened == part.scales.float().numpy().ravel()).all(), form
+    table = store.weight(TABLE).codes(0, 96).codes.numpy().tobytes()
+    assert path.read_bytes().count(table) == 1
+
+
+def test_the_methods_that_runners_ask_say_what_is_true(float_bundle: Bundle) -> None:
+    from executorch.runtime import Runtime
+
+    program = Runtime.get().load_program(float_bundle.directory / MODEL)
+    said = {
+        name: program.load_method(name).execute([])
+        for name in sorted(program.method_names - {"forward"})
+    }
+    manifest = float_bundle.manifest
+    assert said["get_max_seq_len"] == [manifest.prefill_length]
+    assert said["get_max_context_len"] == [manifest.context_length]
+    assert said["get_vocab_size"] == [manifest.vocab_size]
+    assert said["get_bos_id"] == [manifest.bos_token]
+    assert said["get_eos_ids"] == [*manifest.stop_tokens]
+    assert said["enable_dynamic_shape"] == said["use_kv_cache"] == [True]
+    assert said["use_sdpa_with_kv_cache"] == [False]
+
+
+def test_a_full_context_is_refused_before_anything_is_written(float_bundle: Bundle) -> None:
+    with open_session(float_bundle, threads=1) as session:
+        session.prefill(TOKENS)
+        with pytest.raises(ContextFull):
+            session.decode(5)
+        assert session.position == 128
+
+
+@pytest.mark.parametrize("recipe", ["int4-asym", "int8", "mixed"])
+def test_formats_without_a_kernel_are_refused(tiny: TinyCheckpoint, recipe: str) -> None:
+    formats = find_recipe(recipe).formats(tiny.open().config)
+    with pytest.raises(TargetError, match=r"XNNPACK has no kernel for .*--quant int4 or none"):
+        load_target("executorch").check(formats)
+
+
+@pytest.mark.parametrize("keep", [0, 40, 4000, -1000])
+def test_a_cut_off_program_is_one_clear_line(
+    float_bundle: Bundle, tmp_path: Path, keep: int
+) -> None:
+    (tmp_path / MODEL).write_bytes((float_bundle.directory / MODEL).read_bytes()[:keep])
+    with pytest.raises(SessionError, match=r"can't load .*model\.pte: .*export it again"):
+        open_session(Bundle(tmp_path, float_bundle.manifest))
