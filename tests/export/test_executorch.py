@@ -1,5 +1,6 @@
 """The gauntlet for ExecuTorch: tiny models through the real `.pte`."""
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,11 @@ from gemma_export.targets import load_target
 from gemma_export.targets.executorch import MODEL
 from gemma_export.targets.pte_file import open_pte
 from gemma_runtime.agreement import compare_logits
+from gemma_runtime.backends.executorch import ExecutorchSession
+from gemma_runtime.backends.executorch_native import NativeEngine, build_native
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import ContextFull, SessionError, TargetError
+from gemma_runtime.generate import generate
 from gemma_runtime.goldens import top_logits
 from gemma_runtime.session import open_session
 from gemma_runtime.verify import Verdict, verify_bundle
@@ -103,6 +107,38 @@ def test_the_methods_that_runners_ask_say_what_is_true(float_bundle: Bundle) -> 
     assert said["get_eos_ids"] == [*manifest.stop_tokens]
     assert said["enable_dynamic_shape"] == said["use_kv_cache"] == [True]
     assert said["use_sdpa_with_kv_cache"] == [False]
+
+
+def test_the_native_runner_says_the_same_without_torch(
+    tiny: TinyCheckpoint, export: Export
+) -> None:
+    bundle = export(tiny.folder, "int4", target="executorch")
+    with open_session(bundle, threads=1) as session:
+        expected = [session.prefill(TOKENS[:40]), *(session.decode(t) for t in TOKENS[40:60])]
+    native = NativeEngine(bundle.directory / MODEL, threads=1)
+    with ExecutorchSession(native, bundle.manifest) as session:
+        found = [session.prefill(TOKENS[:40]), *(session.decode(t) for t in TOKENS[40:60])]
+    assert np.abs(np.stack(found) - np.stack(expected)).max() <= 1e-5
+
+
+def test_the_native_runner_needs_no_python_to_generate(float_bundle: Bundle) -> None:
+    model = str(float_bundle.directory / MODEL)
+    command = [str(build_native()), model, "1", "24", "12", *map(str, TOKENS[:30])]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    with open_session(float_bundle, threads=1) as session:
+        assert [int(line) for line in said.stdout.split()] == list(
+            generate(session, TOKENS[:30], max_new_tokens=12)
+        )
+
+
+def test_a_native_runner_that_can_t_load_says_why(tmp_path: Path, float_bundle: Bundle) -> None:
+    (tmp_path / MODEL).write_bytes((float_bundle.directory / MODEL).read_bytes()[:4000])
+    engine = NativeEngine(tmp_path / MODEL, threads=1)
+    with (
+        ExecutorchSession(engine, float_bundle.manifest) as session,
+        pytest.raises(SessionError, match="gemma_native ended: can't load the model, executorch"),
+    ):
+        session.decode(5)
 
 
 def test_a_full_context_is_refused_before_anything_is_written(float_bundle: Bundle) -> None:

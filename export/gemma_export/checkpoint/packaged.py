@@ -5,8 +5,8 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
-from gemma_export.cache import cache_folder
 from gemma_runtime.bundle import sha256_file
+from gemma_runtime.cache import cache_folder
 from gemma_runtime.errors import CheckpointError, MissingExtra
 
 DEMO_NOTE = (

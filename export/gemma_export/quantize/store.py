@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gemma_export.cache import cache_folder
 from gemma_export.checkpoint import Checkpoint, row_blocks
 from gemma_export.checkpoint.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
 from gemma_export.config import GemmaConfig
@@ -23,6 +22,7 @@ from gemma_export.quantize.pack import Codes, dequantize
 from gemma_export.quantize.recipe import FLOAT, Format, Recipe
 from gemma_export.quantize.round import round_rows
 from gemma_runtime.bundle import sweep_leftovers
+from gemma_runtime.cache import cache_folder
 from gemma_runtime.errors import CheckpointError
 
 _VERSION = "1"  # of rounding and layout: raise it when either changes

@@ -1,4 +1,4 @@
-"""ExecuTorch bundles through executorch's own Python runtime, which brings torch along.
+"""ExecuTorch bundles, through executorch's Python runtime or through our native runner.
 
 T new tokens, V vocabulary. The graph gives the last token's logits alone, as the stock runners
 want them, so `score` takes its tokens one by one.
@@ -6,11 +6,13 @@ want them, so `score` takes its tokens one by one.
 
 from collections.abc import Sequence
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 
+from gemma_runtime.backends.executorch_native import NativeEngine
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import MissingExtra, SessionError
 from gemma_runtime.machine import physical_cores
@@ -23,18 +25,27 @@ if TYPE_CHECKING:
 
 
 def open_executorch_session(bundle: Bundle, threads: int | None, graph: str) -> "ExecutorchSession":
-    """Load the bundle's program.
+    """Load the bundle's program: with executorch's Python runtime, or natively without torch.
 
     Raises SessionError for a runtime too old for it, and for a file it can't load.
     """
     check_runtime("executorch", _installed(), bundle.manifest.target.min_runtime_version)
     path = bundle.directory / bundle.manifest.graphs[graph].file
-    return ExecutorchSession(_load(path, threads or physical_cores()), bundle.manifest)
+    engine = PythonEngine if find_spec("torch") else NativeEngine
+    return ExecutorchSession(engine(path, threads or physical_cores()), bundle.manifest)
+
+
+class Engine(Protocol):
+    def run(self, tokens: Sequence[int], position: int) -> Logits:
+        """Append tokens at a position; the logits after the last of them, (V,)."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class ExecutorchSession:
-    def __init__(self, method: "Method", manifest: Manifest) -> None:
-        self._method = method
+    def __init__(self, engine: Engine, manifest: Manifest) -> None:
+        self._engine = engine
         self._manifest = manifest
         self._position = 0
 
@@ -65,7 +76,7 @@ class ExecutorchSession:
         self._position = 0
 
     def close(self) -> None:
-        del self._method
+        self._engine.close()
 
     def __enter__(self) -> Self:
         return self
@@ -78,13 +89,27 @@ class ExecutorchSession:
         check_room(self._position, len(tokens), self.context_length)
 
     def _run(self, chunk: Sequence[int]) -> Logits:
+        logits = self._engine.run(chunk, self._position)
+        self._position += len(chunk)
+        return logits
+
+
+class PythonEngine:
+    """executorch's own Python runtime, whose tensors are torch's."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self._method = _load(path, threads)
+
+    def run(self, tokens: Sequence[int], position: int) -> Logits:
         import torch  # noqa: TID251  the runtime takes and gives its tensors
 
-        inputs = (torch.tensor([chunk]), torch.tensor([self._position]))
+        inputs = (torch.tensor([tokens]), torch.tensor([position]))
         (logits,) = self._method.execute(inputs)
-        self._position += len(chunk)
         found: Logits = logits.numpy().reshape(-1).copy()
         return found
+
+    def close(self) -> None:
+        del self._method
 
 
 def _installed() -> str:

@@ -1,0 +1,113 @@
+"""A `.pte` in a process of its own, without torch: `native/gemma_native.cpp`, built when needed."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
+
+import numpy as np
+
+from gemma_runtime.cache import cache_folder
+from gemma_runtime.errors import MissingExtra, SessionError
+from gemma_runtime.session import Logits
+
+_SOURCES = ("CMakeLists.txt", "gemma_native.cpp")
+_BINARY = "gemma_native"
+
+
+class NativeEngine:
+    """Asks the process for logits; see `serve` in gemma_native.cpp for the protocol."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self._log = TemporaryFile()  # noqa: SIM115  closed with the process
+        self._process = subprocess.Popen(
+            [build_native(), path, str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+        )
+
+    def run(self, tokens: Sequence[int], position: int) -> Logits:
+        """Raises SessionError with the process's last words if it has ended."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(np.array([len(tokens), position, *tokens]).tobytes())
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise self._ended() from error
+        head = self._process.stdout.read(8)
+        size = int(np.frombuffer(head, np.int64)[0]) if len(head) == 8 else 0
+        body = self._process.stdout.read(4 * size)
+        if not size or len(body) < 4 * size:
+            raise self._ended()
+        return np.frombuffer(body, np.float32).copy()  # (V,)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._log.close()
+
+    def _ended(self) -> SessionError:
+        code = self._process.wait()
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").splitlines()
+        told = [line for line in lines if line.startswith("error: ")]
+        reason = told[-1].removeprefix("error: ") if told else f"exit code {code}"
+        return SessionError(f"gemma_native ended: {reason}; copy or export the bundle again")
+
+
+def build_native() -> Path:
+    """The runner for the installed executorch, compiled once and kept in the cache folder.
+
+    Raises SessionError with the compiler's last line, MissingExtra without executorch.
+    """
+    source, wheel = _source_folder(), _executorch_folder()
+    content = b"".join((source / name).read_bytes() for name in _SOURCES)
+    key = hashlib.sha256(content + str(wheel).encode()).hexdigest()[:16]
+    binary = cache_folder() / "native" / key / _BINARY
+    if not binary.exists():
+        binary.parent.mkdir(parents=True, exist_ok=True)
+        _compile(source, wheel, binary)
+    return binary
+
+
+def _compile(source: Path, wheel: Path, binary: Path) -> None:
+    cmake = shutil.which(
+        "cmake", path=os.pathsep.join([str(Path(sys.executable).parent), *_path()])
+    )
+    if cmake is None:
+        raise SessionError(
+            "cmake is not installed, which builds the runner; run: pip install cmake"
+        )
+    with TemporaryDirectory(dir=binary.parent) as folder:
+        configure = ["-S", str(source), "-B", folder, f"-DCMAKE_PREFIX_PATH={wheel}"]
+        for arguments in (configure, ["--build", folder]):
+            done = subprocess.run([cmake, *arguments], capture_output=True, text=True)
+            if done.returncode:
+                lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+                raise SessionError(f"the runner can't be built: {lines[0] if lines else cmake}")
+        (Path(folder) / _BINARY).replace(binary)
+
+
+def _path() -> list[str]:
+    return os.environ.get("PATH", os.defpath).split(os.pathsep)
+
+
+def _source_folder() -> Path:
+    """Beside the package in a checkout, inside it once installed."""
+    package = Path(__file__).parents[1]
+    places = (package.parent / "native", package / "native")
+    return next(place for place in places if (place / _SOURCES[0]).exists())
+
+
+def _executorch_folder() -> Path:
+    found = find_spec("executorch")
+    if found is None or not found.submodule_search_locations:
+        raise MissingExtra("executorch", "executorch")
+    return Path(found.submodule_search_locations[0])
