@@ -20,6 +20,7 @@ from gemma_runtime.command import run_app
 from gemma_runtime.errors import ContextFull, TokenizerError
 from gemma_runtime.generate import Conversation, Generation, TextGeneration, generate_text
 from gemma_runtime.inspection import compare_bundles, render_comparison
+from gemma_runtime.profile import profile_bundle, render_profile
 from gemma_runtime.sampler import Sampling
 from gemma_runtime.session import open_session
 from gemma_runtime.tokenizer import Tokenizer, load_tokenizer
@@ -186,12 +187,18 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Fresh processes per bundle.")] = 5,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens decoded in each.")] = 64,
     threads: Threads = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Where the time goes, operator by operator, instead.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Measure loading, first token, decoding and memory; several bundles take turns.
 
     Measure on an idle machine: a busy one is warned of, and its times are too long.
     """
+    if profile:
+        _profile(bundles, threads, json)
+        return
     with Status("", console=Console(stderr=True)) as status:
         benchmark = measure(
             bundles,
@@ -204,6 +211,15 @@ def bench(
         _print_json(benchmark)
     else:
         Console().print(render_benchmark(benchmark))
+
+
+def _profile(bundles: list[Path], threads: int | None, json: bool) -> None:
+    profiles = {str(path): profile_bundle(open_bundle(path), threads) for path in bundles}
+    if json:
+        _print_json(profiles)
+        return
+    for path, profile in profiles.items():
+        Console().print(Text(path), render_profile(profile), sep="\n")
 
 
 @app.command()

@@ -20,6 +20,7 @@ from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import ContextFull, SessionError, TargetError
 from gemma_runtime.generate import generate
 from gemma_runtime.goldens import top_logits
+from gemma_runtime.profile import profile_bundle
 from gemma_runtime.session import open_session
 from gemma_runtime.verify import Verdict, verify_bundle
 from tests.export.conftest import Export, TinyCheckpoint, dequantized
@@ -139,6 +140,15 @@ def test_a_native_runner_that_can_t_load_says_why(tmp_path: Path, float_bundle: 
         pytest.raises(SessionError, match="gemma_native ended: can't load the model, executorch"),
     ):
         session.decode(5)
+
+
+def test_a_profile_counts_the_kernels_of_the_decoder(tiny: TinyCheckpoint, export: Export) -> None:
+    bundle = export(tiny.folder, "int4", target="executorch")
+    layers = len(bundle.manifest.layers)
+    calls = {time.operator: time.calls for time in profile_bundle(bundle, 1).new_token}
+    products = [calls[name] for name in calls if "QB4W" in name]
+    assert sum(products) == 7 * layers + 1
+    assert calls["index_put_"] == 2 * layers
 
 
 def test_a_full_context_is_refused_before_anything_is_written(float_bundle: Bundle) -> None:

@@ -18,6 +18,7 @@ from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import ContextFull, SessionError
 from gemma_runtime.goldens import load_goldens, top_logits
 from gemma_runtime.manifest import AttentionKind
+from gemma_runtime.profile import profile_bundle
 from gemma_runtime.session import Logits, Session, open_session
 from gemma_runtime.verify import Limits, Verdict, measure_lowering, verify_bundle
 from tests.export.conftest import Export, TinyCheckpoint, dequantized
@@ -222,6 +223,15 @@ def test_a_small_fault_shows_in_the_exact_graph(
 def _exact_kl(bundle: Bundle) -> float:
     with open_session(bundle, threads=1, exact=True) as session:
         return measure_lowering(session, load_goldens(bundle.path("goldens"))).mean_kl
+
+
+def test_a_profile_tells_prompt_from_new_token(tiny: TinyCheckpoint, export: Export) -> None:
+    bundle = export(tiny.folder, "int4")
+    profile = profile_bundle(bundle, 1)
+    for times in (profile.prompt, profile.new_token):
+        calls = {time.operator: time.calls for time in times}
+        assert calls["GroupQueryAttention"] == len(bundle.manifest.layers)
+        assert sum(time.share for time in times) == pytest.approx(1)
 
 
 def test_an_older_onnxruntime_is_refused_by_name(float_bundle: Bundle) -> None:

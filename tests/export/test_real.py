@@ -1,6 +1,5 @@
 """The real Gemma 3 270M, exported to every target from one store."""
 
-
 import numpy as np
 import pytest
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING, Protocol, Self
 
 import numpy as np
@@ -21,6 +22,7 @@ from gemma_runtime.quiet import captured_stderr, quiet
 from gemma_runtime.session import Logits, check_room, check_runtime, check_tokens
 
 if TYPE_CHECKING:
+    from executorch.devtools.inspector import Event
     from executorch.runtime import Method
 
 
@@ -33,6 +35,44 @@ def open_executorch_session(bundle: Bundle, threads: int | None, graph: str) -> 
     path = bundle.directory / bundle.manifest.graphs[graph].file
     engine = PythonEngine if find_spec("torch") else NativeEngine
     return ExecutorchSession(engine(path, threads or physical_cores()), bundle.manifest)
+
+
+def profile_executorch(
+    bundle: Bundle, threads: int | None, chunks: Sequence[Sequence[int]]
+) -> list[list[tuple[str, float]]]:
+    """Operators and seconds of each chunk, by ETDump: XNNPACK's kernels and what is around them."""
+    path = bundle.directory / bundle.manifest.graphs["decode"].file
+    with quiet(), captured_stderr(), TemporaryDirectory() as folder:
+        import torch  # noqa: TID251  the runtime takes and gives its tensors
+        from executorch.devtools import Inspector
+        from executorch.extension.pybindings import portable_lib
+
+        import_module("executorch.kernels.quantized")
+        portable_lib._unsafe_reset_threadpool(threads or physical_cores())
+        module = portable_lib._load_for_executorch(str(path), enable_etdump=True)
+        position = 0
+        for chunk in chunks:
+            module.run_method("forward", (torch.tensor([chunk]), torch.tensor([position])))
+            position += len(chunk)
+        dump = str(Path(folder) / "etdump")
+        module.write_etdump_result_to_file(dump, "")
+        events = Inspector(etdump_path=dump).event_blocks[-1].events
+    return [_operators(events, call) for call in range(len(chunks))]
+
+
+def _operators(events: "Sequence[Event]", call: int) -> list[tuple[str, float]]:
+    """Kernels only: a delegate's call, and the whole, hold the time of others."""
+    return [
+        (_kernel(event.name), event.perf_data.raw[call] / 1e3)
+        for event in events
+        if event.perf_data is not None
+        and (event.is_delegated_op or event.name.startswith("native_call_"))
+    ]
+
+
+def _kernel(name: str) -> str:
+    """`Fully Connected (NC, F32) GEMM #3` and `native_call_add.out` without number and prefix."""
+    return name.removeprefix("native_call_").partition(" #")[0]
 
 
 class Engine(Protocol):
