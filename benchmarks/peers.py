@@ -9,7 +9,10 @@ that needs Gemma 3's nested `rope_parameters` made flat before `Gemma3Model` rea
 is the xllamacpp wheel, whose kernels stop at AVX2; `--native` is llama.cpp compiled for the machine
 at hand (`CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary :all: llama-cpp-python`).
 
-What is in each loop: ours, native and transformers, a graph call and an argmax; genai, its
+`--optimum` is a .pte of optimum-executorch 1.1 (`pip install --no-deps` beside torch 2.13),
+exported with `--use_custom_sdpa --use_custom_kv_cache --qlinear 8da4w --qembedding 8w`.
+
+What is in each loop: ours, optimum, native and transformers, a graph call and an argmax; genai, its
 generator's greedy search; llama, a slot of its server with sampler and detokenizer, by its own
 clock.
 """
@@ -47,6 +50,7 @@ def main() -> None:
     parser.add_argument("--genai", type=Path, action="append", default=[])
     parser.add_argument("--llama", type=Path, action="append", default=[])
     parser.add_argument("--native", type=Path, action="append", default=[])
+    parser.add_argument("--optimum", type=Path, action="append", default=[])
     parser.add_argument("--transformers", type=Path, action="append", default=[])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt", type=int, default=128)
@@ -222,6 +226,31 @@ def _open_native(path: Path, threads: int) -> Serve:
     return run
 
 
+def _open_optimum(path: Path, threads: int) -> Serve:
+    import executorch.kernels.quantized  # noqa: F401  registers embedding_byte
+    import optimum.exporters.executorch.__main__  # noqa: F401  registers custom_sdpa
+    import torch
+    from executorch.extension.pybindings import portable_lib
+
+    portable_lib._unsafe_reset_threadpool(threads)
+    module = portable_lib._load_for_executorch(str(path))
+
+    def step(tokens: list[int], position: int) -> int:
+        places = torch.arange(position, position + len(tokens))
+        (logits,) = module.run_method("forward", (torch.tensor([tokens]), places))
+        return int(logits[0, -1].argmax())
+
+    def run(prompt: list[int], new: int) -> tuple[float, float]:
+        started = perf_counter()
+        token = step(prompt, 0)
+        filled = perf_counter()
+        for place in range(new):
+            token = step([token], len(prompt) + place)
+        return filled - started, perf_counter() - filled
+
+    return run
+
+
 def _open_transformers(path: Path, threads: int) -> Serve:
     import torch
     from transformers import AutoModelForCausalLM
@@ -247,6 +276,7 @@ OPENERS: dict[str, Callable[[Path, int], Serve]] = {
     "genai": _open_genai,
     "llama": _open_llama,
     "native": _open_native,
+    "optimum": _open_optimum,
     "transformers": _open_transformers,
 }
 
