@@ -4,6 +4,7 @@ Shapes: T new tokens, M width, K kv heads, S slots, D head size, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,7 +16,15 @@ from torch import Tensor, nn
 from gemma_export.config import Rope
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.rope import rope_angles
-from gemma_export.targets.executorch_ops import Delegate, Embed, Last, Step, Write, mask_name
+from gemma_export.targets.executorch_ops import (
+    Delegate,
+    Embed,
+    Last,
+    Step,
+    Write,
+    is_slots,
+    mask_name,
+)
 from gemma_export.targets.named_data import NamedData
 from gemma_runtime.manifest import LayerCache
 
@@ -33,6 +42,7 @@ class Frame(nn.Module):
         ropes: Sequence[Rope],
         context_length: int,
         logits: str,
+        groups: int,
         data: NamedData,
     ) -> None:
         super().__init__()
@@ -40,6 +50,7 @@ class Frame(nn.Module):
         self._caches = caches
         self._ropes = ropes
         self._logits = logits
+        self._groups = groups
         for index, cache in enumerate(caches):
             for part in ("key", "value"):
                 empty = torch.zeros(cache.shape[1:])  # (K, S, D)
@@ -60,7 +71,9 @@ class Frame(nn.Module):
 
     def forward(self, tokens: Tensor, start: Tensor) -> Tensor:
         position = torch.arange(tokens.shape[1]) + start  # (T,)
-        known = self._positional(position)
+        sizes = {cache.slots for cache in self._caches}
+        used = {slots: _count_used(position[-1], slots) for slots in sorted(sizes)}
+        known = self._positional(position, used)
         delegates = iter(self._lowered)
         for step in self._steps:
             if isinstance(step, Delegate):
@@ -69,39 +82,58 @@ class Frame(nn.Module):
                 )
                 known.update(zip(step.outputs, found, strict=True))
             elif isinstance(step, Write):
-                self._write(step, known, position)
+                known.update(self._write(step, known, position, used))
             elif isinstance(step, Last):
                 known[step.output] = known[step.input][-1:]
             else:
                 known[step.output] = _look_up(self, step.table, tokens[0])
         return known[self._logits][None]
 
-    def _positional(self, position: Tensor) -> dict[str, Tensor]:
-        """Rope tables and masks at these positions, and the caches, by the names of the steps."""
+    def _positional(self, position: Tensor, used: Mapping[int, int]) -> dict[str, Tensor]:
+        """Rope tables and masks at these positions, by the names of the steps."""
         known: dict[str, Tensor] = {}
         for index, rope in enumerate(self._ropes):
             for part in ("cos", "sin"):
                 known[f"{part} {rope}"] = self.get_buffer(f"{part}_{index}")[position]
-        for index, cache in enumerate(self._caches):
+        for cache in self._caches:
             if mask_name(cache.window) not in known:
-                known[mask_name(cache.window)] = _mask(position, cache)
-            known[f"key {index}"] = self.get_buffer(f"key_{index}")
-            known[f"value {index}"] = self.get_buffer(f"value_{index}")
+                mask = _mask(position, used[cache.slots], cache)
+                known[mask_name(cache.window)] = mask.repeat(self._groups, 1)  # (G · T, S)
         return known
 
-    def _write(self, step: Write, known: Mapping[str, Tensor], position: Tensor) -> None:
-        slot = torch.remainder(position, self._caches[step.layer].slots)
-        known[f"key {step.layer}"].index_copy_(1, slot, known[step.key])
-        known[f"value {step.layer}"].index_copy_(1, slot, known[step.value])
+    def _write(
+        self,
+        step: Write,
+        known: Mapping[str, Tensor],
+        position: Tensor,
+        used: Mapping[int, int],
+    ) -> dict[str, Tensor]:
+        """Write new keys and values; returns the slots of both caches that hold something."""
+        cache = self._caches[step.layer]
+        slot = torch.remainder(position, cache.slots)
+        written = {}
+        for part, new in (("key", step.key), ("value", step.value)):
+            held = self.get_buffer(f"{part}_{step.layer}")
+            held.index_copy_(1, slot, known[new])
+            written[f"{part} {step.layer}"] = held[:, : used[cache.slots]]
+        return written
 
 
-def _mask(position: Tensor, cache: LayerCache) -> Tensor:
-    """Which slots each token sees, from positions alone: (T, S).
+def _count_used(last: Tensor, slots: int) -> int:
+    """Slots that hold a token once position `last` is written, as a number that sizes tensors."""
+    used = torch.clamp(last + 1, max=slots).item()
+    torch._check(used >= 1)  # type: ignore[no-untyped-call]
+    torch._check(used <= slots)  # type: ignore[no-untyped-call]
+    return cast(int, used)
+
+
+def _mask(position: Tensor, used: int, cache: LayerCache) -> Tensor:
+    """Which slots each token sees, from positions alone: (T, used).
 
     Slot s holds the youngest position that is s modulo S, and nothing before position 0.
     """
     last = position[-1:]
-    held = last - torch.remainder(last - torch.arange(cache.slots), cache.slots)  # (S,)
+    held = last - torch.remainder(last - torch.arange(used), cache.slots)  # (used,)
     seen = (held <= position[:, None]) & (held >= 0)
     if cache.window is not None:
         seen = seen & (held > position[:, None] - cache.window)
@@ -143,7 +175,7 @@ class _Outputs:
     """
 
     def __init__(self, delegate: Delegate) -> None:
-        self._shapes = delegate.graph.output_shapes
+        self._names, self._shapes = delegate.inputs, delegate.graph.output_shapes
         self.graph = torch.fx.Graph()
         self.graph.output(())
 
@@ -151,7 +183,8 @@ class _Outputs:
         return self._run
 
     def _run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        tokens = next(x.shape[0] for x in inputs if x.dim() == 2)
+        named = zip(self._names, inputs, strict=True)
+        tokens = next(x.shape[-2] for name, x in named if not is_slots(name))
         return tuple(
             inputs[0].new_empty((*shape[:-2], tokens, shape[-1])) for shape in self._shapes
         )

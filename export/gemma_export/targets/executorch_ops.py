@@ -240,11 +240,11 @@ class XnnOps:
         values = self._enter(f"value {layer.index}", (kv_heads, slots, width))
         mask = self._enter(mask_name(cache.window), (1, slots))
         grouped = graph.reshape(query, (kv_heads, -1, width))  # (K, G · T, D)
-        scores = graph.reshape(graph.matmul(grouped, keys, transposed=True), (heads, -1, slots))
+        scores = graph.matmul(grouped, keys, transposed=True)  # (K, G · T, S)
         if layer.softcap is not None:
             scores = self._softcap(scores, layer.softcap)
         scores = graph.unary(xnn.XNNSoftmax, graph.binary(xnn.XNNAdd, scores, mask))
-        mixed = graph.matmul(graph.reshape(scores, (kv_heads, -1, slots)), values)
+        mixed = graph.matmul(scores, values)
         mixed = graph.transpose(graph.reshape(mixed, (heads, -1, width)), (1, 0, 2))
         return graph.reshape(mixed, (-1, heads * width))
 
@@ -263,5 +263,10 @@ class XnnOps:
 
 
 def mask_name(window: int | None) -> str:
-    """Between delegates: 0 where a slot is seen and a large negative number where not, (T, S)."""
+    """Between delegates: 0 where a slot is seen, a large negative number where not, (G · T, S)."""
     return f"mask {window}"
+
+
+def is_slots(name: str) -> bool:
+    """Whether a tensor between delegates is a cache or a mask: all others count the tokens."""
+    return name.startswith(("key ", "value ", "mask "))

@@ -42,7 +42,8 @@ def _build(job: ExportJob, caches: Sequence[LayerCache], data: NamedData) -> Fra
     ops = XnnOps(data, caches, job.config.rms_norm_eps)
     logits = decoder(ops, job.config, job.store.weight)
     ropes = list(dict.fromkeys(job.config.ropes.values()))
-    return Frame(ops.steps, caches, ropes, job.geometry.context_length, logits.name, data)
+    groups = job.config.heads // job.config.kv_heads
+    return Frame(ops.steps, caches, ropes, job.geometry.context_length, logits.name, groups, data)
 
 
 def _trace(frame: Frame, prefill_length: int) -> ExportedProgram:
