@@ -3,10 +3,15 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
 import torch
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
+from executorch.exir.passes import MemoryPlanningPass
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature
+from torch.fx import GraphModule, Node
+from torch.fx.passes.infra.pass_base import PassResult
 
 from gemma_export.decoder import decoder
 from gemma_export.quantize.recipe import TABLE
@@ -32,10 +37,29 @@ def write_program(
             constant_methods=_metadata(job),
             compile_config=EdgeCompileConfig(_check_ir_validity=False),
         )
-        program = edge.to_executorch(ExecutorchBackendConfig(run_reinplace_pass=True))
+        program = edge.to_executorch(
+            ExecutorchBackendConfig(
+                run_reinplace_pass=True, memory_planning_pass=_CachesPlannedOnce()
+            )
+        )
         with path.open("wb") as file:
             program.write_to_file(file)
     share_constant(path, TABLE if job.store.formats[TABLE].is_float else f"{TABLE}.codes")
+
+
+class _CachesPlannedOnce(MemoryPlanningPass):  # type: ignore[misc]
+    """Writing a cache in place gives the cache, which the stock pass gives memory of its own."""
+
+    def run(
+        self, graph_module: GraphModule, graph_signature: ExportGraphSignature | None = None
+    ) -> PassResult:
+        for node in graph_module.graph.nodes:
+            if node.op == "call_function" and "index_put_" in str(node.target):
+                node.meta["spec"] = node.args[0].meta["spec"]
+        output = graph_module.graph.output_node()
+        output.meta["spec"] = [node.meta["spec"] for node in cast(list[Node], output.args[0])]
+        planned: PassResult = super().run(graph_module, graph_signature)
+        return planned
 
 
 def _build(job: ExportJob, caches: Sequence[LayerCache], data: NamedData) -> Frame:
