@@ -37,14 +37,29 @@ _PHONES_GB = (4, 6, 8, 12)
 _BUDGET_SHARE = 0.45
 _COMFORT = 0.75  # of the budget: the rest is for the app itself, its screens and its web views
 
-# A session, measured with onnxruntime 1.32 on Linux x86: 270m to 27b shapes, int4, int8, float32.
-_RUNTIME_BYTES = 80 * _MIB  # onnxruntime's code and graph, and Python around it
-_PREPACKED = 1.17  # of the matrices' bytes: the copy in the order the kernels read
-_PREPACKING = 1.2  # of the table's bytes, while it is packed
+
+# Measured on Linux x86 with 270m to 27b shapes.
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    """What a target takes beyond the bytes themselves."""
+
+    runtime: int  # bytes of code and graph, and of Python where it runs in Python
+    packed: float  # of the matrices' bytes: the copy in the order the kernels read
+    packing: float  # of the table's bytes, while it is packed
+    table_kept: bool  # the table stays mapped for looking tokens up, beside the head's packed copy
+    exporting: int  # bytes that the exporter's libraries take
+    tables_exported: float  # copies of the table that an export holds
+    caches_exported: int  # copies of the caches
+
+
+# onnxruntime 1.32 in Python, executorch 1.5.1 in the native runner.
+_COSTS: Mapping[str, _Costs] = {
+    "onnx": _Costs(80 * _MIB, 1.17, 1.2, False, 240 * _MIB, 0, 0),
+    "executorch": _Costs(20 * _MIB, 0.95, 0.9, True, 640 * _MIB, 3.5, 1),
+}
 _ARENA = 2  # of what is alive: the arena grows by doubling
 
 # An export, measured with torch 2.13 (CPU) on Linux x86: 270m with its tokenizer, 2b to 27b shapes.
-_IMPORT_BYTES = 240 * _MIB
 _TOKENIZER_BYTES = 130  # per token of the vocabulary: tokenizer.json itself, kept for the bundle
 _TOKENIZER_PARSING = 1700  # the same, while it is parsed
 _BLOCK_COPIES = 7  # of a block of rows, in each thread: floats, steps, codes, products
@@ -136,7 +151,8 @@ def make_plan(
     parameters = _parameters(config)
     artifact = _artifact(config, formats, geometry.context_length)
     cache_bytes = _caches(caches, geometry.context_length)
-    run = _run(config, formats, caches, geometry, artifact)
+    costs = _COSTS[target]
+    run = _run(config, formats, caches, geometry, artifact, costs)
     return Plan(
         target=target,
         family=config.family,
@@ -147,7 +163,7 @@ def make_plan(
         artifact=artifact,
         caches=cache_bytes,
         run=run,
-        export_peak_bytes=_export_peak(config, geometry.context_length, caches),
+        export_peak_bytes=_export_peak(config, formats, caches, geometry, costs),
         phones=tuple(_phone(gigabytes, run.total) for gigabytes in _PHONES_GB),
     )
 
@@ -249,24 +265,26 @@ def _run(
     caches: Sequence[LayerCache],
     geometry: Geometry,
     artifact: ArtifactBytes,
+    costs: _Costs,
 ) -> RunBytes:
     form = formats.get(TABLE, FLOAT)
     held = {name: _held_bytes(config, name, form) for name, form in formats.items()}
     # Tokens are looked up in the table as it was loaded: floats, or codes with float32 scales.
     table_codes = config.vocab_size * config.hidden_size * form.bits // 8
     mapped = artifact.norms + artifact.ropes
-    mapped += held[TABLE] if form.is_float else held[TABLE] - table_codes
-    prepacked = round(sum(held.values()) * (1.0 if form.is_float else _PREPACKED))
-    packing = 0 if form.is_float else round(held[TABLE] * _PREPACKING)
+    whole = form.is_float or costs.table_kept
+    mapped += held[TABLE] if whole else held[TABLE] - table_codes
+    prepacked = round(sum(held.values()) * (1.0 if form.is_float else costs.packed))
+    packing = 0 if form.is_float else round(held[TABLE] * costs.packing)
     kept = sum(cache.elements for cache in caches) * _FLOAT_BYTES
     activations = _activation_bytes(config, caches, geometry.prefill_length)
-    resident = _RUNTIME_BYTES + mapped + prepacked
+    resident = costs.runtime + mapped + prepacked
     return RunBytes(
         mapped=mapped,
         prepacked=prepacked,
         caches=kept,
         activations=activations,
-        runtime=_RUNTIME_BYTES,
+        runtime=costs.runtime,
         loading=resident + packing,
         total=max(resident + packing, resident + kept + activations),
     )
@@ -283,11 +301,18 @@ def _widest_row(config: GemmaConfig) -> int:
     return 5 * config.intermediate_size + 4 * config.hidden_size
 
 
-def _export_peak(config: GemmaConfig, context_length: int, caches: Sequence[LayerCache]) -> int:
+def _export_peak(
+    config: GemmaConfig,
+    formats: Mapping[str, Format],
+    caches: Sequence[LayerCache],
+    geometry: Geometry,
+    costs: _Costs,
+) -> int:
     """Parsing the tokenizer, evaluating the goldens or making rope tables: whichever takes most.
 
-    Nothing in it grows with the number of layers.
+    Nothing in it grows with the number of layers, but the caches that executorch's frame holds.
     """
+    context_length = geometry.context_length
     judged = len(PROMPTS) * min(JUDGED, context_length)
     logits = _LOGITS_COPIES * judged * config.vocab_size * _FLOAT_BYTES
     long = long_length(config, context_length, [caches])
@@ -298,7 +323,10 @@ def _export_peak(config: GemmaConfig, context_length: int, caches: Sequence[Laye
     ropes = context_length * config.head_dim // 2 * (8 + 8 + 4)  # angle, its cosine, and as float32
     tokenizer = config.vocab_size * _TOKENIZER_BYTES
     working = tokenizer + blocks + max(logits + widest, scores + widest, ropes)
-    return _IMPORT_BYTES + max(working, config.vocab_size * _TOKENIZER_PARSING)
+    table = _held_bytes(config, TABLE, formats.get(TABLE, FLOAT))
+    writing = round(costs.tables_exported * table)
+    writing += costs.caches_exported * sum(cache.elements for cache in caches) * _FLOAT_BYTES
+    return costs.exporting + max(working, config.vocab_size * _TOKENIZER_PARSING, writing)
 
 
 def _phone(gigabytes: int, needed: int) -> PhoneVerdict:

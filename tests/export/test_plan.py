@@ -25,11 +25,16 @@ MIB = 1 << 20
 
 
 def plan(
-    config: GemmaConfig, quant: str = "int4", context: int = 4096, full_cache: bool = False
+    config: GemmaConfig,
+    quant: str = "int4",
+    context: int = 4096,
+    full_cache: bool = False,
+    target: str = "onnx",
+    prefill: int = 512,
 ) -> Plan:
-    geometry = Geometry(context, min(512, context), full_cache)
-    caches = load_target("onnx").caches(config, geometry)
-    return make_plan(config, find_recipe(quant).formats(config), caches, geometry, "onnx")
+    geometry = Geometry(context, min(prefill, context), full_cache)
+    caches = load_target(target).caches(config, geometry)
+    return make_plan(config, find_recipe(quant).formats(config), caches, geometry, target)
 
 
 @pytest.mark.parametrize("quant", ["int4", "int4-asym", "mixed", "int8", "none"])
@@ -142,6 +147,19 @@ def test_running_memory_is_near_what_was_measured(
     run = plan(replace(config, kinds=config.kinds[:layers]), quant).run
     assert run.loading / MIB == pytest.approx(loading, rel=0.12)
     assert run.total / MIB == pytest.approx(max(loading, full), rel=0.12)
+
+
+# MiB: context, longest chunk, the native runner's peak with a short prompt, the export's peak.
+@pytest.mark.parametrize(
+    ("size", "context", "prefill", "running", "exporting"),
+    [("270m", 2048, 128, 294, 997), ("2b", 4096, 512, 2705, 2625)],
+)
+def test_executorch_takes_no_more_than_planned_and_not_much_less(
+    size: str, context: int, prefill: int, running: int, exporting: int
+) -> None:
+    found = plan(find_official(size).config, context=context, target="executorch", prefill=prefill)
+    assert running <= found.run.total / MIB <= 1.35 * running
+    assert exporting <= found.export_peak_bytes / MIB <= 1.35 * exporting
 
 
 @pytest.mark.skipif(
