@@ -99,6 +99,13 @@ def export(
         bool,
         typer.Option(help="Keep the whole context on local layers too: runs on older runtimes."),
     ] = False,
+    delegate: Annotated[
+        str,
+        typer.Option(
+            help="What an ExecuTorch program runs on: xnnpack, vulkan, coreml. The last two are "
+            "lowered here and were never run."
+        ),
+    ] = "xnnpack",
     output: Annotated[
         Path | None, typer.Option(help="The bundle's folder. \\[out/MODEL-QUANT-TARGET]")
     ] = None,
@@ -129,6 +136,7 @@ def export(
         context_length=context,
         prefill_length=prefill,
         full_cache=full_cache,
+        delegate=delegate,
         output=output,
         max_ram=parse_bytes(max_ram) if max_ram else None,
         force=force,

@@ -54,6 +54,7 @@ class ExportRequest:
     context_length: int | None = None
     prefill_length: int | None = None
     full_cache: bool = False
+    delegate: str = "xnnpack"  # of ExecuTorch
     output: Path | None = None
     max_ram: int | None = None  # bytes
     force: bool = False
@@ -72,7 +73,7 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
     Everything cheap is checked before a weight is read; a bundle appears whole or not at all.
     """
     started = time.monotonic()
-    targets = [load_target(name) for name in request.targets]
+    targets = [load_target(name, request.delegate) for name in request.targets]
     checkpoint = open_checkpoint(
         request.checkpoint, request.size, request.family, request.config_file
     )
@@ -82,7 +83,6 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
         check_writable(output, request.force)
     ceiling = MemoryCeiling(request.max_ram)
     for target in targets:
-        target.check(request.recipe.formats(checkpoint.config))
         ceiling.check_estimate(_plan(checkpoint.config, request, target).export_peak_bytes)
     for note in checkpoint.notes:
         report.note(note)
@@ -107,7 +107,7 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
 
 def plan_exports(request: ExportRequest) -> list[Plan]:
     """What each bundle would weigh and need, without reading a weight."""
-    targets = [load_target(name) for name in request.targets]
+    targets = [load_target(name, request.delegate) for name in request.targets]
     config = planned_config(request.checkpoint, request.size, request.family, request.config_file)
     return [_plan(config, request, target) for target in targets]
 
@@ -176,6 +176,7 @@ def _output(request: ExportRequest, checkpoint: Checkpoint, target: str) -> Path
 def _plan(config: GemmaConfig, request: ExportRequest, target: Target) -> Plan:
     geometry = _geometry(request, config)
     formats = request.recipe.formats(config)
+    target.check(formats, geometry)
     return make_plan(config, formats, target.caches(config, geometry), geometry, target.name)
 
 

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gemma_export.pipeline import ExportRequest, export_bundles
+from gemma_export.progress import QuietReporter
 from gemma_export.quantize.recipe import TABLE, find_recipe
 from gemma_export.quantize.store import open_or_build_store
-from gemma_export.targets import load_target
+from gemma_export.targets import Geometry, load_target
 from gemma_export.targets.executorch import MODEL
 from gemma_export.targets.pte_file import open_pte
 from gemma_runtime.agreement import compare_logits
@@ -21,10 +24,11 @@ from gemma_runtime.errors import ContextFull, SessionError, TargetError
 from gemma_runtime.generate import generate
 from gemma_runtime.goldens import top_logits
 from gemma_runtime.profile import profile_bundle
+from gemma_runtime.quiet import quiet
 from gemma_runtime.session import open_session
 from gemma_runtime.verify import Verdict, verify_bundle
 from tests.export.conftest import Export, TinyCheckpoint, dequantized
-from tests.export.models import WINDOW, eager_logits
+from tests.export.models import GEMMA2, WINDOW, eager_logits
 
 pytest.importorskip("executorch")
 
@@ -162,8 +166,69 @@ def test_a_full_context_is_refused_before_anything_is_written(float_bundle: Bund
 @pytest.mark.parametrize("recipe", ["int4-asym", "int8", "mixed"])
 def test_formats_without_a_kernel_are_refused(tiny: TinyCheckpoint, recipe: str) -> None:
     formats = find_recipe(recipe).formats(tiny.open().config)
-    with pytest.raises(TargetError, match=r"XNNPACK has no kernel for .*--quant int4 or none"):
-        load_target("executorch").check(formats)
+    with pytest.raises(TargetError, match=r"xnnpack has no kernel for .*--quant int4 or none"):
+        load_target("executorch").check(formats, Geometry(64, 16))
+
+
+@pytest.mark.parametrize(
+    ("delegate", "match"),
+    [
+        ("qnn", "needs Qualcomm's .* there are: xnnpack, vulkan, coreml"),
+        ("vulcan", "no delegate 'vulcan'; there are: vulkan"),
+        ("coreml", "add --prefill 1"),
+        ("vulkan", "vulkan has no kernel for int4-g32.*--quant none"),
+    ],
+)
+def test_delegates_that_can_t_be_lowered_for_are_refused(
+    tiny: TinyCheckpoint, delegate: str, match: str
+) -> None:
+    formats = find_recipe("int4").formats(tiny.open().config)
+    with pytest.raises(TargetError, match=match):
+        load_target("executorch", delegate).check(formats, Geometry(64, 16))
+
+
+def test_a_delegate_goes_with_executorch_alone() -> None:
+    with pytest.raises(TargetError, match="goes with --target executorch"):
+        load_target("onnx", "vulkan")
+
+
+def test_the_traced_decoder_is_the_decoder(tiny: TinyCheckpoint) -> None:
+    """What Vulkan and Core ML lower, run eagerly: nothing here can run them."""
+    with quiet():
+        from gemma_export.targets.executorch_traced import TracedFrame
+
+    checkpoint = tiny.open()
+    store = open_or_build_store(checkpoint, find_recipe("none"))
+    caches = load_target("executorch").caches(checkpoint.config, Geometry(128, 24))
+    frame = TracedFrame(checkpoint.config, caches, 128, store)
+    expected = eager_logits(tiny.model, TOKENS).numpy()
+    for start in range(0, 120, 24):
+        tokens = torch.tensor([TOKENS[start : start + 24]])
+        found = frame(tokens, torch.tensor([start])).detach().numpy()
+        assert np.abs(found[0, 0] - expected[start + 23]).max() <= 1e-4
+
+
+@pytest.mark.parametrize("tiny", [GEMMA2], indirect=True, ids=["gemma2"])
+@pytest.mark.parametrize(
+    ("delegate", "quant", "prefill", "backend"),
+    [("coreml", "int4", 1, b"CoreMLBackend"), ("vulkan", "none", 8, b"VulkanBackend")],
+)
+def test_other_delegates_are_lowered_here_and_say_that_they_can_t_run(
+    tiny: TinyCheckpoint, tmp_path: Path, delegate: str, quant: str, prefill: int, backend: bytes
+) -> None:
+    request = ExportRequest(
+        targets=("executorch",),
+        recipe=find_recipe(quant),
+        checkpoint=str(tiny.folder),
+        context_length=32,
+        prefill_length=prefill,
+        delegate=delegate,
+        output=tmp_path / "bundle",
+    )
+    (result,) = export_bundles(request, QuietReporter())
+    assert backend in (result.bundle.directory / MODEL).read_bytes()
+    with pytest.raises(SessionError, match=r"can't load .*model\.pte"):
+        open_session(result.bundle)
 
 
 @pytest.mark.parametrize("keep", [0, 40, 4000, -1000])

@@ -19,6 +19,9 @@ TARGETS: Mapping[str, str] = {
 }
 
 
+DELEGATE = "xnnpack"
+
+
 @dataclass(frozen=True, slots=True)
 class Geometry:
     """The static sizes of one export. Caches, graphs and manifest all come from it."""
@@ -57,8 +60,8 @@ class Target(Protocol):
         """The cache layout, known before any weight is read."""
         ...
 
-    def check(self, formats: Mapping[str, Format]) -> None:
-        """Raise TargetError for a format it has no kernel for, before any weight is read."""
+    def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
+        """Raise TargetError for what it has no kernel for, before any weight is read."""
         ...
 
     def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
@@ -66,13 +69,19 @@ class Target(Protocol):
         ...
 
 
-def load_target(name: str) -> Target:
-    """Import a target. Raises TargetError with the choices, nearest first."""
+def load_target(name: str, delegate: str = DELEGATE) -> Target:
+    """Import a target. Raises TargetError with the choices, nearest first.
+
+    `delegate` is ExecuTorch's word for what a program runs on; other targets have no such choice.
+    """
     if name not in TARGETS:
         raise TargetError(f"no target {name!r}; there are: {nearest_first(name, TARGETS)}")
     module, attribute = TARGETS[name].split(":")
+    if delegate != DELEGATE and name != "executorch":
+        raise TargetError(f"--delegate {delegate} goes with --target executorch, not with {name}")
     try:
-        target: Target = getattr(import_module(module), attribute)()
+        make = getattr(import_module(module), attribute)
+        target: Target = make() if delegate == DELEGATE else make(delegate)
     except ModuleNotFoundError as error:
         raise MissingExtra((error.name or name).split(".")[0], name) from error
     return target

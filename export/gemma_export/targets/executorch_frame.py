@@ -13,7 +13,7 @@ from executorch.exir.delegate import executorch_call_delegate
 from executorch.exir.lowered_backend_module import LoweredBackendModule
 from torch import Tensor, nn
 
-from gemma_export.config import Rope
+from gemma_export.config import GemmaConfig
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.rope import rope_angles
 from gemma_export.targets.executorch_ops import (
@@ -32,48 +32,75 @@ from gemma_runtime.manifest import LayerCache
 _HIDDEN = -1e9
 
 
-class Frame(nn.Module):
-    """tokens (1, T) and the position of the first, (1,), to the last one's logits (1, 1, V)."""
+class CachedFrame(nn.Module):
+    """Caches as buffers, rope tables, and what both need of a position."""
 
-    def __init__(
-        self,
-        steps: Sequence[Step],
-        caches: Sequence[LayerCache],
-        ropes: Sequence[Rope],
-        context_length: int,
-        logits: str,
-        groups: int,
-        data: NamedData,
-    ) -> None:
+    def __init__(self, config: GemmaConfig, caches: Sequence[LayerCache], context: int) -> None:
         super().__init__()
-        self._steps = steps
-        self._caches = caches
-        self._ropes = ropes
-        self._logits = logits
-        self._groups = groups
+        self.caches = caches
+        self.groups = config.heads // config.kv_heads
+        self.ropes = list(dict.fromkeys(config.ropes.values()))
         for index, cache in enumerate(caches):
             for part in ("key", "value"):
                 empty = torch.zeros(cache.shape[1:])  # (K, S, D)
                 self.register_buffer(f"{part}_{index}", empty, persistent=False)
-        for index, rope in enumerate(ropes):
-            angle = rope_angles(rope, context_length, caches[0].head_dim)
+        for index, rope in enumerate(self.ropes):
+            angle = rope_angles(rope, context, config.head_dim)
             for part, table in (("cos", np.cos(angle)), ("sin", np.sin(angle))):
                 self.register_buffer(f"{part}_{index}", torch.from_numpy(table).float())
+
+    def positional(self, position: Tensor, used: Mapping[int, int]) -> dict[str, Tensor]:
+        """Rope tables and masks at these positions, by the names of the steps.
+
+        `used` says of every number of slots how many of them are looked at.
+        """
+        known: dict[str, Tensor] = {}
+        for index, rope in enumerate(self.ropes):
+            for part in ("cos", "sin"):
+                known[f"{part} {rope}"] = self.get_buffer(f"{part}_{index}")[position]
+        for cache in self.caches:
+            if mask_name(cache.window) not in known:
+                mask = _mask(position, used[cache.slots], cache)
+                known[mask_name(cache.window)] = mask.repeat(self.groups, 1)  # (G · T, S)
+        return known
+
+    def write(self, layer: int, key: Tensor, value: Tensor, position: Tensor) -> list[Tensor]:
+        """Put (K, T, D) each into a layer's caches; returns the caches."""
+        slot = torch.remainder(position, self.caches[layer].slots)
+        held = [self.get_buffer(f"{part}_{layer}") for part in ("key", "value")]
+        for cache, new in zip(held, (key, value), strict=True):
+            cache.index_copy_(1, slot, new)
+        return held
+
+
+class Frame(CachedFrame):
+    """tokens (1, T) and the position of the first, (1,), to the last one's logits (1, 1, V)."""
+
+    def __init__(
+        self,
+        config: GemmaConfig,
+        caches: Sequence[LayerCache],
+        context: int,
+        steps: Sequence[Step],
+        logits: str,
+        data: NamedData,
+    ) -> None:
+        super().__init__(config, caches, context)
+        self._steps = steps
+        self._logits = logits
         for step in steps:
             if isinstance(step, Embed):
                 _register_table(self, step.table, data)
         delegates = [step for step in steps if isinstance(step, Delegate)]
-        shared = [
-            data.output(),
-            *[None] * (len(delegates) - 1),
-        ]  # one of them brings the data of all
+        # One of them brings the data of all.
+        shared = [data.output(), *[None] * (len(delegates) - 1)]
         self._lowered = nn.ModuleList(map(_lower, delegates, shared))
 
     def forward(self, tokens: Tensor, start: Tensor) -> Tensor:
         position = torch.arange(tokens.shape[1]) + start  # (T,)
-        sizes = {cache.slots for cache in self._caches}
+        sizes = {cache.slots for cache in self.caches}
         used = {slots: _count_used(position[-1], slots) for slots in sorted(sizes)}
-        known = self._positional(position, used)
+        known = self.positional(position, used)
         delegates = iter(self._lowered)
         for step in self._steps:
             if isinstance(step, Delegate):
@@ -82,41 +109,15 @@ class Frame(nn.Module):
                 )
                 known.update(zip(step.outputs, found, strict=True))
             elif isinstance(step, Write):
-                known.update(self._write(step, known, position, used))
+                held = self.write(step.layer, known[step.key], known[step.value], position)
+                seen = used[self.caches[step.layer].slots]
+                for part, cache in zip(("key", "value"), held, strict=True):
+                    known[f"{part} {step.layer}"] = cache[:, :seen]
             elif isinstance(step, Last):
                 known[step.output] = known[step.input][-1:]
             else:
                 known[step.output] = _look_up(self, step.table, tokens[0])
         return known[self._logits][None]
-
-    def _positional(self, position: Tensor, used: Mapping[int, int]) -> dict[str, Tensor]:
-        """Rope tables and masks at these positions, by the names of the steps."""
-        known: dict[str, Tensor] = {}
-        for index, rope in enumerate(self._ropes):
-            for part in ("cos", "sin"):
-                known[f"{part} {rope}"] = self.get_buffer(f"{part}_{index}")[position]
-        for cache in self._caches:
-            if mask_name(cache.window) not in known:
-                mask = _mask(position, used[cache.slots], cache)
-                known[mask_name(cache.window)] = mask.repeat(self._groups, 1)  # (G · T, S)
-        return known
-
-    def _write(
-        self,
-        step: Write,
-        known: Mapping[str, Tensor],
-        position: Tensor,
-        used: Mapping[int, int],
-    ) -> dict[str, Tensor]:
-        """Write new keys and values; returns the slots of both caches that hold something."""
-        cache = self._caches[step.layer]
-        slot = torch.remainder(position, cache.slots)
-        written = {}
-        for part, new in (("key", step.key), ("value", step.value)):
-            held = self.get_buffer(f"{part}_{step.layer}")
-            held.index_copy_(1, slot, known[new])
-            written[f"{part} {step.layer}"] = held[:, : used[cache.slots]]
-        return written
 
 
 def _count_used(last: Tensor, slots: int) -> int:

@@ -6,7 +6,13 @@ from tempfile import TemporaryDirectory
 from typing import cast
 
 import torch
-from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
+from executorch.exir import (
+    EdgeCompileConfig,
+    ExecutorchBackendConfig,
+    to_edge,
+    to_edge_transform_and_lower,
+)
+from executorch.exir.backend.partitioner import Partitioner
 from executorch.exir.passes import MemoryPlanningPass
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature
@@ -16,8 +22,9 @@ from torch.fx.passes.infra.pass_base import PassResult
 from gemma_export.decoder import decoder
 from gemma_export.quantize.recipe import TABLE
 from gemma_export.targets import ExportJob
-from gemma_export.targets.executorch_frame import Frame
+from gemma_export.targets.executorch_frame import CachedFrame, Frame
 from gemma_export.targets.executorch_ops import XnnOps
+from gemma_export.targets.executorch_traced import TracedFrame
 from gemma_export.targets.named_data import NamedData
 from gemma_export.targets.pte_file import share_constant
 from gemma_runtime.manifest import LayerCache
@@ -47,6 +54,36 @@ def write_program(
     share_constant(path, TABLE if job.store.formats[TABLE].is_float else f"{TABLE}.codes")
 
 
+def write_traced(job: ExportJob, caches: Sequence[LayerCache], path: Path, delegate: str) -> None:
+    """The whole decoder traced, and partitioned by a delegate's own lowering."""
+    frame = TracedFrame(job.config, caches, job.geometry.context_length, job.store)
+    edge = to_edge_transform_and_lower(
+        _trace(frame, job.geometry.prefill_length),
+        partitioner=[_partitioner(delegate)],
+        constant_methods=_metadata(job),
+        compile_config=EdgeCompileConfig(_check_ir_validity=False),
+    )
+    program = edge.to_executorch(ExecutorchBackendConfig(run_reinplace_pass=True))
+    with path.open("wb") as file:
+        program.write_to_file(file)
+
+
+def _partitioner(delegate: str) -> Partitioner:
+    if delegate == "vulkan":
+        from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
+
+        return VulkanPartitioner({"require_dynamic_shapes": True})
+    import coremltools
+    from executorch.backends.apple.coreml.compiler import CoreMLBackend
+    from executorch.backends.apple.coreml.partition import CoreMLPartitioner
+
+    specs = CoreMLBackend.generate_compile_specs(
+        minimum_deployment_target=coremltools.target.iOS18,
+        compute_precision=coremltools.precision.FLOAT16,
+    )
+    return CoreMLPartitioner(compile_specs=specs)
+
+
 class _CachesPlannedOnce(MemoryPlanningPass):  # type: ignore[misc]
     """Writing a cache in place gives the cache, which the stock pass gives memory of its own."""
 
@@ -65,17 +102,21 @@ class _CachesPlannedOnce(MemoryPlanningPass):  # type: ignore[misc]
 def _build(job: ExportJob, caches: Sequence[LayerCache], data: NamedData) -> Frame:
     ops = XnnOps(data, caches, job.config.rms_norm_eps)
     logits = decoder(ops, job.config, job.store.weight)
-    ropes = list(dict.fromkeys(job.config.ropes.values()))
-    groups = job.config.heads // job.config.kv_heads
-    return Frame(ops.steps, caches, ropes, job.geometry.context_length, logits.name, groups, data)
+    context = job.geometry.context_length
+    return Frame(job.config, caches, context, ops.steps, logits.name, data)
 
 
-def _trace(frame: Frame, prefill_length: int) -> ExportedProgram:
+def _trace(frame: CachedFrame, prefill_length: int) -> ExportedProgram:
     example = (torch.zeros(1, prefill_length, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
     if prefill_length == 1:
         return torch.export.export(frame, example)
     tokens = Dim("tokens", min=1, max=prefill_length)
-    return torch.export.export(frame, example, dynamic_shapes=({1: tokens}, {}))
+    return torch.export.export(
+        frame,
+        example,
+        dynamic_shapes=({1: tokens}, {}),
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
 
 
 def _metadata(job: ExportJob) -> dict[str, object]:

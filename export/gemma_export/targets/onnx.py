@@ -43,7 +43,7 @@ class OnnxTarget:
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
         return cache_layout(config, geometry.context_length, None if geometry.full_cache else SLACK)
 
-    def check(self, formats: Mapping[str, Format]) -> None:
+    def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
         """Every format has a kernel."""
 
     def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
