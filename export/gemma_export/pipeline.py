@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -202,7 +202,8 @@ def _reference(
 def _write(target: Target, work: _Work, report: Reporter, ceiling: MemoryCeiling) -> Artifact:
     config = work.checkpoint.config
     stop_tokens = _stop_tokens(config, work.text.turn_end)
-    job = ExportJob(config, work.store, work.geometry, stop_tokens)
+    peak = work.reference.headroom.max_abs
+    job = ExportJob(config, work.store, work.geometry, stop_tokens, peak)
     total = round(config.parameters * bits_per_weight(config, work.store.formats) / 8)
     with report.stage(target.name, total) as tick:
         return target.write(job, work.folder, guarded(tick, ceiling))
@@ -245,7 +246,7 @@ def _manifest(work: _Work, artifact: Artifact, roles: dict[str, str]) -> Manifes
         layers=artifact.caches,
         cache_dtype=artifact.cache_dtype,
         graphs=artifact.graphs,
-        headroom=work.reference.headroom,
+        headroom=replace(work.reference.headroom, factor=artifact.headroom_factor),
         quality=work.reference.quality,
         files=dict(describe_files(work.folder)),
         roles=roles,

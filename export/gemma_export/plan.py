@@ -55,6 +55,8 @@ class _Costs:
 # onnxruntime 1.32 in Python, executorch 1.5.1 in the native runner.
 _COSTS: Mapping[str, _Costs] = {
     "onnx": _Costs(80 * _MIB, 1.17, 1.2, False, 240 * _MIB, 0, 0),
+    # Not measured: Core ML runs on Apple's machines alone.
+    "coreml": _Costs(20 * _MIB, 1.0, 0, False, 640 * _MIB, 3.5, 0),
     "executorch": _Costs(20 * _MIB, 0.95, 0.9, True, 640 * _MIB, 3.5, 1),
 }
 _ARENA = 2  # of what is alive: the arena grows by doubling

@@ -14,6 +14,7 @@ Logits = NDArray[np.float32]
 
 BACKENDS: Mapping[str, str] = {
     "onnx": "gemma_runtime.backends.ort:open_ort_session",
+    "coreml": "gemma_runtime.backends.coreml:open_coreml_session",
     "executorch": "gemma_runtime.backends.executorch:open_executorch_session",
 }
 

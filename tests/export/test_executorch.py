@@ -17,7 +17,6 @@ from gemma_export.targets import Geometry, load_target
 from gemma_export.targets.executorch import MODEL
 from gemma_export.targets.pte_file import open_pte
 from gemma_runtime.agreement import compare_logits
-from gemma_runtime.backends.executorch import ExecutorchSession
 from gemma_runtime.backends.executorch_native import NativeEngine, build_native
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import ContextFull, SessionError, TargetError
@@ -26,6 +25,7 @@ from gemma_runtime.goldens import top_logits
 from gemma_runtime.profile import profile_bundle
 from gemma_runtime.quiet import quiet
 from gemma_runtime.session import open_session
+from gemma_runtime.step_session import StepSession
 from gemma_runtime.verify import Verdict, verify_bundle
 from tests.export.conftest import Export, TinyCheckpoint, dequantized
 from tests.export.models import GEMMA2, WINDOW, eager_logits
@@ -121,7 +121,7 @@ def test_the_native_runner_says_the_same_without_torch(
     with open_session(bundle, threads=1) as session:
         expected = [session.prefill(TOKENS[:40]), *(session.decode(t) for t in TOKENS[40:60])]
     native = NativeEngine(bundle.directory / MODEL, threads=1)
-    with ExecutorchSession(native, bundle.manifest) as session:
+    with StepSession(native, bundle.manifest) as session:
         found = [session.prefill(TOKENS[:40]), *(session.decode(t) for t in TOKENS[40:60])]
     assert np.abs(np.stack(found) - np.stack(expected)).max() <= 1e-5
 
@@ -140,7 +140,7 @@ def test_a_native_runner_that_can_t_load_says_why(tmp_path: Path, float_bundle: 
     (tmp_path / MODEL).write_bytes((float_bundle.directory / MODEL).read_bytes()[:4000])
     engine = NativeEngine(tmp_path / MODEL, threads=1)
     with (
-        ExecutorchSession(engine, float_bundle.manifest) as session,
+        StepSession(engine, float_bundle.manifest) as session,
         pytest.raises(SessionError, match="gemma_native ended: can't load the model, executorch"),
     ):
         session.decode(5)

@@ -16,6 +16,7 @@ from gemma_runtime.manifest import Target as Runtime
 TARGETS: Mapping[str, str] = {
     "onnx": "gemma_export.targets.onnx:OnnxTarget",
     "executorch": "gemma_export.targets.executorch:ExecutorchTarget",
+    "coreml": "gemma_export.targets.coreml:CoremlTarget",
 }
 
 
@@ -39,6 +40,7 @@ class ExportJob:
     store: QuantizedStore
     geometry: Geometry
     stop_tokens: tuple[int, ...]
+    max_residual: float  # largest |x| between layers that the reference met
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Artifact:
     cache_dtype: str
     runtime: Runtime
     tools: tuple[str, ...]  # packages whose versions shaped the artifact
+    headroom_factor: float = 1.0  # of the residual, folded into weights for float16
 
 
 class Target(Protocol):

@@ -1,7 +1,6 @@
 """ExecuTorch bundles, through executorch's Python runtime or through our native runner.
 
-T new tokens, V vocabulary. The graph gives the last token's logits alone, as the stock runners
-want them, so `score` takes its tokens one by one.
+V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -9,24 +8,22 @@ from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, TYPE_CHECKING, Protocol, Self
-
-import numpy as np
+from typing import IO, TYPE_CHECKING
 
 from gemma_runtime.backends.executorch_native import NativeEngine
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import MissingExtra, SessionError
 from gemma_runtime.machine import physical_cores
-from gemma_runtime.manifest import Manifest
 from gemma_runtime.quiet import captured_stderr, quiet
-from gemma_runtime.session import Logits, check_room, check_runtime, check_tokens
+from gemma_runtime.session import Logits, check_runtime
+from gemma_runtime.step_session import StepSession
 
 if TYPE_CHECKING:
     from executorch.devtools.inspector import Event
     from executorch.runtime import Method
 
 
-def open_executorch_session(bundle: Bundle, threads: int | None, graph: str) -> "ExecutorchSession":
+def open_executorch_session(bundle: Bundle, threads: int | None, graph: str) -> "StepSession":
     """Load the bundle's program: with executorch's Python runtime, or natively without torch.
 
     Raises SessionError for a runtime too old for it, and for a file it can't load.
@@ -34,7 +31,7 @@ def open_executorch_session(bundle: Bundle, threads: int | None, graph: str) -> 
     check_runtime("executorch", _installed(), bundle.manifest.target.min_runtime_version)
     path = bundle.directory / bundle.manifest.graphs[graph].file
     engine = PythonEngine if find_spec("torch") else NativeEngine
-    return ExecutorchSession(engine(path, threads or physical_cores()), bundle.manifest)
+    return StepSession(engine(path, threads or physical_cores()), bundle.manifest)
 
 
 def profile_executorch(
@@ -73,65 +70,6 @@ def _operators(events: "Sequence[Event]", call: int) -> list[tuple[str, float]]:
 def _kernel(name: str) -> str:
     """`Fully Connected (NC, F32) GEMM #3` and `native_call_add.out` without number and prefix."""
     return name.removeprefix("native_call_").partition(" #")[0]
-
-
-class Engine(Protocol):
-    def run(self, tokens: Sequence[int], position: int) -> Logits:
-        """Append tokens at a position; the logits after the last of them, (V,)."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class ExecutorchSession:
-    def __init__(self, engine: Engine, manifest: Manifest) -> None:
-        self._engine = engine
-        self._manifest = manifest
-        self._position = 0
-
-    @property
-    def position(self) -> int:
-        return self._position
-
-    @property
-    def context_length(self) -> int:
-        return self._manifest.context_length
-
-    def prefill(self, tokens: Sequence[int]) -> Logits:
-        self._check(tokens)
-        step = self._manifest.prefill_length
-        for start in range(0, len(tokens), step):
-            logits = self._run(tokens[start : start + step])
-        return logits  # (V,)
-
-    def decode(self, token: int) -> Logits:
-        return self.prefill([token])
-
-    def score(self, tokens: Sequence[int]) -> Logits:
-        self._check(tokens)
-        return np.stack([self._run([token]) for token in tokens])  # (T, V)
-
-    def reset(self) -> None:
-        # Slots past the position are never seen, so nothing has to be cleared.
-        self._position = 0
-
-    def close(self) -> None:
-        self._engine.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def _check(self, tokens: Sequence[int]) -> None:
-        check_tokens(tokens, self._manifest.vocab_size)
-        check_room(self._position, len(tokens), self.context_length)
-
-    def _run(self, chunk: Sequence[int]) -> Logits:
-        logits = self._engine.run(chunk, self._position)
-        self._position += len(chunk)
-        return logits
 
 
 class PythonEngine:

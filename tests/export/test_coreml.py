@@ -1,0 +1,98 @@
+"""The gauntlet for Core ML: tiny models through the saved package, by our interpreter."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gemma_export.pipeline import ExportRequest, export_bundles
+from gemma_export.progress import QuietReporter
+from gemma_export.quantize.recipe import find_recipe
+from gemma_export.quantize.store import open_or_build_store
+from gemma_export.targets import Geometry, load_target
+from gemma_runtime.agreement import compare_logits
+from gemma_runtime.bundle import Bundle
+from gemma_runtime.errors import TargetError
+from gemma_runtime.goldens import top_logits
+from gemma_runtime.session import open_session
+from gemma_runtime.verify import Verdict, verify_bundle
+from tests.export.conftest import TinyCheckpoint, dequantized
+from tests.export.models import WINDOW, eager_logits
+
+pytest.importorskip("coremltools")
+
+PREFILL = 8
+TOKENS = np.random.default_rng(2).integers(0, 96, 128).tolist()
+LENGTHS = (1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW, 3 * WINDOW + 5, 96)
+
+
+def export(tiny: TinyCheckpoint, quant: str, folder: Path) -> Bundle:
+    request = ExportRequest(
+        targets=("coreml",),
+        recipe=find_recipe(quant),
+        checkpoint=str(tiny.folder),
+        context_length=128,
+        prefill_length=PREFILL,
+        output=folder / "bundle",
+    )
+    (result,) = export_bundles(request, QuietReporter())
+    return result.bundle
+
+
+@pytest.fixture(scope="module")
+def float_bundle(tiny: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return export(tiny, "none", tmp_path_factory.mktemp("float"))
+
+
+@pytest.fixture(scope="module")
+def int4_bundle(tiny: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return export(tiny, "int4", tmp_path_factory.mktemp("int4"))
+
+
+def test_float16_stays_near_float32_past_the_window(
+    tiny: TinyCheckpoint, float_bundle: Bundle
+) -> None:
+    expected = eager_logits(tiny.model, TOKENS[:96]).numpy()
+    with open_session(float_bundle) as session:
+        for length in LENGTHS:
+            session.reset()
+            assert np.abs(session.prefill(TOKENS[:length]) - expected[length - 1]).max() < 0.05
+        session.reset()
+        assert np.abs(session.score(TOKENS[:96]) - expected).max() < 0.05
+
+
+def test_chunks_of_every_length_say_what_single_tokens_say(float_bundle: Bundle) -> None:
+    """A padded chunk must leave nothing in the caches."""
+    with open_session(float_bundle) as session:
+        single = session.score(TOKENS[:90])
+        for lengths in ([3, 8, 1, 5, 7, 8, 20, 2, 30], [29, 29, 29], [8] * 11):
+            session.reset()
+            for length in lengths:
+                start = session.position
+                found = session.prefill(TOKENS[start : start + length])
+                assert np.abs(found - single[start + length - 1]).max() < 0.05
+
+
+def test_int4_says_what_its_codes_say(tiny: TinyCheckpoint, int4_bundle: Bundle) -> None:
+    expected = eager_logits(dequantized(tiny, "int4"), TOKENS[:96]).numpy()
+    with open_session(int4_bundle) as session:
+        figures = compare_logits(session.score(TOKENS[:96]), top_logits(expected, 96), 0.05)
+    assert figures.mean_kl <= 1e-4
+    assert figures.top1 + figures.near_ties / figures.positions == 1
+    assert verify_bundle(int4_bundle).verdict is Verdict.PASS
+
+
+def test_codes_lie_in_the_package_once_for_both_functions(
+    tiny: TinyCheckpoint, int4_bundle: Bundle
+) -> None:
+    store = open_or_build_store(tiny.open(), find_recipe("int4"))
+    weights = next(int4_bundle.directory.rglob("weight.bin")).read_bytes()
+    for name in store.formats:
+        packed = store.weight(name).codes(0, store.shapes[name][0]).codes.numpy()
+        signed = packed ^ 0x88  # Core ML's int4 is two's complement, ours counts from -8
+        assert weights.count(signed.tobytes()) == 1
+
+
+def test_a_chunk_longer_than_the_ring_is_refused(tiny: TinyCheckpoint) -> None:
+    with pytest.raises(TargetError, match="give --prefill 16 or less"):
+        load_target("coreml").caches(tiny.open().config, Geometry(128, WINDOW + 1))
