@@ -10,6 +10,7 @@ import pytest
 
 from gemma_runtime.errors import SessionError
 from gemma_runtime.mil.interpreter import Program
+from gemma_runtime.mil.ops import widen
 from gemma_runtime.quiet import quiet
 
 with quiet():
@@ -106,6 +107,12 @@ def test_operations_do_what_their_names_say_rounded_to_float16(case: str, tmp_pa
     found = run(program, x=X)
     assert found.dtype == F16
     assert np.array_equal(found, expected(X.astype(np.float32)).astype(F16))
+
+
+def test_every_finite_float16_is_widened_exactly() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(F16)
+    finite = every[np.isfinite(every)]
+    assert np.array_equal(widen(finite).view(np.uint32), finite.astype(np.float32).view(np.uint32))
 
 
 @pytest.mark.parametrize("asymmetric", [False, True])

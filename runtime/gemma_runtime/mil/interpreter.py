@@ -9,7 +9,7 @@ import numpy as np
 
 from gemma_runtime.errors import SessionError
 from gemma_runtime.mil.blob import Array
-from gemma_runtime.mil.ops import OPERATIONS, Result
+from gemma_runtime.mil.ops import MOVING, OPERATIONS, Result
 from gemma_runtime.mil.package import Package, TensorType, Value, tensor_type
 
 if TYPE_CHECKING:
@@ -119,7 +119,8 @@ class Program:
                     f"{declared.shape}"
                 )
             rounded = value.astype(declared.dtype, copy=False)
-            self.audit.note(step.name, rounded)
+            if step.kind not in MOVING:
+                self.audit.note(step.name, rounded)
             values[name] = rounded
 
     def _declared(self, function: str) -> dict[str, tuple[TensorType, bool]]:

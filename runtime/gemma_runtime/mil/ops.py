@@ -5,12 +5,14 @@ as a device that stores float16 would. Names and meanings are those of coremltoo
 """
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemma_runtime.errors import SessionError
+from gemma_runtime.machine import physical_cores
 from gemma_runtime.mil.blob import Array
 from gemma_runtime.mil.package import Value
 
@@ -19,6 +21,8 @@ Result: TypeAlias = Array | list[Array]
 Operation: TypeAlias = Callable[[Arguments], Result]
 Floats: TypeAlias = NDArray[np.float32]
 
+_BLOCK = 1 << 17  # elements of a weight
+_SIGN_EXPONENT_FRACTION = np.uint32(0x8FFFE000).view(np.int32)  # where float16's bits end up
 _NAMES = {"fp16": np.float16, "fp32": np.float32, "int32": np.int32, "bool": np.bool_}
 
 
@@ -89,8 +93,33 @@ def _gelu(arguments: Arguments) -> Array:
 
 
 def _linear(arguments: Arguments) -> Array:
-    y = _floats(arguments, "x") @ _floats(arguments, "weight").T
+    """Weights stay float16: a block of rows is widened at a time, and stays in the cache."""
+    x, weight = _floats(arguments, "x"), _array(arguments, "weight")
+    y = np.empty((*x.shape[:-1], len(weight)), np.float32)
+    step = max(1, _BLOCK // weight.shape[1])
+
+    def multiply(start: int) -> None:
+        y[..., start : start + step] = x @ widen(weight[start : start + step]).T
+
+    starts = range(0, len(weight), step)
+    if len(starts) == 1:
+        multiply(0)
+    else:
+        with ThreadPoolExecutor(physical_cores()) as threads:
+            list(threads.map(multiply, starts))
     return y + _floats(arguments, "bias") if "bias" in arguments else y
+
+
+def widen(weight: Array) -> Floats:
+    """float16 to float32 by moving its bits, four times as fast as numpy's own; finite values."""
+    if weight.dtype != np.float16:
+        return weight.astype(np.float32)
+    bits = weight.view(np.int16).astype(np.int32)  # the sign fills the upper half
+    bits <<= 13
+    bits &= _SIGN_EXPONENT_FRACTION
+    values = bits.view(np.float32)
+    values *= np.float32(2.0**112)  # from float16's exponent bias to float32's
+    return values
 
 
 def _matmul(arguments: Arguments) -> Array:
@@ -205,6 +234,24 @@ def _spread(small: Floats, shape: tuple[int, ...]) -> Floats:
     return small
 
 
+# Their results hold nothing that their inputs don't.
+MOVING = frozenset(
+    {
+        "concat",
+        "expand_dims",
+        "gather",
+        "identity",
+        "reshape",
+        "scatter_along_axis",
+        "select",
+        "slice_by_index",
+        "slice_update",
+        "split",
+        "squeeze",
+        "tile",
+        "transpose",
+    }
+)
 OPERATIONS: Mapping[str, Operation] = {
     "abs": _unary(np.abs),
     "add": _binary(np.add),

@@ -9,6 +9,7 @@ import numpy as np
 
 from gemma_runtime.errors import MissingExtra, SessionError
 from gemma_runtime.mil.blob import Array, WeightFile
+from gemma_runtime.quiet import quiet
 
 if TYPE_CHECKING:
     from coremltools.proto import MIL_pb2
@@ -92,7 +93,8 @@ def _immediate(tensor: "MIL_pb2.TensorValue", declared: TensorType) -> Array | s
 
 def _read_model(path: Path) -> "MIL_pb2.Model":
     try:
-        from coremltools.proto import Model_pb2
+        with quiet():  # coremltools misses a Mac, and other versions of what is installed
+            from coremltools.proto import Model_pb2
         from google.protobuf.message import DecodeError
     except ModuleNotFoundError as error:
         raise MissingExtra("coremltools", "coreml") from error
