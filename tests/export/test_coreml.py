@@ -4,20 +4,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from gemma_export.pipeline import ExportRequest, export_bundles
 from gemma_export.progress import QuietReporter
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import open_or_build_store
-from gemma_export.targets import Geometry, load_target
+from gemma_export.targets import ExportJob, Geometry, load_target
+from gemma_export.targets.coreml import PACKAGE
 from gemma_runtime.agreement import compare_logits
+from gemma_runtime.backends.coreml import MilEngine
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import TargetError
 from gemma_runtime.goldens import top_logits
 from gemma_runtime.session import open_session
 from gemma_runtime.verify import Verdict, verify_bundle
 from tests.export.conftest import TinyCheckpoint, dequantized
-from tests.export.models import WINDOW, eager_logits
+from tests.export.models import GEMMA2, WINDOW, eager_logits
 
 pytest.importorskip("coremltools")
 
@@ -91,6 +94,31 @@ def test_codes_lie_in_the_package_once_for_both_functions(
         packed = store.weight(name).codes(0, store.shapes[name][0]).codes.numpy()
         signed = packed ^ 0x88  # Core ML's int4 is two's complement, ours counts from -8
         assert weights.count(signed.tobytes()) == 1
+
+
+def test_a_residual_that_float16_can_t_hold_is_scaled_and_comes_out_right(tmp_path: Path) -> None:
+    """Gemma 3's residuals pass 65504: unscaled, the logits are NaN."""
+    model = GEMMA2.build()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "post_" in name and name.endswith("layernorm.weight"):
+                weight.add_(20_000)
+    model.save_pretrained(tmp_path / "loud")
+    loud = TinyCheckpoint(GEMMA2, tmp_path / "loud", model)
+    expected = eager_logits(model, TOKENS[:40]).numpy()
+
+    bundle = export(loud, "none", tmp_path)
+    assert bundle.manifest.headroom.factor < 1
+    with open_session(bundle) as session:
+        assert np.abs(session.score(TOKENS[:40]) - expected).max() < 0.05
+
+    store = open_or_build_store(loud.open(), find_recipe("none"))
+    unscaled = ExportJob(loud.open().config, store, Geometry(128, PREFILL), (1,), max_residual=0)
+    (tmp_path / "unscaled").mkdir()
+    load_target("coreml").write(unscaled, tmp_path / "unscaled", lambda name, done: None)
+    engine = MilEngine(tmp_path / "unscaled" / PACKAGE, bundle.manifest)
+    assert np.isnan(engine.run(TOKENS[:8], 0)).all()
+    assert engine.program.audit.first_not_finite is not None
 
 
 def test_a_chunk_longer_than_the_ring_is_refused(tiny: TinyCheckpoint) -> None:
