@@ -185,7 +185,7 @@ def _choices(found: str, choices: list[str]) -> str:
 
 
 def _print_plans(plans: "list[Plan]", json: bool) -> None:
-    from gemma_export.plan import render_plan
+    from gemma_export.plan_table import render_plan
 
     if json:
         sys.stdout.buffer.write(msgspec.json.encode(plans) + b"\n")

@@ -11,8 +11,6 @@ from itertools import groupby
 from typing import Literal
 
 import numpy as np
-from rich.console import Group, RenderableType
-from rich.table import Table
 
 from gemma_export.checkpoint import BLOCK_ELEMENTS
 from gemma_export.config import GemmaConfig
@@ -337,53 +335,3 @@ def _phone(gigabytes: int, needed: int) -> PhoneVerdict:
     if needed <= budget:
         verdict = "fits" if needed <= budget * _COMFORT else "tight"
     return PhoneVerdict(gigabytes, budget, needed, verdict)
-
-
-def render_plan(plan: Plan) -> RenderableType:
-    """The plan as the console shows it."""
-    title = f"{plan.family} to {plan.target}, {plan.context_length} tokens of context"
-    table = Table(show_header=False, box=None, title=title, title_justify="left")
-    table.add_column(style="bold")
-    for label, value in _lines(plan):
-        table.add_row(label, value)
-    phones = Table(box=None, title="an app that runs it", title_justify="left")
-    for heading in ("phone", "may use", "needs", ""):
-        phones.add_column(heading, justify="left" if heading in ("phone", "") else "right")
-    for phone in plan.phones:
-        amounts = (format_bytes(phone.budget), format_bytes(phone.needed))
-        phones.add_row(f"{phone.ram_gb} GB", *amounts, phone.verdict)
-    return Group(table, "", phones)
-
-
-def _lines(plan: Plan) -> list[tuple[str, str]]:
-    parameters, file, caches, run = plan.parameters, plan.artifact, plan.caches, plan.run
-    return [
-        (
-            "parameters",
-            f"{parameters.total / 1e6:,.0f} M: table {parameters.table / 1e6:,.0f}, "
-            f"attention {parameters.attention / 1e6:,.0f}, mlp {parameters.mlp / 1e6:,.0f}, "
-            f"norms {parameters.norms / 1e6:.1f}",
-        ),
-        (
-            "weights",
-            f"{format_bytes(file.total)}: table {format_bytes(file.table)}, "
-            f"attention {format_bytes(file.attention)}, mlp {format_bytes(file.mlp)}, "
-            f"norms {format_bytes(file.norms)}, ropes {format_bytes(file.ropes)}",
-        ),
-        (
-            "bits per weight",
-            f"{plan.bits_per_weight:.2f}",
-        ),
-        (
-            "caches",
-            f"{format_bytes(caches.total)}: local layers {format_bytes(caches.local)}, "
-            f"global layers {format_bytes(caches.full)}; {caches.note}",
-        ),
-        (
-            "running",
-            f"{format_bytes(run.total)} at most: weights {format_bytes(run.prepacked)} packed and "
-            f"{format_bytes(run.mapped)} mapped, caches {format_bytes(run.caches)}, "
-            f"activations {format_bytes(run.activations)}; loading {format_bytes(run.loading)}",
-        ),
-        ("exporting", f"{format_bytes(plan.export_peak_bytes)} at most"),
-    ]
