@@ -14,6 +14,7 @@ from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets import ExportJob
 from gemma_export.targets.coreml_ops import TRASH, MilOps, Weights, headroom_factor, used_kinds
 from gemma_runtime.manifest import AttentionKind, LayerCache, TensorSpec
+from gemma_runtime.quiet import captured_stderr
 
 
 def write_package(
@@ -28,17 +29,18 @@ def write_package(
         program.add_function(name, _function(job, caches, tokens, weights, progress))
     program.default_function_name = "prefill"
     program.export_as_multifunction = True
-    model = mil_convert(
-        program,
-        convert_to="mlprogram",
-        convert_from="milinternal",
-        specification_version=ct.target.iOS18,
-        compute_units=ct.ComputeUnit.CPU_AND_GPU,
-        pass_pipeline=ct.PassPipeline.EMPTY,
-        skip_model_load=True,
-        export_multi_functions=True,
-    )
-    model.save(str(path))
+    with captured_stderr():  # coremltools draws bars of its own
+        model = mil_convert(
+            program,
+            convert_to="mlprogram",
+            convert_from="milinternal",
+            specification_version=ct.target.iOS18,
+            compute_units=ct.ComputeUnit.CPU_AND_GPU,
+            pass_pipeline=ct.PassPipeline.EMPTY,
+            skip_model_load=True,
+            export_multi_functions=True,
+        )
+        model.save(str(path))
 
 
 def graph_inputs(caches: Sequence[LayerCache], tokens: int) -> tuple[TensorSpec, ...]:
