@@ -53,12 +53,14 @@ class MilOps:
         caches: Sequence[LayerCache],
         context_length: int,
         headroom: float,
+        epsilon: float,
     ) -> None:
         self._inputs = inputs
         self._weights = weights
         self._caches = caches
         self._context_length = context_length
         self._headroom = headroom  # folded into the residual, see `headroom_factor`
+        self._epsilon = epsilon
         self._tokens = int(inputs["tokens"].shape[0])
         self._made: dict[str, Var] = {}
         self._states = {
@@ -72,7 +74,7 @@ class MilOps:
         return mb.mul(x=rows, y=np.float16(scale * self._headroom))  # (T, M)
 
     def norm(self, x: Var, gain: StoredWeight) -> Var:
-        return self._norm(x, gain, 1.0)
+        return self._norm(x, gain, 1.0, folded=self._headroom)
 
     def head_norm(self, x: Var, gain: StoredWeight, heads: int) -> Var:
         width = int(x.shape[-1])
@@ -152,12 +154,19 @@ class MilOps:
         keys, values = mb.split(x=seen, num_splits=2, axis=0)
         return keys, values
 
-    def _norm(self, x: Var, gain: StoredWeight, factor: float) -> Var:
-        """The mean square of x / max |x|, which no float16 overflows; epsilon is lost beside it."""
-        largest = mb.reduce_max(x=mb.abs(x=x), axes=[-1], keep_dims=True)
-        scaled = mb.real_div(x=x, y=mb.maximum(x=largest, y=_TINY))
+    def _norm(self, x: Var, gain: StoredWeight, factor: float, folded: float = 1.0) -> Var:
+        """RMSNorm by m = max |x|: x / m · 1 / √(mean((x / m)²) + ε / m²), which no float16 overflows.
+
+        `folded` is the headroom factor that x carries, so that ε means what it means without.
+        x itself is multiplied, not x / m: beside an outlier of 1e4 the rest of it would sink to
+        where float16 has few bits left.
+        """
+        largest = mb.maximum(x=mb.reduce_max(x=mb.abs(x=x), axes=[-1], keep_dims=True), y=_TINY)
+        scaled = mb.real_div(x=x, y=largest)
         square = mb.reduce_mean(x=mb.mul(x=scaled, y=scaled), axes=[-1], keep_dims=True)
-        normed = mb.mul(x=scaled, y=mb.rsqrt(x=square, epsilon=np.float16(1e-6)))
+        floor = mb.real_div(x=np.float16(self._epsilon**0.5 * folded), y=largest)
+        square = mb.add(x=square, y=mb.mul(x=floor, y=floor))
+        normed = mb.mul(x=x, y=mb.real_div(x=mb.rsqrt(x=square), y=largest))
         gains = (1 + gain.rows(0, gain.shape[0]).numpy()) * factor
         return mb.mul(x=normed, y=gains.astype(np.float16))
 

@@ -103,6 +103,7 @@ def _function(
 
     with Function(specs, ct.target.iOS18) as function:
         factor = headroom_factor(job.max_residual)
-        ops = MilOps(function.inputs, weights, caches, job.geometry.context_length, factor)
+        context, epsilon = job.geometry.context_length, job.config.rms_norm_eps
+        ops = MilOps(function.inputs, weights, caches, context, factor, epsilon)
         function.set_outputs([decoder(ops, job.config, weight)])
     return function
