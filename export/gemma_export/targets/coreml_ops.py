@@ -15,9 +15,16 @@ from coremltools.converters.mil.mil import types
 from numpy.typing import NDArray
 
 from gemma_export.config import LayerSpec, Rope
-from gemma_export.quantize.pack import unpack
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.rope import rope_angles
+from gemma_export.targets.mil_blobs import (
+    Blob,
+    code_blob,
+    float_blob,
+    scale_blob,
+    scales_shape,
+    zero_blob,
+)
 from gemma_runtime.manifest import AttentionKind, LayerCache
 
 Var: TypeAlias = Any  # coremltools has no types
@@ -29,18 +36,51 @@ _TINY = np.float16(1e-3)
 
 
 class Weights:
-    """A store's weights as MIL constants, made once for all functions."""
+    """A store's weights as MIL constants: stand-ins of the right shape, and what they stand for.
+
+    `blobs` grows as functions ask; a weight that several of them use is in it once.
+    """
 
     def __init__(self) -> None:
-        self._codes: dict[str, tuple[NDArray[Any], Half]] = {}
+        self.blobs: dict[str, Blob] = {}
 
-    def codes(self, weight: StoredWeight) -> tuple[NDArray[Any], Half]:
-        """Signed int4 codes (N, K) and scales (N, G)."""
-        if weight.name not in self._codes:
-            part = weight.codes(0, weight.shape[0])
-            signed = unpack(part.codes, 4, weight.shape[1]).numpy().astype(np.int8) - np.int8(8)
-            self._codes[weight.name] = signed.astype(types.np_int4_dtype), part.scales.numpy()
-        return self._codes[weight.name]
+    def constant(self, weight: StoredWeight) -> Var:
+        """The weight as a value of the function being built."""
+        name = weight.name.replace(".", "_")
+        if weight.format.is_float:
+            made = mb.const(val=_stand_in(weight.shape, types.fp16), name=name)
+            self._give(made, weight.name, float_blob(weight))
+            return made
+        asymmetric = weight.format.asymmetric
+        codes = _CODES[weight.format.bits, asymmetric]
+        given = {
+            "data": (_stand_in(weight.shape, codes), code_blob(weight)),
+            "scale": (_stand_in(scales_shape(weight), types.fp16), scale_blob(weight)),
+        }
+        if asymmetric:
+            given["offset"] = _stand_in(scales_shape(weight), codes), zero_blob(weight)
+        values = {key: value for key, (value, _) in given.items()}
+        made = mb.constexpr_blockwise_shift_scale(**values, name=name)
+        for key, (_, blob) in given.items():
+            self._give(made.op.inputs[key], f"{weight.name}.{key}", blob)
+        return made
+
+    def _give(self, constant: Var, weight_id: str, blob: Blob) -> None:
+        constant.op.weight_id = weight_id
+        self.blobs[weight_id] = blob
+
+
+_CODES = {
+    (4, False): types.int4,
+    (4, True): types.uint4,
+    (8, False): types.int8,
+    (8, True): types.uint8,
+}
+
+
+def _stand_in(shape: tuple[int, ...], kind: Any) -> NDArray[Any]:
+    """Zeros that take no memory."""
+    return np.broadcast_to(np.zeros((), types.nptype_from_builtin(kind)), shape)
 
 
 class MilOps:
@@ -155,7 +195,7 @@ class MilOps:
         return keys, values
 
     def _norm(self, x: Var, gain: StoredWeight, factor: float, folded: float = 1.0) -> Var:
-        """RMSNorm by m = max |x|: x / m · 1 / √(mean((x / m)²) + ε / m²), which no float16 overflows.
+        """x / m / √(mean((x / m)²) + ε / m²) with m = max |x|: RMSNorm that float16 survives.
 
         `folded` is the headroom factor that x carries, so that ε means what it means without.
         x itself is multiplied, not x / m: beside an outlier of 1e4 the rest of it would sink to
@@ -171,24 +211,10 @@ class MilOps:
         return mb.mul(x=normed, y=gains.astype(np.float16))
 
     def _weight(self, weight: StoredWeight) -> Var:
-        """One constant per function, and one blob for all functions."""
+        """One constant per function."""
         if weight.name not in self._made:
-            made = self._constant(weight)
-            self._made[weight.name] = made
-            for key, value in made.op.inputs.items():
-                if value is not None and value.op is not None and value.op.op_type == "const":
-                    value.op.weight_id = f"{weight.name}.{key}"
-            if made.op.op_type == "const":
-                made.op.weight_id = weight.name
+            self._made[weight.name] = self._weights.constant(weight)
         return self._made[weight.name]
-
-    def _constant(self, weight: StoredWeight) -> Var:
-        name = weight.name.replace(".", "_")
-        if weight.format.is_float:
-            values = weight.rows(0, weight.shape[0]).numpy().astype(np.float16)
-            return mb.const(val=values, name=name)
-        codes, scales = self._weights.codes(weight)
-        return mb.constexpr_blockwise_shift_scale(data=codes, scale=scales, name=name)
 
     def _heads(self, x: Var, heads: int) -> Var:
         split = mb.reshape(x=x, shape=[self._tokens, heads, int(x.shape[-1]) // heads])

@@ -1,20 +1,16 @@
 """Writes the `.mlpackage`: one program with the functions `prefill` and `decode`."""
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import coremltools as ct
 from coremltools.converters.mil import Builder as mb
-from coremltools.converters.mil.converter import mil_convert
 from coremltools.converters.mil.mil import Function, Program, types
 
 from gemma_export.decoder import decoder
-from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets import ExportJob
 from gemma_export.targets.coreml_ops import TRASH, MilOps, Weights, headroom_factor, used_kinds
+from gemma_export.targets.mil_package import VERSION, save_package
 from gemma_runtime.manifest import AttentionKind, LayerCache, TensorSpec
-from gemma_runtime.quiet import captured_stderr
 
 
 def write_package(
@@ -26,21 +22,10 @@ def write_package(
     weights = Weights()
     program = Program()
     for name, tokens in (("prefill", job.geometry.prefill_length), ("decode", 1)):
-        program.add_function(name, _function(job, caches, tokens, weights, progress))
+        program.add_function(name, _function(job, caches, tokens, weights))
     program.default_function_name = "prefill"
     program.export_as_multifunction = True
-    with captured_stderr():  # coremltools draws bars of its own
-        model = mil_convert(
-            program,
-            convert_to="mlprogram",
-            convert_from="milinternal",
-            specification_version=ct.target.iOS18,
-            compute_units=ct.ComputeUnit.CPU_AND_GPU,
-            pass_pipeline=ct.PassPipeline.EMPTY,
-            skip_model_load=True,
-            export_multi_functions=True,
-        )
-        model.save(str(path))
+    save_package(program, weights.blobs, path, progress)
 
 
 def graph_inputs(caches: Sequence[LayerCache], tokens: int) -> tuple[TensorSpec, ...]:
@@ -85,7 +70,6 @@ def _function(
     caches: Sequence[LayerCache],
     tokens: int,
     weights: Weights,
-    progress: Callable[[str, int], None],
 ) -> Function:
     kinds = {"int32": types.int32, "float16": types.fp16}
     specs = {
@@ -96,14 +80,9 @@ def _function(
         spec.name: mb.StateTensorSpec(spec.shape, types.fp16) for spec in graph_states(caches)
     }
 
-    def weight(name: str) -> StoredWeight:
-        found = job.store.weight(name)
-        progress(name, math.prod(found.shape) // 2)
-        return found
-
-    with Function(specs, ct.target.iOS18) as function:
+    with Function(specs, VERSION) as function:
         factor = headroom_factor(job.max_residual)
         context, epsilon = job.geometry.context_length, job.config.rms_norm_eps
         ops = MilOps(function.inputs, weights, caches, context, factor, epsilon)
-        function.set_outputs([decoder(ops, job.config, weight)])
+        function.set_outputs([decoder(ops, job.config, job.store.weight)])
     return function
