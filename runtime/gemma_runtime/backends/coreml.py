@@ -1,88 +1,73 @@
-"""Core ML bundles, by our interpreter of ML Programs: any machine, float16 as a device rounds it.
-
-T tokens of a chunk, S slots, D head size.
-"""
+"""Core ML bundles, by our interpreter of ML Programs: on any machine, in a device's float16."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gemma_runtime.bundle import Bundle
-from gemma_runtime.manifest import AttentionKind, LayerCache, Manifest
-from gemma_runtime.mil.interpreter import Program
+from gemma_runtime.chunk_inputs import Array, ChunkInputs
+from gemma_runtime.embedding_table import EmbeddingTable
+from gemma_runtime.manifest import Graph, Manifest
+from gemma_runtime.mil.interpreter import Audit, Program, State
 from gemma_runtime.session import Logits
 from gemma_runtime.step_session import StepSession
 
-# Far below any score, and within float16: -inf is not for every one of Apple's units.
-_HIDDEN = -4e4
-
 
 def open_coreml_session(bundle: Bundle, threads: int | None, graph: str) -> StepSession:
-    """Interpret the bundle's package. `threads` are numpy's own affair."""
-    package = (bundle.directory / bundle.manifest.graphs[graph].file).parent
-    return StepSession(MilEngine(package, bundle.manifest), bundle.manifest)
+    """Interpret the bundle's packages. `threads` are numpy's own affair."""
+    return StepSession(MilEngine(bundle), bundle.manifest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A package: its program, its graph by function, and what it carries from call to call."""
+
+    program: Program
+    graphs: dict[str, Graph]
+    state: State
 
 
 class MilEngine:
-    """Brings the program its masks and slots, as an app on a phone does."""
+    """Runs a chunk through all packages, and brings masks and slots as an app on a phone does."""
 
-    def __init__(self, package: Path, manifest: Manifest) -> None:
-        self.program = Program(package)
-        self._manifest = manifest
-        self._state = self.program.make_state("decode")
+    def __init__(self, bundle: Bundle) -> None:
+        self._manifest = bundle.manifest
+        self._parts = [_open(bundle, suffix) for suffix in _suffixes(bundle.manifest)]
+        self._table = _open_table(bundle)
 
     def run(self, tokens: Sequence[int], position: int) -> Logits:
         function = "decode" if len(tokens) == 1 else "prefill"
-        length = self._manifest.prefill_length if function == "prefill" else 1
-        inputs: dict[str, NDArray[np.generic]] = {
-            "tokens": _padded(tokens, length),
-            "positions": _padded(range(position, position + len(tokens)), length),
-            "last": np.array([len(tokens) - 1]),
-        }
-        for kind in AttentionKind:
-            cache = next((c for c in self._manifest.layers if c.kind is kind), None)
-            if cache is not None:
-                inputs[f"{kind.value}_slots"] = _slots(position, len(tokens), length, cache)
-                inputs[f"{kind.value}_mask"] = self._mask(position, len(tokens), length, cache)
-        given = {n: inputs[n] for n in self.program.inputs(function)}
-        (logits,) = self.program.run(function, given, self._state).values()
-        return logits.reshape(-1).astype(np.float32)
+        chunk = ChunkInputs(self._manifest, self._table, tokens, position)
+        hidden: dict[str, Array] = {}
+        for part in self._parts:
+            inputs = chunk.of(part.graphs[function]) | hidden
+            (result,) = part.program.run(function, inputs, part.state).values()
+            hidden = {"hidden": result}
+        return result.reshape(-1).astype(np.float32)
+
+    @property
+    def audits(self) -> list[Audit]:
+        """What each package's calls reached."""
+        return [part.program.audit for part in self._parts]
 
     def close(self) -> None:
-        del self.program, self._state
-
-    def _mask(
-        self, position: int, count: int, length: int, cache: LayerCache
-    ) -> NDArray[np.float16]:
-        """What each token of the chunk sees: (T, S + …)."""
-        query = position + np.arange(length)[:, None]  # (T, 1)
-        if cache.kind is AttentionKind.LOCAL:
-            held = position - 1 - np.mod(position - 1 - np.arange(cache.slots), cache.slots)
-            chunk = np.where(np.arange(length) < count, position + np.arange(length), -1)
-            held = np.concatenate([held, chunk])
-        else:
-            rows = _rows(self._manifest, cache)
-            held = np.where(np.arange(rows) < position + count, np.arange(rows), -1)
-        seen = (held >= 0) & (held <= query)
-        if cache.window is not None:
-            seen &= held > query - cache.window
-        return np.where(seen, 0.0, _HIDDEN).astype(np.float16)
+        self._parts.clear()
 
 
-def _slots(position: int, count: int, length: int, cache: LayerCache) -> NDArray[np.int64]:
-    """Where each token is written; padding goes to the row behind the slots."""
-    places = (position + np.arange(length)) % cache.slots
-    return np.where(np.arange(length) < count, places, cache.slots)
+def _open(bundle: Bundle, suffix: str) -> _Part:
+    graphs = {name: bundle.manifest.graphs[name + suffix] for name in ("prefill", "decode")}
+    program = Program((bundle.directory / graphs["decode"].file).parent)
+    return _Part(program, graphs, program.make_state("decode"))
 
 
-def _rows(manifest: Manifest, cache: LayerCache) -> int:
-    """Slots and the trash behind them, as the state was laid out."""
-    name = f"{cache.kind.value}_cache"
-    shapes = {state.name: state.shape for state in manifest.graphs["decode"].states}
-    return int(shapes[name][1])
+def _open_table(bundle: Bundle) -> EmbeddingTable | None:
+    shapes = {spec.name: spec.shape for spec in bundle.manifest.graphs["decode"].inputs}
+    if "embeddings" not in shapes:
+        return None
+    return EmbeddingTable(bundle.path("embedding"), int(shapes["embeddings"][1]))
 
 
-def _padded(values: Sequence[int], length: int) -> NDArray[np.int64]:
-    return np.pad(np.array(values), (0, length - len(values)))
+def _suffixes(manifest: Manifest) -> list[str]:
+    """Graphs of later packages have a number behind their names."""
+    return [name.removeprefix("decode") for name in manifest.graphs if name.startswith("decode")]
