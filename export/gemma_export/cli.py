@@ -83,7 +83,7 @@ def export(
         Path | None, typer.Option(help="A config.json: the shape of random weights.")
     ] = None,
     quant: Annotated[
-        str, typer.Option(help="Recipe: int4, int4-asym, mixed, int8, none.")
+        str, typer.Option(help="Recipe: int4, int4-asym, mixed, int8, int8-channel, none.")
     ] = "int4",
     recipe: Annotated[
         Path | None,

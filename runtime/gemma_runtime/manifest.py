@@ -81,7 +81,7 @@ class Model:
 class Quantization:
     recipe: str
     bits_per_weight: float  # codes, scales and zero points over all matrix weights
-    codes_digest: str  # sha256 over codes, scales and zero points: equal in every container
+    codes_digest: str  # over codes, scales and zero points: equal in every container
     tensors: dict[str, str]  # tensor name -> format, e.g. "int4-g32"
 
 

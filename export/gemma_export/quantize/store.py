@@ -24,8 +24,9 @@ from gemma_export.quantize.round import round_rows
 from gemma_runtime.bundle import sweep_leftovers
 from gemma_runtime.cache import cache_folder
 from gemma_runtime.errors import CheckpointError
+from gemma_runtime.held_codes import combine_digests, parts_digest
 
-_VERSION = "1"  # of rounding and layout: raise it when either changes
+_VERSION = "2"  # of rounding and layout: raise it when either changes
 Progress = Callable[[str, int], None]  # tensor name, float32 bytes just done
 
 
@@ -57,7 +58,7 @@ class StoredWeight:
 class QuantizedStore:
     path: Path
     recipe: str
-    codes_digest: str  # sha256 over the digests of all tensors, see `_digest_line`
+    codes_digest: str  # see `gemma_runtime.held_codes`
     formats: Mapping[str, Format]
     file: SafetensorsFile
     shapes: Mapping[str, tuple[int, ...]]
@@ -109,11 +110,11 @@ def _build(
     partial = path.with_suffix(f".partial-{os.getpid()}")
     try:
         with SafetensorsWriter(partial, layout, metadata) as writer:
-            lines = [
-                _write(writer, checkpoint, recipe, name, shapes[name], formats, progress)
+            lines = {
+                name: _write(writer, checkpoint, recipe, name, shapes[name], formats, progress)
                 for name in shapes
-            ]
-            writer.patch_metadata("codes_digest", combine_digests(lines))
+            }
+            writer.patch_metadata("codes_digest", _digest(lines, formats))
         partial.rename(path)
     except OSError as error:
         raise CheckpointError(f"can't write the store {path}: {error.strerror}") from error
@@ -121,9 +122,10 @@ def _build(
         partial.unlink(missing_ok=True)
 
 
-def combine_digests(lines: list[str]) -> str:
-    """sha256 over `NAME DIGEST` lines in sorted order: equal for equal codes in any container."""
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+def _digest(lines: Mapping[str, str], formats: Mapping[str, Format]) -> str:
+    """Of the quantized weights, which any container gives back; of all where none is quantized."""
+    quantized = [line for n, line in lines.items() if not formats.get(n, FLOAT).is_float]
+    return combine_digests(quantized or list(lines.values()))
 
 
 def _layout(name: str, shape: tuple[int, ...], form: Format) -> dict[str, TensorInfo]:
@@ -168,8 +170,7 @@ def _write(
             hashes.setdefault(part, hashlib.sha256()).update(data.data)
             writer.write_rows(part, start, data)
         progress(name, done)
-    digest = hashlib.sha256(b"".join(h.digest() for h in hashes.values())).hexdigest()
-    return f"{name} {form} {digest}"
+    return f"{name} {form} {parts_digest(list(hashes.values()))}"
 
 
 def _parts(name: str, values: Tensor, form: Format, recipe: Recipe) -> dict[str, Tensor]:
