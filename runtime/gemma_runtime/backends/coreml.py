@@ -20,16 +20,18 @@ _HIDDEN = -4e4
 
 
 def open_coreml_session(bundle: Bundle, threads: int | None, graph: str) -> StepSession:
-    """Interpret the bundle's package. `threads` are numpy's own affair."""
+    """Interpret the bundle's package."""
     package = (bundle.directory / bundle.manifest.graphs[graph].file).parent
-    return StepSession(MilEngine(package, bundle.manifest), bundle.manifest)
+    return StepSession(MilEngine(package, bundle.manifest, threads), bundle.manifest)
 
 
 class MilEngine:
     """Brings the program its masks and slots, as an app on a phone does."""
 
-    def __init__(self, package: Path, manifest: Manifest) -> None:
-        self.program = Program(package)
+    def __init__(self, package: Path, manifest: Manifest, threads: int | None = None) -> None:
+        self.program = Program(package, threads)
+        for function in ("prefill", "decode"):  # what can't be run is told at once
+            self.program.prepare(function)
         self._manifest = manifest
         self._state = self.program.make_state("decode")
 
@@ -51,6 +53,7 @@ class MilEngine:
         return logits.reshape(-1).astype(np.float32)
 
     def close(self) -> None:
+        self.program.close()
         del self.program, self._state
 
     def _mask(
