@@ -38,8 +38,6 @@ class ChunkInputs:
         match spec.name:
             case "tokens":
                 return _padded(self.tokens, length)
-            case "positions":
-                return _padded(range(self.position, self.position + count), length)
             case "last":
                 return np.array([count - 1])
             case "embeddings":

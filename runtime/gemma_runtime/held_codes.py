@@ -176,7 +176,8 @@ def _row_packed(zeros: Value) -> Bytes:
     if not isinstance(zeros, Nibbles) or zeros.shape[1] % 2 == 0:
         return _packed(zeros)[0]
     padded = np.pad(zeros.unpack().view(np.uint8), ((0, 0), (0, 1)))
-    return (padded[:, ::2] | padded[:, 1::2] << 4).reshape(-1)
+    pairs: Bytes = padded[:, ::2] | (padded[:, 1::2] << np.uint8(4))
+    return pairs.reshape(-1)
 
 
 _READERS: Mapping[str, Callable[[Bundle], Iterator[HeldWeight]]] = {

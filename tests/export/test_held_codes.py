@@ -51,7 +51,9 @@ def test_one_altered_code_is_found(
     name = "model.layers.1.mlp.down_proj.weight"
     codes = store.weight(name).codes(0, store.shapes[name][0]).codes.numpy()
     held = (codes ^ 0x88 if target == "coreml" else codes).tobytes()
-    (file,) = (f for f in (tmp_path / "altered").rglob("*") if f.is_file() and held in f.read_bytes())
+    (file,) = (
+        f for f in (tmp_path / "altered").rglob("*") if f.is_file() and held in f.read_bytes()
+    )
     file.write_bytes(file.read_bytes().replace(held, held[:-1] + bytes([held[-1] ^ 1])))
     altered = Bundle(tmp_path / "altered", bundle.manifest)
     assert codes_digest(altered) != codes_digest(bundle)

@@ -9,14 +9,15 @@ from gemma_runtime.bundle import Bundle
 from gemma_runtime.chunk_inputs import Array, ChunkInputs
 from gemma_runtime.embedding_table import EmbeddingTable
 from gemma_runtime.manifest import Graph, Manifest
-from gemma_runtime.mil.interpreter import Audit, Program, State
+from gemma_runtime.mil.audit import Audit
+from gemma_runtime.mil.interpreter import Program, State
 from gemma_runtime.session import Logits
 from gemma_runtime.step_session import StepSession
 
 
 def open_coreml_session(bundle: Bundle, threads: int | None, graph: str) -> StepSession:
-    """Interpret the bundle's packages. `threads` are numpy's own affair."""
-    return StepSession(MilEngine(bundle), bundle.manifest)
+    """Interpret the bundle's packages."""
+    return StepSession(MilEngine(bundle, threads), bundle.manifest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,9 @@ class _Part:
 class MilEngine:
     """Runs a chunk through all packages, and brings masks and slots as an app on a phone does."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self._manifest = bundle.manifest
-        self._parts = [_open(bundle, suffix) for suffix in _suffixes(bundle.manifest)]
+        self._parts = [_open(bundle, suffix, threads) for suffix in _suffixes(bundle.manifest)]
         self._table = _open_table(bundle)
 
     def run(self, tokens: Sequence[int], position: int) -> Logits:
@@ -52,12 +53,16 @@ class MilEngine:
         return [part.program.audit for part in self._parts]
 
     def close(self) -> None:
+        for part in self._parts:
+            part.program.close()
         self._parts.clear()
 
 
-def _open(bundle: Bundle, suffix: str) -> _Part:
+def _open(bundle: Bundle, suffix: str, threads: int | None) -> _Part:
     graphs = {name: bundle.manifest.graphs[name + suffix] for name in ("prefill", "decode")}
-    program = Program((bundle.directory / graphs["decode"].file).parent)
+    program = Program((bundle.directory / graphs["decode"].file).parent, threads)
+    for function in graphs:  # what can't be run is told at once
+        program.prepare(function)
     return _Part(program, graphs, program.make_state("decode"))
 
 
