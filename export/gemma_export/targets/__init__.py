@@ -17,6 +17,7 @@ TARGETS: Mapping[str, str] = {
     "onnx": "gemma_export.targets.onnx:OnnxTarget",
     "executorch": "gemma_export.targets.executorch:ExecutorchTarget",
     "coreml": "gemma_export.targets.coreml:CoremlTarget",
+    "coreai": "gemma_export.targets.coreai:CoreaiTarget",
 }
 
 

@@ -8,11 +8,17 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from gemma_export.config import GemmaConfig, cache_layout
+from gemma_export.config import GemmaConfig
 from gemma_export.quantize.recipe import Format
 from gemma_export.targets import Artifact, ExportJob, Geometry
-from gemma_runtime.errors import MissingExtra, TargetError
-from gemma_runtime.manifest import Graph, LayerCache
+from gemma_export.targets.apple import (
+    check_formats,
+    headroom_factor,
+    make_graphs,
+    ring_caches,
+)
+from gemma_runtime.errors import MissingExtra
+from gemma_runtime.manifest import LayerCache
 from gemma_runtime.manifest import Target as Runtime
 from gemma_runtime.quiet import quiet
 
@@ -25,49 +31,22 @@ class CoremlTarget:
 
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
         """A ring of exactly the window: it is read before it is written."""
-        caches = cache_layout(config, geometry.context_length, None if geometry.full_cache else 0)
-        shortest = min(cache.slots for cache in caches)
-        if geometry.prefill_length > shortest:  # a chunk would write one slot twice
-            raise TargetError(
-                f"--prefill is {geometry.prefill_length}, and coreml's shortest cache holds "
-                f"{shortest} tokens; give --prefill {shortest} or less"
-            )
-        return caches
+        return ring_caches(self.name, config, geometry)
 
     def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
         """int4 in symmetric groups, and float16."""
         if find_spec("coremltools") is None:
             raise MissingExtra("coremltools", "coreml")
-        for name, form in formats.items():
-            if not (form.is_float or (form.bits == 4 and not form.asymmetric)):
-                raise TargetError(
-                    f"coreml takes int4 in symmetric groups and float16, not {form}, which {name} "
-                    "would be: --quant int4 or none"
-                )
+        check_formats(self.name, formats)
 
     def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
         with quiet():
-            from gemma_export.targets.coreml_ops import headroom_factor
-            from gemma_export.targets.coreml_program import (
-                graph_inputs,
-                graph_outputs,
-                graph_states,
-                write_package,
-            )
+            from gemma_export.targets.coreml_program import write_package
 
             caches = self.caches(job.config, job.geometry)
             write_package(job, caches, folder / PACKAGE, progress)
-        lengths = {"prefill": job.geometry.prefill_length, "decode": 1}
         return Artifact(
-            graphs={
-                name: Graph(
-                    file=f"{PACKAGE}/Manifest.json",
-                    inputs=graph_inputs(caches, tokens),
-                    outputs=graph_outputs(job.config.vocab_size),
-                    states=graph_states(caches),
-                )
-                for name, tokens in lengths.items()
-            },
+            graphs=make_graphs(f"{PACKAGE}/Manifest.json", job.config, caches, job.geometry),
             caches=caches,
             cache_dtype="float16",
             runtime=Runtime(self.name, "Core ML", "iOS 18, macOS 15"),

@@ -18,13 +18,12 @@ from gemma_export.config import LayerSpec, Rope
 from gemma_export.quantize.pack import unpack
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.rope import rope_angles
+from gemma_export.targets.apple import first_row, used_kinds
 from gemma_runtime.manifest import AttentionKind, LayerCache
 
 Var: TypeAlias = Any  # coremltools has no types
 Half: TypeAlias = NDArray[np.float16]
 
-# Rows after the slots: padded tokens are written there. A multiple of 32 suits the Neural Engine.
-TRASH = 32
 _TINY = np.float16(1e-3)
 
 
@@ -59,7 +58,7 @@ class MilOps:
         self._weights = weights
         self._caches = caches
         self._context_length = context_length
-        self._headroom = headroom  # folded into the residual, see `headroom_factor`
+        self._headroom = headroom  # folded into the residual, see `apple.headroom_factor`
         self._epsilon = epsilon
         self._tokens = int(inputs["tokens"].shape[0])
         self._made: dict[str, Var] = {}
@@ -128,7 +127,7 @@ class MilOps:
         still need, so they see the old ring and, behind it, the chunk.
         """
         kind, cache = layer.kind, self._caches[layer.index]
-        first = 2 * layer.kv_heads * sum(c.kind is kind for c in self._caches[: layer.index])
+        first = first_row(self._caches, layer.index)
         region = {
             "begin": [first, 0, 0],
             "end": [first + 2 * layer.kv_heads, 0, 0],
@@ -220,19 +219,3 @@ class MilOps:
 
     def _softcap(self, x: Var, cap: float) -> Var:
         return mb.mul(x=mb.tanh(x=mb.mul(x=x, y=np.float16(1 / cap))), y=np.float16(cap))
-
-
-def used_kinds(caches: Sequence[LayerCache]) -> tuple[str, ...]:
-    """Kinds of attention that the layers have; each has one state."""
-    return tuple(kind.value for kind in AttentionKind if any(c.kind is kind for c in caches))
-
-
-def headroom_factor(max_abs: float) -> float:
-    """A power of two that brings the largest residual below 2^14, a quarter of float16's range.
-
-    Norms don't see it: they divide by the mean square. So embedding and branches may carry it.
-    """
-    factor = 1.0
-    while max_abs * factor > 2**14:
-        factor /= 2
-    return factor

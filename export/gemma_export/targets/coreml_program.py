@@ -12,8 +12,14 @@ from coremltools.converters.mil.mil import Function, Program, types
 from gemma_export.decoder import decoder
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets import ExportJob
-from gemma_export.targets.coreml_ops import TRASH, MilOps, Weights, headroom_factor, used_kinds
-from gemma_runtime.manifest import AttentionKind, LayerCache, TensorSpec
+from gemma_export.targets.apple import (
+    function_lengths,
+    graph_inputs,
+    graph_states,
+    headroom_factor,
+)
+from gemma_export.targets.coreml_ops import MilOps, Weights
+from gemma_runtime.manifest import LayerCache
 from gemma_runtime.quiet import captured_stderr
 
 
@@ -25,7 +31,7 @@ def write_package(
 ) -> None:
     weights = Weights()
     program = Program()
-    for name, tokens in (("prefill", job.geometry.prefill_length), ("decode", 1)):
+    for name, tokens in function_lengths(job.geometry).items():
         program.add_function(name, _function(job, caches, tokens, weights, progress))
     program.default_function_name = "prefill"
     program.export_as_multifunction = True
@@ -41,43 +47,6 @@ def write_package(
             export_multi_functions=True,
         )
         model.save(str(path))
-
-
-def graph_inputs(caches: Sequence[LayerCache], tokens: int) -> tuple[TensorSpec, ...]:
-    """What a function takes, states not among them."""
-    masks = []
-    for kind in used_kinds(caches):
-        slots = next(cache.slots for cache in caches if cache.kind.value == kind)
-        # The old ring and the chunk behind it, or every row of the context with the trash.
-        seen = slots + (tokens if kind == AttentionKind.LOCAL.value else TRASH)
-        masks += [
-            TensorSpec(f"{kind}_slots", "int32", (tokens,)),
-            TensorSpec(f"{kind}_mask", "float16", (tokens, seen)),
-        ]
-    return (
-        TensorSpec("tokens", "int32", (tokens,)),
-        TensorSpec("positions", "int32", (tokens,)),
-        TensorSpec("last", "int32", (1,)),
-        *masks,
-    )
-
-
-def graph_outputs(vocab_size: int) -> tuple[TensorSpec, ...]:
-    return (TensorSpec("logits", "float16", (1, vocab_size)),)
-
-
-def graph_states(caches: Sequence[LayerCache]) -> tuple[TensorSpec, ...]:
-    """One state per kind of attention: keys and values of its layers, one behind the other."""
-    return tuple(
-        TensorSpec(f"{kind}_cache", "float16", _state_shape(caches, kind))
-        for kind in used_kinds(caches)
-    )
-
-
-def _state_shape(caches: Sequence[LayerCache], kind: str) -> tuple[int, int, int]:
-    alike = [cache for cache in caches if cache.kind.value == kind]
-    first = alike[0]
-    return (2 * first.kv_heads * len(alike), first.slots + TRASH, first.head_dim)
 
 
 def _function(
