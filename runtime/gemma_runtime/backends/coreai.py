@@ -1,7 +1,7 @@
 """Core AI bundles, by the runtime in Apple's wheel `coreai-core`: on Linux too, and without torch."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from importlib import metadata
 from pathlib import Path
@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from gemma_runtime.bundle import Bundle
+from gemma_runtime.bundle import Bundle, sha256_file
 from gemma_runtime.errors import MissingExtra, SessionError
 from gemma_runtime.feeds import Feeds, make_feeds
-from gemma_runtime.manifest import Manifest
+from gemma_runtime.manifest import Graph, Manifest
 from gemma_runtime.quiet import captured_stderr, quiet
 from gemma_runtime.session import Logits
 from gemma_runtime.step_session import StepSession
 
 if TYPE_CHECKING:
-    from coreai.runtime import InferenceFunction, NDArray
+    from coreai.runtime import InferenceFunction, InferenceFunctionDescriptor, NDArray
 
 _PACKAGE = "coreai-core"
 
@@ -32,8 +32,9 @@ def open_coreai_session(bundle: Bundle, threads: int | None, graph: str) -> Step
     Raises SessionError for another version of the runtime, and for an asset that it can't load.
     """
     _check_version(bundle.manifest.target.min_runtime_version)
-    asset = (bundle.directory / bundle.manifest.graphs[graph].file).parent
-    return StepSession(CoreaiEngine(asset, bundle.manifest), bundle.manifest)
+    program = bundle.directory / bundle.manifest.graphs[graph].file
+    _check_program(program)
+    return StepSession(CoreaiEngine(program.parent, bundle.manifest), bundle.manifest)
 
 
 class CoreaiEngine:
@@ -71,15 +72,17 @@ class CoreaiEngine:
             from coreai.authoring import AIModelAsset
 
             try:
-                model = await self._opened.enter_async_context(
-                    AIModelAsset.load(asset).executable()
-                )
-                return {name: model.load_function(name) for name in self._manifest.graphs}
+                opening = AIModelAsset.load(asset).executable()
+                model = await self._opened.enter_async_context(opening)
+                functions = {name: model.load_function(name) for name in self._manifest.graphs}
             except (RuntimeError, KeyError, OSError) as error:
                 raise SessionError(
                     f"{_PACKAGE} {_installed()} can't load {asset}: {_first_line(error)}; copy or "
                     "export it again"
                 ) from error
+        for name, function in functions.items():
+            _check_signature(asset, self._manifest.graphs[name], function.desc)
+        return functions
 
     async def _call(self, function: "InferenceFunction", inputs: Feeds) -> Logits:
         from coreai.runtime import NDArray
@@ -109,6 +112,42 @@ def _check_version(written: str) -> None:
             f"{_PACKAGE} is {found}, and this bundle was written for {written}: both are betas; "
             f"run: pip install {_PACKAGE}=={written}, or export again"
         )
+
+
+def _check_program(program: Path) -> None:
+    """The asset's own digest: of bytes that it can't parse, the runtime ends the whole process."""
+    digest = program.with_name("main.hash")
+    try:
+        told, found = digest.read_bytes().hex(), sha256_file(program)
+    except OSError as error:
+        raise SessionError(
+            f"{error.filename} can't be read: {error.strerror}; copy or export it again"
+        ) from error
+    if told != found:
+        raise SessionError(
+            f"{program} was altered: its sha256 is {found[:12]}…, {digest.name} says "
+            f"{told[:12]}…; copy or export it again"
+        )
+
+
+def _check_signature(asset: Path, graph: Graph, found: "InferenceFunctionDescriptor") -> None:
+    """Names and shapes, which the runtime takes on trust."""
+    parts = (
+        (graph.inputs, found.input_names, found.input_descriptor),
+        (graph.outputs, found.output_names, found.output_descriptor),
+        (graph.states, found.state_names, found.state_descriptor),
+    )
+    for expected, names, describe in parts:
+        shapes = {name: tuple(describe(name).shape) for name in names}
+        if shapes != {spec.name: spec.shape for spec in expected}:
+            raise SessionError(
+                f"{asset}: {found.name} has {_shapes(shapes)}, and manifest.json says "
+                f"{_shapes({spec.name: spec.shape for spec in expected})}; export it again"
+            )
+
+
+def _shapes(shapes: Mapping[str, tuple[object, ...]]) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items()))
 
 
 def _installed() -> str:
