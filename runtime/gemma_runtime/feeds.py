@@ -1,4 +1,4 @@
-"""What a static chunk is given beside its tokens: positions, slots and masks, as an app brings them.
+"""What a static chunk is given beside its tokens: positions, slots, masks, as an app brings them.
 
 T tokens of a chunk, S slots, N new tokens.
 """

@@ -71,7 +71,7 @@ class Step(nn.Module):
             self.get_buffer(f"{name}_scales"),
             None,
             None,
-            torch.int4,
+            torch.int4,  # type: ignore[attr-defined]  # known to torch, not to its stubs
             torch.float16,
         )
         return dense
@@ -171,7 +171,7 @@ class StepOps:
         return seen
 
     def _norm(self, x: Tensor, gain: Tensor, folded: float = 1.0) -> Tensor:
-        """RMSNorm by m = max |x|: x / m · 1 / √(mean((x / m)²) + ε / m²), which no float16 overflows.
+        """RMSNorm by m = max |x|: x / m · 1 / √(mean((x / m)²) + ε / m²), all within float16.
 
         `folded` is the headroom factor that x carries, so that ε means what it means without.
         x itself is multiplied, not x / m: beside an outlier of 1e4 the rest of it would sink to

@@ -1,4 +1,4 @@
-"""Core AI bundles, by the runtime in Apple's wheel `coreai-core`: on Linux too, and without torch."""
+"""Core AI bundles, by the runtime in Apple's wheel `coreai-core`: on Linux too, without torch."""
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence

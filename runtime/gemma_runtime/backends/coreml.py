@@ -1,4 +1,4 @@
-"""Core ML bundles, by our interpreter of ML Programs: any machine, float16 as a device rounds it."""
+"""Core ML bundles, by our interpreter of ML Programs: on any machine, in a device's float16."""
 
 from collections.abc import Sequence
 from pathlib import Path
