@@ -106,6 +106,20 @@ def export(
             "lowered here and were never run."
         ),
     ] = "xnnpack",
+    coreml_compute: Annotated[
+        str,
+        typer.Option(
+            help="What a Core ML package is laid out for: gpu, or ane (the Neural Engine; never "
+            "run on one)."
+        ),
+    ] = "gpu",
+    coreml_embed: Annotated[
+        str | None,
+        typer.Option(
+            help="Where a Core ML bundle keeps the embedding: inside the model, or external, a "
+            "file that the app maps. \\[inside for gpu, external for ane]"
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="The bundle's folder. \\[out/MODEL-QUANT-TARGET]")
     ] = None,
@@ -125,6 +139,7 @@ def export(
     from gemma_export import pipeline
     from gemma_export.memory import parse_bytes
     from gemma_export.progress import ConsoleReporter, QuietReporter
+    from gemma_export.targets import TargetOptions
 
     request = pipeline.ExportRequest(
         targets=_targets(target),
@@ -136,7 +151,7 @@ def export(
         context_length=context,
         prefill_length=prefill,
         full_cache=full_cache,
-        delegate=delegate,
+        options=TargetOptions(delegate, coreml_compute, coreml_embed),
         output=output,
         max_ram=parse_bytes(max_ram) if max_ram else None,
         force=force,

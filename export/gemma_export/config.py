@@ -11,7 +11,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from gemma_runtime.errors import ConfigError
-from gemma_runtime.manifest import AttentionKind, LayerCache
+from gemma_runtime.manifest import AttentionKind, LayerCache, Rope
 
 Json = Mapping[str, Any]
 Family = Literal["gemma2", "gemma3"]
@@ -47,14 +47,6 @@ _DEFAULTS: Mapping[Family, Json] = {
         "eos_token_id": 1,
     },
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Rope:
-    """Rotary embedding: angle = position / factor · base^(-2i / head_dim)."""
-
-    base: float
-    factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

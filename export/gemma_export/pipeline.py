@@ -19,7 +19,15 @@ from gemma_export.prompts import golden_prompts
 from gemma_export.quantize.recipe import Recipe, bits_per_weight
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
 from gemma_export.reference import Reference, record_reference
-from gemma_export.targets import Artifact, ExportJob, Geometry, Target, load_target
+from gemma_export.targets import (
+    NO_OPTIONS,
+    Artifact,
+    ExportJob,
+    Geometry,
+    Target,
+    TargetOptions,
+    load_targets,
+)
 from gemma_runtime.bundle import (
     MANIFEST,
     Bundle,
@@ -54,7 +62,7 @@ class ExportRequest:
     context_length: int | None = None
     prefill_length: int | None = None
     full_cache: bool = False
-    delegate: str = "xnnpack"  # of ExecuTorch
+    options: TargetOptions = NO_OPTIONS
     output: Path | None = None
     max_ram: int | None = None  # bytes
     force: bool = False
@@ -73,7 +81,7 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
     Everything cheap is checked before a weight is read; a bundle appears whole or not at all.
     """
     started = time.monotonic()
-    targets = [load_target(name, request.delegate) for name in request.targets]
+    targets = load_targets(request.targets, request.options)
     checkpoint = open_checkpoint(
         request.checkpoint, request.size, request.family, request.config_file
     )
@@ -97,7 +105,7 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
         with staged_folder(output, request.force) as folder:
             work = _Work(checkpoint, text, store, request.recipe, geometry, reference, folder)
             artifact = _write(target, work, report, ceiling)
-            manifest = _manifest(work, artifact, _write_sidecars(work))
+            manifest = _manifest(work, artifact, {**artifact.roles, **_write_sidecars(work)})
             (folder / MANIFEST).write_bytes(manifest.to_json())
             ceiling.check_peak()
         elapsed = time.monotonic() - started
@@ -107,7 +115,7 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
 
 def plan_exports(request: ExportRequest) -> list[Plan]:
     """What each bundle would weigh and need, without reading a weight."""
-    targets = [load_target(name, request.delegate) for name in request.targets]
+    targets = load_targets(request.targets, request.options)
     config = planned_config(request.checkpoint, request.size, request.family, request.config_file)
     return [_plan(config, request, target) for target in targets]
 
@@ -251,6 +259,7 @@ def _manifest(work: _Work, artifact: Artifact, roles: dict[str, str]) -> Manifes
         files=dict(describe_files(work.folder)),
         roles=roles,
         tools={name: metadata.version(name) for name in ("gemma-export", *artifact.tools)},
+        ropes=dict(config.ropes),
     )
 
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from gemma_export.checkpoint import row_blocks
-from gemma_export.config import LayerSpec, Rope
+from gemma_export.config import LayerSpec
 from gemma_export.ops import Weight
 from gemma_export.parallel import in_order
-from gemma_export.rope import rope_angles
+from gemma_runtime.manifest import Rope
+from gemma_runtime.rope import rope_angles
 
 
 class TorchOps:
@@ -74,7 +75,7 @@ class TorchOps:
 def rotate(x: Tensor, rope: Rope) -> Tensor:
     """Rotary embedding of (B, heads, T, D), halves paired as in Hugging Face's Gemma."""
     length, width = x.shape[-2:]
-    angle = torch.from_numpy(rope_angles(rope, length, width))  # (T, D / 2)
+    angle = torch.from_numpy(rope_angles(rope, range(length), width))  # (T, D / 2)
     cos, sin = angle.cos().float(), angle.sin().float()
     low, high = x.chunk(2, dim=-1)
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)

@@ -4,7 +4,7 @@ Written by `gemma_export`, read by Python, Kotlin and Swift. No number in an app
 of these: it comes from here. A new field is a new `SCHEMA_VERSION`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Self
 
@@ -39,6 +39,14 @@ class LayerCache:
     def elements(self) -> int:
         """Numbers in keys and values together."""
         return 2 * self.kv_heads * self.slots * self.head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary embedding: angle = position / factor · base^(-2i / head_dim)."""
+
+    base: float
+    factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +139,10 @@ class Manifest:
     headroom: Headroom
     quality: Agreement  # quantized reference against float32 reference, on the goldens
     files: dict[str, File]  # path in the bundle -> digest; everything but manifest.json
-    roles: dict[str, str]  # "tokenizer", "goldens" -> path in the bundle
+    roles: dict[str, str]  # "tokenizer", "goldens", "embedding" -> path in the bundle
     tools: dict[str, str]  # package -> version that wrote the bundle
+    # By kind of attention, for graphs that take cosines and sines.
+    ropes: dict[AttentionKind, Rope] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"

@@ -2,10 +2,10 @@
 
 import pytest
 
-from gemma_export.config import Rope, cache_layout, config_from_hf, is_multimodal
+from gemma_export.config import cache_layout, config_from_hf, is_multimodal
 from gemma_export.sizes import OFFICIAL, find_official
 from gemma_runtime.errors import ConfigError
-from gemma_runtime.manifest import AttentionKind
+from gemma_runtime.manifest import AttentionKind, Rope
 
 LOCAL, GLOBAL = AttentionKind.LOCAL, AttentionKind.GLOBAL
 GEMMA2 = {

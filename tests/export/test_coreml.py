@@ -10,8 +10,7 @@ from gemma_export.pipeline import ExportRequest, export_bundles
 from gemma_export.progress import QuietReporter
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import open_or_build_store
-from gemma_export.targets import ExportJob, Geometry, load_target
-from gemma_export.targets.coreml import PACKAGE
+from gemma_export.targets import NO_OPTIONS, ExportJob, Geometry, TargetOptions, load_target
 from gemma_runtime.agreement import compare_logits
 from gemma_runtime.backends.coreml import MilEngine
 from gemma_runtime.bundle import Bundle
@@ -29,7 +28,9 @@ TOKENS = np.random.default_rng(2).integers(0, 96, 128).tolist()
 LENGTHS = (1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW, 3 * WINDOW + 5, 96)
 
 
-def export(tiny: TinyCheckpoint, quant: str, folder: Path) -> Bundle:
+def export(
+    tiny: TinyCheckpoint, quant: str, folder: Path, options: TargetOptions = NO_OPTIONS
+) -> Bundle:
     request = ExportRequest(
         targets=("coreml",),
         recipe=find_recipe(quant),
@@ -37,6 +38,7 @@ def export(tiny: TinyCheckpoint, quant: str, folder: Path) -> Bundle:
         context_length=128,
         prefill_length=PREFILL,
         output=folder / "bundle",
+        options=options,
     )
     (result,) = export_bundles(request, QuietReporter())
     return result.bundle
@@ -76,13 +78,91 @@ def test_chunks_of_every_length_say_what_single_tokens_say(float_bundle: Bundle)
                 assert np.abs(found - single[start + length - 1]).max() < 0.05
 
 
-def test_int4_says_what_its_codes_say(tiny: TinyCheckpoint, int4_bundle: Bundle) -> None:
-    expected = eager_logits(dequantized(tiny, "int4"), TOKENS[:96]).numpy()
-    with open_session(int4_bundle) as session:
+@pytest.mark.parametrize("quant", ["int4", "int4-asym", "int8", "mixed"])
+def test_quantized_weights_say_what_their_codes_say(
+    tiny: TinyCheckpoint, quant: str, tmp_path: Path
+) -> None:
+    bundle = export(tiny, quant, tmp_path)
+    expected = eager_logits(dequantized(tiny, quant), TOKENS[:96]).numpy()
+    with open_session(bundle) as session:
         figures = compare_logits(session.score(TOKENS[:96]), top_logits(expected, 96), 0.05)
     assert figures.mean_kl <= 1e-4
     assert figures.top1 + figures.near_ties / figures.positions == 1
-    assert verify_bundle(int4_bundle).verdict is Verdict.PASS
+    assert verify_bundle(bundle).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("quant", ["none", "int4-asym", "mixed"])
+def test_embeddings_looked_up_by_the_caller_are_the_model_s_own(
+    tiny: TinyCheckpoint, quant: str, tmp_path: Path
+) -> None:
+    outside = export(tiny, quant, tmp_path / "e", TargetOptions(coreml_embed="external"))
+    assert (outside.directory / outside.manifest.roles["embedding"]).exists()
+    inside = export(tiny, quant, tmp_path / "i")
+    with open_session(outside) as one, open_session(inside) as other:
+        assert np.array_equal(one.score(TOKENS[:20]), other.score(TOKENS[:20]))
+        assert np.array_equal(one.prefill(TOKENS[:19]), other.prefill(TOKENS[:19]))
+
+
+@pytest.mark.parametrize("quant", ["none", "int8-channel"])
+def test_the_neural_engine_s_packages_say_what_their_codes_say(
+    tiny: TinyCheckpoint, quant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In parts, as a package above a gigabyte has to be; written by blending, padding included."""
+    monkeypatch.setattr("gemma_export.targets.coreml_layout.ANE_BYTES", 300_000)
+    bundle = export(tiny, quant, tmp_path, TargetOptions(coreml_compute="ane"))
+    packages = list(bundle.directory.glob("model*.mlpackage"))
+    assert len(packages) >= 2
+    assert not any(
+        b"scatter" in next(package.rglob("model.mlmodel")).read_bytes() for package in packages
+    )
+    expected = eager_logits(dequantized(tiny, quant), TOKENS[:96]).numpy()
+    with open_session(bundle) as session:
+        assert np.abs(session.score(TOKENS[:96]) - expected).max() < 0.05
+        for lengths in ([3, 8, 1, 5, 7, 8, 20, 2, 30], [29, 29, 29]):
+            session.reset()
+            for length in lengths:
+                start = session.position
+                found = session.prefill(TOKENS[start : start + length])
+                assert np.abs(found - expected[start + length - 1]).max() < 0.05
+    assert verify_bundle(bundle).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize(
+    ("options", "quant", "match"),
+    [
+        (TargetOptions(coreml_compute="npu"), "int4", "it can be gpu or ane"),
+        (TargetOptions(coreml_embed="beside"), "int4", "it can be inside or external"),
+        (TargetOptions(coreml_compute="ane"), "int4", "--quant int8-channel or none"),
+        (TargetOptions(coreml_compute="ane", coreml_embed="inside"), "none", "leave"),
+    ],
+)
+def test_what_the_neural_engine_can_t_take_is_refused(
+    tiny: TinyCheckpoint, options: TargetOptions, quant: str, match: str
+) -> None:
+    formats = find_recipe(quant).formats(tiny.open().config)
+    with pytest.raises(TargetError, match=match):
+        load_target("coreml", options).check(formats, Geometry(64, 8))
+
+
+def test_the_same_export_gives_the_same_bytes(
+    tiny: TinyCheckpoint, int4_bundle: Bundle, tmp_path: Path
+) -> None:
+    again = export(tiny, "int4", tmp_path)
+    assert again.manifest.files == int4_bundle.manifest.files
+
+
+def test_a_small_branch_is_normed_with_its_epsilon(tmp_path: Path) -> None:
+    """A first token's branches may be as small as epsilon: without it the 270M's KL was 5e-2."""
+    model = GEMMA2.build()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.mul_(2e-3)
+    model.save_pretrained(tmp_path / "quiet")
+    bundle = export(TinyCheckpoint(GEMMA2, tmp_path / "quiet", model), "none", tmp_path)
+    with open_session(bundle) as session:
+        found = session.score(TOKENS[:24])
+    assert np.abs(found - eager_logits(model, TOKENS[:24]).numpy()).max() < 0.05
 
 
 def test_codes_lie_in_the_package_once_for_both_functions(
@@ -116,9 +196,9 @@ def test_a_residual_that_float16_can_t_hold_is_scaled_and_comes_out_right(tmp_pa
     unscaled = ExportJob(loud.open().config, store, Geometry(128, PREFILL), (1,), max_residual=0)
     (tmp_path / "unscaled").mkdir()
     load_target("coreml").write(unscaled, tmp_path / "unscaled", lambda name, done: None)
-    engine = MilEngine(tmp_path / "unscaled" / PACKAGE, bundle.manifest)
+    engine = MilEngine(Bundle(tmp_path / "unscaled", bundle.manifest))
     assert np.isnan(engine.run(TOKENS[:8], 0)).all()
-    assert engine.program.audit.first_not_finite is not None
+    assert engine.audits[0].first_not_finite is not None
 
 
 def test_a_chunk_longer_than_the_ring_is_refused(tiny: TinyCheckpoint) -> None:

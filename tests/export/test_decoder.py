@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from gemma_export.checkpoint import SourceWeight
-from gemma_export.config import GemmaConfig, Rope
+from gemma_export.config import GemmaConfig
 from gemma_export.decoder import decoder
 from gemma_export.torch_ops import TorchOps, visible
-from gemma_runtime.manifest import AttentionKind
+from gemma_runtime.manifest import AttentionKind, Rope
 from tests.export.conftest import TinyCheckpoint
 from tests.export.models import WINDOW, eager_logits
 

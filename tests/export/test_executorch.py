@@ -13,7 +13,7 @@ from gemma_export.pipeline import ExportRequest, export_bundles
 from gemma_export.progress import QuietReporter
 from gemma_export.quantize.recipe import TABLE, find_recipe
 from gemma_export.quantize.store import open_or_build_store
-from gemma_export.targets import Geometry, load_target
+from gemma_export.targets import Geometry, TargetOptions, load_target, load_targets
 from gemma_export.targets.executorch import MODEL
 from gemma_export.targets.pte_file import open_pte
 from gemma_runtime.agreement import compare_logits
@@ -184,12 +184,12 @@ def test_delegates_that_can_t_be_lowered_for_are_refused(
 ) -> None:
     formats = find_recipe("int4").formats(tiny.open().config)
     with pytest.raises(TargetError, match=match):
-        load_target("executorch", delegate).check(formats, Geometry(64, 16))
+        load_target("executorch", TargetOptions(delegate)).check(formats, Geometry(64, 16))
 
 
 def test_a_delegate_goes_with_executorch_alone() -> None:
     with pytest.raises(TargetError, match="goes with --target executorch"):
-        load_target("onnx", "vulkan")
+        load_targets(["onnx"], TargetOptions("vulkan"))
 
 
 def test_the_traced_decoder_is_the_decoder(tiny: TinyCheckpoint) -> None:
@@ -222,7 +222,7 @@ def test_other_delegates_are_lowered_here_and_say_that_they_can_t_run(
         checkpoint=str(tiny.folder),
         context_length=32,
         prefill_length=prefill,
-        delegate=delegate,
+        options=TargetOptions(delegate),
         output=tmp_path / "bundle",
     )
     (result,) = export_bundles(request, QuietReporter())

@@ -16,11 +16,11 @@ from gemma_export.checkpoint.gguf import GgufCheckpoint, open_gguf
 from gemma_export.checkpoint.gguf_config import TOKENS, config_from_gguf
 from gemma_export.checkpoint.gguf_file import GgufHeader, GgufTensor, Value
 from gemma_export.checkpoint.packaged import DEMO_NOTE, find_demo_gguf
-from gemma_export.config import Json, Rope, config_from_hf
+from gemma_export.config import Json, config_from_hf
 from gemma_export.sizes import OFFICIAL, Official, find_official
 from gemma_runtime.errors import MissingExtra
 from gemma_runtime.machine import peak_rss_bytes
-from gemma_runtime.manifest import AttentionKind
+from gemma_runtime.manifest import AttentionKind, Rope
 from tests.export.gguf_files import (
     F32,
     GEMMA2,

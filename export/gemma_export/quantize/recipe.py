@@ -1,7 +1,7 @@
 """Recipes: which format and which rounding each weight matrix gets."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
@@ -25,6 +25,7 @@ class Format:
     bits: Literal[4, 8, 32]
     group: int = 32
     asymmetric: bool = False
+    per_channel: bool = False  # one scale for a row, whose width `group` is, once that is known
 
     @property
     def is_float(self) -> bool:
@@ -40,7 +41,8 @@ class Format:
     def __str__(self) -> str:
         if self.is_float:
             return "float32"
-        return f"int{self.bits}-g{self.group}" + ("-asym" if self.asymmetric else "")
+        grouping = "channel" if self.per_channel else f"g{self.group}"
+        return f"int{self.bits}-{grouping}" + ("-asym" if self.asymmetric else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class Recipe:
         """Every weight matrix by name. Raises RecipeError for a group that does not divide it."""
         matrices = {n: s for n, s in config.tensor_shapes().items() if len(s) == 2}
         self._check_patterns(matrices)
-        formats = {name: self.rule(name).format for name in matrices}
+        formats = {name: self._format(name, shape[1]) for name, shape in matrices.items()}
         for name, form in formats.items():
             if not form.is_float and matrices[name][1] % form.group:
                 raise RecipeError(
@@ -72,6 +74,10 @@ class Recipe:
                     f"{matrices[name][1]} inputs of {name}; choose another group or bits: 32"
                 )
         return formats
+
+    def _format(self, name: str, width: int) -> Format:
+        form = self.rule(name).format
+        return replace(form, group=width) if form.per_channel else form
 
     def _check_patterns(self, names: Mapping[str, object]) -> None:
         for rule in self.rules:
@@ -105,6 +111,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("int4-asym", (Rule("*", INT4_ASYM),)),
         Recipe("mixed", (Rule(TABLE, INT8_TABLE, "nearest"), Rule("*", INT4_ASYM))),
         Recipe("int8", (Rule("*", INT8, "nearest"),)),
+        Recipe("int8-channel", (Rule("*", Format(8, per_channel=True), "nearest"),)),
         Recipe("none", (Rule("*", FLOAT, "nearest"),)),
     )
 }
@@ -122,7 +129,7 @@ class _Choice:
     """What a recipe file says of one pattern; what it leaves out comes from the base recipe."""
 
     bits: Literal[4, 8, 32] | None = None
-    group: int | None = None
+    group: int | Literal["channel"] | None = None
     asymmetric: bool | None = None
     rounding: Rounding | None = None
 
@@ -158,13 +165,17 @@ def load_recipe(path: Path) -> Recipe:
 def _rule(base: Recipe, pattern: str, choice: _Choice, path: Path) -> Rule:
     under = next((r for r in base.rules if r.pattern in (pattern, "*")), base.rules[-1])
     bits = choice.bits or under.format.bits
-    group = choice.group or under.format.group
+    per_channel = choice.group == "channel"
+    group = 32 if choice.group == "channel" else choice.group or under.format.group
     asymmetric = choice.asymmetric
     if asymmetric is None:
         asymmetric = under.format.asymmetric and bits == under.format.bits
     if group not in (16, 32, 64, 128, 256):
-        raise RecipeError(f"recipe {path}: group of {pattern!r} is {group}, expected 16 … 256")
-    return Rule(pattern, Format(bits, group, asymmetric), choice.rounding or under.rounding)
+        raise RecipeError(
+            f"recipe {path}: group of {pattern!r} is {group}, expected 16 … 256 or channel"
+        )
+    form = Format(bits, group, asymmetric, per_channel)
+    return Rule(pattern, form, choice.rounding or under.rounding)
 
 
 def _check_keys(path: Path, content: Mapping[str, object]) -> None:

@@ -129,14 +129,19 @@ def combine_digests(lines: list[str]) -> str:
 def _layout(name: str, shape: tuple[int, ...], form: Format) -> dict[str, TensorInfo]:
     if form.is_float:
         return {name: TensorInfo("F32", shape)}
+    return {f"{name}.{part}": info for part, info in parts_layout(shape, form).items()}
+
+
+def parts_layout(shape: tuple[int, ...], form: Format) -> dict[str, TensorInfo]:
+    """What a quantized matrix is held in."""
     rows, width = shape
     groups = width // form.group
     layout = {
-        f"{name}.codes": TensorInfo("U8", (rows, width * form.bits // 8)),
-        f"{name}.scales": TensorInfo("F16", (rows, groups)),
+        "codes": TensorInfo("U8", (rows, width * form.bits // 8)),
+        "scales": TensorInfo("F16", (rows, groups)),
     }
     if form.asymmetric:
-        layout[f"{name}.zeros"] = TensorInfo("U8", (rows, (groups * form.bits + 7) // 8))
+        layout["zeros"] = TensorInfo("U8", (rows, (groups * form.bits + 7) // 8))
     return layout
 
 

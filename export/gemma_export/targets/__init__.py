@@ -1,7 +1,7 @@
 """Targets: where a decoder can be written to. A new one is a file here and a line in TARGETS."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +21,20 @@ TARGETS: Mapping[str, str] = {
 }
 
 
-DELEGATE = "xnnpack"
+@dataclass(frozen=True, slots=True)
+class TargetOptions:
+    """What one target alone understands, under the name of its flag."""
+
+    delegate: str = "xnnpack"  # what an ExecuTorch program runs on
+    coreml_compute: str = "gpu"  # what a Core ML package is laid out for
+    coreml_embed: str | None = None  # where embeddings are looked up; None: as suits the compute
+
+
+NO_OPTIONS = TargetOptions()
+_TAKES: Mapping[str, tuple[str, ...]] = {
+    "executorch": ("delegate",),
+    "coreml": ("coreml_compute", "coreml_embed"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +67,7 @@ class Artifact:
     runtime: Runtime
     tools: tuple[str, ...]  # packages whose versions shaped the artifact
     headroom_factor: float = 1.0  # of the residual, folded into weights for float16
+    roles: Mapping[str, str] = field(default_factory=dict)  # of further files, as in the manifest
 
 
 class Target(Protocol):
@@ -73,19 +87,28 @@ class Target(Protocol):
         ...
 
 
-def load_target(name: str, delegate: str = DELEGATE) -> Target:
-    """Import a target. Raises TargetError with the choices, nearest first.
+def load_targets(names: Sequence[str], options: TargetOptions) -> list[Target]:
+    """Import targets. Raises TargetError for an option that none of them takes."""
+    taken = {option for name in names for option in _TAKES.get(name, ())}
+    for option in fields(TargetOptions):
+        value = getattr(options, option.name)
+        if value != option.default and option.name not in taken:
+            (owner,) = (name for name, own in _TAKES.items() if option.name in own)
+            flag = option.name.replace("_", "-")
+            raise TargetError(
+                f"--{flag} {value} goes with --target {owner}, not with {', '.join(names)}"
+            )
+    return [load_target(name, options) for name in names]
 
-    `delegate` is ExecuTorch's word for what a program runs on; other targets have no such choice.
-    """
+
+def load_target(name: str, options: TargetOptions = NO_OPTIONS) -> Target:
+    """Import a target. Raises TargetError with the choices, nearest first."""
     if name not in TARGETS:
         raise TargetError(f"no target {name!r}; there are: {nearest_first(name, TARGETS)}")
     module, attribute = TARGETS[name].split(":")
-    if delegate != DELEGATE and name != "executorch":
-        raise TargetError(f"--delegate {delegate} goes with --target executorch, not with {name}")
     try:
         make = getattr(import_module(module), attribute)
-        target: Target = make() if delegate == DELEGATE else make(delegate)
     except ModuleNotFoundError as error:
         raise MissingExtra((error.name or name).split(".")[0], name) from error
+    target: Target = make(*(getattr(options, option) for option in _TAKES.get(name, ())))
     return target

@@ -12,14 +12,10 @@ from pathlib import Path
 from gemma_export.config import GemmaConfig
 from gemma_export.quantize.recipe import Format
 from gemma_export.targets import Artifact, ExportJob, Geometry
-from gemma_export.targets.apple import (
-    check_formats,
-    headroom_factor,
-    make_graphs,
-    ring_caches,
-)
-from gemma_runtime.errors import MissingExtra
-from gemma_runtime.manifest import LayerCache
+from gemma_export.targets.apple import headroom_factor, ring_caches
+from gemma_export.targets.coreml_layout import make_layout
+from gemma_runtime.errors import MissingExtra, TargetError
+from gemma_runtime.manifest import Graph, LayerCache
 from gemma_runtime.manifest import Target as Runtime
 from gemma_runtime.quiet import quiet
 
@@ -40,16 +36,33 @@ class CoreaiTarget:
         for package, module in (("coreai-core", "coreai"), ("coreai-torch", "coreai_torch")):
             if find_spec(module) is None:
                 raise MissingExtra(package, self.name)
-        check_formats(self.name, formats)
+        for name, form in formats.items():
+            if not (form.is_float or (form.bits == 4 and not form.asymmetric)):
+                raise TargetError(
+                    f"coreai takes int4 in symmetric groups and float16, not {form}, which {name} "
+                    "would be: --quant int4 or none"
+                )
 
     def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
         caches = self.caches(job.config, job.geometry)
+        layout = make_layout(job.config, caches, job.store.formats, "gpu", external=False)
+        (whole,) = layout.parts
+        lengths = {"prefill": job.geometry.prefill_length, "decode": 1}
+        graphs = {
+            name: Graph(
+                file=PROGRAM,
+                inputs=layout.inputs(whole, tokens),
+                outputs=layout.outputs(whole, tokens),
+                states=layout.states(whole),
+            )
+            for name, tokens in lengths.items()
+        }
         with quiet():
             from gemma_export.targets.coreai_program import write_asset
 
-            write_asset(job, caches, folder / ASSET, progress)
+            write_asset(job, layout, graphs, folder / ASSET, progress)
         return Artifact(
-            graphs=make_graphs(PROGRAM, job.config, caches, job.geometry),
+            graphs=graphs,
             caches=caches,
             cache_dtype="float16",
             runtime=Runtime(self.name, "coreai-core", metadata.version("coreai-core")),

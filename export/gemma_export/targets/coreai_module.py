@@ -1,7 +1,7 @@
 """The decoder as a torch module of one chunk length, for torch.export.
 
-Values are float16 throughout. The caller brings masks and slots, so that no index is computed on
-the device; a padded token goes to a trash slot that no mask shows.
+Values are float16 throughout. The caller brings cosines, masks and slots, so that no index is
+computed on the device; a padded token goes to a trash slot that no mask shows.
 
 Shapes: T new tokens, M width, H query heads, K kv heads, G = H / K, D head size, S slots.
 """
@@ -9,55 +9,46 @@ Shapes: T new tokens, M width, H query heads, K kv heads, G = H / K, D head size
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gemma_export.config import LayerSpec, Rope
+from gemma_export.config import LayerSpec
 from gemma_export.decoder import decoder
 from gemma_export.quantize.pack import unpack
 from gemma_export.quantize.store import StoredWeight
-from gemma_export.rope import rope_angles
 from gemma_export.targets import ExportJob
-from gemma_export.targets.apple import first_row, graph_inputs, graph_states, headroom_factor
-from gemma_runtime.manifest import AttentionKind, LayerCache
+from gemma_export.targets.apple import headroom_factor
+from gemma_export.targets.coreml_layout import Layout
+from gemma_runtime.manifest import AttentionKind
 
 _TINY = 1e-3
 
 
 class Step(nn.Module):
-    """Weights and rope tables, once for every function, and the caches as states."""
+    """Weights, once for every function, and the caches as states."""
 
     def __init__(
         self,
         job: ExportJob,
-        caches: Sequence[LayerCache],
+        layout: Layout,
         progress: Callable[[str, int], None],
     ) -> None:
         super().__init__()
-        self.caches = caches
+        self.layout = layout
         self.headroom = headroom_factor(job.max_residual)
         self._config = job.config
         self._weights = {name: job.store.weight(name) for name in job.config.tensor_shapes()}
-        for state in graph_states(caches):
+        for state in layout.states(layout.parts[0]):
             shape = [int(size) for size in state.shape]
             self.register_buffer(state.name, torch.zeros(shape, dtype=torch.float16))
-        for index, rope in enumerate(self.ropes):
-            angle = rope_angles(rope, job.geometry.context_length, job.config.head_dim)
-            for part, table in (("cos", np.cos(angle)), ("sin", np.sin(angle))):
-                self.register_buffer(f"{part}_{index}", torch.from_numpy(table).half())
         for name, weight in self._weights.items():
             self._register(weight)
             progress(name, math.prod(weight.shape) // 2)
 
-    @property
-    def ropes(self) -> list[Rope]:
-        return list(dict.fromkeys(self._config.ropes.values()))
-
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Logits after the last token, (1, V); inputs are in the order of `graph_inputs`."""
-        names = [spec.name for spec in graph_inputs(self.caches, inputs[0].shape[0])]
+        """Logits after the last token, (1, V); inputs are in the layout's order."""
+        names = [spec.name for spec in self.layout.inputs(self.layout.parts[0], len(inputs[0]))]
         ops = StepOps(self, dict(zip(names, inputs, strict=True)), self._config.rms_norm_eps)
         return decoder(ops, self._config, self._weights.__getitem__)
 
@@ -102,10 +93,6 @@ class StepOps:
         self._step = step
         self._inputs = inputs
         self._epsilon = epsilon
-        self._ropes = [
-            [step.get_buffer(f"{part}_{index}")[inputs["positions"]] for part in ("cos", "sin")]
-            for index in range(len(step.ropes))
-        ]
 
     def embed(self, table: StoredWeight, scale: float) -> Tensor:
         rows = functional.embedding(self._inputs["tokens"], self._step.matrix(table))
@@ -122,8 +109,8 @@ class StepOps:
         return [functional.linear(x, self._step.matrix(weight)) for weight in weights]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
-        query = self._rotate(_heads(q, layer.heads), layer.rope) * layer.scale
-        key = self._rotate(_heads(k, layer.kv_heads), layer.rope)
+        query = self._rotate(_heads(q, layer.heads), layer.kind) * layer.scale
+        key = self._rotate(_heads(k, layer.kv_heads), layer.kind)
         new = torch.cat((key, _heads(v, layer.kv_heads)))  # (2K, T, D)
         keys, values = self._cached(new, layer).chunk(2)  # (K, S, D) each
         grouped = query.reshape(layer.kv_heads, -1, layer.head_dim)  # (K, G · T, D)
@@ -160,18 +147,18 @@ class StepOps:
         """
         kind, rows = layer.kind.value, 2 * layer.kv_heads
         state = self._step.get_buffer(f"{kind}_cache")
-        first = first_row(self._step.caches, layer.index)
+        first = self._step.layout.first_row(layer.index)
         old = state[first : first + rows]
         places = self._inputs[f"{kind}_slots"].view(1, -1, 1).expand(new.shape)
         written = old.scatter(1, places, new)
         seen = written
         if layer.kind is AttentionKind.LOCAL:
-            seen = torch.cat((old[:, : self._step.caches[layer.index].slots], new), 1)
+            seen = torch.cat((old[:, : self._step.layout.caches[layer.index].slots], new), 1)
         state[first : first + rows] = written
         return seen
 
     def _norm(self, x: Tensor, gain: Tensor, folded: float = 1.0) -> Tensor:
-        """RMSNorm by m = max |x|: x / m · 1 / √(mean((x / m)²) + ε / m²), all within float16.
+        """x / m / √(mean((x / m)²) + ε / m²) with m = max |x|: RMSNorm that float16 survives.
 
         `folded` is the headroom factor that x carries, so that ε means what it means without.
         x itself is multiplied, not x / m: beside an outlier of 1e4 the rest of it would sink to
@@ -183,8 +170,8 @@ class StepOps:
         square = (scaled * scaled).mean(-1, keepdim=True) + floor * floor
         return x * (torch.rsqrt(square) / largest) * gain
 
-    def _rotate(self, x: Tensor, rope: Rope) -> Tensor:
-        cos, sin = self._ropes[self._step.ropes.index(rope)]  # (T, D / 2) each
+    def _rotate(self, x: Tensor, kind: AttentionKind) -> Tensor:
+        cos, sin = (self._inputs[f"{kind.value}_{part}"] for part in ("cos", "sin"))  # (T, D / 2)
         low, high = x.chunk(2, dim=-1)
         return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
 

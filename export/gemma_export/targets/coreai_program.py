@@ -1,6 +1,6 @@
 """Writes the `.aimodel`: one program with the functions `prefill` and `decode`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from importlib import import_module
 from io import StringIO
@@ -11,37 +11,36 @@ from coreai_torch import TorchConverter, get_decomp_table
 from torch.export import ExportedProgram
 
 from gemma_export.targets import ExportJob
-from gemma_export.targets.apple import (
-    function_lengths,
-    graph_inputs,
-    graph_outputs,
-    graph_states,
-)
 from gemma_export.targets.coreai_module import Step
-from gemma_runtime.manifest import LayerCache, TensorSpec
+from gemma_export.targets.coreml_layout import Layout
+from gemma_runtime.manifest import Graph, TensorSpec
 
 
 def write_asset(
     job: ExportJob,
-    caches: Sequence[LayerCache],
+    layout: Layout,
+    graphs: Mapping[str, Graph],
     path: Path,
     progress: Callable[[str, int], None],
 ) -> None:
     import_module("coreai_torch._compression.custom_layers")  # registers the int4 operation
-    step = Step(job, caches, progress)
+    step = Step(job, layout, progress)
     # The other mode keeps stack traces, with this machine's folders in them.
     converter = TorchConverter(mode=TorchConverter.Mode.RELEASE)
-    for name, tokens in function_lengths(job.geometry).items():
-        inputs = graph_inputs(caches, tokens)
+    for name, graph in graphs.items():
         converter.add_exported_program(
-            _trace(step, inputs),
+            _trace(step, graph.inputs),
             entrypoint_name=name,
-            input_names=[spec.name for spec in inputs],
-            state_names=[spec.name for spec in graph_states(caches)],
-            output_names=[spec.name for spec in graph_outputs(job.config.vocab_size)],
+            input_names=_names(graph.inputs),
+            state_names=_names(graph.states),
+            output_names=_names(graph.outputs),
         )
     with redirect_stdout(StringIO()):  # coreai-torch draws bars of its own
         converter.to_coreai().save_asset(path)
+
+
+def _names(specs: Sequence[TensorSpec]) -> list[str]:
+    return [spec.name for spec in specs]
 
 
 def _trace(step: Step, inputs: Sequence[TensorSpec]) -> ExportedProgram:

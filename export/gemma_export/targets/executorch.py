@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gemma_export.config import GemmaConfig, cache_layout
 from gemma_export.quantize.recipe import Format
-from gemma_export.targets import DELEGATE, Artifact, ExportJob, Geometry
+from gemma_export.targets import Artifact, ExportJob, Geometry
 from gemma_runtime.errors import MissingExtra, TargetError, nearest_first
 from gemma_runtime.manifest import Graph, LayerCache, TensorSpec
 from gemma_runtime.manifest import Target as Runtime
@@ -29,7 +29,7 @@ _VENDOR_KITS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class ExecutorchTarget:
-    delegate: str = DELEGATE
+    delegate: str = "xnnpack"
 
     @property
     def name(self) -> str:
@@ -78,7 +78,7 @@ class ExecutorchTarget:
         with quiet():
             from gemma_export.targets.executorch_program import write_program, write_traced
 
-            if self.delegate == DELEGATE:
+            if self.delegate == "xnnpack":
                 write_program(job, caches, folder / MODEL, progress)
             else:
                 write_traced(job, caches, folder / MODEL, self.delegate)

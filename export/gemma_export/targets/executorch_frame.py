@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from gemma_export.config import GemmaConfig
 from gemma_export.quantize.store import StoredWeight
-from gemma_export.rope import rope_angles
 from gemma_export.targets.executorch_ops import (
     Delegate,
     Embed,
@@ -27,6 +26,7 @@ from gemma_export.targets.executorch_ops import (
 )
 from gemma_export.targets.named_data import NamedData
 from gemma_runtime.manifest import LayerCache
+from gemma_runtime.rope import rope_angles
 
 # Far below any score, and finite: -inf minus -inf is NaN in a row that sees nothing.
 _HIDDEN = -1e9
@@ -45,7 +45,7 @@ class CachedFrame(nn.Module):
                 empty = torch.zeros(cache.shape[1:])  # (K, S, D)
                 self.register_buffer(f"{part}_{index}", empty, persistent=False)
         for index, rope in enumerate(self.ropes):
-            angle = rope_angles(rope, context, config.head_dim)
+            angle = rope_angles(rope, range(context), config.head_dim)
             for part, table in (("cos", np.cos(angle)), ("sin", np.sin(angle))):
                 self.register_buffer(f"{part}_{index}", torch.from_numpy(table).float())
 

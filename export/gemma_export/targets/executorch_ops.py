@@ -14,11 +14,11 @@ from typing import TypeAlias
 import numpy as np
 from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as xnn
 
-from gemma_export.config import LayerSpec, Rope
+from gemma_export.config import LayerSpec
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets.named_data import NamedData
 from gemma_export.targets.xnn_graph import Value, XnnGraph
-from gemma_runtime.manifest import LayerCache
+from gemma_runtime.manifest import LayerCache, Rope
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from gemma_export.targets.onnx_ops import (
     OnnxOps,
     is_windowed,
 )
+from gemma_runtime.errors import TargetError
 from gemma_runtime.manifest import Graph, LayerCache, TensorSpec
 from gemma_runtime.manifest import Target as Runtime
 
@@ -44,7 +45,13 @@ class OnnxTarget:
         return cache_layout(config, geometry.context_length, None if geometry.full_cache else SLACK)
 
     def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
-        """Every format has a kernel."""
+        """Every format has a kernel, but one scale per channel: blocks are powers of two."""
+        for name, form in formats.items():
+            if form.per_channel:
+                raise TargetError(
+                    f"onnx has no kernel for {form}, which {name} would be; give it a group of 16, "
+                    "32, … 256"
+                )
 
     def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
         config, store, geometry = job.config, job.store, job.geometry

@@ -14,9 +14,9 @@ from gemma_export.checkpoint import row_blocks
 from gemma_export.config import LayerSpec
 from gemma_export.quantize.recipe import Format
 from gemma_export.quantize.store import StoredWeight
-from gemma_export.rope import rope_angles
 from gemma_export.targets.onnx_graph import MICROSOFT, Attribute, GraphBuilder
 from gemma_runtime.manifest import LayerCache
+from gemma_runtime.rope import rope_angles
 
 # MatMulNBits quantizes activations to int8 per block: 2.8 times the speed at no measurable cost in
 # quality (KL to float 0.487 instead of 0.490 on a 270M).
@@ -212,7 +212,7 @@ class OnnxOps:
         rope, width = layer.rope, layer.head_dim
         name = f"rope_{rope.base:g}_{rope.factor:g}"
         if not self._graph.has(f"{name}_cos"):
-            angle = rope_angles(rope, self._context, width)
+            angle = rope_angles(rope, range(self._context), width)
             self._graph.array(f"{name}_cos", np.cos(angle).astype(np.float32))
             self._graph.array(f"{name}_sin", np.sin(angle).astype(np.float32))
         return f"{name}_cos", f"{name}_sin"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from gemma_runtime.bundle import Bundle, sha256_file
+from gemma_runtime.chunk_inputs import Array, ChunkInputs
 from gemma_runtime.errors import MissingExtra, SessionError
-from gemma_runtime.feeds import Feeds, make_feeds
 from gemma_runtime.manifest import Graph, Manifest
 from gemma_runtime.quiet import captured_stderr, quiet
 from gemma_runtime.session import Logits
@@ -57,8 +57,11 @@ class CoreaiEngine:
         self._states = self._empty_states()
 
     def run(self, tokens: Sequence[int], position: int) -> Logits:
-        function, inputs = make_feeds(self._manifest, tokens, position)
-        return self._wait(self._call(self._functions[function], inputs))
+        name = "decode" if len(tokens) == 1 else "prefill"
+        graph = self._manifest.graphs[name]
+        given = ChunkInputs(self._manifest, None, tokens, position).of(graph)
+        inputs = {spec.name: given[spec.name].astype(spec.dtype) for spec in graph.inputs}
+        return self._wait(self._call(self._functions[name], inputs))
 
     def close(self) -> None:
         self._functions, self._states = {}, {}
@@ -84,7 +87,7 @@ class CoreaiEngine:
             _check_signature(asset, self._manifest.graphs[name], function.desc)
         return functions
 
-    async def _call(self, function: "InferenceFunction", inputs: Feeds) -> Logits:
+    async def _call(self, function: "InferenceFunction", inputs: dict[str, Array]) -> Logits:
         from coreai.runtime import NDArray
 
         given = {name: NDArray(value) for name, value in inputs.items()}

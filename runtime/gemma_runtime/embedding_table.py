@@ -1,0 +1,85 @@
+"""An embedding beside the model: a safetensors file, mapped, of which a token reads one row.
+
+It holds `values`, or `codes` and `scales` and perhaps `zeros` (the layout of the quantized store):
+unsigned codes, two to a byte at 4 bits with the earlier one in the low half, of which
+scale · (code - zero) is the value, zero being 2^(bits-1) where the file has none.
+T tokens, M width, G groups per row.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from gemma_runtime.errors import BundleError
+
+_DTYPES = {"F32": np.float32, "F16": np.float16, "U8": np.uint8}
+
+
+class EmbeddingTable:
+    """Rows of a table of a given width."""
+
+    def __init__(self, path: Path, width: int) -> None:
+        """Raises BundleError for a file that is no such table."""
+        self._parts = _map_tensors(path)
+        self._width = width
+        names = set(self._parts) - {"zeros"}
+        if names not in ({"values"}, {"codes", "scales"}):
+            raise BundleError(f"{path} holds {sorted(self._parts)}; expected codes and scales")
+        if "codes" in names:
+            self._bits = self._parts["codes"].shape[1] * 8 // width
+        found = self._parts["values"].shape[1] if "values" in names else self._bits
+        if found not in ((width,) if "values" in names else (4, 8)):
+            raise BundleError(f"{path} has no rows of {width}; export the model again")
+
+    def rows(self, tokens: Sequence[int]) -> NDArray[np.float16]:
+        """(T, M), rounded to what the model takes."""
+        if "values" in self._parts:
+            values: NDArray[np.float16] = self._parts["values"][tokens].astype(np.float16)
+            return values
+        scales = self._parts["scales"][tokens].astype(np.float32)  # (T, G)
+        count, groups = scales.shape
+        codes = self._unpacked("codes", tokens, self._width).reshape(count, groups, -1)
+        zeros = np.full_like(scales, 1 << (self._bits - 1))
+        if "zeros" in self._parts:
+            zeros = self._unpacked("zeros", tokens, groups)
+        products = (codes - zeros[..., None]) * scales[..., None]
+        return products.reshape(count, -1).astype(np.float16)
+
+    def _unpacked(self, name: str, tokens: Sequence[int], count: int) -> NDArray[np.float32]:
+        packed = self._parts[name][tokens]
+        if self._bits == 4:
+            packed = np.stack((packed & 0xF, packed >> 4), -1).reshape(len(packed), -1)
+        unpacked: NDArray[np.float32] = packed[:, :count].astype(np.float32)
+        return unpacked
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A tensor, as the header of a safetensors file has it."""
+
+    dtype: Literal["F32", "F16", "U8"]
+    shape: tuple[int, int]
+    data_offsets: tuple[int, int]
+
+
+def _map_tensors(path: Path) -> Mapping[str, NDArray[Any]]:
+    """Every tensor as a view of the file."""
+    try:
+        data = np.memmap(path, np.uint8, "r")
+        start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+        header = msgspec.json.decode(data[8:start].tobytes(), type=dict[str, msgspec.Raw])
+        header.pop("__metadata__", None)
+        entries = {n: msgspec.json.decode(raw, type=_Entry) for n, raw in header.items()}
+        return {name: _view(data[start:], entry) for name, entry in entries.items()}
+    except (OSError, ValueError) as error:  # msgspec's and numpy's are ValueErrors
+        raise BundleError(f"{path} is no safetensors file: {error}; export again") from error
+
+
+def _view(data: NDArray[np.uint8], entry: _Entry) -> NDArray[Any]:
+    begin, end = entry.data_offsets
+    return data[begin:end].view(_DTYPES[entry.dtype]).reshape(entry.shape)

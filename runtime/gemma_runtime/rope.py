@@ -1,0 +1,12 @@
+"""Rotary embedding's angles, for the reference, for tables in graphs, and for whoever feeds one."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gemma_runtime.manifest import Rope
+
+
+def rope_angles(rope: Rope, positions: ArrayLike, width: int) -> NDArray[np.float64]:
+    """position / factor · base^(-2i / D): (T, D / 2)."""
+    frequency = rope.base ** (-np.arange(0, width, 2) / width)
+    return np.outer(np.asarray(positions) / rope.factor, frequency)
