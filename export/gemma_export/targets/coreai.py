@@ -14,7 +14,7 @@ from gemma_export.quantize.recipe import Format
 from gemma_export.targets import Artifact, ExportJob, Geometry
 from gemma_export.targets.apple import headroom_factor, ring_caches
 from gemma_export.targets.coreml_layout import make_layout
-from gemma_runtime.errors import MissingExtra, TargetError
+from gemma_runtime.errors import MissingExtra
 from gemma_runtime.manifest import Graph, LayerCache
 from gemma_runtime.manifest import Target as Runtime
 from gemma_runtime.quiet import quiet
@@ -32,16 +32,10 @@ class CoreaiTarget:
         return ring_caches(self.name, config, geometry)
 
     def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
-        """int4 in symmetric groups, and float16."""
+        """Every format has its operation; only the packages may be missing."""
         for package, module in (("coreai-core", "coreai"), ("coreai-torch", "coreai_torch")):
             if find_spec(module) is None:
                 raise MissingExtra(package, self.name)
-        for name, form in formats.items():
-            if not (form.is_float or (form.bits == 4 and not form.asymmetric)):
-                raise TargetError(
-                    f"coreai takes int4 in symmetric groups and float16, not {form}, which {name} "
-                    "would be: --quant int4 or none"
-                )
 
     def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
         caches = self.caches(job.config, job.geometry)

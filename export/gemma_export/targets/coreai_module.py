@@ -23,6 +23,7 @@ from gemma_export.targets.coreml_layout import Layout
 from gemma_runtime.manifest import AttentionKind
 
 _TINY = 1e-3
+_INT4 = torch.int4  # type: ignore[attr-defined]  # known to torch, not to its stubs
 
 
 class Step(nn.Module):
@@ -60,9 +61,9 @@ class Step(nn.Module):
         dense: Tensor = torch.ops.coreai.constexpr_blockwise_shift_scale(
             self.get_buffer(f"{name}_codes"),
             self.get_buffer(f"{name}_scales"),
+            self.get_buffer(f"{name}_zeros") if weight.format.asymmetric else None,
             None,
-            None,
-            torch.int4,  # type: ignore[attr-defined]  # known to torch, not to its stubs
+            torch.int8 if weight.format.bits == 8 else _INT4,
             torch.float16,
         )
         return dense
@@ -80,10 +81,12 @@ class Step(nn.Module):
         elif weight.format.is_float:
             self.register_buffer(name, weight.rows(0, rows).half())
         else:
-            part = weight.codes(0, rows)
-            signed = unpack(part.codes, 4, weight.shape[1]).to(torch.int8) - 8
-            self.register_buffer(f"{name}_codes", signed)
+            part, bits = weight.codes(0, rows), weight.format.bits
+            self.register_buffer(f"{name}_codes", _signed(part.codes, bits, weight.shape[1]))
             self.register_buffer(f"{name}_scales", part.scales)
+            if part.zeros is not None:
+                zeros = _signed(part.zeros, bits, part.scales.shape[1])
+                self.register_buffer(f"{name}_zeros", zeros)
 
 
 class StepOps:
@@ -174,6 +177,11 @@ class StepOps:
         cos, sin = (self._inputs[f"{kind.value}_{part}"] for part in ("cos", "sin"))  # (T, D / 2)
         low, high = x.chunk(2, dim=-1)
         return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
+
+
+def _signed(packed: Tensor, bits: int, width: int) -> Tensor:
+    """Codes from 0 as numbers around it: (N, K) int8."""
+    return (unpack(packed, bits, width) - (1 << (bits - 1))).to(torch.int8)  # uint8 wraps
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:

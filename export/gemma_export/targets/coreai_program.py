@@ -23,7 +23,7 @@ def write_asset(
     path: Path,
     progress: Callable[[str, int], None],
 ) -> None:
-    import_module("coreai_torch._compression.custom_layers")  # registers the int4 operation
+    import_module("coreai_torch._compression.custom_layers")  # registers codes with scales
     step = Step(job, layout, progress)
     # The other mode keeps stack traces, with this machine's folders in them.
     converter = TorchConverter(mode=TorchConverter.Mode.RELEASE)
