@@ -37,6 +37,13 @@ def test_the_onnx_backend_imports_without_torch_and_the_exporter() -> None:
     assert "onnxruntime" in loaded
 
 
+def test_a_beta_is_not_imported_before_its_session_is_opened() -> None:
+    loaded = _loaded_by(["gemma_runtime.backends.coreai"], absent=["torch", "gemma_export"])
+
+    assert "gemma_runtime" in loaded
+    assert "coreai" not in loaded
+
+
 def test_no_backend_and_no_terminal_is_loaded_by_importing_the_package() -> None:
     loaded = _loaded_by(["gemma_runtime"], absent=["onnxruntime", "typer", "gemma_export"])
 

@@ -174,11 +174,11 @@ def run(arguments: list[str]) -> int:
 
 
 def _targets(text: str) -> tuple[str, ...]:
-    from gemma_export.targets import TARGETS
+    from gemma_export.targets import BETAS, TARGETS
 
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if names == ("all",):
-        return tuple(TARGETS)
+        return tuple(name for name in TARGETS if name not in BETAS)
     for name in names or ("",):
         if name not in TARGETS:
             raise typer.BadParameter(_choices(name, list(TARGETS)), param_hint="--target")

@@ -48,14 +48,16 @@ class _Costs:
     exporting: int  # bytes that the exporter's libraries take
     tables_exported: float  # copies of the table that an export holds
     caches_exported: int  # copies of the caches
+    weight_exported: float = 0  # bytes per weight
 
 
 # onnxruntime 1.32 in Python, executorch 1.5.1 in the native runner.
 _COSTS: Mapping[str, _Costs] = {
     "onnx": _Costs(80 * _MIB, 1.17, 1.2, False, 240 * _MIB, 0, 0),
-    # Running is not measured: that is for Apple's machines. Exporting is, with coremltools 9,
-    # which is loaded once the goldens are done.
+    # Running is not measured: that is for Apple's machines. Exporting is, with coremltools 9, which
+    # is loaded once the goldens are done, and with coreai-torch 0.4.3 at 0.3 and 0.5 billion weights.
     "coreml": _Costs(20 * _MIB, 1.0, 0, False, 400 * _MIB, 0, 0),
+    "coreai": _Costs(20 * _MIB, 1.0, 0, False, 1200 * _MIB, 0, 0, 4.8),
     "executorch": _Costs(20 * _MIB, 0.95, 0.9, True, 640 * _MIB, 3.5, 1),
 }
 _ARENA = 2  # of what is alive: the arena grows by doubling
@@ -325,7 +327,7 @@ def _export_peak(
     tokenizer = config.vocab_size * _TOKENIZER_BYTES
     working = tokenizer + blocks + max(logits + widest, scores + widest, ropes)
     table = _held_bytes(config, TABLE, formats.get(TABLE, FLOAT))
-    writing = round(costs.tables_exported * table)
+    writing = round(costs.tables_exported * table + costs.weight_exported * config.parameters)
     writing += costs.caches_exported * sum(cache.elements for cache in caches) * _FLOAT_BYTES
     return costs.exporting + max(working, config.vocab_size * _TOKENIZER_PARSING, writing)
 

@@ -15,6 +15,7 @@ Logits = NDArray[np.float32]
 BACKENDS: Mapping[str, str] = {
     "onnx": "gemma_runtime.backends.ort:open_ort_session",
     "coreml": "gemma_runtime.backends.coreml:open_coreml_session",
+    "coreai": "gemma_runtime.backends.coreai:open_coreai_session",
     "executorch": "gemma_runtime.backends.executorch:open_executorch_session",
 }
 

@@ -170,6 +170,12 @@ def test_a_core_ml_export_takes_no_more_than_planned(size: str, exporting: int) 
     assert exporting <= found <= 1.35 * exporting
 
 
+def test_a_core_ai_export_takes_no_more_than_planned() -> None:
+    """MiB of resident memory at the export's peak, of the 270M."""
+    found = plan(find_official("270m").config, target="coreai").export_peak_bytes / MIB
+    assert 2141 <= found <= 1.35 * 2141
+
+
 @pytest.mark.skipif(
     torch.version.cuda is not None, reason="the estimate is for torch's CPU build; this is CUDA's"
 )

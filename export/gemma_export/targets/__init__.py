@@ -17,7 +17,10 @@ TARGETS: Mapping[str, str] = {
     "onnx": "gemma_export.targets.onnx:OnnxTarget",
     "executorch": "gemma_export.targets.executorch:ExecutorchTarget",
     "coreml": "gemma_export.targets.coreml:CoremlTarget",
+    "coreai": "gemma_export.targets.coreai:CoreaiTarget",
 }
+# Written with a beta's API: asked for by name, so that nothing else breaks when it changes.
+BETAS = frozenset({"coreai"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from gemma_export.config import GemmaConfig, cache_layout
+from gemma_export.config import GemmaConfig
 from gemma_export.quantize.recipe import TABLE, Format
 from gemma_export.targets import Artifact, ExportJob, Geometry
+from gemma_export.targets.apple import headroom_factor, ring_caches
 from gemma_export.targets.coreml_layout import Compute, Layout, make_layout
 from gemma_export.targets.embedding_file import write_embedding
 from gemma_runtime.errors import MissingExtra, TargetError
@@ -34,14 +35,7 @@ class CoremlTarget:
 
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
         """A ring of exactly the window: it is read before it is written."""
-        caches = cache_layout(config, geometry.context_length, None if geometry.full_cache else 0)
-        shortest = min(cache.slots for cache in caches)
-        if geometry.prefill_length > shortest:  # a chunk would write one slot twice
-            raise TargetError(
-                f"--prefill is {geometry.prefill_length}, and coreml's shortest cache holds "
-                f"{shortest} tokens; give --prefill {shortest} or less"
-            )
-        return caches
+        return ring_caches(self.name, config, geometry)
 
     def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
         """A GPU takes every format, bit for bit; the Neural Engine one scale per channel."""
@@ -70,7 +64,6 @@ class CoremlTarget:
         layout = self._layout(job)
         files = [f"model{suffix}.mlpackage" for suffix in _suffixes(layout)]
         with quiet():
-            from gemma_export.targets.coreml_ops import headroom_factor
             from gemma_export.targets.coreml_program import write_packages
 
             write_packages(job, layout, [folder / file for file in files], progress)

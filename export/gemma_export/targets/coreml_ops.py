@@ -40,7 +40,7 @@ class MilOps:
         self._functions = functions
         self._weights = weights
         self._tokens = tokens
-        self._headroom = headroom  # folded into the residual, see `headroom_factor`
+        self._headroom = headroom  # folded into the residual, see `apple.headroom_factor`
         self._epsilon = epsilon
         self._enter(0)
 
@@ -216,14 +216,3 @@ class MilOps:
 
     def _softcap(self, x: Var, cap: float) -> Var:
         return mb.mul(x=mb.tanh(x=mb.mul(x=x, y=np.float16(1 / cap))), y=np.float16(cap))
-
-
-def headroom_factor(max_abs: float) -> float:
-    """A power of two that brings the largest residual below 2^14, a quarter of float16's range.
-
-    Norms don't see it: they divide by the mean square. So embedding and branches may carry it.
-    """
-    factor = 1.0
-    while max_abs * factor > 2**14:
-        factor /= 2
-    return factor

@@ -8,8 +8,9 @@ from coremltools.converters.mil.mil import Function, Program, types
 
 from gemma_export.decoder import decoder
 from gemma_export.targets import ExportJob
+from gemma_export.targets.apple import headroom_factor
 from gemma_export.targets.coreml_layout import Layout, Part
-from gemma_export.targets.coreml_ops import MilOps, headroom_factor
+from gemma_export.targets.coreml_ops import MilOps
 from gemma_export.targets.mil_package import VERSION, save_package
 from gemma_export.targets.mil_weights import Weights
 
