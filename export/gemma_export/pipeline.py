@@ -203,7 +203,7 @@ def _write(target: Target, work: _Work, report: Reporter, ceiling: MemoryCeiling
     config = work.checkpoint.config
     stop_tokens = _stop_tokens(config, work.text.turn_end)
     peak = work.reference.headroom.max_abs
-    job = ExportJob(config, work.store, work.geometry, stop_tokens, peak)
+    job = ExportJob(config, work.store, work.geometry, stop_tokens, peak, work.checkpoint)
     total = round(config.parameters * bits_per_weight(config, work.store.formats) / 8)
     with report.stage(target.name, total) as tick:
         return target.write(job, work.folder, guarded(tick, ceiling))

@@ -57,6 +57,8 @@ _COSTS: Mapping[str, _Costs] = {
     # Running is not measured: that is for Apple's machines. Exporting is, with coremltools 9.
     "coreml": _Costs(20 * _MIB, 1.0, 0, False, 640 * _MIB, 0, 0, 2.1),
     "executorch": _Costs(20 * _MIB, 0.95, 0.9, True, 640 * _MIB, 3.5, 1),
+    # llama.cpp maps the file, and copies what its kernels want in another order.
+    "gguf": _Costs(40 * _MIB, 1.0, 0, False, 160 * _MIB, 0, 0),
 }
 _ARENA = 2  # of what is alive: the arena grows by doubling
 

@@ -16,6 +16,7 @@ BACKENDS: Mapping[str, str] = {
     "onnx": "gemma_runtime.backends.ort:open_ort_session",
     "coreml": "gemma_runtime.backends.coreml:open_coreml_session",
     "executorch": "gemma_runtime.backends.executorch:open_executorch_session",
+    "gguf": "gemma_runtime.backends.llama:open_llama_session",
 }
 
 

@@ -38,6 +38,8 @@ _LAYER_NAMES = {
     "ffn_down": "mlp.down_proj",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+_STORED_NAMES = {ours: stored for stored, ours in _NAMES.items()}
+_STORED_LAYER_NAMES = {ours: stored for stored, ours in _LAYER_NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,14 @@ def open_gguf(path: Path, notes: tuple[str, ...] = ()) -> GgufCheckpoint:
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     check_tensors(path, shapes, config.tensor_shapes())
     return GgufCheckpoint(path.name, path, config, _quantized_note(path, header) + notes, tensors)
+
+
+def gguf_name(name: str) -> str:
+    """What llama.cpp calls a Hugging Face tensor."""
+    match = re.fullmatch(r"model\.layers\.([0-9]+)\.([\w.]+)\.weight", name)
+    if match:
+        return f"blk.{match[1]}.{_STORED_LAYER_NAMES[match[2]]}.weight"
+    return _STORED_NAMES[name]
 
 
 def _hf_name(stored: str) -> str:

@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
+from gemma_export.checkpoint import Checkpoint
 from gemma_export.config import GemmaConfig
 from gemma_export.quantize.recipe import Format
 from gemma_export.quantize.store import QuantizedStore
@@ -17,6 +18,7 @@ TARGETS: Mapping[str, str] = {
     "onnx": "gemma_export.targets.onnx:OnnxTarget",
     "executorch": "gemma_export.targets.executorch:ExecutorchTarget",
     "coreml": "gemma_export.targets.coreml:CoremlTarget",
+    "gguf": "gemma_export.targets.gguf:GgufTarget",
 }
 
 
@@ -41,6 +43,7 @@ class ExportJob:
     geometry: Geometry
     stop_tokens: tuple[int, ...]
     max_residual: float  # largest |x| between layers that the reference met
+    checkpoint: Checkpoint  # what it was all made from: names, vocabulary
 
 
 @dataclass(frozen=True, slots=True)
