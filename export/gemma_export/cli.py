@@ -63,7 +63,10 @@ def _print_version(wanted: bool) -> None:
 @app.command(help=_HELP)
 def export(
     target: Annotated[
-        str, typer.Option(help="Where it shall run: onnx. Several with commas, or all.")
+        str,
+        typer.Option(
+            help="Where it shall run: onnx, executorch, coreml, gguf. Several with commas, or all."
+        ),
     ] = "onnx",
     size: Annotated[
         str | None,
@@ -83,7 +86,11 @@ def export(
         Path | None, typer.Option(help="A config.json: the shape of random weights.")
     ] = None,
     quant: Annotated[
-        str, typer.Option(help="Recipe: int4, int4-asym, mixed, int8, none.")
+        str,
+        typer.Option(
+            help="Recipe: int4, int4-asym, mixed, int8, none; source keeps a quantized "
+            "checkpoint's codes (Q4_0, Q8_0, Q5_0, GPTQ, AWQ, QAT) and names what it can't keep."
+        ),
     ] = "int4",
     recipe: Annotated[
         Path | None,
@@ -115,6 +122,10 @@ def export(
     plan: Annotated[
         bool, typer.Option("--plan", help="Print sizes, caches, memory and phones; then stop.")
     ] = False,
+    require_exact: Annotated[
+        bool,
+        typer.Option("--require-exact", help="Fail, by name, if a tensor had to be rounded."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle at --output.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Figures as JSON on stdout.")] = False,
     version: Annotated[
@@ -140,6 +151,7 @@ def export(
         output=output,
         max_ram=parse_bytes(max_ram) if max_ram else None,
         force=force,
+        require_exact=require_exact,
     )
     if plan:
         _print_plans(pipeline.plan_exports(request), json)

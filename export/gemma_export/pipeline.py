@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from gemma_export.checkpoint import Checkpoint, TokenizerFiles
 from gemma_export.checkpoint.open import open_checkpoint, planned_config
+from gemma_export.checkpoint.prequantized import require_exact, resolve_recipe
 from gemma_export.config import Family, GemmaConfig
 from gemma_export.memory import MemoryCeiling, release_memory
 from gemma_export.parallel import one_thread_each
@@ -58,6 +59,7 @@ class ExportRequest:
     output: Path | None = None
     max_ram: int | None = None  # bytes
     force: bool = False
+    require_exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,10 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
     checkpoint = open_checkpoint(
         request.checkpoint, request.size, request.family, request.config_file
     )
+    resolved = resolve_recipe(request.recipe, checkpoint)
+    if request.require_exact:
+        require_exact(resolved)
+    request = replace(request, recipe=resolved.recipe)
     geometry = _geometry(request, checkpoint.config)
     outputs = [_output(request, checkpoint, target.name) for target in targets]
     for output in outputs:
@@ -84,7 +90,7 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
     ceiling = MemoryCeiling(request.max_ram)
     for target in targets:
         ceiling.check_estimate(_plan(checkpoint.config, request, target).export_peak_bytes)
-    for note in checkpoint.notes:
+    for note in (*checkpoint.notes, *resolved.notes):
         report.note(note)
 
     layouts = [target.caches(checkpoint.config, geometry) for target in targets]

@@ -11,14 +11,25 @@ import torch
 from torch import Tensor
 
 from gemma_export.checkpoint import TokenizerFiles, check_finite, check_tensors
+from gemma_export.checkpoint.gguf_codes import STORED, blocks_to_codes
 from gemma_export.checkpoint.gguf_config import TOKENS, config_from_gguf
-from gemma_export.checkpoint.gguf_file import GgufHeader, GgufTensor, read_header, read_rows
+from gemma_export.checkpoint.gguf_file import (
+    GgufHeader,
+    GgufTensor,
+    read_blocks,
+    read_header,
+    read_rows,
+)
 from gemma_export.checkpoint.gguf_tokenizer import rebuild_tokenizer
+from gemma_export.checkpoint.grid import grid_codes
+from gemma_export.checkpoint.prequantized import Stored, grid_stored
 from gemma_export.config import GemmaConfig
+from gemma_export.quantize.pack import Codes
 from gemma_runtime.bundle import sha256_file
 from gemma_runtime.errors import CheckpointError, ConfigError
 
 _HEAD = "output.weight"
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -60,6 +71,23 @@ class GgufCheckpoint:
         check_finite(self.path, name, values)
         # llama.cpp's converter stores norm gains as 1 + w; everyone else counts on w.
         return values - 1 if len(tensor.shape) == 1 else values
+
+    def stored(self, name: str) -> Stored:
+        """How a matrix is held; float ones are searched for the Q4_0 grid, and read for it."""
+        kind = self._tensors[name].type
+        if kind.name in _FLOATS:
+            return grid_stored(self, name, kind.name, _FLOATS[kind.name])
+        return STORED.get(kind, Stored(kind.name))
+
+    def codes(self, name: str, start: int, stop: int) -> Codes:
+        tensor = self._tensors[name]
+        if tensor.type not in STORED:
+            found = grid_codes(self.rows(name, start, stop), _FLOATS[tensor.type.name])
+            assert found is not None, name  # `stored` has seen to it
+            return found
+        found = blocks_to_codes(read_blocks(self.path, tensor, start, stop), tensor.type)
+        check_finite(self.path, name, found.scales)
+        return found
 
     def digest(self) -> str:
         return self._digest

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gemma_export.checkpoint import row_blocks
 from gemma_export.quantize.store import StoredWeight
+from gemma_runtime.errors import TargetError
 
 _ALIGNMENT = 16  # bytes
 
@@ -82,4 +83,10 @@ def _rows(weight: StoredWeight, start: int, stop: int) -> list[Tensor]:
     if weight.format.is_float:
         return [weight.rows(start, stop)]
     part = weight.codes(start, stop)
-    return [part.codes, part.scales.bfloat16()]  # exact: see shared_scale
+    scales = part.scales.bfloat16()
+    if (part.scales <= 0).any() or not torch.equal(scales.half(), part.scales):
+        raise TargetError(
+            f"executorch can't hold {weight.name} as the source has it: XNNPACK takes positive "
+            "bfloat16 scales alone; take --quant int4, or another target"
+        )
+    return [part.codes, scales]  # exact: see shared_scale
