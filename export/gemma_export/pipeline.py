@@ -114,6 +114,9 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
 def plan_exports(request: ExportRequest) -> list[Plan]:
     """What each bundle would weigh and need, without reading a weight."""
     targets = [load_target(name, request.delegate) for name in request.targets]
+    if request.checkpoint and any(rule.rounding == "kept" for rule in request.recipe.rules):
+        checkpoint = open_checkpoint(request.checkpoint, request.size, request.family)
+        request = replace(request, recipe=resolve_recipe(request.recipe, checkpoint).recipe)
     config = planned_config(request.checkpoint, request.size, request.family, request.config_file)
     return [_plan(config, request, target) for target in targets]
 

@@ -260,9 +260,8 @@ def affine(
     """Scales (N, G), float16 numbers, and zero points from 1 on."""
     count = int(groups_of.max()) + 1
     groups = [weight[:, groups_of == index] for index in range(count)]
-    low, high = (
-        np.stack([f(g) for g in groups], 1) for f in (lambda g: g.min(1), lambda g: g.max(1))
-    )
+    low = np.stack([group.min(1) for group in groups], 1)
+    high = np.stack([group.max(1) for group in groups], 1)
     if is_symmetric:
         scales = np.maximum(-low, high) / (2 ** (bits - 1) - 1)
         zeros = np.full(scales.shape, 2.0 ** (bits - 1))
@@ -276,7 +275,8 @@ def quantized_folder(folder: Path, config: Mapping[str, Any], pack: Any) -> dict
     """A tiny Gemma whose projections are packed; returns what they stand for."""
     save_tiny(TINY_GEMMA3, folder)
     path = folder / "model.safetensors"
-    tensors, want = {}, {}
+    tensors: dict[str, Tensor] = {}
+    want: dict[str, Tensor] = {}
     for name, tensor in load_file(path).items():
         if "_proj" in name:
             parts = pack(tensor)
@@ -345,7 +345,7 @@ def nf4(weight: Tensor, nested: bool) -> dict[str, Any]:
     flat = weight.flatten().view(-1, 64)
     absmax = flat.abs().amax(-1)
     state: dict[str, Any] = {"quant_type": "nf4", "blocksize": 64, "shape": list(weight.shape)}
-    parts: dict[str, Any] = {"weight.quant_map": NF4}
+    parts: dict[str, Any] = {"weight.quant_map": NF4.clone()}
     if nested:
         table, offset = torch.linspace(-1, 1, 256), float(absmax.mean())
         outer = torch.full((-(-len(absmax) // 256),), float((absmax - offset).abs().max()))
