@@ -126,6 +126,13 @@ def export(
         bool,
         typer.Option("--require-exact", help="Fail, by name, if a tensor had to be rounded."),
     ] = False,
+    eval_text: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file or folder of text: keep what the float32 weights say of it, for "
+            "gemma-runtime eval."
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle at --output.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Figures as JSON on stdout.")] = False,
     version: Annotated[
@@ -152,6 +159,7 @@ def export(
         max_ram=parse_bytes(max_ram) if max_ram else None,
         force=force,
         require_exact=require_exact,
+        eval_text=eval_text,
     )
     if plan:
         _print_plans(pipeline.plan_exports(request), json)

@@ -131,7 +131,7 @@ class Manifest:
     headroom: Headroom
     quality: Agreement  # quantized reference against float32 reference, on the goldens
     files: dict[str, File]  # path in the bundle -> digest; everything but manifest.json
-    roles: dict[str, str]  # "tokenizer", "goldens" -> path in the bundle
+    roles: dict[str, str]  # "tokenizer", "goldens", "teacher" -> path in the bundle
     tools: dict[str, str]  # package -> version that wrote the bundle
 
     def to_json(self) -> bytes:
