@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_runtime.bundle import Bundle
+from gemma_runtime.codes_gguf import read_gguf_codes
 from gemma_runtime.errors import BundleError
+from gemma_runtime.gguf_names import hf_name
 from gemma_runtime.manifest import Manifest
 from gemma_runtime.mil.blob import Nibbles
 from gemma_runtime.mil.model import Constant, Operation
@@ -175,7 +177,25 @@ def _row_packed(zeros: Value) -> Bytes:
     """Zero points of a row end with a byte; Core ML's run on."""
     if not isinstance(zeros, Nibbles) or zeros.shape[1] % 2 == 0:
         return _packed(zeros)[0]
-    padded = np.pad(zeros.unpack().view(np.uint8), ((0, 0), (0, 1)))
+    return _pack(zeros.unpack().view(np.uint8), 4)
+
+
+def _read_gguf(bundle: Bundle) -> Iterator[HeldWeight]:
+    """Blocks of 32; a minimum is -scale · zero."""
+    for matrix in read_gguf_codes(bundle.directory / bundle.manifest.graphs["decode"].file):
+        zeros = None
+        if matrix.minima is not None:
+            found = -matrix.minima.astype(np.float32) / matrix.scales.astype(np.float32)
+            zeros = _pack(np.rint(found).astype(np.uint8), matrix.bits)
+        codes = _pack(matrix.codes, matrix.bits)
+        yield HeldWeight(hf_name(matrix.name), codes, matrix.scales, zeros)
+
+
+def _pack(values: Bytes, bits: int) -> Bytes:
+    """(N, K) codes, packed row by row."""
+    if bits == 8:
+        return values.reshape(-1)
+    padded = np.pad(values, ((0, 0), (0, values.shape[1] % 2)))
     pairs: Bytes = padded[:, ::2] | (padded[:, 1::2] << np.uint8(4))
     return pairs.reshape(-1)
 
@@ -184,4 +204,5 @@ _READERS: Mapping[str, Callable[[Bundle], Iterator[HeldWeight]]] = {
     "onnx": _read_onnx,
     "executorch": _read_executorch,
     "coreml": _read_coreml,
+    "gguf": _read_gguf,
 }

@@ -193,7 +193,7 @@ def test_a_residual_that_float16_can_t_hold_is_scaled_and_comes_out_right(tmp_pa
         assert np.abs(session.score(TOKENS[:40]) - expected).max() < 0.05
 
     store = open_or_build_store(loud.open(), find_recipe("none"))
-    unscaled = ExportJob(loud.open().config, store, Geometry(128, PREFILL), (1,), max_residual=0)
+    unscaled = ExportJob(loud.open().config, store, Geometry(128, PREFILL), (1,), 0, loud.open())
     (tmp_path / "unscaled").mkdir()
     load_target("coreml").write(unscaled, tmp_path / "unscaled", lambda name, done: None)
     engine = MilEngine(Bundle(tmp_path / "unscaled", bundle.manifest))

@@ -1,5 +1,7 @@
 """What artifacts hold, read back from each container, is what the store holds."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 
@@ -8,10 +10,12 @@ import pytest
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import open_or_build_store
 from gemma_runtime.bundle import Bundle
+from gemma_runtime.codes_gguf import read_gguf_codes
 from gemma_runtime.errors import BundleError
 from gemma_runtime.held_codes import codes_digest
 from gemma_runtime.inspection import compare_bundles
 from tests.export.conftest import Export, TinyCheckpoint
+from tests.export.models import GEMMA2, GEMMA3, Tiny, save_tiny
 
 CONTAINERS = [
     ("onnx", "int4"),
@@ -24,7 +28,28 @@ CONTAINERS = [
     ("coreml", "mixed"),
     ("coreml", "int8"),
     ("coreml", "int8-channel"),
+    ("gguf", "int4"),
+    ("gguf", "int8"),
 ]
+
+
+def _with_head_scale(tiny: Tiny) -> Tiny:
+    """Queries scaled by the head size, the one scale that llama.cpp knows."""
+    config = copy.deepcopy(tiny.config)
+    config.query_pre_attn_scalar = config.head_dim
+    return replace(tiny, config=config)
+
+
+TINIES = (_with_head_scale(GEMMA2), GEMMA3)
+
+
+@pytest.fixture(scope="module", params=TINIES, ids=lambda tiny: tiny.name)
+def tiny(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> TinyCheckpoint:
+    """In place of the usual ones. 160 inputs of down_proj are five groups: an odd number."""
+    folder = tmp_path_factory.mktemp(request.param.name)
+    return TinyCheckpoint(request.param, folder, save_tiny(request.param, folder))
 
 
 def exported(export: Export, tiny: TinyCheckpoint, target: str, quant: str) -> Bundle:
@@ -62,7 +87,7 @@ def test_one_altered_code_is_found(
 
 
 def test_bundles_of_all_targets_hold_the_same_codes(tiny: TinyCheckpoint, export: Export) -> None:
-    bundles = [exported(export, tiny, t, "int4") for t in ("onnx", "executorch", "coreml")]
+    bundles = [exported(export, tiny, t, "int4") for t in ("onnx", "executorch", "coreml", "gguf")]
     compared = compare_bundles(bundles)
     assert compared.same_codes
     assert len({inspection.codes_held for inspection in compared.bundles}) == 1
@@ -71,3 +96,14 @@ def test_bundles_of_all_targets_hold_the_same_codes(tiny: TinyCheckpoint, export
 
 def test_float_weights_have_no_codes(tiny: TinyCheckpoint, export: Export) -> None:
     assert codes_digest(export(tiny.folder, "none")) is None
+
+
+def test_a_cut_or_foreign_file_is_refused(
+    tiny: TinyCheckpoint, export: Export, tmp_path: Path
+) -> None:
+    bundle = export(tiny.folder, "int4", target="gguf")
+    content = (bundle.directory / "model.gguf").read_bytes()
+    for damaged in (content[: len(content) // 2], content[:100], b"GGML" + content[4:]):
+        (tmp_path / "bad.gguf").write_bytes(damaged)
+        with pytest.raises(BundleError, match=r"ends inside|is no GGUF"):
+            list(read_gguf_codes(tmp_path / "bad.gguf"))

@@ -6,6 +6,7 @@ source and recipe, so the same export is rounded once.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gemma_export.checkpoint import Checkpoint, row_blocks
+from gemma_export.checkpoint.prequantized import Prequantized
 from gemma_export.checkpoint.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
 from gemma_export.config import GemmaConfig
 from gemma_export.parallel import in_order
@@ -160,8 +162,8 @@ def _write(
     form = formats.get(name, FLOAT)
 
     def quantize(span: tuple[int, int]) -> tuple[int, int, dict[str, Tensor]]:
-        values = checkpoint.rows(name, *span)
-        return span[0], values.numel() * 4, _parts(name, values, form, recipe)
+        elements = (span[1] - span[0]) * math.prod(shape[1:])
+        return span[0], elements * 4, _parts(name, span, checkpoint, form, recipe)
 
     hashes: dict[str, hashlib._Hash] = {}
     for start, done, parts in in_order(quantize, row_blocks(shape)):
@@ -173,9 +175,16 @@ def _write(
     return f"{name} {form} {parts_digest(list(hashes.values()))}"
 
 
-def _parts(name: str, values: Tensor, form: Format, recipe: Recipe) -> dict[str, Tensor]:
+def _parts(
+    name: str, span: tuple[int, int], checkpoint: Checkpoint, form: Format, recipe: Recipe
+) -> dict[str, Tensor]:
     if form.is_float:
-        return {name: values}
-    block = round_rows(values, form, recipe.rule(name).rounding)
+        return {name: checkpoint.rows(name, *span)}
+    rounding = recipe.rule(name).rounding
+    if rounding == "kept":
+        assert isinstance(checkpoint, Prequantized)  # see `resolve_recipe`
+        block = checkpoint.codes(name, *span)
+    else:
+        block = round_rows(checkpoint.rows(name, *span), form, rounding)
     parts = {f"{name}.codes": block.codes, f"{name}.scales": block.scales}
     return parts if block.zeros is None else {**parts, f"{name}.zeros": block.zeros}
