@@ -1,5 +1,6 @@
 """The gauntlet for Core ML: tiny models through the saved package, by our interpreter."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from gemma_runtime.backends.coreml import MilEngine
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import TargetError
 from gemma_runtime.goldens import top_logits
+from gemma_runtime.mil.blob import Array
+from gemma_runtime.mil.interpreter import Program
 from gemma_runtime.session import open_session
 from gemma_runtime.verify import Verdict, verify_bundle
 from tests.export.conftest import TinyCheckpoint, dequantized
@@ -74,6 +77,29 @@ def test_chunks_of_every_length_say_what_single_tokens_say(float_bundle: Bundle)
                 start = session.position
                 found = session.prefill(TOKENS[start : start + length])
                 assert np.abs(found - single[start + length - 1]).max() < 0.05
+
+
+def test_another_device_is_given_what_the_interpreter_is_given(float_bundle: Bundle) -> None:
+    """The cut at which macOS puts Core ML in; here another interpreter stands behind it."""
+    package = float_bundle.directory / PACKAGE
+
+    class Device:
+        def __init__(self) -> None:
+            self.program = Program(package)
+            self.state = self.program.make_state("decode")
+
+        def run(self, function: str, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+            declared = self.program.inputs(function)
+            assert {n: (a.shape, a.dtype) for n, a in inputs.items()} == {
+                n: (t.shape, t.dtype) for n, t in declared.items()
+            }
+            return self.program.run(function, inputs, self.state)
+
+    through = MilEngine(package, float_bundle.manifest, device=Device())
+    own = MilEngine(package, float_bundle.manifest)
+    for start, stop in ((0, 5), (5, 6), (6, 14)):
+        found = through.run(TOKENS[start:stop], start)
+        assert np.array_equal(found, own.run(TOKENS[start:stop], start))
 
 
 def test_int4_says_what_its_codes_say(tiny: TinyCheckpoint, int4_bundle: Bundle) -> None:

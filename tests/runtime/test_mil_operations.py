@@ -22,6 +22,10 @@ Arguments = dict[str, Any]
 SEEDS = st.integers(0, 2**32 - 1)
 
 
+def words(text: str) -> list[str]:
+    return text.split()
+
+
 def normal(rng: Rng, *shape: int) -> Any:
     return rng.standard_normal(shape).astype(np.float32)
 
@@ -230,10 +234,7 @@ FOLDED: list[tuple[str, Callable[[Rng], Arguments]]] = [
             "greater_equal",
         ]
     ),
-    *(
-        (k, whole)
-        for k in ["add", "sub", "mul", "real_div", "floor_div", "mod", "maximum", "equal", "less"]
-    ),
+    *((k, whole) for k in words("add sub mul real_div floor_div mod maximum equal less")),
     ("pow", power),
     *((kind, truth) for kind in ["logical_and", "logical_or", "logical_xor"]),
     ("logical_not", lambda rng: {"x": unary(rng)["x"] > 0}),

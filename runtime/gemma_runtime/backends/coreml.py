@@ -1,17 +1,24 @@
-"""Core ML bundles, by our interpreter of ML Programs: any machine, float16 as a device rounds it.
+"""Core ML bundles: by Core ML itself on macOS, elsewhere by our interpreter of ML Programs.
+
+The interpreter rounds to float16 as a device does. Core ML's side follows coremltools' documentation
+and was never run by us.
 
 T tokens of a chunk, S slots, D head size.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemma_runtime.bundle import Bundle
+from gemma_runtime.errors import MissingExtra
 from gemma_runtime.manifest import AttentionKind, LayerCache, Manifest
 from gemma_runtime.mil.interpreter import Program
+from gemma_runtime.quiet import quiet
 from gemma_runtime.session import Logits
 from gemma_runtime.step_session import StepSession
 
@@ -20,20 +27,60 @@ _HIDDEN = -4e4
 
 
 def open_coreml_session(bundle: Bundle, threads: int | None, graph: str) -> StepSession:
-    """Interpret the bundle's package."""
+    """Run the bundle's package; `threads` are the interpreter's, Core ML takes what it likes."""
     package = (bundle.directory / bundle.manifest.graphs[graph].file).parent
-    return StepSession(MilEngine(package, bundle.manifest, threads), bundle.manifest)
+    device = CoreMlDevice(package) if sys.platform == "darwin" else None
+    return StepSession(MilEngine(package, bundle.manifest, threads, device), bundle.manifest)
+
+
+class Device(Protocol):
+    """Runs a function of a package on its own state."""
+
+    def run(
+        self, function: str, inputs: Mapping[str, NDArray[np.generic]]
+    ) -> Mapping[str, NDArray[np.generic]]: ...
+
+
+class CoreMlDevice:
+    """Apple's runtime. Both functions are loaded, and share one state by its names."""
+
+    def __init__(self, package: Path) -> None:
+        try:
+            with quiet():
+                from coremltools.models import MLModel
+        except ModuleNotFoundError as error:
+            raise MissingExtra("coremltools", "coreml") from error
+        self._models = {
+            name: MLModel(str(package), function_name=name) for name in ("prefill", "decode")
+        }
+        self._state = self._models["decode"].make_state()
+
+    def run(
+        self, function: str, inputs: Mapping[str, NDArray[np.generic]]
+    ) -> Mapping[str, NDArray[np.generic]]:
+        found: Mapping[str, NDArray[np.generic]] = self._models[function].predict(
+            dict(inputs), state=self._state
+        )
+        return found
 
 
 class MilEngine:
     """Brings the program its masks and slots, as an app on a phone does."""
 
-    def __init__(self, package: Path, manifest: Manifest, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        package: Path,
+        manifest: Manifest,
+        threads: int | None = None,
+        device: Device | None = None,
+    ) -> None:
+        """Without a device, the package is interpreted."""
         self.program = Program(package, threads)
-        for function in ("prefill", "decode"):  # what can't be run is told at once
-            self.program.prepare(function)
         self._manifest = manifest
-        self._state = self.program.make_state("decode")
+        self._device = device
+        self._state = {} if device else self.program.make_state("decode")
+        for function in () if device else ("prefill", "decode"):
+            self.program.prepare(function)  # what can't be run is told at once
 
     def run(self, tokens: Sequence[int], position: int) -> Logits:
         function = "decode" if len(tokens) == 1 else "prefill"
@@ -49,7 +96,11 @@ class MilEngine:
                 inputs[f"{kind.value}_slots"] = _slots(position, len(tokens), length, cache)
                 inputs[f"{kind.value}_mask"] = self._mask(position, len(tokens), length, cache)
         given = {n: inputs[n] for n in self.program.inputs(function)}
-        (logits,) = self.program.run(function, given, self._state).values()
+        if self._device is None:
+            (logits,) = self.program.run(function, given, self._state).values()
+        else:
+            typed = {n: given[n].astype(t.dtype) for n, t in self.program.inputs(function).items()}
+            (logits,) = self._device.run(function, typed).values()
         return logits.reshape(-1).astype(np.float32)
 
     def close(self) -> None:
