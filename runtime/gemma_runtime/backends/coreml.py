@@ -1,7 +1,7 @@
 """Core ML bundles: by Core ML itself on macOS, elsewhere by our interpreter of ML Programs.
 
-The interpreter rounds to float16 as a device does. Core ML's side follows coremltools' documentation
-and was never run by us.
+The interpreter rounds to float16 as a device does. Core ML's side follows coremltools'
+documentation and was never run by us.
 
 T tokens of a chunk, S slots, D head size.
 """
