@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemma_runtime.mil.ops import OPERATIONS
+import gemma_runtime.mil
+from gemma_runtime.mil.ops import KNOWN, OPERATIONS
 from gemma_runtime.quiet import quiet
 
 with quiet():
@@ -20,6 +21,10 @@ with quiet():
 Rng = np.random.Generator
 Arguments = dict[str, Any]
 SEEDS = st.integers(0, 2**32 - 1)
+
+
+def words(text: str) -> list[str]:
+    return text.split()
 
 
 def normal(rng: Rng, *shape: int) -> Any:
@@ -230,10 +235,7 @@ FOLDED: list[tuple[str, Callable[[Rng], Arguments]]] = [
             "greater_equal",
         ]
     ),
-    *(
-        (k, whole)
-        for k in ["add", "sub", "mul", "real_div", "floor_div", "mod", "maximum", "equal", "less"]
-    ),
+    *((k, whole) for k in words("add sub mul real_div floor_div mod maximum equal less")),
     ("pow", power),
     *((kind, truth) for kind in ["logical_and", "logical_or", "logical_xor"]),
     ("logical_not", lambda rng: {"x": unary(rng)["x"] > 0}),
@@ -385,6 +387,13 @@ TESTED = {kind for kind, _ in FOLDED} | {
     *("cumsum", "scaled_dot_product_attention", "slice_update"),  # the last in test_mil.py
     *("constexpr_blockwise_shift_scale", "constexpr_lut_to_dense"),  # test_mil_weights.py
 }
+
+
+def test_the_documented_operations_are_those_that_are_known() -> None:
+    listed = (gemma_runtime.mil.__doc__ or "").rpartition(":\n\n")[2]
+    assert listed.replace("\n", " ").split() == [f"{k}," for k in ("const", *KNOWN[:-1])] + [
+        KNOWN[-1]
+    ]
 
 
 def test_every_operation_is_tested() -> None:

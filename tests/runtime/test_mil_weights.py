@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gemma_runtime.mil.blob import Nibbles
 from gemma_runtime.mil.ops import OPERATIONS
+from gemma_runtime.mil.package import Value
 from gemma_runtime.mil.weights import (
     Weight,
     dense,
@@ -25,7 +26,8 @@ F16 = np.dtype(np.float16)
 def nibbles(codes: np.ndarray, signed: bool) -> Nibbles:
     flat = (codes.reshape(-1) & 15).astype(np.uint8)
     flat = np.pad(flat, (0, len(flat) % 2))
-    return Nibbles(flat[::2] | flat[1::2] << 4, codes.shape, signed)
+    packed = (flat[::2] | flat[1::2] << 4).astype(np.uint8)
+    return Nibbles(packed, codes.shape, signed)
 
 
 @settings(max_examples=60, deadline=None)
@@ -46,7 +48,9 @@ def test_blocks_are_scale_times_code_rounded(
     blocks = (int(rng.choice([1, rows])), int(rng.choice([1, width, max(1, width // 32)])))
     scale = (rng.uniform(0.1, 1, blocks) * magnitude).astype(np.float16)
     offset = rng.integers(-8, 8, blocks).astype(np.int8) if shifted else None
-    arguments = {"data": codes, "scale": scale} | ({"offset": offset} if shifted else {})
+    arguments: dict[str, Value] = {"data": codes, "scale": scale}
+    if offset is not None:
+        arguments["offset"] = offset
     with np.errstate(over="ignore"):
         expected = np.asarray(OPERATIONS["constexpr_blockwise_shift_scale"](arguments)).astype(F16)
     held = nibbles(codes, True) if bits == 4 else codes

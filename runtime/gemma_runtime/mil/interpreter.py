@@ -143,7 +143,7 @@ def _check_states(functions: Mapping[str, Function]) -> None:
 
 
 def _states(functions: Mapping[str, Function]) -> Iterable[tuple[str, NamedType]]:
-    for name, function in functions.items():
+    for name, function in sorted(functions.items()):
         yield from ((name, given) for given in function.inputs.values() if given.is_state)
 
 

@@ -54,9 +54,11 @@ def _cast(arguments: Arguments) -> Array:
 
 
 def _reshape(arguments: Arguments) -> Array:
-    """A size of 0 keeps the axis, -1 takes what is left."""
+    """A size of 0 keeps the axis, counted from the end; -1 takes what is left."""
     x, sizes = array(arguments, "x"), integers(arguments, "shape")
-    return x.reshape([x.shape[axis] if n == 0 else n for axis, n in enumerate(sizes)])
+    first = x.ndim - len(sizes)
+    kept = (*(1,) * -first, *x.shape[max(first, 0) :])
+    return x.reshape([k if n == 0 else n for k, n in zip(kept, sizes, strict=True)])
 
 
 def _concat(arguments: Arguments) -> Array:
