@@ -131,11 +131,7 @@ def verify(
         *_kl_failures("decoding", decoded, limits.max_mean_kl),
         *_kl_failures("decoding against scoring", paths, limits.max_mean_kl),
         *(_kl_failures("the float kernels", exact, limits.max_exact_kl) if exact else ()),
-        *(
-            _kl_failures("one engine against another", engines, limits.max_mean_kl)
-            if engines
-            else ()
-        ),
+        *(_kl_failures("Core ML against ours", engines, limits.max_mean_kl) if engines else ()),
     )
     return Verification(
         verdict=_verdict(lowering, failures, limits),
