@@ -13,6 +13,7 @@ from gemma_export.checkpoint.open import open_checkpoint, planned_config
 from gemma_export.config import Family, GemmaConfig
 from gemma_export.memory import MemoryCeiling, release_memory
 from gemma_export.parallel import one_thread_each
+from gemma_export.phone_files import PhoneFile, phone_files
 from gemma_export.plan import Plan, make_plan
 from gemma_export.progress import Reporter, guarded
 from gemma_export.prompts import golden_prompts
@@ -39,7 +40,7 @@ from gemma_runtime.manifest import (
 )
 
 _TOKENIZER, _GOLDENS = "tokenizer.json", "goldens.json"
-_TURN_END = "<end_of_turn>"
+_TURN_END, _END = "<end_of_turn>", "<eos>"
 _DEFAULT_CONTEXT, _DEFAULT_PREFILL = 4096, 512
 
 
@@ -88,7 +89,7 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
         report.note(note)
 
     layouts = [target.caches(checkpoint.config, geometry) for target in targets]
-    text = _read_text(checkpoint, geometry, layouts)
+    text = _read_text(checkpoint, geometry, layouts, report)
     with one_thread_each():
         store = _quantize(checkpoint, request.recipe, report, ceiling)
         reference = _reference(checkpoint, store, text.prompts, report, ceiling)
@@ -132,18 +133,25 @@ class _Text:
     files: TokenizerFiles | None  # random weights have none
     prompts: Mapping[str, list[int]]  # of the goldens
     turn_end: int | None
+    phone_files: Mapping[str, PhoneFile]  # by role
 
 
 def _read_text(
-    checkpoint: Checkpoint, geometry: Geometry, layouts: Sequence[Sequence[LayerCache]]
+    checkpoint: Checkpoint,
+    geometry: Geometry,
+    layouts: Sequence[Sequence[LayerCache]],
+    report: Reporter,
 ) -> _Text:
     files = checkpoint.tokenizer()
     encoder = _load_encoder(checkpoint, files) if files else None
     prompts = golden_prompts(checkpoint.config, encoder, geometry.context_length, layouts)
     turn_end = encoder.token_to_id(_TURN_END) if encoder else None
+    bos = encoder.id_to_token(checkpoint.config.bos_token) if encoder else None
     del encoder
     release_memory()
-    return _Text(files, prompts, turn_end)
+    phones = phone_files(files, bos or "", _END, report) if files else {}
+    release_memory()
+    return _Text(files, prompts, turn_end, phones)
 
 
 def _load_encoder(checkpoint: Checkpoint, files: TokenizerFiles) -> Tokenizer:
@@ -210,12 +218,15 @@ def _write(target: Target, work: _Work, report: Reporter, ceiling: MemoryCeiling
 
 
 def _write_sidecars(work: _Work) -> dict[str, str]:
-    """Tokenizer and goldens; returns which file plays which role."""
+    """Goldens and what reads and writes text; returns which file plays which role."""
     roles = {"goldens": _GOLDENS}
     save_goldens(work.folder / _GOLDENS, work.reference.goldens)
     if work.text.files is not None:
         (work.folder / _TOKENIZER).write_bytes(work.text.files.tokenizer_json)
         roles["tokenizer"] = _TOKENIZER
+    for role, file in work.text.phone_files.items():
+        (work.folder / file.name).write_bytes(file.content)
+        roles[role] = file.name
     return roles
 
 
