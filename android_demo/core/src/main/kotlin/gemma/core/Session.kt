@@ -79,5 +79,16 @@ fun checkRoom(position: Int, new: Int, contextLength: Int) {
     }
 }
 
+/** Raises SessionException if the app's runtime is older than the bundle needs. */
+fun checkRuntime(library: String, installed: String, minimum: String) {
+    val pairs = versionOf(installed).zip(versionOf(minimum))
+    val different = pairs.firstOrNull { it.first != it.second } ?: return
+    if (different.first < different.second) {
+        throw SessionException("$library $installed would give wrong tokens, this bundle needs $minimum; update the app's library")
+    }
+}
+
+private fun versionOf(text: String): List<Int> = text.split('.', '+', '-').map { it.toIntOrNull() ?: 0 } + listOf(0, 0, 0)
+
 private fun chunks(tokens: IntArray, length: Int): List<IntArray> =
     tokens.indices.step(length).map { tokens.copyOfRange(it, minOf(it + length, tokens.size)) }

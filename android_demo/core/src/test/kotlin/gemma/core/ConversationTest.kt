@@ -91,6 +91,14 @@ class ConversationTest {
     }
 
     @Test
+    fun `a runtime older than the bundle asks for is refused`() {
+        listOf("1.29.0", "1.29.1", "1.30.0-rc1", "2.0").forEach { checkRuntime("onnxruntime", it, "1.29.0") }
+        for (older in listOf("1.9.9", "1.28.5", "0.99")) {
+            assertFailsWith<SessionException>(older) { checkRuntime("onnxruntime", older, "1.29.0") }
+        }
+    }
+
+    @Test
     fun `an answer that is not right is asked again with what was wrong`() = runBlocking {
         val schema = Schema.parse("""{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}""")
         val talk = conversation(saying("no idea", """{"n": "x"}""", """Here: {"n": 3}"""))
