@@ -22,11 +22,14 @@ public struct LatencyMeter {
         self.nanoTime = nanoTime
     }
 
-    public mutating func load<T>(_ work: () throws -> T) rethrows -> T {
-        let start = nanoTime()
-        let value = try work()
-        loadMillis = millis(start, nanoTime())
-        return value
+    /// Loading begins.
+    public mutating func startLoad() {
+        started = nanoTime()
+    }
+
+    /// The model is loaded.
+    public mutating func loaded() {
+        loadMillis = millis(started, nanoTime())
     }
 
     /// A prompt is sent.

@@ -27,7 +27,7 @@ public struct ModelBundle {
     public static func open(_ directory: URL, onProgress: (Double) -> Void = { _ in }) throws -> ModelBundle {
         let manifest = try Manifest.parse(readFile(directory.appendingPathComponent("manifest.json")))
         let used = manifest.graphs.values.map(\.file) + manifest.roles.values
-        if let unlisted = used.first(where: { manifest.files[$0] == nil && !hasFiles(below: $0, manifest) }) {
+        if let unlisted = used.first(where: { manifest.files[$0] == nil }) {
             throw GemmaError.bundle("manifest.json uses \(unlisted) but has no digest of it; export the model again")
         }
         for (name, file) in manifest.files { try checkPresent(directory, name, file) }
@@ -43,11 +43,6 @@ func readFile(_ path: URL) throws -> Data {
     } catch {
         throw GemmaError.bundle("\(path.lastPathComponent) can't be read; copy the whole bundle folder again")
     }
-}
-
-/// A Core ML package is a folder: its files have the digests.
-private func hasFiles(below name: String, _ manifest: Manifest) -> Bool {
-    manifest.files.keys.contains { $0.hasPrefix(name + "/") }
 }
 
 private func checkPresent(_ directory: URL, _ name: String, _ file: BundleFile) throws {

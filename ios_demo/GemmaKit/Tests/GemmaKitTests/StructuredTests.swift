@@ -70,7 +70,9 @@ final class MeasureTests: XCTestCase {
     func testTimesAreThoseOfTheClock() {
         var now: UInt64 = 0
         var meter = LatencyMeter { now }
-        meter.load { now += 2_000_000_000 }
+        meter.startLoad()
+        now += 2_000_000_000
+        meter.loaded()
         XCTAssertNil(meter.latency.tokensPerSecond)
         meter.start()
         now += 500_000_000
