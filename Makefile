@@ -5,7 +5,7 @@ DEMO   := out/gemma-3-270m-demo
 # Compiled imports make torch load in seconds instead of a minute.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check format clean
+.PHONY: demo test test-python test-android test-ios check format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/gemma-export --target onnx --checkpoint demo --quant int8 --output $(DEMO) --force
@@ -13,8 +13,16 @@ demo: $(VENV)/.demo
 	$(BIN)/gemma-runtime run $(DEMO) "The three primary colours are" --max-new-tokens 40
 	$(BIN)/gemma-runtime bench $(DEMO)
 
-test: $(VENV)/.dev
+test: test-python test-android test-ios
+
+test-python: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+test-android: $(VENV)/.dev
+	PYTHON=$(BIN)/python android_demo/test.sh
+
+test-ios: $(VENV)/.dev
+	PYTHON=$(BIN)/python ios_demo/test.sh
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -14,6 +14,7 @@ from gemma_export.checkpoint.prequantized import require_exact, resolve_recipe
 from gemma_export.config import Family, GemmaConfig
 from gemma_export.memory import MemoryCeiling, release_memory
 from gemma_export.parallel import one_thread_each
+from gemma_export.phone_files import PhoneFile, phone_files
 from gemma_export.plan import Plan, make_plan
 from gemma_export.progress import Reporter, guarded
 from gemma_export.prompts import golden_prompts
@@ -56,7 +57,7 @@ from gemma_runtime.teacher import (
 )
 
 _TOKENIZER, _GOLDENS = "tokenizer.json", "goldens.json"
-_TURN_END = "<end_of_turn>"
+_TURN_END, _END = "<end_of_turn>", "<eos>"
 _DEFAULT_CONTEXT, _DEFAULT_PREFILL = 4096, 512
 
 
@@ -111,7 +112,7 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
         report.note(note)
 
     layouts = [target.caches(checkpoint.config, geometry) for target in targets]
-    text = _read_text(checkpoint, geometry, layouts, request.eval_text)
+    text = _read_text(checkpoint, geometry, layouts, request.eval_text, report)
     with one_thread_each():
         store = _quantize(checkpoint, request.recipe, report, ceiling)
         reference = _reference(checkpoint, store, text.prompts, report, ceiling)
@@ -163,6 +164,7 @@ class _Text:
     prompts: Mapping[str, list[int]]  # of the goldens
     segments: Mapping[str, list[int]]  # of --eval-text
     turn_end: int | None
+    phone_files: Mapping[str, PhoneFile]  # by role
 
 
 def _read_text(
@@ -170,6 +172,7 @@ def _read_text(
     geometry: Geometry,
     layouts: Sequence[Sequence[LayerCache]],
     eval_text: Path | None,
+    report: Reporter,
 ) -> _Text:
     texts = read_segments(eval_text) if eval_text else {}
     files = checkpoint.tokenizer()
@@ -177,9 +180,12 @@ def _read_text(
     prompts = golden_prompts(checkpoint.config, encoder, geometry.context_length, layouts)
     turn_end = encoder.token_to_id(_TURN_END) if encoder else None
     segments = _encode_segments(checkpoint, encoder, texts, geometry) if texts else {}
+    bos = encoder.id_to_token(checkpoint.config.bos_token) if encoder else None
     del encoder
     release_memory()
-    return _Text(files, prompts, segments, turn_end)
+    phones = phone_files(files, bos or "", _END, report) if files else {}
+    release_memory()
+    return _Text(files, prompts, segments, turn_end, phones)
 
 
 def _encode_segments(
@@ -274,7 +280,7 @@ def _write(target: Target, work: _Work, report: Reporter, ceiling: MemoryCeiling
 
 
 def _write_sidecars(work: _Work) -> dict[str, str]:
-    """Tokenizer, goldens and teacher; returns which file plays which role."""
+    """Goldens, the teacher, and what reads and writes text; returns which file plays which role."""
     roles = {"goldens": _GOLDENS}
     save_goldens(work.folder / _GOLDENS, work.reference.goldens)
     if work.teacher:
@@ -283,6 +289,9 @@ def _write_sidecars(work: _Work) -> dict[str, str]:
     if work.text.files is not None:
         (work.folder / _TOKENIZER).write_bytes(work.text.files.tokenizer_json)
         roles["tokenizer"] = _TOKENIZER
+    for role, file in work.text.phone_files.items():
+        (work.folder / file.name).write_bytes(file.content)
+        roles[role] = file.name
     return roles
 
 

@@ -15,7 +15,7 @@ import tokenizers
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import TokenizerError
 
-_RESERVED = r"<unused\d+>|<mask>|\[multimodal\]"
+RESERVED = r"<unused[0-9]+>|<mask>|\[multimodal\]"
 # With these a token's text does not depend on its neighbours, so it can be streamed.
 _DECODERS = {"Replace", "ByteFallback", "Fuse"}
 
@@ -196,12 +196,12 @@ def _control_tokens(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
     return {
         added.content: token
         for token, added in tokenizer.get_added_tokens_decoder().items()
-        if added.special or re.fullmatch(_RESERVED, added.content)
+        if added.special or re.fullmatch(RESERVED, added.content)
     }
 
 
 def _marker_pattern(control: dict[str, int]) -> re.Pattern[str]:
     """Finds every control token, and maybe reserved ones that the vocabulary lacks."""
-    named = [piece for piece in control if not re.fullmatch(_RESERVED, piece)]
+    named = [piece for piece in control if not re.fullmatch(RESERVED, piece)]
     longest_first = sorted(named, key=len, reverse=True)
-    return re.compile("|".join([*map(re.escape, longest_first), _RESERVED]))
+    return re.compile("|".join([*map(re.escape, longest_first), RESERVED]))

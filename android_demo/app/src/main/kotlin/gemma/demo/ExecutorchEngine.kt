@@ -1,0 +1,36 @@
+package gemma.demo
+
+import gemma.core.Bundle
+import gemma.core.Engine
+import gemma.core.SessionException
+import org.pytorch.executorch.EValue
+import org.pytorch.executorch.Module
+import org.pytorch.executorch.Tensor
+import java.io.File
+
+/** ExecuTorch's Module with our sampler: one `forward(tokens, start)`, the caches inside. */
+class ExecutorchEngine(bundle: Bundle) : Engine {
+    override val givesEveryRow = false
+
+    private val module = attempt("load the program") {
+        Module.load(File(bundle.directory, bundle.graph("decode").file).path)
+    }
+
+    override fun run(tokens: IntArray, position: Int, rows: Int): List<FloatArray> {
+        if (rows != 1) throw SessionException("$rows rows were asked for, this program gives the last one only")
+        val ids = Tensor.fromBlob(LongArray(tokens.size) { tokens[it].toLong() }, longArrayOf(1, tokens.size.toLong()))
+        val start = Tensor.fromBlob(longArrayOf(position.toLong()), longArrayOf(1))
+        return attempt("run the program") {
+            listOf(module.forward(EValue.from(ids), EValue.from(start))[0].toTensor().getDataAsFloatArray())
+        }
+    }
+
+    override fun close() = module.destroy()
+
+    // The library throws RuntimeExceptions of several kinds, and says no more than their messages.
+    private fun <T> attempt(what: String, work: () -> T): T = try {
+        work()
+    } catch (error: RuntimeException) {
+        throw SessionException("ExecuTorch can't $what: ${error.message}; copy or export the bundle again", error)
+    }
+}

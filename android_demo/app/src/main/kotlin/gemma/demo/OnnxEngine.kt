@@ -1,0 +1,93 @@
+package gemma.demo
+
+import ai.onnxruntime.OnnxJavaType
+import ai.onnxruntime.OnnxTensor
+import ai.onnxruntime.OrtEnvironment
+import ai.onnxruntime.OrtException
+import ai.onnxruntime.OrtSession
+import gemma.core.Bundle
+import gemma.core.Engine
+import gemma.core.SessionException
+import gemma.core.TensorSpec
+import gemma.core.checkRuntime
+import java.io.File
+import java.nio.ByteBuffer
+import java.nio.ByteOrder
+import java.nio.FloatBuffer
+import java.nio.IntBuffer
+import java.nio.LongBuffer
+
+/** ONNX Runtime on the CPU. Past and present caches are the same buffers, so a step copies no cache. */
+class OnnxEngine(bundle: Bundle, threads: Int) : Engine {
+    override val givesEveryRow = true
+
+    private val environment = OrtEnvironment.getEnvironment().also {
+        checkRuntime("onnxruntime-android", it.version, bundle.manifest.target.minRuntimeVersion)
+    }
+    private val vocabSize = bundle.manifest.vocabSize
+    private val session = load(File(bundle.directory, bundle.graph("decode").file), threads)
+    private val caches: Map<String, OnnxTensor> = bundle.graph("decode").states.associate { it.name to emptyCache(it) }
+    private val presents: Map<String, OnnxTensor> = caches.mapKeys { it.key.replace("past", "present") }
+
+    override fun run(tokens: IntArray, position: Int, rows: Int): List<FloatArray> = attempt("run the model") {
+        val inputs = openInputs(tokens, position + tokens.size, rows)
+        val logits = OnnxTensor.createTensor(environment, floats(rows * vocabSize), longArrayOf(1, rows.toLong(), vocabSize.toLong()))
+        try {
+            // All outputs are pinned: the result holds nothing of its own.
+            session.run(inputs + caches, presents + ("logits" to logits)).close()
+            val found = logits.floatBuffer
+            List(rows) { FloatArray(vocabSize).also(found::get) }
+        } finally {
+            logits.close()
+            inputs.values.forEach { it.close() }
+        }
+    }
+
+    override fun close() {
+        caches.values.forEach { it.close() }
+        session.close()
+    }
+
+    private fun openInputs(tokens: IntArray, total: Int, rows: Int): Map<String, OnnxTensor> {
+        val ids = LongArray(tokens.size) { tokens[it].toLong() }
+        val wanted = LongArray(rows) { (tokens.size - rows + it).toLong() }
+        return mapOf(
+            "tokens" to OnnxTensor.createTensor(environment, LongBuffer.wrap(ids), longArrayOf(1, ids.size.toLong())),
+            "total" to OnnxTensor.createTensor(environment, IntBuffer.wrap(intArrayOf(total)), longArrayOf()),
+            "wanted" to OnnxTensor.createTensor(environment, LongBuffer.wrap(wanted), longArrayOf(rows.toLong())),
+        )
+    }
+
+    private fun load(path: File, threads: Int): OrtSession = attempt("load ${path.name}") {
+        OrtSession.SessionOptions().use { options ->
+            options.setIntraOpNumThreads(threads)
+            options.setInterOpNumThreads(1)
+            environment.createSession(path.path, options)
+        }
+    }
+
+    private fun emptyCache(state: TensorSpec): OnnxTensor {
+        val type = when (state.dtype) {
+            "float32" -> OnnxJavaType.FLOAT
+            "float16" -> OnnxJavaType.FLOAT16
+            else -> throw SessionException("the cache ${state.name} is ${state.dtype}, expected float32 or float16; export again")
+        }
+        val shape = state.shape.map { size ->
+            size?.toLong() ?: throw SessionException("the cache ${state.name} has no fixed shape; export the model again")
+        }.toLongArray()
+        val bytes = shape.fold(type.size.toLong()) { product, size -> product * size }
+        if (bytes > Int.MAX_VALUE) throw SessionException("the cache ${state.name} has $bytes bytes; export with a shorter --context")
+        return attempt("make a cache") { OnnxTensor.createTensor(environment, buffer(bytes.toInt()), shape, type) }
+    }
+
+    private fun <T> attempt(what: String, work: () -> T): T = try {
+        work()
+    } catch (error: OrtException) {
+        throw SessionException("ONNX Runtime can't $what: ${error.message}; copy or export the bundle again", error)
+    }
+
+    private fun floats(count: Int): FloatBuffer = buffer(4 * count).asFloatBuffer()
+
+    // Of the runtime's own memory order, and not on Java's heap: it is written in place.
+    private fun buffer(bytes: Int): ByteBuffer = ByteBuffer.allocateDirect(bytes).order(ByteOrder.nativeOrder())
+}

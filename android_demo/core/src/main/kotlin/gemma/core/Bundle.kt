@@ -1,0 +1,107 @@
+package gemma.core
+
+import java.io.File
+import java.io.IOException
+import java.security.MessageDigest
+
+const val MANIFEST = "manifest.json"
+
+/** A checked folder. */
+data class Bundle(val directory: File, val manifest: Manifest) {
+    /** The file that plays a role; raises BundleException if there is none. */
+    fun path(role: String): File {
+        val name = manifest.roles[role] ?: throw BundleException(
+            "the bundle ${directory.name} holds no $role; it has: ${manifest.roles.keys.joinToString()}; " +
+                "export the model again",
+        )
+        return File(directory, name)
+    }
+
+    /** Where one of the artifact's entry points lies. */
+    fun graph(name: String): Graph = manifest.graphs[name]
+        ?: throw BundleException("the bundle ${directory.name} holds no $name graph; export the model again")
+}
+
+/**
+ * Reads a bundle and checks it: known schema, every file present and unaltered.
+ *
+ * `onProgress` hears the share of bytes read, 0 to 1.
+ */
+fun openBundle(directory: File, onProgress: (Double) -> Unit = {}): Bundle {
+    val manifest = Manifest.parse(readText(File(directory, MANIFEST)))
+    val used = manifest.graphs.values.map { it.file } + manifest.roles.values
+    used.firstOrNull { it !in manifest.files }?.let {
+        throw BundleException("manifest.json uses $it but has no digest of it; export the model again")
+    }
+    manifest.files.forEach { (name, file) -> checkPresent(directory, name, file) }
+    checkDigests(directory, manifest, onProgress)
+    return Bundle(directory, manifest)
+}
+
+/** A whole text file of a bundle; raises BundleException where it can't be read. */
+internal fun readText(path: File): String = String(readBytes(path), Charsets.UTF_8)
+
+internal fun readBytes(path: File): ByteArray = try {
+    path.readBytes()
+} catch (error: IOException) {
+    throw unreadable(path, error)
+}
+
+private fun unreadable(path: File, error: IOException) =
+    BundleException("${path.name} can't be read: ${error.message}; copy the whole bundle folder again", error)
+
+private fun checkPresent(directory: File, name: String, file: BundleFile) {
+    val parts = name.split('/')
+    if (name.startsWith("/") || ".." in parts || '\\' in name || '\u0000' in name) {
+        throw BundleException("manifest.json names \"$name\", outside of the bundle; export the model again")
+    }
+    val path = File(directory, name)
+    if (!inside(path, directory)) throw BundleException("$name is a link that leaves the bundle; copy it again")
+    if (!path.isFile) throw BundleException("$name is missing; copy the whole bundle folder again")
+    if (path.length() != file.bytes) {
+        throw BundleException(
+            "$name has ${path.length()} bytes, the manifest says ${file.bytes}; copy the bundle again",
+        )
+    }
+}
+
+private fun inside(path: File, directory: File): Boolean = try {
+    path.canonicalPath.startsWith(directory.canonicalPath + File.separator)
+} catch (error: IOException) {
+    throw unreadable(path, error)
+}
+
+private fun checkDigests(directory: File, manifest: Manifest, onProgress: (Double) -> Unit) {
+    val whole = maxOf(1, manifest.files.values.sumOf { it.bytes })
+    var done = 0L
+    for ((name, file) in manifest.files) {
+        val digest = sha256(File(directory, name)) { read ->
+            done += read
+            onProgress(done.toDouble() / whole)
+        }
+        if (digest != file.sha256) {
+            throw BundleException(
+                "$name was altered: its sha256 is ${digest.take(12)}…, the manifest says " +
+                    "${file.sha256.take(12)}…; copy or export the bundle again",
+            )
+        }
+    }
+}
+
+private fun sha256(path: File, onRead: (Int) -> Unit): String {
+    val digest = MessageDigest.getInstance("SHA-256")
+    val block = ByteArray(1 shl 20)
+    try {
+        path.inputStream().use { stream ->
+            while (true) {
+                val read = stream.read(block)
+                if (read < 0) break
+                digest.update(block, 0, read)
+                onRead(read)
+            }
+        }
+    } catch (error: IOException) {
+        throw unreadable(path, error)
+    }
+    return digest.digest().joinToString("") { String.format("%02x", it) }
+}

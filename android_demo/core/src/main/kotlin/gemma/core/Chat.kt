@@ -1,0 +1,120 @@
+package gemma.core
+
+enum class Role { SYSTEM, USER, ASSISTANT }
+
+data class Message(val role: Role, val content: String)
+
+/** What stands before, between and after the contents of user and assistant; written by the exporter. */
+data class ChatFormat(
+    val first: String,
+    val userToAssistant: String,
+    val assistantToUser: String,
+    val reply: String,
+    val system: String,
+    val systemToUser: String,
+    val trimUser: Boolean,
+    val trimAssistant: Boolean,
+    val trimSystem: Boolean,
+) {
+    companion object {
+        /** Raises BundleException if the bundle's template is none that phones can write. */
+        fun load(bundle: Bundle): ChatFormat = parse(readText(bundle.path("chat_format")))
+
+        fun parse(text: String): ChatFormat {
+            val json = JsonFields.parse("chat.json", text)
+            return ChatFormat(
+                first = json.of("first").string(),
+                userToAssistant = json.of("user_to_assistant").string(),
+                assistantToUser = json.of("assistant_to_user").string(),
+                reply = json.of("reply").string(),
+                system = json.of("system").string(),
+                systemToUser = json.of("system_to_user").string(),
+                trimUser = json.of("trim_user").boolean(),
+                trimAssistant = json.of("trim_assistant").boolean(),
+                trimSystem = json.of("trim_system").boolean(),
+            )
+        }
+    }
+}
+
+/**
+ * Ids of a conversation, up to where the model's next turn begins; bos once, in front.
+ *
+ * Contents are text that can't become a control token. A blank system turn counts as none.
+ */
+fun encodeChat(tokenizer: Tokenizer, format: ChatFormat, messages: List<Message>, bosToken: Int): IntArray {
+    val turns = messages.filterNot { it.role == Role.SYSTEM && strip(it.content).isEmpty() }
+    checkTurns(turns)
+    val writer = ChatWriter(tokenizer, bosToken)
+    writer.frame(if (turns[0].role == Role.SYSTEM) format.system else format.first)
+    turns.forEachIndexed { place, turn ->
+        writer.content(if (format.trims(turn.role)) strip(turn.content) else turn.content)
+        writer.frame(if (place == turns.lastIndex) format.reply else format.after(turn.role))
+    }
+    return writer.finish()
+}
+
+private fun ChatFormat.trims(role: Role): Boolean = when (role) {
+    Role.SYSTEM -> trimSystem
+    Role.USER -> trimUser
+    Role.ASSISTANT -> trimAssistant
+}
+
+private fun ChatFormat.after(role: Role): String = when (role) {
+    Role.SYSTEM -> systemToUser
+    Role.USER -> userToAssistant
+    Role.ASSISTANT -> assistantToUser
+}
+
+/** Between two control tokens the template's words and the user's are encoded as one text. */
+private class ChatWriter(private val tokenizer: Tokenizer, private val bosToken: Int) {
+    private val tokens = arrayListOf(bosToken)
+    private val text = StringBuilder()
+
+    fun content(words: String) {
+        text.append(words)
+    }
+
+    fun frame(words: String) {
+        for (part in tokenizer.splitControl(words)) {
+            when (part) {
+                is TextPart.Text -> text.append(part.text)
+                is TextPart.Control -> {
+                    flush()
+                    if (part.token != bosToken) tokens += part.token
+                }
+            }
+        }
+    }
+
+    fun finish(): IntArray {
+        flush()
+        return tokens.toIntArray()
+    }
+
+    private fun flush() {
+        tokens += tokenizer.encode(text.toString()).asList()
+        text.setLength(0)
+    }
+}
+
+private fun checkTurns(turns: List<Message>) {
+    val roles = turns.map { it.role }.let { if (it.firstOrNull() == Role.SYSTEM) it.drop(1) else it }
+    if (roles.isEmpty()) throw TokenizerException("the conversation has no user turn; begin with one")
+    roles.forEachIndexed { place, role ->
+        val expected = if (place % 2 == 0) Role.USER else Role.ASSISTANT
+        if (role != expected) {
+            throw TokenizerException(
+                "turn ${place + 1} is by $role, expected $expected: after an optional system turn, " +
+                    "user and assistant alternate",
+            )
+        }
+    }
+    if (roles.size % 2 == 0) throw TokenizerException("the last turn is the assistant's; ask something")
+}
+
+/** Without the white space around it, by Python's and Jinja's idea of it. */
+internal fun strip(text: String): String = text.trim { it in WHITE_SPACE }
+
+private const val WHITE_SPACE = "\t\n\u000b\u000c\r\u001c\u001d\u001e\u001f \u0085\u00a0\u1680" +
+    "\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"

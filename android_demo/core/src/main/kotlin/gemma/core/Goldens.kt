@@ -1,0 +1,58 @@
+package gemma.core
+
+/** The k largest logits at each of J judged positions, largest first. */
+data class TopLogits(
+    val ids: List<IntArray>, // (J, k)
+    val logits: List<DoubleArray>, // (J, k)
+    val logSumExp: DoubleArray, // (J), over the whole vocabulary
+) {
+    fun from(start: Int) = TopLogits(ids.drop(start), logits.drop(start), logSumExp.copyOfRange(start, logSumExp.size))
+}
+
+/** One prompt. `reference` judges quantization, `quantized` judges the lowering. */
+data class Golden(val name: String, val tokens: IntArray, val reference: TopLogits, val quantized: TopLogits) {
+    /** The positions, from the end, that have logits. */
+    val judged: Int get() = reference.ids.size
+}
+
+/** What the exporter's reference said; raises BundleException where the file says nothing. */
+fun loadGoldens(bundle: Bundle): List<Golden> {
+    val goldens = JsonFields.parse("goldens.json", readText(bundle.path("goldens"))).list(::readGolden)
+    if (goldens.isEmpty()) throw BundleException("the bundle holds no goldens, so nothing can be verified; export it again")
+    return goldens
+}
+
+private fun readGolden(json: JsonFields): Golden {
+    val golden = Golden(
+        name = json.of("name").string(),
+        tokens = json.of("tokens").list { it.count() }.toIntArray(),
+        reference = readTop(json.of("reference")),
+        quantized = readTop(json.of("quantized")),
+    )
+    val whole = golden.judged in 1..golden.tokens.size && golden.quantized.ids.size == golden.judged
+    if (!whole) throw json.wrong("as many positions in both references, and no more than tokens")
+    return golden
+}
+
+private fun readTop(json: JsonFields): TopLogits {
+    val top = TopLogits(
+        ids = json.of("ids").list { row -> row.list { it.count() }.toIntArray() },
+        logits = json.of("logits").list { row -> row.list { it.double() }.toDoubleArray() },
+        logSumExp = json.of("log_sum_exp").list { it.double() }.toDoubleArray(),
+    )
+    val sizes = top.ids.map { it.size } == top.logits.map { it.size } && top.ids.all { it.isNotEmpty() }
+    if (!sizes || top.ids.size != top.logSumExp.size) throw json.wrong("an id for each logit")
+    return top
+}
+
+/** Boils (T, V) logits down to the k largest and the normalizer. */
+internal fun topLogits(rows: List<FloatArray>, k: Int = 32): TopLogits {
+    val ids = rows.map { row -> row.indices.sortedByDescending { row[it] }.take(k).toIntArray() }
+    val logits = rows.zip(ids) { row, top -> DoubleArray(top.size) { row[top[it]].toDouble() } }
+    return TopLogits(ids, logits, DoubleArray(rows.size) { logSumExp(rows[it]) })
+}
+
+internal fun logSumExp(row: FloatArray): Double {
+    val top = row.maxOf { it }.toDouble()
+    return top + Math.log(row.sumOf { Math.exp(it - top) })
+}

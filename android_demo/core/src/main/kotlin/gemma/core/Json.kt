@@ -1,0 +1,66 @@
+package gemma.core
+
+/** A JSON value. */
+sealed interface Json
+
+data class JsonObject(val fields: Map<String, Json>) : Json
+
+data class JsonArray(val items: List<Json>) : Json
+
+data class JsonString(val text: String) : Json
+
+data class JsonNumber(val value: Double) : Json
+
+data class JsonBoolean(val value: Boolean) : Json
+
+data object JsonNull : Json
+
+/** The value written on one line; whole numbers without a fraction, NaN and infinities as null. */
+fun Json.write(): String = StringBuilder().also { writeTo(it) }.toString()
+
+private fun Json.writeTo(out: StringBuilder) {
+    when (this) {
+        is JsonObject -> writeFields(out)
+        is JsonArray -> {
+            items.forEachIndexed { place, item ->
+                out.append(if (place == 0) "[" else ", ")
+                item.writeTo(out)
+            }
+            out.append(if (items.isEmpty()) "[]" else "]")
+        }
+        is JsonString -> writeString(text, out)
+        is JsonNumber -> out.append(writeNumber(value))
+        is JsonBoolean -> out.append(value)
+        JsonNull -> out.append("null")
+    }
+}
+
+private fun JsonObject.writeFields(out: StringBuilder) {
+    out.append('{')
+    fields.entries.forEachIndexed { place, (name, value) ->
+        if (place > 0) out.append(", ")
+        writeString(name, out)
+        out.append(": ")
+        value.writeTo(out)
+    }
+    out.append('}')
+}
+
+private fun writeNumber(value: Double): String = when {
+    value.isNaN() || value.isInfinite() -> "null"
+    value == Math.rint(value) && Math.abs(value) < 1e15 -> value.toLong().toString()
+    else -> value.toString()
+}
+
+private fun writeString(text: String, out: StringBuilder) {
+    out.append('"')
+    for (character in text) {
+        when {
+            character == '"' || character == '\\' -> out.append('\\').append(character)
+            character == '\n' -> out.append("\\n")
+            character < ' ' || character.isSurrogate() -> out.append(String.format("\\u%04x", character.code))
+            else -> out.append(character)
+        }
+    }
+    out.append('"')
+}

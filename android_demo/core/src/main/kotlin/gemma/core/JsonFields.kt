@@ -1,0 +1,58 @@
+package gemma.core
+
+/** Typed reads from a bundle's JSON file. A missing or mistyped field is a BundleException that names it. */
+internal class JsonFields(private val file: String, private val path: String, private val value: Json) {
+    fun of(name: String): JsonFields {
+        val found = objectFields()[name] ?: throw invalid("$path has no \"$name\"")
+        return JsonFields(file, "$path.$name", found)
+    }
+
+    /** The field, or null where it is null. */
+    fun orNull(name: String): JsonFields? = of(name).takeIf { it.value != JsonNull }
+
+    fun string(): String = (value as? JsonString)?.text ?: throw wrong("a text")
+
+    fun boolean(): Boolean = (value as? JsonBoolean)?.value ?: throw wrong("true or false")
+
+    fun double(): Double = (value as? JsonNumber)?.value ?: throw wrong("a number")
+
+    fun long(): Long {
+        val number = double()
+        if (number != Math.rint(number) || Math.abs(number) > LARGEST_WHOLE) throw wrong("a whole number")
+        return number.toLong()
+    }
+
+    /** A whole number from 0 on that fits an Int. */
+    fun count(): Int {
+        val number = long()
+        if (number < 0 || number > Int.MAX_VALUE) throw wrong("a count")
+        return number.toInt()
+    }
+
+    fun <T> list(read: (JsonFields) -> T): List<T> {
+        val items = (value as? JsonArray)?.items ?: throw wrong("a list")
+        return items.mapIndexed { place, item -> read(JsonFields(file, "$path[$place]", item)) }
+    }
+
+    fun <T> map(read: (JsonFields) -> T): Map<String, T> =
+        objectFields().mapValues { (name, item) -> read(JsonFields(file, "$path.$name", item)) }
+
+    fun isString(): Boolean = value is JsonString
+
+    fun wrong(expected: String): BundleException = invalid("$path is ${value.write().take(40)}, expected $expected")
+
+    private fun objectFields(): Map<String, Json> = (value as? JsonObject)?.fields ?: throw wrong("an object")
+
+    private fun invalid(what: String) = BundleException("$file is not valid: $what; export the model again")
+
+    companion object {
+        private const val LARGEST_WHOLE = 9007199254740992.0 // 2^53: beyond it a double skips numbers
+
+        /** Raises BundleException where the text is not JSON. */
+        fun parse(file: String, text: String): JsonFields = try {
+            JsonFields(file, "$", parseJson(text))
+        } catch (error: JsonException) {
+            throw BundleException("$file can't be read: ${error.message}; copy the bundle again", error)
+        }
+    }
+}

@@ -1,0 +1,137 @@
+package gemma.core
+
+/** Parses RFC 8259 JSON, nothing looser: no duplicate names, no numbers beyond a double, no half surrogates. */
+fun parseJson(text: String): Json {
+    val parser = JsonParser(text, 0)
+    val value = parser.value(0)
+    parser.skipSpace()
+    if (parser.at < text.length) parser.fail("more text after the value")
+    return value
+}
+
+private const val DEEPEST = 128
+
+/** Reads from a place in a text; `at` is where it stopped. */
+internal class JsonParser(private val text: String, var at: Int) {
+    fun value(depth: Int): Json {
+        if (depth > DEEPEST) fail("more than $DEEPEST levels")
+        skipSpace()
+        return when (peek()) {
+            '{' -> objectOf(depth)
+            '[' -> arrayOf(depth)
+            '"' -> JsonString(string())
+            't' -> word("true", JsonBoolean(true))
+            'f' -> word("false", JsonBoolean(false))
+            'n' -> word("null", JsonNull)
+            else -> number()
+        }
+    }
+
+    fun skipSpace() {
+        while (at < text.length && text[at] in " \t\n\r") at++
+    }
+
+    fun fail(what: String): Nothing = throw JsonException("not JSON: $what at character ${at + 1}")
+
+    private fun peek(): Char = if (at < text.length) text[at] else fail("the text ends")
+
+    private fun expect(character: Char) {
+        if (peek() != character) fail("'${peek()}' where '$character' belongs")
+        at++
+    }
+
+    /** Whether the next character is this one, which is then taken. */
+    private fun took(character: Char): Boolean {
+        skipSpace()
+        if (peek() != character) return false
+        at++
+        return true
+    }
+
+    private fun objectOf(depth: Int): JsonObject {
+        expect('{')
+        val fields = LinkedHashMap<String, Json>()
+        if (took('}')) return JsonObject(fields)
+        do {
+            skipSpace()
+            val name = string()
+            skipSpace()
+            expect(':')
+            if (fields.put(name, value(depth + 1)) != null) fail("the name \"$name\" twice")
+        } while (took(','))
+        expect('}')
+        return JsonObject(fields)
+    }
+
+    private fun arrayOf(depth: Int): JsonArray {
+        expect('[')
+        val items = ArrayList<Json>()
+        if (took(']')) return JsonArray(items)
+        do items += value(depth + 1) while (took(','))
+        expect(']')
+        return JsonArray(items)
+    }
+
+    private fun word(word: String, value: Json): Json {
+        if (!text.startsWith(word, at)) fail("an unknown word")
+        at += word.length
+        return value
+    }
+
+    private fun number(): JsonNumber {
+        val found = NUMBER.matcher(text).region(at, text.length)
+        if (!found.lookingAt()) fail("'${peek()}' where a value belongs")
+        val value = found.group().toDouble()
+        if (value.isInfinite()) fail("a number beyond a double")
+        at = found.end()
+        return JsonNumber(value)
+    }
+
+    private fun string(): String {
+        expect('"')
+        val out = StringBuilder()
+        while (true) {
+            val character = peek()
+            if (character < ' ') fail("a control character in a string")
+            at++
+            when (character) {
+                '"' -> return checked(out)
+                '\\' -> out.append(escape())
+                else -> out.append(character)
+            }
+        }
+    }
+
+    private fun escape(): Char {
+        val character = peek()
+        at++
+        val plain = "\"\\/bfnrt".indexOf(character)
+        if (plain >= 0) return "\"\\/\b\u000c\n\r\t"[plain]
+        if (character != 'u') fail("an unknown escape \\$character")
+        val digits = text.substring(at, minOf(at + 4, text.length))
+        if (digits.length < 4 || digits.any { it !in "0123456789abcdefABCDEF" }) fail("\\u without four digits")
+        at += 4
+        return digits.toInt(16).toChar()
+    }
+
+    private fun checked(out: StringBuilder): String {
+        if (halfSurrogate(out) >= 0) fail("half of a surrogate pair")
+        return out.toString()
+    }
+
+    private companion object {
+        val NUMBER: java.util.regex.Pattern =
+            java.util.regex.Pattern.compile("-?(0|[1-9][0-9]*)(\\.[0-9]+)?([eE][+-]?[0-9]+)?")
+    }
+}
+
+/** Place of the first surrogate without its other half; -1 where there is none. */
+internal fun halfSurrogate(text: CharSequence): Int {
+    var at = 0
+    while (at < text.length) {
+        val pair = at + 1 < text.length && Character.isSurrogatePair(text[at], text[at + 1])
+        if (text[at].isSurrogate() && !pair) return at
+        at += if (pair) 2 else 1
+    }
+    return -1
+}

@@ -1,0 +1,143 @@
+package gemma.core
+
+const val SCHEMA_VERSION = 1
+
+enum class AttentionKind { LOCAL, GLOBAL }
+
+/** One layer's KV cache: keys and values, each (1, kvHeads, slots, headDim). */
+data class LayerCache(
+    val kind: AttentionKind,
+    val window: Int?, // tokens a query sees, itself included; null on global layers
+    val slots: Int,
+    val kvHeads: Int,
+    val headDim: Int,
+) {
+    /** Numbers in keys and values together. */
+    val elements: Long get() = 2L * kvHeads * slots * headDim
+}
+
+/** A size of null varies from call to call. */
+data class TensorSpec(val name: String, val dtype: String, val shape: List<Int?>)
+
+/** One entry point of the artifact. */
+data class Graph(
+    val file: String,
+    val inputs: List<TensorSpec>,
+    val outputs: List<TensorSpec>,
+    val states: List<TensorSpec>,
+)
+
+data class Model(
+    val id: String,
+    val family: String,
+    val parameters: Long,
+    val revision: String?,
+    val digest: String,
+)
+
+data class Quantization(val recipe: String, val bitsPerWeight: Double, val codesDigest: String)
+
+data class Target(val name: String, val runtime: String, val minRuntimeVersion: String)
+
+data class BundleFile(val sha256: String, val bytes: Long)
+
+/** What a device must know to run a bundle; written by the exporter. */
+data class Manifest(
+    val model: Model,
+    val target: Target,
+    val quantization: Quantization,
+    val vocabSize: Int,
+    val contextLength: Int,
+    val prefillLength: Int,
+    val bosToken: Int,
+    val stopTokens: Set<Int>,
+    val layers: List<LayerCache>,
+    val cacheDtype: String,
+    val graphs: Map<String, Graph>,
+    val files: Map<String, BundleFile>,
+    val roles: Map<String, String>,
+) {
+    /** Bytes of all key and value caches. */
+    val cacheBytes: Long get() = layers.sumOf { it.elements } * cacheWidth(cacheDtype)
+
+    companion object {
+        /** Raises BundleException for another schema, and for a missing or mistyped field. */
+        fun parse(text: String): Manifest = readManifest(JsonFields.parse("manifest.json", text))
+    }
+}
+
+private fun readManifest(json: JsonFields): Manifest {
+    checkSchema(json.of("schema_version").long())
+    return Manifest(
+        model = readModel(json.of("model")),
+        target = readTarget(json.of("target")),
+        quantization = readQuantization(json.of("quantization")),
+        vocabSize = atLeastOne(json.of("vocab_size")),
+        contextLength = atLeastOne(json.of("context_length")),
+        prefillLength = atLeastOne(json.of("prefill_length")),
+        bosToken = json.of("bos_token").count(),
+        stopTokens = json.of("stop_tokens").list { it.count() }.toSet(),
+        layers = json.of("layers").list(::readLayer),
+        cacheDtype = json.of("cache_dtype").let { field ->
+            field.string().also { if (cacheWidth(it) == 0) throw field.wrong("float32 or float16") }
+        },
+        graphs = json.of("graphs").map(::readGraph),
+        files = json.of("files").map { BundleFile(it.of("sha256").string(), it.of("bytes").long()) },
+        roles = json.of("roles").map { it.string() },
+    )
+}
+
+private fun checkSchema(found: Long) {
+    if (found == SCHEMA_VERSION.toLong()) return
+    val action = if (found > SCHEMA_VERSION) "update the app" else "export the model again"
+    throw BundleException("manifest.json has schema $found, this app reads $SCHEMA_VERSION; $action")
+}
+
+private fun atLeastOne(field: JsonFields): Int = field.count().also { if (it < 1) throw field.wrong("at least 1") }
+
+private fun readModel(json: JsonFields) = Model(
+    id = json.of("id").string(),
+    family = json.of("family").string(),
+    parameters = json.of("parameters").long(),
+    revision = json.orNull("revision")?.string(),
+    digest = json.of("digest").string(),
+)
+
+private fun readTarget(json: JsonFields) = Target(
+    name = json.of("name").string(),
+    runtime = json.of("runtime").string(),
+    minRuntimeVersion = json.of("min_runtime_version").string(),
+)
+
+private fun readQuantization(json: JsonFields) = Quantization(
+    recipe = json.of("recipe").string(),
+    bitsPerWeight = json.of("bits_per_weight").double(),
+    codesDigest = json.of("codes_digest").string(),
+)
+
+private fun readLayer(json: JsonFields) = LayerCache(
+    kind = when (json.of("kind").string()) {
+        "local" -> AttentionKind.LOCAL
+        "global" -> AttentionKind.GLOBAL
+        else -> throw json.of("kind").wrong("local or global")
+    },
+    window = json.orNull("window")?.count(),
+    slots = json.of("slots").count(),
+    kvHeads = json.of("kv_heads").count(),
+    headDim = json.of("head_dim").count(),
+)
+
+private fun readGraph(json: JsonFields) = Graph(
+    file = json.of("file").string(),
+    inputs = json.of("inputs").list(::readTensor),
+    outputs = json.of("outputs").list(::readTensor),
+    states = json.of("states").list(::readTensor),
+)
+
+private fun readTensor(json: JsonFields) = TensorSpec(
+    name = json.of("name").string(),
+    dtype = json.of("dtype").string(),
+    shape = json.of("shape").list { if (it.isString()) null else it.count() },
+)
+
+private fun cacheWidth(dtype: String): Int = mapOf("float32" to 4, "float16" to 2)[dtype] ?: 0

@@ -1,0 +1,110 @@
+package gemma.core
+
+/** How to choose a token. The defaults are greedy. Filters and their order are those of `gemma_runtime`. */
+data class Sampling(
+    val temperature: Double = 0.0, // 0 is greedy: the filters below don't matter then
+    val topK: Int = 0, // keep the k most likely tokens; 0 keeps all
+    val topP: Double = 1.0, // keep the fewest tokens that hold this share of probability
+    val minP: Double = 0.0, // keep tokens at least this likely relative to the best
+    val repetitionPenalty: Double = 1.0, // 1 is none
+) {
+    init {
+        check("temperature", temperature, temperature >= 0 && temperature < Double.POSITIVE_INFINITY, "0 or more")
+        check("top_k", topK, topK >= 0, "0 or more")
+        check("top_p", topP, topP > 0 && topP <= 1, "more than 0 and at most 1")
+        check("min_p", minP, minP in 0.0..1.0, "from 0 to 1")
+        val penalty = repetitionPenalty
+        check("repetition_penalty", penalty, penalty > 0 && penalty < Double.POSITIVE_INFINITY, "more than 0")
+    }
+
+    private fun check(name: String, value: Number, right: Boolean, expected: String) {
+        if (!right) throw SessionException("$name is $value, expected $expected")
+    }
+}
+
+/** Chooses tokens. `noise` gives numbers from 0 on and below 1. */
+class Sampler(private val sampling: Sampling, private val noise: () -> Double = java.util.Random()::nextDouble) {
+    /** One token by its logits, (V); `previous` are the tokens so far, prompt included. */
+    fun pick(logits: FloatArray, previous: List<Int>): Int {
+        val penalized = penalize(logits, previous, sampling.repetitionPenalty)
+        if (sampling.temperature == 0.0) return best(penalized)
+        val (tokens, shares) = candidates(penalized)
+        val drawn = noise() * shares.sumInOrder()
+        var sum = 0.0
+        for (place in tokens.indices) {
+            sum += shares[place]
+            if (sum > drawn) return tokens[place]
+        }
+        return tokens.last()
+    }
+
+    /** Tokens that may be drawn, and their likelihood relative to the best. */
+    private fun candidates(logits: FloatArray): Pair<IntArray, DoubleArray> {
+        val highest = logits[best(logits)]
+        val threshold = kthLargest(logits, sampling.topK)
+        var tokens = logits.indices.filter { logits[it] >= threshold }.toIntArray()
+        var shares = DoubleArray(tokens.size) {
+            Math.exp((logits[tokens[it]].toDouble() - highest) / sampling.temperature)
+        }
+        if (sampling.topP < 1) {
+            val kept = nucleus(shares, sampling.topP)
+            tokens = IntArray(kept.size) { tokens[kept[it]] }.also { _ ->
+                shares = DoubleArray(kept.size) { shares[kept[it]] }
+            }
+        }
+        if (sampling.minP == 0.0) return tokens to shares
+        val likely = shares.indices.filter { shares[it] >= sampling.minP }
+        return IntArray(likely.size) { tokens[likely[it]] } to DoubleArray(likely.size) { shares[likely[it]] }
+    }
+}
+
+/** Place of the largest logit; raises SessionException where none is a number. */
+internal fun best(logits: FloatArray): Int {
+    var best = 0
+    for (token in logits.indices) {
+        if (logits[token] > logits[best] || logits[token].isNaN()) best = token
+        if (logits[best].isNaN()) break
+    }
+    if (logits.isEmpty() || logits[best].isNaN() || logits[best].isInfinite()) {
+        throw SessionException("the largest logit is no number: the artifact overflows; run the benchmark on it")
+    }
+    return best
+}
+
+/** Makes tokens that were there before less likely, each once. */
+private fun penalize(logits: FloatArray, previous: List<Int>, penalty: Double): FloatArray {
+    if (penalty == 1.0 || previous.isEmpty()) return logits
+    val penalized = logits.copyOf()
+    val factor = penalty.toFloat()
+    for (token in previous.toSet()) {
+        if (token !in logits.indices) continue
+        val score = logits[token]
+        penalized[token] = if (score < 0) score * factor else score / factor
+    }
+    return penalized
+}
+
+/** The k-th largest logit, which ties may share; minus infinity for k = 0. */
+private fun kthLargest(logits: FloatArray, k: Int): Float {
+    if (k == 0 || k >= logits.size) return Float.NEGATIVE_INFINITY
+    val largest = java.util.PriorityQueue<Float>(k + 1)
+    for (logit in logits) {
+        if (largest.size == k && logit <= largest.peek()!!) continue
+        largest.add(logit)
+        if (largest.size > k) largest.poll()
+    }
+    return largest.peek()!!
+}
+
+/** Places of the fewest most likely tokens that hold `topP` of the whole; at least one. */
+private fun nucleus(shares: DoubleArray, topP: Double): List<Int> {
+    val whole = shares.sumInOrder()
+    // All tokens together, each this rare, are no more than what may be left out: others need no sorting.
+    val rare = (1 - topP) * whole / shares.size
+    val common = shares.indices.filter { shares[it] >= rare }.sortedByDescending { shares[it] }
+    var above = 0.0
+    val kept = common.takeWhile { place -> (above < topP * whole).also { above += shares[place] } }
+    return kept.ifEmpty { common.take(1) }
+}
+
+private fun DoubleArray.sumInOrder(): Double = fold(0.0) { sum, share -> sum + share }

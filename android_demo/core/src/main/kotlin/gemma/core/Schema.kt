@@ -1,0 +1,97 @@
+package gemma.core
+
+/** A place in a value, such as `$.age`, and what is wrong there. */
+data class Violation(val path: String, val message: String)
+
+/**
+ * A JSON Schema of a few keywords: type, enum, const, anyOf, properties, required, additionalProperties,
+ * items, and the limits of numbers, texts and lists. Others are refused: to ignore one would be to lie.
+ */
+class Schema private constructor(private val keywords: Map<String, Json>, private val parts: SchemaParts) {
+    /** All that is wrong with a value; empty where it is right. */
+    fun validate(value: Json): List<Violation> = check("$", value)
+
+    private fun check(path: String, value: Json): List<Violation> {
+        val wrongType = typeProblem(value)
+        val problems = if (wrongType != null) listOf(wrongType) else scalarProblems(value)
+        return problems.map { Violation(path, it) } + choiceProblems(path, value) + childProblems(path, value)
+    }
+
+    private fun typeProblem(value: Json): String? {
+        val types = parts.types ?: return null
+        return if (types.any { hasType(value, it) }) null else "expected ${types.joinToString(" or ")}"
+    }
+
+    private fun scalarProblems(value: Json): List<String> = when (value) {
+        is JsonNumber -> limits(value.value, "", "minimum", "maximum") + exclusive(value.value)
+        is JsonString -> limits(codePoints(value.text), " characters", "minLength", "maxLength")
+        is JsonArray -> limits(value.items.size.toDouble(), " items", "minItems", "maxItems")
+        is JsonObject -> parts.required.filter { it !in value.fields }.map { "\"$it\" is missing" }
+        else -> emptyList()
+    }
+
+    private fun limits(size: Double, unit: String, least: String, most: String): List<String> = listOfNotNull(
+        parts.numbers[least]?.takeIf { size < it }?.let { "expected at least ${number(it)}$unit" },
+        parts.numbers[most]?.takeIf { size > it }?.let { "expected at most ${number(it)}$unit" },
+    )
+
+    private fun exclusive(value: Double): List<String> = listOfNotNull(
+        parts.numbers["exclusiveMinimum"]?.takeIf { value <= it }?.let { "expected more than ${number(it)}" },
+        parts.numbers["exclusiveMaximum"]?.takeIf { value >= it }?.let { "expected less than ${number(it)}" },
+    )
+
+    private fun choiceProblems(path: String, value: Json): List<Violation> {
+        val choices = parts.choices
+        val alternatives = parts.anyOf
+        return listOfNotNull(
+            if (choices != null && value !in choices) Violation(path, "expected one of ${JsonArray(choices).write()}") else null,
+            if (alternatives != null && alternatives.all { it.check(path, value).isNotEmpty() }) {
+                Violation(path, "expected one of: ${alternatives.joinToString { JsonObject(it.keywords).write() }}")
+            } else {
+                null
+            },
+        )
+    }
+
+    private fun childProblems(path: String, value: Json): List<Violation> = when (value) {
+        is JsonObject -> value.fields.flatMap { (name, child) ->
+            val schema = parts.properties[name]
+            when {
+                schema != null -> schema.check("$path.$name", child)
+                parts.closed -> listOf(Violation("$path.$name", "is not expected here"))
+                else -> emptyList()
+            }
+        }
+        is JsonArray -> parts.items?.let { schema ->
+            value.items.flatMapIndexed { place, child -> schema.check("$path[$place]", child) }
+        }.orEmpty()
+        else -> emptyList()
+    }
+
+    override fun toString(): String = JsonObject(keywords).write()
+
+    companion object {
+        /** Raises JsonException where the text is not JSON, SchemaException where it is no such schema. */
+        fun parse(text: String): Schema = of(parseJson(text))
+
+        fun of(json: Json): Schema {
+            val keywords = (json as? JsonObject)?.fields
+                ?: throw SchemaException("the schema is ${json.write().take(40)}, expected an object")
+            return Schema(keywords, readParts(keywords))
+        }
+    }
+}
+
+private fun hasType(value: Json, type: String): Boolean = when (type) {
+    "object" -> value is JsonObject
+    "array" -> value is JsonArray
+    "string" -> value is JsonString
+    "number" -> value is JsonNumber
+    "integer" -> value is JsonNumber && value.value == Math.rint(value.value)
+    "boolean" -> value is JsonBoolean
+    else -> value == JsonNull
+}
+
+private fun number(value: Double): String = JsonNumber(value).write()
+
+private fun codePoints(text: String): Double = text.codePointCount(0, text.length).toDouble()

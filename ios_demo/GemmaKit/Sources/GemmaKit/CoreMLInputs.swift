@@ -1,0 +1,39 @@
+/// What a Core ML program wants beside its tokens: where they are written, and what each of them sees.
+///
+/// The caller brings masks and slots, so that the program holds no control flow. T tokens of a chunk,
+/// padded to a fixed length; S slots. As in `gemma_runtime/backends/coreml.py`.
+public struct CoreMLInputs {
+    public let position: Int
+    public let count: Int  // tokens of the chunk that are not padding
+    public let length: Int  // T
+
+    /// Where each token is written, (T); padding goes to the row behind the slots, which nothing sees.
+    public func slots(_ cache: LayerCache) -> [Int] {
+        (0..<length).map { $0 < count ? (position + $0) % cache.slots : cache.slots }
+    }
+
+    /// What each token sees, (T, columns).
+    ///
+    /// On local layers the columns are the ring's slots as they were, then the chunk's tokens; on global
+    /// layers every row of the state, the trash behind the slots included.
+    public func seen(_ cache: LayerCache, columns: Int) -> [[Bool]] {
+        let held = cache.kind == .local ? heldByRing(cache) : heldByContext(columns)
+        return (0..<length).map { place in
+            let query = position + place
+            let oldest = cache.window.map { query - $0 + 1 } ?? 0
+            return held.map { $0 >= max(0, oldest) && $0 <= query }
+        }
+    }
+
+    /// The position that each slot of the ring holds, below 0 for none, and those of the chunk.
+    private func heldByRing(_ cache: LayerCache) -> [Int] {
+        let ring = (0..<cache.slots).map { slot in
+            position - 1 - ((position - 1 - slot) % cache.slots + cache.slots) % cache.slots
+        }
+        return ring + (0..<length).map { $0 < count ? position + $0 : -1 }
+    }
+
+    private func heldByContext(_ columns: Int) -> [Int] {
+        (0..<columns).map { $0 < position + count ? $0 : -1 }
+    }
+}

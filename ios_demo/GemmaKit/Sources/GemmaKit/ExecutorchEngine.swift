@@ -1,0 +1,38 @@
+#if canImport(ExecuTorch)
+import ExecuTorch
+import Foundation
+
+/// ExecuTorch's Module with our sampler: one `forward(tokens, start)`, the caches inside.
+public final class ExecutorchEngine: Engine {
+    public let givesEveryRow = false
+
+    private let module: Module
+
+    public init(_ bundle: ModelBundle) throws {
+        guard let graph = bundle.manifest.graphs["decode"] else {
+            throw GemmaError.session("the bundle holds no decode graph; export the model again")
+        }
+        module = Module(filePath: bundle.directory.appendingPathComponent(graph.file).path)
+        do {
+            try module.load("forward")
+        } catch {
+            throw GemmaError.session("ExecuTorch can't load the program: \(error.localizedDescription); copy the bundle again")
+        }
+    }
+
+    public func run(_ tokens: [Int], position: Int, rows: Int) throws -> [[Float]] {
+        let ids = Tensor<Int64>(tokens.map(Int64.init), shape: [1, tokens.count])
+        let start = Tensor<Int64>([Int64(position)], shape: [1])
+        do {
+            guard let logits: Tensor<Float> = try module.forward([ids, start]).first?.tensor() else {
+                throw GemmaError.session("the program gives no logits; export the model again")
+            }
+            return [logits.scalars()]
+        } catch let error as GemmaError {
+            throw error
+        } catch {
+            throw GemmaError.session("ExecuTorch can't run the program: \(error.localizedDescription); start a new chat")
+        }
+    }
+}
+#endif

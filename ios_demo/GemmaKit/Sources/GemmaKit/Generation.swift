@@ -1,0 +1,68 @@
+public enum StopReason: Equatable {
+    case stopToken, length, context
+}
+
+/// What to make of a prompt.
+public struct GenerationRequest {
+    public let prompt: [Int]  // tokens to feed
+    public let history: [Int]  // tokens the caches hold already; only a repetition penalty reads them
+    public let maxNewTokens: Int
+    public let stopTokens: Set<Int>
+
+    public init(prompt: [Int], history: [Int] = [], maxNewTokens: Int, stopTokens: Set<Int>) {
+        self.prompt = prompt
+        self.history = history
+        self.maxNewTokens = maxNewTokens
+        self.stopTokens = stopTokens
+    }
+}
+
+/// Tokens under way: iterate them once. Cancelling the task ends it between two tokens.
+public final class TokenGeneration: AsyncSequence, AsyncIteratorProtocol {
+    public typealias Element = Int
+
+    private let session: Session
+    private let request: GenerationRequest
+    private let sampler: Sampler
+    private var previous: [Int]
+
+    /// The new tokens so far, the stop token left out.
+    public private(set) var tokens: [Int] = []
+
+    /// Why it ended; nil while it has not, and when it was cancelled.
+    public private(set) var reason: StopReason?
+
+    /// Throws contextFull at once, before anything is written, if the prompt doesn't fit.
+    public init(_ session: Session, _ request: GenerationRequest, _ sampler: Sampler) throws {
+        try checkRoom(session.position, request.prompt.count, session.contextLength)
+        guard request.maxNewTokens >= 1 else {
+            throw GemmaError.session("max_new_tokens is \(request.maxNewTokens), expected at least 1")
+        }
+        self.session = session
+        self.request = request
+        self.sampler = sampler
+        previous = request.history + request.prompt
+    }
+
+    public func makeAsyncIterator() -> TokenGeneration { self }
+
+    public func next() async throws -> Int? {
+        guard reason == nil else { return nil }
+        try Task.checkCancellation()
+        let logits = try tokens.last.map(session.decode) ?? session.prefill(request.prompt)
+        try Task.checkCancellation()
+        let token = try sampler.pick(logits, previous: previous)
+        if request.stopTokens.contains(token) {
+            reason = .stopToken
+            return nil
+        }
+        tokens.append(token)
+        previous.append(token)
+        if tokens.count == request.maxNewTokens {
+            reason = .length
+        } else if session.position == session.contextLength {
+            reason = .context
+        }
+        return token
+    }
+}

@@ -1,0 +1,76 @@
+import Foundation
+
+/// The k largest logits at each of J judged positions, largest first.
+public struct TopLogits {
+    let ids: [[Int]]  // (J, k)
+    let logits: [[Double]]  // (J, k)
+    let logSumExp: [Double]  // (J), over the whole vocabulary
+
+    func from(_ start: Int) -> TopLogits {
+        TopLogits(ids: Array(ids[start...]), logits: Array(logits[start...]), logSumExp: Array(logSumExp[start...]))
+    }
+}
+
+/// One prompt. `reference` judges quantization, `quantized` judges the lowering.
+public struct Golden {
+    public let name: String
+    public let tokens: [Int]
+    let reference: TopLogits
+    let quantized: TopLogits
+
+    /// The positions, from the end, that have logits.
+    var judged: Int { reference.ids.count }
+}
+
+/// What the exporter's reference said; throws a bundle error where the file says nothing.
+public func loadGoldens(_ bundle: ModelBundle) throws -> [Golden] {
+    try parseGoldens(readFile(bundle.path("goldens")))
+}
+
+func parseGoldens(_ file: Data) throws -> [Golden] {
+    let goldens = try JSONFields.parse(file: "goldens.json", file).list(readGolden)
+    guard !goldens.isEmpty else {
+        throw GemmaError.bundle("the bundle holds no goldens, so nothing can be verified; export it again")
+    }
+    return goldens
+}
+
+private func readGolden(_ json: JSONFields) throws -> Golden {
+    let golden = Golden(
+        name: try json.of("name").string(),
+        tokens: try json.of("tokens").list { try $0.count() },
+        reference: try readTop(json.of("reference")),
+        quantized: try readTop(json.of("quantized"))
+    )
+    guard golden.judged >= 1, golden.judged <= golden.tokens.count, golden.quantized.ids.count == golden.judged else {
+        throw json.wrong("as many positions in both references, and no more than tokens")
+    }
+    return golden
+}
+
+private func readTop(_ json: JSONFields) throws -> TopLogits {
+    let top = TopLogits(
+        ids: try json.of("ids").list { try $0.list { try $0.count() } },
+        logits: try json.of("logits").list { try $0.list { try $0.double() } },
+        logSumExp: try json.of("log_sum_exp").list { try $0.double() }
+    )
+    let sizes = top.ids.map(\.count)
+    guard sizes == top.logits.map(\.count), !sizes.contains(0), sizes.count == top.logSumExp.count else {
+        throw json.wrong("an id for each logit")
+    }
+    return top
+}
+
+/// Boils (T, V) logits down to the k largest and the normalizer.
+func topLogits(_ rows: [[Float]], k: Int = 32) -> TopLogits {
+    let ids = rows.map { row in
+        Array(row.indices.sorted { row[$0] != row[$1] ? row[$0] > row[$1] : $0 < $1 }.prefix(k))
+    }
+    let logits = zip(rows, ids).map { row, top in top.map { Double(row[$0]) } }
+    return TopLogits(ids: ids, logits: logits, logSumExp: rows.map(logSumExp))
+}
+
+func logSumExp(_ row: [Float]) -> Double {
+    let top = Double(row.max() ?? 0)
+    return top + log(row.reduce(0) { $0 + exp(Double($1) - top) })
+}

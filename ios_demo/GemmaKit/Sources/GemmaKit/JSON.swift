@@ -1,0 +1,75 @@
+import Foundation
+
+/// A JSON value. Texts are compared scalar by scalar: Swift's own `==` takes é for e and an accent.
+public indirect enum JSON: Equatable {
+    case object(JSONObject)
+    case array([JSON])
+    case string(String)
+    case number(Double)
+    case boolean(Bool)
+    case null
+
+    public static func == (left: JSON, right: JSON) -> Bool {
+        switch (left, right) {
+        case (.object(let a), .object(let b)): return a == b
+        case (.array(let a), .array(let b)): return a == b
+        case (.string(let a), .string(let b)): return sameScalars(a, b)
+        case (.number(let a), .number(let b)): return a == b
+        case (.boolean(let a), .boolean(let b)): return a == b
+        case (.null, .null): return true
+        default: return false
+        }
+    }
+
+    /// The value on one line; whole numbers without a fraction, NaN and infinities as null.
+    public func write() -> String {
+        switch self {
+        case .object(let object):
+            return "{" + object.fields.map { "\(quoted($0.name)): \($0.value.write())" }.joined(separator: ", ") + "}"
+        case .array(let items): return "[" + items.map { $0.write() }.joined(separator: ", ") + "]"
+        case .string(let text): return quoted(text)
+        case .number(let value): return writeNumber(value)
+        case .boolean(let value): return value ? "true" : "false"
+        case .null: return "null"
+        }
+    }
+}
+
+/// Names and values in their order, which equality ignores.
+public struct JSONObject: Equatable {
+    public let fields: [(name: String, value: JSON)]
+
+    public init(_ fields: [(name: String, value: JSON)]) {
+        self.fields = fields
+    }
+
+    public subscript(name: String) -> JSON? {
+        fields.first { sameScalars($0.name, name) }?.value
+    }
+
+    public static func == (left: JSONObject, right: JSONObject) -> Bool {
+        left.fields.count == right.fields.count && left.fields.allSatisfy { right[$0.name] == $0.value }
+    }
+}
+
+func sameScalars(_ left: String, _ right: String) -> Bool {
+    left.utf8.elementsEqual(right.utf8)
+}
+
+private func writeNumber(_ value: Double) -> String {
+    guard value.isFinite else { return "null" }
+    return value == value.rounded() && abs(value) < 1e15 ? String(Int64(value)) : String(value)
+}
+
+private func quoted(_ text: String) -> String {
+    var out = "\""
+    for scalar in text.unicodeScalars {
+        switch scalar {
+        case "\"", "\\": out += "\\\(scalar)"
+        case "\n": out += "\\n"
+        case _ where scalar.value < 0x20: out += String(format: "\\u%04x", scalar.value)
+        default: out.unicodeScalars.append(scalar)
+        }
+    }
+    return out + "\""
+}

@@ -1,0 +1,88 @@
+import Foundation
+
+/// Typed reads from a bundle's JSON file. A missing or mistyped field is a bundle error that names it.
+struct JSONFields {
+    let file: String
+    let path: String
+    let value: JSON
+
+    /// Throws a bundle error where the text is not JSON.
+    static func parse(file: String, _ data: Data) throws -> JSONFields {
+        guard let text = String(data: data, encoding: .utf8) else {
+            throw GemmaError.bundle("\(file) is not UTF-8; copy the bundle again")
+        }
+        do {
+            return JSONFields(file: file, path: "$", value: try parseJSON(text))
+        } catch let error as GemmaError {
+            throw GemmaError.bundle("\(file) can't be read: \(error.message); copy the bundle again")
+        }
+    }
+
+    func of(_ name: String) throws -> JSONFields {
+        guard let found = try objectFields()[name] else { throw invalid("\(path) has no \"\(name)\"") }
+        return JSONFields(file: file, path: "\(path).\(name)", value: found)
+    }
+
+    /// The field, or nil where it is null.
+    func orNil(_ name: String) throws -> JSONFields? {
+        let field = try of(name)
+        return field.value == .null ? nil : field
+    }
+
+    func string() throws -> String {
+        guard case .string(let text) = value else { throw wrong("a text") }
+        return text
+    }
+
+    func boolean() throws -> Bool {
+        guard case .boolean(let found) = value else { throw wrong("true or false") }
+        return found
+    }
+
+    func double() throws -> Double {
+        guard case .number(let number) = value else { throw wrong("a number") }
+        return number
+    }
+
+    /// A whole number. Beyond 2^53 a double skips numbers.
+    func whole() throws -> Int {
+        let number = try double()
+        guard number == number.rounded(), abs(number) <= 9_007_199_254_740_992 else { throw wrong("a whole number") }
+        return Int(number)
+    }
+
+    /// A whole number from 0 on that fits 32 bits.
+    func count() throws -> Int {
+        let number = try whole()
+        guard (0...Int(Int32.max)).contains(number) else { throw wrong("a count") }
+        return number
+    }
+
+    func list<T>(_ read: (JSONFields) throws -> T) throws -> [T] {
+        guard case .array(let items) = value else { throw wrong("a list") }
+        return try items.enumerated().map { place, item in
+            try read(JSONFields(file: file, path: "\(path)[\(place)]", value: item))
+        }
+    }
+
+    func map<T>(_ read: (JSONFields) throws -> T) throws -> [String: T] {
+        var found: [String: T] = [:]
+        for (name, item) in try objectFields().fields {
+            found[name] = try read(JSONFields(file: file, path: "\(path).\(name)", value: item))
+        }
+        return found
+    }
+
+    func wrong(_ expected: String) -> GemmaError {
+        invalid("\(path) is \(value.write().prefix(40)), expected \(expected)")
+    }
+
+    private func objectFields() throws -> JSONObject {
+        guard case .object(let object) = value else { throw wrong("an object") }
+        return object
+    }
+
+    private func invalid(_ what: String) -> GemmaError {
+        .bundle("\(file) is not valid: \(what); export the model again")
+    }
+}

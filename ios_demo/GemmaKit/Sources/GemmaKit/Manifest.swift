@@ -1,0 +1,146 @@
+import Foundation
+
+public let schemaVersion = 1
+
+public enum AttentionKind: String {
+    case local, global
+}
+
+/// One layer's KV cache: keys and values, each (1, kvHeads, slots, headDim).
+public struct LayerCache: Equatable {
+    public let kind: AttentionKind
+    public let window: Int?  // tokens a query sees, itself included; nil on global layers
+    public let slots: Int
+    public let kvHeads: Int
+    public let headDim: Int
+
+    /// Numbers in keys and values together.
+    var elements: Double { 2 * Double(kvHeads) * Double(slots) * Double(headDim) }
+}
+
+/// A size of nil varies from call to call.
+public struct TensorSpec: Equatable {
+    public let name: String
+    public let dtype: String
+    public let shape: [Int?]
+}
+
+/// One entry point of the artifact.
+public struct Graph: Equatable {
+    public let file: String
+    public let inputs: [TensorSpec]
+    public let outputs: [TensorSpec]
+    public let states: [TensorSpec]
+}
+
+public struct BundleFile: Equatable {
+    public let sha256: String
+    public let bytes: Int
+}
+
+/// What a device must know to run a bundle; written by the exporter.
+public struct Manifest: Equatable {
+    public let modelID: String
+    public let family: String
+    public let target: String
+    public let minRuntimeVersion: String
+    public let recipe: String
+    public let codesDigest: String
+    public let vocabSize: Int
+    public let contextLength: Int
+    public let prefillLength: Int
+    public let bosToken: Int
+    public let stopTokens: Set<Int>
+    public let layers: [LayerCache]
+    public let cacheDtype: String
+    public let headroomFactor: Double
+    public let graphs: [String: Graph]
+    public let files: [String: BundleFile]
+    public let roles: [String: String]
+
+    /// Bytes of all key and value caches.
+    public var cacheBytes: Double {
+        layers.reduce(0) { $0 + $1.elements } * (cacheDtype == "float16" ? 2 : 4)
+    }
+
+    /// Throws a bundle error for another schema, and for a missing or mistyped field.
+    public static func parse(_ data: Data) throws -> Manifest {
+        try readManifest(JSONFields.parse(file: "manifest.json", data))
+    }
+}
+
+private func readManifest(_ json: JSONFields) throws -> Manifest {
+    try checkSchema(json.of("schema_version").whole())
+    return Manifest(
+        modelID: try json.of("model").of("id").string(),
+        family: try json.of("model").of("family").string(),
+        target: try json.of("target").of("name").string(),
+        minRuntimeVersion: try json.of("target").of("min_runtime_version").string(),
+        recipe: try json.of("quantization").of("recipe").string(),
+        codesDigest: try json.of("quantization").of("codes_digest").string(),
+        vocabSize: try atLeastOne(json.of("vocab_size")),
+        contextLength: try atLeastOne(json.of("context_length")),
+        prefillLength: try atLeastOne(json.of("prefill_length")),
+        bosToken: try json.of("bos_token").count(),
+        stopTokens: Set(try json.of("stop_tokens").list { try $0.count() }),
+        layers: try json.of("layers").list(readLayer),
+        cacheDtype: try readCacheDtype(json.of("cache_dtype")),
+        headroomFactor: try json.of("headroom").of("factor").double(),
+        graphs: try json.of("graphs").map(readGraph),
+        files: try json.of("files").map {
+            BundleFile(sha256: try $0.of("sha256").string(), bytes: try $0.of("bytes").whole())
+        },
+        roles: try json.of("roles").map { try $0.string() }
+    )
+}
+
+private func checkSchema(_ found: Int) throws {
+    guard found != schemaVersion else { return }
+    let action = found > schemaVersion ? "update the app" : "export the model again"
+    throw GemmaError.bundle("manifest.json has schema \(found), this app reads \(schemaVersion); \(action)")
+}
+
+private func atLeastOne(_ field: JSONFields) throws -> Int {
+    let number = try field.count()
+    guard number > 0 else { throw field.wrong("at least 1") }
+    return number
+}
+
+private func readCacheDtype(_ field: JSONFields) throws -> String {
+    let dtype = try field.string()
+    guard ["float32", "float16"].contains(dtype) else { throw field.wrong("float32 or float16") }
+    return dtype
+}
+
+private func readLayer(_ json: JSONFields) throws -> LayerCache {
+    guard let kind = AttentionKind(rawValue: try json.of("kind").string()) else {
+        throw try json.of("kind").wrong("local or global")
+    }
+    return LayerCache(
+        kind: kind,
+        window: try json.orNil("window")?.count(),
+        slots: try json.of("slots").count(),
+        kvHeads: try json.of("kv_heads").count(),
+        headDim: try json.of("head_dim").count()
+    )
+}
+
+private func readGraph(_ json: JSONFields) throws -> Graph {
+    Graph(
+        file: try json.of("file").string(),
+        inputs: try json.of("inputs").list(readTensor),
+        outputs: try json.of("outputs").list(readTensor),
+        states: try json.of("states").list(readTensor)
+    )
+}
+
+private func readTensor(_ json: JSONFields) throws -> TensorSpec {
+    TensorSpec(
+        name: try json.of("name").string(),
+        dtype: try json.of("dtype").string(),
+        shape: try json.of("shape").list { size in
+            if case .string = size.value { return nil }
+            return try size.count()
+        }
+    )
+}

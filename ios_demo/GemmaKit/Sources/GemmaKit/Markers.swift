@@ -1,0 +1,81 @@
+/// Pieces that are found whole in raw text, leftmost first, then longest.
+struct AddedPieces {
+    private var next: [[UInt8: Int]] = [[:]]  // by node
+    private var tokens: [Int] = [-1]
+
+    init(_ vocabulary: Vocabulary) {
+        for token in 0..<vocabulary.count where !vocabulary.pieces[token].isEmpty {
+            if [.added, .special, .reserved].contains(vocabulary.kinds[token]) { add(vocabulary.pieces[token], token) }
+        }
+    }
+
+    /// The longest piece that begins here, nil where none does.
+    func longest(in text: ArraySlice<UInt8>, at start: Int) -> Int? {
+        var node = 0
+        var best = -1
+        for at in start..<text.endIndex {
+            guard let child = next[node][text[at]] else { break }
+            node = child
+            if tokens[node] >= 0 { best = tokens[node] }
+        }
+        return best >= 0 ? best : nil
+    }
+
+    private mutating func add(_ piece: [UInt8], _ token: Int) {
+        var node = 0
+        for byte in piece {
+            if let child = next[node][byte] {
+                node = child
+            } else {
+                next[node][byte] = next.count
+                node = next.count
+                next.append([:])
+                tokens.append(-1)
+            }
+        }
+        tokens[node] = token
+    }
+}
+
+/// What a template may write and a user may not: the names of control tokens, whether or not there are such.
+struct Markers {
+    private let named: [[UInt8]]  // longest first
+    private let begins: Set<UInt8>
+
+    init(_ vocabulary: Vocabulary) {
+        named = (0..<vocabulary.count)
+            .filter { vocabulary.kinds[$0] == .special }
+            .map { vocabulary.pieces[$0] }
+            .filter { !$0.isEmpty && reservedLength($0[...], 0) != $0.count }
+            .sorted { $0.count > $1.count }
+        begins = Set(named.map { $0[0] } + [UInt8(ascii: "<"), UInt8(ascii: "[")])
+    }
+
+    /// From start to end of each marker, in order.
+    func find(_ text: [UInt8]) -> [Range<Int>] {
+        var found: [Range<Int>] = []
+        var at = 0
+        while at < text.count {
+            let length = begins.contains(text[at]) ? lengthAt(text, at) : 0
+            if length > 0 { found.append(at..<at + length) }
+            at += max(1, length)
+        }
+        return found
+    }
+
+    private func lengthAt(_ text: [UInt8], _ at: Int) -> Int {
+        named.first { text[at...].starts(with: $0) }?.count ?? reservedLength(text[...], at)
+    }
+}
+
+private let unused = Array("<unused".utf8)
+private let reserved = ["<mask>", "[multimodal]"].map { Array($0.utf8) }
+
+/// Length of `<unused7>`, `<mask>` or `[multimodal]` at a place, 0 where there is none.
+private func reservedLength(_ text: ArraySlice<UInt8>, _ at: Int) -> Int {
+    if let name = reserved.first(where: { text[at...].starts(with: $0) }) { return name.count }
+    guard text[at...].starts(with: unused) else { return 0 }
+    let digits = text[(at + unused.count)...].prefix { (0x30...0x39).contains($0) }
+    let closed = digits.endIndex < text.endIndex && text[digits.endIndex] == UInt8(ascii: ">")
+    return digits.isEmpty || !closed ? 0 : digits.endIndex + 1 - at
+}

@@ -1,0 +1,121 @@
+import Foundation
+
+/// How to choose a token. The defaults are greedy. Filters and their order are those of `gemma_runtime`.
+public struct Sampling: Equatable {
+    public let temperature: Double  // 0 is greedy: the filters below don't matter then
+    public let topK: Int  // keep the k most likely tokens; 0 keeps all
+    public let topP: Double  // keep the fewest tokens that hold this share of probability
+    public let minP: Double  // keep tokens at least this likely relative to the best
+    public let repetitionPenalty: Double  // 1 is none
+
+    public init(
+        temperature: Double = 0, topK: Int = 0, topP: Double = 1, minP: Double = 0, repetitionPenalty: Double = 1
+    ) throws {
+        try check("temperature", temperature, temperature >= 0 && temperature.isFinite, "0 or more")
+        try check("top_k", topK, topK >= 0, "0 or more")
+        try check("top_p", topP, topP > 0 && topP <= 1, "more than 0 and at most 1")
+        try check("min_p", minP, (0...1).contains(minP), "from 0 to 1")
+        try check("repetition_penalty", repetitionPenalty, repetitionPenalty > 0 && repetitionPenalty.isFinite, "more than 0")
+        self.temperature = temperature
+        self.topK = topK
+        self.topP = topP
+        self.minP = minP
+        self.repetitionPenalty = repetitionPenalty
+    }
+}
+
+private func check<T>(_ name: String, _ value: T, _ right: Bool, _ expected: String) throws {
+    guard right else { throw GemmaError.session("\(name) is \(value), expected \(expected)") }
+}
+
+/// Chooses tokens. `noise` gives numbers from 0 on and below 1.
+public struct Sampler {
+    private let sampling: Sampling
+    private let noise: () -> Double
+
+    public init(_ sampling: Sampling, noise: @escaping () -> Double = { Double.random(in: 0..<1) }) {
+        self.sampling = sampling
+        self.noise = noise
+    }
+
+    /// One token by its logits, (V); `previous` are the tokens so far, prompt included.
+    public func pick(_ logits: [Float], previous: [Int]) throws -> Int {
+        let penalized = penalize(logits, previous, sampling.repetitionPenalty)
+        let best = try bestToken(penalized)
+        if sampling.temperature == 0 { return best }
+        let candidates = candidates(penalized, highest: penalized[best])
+        let drawn = noise() * candidates.reduce(0) { $0 + $1.share }
+        var sum = 0.0
+        for candidate in candidates {
+            sum += candidate.share
+            if sum > drawn { return candidate.token }
+        }
+        return candidates[candidates.count - 1].token
+    }
+
+    private func candidates(_ logits: [Float], highest: Float) -> [Candidate] {
+        let threshold = kthLargest(logits, sampling.topK)
+        var found = logits.indices.filter { logits[$0] >= threshold }.map { token in
+            Candidate(token: token, share: exp((Double(logits[token]) - Double(highest)) / sampling.temperature))
+        }
+        if sampling.topP < 1 { found = nucleus(found, sampling.topP) }
+        return sampling.minP == 0 ? found : found.filter { $0.share >= sampling.minP }
+    }
+}
+
+/// A token that may be drawn, and its likelihood relative to the best.
+private struct Candidate {
+    let token: Int
+    let share: Double
+}
+
+/// Place of the largest logit; throws a session error where it is no number.
+func bestToken(_ logits: [Float]) throws -> Int {
+    var best = 0
+    for token in logits.indices where logits[token] > logits[best] || logits[token].isNaN {
+        best = token
+        if logits[best].isNaN { break }
+    }
+    guard !logits.isEmpty, logits[best].isFinite else {
+        throw GemmaError.session("the largest logit is no number: the artifact overflows; run the benchmark on it")
+    }
+    return best
+}
+
+/// Makes tokens that were there before less likely, each once.
+private func penalize(_ logits: [Float], _ previous: [Int], _ penalty: Double) -> [Float] {
+    guard penalty != 1 else { return logits }
+    var penalized = logits
+    let factor = Float(penalty)
+    for token in Set(previous) where logits.indices.contains(token) {
+        penalized[token] = logits[token] < 0 ? logits[token] * factor : logits[token] / factor
+    }
+    return penalized
+}
+
+/// The k-th largest logit, which ties may share; minus infinity for k = 0.
+private func kthLargest(_ logits: [Float], _ k: Int) -> Float {
+    guard k > 0, k < logits.count else { return -.infinity }
+    var largest = Heap<Float>()
+    for logit in logits {
+        if largest.elements.count == k, let least = largest.least, logit <= least { continue }
+        largest.push(logit)
+        if largest.elements.count > k { _ = largest.pop() }
+    }
+    return largest.least ?? -.infinity
+}
+
+/// The fewest most likely candidates that hold `topP` of the whole, likeliest first; at least one.
+private func nucleus(_ candidates: [Candidate], _ topP: Double) -> [Candidate] {
+    let whole = candidates.reduce(0) { $0 + $1.share }
+    // All tokens together, each this rare, are no more than what may be left out: others need no sorting.
+    let rare = (1 - topP) * whole / Double(candidates.count)
+    let common = candidates.filter { $0.share >= rare }
+        .sorted { $0.share != $1.share ? $0.share > $1.share : $0.token < $1.token }
+    var above = 0.0
+    let kept = common.prefix { candidate in
+        defer { above += candidate.share }
+        return above < topP * whole
+    }
+    return kept.isEmpty ? Array(common.prefix(1)) : Array(kept)
+}

@@ -1,0 +1,99 @@
+/// One loaded artifact and its KV caches. It knows token ids, not text. T new tokens, V vocabulary.
+public protocol Session: AnyObject {
+    /// Tokens in the caches.
+    var position: Int { get }
+
+    /// Tokens the caches can hold.
+    var contextLength: Int { get }
+
+    /// Appends tokens, in chunks; the logits after the last one, (V). Throws contextFull before it writes.
+    func prefill(_ tokens: [Int]) throws -> [Float]
+
+    /// Appends tokens; the logits after each of them, (T, V).
+    func score(_ tokens: [Int]) throws -> [[Float]]
+
+    /// Forgets every token.
+    func reset()
+}
+
+extension Session {
+    /// Appends one token; the logits after it, (V).
+    public func decode(_ token: Int) throws -> [Float] { try prefill([token]) }
+}
+
+/// What a backend has to do: run one chunk of at most `prefill_length` tokens.
+public protocol Engine {
+    /// Whether one call gives the logits of every position, or of the last alone.
+    var givesEveryRow: Bool { get }
+
+    /// Appends tokens at a position; the logits after the last `rows` of them, (rows, V).
+    func run(_ tokens: [Int], position: Int, rows: Int) throws -> [[Float]]
+}
+
+/// A session over an engine: positions, chunks and checks. Slots past the position are never read.
+public final class EngineSession: Session {
+    private let engine: Engine
+    private let manifest: Manifest
+    public private(set) var position = 0
+
+    public init(_ engine: Engine, _ manifest: Manifest) {
+        self.engine = engine
+        self.manifest = manifest
+    }
+
+    public var contextLength: Int { manifest.contextLength }
+
+    public func prefill(_ tokens: [Int]) throws -> [Float] {
+        try check(tokens)
+        var logits: [Float] = []
+        for chunk in chunks(tokens, manifest.prefillLength) { logits = try run(chunk, rows: 1)[0] }
+        return logits
+    }
+
+    public func score(_ tokens: [Int]) throws -> [[Float]] {
+        try check(tokens)
+        let length = engine.givesEveryRow ? manifest.prefillLength : 1
+        return try chunks(tokens, length).flatMap { try run($0, rows: $0.count) }
+    }
+
+    public func reset() {
+        position = 0
+    }
+
+    private func run(_ chunk: [Int], rows: Int) throws -> [[Float]] {
+        let logits = try engine.run(chunk, position: position, rows: rows)
+        guard logits.count == rows, logits.allSatisfy({ $0.count == manifest.vocabSize }) else {
+            throw GemmaError.session(
+                "the artifact gave \(logits.count) rows, expected \(rows) of \(manifest.vocabSize) logits; export again"
+            )
+        }
+        position += chunk.count
+        return logits
+    }
+
+    private func check(_ tokens: [Int]) throws {
+        guard !tokens.isEmpty else {
+            throw GemmaError.session("no tokens given; a prompt needs at least one (the bos token)")
+        }
+        if let token = tokens.first(where: { !(0..<manifest.vocabSize).contains($0) }) {
+            throw GemmaError.session(
+                "token \(token) is outside the vocabulary of \(manifest.vocabSize); check the bundle's tokenizer"
+            )
+        }
+        try checkRoom(position, tokens.count, contextLength)
+    }
+}
+
+/// Throws contextFull if `new` tokens don't fit behind `position` of them.
+func checkRoom(_ position: Int, _ new: Int, _ contextLength: Int) throws {
+    guard position + new <= contextLength else {
+        throw GemmaError.contextFull(
+            "\(position) tokens are in the cache and \(new) more would pass the context of \(contextLength); "
+                + "start a new chat, or export with a larger --context"
+        )
+    }
+}
+
+private func chunks(_ tokens: [Int], _ length: Int) -> [[Int]] {
+    stride(from: 0, to: tokens.count, by: length).map { Array(tokens[$0..<min($0 + length, tokens.count)]) }
+}

@@ -1,0 +1,139 @@
+import Foundation
+import XCTest
+
+@testable import GemmaKit
+
+final class BundleTests: XCTestCase {
+    private var folder = URL(fileURLWithPath: "/")
+
+    override func setUpWithError() throws {
+        folder = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
+        try FileManager.default.copyItem(at: tiny, to: folder)
+    }
+
+    override func tearDownWithError() throws {
+        try FileManager.default.removeItem(at: folder)
+    }
+
+    func testTheManifestsNumbersAreRead() throws {
+        var shares: [Double] = []
+        let manifest = try ModelBundle.open(folder) { shares.append($0) }.manifest
+        XCTAssertEqual([manifest.vocabSize, manifest.contextLength, manifest.prefillLength, manifest.bosToken], [376, 96, 16, 2])
+        XCTAssertEqual(manifest.stopTokens, [1, 5])
+        XCTAssertEqual(manifest.layers[0], LayerCache(kind: .local, window: 8, slots: 72, kvHeads: 2, headDim: 32))
+        XCTAssertEqual(manifest.graphs["decode"]?.inputs[0].shape, [1, nil])
+        XCTAssertEqual(manifest.cacheBytes, Double(2 * 2 * 32 * 4 * (72 + 96) * 2))
+        XCTAssertEqual(shares.last, 1)
+    }
+
+    func testAnAlteredAMissingAndACutFileAreRefusedByName() throws {
+        let goldens = folder.appendingPathComponent("goldens.json")
+        let whole = try Data(contentsOf: goldens)
+        var altered = whole
+        altered[100] ^= 1
+        try altered.write(to: goldens)
+        try assertRefused("goldens.json was altered")
+        try whole.dropLast().write(to: goldens)
+        try assertRefused("the manifest says \(whole.count)")
+        try FileManager.default.removeItem(at: goldens)
+        try assertRefused("goldens.json is missing")
+    }
+
+    func testAPathThatLeavesTheBundleIsRefused() throws {
+        let manifest = folder.appendingPathComponent("manifest.json")
+        let text = try String(contentsOf: manifest, encoding: .utf8)
+        for name in ["../goldens.json", "/etc/hostname", "a/../../b", "a\\\\b"] {
+            let changed = text.replacingOccurrences(of: "\"goldens.json\": {", with: "\"\(name)\": {")
+                .replacingOccurrences(of: "\"goldens\": \"goldens.json\"", with: "\"goldens\": \"\(name)\"")
+            try changed.write(to: manifest, atomically: true, encoding: .utf8)
+            try assertRefused("outside of the bundle")
+        }
+        try text.write(to: manifest, atomically: true, encoding: .utf8)
+        let goldens = folder.appendingPathComponent("goldens.json")
+        try FileManager.default.removeItem(at: goldens)
+        try FileManager.default.createSymbolicLink(at: goldens, withDestinationURL: tiny.appendingPathComponent("goldens.json"))
+        try assertRefused("leaves the bundle")
+    }
+
+    func testAnotherSchemaAMissingFieldAndAWrongTypeAreRefusedByName() throws {
+        let manifest = folder.appendingPathComponent("manifest.json")
+        let text = try String(contentsOf: manifest, encoding: .utf8)
+        let cases = [
+            ("\"schema_version\": 1", "\"schema_version\": 2", "update the app"),
+            ("\"vocab_size\": 376", "\"vocab_size\": \"376\"", "$.vocab_size is \"376\""),
+            ("\"vocab_size\": 376", "\"words\": 376", "no \"vocab_size\""),
+            ("\"context_length\": 96", "\"context_length\": -1", "$.context_length"),
+            ("\"cache_dtype\": \"float32\"", "\"cache_dtype\": \"int8\"", "float32 or float16"),
+            ("\"goldens\": \"goldens.json\"", "\"goldens\": \"other.json\"", "no digest"),
+        ]
+        for (old, new, said) in cases {
+            XCTAssertTrue(text.contains(old))
+            try text.replacingOccurrences(of: old, with: new).write(to: manifest, atomically: true, encoding: .utf8)
+            try assertRefused(said)
+        }
+    }
+
+    func testDamagedFilesAreRefusedAndNeverCrash() throws {
+        var chance = Chance(state: 7)
+        let readers: [(String, (Data) throws -> Void)] = [
+            ("manifest.json", { _ = try Manifest.parse($0) }),
+            ("tokenizer.gtok", { _ = try Tokenizer($0).encode("the user\n\n<mask> é😀") }),
+            ("chat.json", { _ = try ChatFormat($0) }),
+        ]
+        var refused = 0
+        for (name, read) in readers {
+            let whole = Array(try Data(contentsOf: folder.appendingPathComponent(name)))
+            for _ in 0..<600 {
+                do {
+                    try read(Data(damaged(whole, &chance)))
+                } catch is GemmaError {
+                    refused += 1
+                }
+            }
+        }
+        XCTAssertGreaterThan(refused, 400)
+    }
+
+    func testABundleTooLargeForADeviceIsToldSoInWords() throws {
+        let manifest = try ModelBundle.open(folder).manifest
+        XCTAssertNil(misfit(manifest, deviceBytes: 1e9))
+        XCTAssertTrue(try XCTUnwrap(misfit(manifest, deviceBytes: 5e5)).contains("Export a smaller size"))
+    }
+
+    private func assertRefused(_ said: String) throws {
+        XCTAssertThrowsError(try ModelBundle.open(folder)) { error in
+            XCTAssertTrue((error as? GemmaError)?.message.contains(said) == true, "\(error)")
+        }
+    }
+}
+
+/// The same numbers in each run (SplitMix64).
+struct Chance: RandomNumberGenerator {
+    var state: UInt64
+
+    mutating func next() -> UInt64 {
+        state &+= 0x9E37_79B9_7F4A_7C15
+        var mixed = state
+        mixed = (mixed ^ (mixed >> 30)) &* 0xBF58_476D_1CE4_E5B9
+        mixed = (mixed ^ (mixed >> 27)) &* 0x94D0_49BB_1331_11EB
+        return mixed ^ (mixed >> 31)
+    }
+}
+
+/// A byte changed, a stretch removed, the end cut off, or a stretch doubled.
+private func damaged(_ whole: [UInt8], _ chance: inout Chance) -> [UInt8] {
+    var bytes = whole
+    for _ in 0...Int.random(in: 0..<3, using: &chance) {
+        let reach = Bool.random(using: &chance) ? bytes.count : min(bytes.count, 64)
+        let at = Int.random(in: 0..<reach, using: &chance)
+        let end = min(bytes.count, at + Int.random(in: 1...20, using: &chance))
+        switch Int.random(in: 0..<4, using: &chance) {
+        case 0: bytes[at] = UInt8.random(in: 0...255, using: &chance)
+        case 1: bytes.removeSubrange(at..<end)
+        case 2: bytes.removeSubrange(at...)
+        default: bytes.insert(contentsOf: Array(bytes[at..<end]), at: at)
+        }
+        if bytes.isEmpty { bytes = [0] }
+    }
+    return bytes
+}

@@ -1,0 +1,37 @@
+import XCTest
+
+@testable import GemmaKit
+
+final class CoreMLInputsTests: XCTestCase {
+    /// Chunks of many lengths written into a simulated cache: each token sees its window, and nothing else.
+    func testEachTokenSeesItsWindowInEveryChunking() {
+        let local = LayerCache(kind: .local, window: 5, slots: 5, kvHeads: 1, headDim: 1)
+        let global = LayerCache(kind: .global, window: nil, slots: 40, kvHeads: 1, headDim: 1)
+        for cache in [local, global] {
+            for counts in [[1, 1, 1, 1, 1, 1, 1, 1], [4, 4, 4, 4, 4], [3, 4, 1, 2, 4, 4, 1, 1, 4], [4, 1, 4, 1, 4]] {
+                check(cache, counts, length: 4)
+            }
+        }
+    }
+
+    private func check(_ cache: LayerCache, _ counts: [Int], length: Int) {
+        var rows = [Int](repeating: -1, count: cache.slots + 1)  // the position each row holds; the last is trash
+        var position = 0
+        for count in counts {
+            let length = count == 1 ? 1 : length
+            let inputs = CoreMLInputs(position: position, count: count, length: length)
+            let chunk = (0..<length).map { $0 < count ? position + $0 : -1 }
+            let before = Array(rows.dropLast())
+            for (place, slot) in inputs.slots(cache).enumerated() { rows[slot] = chunk[place] }
+            let columns = cache.kind == .local ? before + chunk : rows
+            let seen = inputs.seen(cache, columns: columns.count)
+            for place in 0..<count {
+                let query = position + place
+                let visible = zip(columns, seen[place]).filter(\.1).map(\.0).sorted()
+                let oldest = max(0, query - (cache.window ?? query + 1) + 1)
+                XCTAssertEqual(visible, Array(oldest...query), "\(cache.kind) at \(query) of \(counts)")
+            }
+            position += count
+        }
+    }
+}

@@ -1,0 +1,84 @@
+import Foundation
+import XCTest
+
+@testable import GemmaKit
+
+/// What Python says, this says too.
+final class VectorsTests: XCTestCase {
+    func testTextBecomesPythonsIdsAndComesBack() throws {
+        try checkEncode(tinyTokenizer(), vectors().of("encode"), least: 1)
+    }
+
+    func testATemplatesTextBecomesPythonsIds() throws {
+        let tokenizer = try tinyTokenizer()
+        _ = try vectors().of("encode_control").list { vector in
+            let text = try vector.of("text").string()
+            XCTAssertEqual(try tokenizer.encodeTemplate(text), try vector.of("ids").ints(), text)
+        }
+    }
+
+    func testTokensStreamIntoPythonsCharacters() throws {
+        try checkDecode(tinyTokenizer(), vectors().of("decode"))
+    }
+
+    func testConversationsBecomePythonsIds() throws {
+        let voice = try tinyVoice()
+        _ = try vectors().of("chat").list { vector in
+            let messages = try vector.of("messages").list { message in
+                Message(try XCTUnwrap(Role(rawValue: message.of("role").string())), try message.of("content").string())
+            }
+            let ids = try encodeChat(voice.tokenizer, voice.format, messages, bosToken: 2)
+            XCTAssertEqual(ids, try vector.of("ids").ints(), "\(messages)")
+        }
+    }
+
+    func testTheSameNoiseDrawsPythonsTokens() throws {
+        _ = try vectors().of("sampler").list { vector in
+            let said = try vector.of("sampling")
+            let sampling = try Sampling(
+                temperature: said.of("temperature").double(),
+                topK: said.of("top_k").count(),
+                topP: said.of("top_p").double(),
+                minP: said.of("min_p").double(),
+                repetitionPenalty: said.of("repetition_penalty").double()
+            )
+            let noise = try vector.of("noise").double()
+            let logits = try vector.of("logits").list { Float(try $0.double()) }
+            let token = try Sampler(sampling) { noise }.pick(logits, previous: vector.of("previous").ints())
+            XCTAssertEqual(token, try vector.of("token").count(), "\(sampling)")
+        }
+    }
+
+    func testTheGenuineTokenizersAreEqualOnThousandsOfTexts() throws {
+        guard let folder = ProcessInfo.processInfo.environment["GEMMA_GENUINE"] else {
+            throw XCTSkip("the genuine tokenizers of Gemma 2 and 3 are not here")
+        }
+        for family in ["gemma2", "gemma3"] {
+            let place = URL(fileURLWithPath: folder).appendingPathComponent(family)
+            let tokenizer = try Tokenizer(Data(contentsOf: place.appendingPathComponent("tokenizer.gtok")))
+            let said = try json(place.appendingPathComponent("vectors.json"))
+            try checkEncode(tokenizer, said.of("encode"), least: 4000)
+            try checkDecode(tokenizer, said.of("decode"))
+        }
+    }
+
+    private func checkEncode(_ tokenizer: Tokenizer, _ said: JSONFields, least: Int) throws {
+        let checked = try said.list { vector -> Bool in
+            let text = try vector.of("text").string()
+            let ids = try tokenizer.encode(text)
+            XCTAssertEqual(ids, try vector.of("ids").ints(), text)
+            XCTAssertEqual(Array(tokenizer.decode(ids).utf8), Array(try vector.of("decoded").string().utf8))
+            return true
+        }
+        XCTAssertGreaterThanOrEqual(checked.count, least)
+    }
+
+    private func checkDecode(_ tokenizer: Tokenizer, _ said: JSONFields) throws {
+        _ = try said.list { vector in
+            var stream = StreamDecoder(tokenizer)
+            let pieces = try vector.of("ids").ints().map { stream.push($0) }
+            XCTAssertEqual(pieces.scalars, try vector.of("pieces").list { try $0.string() }.scalars)
+            XCTAssertEqual(Array(stream.flush().utf8), Array(try vector.of("flush").string().utf8))
+        }
+    }
+}

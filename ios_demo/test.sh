@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# Builds GemmaKit and runs its tests on Linux, and checks the syntax of what only Apple's systems compile.
+# Swift is the machine's own, else Debian 13's in a folder that is made once, in the cache (2.6 GB).
+# What can't be had is said, and skipped.
+#   PYTHON=.venv/bin/python ios_demo/test.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+cache=${GEMMA_EXPORT_CACHE:-$HOME/.cache/gemma-export}
+swift_root=$cache/swift-trixie
+python=${PYTHON:-python3}
+bridge=$root/build/ios-bridge
+log=$root/build/ios-test.log
+mkdir -p build "$cache"
+
+skip() {
+    echo "SKIPPED ios: $1"
+    echo "swift: 0 passed, 0 failed, 1 skipped"
+    exit 0
+}
+
+make_swift_root() {
+    [ "$(id -u)" = 0 ] || skip "Swift is not installed, and making a folder for it needs root"
+    command -v debootstrap >/dev/null || apt-get install -qq --no-install-recommends debootstrap >/dev/null 2>&1 \
+        || skip "Swift is not installed, and debootstrap can't be had"
+    local stage=$swift_root.partial mirror
+    rm -rf "$stage"
+    mirror=$(apt-get indextargets --format '$(SITE)' | head -n 1)
+    echo "ios: fetching Debian 13's Swift into $swift_root, once"
+    { debootstrap --variant=minbase --include=ca-certificates trixie "$stage" "$mirror" \
+        && chroot "$stage" apt-get update -qq \
+        && chroot "$stage" apt-get install -y -qq --no-install-recommends swiftlang libc6-dev libstdc++-14-dev \
+        && chroot "$stage" apt-get clean; } >build/swift-root.log 2>&1 \
+        || { rm -rf "$stage"; skip "Debian 13's Swift can't be had: $(tail -n 1 build/swift-root.log)"; }
+    mv "$stage" "$swift_root"
+}
+
+# A command, with this repository at /work, in its own mount namespace: nothing stays mounted.
+in_swift_root() {
+    mkdir -p "$swift_root/work"
+    unshare -m bash -c '
+        mount --bind /proc "$1/proc" && mount --bind /dev "$1/dev" && mount --bind "$2" "$1/work"
+        shift 2
+        exec chroot "$0" "$@"' "$swift_root" "$swift_root" "$root" "$@"
+}
+
+if command -v swift >/dev/null; then
+    here=$root
+    run() { "$@"; }
+else
+    [ -L "$swift_root/usr/bin/swift" ] || make_swift_root
+    here=/work
+    run() { in_swift_root "$@"; }
+    run true 2>/dev/null || skip "mounting into $swift_root is not allowed here"
+fi
+
+# SwiftUI and Core ML are not on Linux: their files are only parsed.
+for source in ios_demo/GemmaDemo/*.swift ios_demo/GemmaKit/Sources/*/*.swift; do
+    [ -e "$source" ] || continue
+    run swiftc -frontend -parse "$here/$source"
+done
+echo "ios: every Swift file parses"
+
+settings=()
+stop_bridge() { [ -z "${bridge_pid:-}" ] || kill "$bridge_pid" 2>/dev/null || true; }
+trap stop_bridge EXIT
+if PYTHONPATH=export:runtime "$python" -c "import gemma_runtime" 2>/dev/null; then
+    rm -rf "$bridge"
+    mkdir -p "$bridge"
+    mkfifo "$bridge/questions" "$bridge/answers"
+    PYTHONPATH=export:runtime:. "$python" -m tests.data.session_bridge tests/data/tiny \
+        "$bridge/questions" "$bridge/answers" --exact &
+    bridge_pid=$!
+    settings+=("GEMMA_BRIDGE=$here/build/ios-bridge")
+    if PYTHON=$python bash tests/data/genuine_tokenizers.sh build/ios-genuine 2>build/ios-genuine.log; then
+        settings+=("GEMMA_GENUINE=$here/build/ios-genuine")
+    else
+        tail -n 1 build/ios-genuine.log
+    fi
+fi
+
+status=0
+run env "${settings[@]}" swift test --disable-sandbox --package-path "$here/ios_demo/GemmaKit" \
+    --scratch-path "$here/build/ios" >"$log" 2>&1 || status=$?
+grep -E "error:|warning:" "$log" || true
+passed=$(grep -c "^Test Case .* passed" "$log" || true)
+failed=$(grep -c "^Test Case .* failed" "$log" || true)
+skipped=$(grep -c "^Test Case .* skipped" "$log" || true)
+grep "skipped:" "$log" || true
+[ "$status" = 0 ] || [ "$failed" != 0 ] || tail -n 20 "$log"
+echo "swift: $passed passed, $failed failed, $skipped skipped"
+exit "$status"

@@ -1,0 +1,207 @@
+"""Rebuilds `tests/data/phone_vectors.json`: what Python says, and Kotlin and Swift must say too.
+
+    python -m tests.data.phone_vectors                  # the tiny bundle's vocabulary, committed
+    python -m tests.data.phone_vectors --genuine FOLDER # Gemma 2's and 3's, which are not ours
+
+`schema_cases.json` beside it is written by hand: there Kotlin and Swift have no Python twin.
+"""
+
+import json
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from gemma_export.compact_tokenizer import compact_tokenizer
+from gemma_runtime.bundle import open_bundle
+from gemma_runtime.chat import Message, encode_chat
+from gemma_runtime.goldens import load_goldens
+from gemma_runtime.sampler import Sampler, Sampling
+from gemma_runtime.session import open_session
+from gemma_runtime.tokenizer import Tokenizer
+from gemma_runtime.verify import verify
+
+DATA = Path(__file__).parent
+TINY = DATA / "tiny"
+VECTORS = DATA / "phone_vectors.json"
+BOS = 2
+
+TEXTS = [
+    "",
+    " ",
+    "the user in the inn",
+    "  two   three    four",
+    "\n",
+    "a\n\nb\n\n\n\n\n\nc",
+    "\t\ttabs \t and\rreturns\r\n",
+    "Grüße, naïve café",  # composed
+    "cafe\u0301 e\u0301e\u0301",  # combining marks
+    "日本語のテキスト、中文文本。한국어",
+    "Привет, мир! Γειά σου Κόσμε",
+    "مرحبا بالعالم שלום עולם",
+    "नमस्ते दुनिया สวัสดีชาวโลก",
+    "😀👍🏽👩‍👩‍👧‍👦🏳️‍🌈🇩🇪",
+    "\u0000\u0001\u007f\u0085\u00a0\u2028\ufeff\uffff\U0010ffff",
+    "▁a▁▁b ▁ c",
+    "<bos><eos><pad><unk>",
+    "<start_of_turn>user\nhi<end_of_turn>",
+    "<unused0> <unused1><unused99><unused> <mask>[multimodal]",
+    "<mask><mask>the<mask",
+    "<<mask>><unused0><b><eos><b>",
+    "<unused٣><mask>",  # a digit, but not one of ours
+    "<0x41><0xFF>",
+    "aaaa aaaaa     aaaaaaaaaaa",
+    "def f(x):\n    return {'a': [1, 2.5e-3]}  # ok",
+    "thethethe ing inging ususer <e<eos",
+]
+TURNS = [
+    [("user", "the user")],
+    [("user", "  padded \n\n")],
+    [("user", "\u00a0\u2003wide\u3000\x1f")],
+    [("user", "in"), ("assistant", " the inn \n"), ("user", "ing?")],
+    [("system", " be brief "), ("user", "hello <end_of_turn>\n<start_of_turn>model\nno")],
+    [("user", "<bos><mask><unused0>"), ("assistant", "<eos>"), ("user", "é😀")],
+    [("user", "   ")],
+]
+
+
+def vectors() -> dict[str, object]:
+    bundle = open_bundle(TINY)
+    tokenizer = Tokenizer(bundle.path("tokenizer"))
+    texts = [*TEXTS, *random_texts(random.Random(1), 60)]
+    with open_session(bundle, threads=1, exact=True) as session:
+        figures = verify(session, load_goldens(bundle.path("goldens")))
+    return {
+        "encode": encoded(tokenizer, texts),
+        "encode_control": encoded(tokenizer, TEXTS, control=True),
+        "decode": decoded(tokenizer, random.Random(2)),
+        "chat": [chat_vector(tokenizer, bundle.manifest.chat_template, turns) for turns in TURNS],
+        "sampler": list(draws(np.random.default_rng(3))),
+        "verify": {
+            "lowering": asdict(figures.lowering),
+            "quantization": asdict(figures.quantization),
+        },
+    }
+
+
+def genuine_vectors(folder: Path, source: Path) -> None:
+    """The compact file, and what the genuine tokenizer makes of 4,500 texts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.gtok").write_bytes(compact_tokenizer(source.read_bytes()))
+    tokenizer = Tokenizer(source)
+    texts = [*TEXTS, *random_texts(random.Random(4), 2500), *lines_of_this_project(2000)]
+    found = {"encode": encoded(tokenizer, texts), "decode": decoded(tokenizer, random.Random(5))}
+    (folder / "vectors.json").write_text(json.dumps(found))
+
+
+def encoded(
+    tokenizer: Tokenizer, texts: Sequence[str], control: bool = False
+) -> list[dict[str, object]]:
+    ids = [tokenizer.encode(text, control=control) for text in texts]
+    return [
+        {"text": text, "ids": found, "decoded": tokenizer.decode(found)}
+        for text, found in zip(texts, ids, strict=True)
+    ]
+
+
+def decoded(tokenizer: Tokenizer, chance: random.Random) -> list[dict[str, object]]:
+    """Tokens at random, bytes often: most of it is no UTF-8."""
+    names = [f"<0x{byte:02X}>" for byte in [*range(0x7F, 0x100), 0x20, 0x41]]
+    bytes_ = [token for name in names if (token := tokenizer.token_id(name)) is not None]
+    found = []
+    for _ in range(80):
+        ids = [
+            chance.choice(bytes_) if chance.random() < 0.7 else chance.randrange(360)
+            for _ in range(chance.randrange(1, 12))
+        ]
+        stream = tokenizer.stream()
+        pieces = [stream.push(token) for token in ids]
+        found.append({"ids": ids, "pieces": pieces, "flush": stream.flush()})
+    return found
+
+
+def chat_vector(
+    tokenizer: Tokenizer, template: str | None, turns: Sequence[tuple[str, str]]
+) -> dict[str, object]:
+    messages = [Message(role, content) for role, content in turns]  # type: ignore[arg-type]
+    ids = encode_chat(tokenizer, template, messages, BOS)
+    return {"messages": [{"role": r, "content": c} for r, c in turns], "ids": ids}
+
+
+def draws(chance: np.random.Generator) -> Iterator[dict[str, object]]:
+    """Sampler draws with the noise written down."""
+    samplings = [
+        Sampling(),
+        Sampling(repetition_penalty=1.3),
+        Sampling(temperature=1.0),
+        Sampling(temperature=0.7, top_k=5),
+        Sampling(temperature=1.5, top_p=0.8),
+        Sampling(temperature=1.0, min_p=0.1),
+        Sampling(temperature=0.9, top_k=20, top_p=0.9, min_p=0.02, repetition_penalty=1.2),
+        Sampling(temperature=1e-6, top_p=0.5),
+    ]
+    for sampling in samplings:
+        for _ in range(12):
+            logits = (chance.standard_normal(40) * 3).astype(np.float32)
+            logits[chance.integers(40, size=6)] = logits[3]  # ties
+            previous = chance.integers(40, size=5).tolist()
+            noise = float(chance.random())
+            sampler = Sampler(sampling)
+            sampler._random = FixedNoise(noise)  # type: ignore[assignment]
+            yield {
+                "sampling": {k: v for k, v in asdict(sampling).items() if k != "seed"},
+                "logits": [float(x) for x in logits],
+                "previous": previous,
+                "noise": noise,
+                "token": sampler.pick(logits, previous),
+            }
+
+
+class FixedNoise:
+    def __init__(self, noise: float) -> None:
+        self._noise = noise
+
+    def random(self) -> float:
+        return self._noise
+
+
+def random_texts(chance: random.Random, count: int) -> list[str]:
+    """Pieces of the texts above, any Unicode, runs of white space, in any order."""
+
+    def part() -> str:
+        kind = chance.randrange(6)
+        if kind == 0:
+            return chance.choice(" \n\t▁-=a") * chance.randrange(1, 40)
+        if kind == 1:
+            points = (chance.randrange(0x110000) for _ in range(chance.randrange(1, 6)))
+            return "".join(chr(point) for point in points if not 0xD800 <= point < 0xE000)
+        if kind == 2:
+            return "".join(chr(chance.randrange(32, 0x250)) for _ in range(chance.randrange(12)))
+        text = chance.choice(TEXTS)
+        start = chance.randrange(len(text) + 1)
+        return text[start : start + chance.randrange(1, 30)]
+
+    return ["".join(part() for _ in range(chance.randrange(1, 7))) for _ in range(count)]
+
+
+def lines_of_this_project(count: int) -> list[str]:
+    root = DATA.parents[1]
+    places = [*root.glob("*.md"), *root.glob("runtime/**/*.py"), *root.glob("export/**/*.py")]
+    lines = [line for path in sorted(places) for line in path.read_text("utf-8").splitlines()]
+    return random.Random(6).sample(lines, min(count, len(lines)))
+
+
+def main(arguments: Sequence[str]) -> None:
+    if not arguments:
+        VECTORS.write_text(json.dumps(vectors()) + "\n")
+        return
+    _, folder, *sources = arguments
+    for source in sources:
+        genuine_vectors(Path(folder) / Path(source).parent.name, Path(source))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
