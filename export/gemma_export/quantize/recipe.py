@@ -12,7 +12,7 @@ from gemma_export.config import GemmaConfig
 from gemma_runtime.errors import RecipeError, nearest_first
 
 TABLE = "model.embed_tokens.weight"  # embedding and head: one tensor, tied
-Rounding = Literal["nearest", "searched"]
+Rounding = Literal["nearest", "searched", "gptq"]  # the last needs calibration text
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,11 @@ class Recipe:
 
     name: str
     rules: tuple[Rule, ...]
+    distilled: bool = False  # scales, codes and norms learned from the float32 model's logits
+
+    @property
+    def is_calibrated(self) -> bool:
+        return self.distilled or any(rule.rounding == "gptq" for rule in self.rules)
 
     def rule(self, tensor: str) -> Rule:
         return next(rule for rule in self.rules if fnmatchcase(tensor, rule.pattern))
@@ -105,6 +110,15 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("int4-asym", (Rule("*", INT4_ASYM),)),
         Recipe("mixed", (Rule(TABLE, INT8_TABLE, "nearest"), Rule("*", INT4_ASYM))),
         Recipe("int8", (Rule("*", INT8, "nearest"),)),
+        Recipe("int4-gptq", (Rule("*", INT4, "gptq"),)),
+        Recipe("int4-distilled", (Rule("*", INT4, "gptq"),), distilled=True),
+        Recipe("int4-table8", (Rule(TABLE, INT8, "nearest"), Rule("*", INT4))),
+        Recipe("int4-table8-gptq", (Rule(TABLE, INT8, "nearest"), Rule("*", INT4, "gptq"))),
+        Recipe(
+            "int4-table8-distilled",
+            (Rule(TABLE, INT8, "nearest"), Rule("*", INT4, "gptq")),
+            distilled=True,
+        ),
         Recipe("none", (Rule("*", FLOAT, "nearest"),)),
     )
 }
