@@ -7,7 +7,6 @@ calibration set. Shapes: B batch, T tokens, M width, H query heads, K kv heads, 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 

@@ -83,11 +83,19 @@ def export(
         Path | None, typer.Option(help="A config.json: the shape of random weights.")
     ] = None,
     quant: Annotated[
-        str, typer.Option(help="Recipe: int4, int4-asym, mixed, int8, none.")
+        str,
+        typer.Option(
+            help="Recipe: int4, int4-asym, mixed, int8, none; int4-gptq, int4-distilled; "
+            "int4-table8, int4-table8-gptq, int4-table8-distilled."
+        ),
     ] = "int4",
     recipe: Annotated[
         Path | None,
         typer.Option(help="A YAML file: tensor patterns → bits, group, asymmetric, rounding."),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Text for the -gptq and -distilled recipes: a file or a folder."),
     ] = None,
     context: Annotated[
         int | None, typer.Option(help="Tokens the caches hold. [4096, or the model's limit]")
@@ -140,6 +148,7 @@ def export(
         output=output,
         max_ram=parse_bytes(max_ram) if max_ram else None,
         force=force,
+        calibration=calibration,
     )
     if plan:
         _print_plans(pipeline.plan_exports(request), json)

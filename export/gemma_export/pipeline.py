@@ -16,6 +16,8 @@ from gemma_export.parallel import one_thread_each
 from gemma_export.plan import Plan, make_plan
 from gemma_export.progress import Reporter, guarded
 from gemma_export.prompts import golden_prompts
+from gemma_export.quantize.calibrate import CalibratedWeights, Calibrator
+from gemma_export.quantize.calibration import Calibration, load_calibration
 from gemma_export.quantize.recipe import Recipe, bits_per_weight
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
 from gemma_export.reference import Reference, record_reference
@@ -32,6 +34,7 @@ from gemma_runtime.goldens import save_goldens
 from gemma_runtime.machine import peak_rss_bytes
 from gemma_runtime.manifest import (
     SCHEMA_VERSION,
+    CalibratedOn,
     LayerCache,
     Manifest,
     Model,
@@ -58,6 +61,7 @@ class ExportRequest:
     output: Path | None = None
     max_ram: int | None = None  # bytes
     force: bool = False
+    calibration: Path | None = None  # text of the user's own, for recipes that are calibrated
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +92,9 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
         report.note(note)
 
     layouts = [target.caches(checkpoint.config, geometry) for target in targets]
-    text = _read_text(checkpoint, geometry, layouts)
+    text = _read_text(checkpoint, geometry, layouts, request)
     with one_thread_each():
-        store = _quantize(checkpoint, request.recipe, report, ceiling)
+        store = _quantize(checkpoint, request.recipe, text.calibration, report, ceiling)
         reference = _reference(checkpoint, store, text.prompts, report, ceiling)
     results = []
     for target, output in zip(targets, outputs, strict=True):
@@ -132,18 +136,25 @@ class _Text:
     files: TokenizerFiles | None  # random weights have none
     prompts: Mapping[str, list[int]]  # of the goldens
     turn_end: int | None
+    calibration: Calibration | None
 
 
 def _read_text(
-    checkpoint: Checkpoint, geometry: Geometry, layouts: Sequence[Sequence[LayerCache]]
+    checkpoint: Checkpoint,
+    geometry: Geometry,
+    layouts: Sequence[Sequence[LayerCache]],
+    request: ExportRequest,
 ) -> _Text:
     files = checkpoint.tokenizer()
     encoder = _load_encoder(checkpoint, files) if files else None
     prompts = golden_prompts(checkpoint.config, encoder, geometry.context_length, layouts)
     turn_end = encoder.token_to_id(_TURN_END) if encoder else None
+    calibration = None
+    if request.recipe.is_calibrated:
+        calibration = load_calibration(checkpoint.config, encoder, request.calibration)
     del encoder
     release_memory()
-    return _Text(files, prompts, turn_end)
+    return _Text(files, prompts, turn_end, calibration)
 
 
 def _load_encoder(checkpoint: Checkpoint, files: TokenizerFiles) -> Tokenizer:
@@ -181,8 +192,17 @@ def _plan(config: GemmaConfig, request: ExportRequest, target: Target) -> Plan:
 
 
 def _quantize(
-    checkpoint: Checkpoint, recipe: Recipe, report: Reporter, ceiling: MemoryCeiling
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    calibration: Calibration | None,
+    report: Reporter,
+    ceiling: MemoryCeiling,
 ) -> QuantizedStore:
+    if calibration is not None:
+        work = Calibrator(checkpoint, recipe, calibration)
+        with report.stage("calibrate", work.work_bytes()) as tick:
+            calibrated = CalibratedWeights(work, guarded(tick, ceiling))
+            return open_or_build_store(checkpoint, recipe, None, calibrated)
     with report.stage("quantize", checkpoint.config.parameters * 4) as tick:
         return open_or_build_store(checkpoint, recipe, guarded(tick, ceiling))
 
@@ -236,6 +256,7 @@ def _manifest(work: _Work, artifact: Artifact, roles: dict[str, str]) -> Manifes
             bits_per_weight=bits_per_weight(config, formats),
             codes_digest=work.store.codes_digest,
             tensors={name: str(form) for name, form in formats.items()},
+            calibration=_calibrated_on(work.text.calibration),
         ),
         vocab_size=config.vocab_size,
         context_length=work.geometry.context_length,
@@ -252,6 +273,13 @@ def _manifest(work: _Work, artifact: Artifact, roles: dict[str, str]) -> Manifes
         roles=roles,
         tools={name: metadata.version(name) for name in ("gemma-export", *artifact.tools)},
     )
+
+
+def _calibrated_on(calibration: Calibration | None) -> CalibratedOn | None:
+    if calibration is None:
+        return None
+    tokens = calibration.tokens.numel()
+    return CalibratedOn(calibration.source, tokens, calibration.seed, calibration.digest)
 
 
 def _stop_tokens(config: GemmaConfig, turn_end: int | None) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ memory than one layer and the Gram matrices of its inputs.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from gemma_export.quantize.stream import (
 from gemma_runtime.cache import cache_folder
 
 _VERSION = "1"  # of what calibration does: raise it when codes change
+PARTS = ("codes", "scales", "zeros")  # the order that the store's digest has
 # Embedding and head are one tensor: the head's inputs have a Gram matrix, a looked-up row has none,
 # so a share of the identity stands for it.
 _TABLE_DAMPING = 0.1
@@ -63,9 +65,26 @@ class Calibrator:
     def formats(self) -> dict[str, Format]:
         return self.recipe.formats(self.checkpoint.config)
 
+    def work_bytes(self) -> int:
+        """Of float32 weights that are taken past the calibration text, for progress."""
+        config = self.checkpoint.config
+        table, passes = 4 * config.vocab_size * config.hidden_size, 2
+        if self.needs_float():
+            passes += 1
+        return table + passes * (4 * config.parameters - table)
+
+    def needs_float(self) -> bool:
+        """Whether what the float32 model gives is asked for, beside its weights."""
+        return self.recipe.distilled or self.recipe.rule(TABLE).rounding == "gptq"
+
+    def weights_file(self, name: str) -> Path:
+        """Where the finished codes of a tensor lie."""
+        layer = re.match(r"model\.layers\.(\d+)\.", name)
+        return self.file("layer", int(layer[1])) if layer else self.file("table")
+
 
 def calibrate(work: Calibrator, tick: Tick) -> None:
-    """Round every matrix; leaves a file per layer and one of the table, and takes up what is there."""
+    """Round every matrix: a file per layer, one of the table. Takes up what is there."""
     config = work.checkpoint.config
     work.folder.mkdir(parents=True, exist_ok=True)
     _calibrate_table(work, tick)
@@ -79,7 +98,10 @@ def calibrate(work: Calibrator, tick: Tick) -> None:
             lambda token: stored_rows(table, TABLE, form, token, token + 1),
         )
     for layer in config.layers[first:]:
-        weights, source = load_layer(work.checkpoint, layer.index), work.file("residual", layer.index)
+        weights, source = (
+            load_layer(work.checkpoint, layer.index),
+            work.file("residual", layer.index),
+        )
         path, size = work.file("layer", layer.index), 4 * sum(w.numel() for w in weights.values())
         if not path.exists():
             grams = observe_layer(source, config, layer, weights)
@@ -91,9 +113,29 @@ def calibrate(work: Calibrator, tick: Tick) -> None:
         tick(f"layer {layer.index}", size)
 
 
-def rounded_layer(
-    work: Calibrator, index: int, weights: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+@dataclass(frozen=True, slots=True)
+class CalibratedWeights:
+    """What calibration leaves, as the store wants it."""
+
+    work: Calibrator
+    tick: Tick
+
+    @property
+    def key(self) -> str:
+        return self.work.key
+
+    def round_all(self) -> None:
+        calibrate(self.work, self.tick)
+
+    def parts(self, name: str, start: int, stop: int) -> dict[str, Tensor]:
+        file = SafetensorsFile(self.work.weights_file(name))
+        names = [n for n in (name, *(f"{name}.{p}" for p in PARTS)) if n in file.tensors]
+        if not names:  # a gain, which calibration leaves alone
+            return {name: self.work.checkpoint.rows(name, start, stop)}
+        return {n: file.rows(n, start, stop) for n in names}
+
+
+def rounded_layer(work: Calibrator, index: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A layer's weights as its codes say, beside those that stay float."""
     file, formats = SafetensorsFile(work.file("layer", index)), work.formats()
     return {
@@ -104,9 +146,7 @@ def rounded_layer(
     }
 
 
-def stored_rows(
-    file: SafetensorsFile, name: str, form: Format, start: int, stop: int
-) -> Tensor:
+def stored_rows(file: SafetensorsFile, name: str, form: Format, start: int, stop: int) -> Tensor:
     """Rows [start, stop) of a matrix as its codes say, float32."""
     if form.is_float:
         return file.rows(name, start, stop)

@@ -1,8 +1,9 @@
 """Calibration text: what the weights are rounded for.
 
-The default needs no network: `calibration.txt` beside this file (29 languages of the Universal
-Declaration of Human Rights, none of which the benchmarks evaluate, and prose, instructions and code
-written for this project), and sources of Python's own standard library, as the running one has them.
+The default needs no network: `calibration.txt` beside this file (parts of the Universal Declaration
+of Human Rights in some 70 languages, none of which the benchmarks evaluate, and prose, instructions
+and code written for this project), and sources of Python's standard library, as the running one has
+them.
 """
 
 import hashlib
@@ -47,6 +48,7 @@ class Calibration:
 
     source: str  # "default", a file or a folder
     tokens: Tensor  # (B, T) int64
+    seed: int = _SEED
 
     @property
     def digest(self) -> str:
@@ -58,7 +60,7 @@ def load_calibration(
 ) -> Calibration:
     """The default text, or the user's: a file, or a folder's `*.txt`, `*.md` and `*.py`.
 
-    Random ids where there is no tokenizer. Raises RecipeError for text that is missing or too short.
+    Random ids where there is no tokenizer. Raises RecipeError for text missing or too short.
     """
     if encoder is None:
         draw = np.random.default_rng(_SEED).integers(0, config.vocab_size, (32, LENGTH))

@@ -43,7 +43,8 @@ def inverse_factor(gram: Tensor, order: Tensor, damping: float) -> Tensor:
     ordered = gram.double()[order][:, order]
     ordered.diagonal().add_(damping * ordered.diagonal().mean().clamp(min=1e-12))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(ordered))
-    return torch.linalg.cholesky(inverse, upper=True).float()
+    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor.float()
 
 
 def weighted_scales(groups: Tensor, power: Tensor, form: Format) -> tuple[Tensor, Tensor]:
@@ -63,9 +64,7 @@ def weighted_scales(groups: Tensor, power: Tensor, form: Format) -> tuple[Tensor
     return best_scale, best_zero
 
 
-def _round_slice(
-    rows: Tensor, power: Tensor, order: Tensor, factor: Tensor, form: Format
-) -> Codes:
+def _round_slice(rows: Tensor, power: Tensor, order: Tensor, factor: Tensor, form: Format) -> Codes:
     count, width = rows.shape
     groups = rows.view(count, -1, form.group)  # (N, G, g)
     scale, zero = weighted_scales(groups, power.view(-1, form.group), form)

@@ -35,14 +35,16 @@ def load_layer(checkpoint: Checkpoint, index: int) -> dict[str, Tensor]:
     return {name: checkpoint.rows(name, 0, shapes[name][0]) for name in names}
 
 
-def start_flow(path: Path, config: GemmaConfig, tokens: Tensor, row: Callable[[int], Tensor]) -> None:
+def start_flow(
+    path: Path, config: GemmaConfig, tokens: Tensor, row: Callable[[int], Tensor]
+) -> None:
     """Write the embedded tokens; `row` gives (1, M) of the table."""
 
     def embed(ids: Tensor) -> Tensor:
         rows = torch.cat([row(token) for token in ids.flatten().tolist()])
         return rows.view(*ids.shape, -1) * config.embed_scale
 
-    _write_flow(path, (*tokens.shape, config.hidden_size), (embed(ids) for ids in tokens.split(1)))
+    _write_flow(path, (*tokens.shape, config.hidden_size), (embed(ids[None]) for ids in tokens))
 
 
 def advance_flow(
