@@ -62,6 +62,12 @@ class BatchOps(TorchOps):
             y = scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v
         return y.transpose(1, 2).flatten(-2)  # (B, T, H · D)
 
+    def add_norm(
+        self, x: Tensor, branch: Tensor, post: Weight, then: Weight
+    ) -> tuple[Tensor, Tensor]:
+        x = x + self.norm(branch, post)
+        return x, self.norm(x, then)
+
 
 class ObservingOps(BatchOps):
     """Sums up what each projection multiplies: Σ x xᵀ, by the name of every weight of it."""

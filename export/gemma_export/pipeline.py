@@ -16,7 +16,8 @@ from gemma_export.parallel import one_thread_each
 from gemma_export.plan import Plan, make_plan
 from gemma_export.progress import Reporter, guarded
 from gemma_export.prompts import golden_prompts
-from gemma_export.quantize.calibrate import CalibratedWeights, Calibrator
+from gemma_export.quantize.calibrate import Calibrator
+from gemma_export.quantize.calibrated import CalibratedWeights, work_bytes
 from gemma_export.quantize.calibration import Calibration, load_calibration
 from gemma_export.quantize.recipe import Recipe, bits_per_weight
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
@@ -200,7 +201,7 @@ def _quantize(
 ) -> QuantizedStore:
     if calibration is not None:
         work = Calibrator(checkpoint, recipe, calibration)
-        with report.stage("calibrate", work.work_bytes()) as tick:
+        with report.stage("calibrate", work_bytes(work)) as tick:
             calibrated = CalibratedWeights(work, guarded(tick, ceiling))
             return open_or_build_store(checkpoint, recipe, None, calibrated)
     with report.stage("quantize", checkpoint.config.parameters * 4) as tick:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from gemma_export.batch_ops import BatchOps, hold
 from gemma_export.decoder import decoder
-from gemma_export.quantize.calibrate import CalibratedWeights, Calibrator, calibrate, float_flow
+from gemma_export.quantize.calibrate import Calibrator, calibrate, float_flow
+from gemma_export.quantize.calibrated import CalibratedWeights
 from gemma_export.quantize.calibration import LENGTH, Calibration, default_texts, load_calibration
 from gemma_export.quantize.gptq import gptq, inverse_factor, weighted_scales
 from gemma_export.quantize.pack import dequantize, unpack

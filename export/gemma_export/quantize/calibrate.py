@@ -5,7 +5,6 @@ memory than one layer and the Gram matrices of its inputs.
 """
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,29 +64,12 @@ class Calibrator:
     def formats(self) -> dict[str, Format]:
         return self.recipe.formats(self.checkpoint.config)
 
-    def work_bytes(self) -> int:
-        """Of float32 weights that are taken past the calibration text, for progress."""
-        config = self.checkpoint.config
-        table, passes = 4 * config.vocab_size * config.hidden_size, 2
-        if self.needs_float():
-            passes += 1
-        return table + passes * (4 * config.parameters - table)
-
-    def needs_float(self) -> bool:
-        """Whether what the float32 model gives is asked for, beside its weights."""
-        return self.recipe.distilled or self.recipe.rule(TABLE).rounding == "gptq"
-
-    def weights_file(self, name: str) -> Path:
-        """Where the finished codes of a tensor lie."""
-        layer = re.match(r"model\.layers\.(\d+)\.", name)
-        return self.file("layer", int(layer[1])) if layer else self.file("table")
-
 
 def calibrate(work: Calibrator, tick: Tick) -> None:
     """Round every matrix: a file per layer, one of the table. Takes up what is there."""
     config = work.checkpoint.config
     work.folder.mkdir(parents=True, exist_ok=True)
-    _calibrate_table(work, tick)
+    calibrate_table(work, tick)
     first = _first_unfinished(work)
     if first == 0 and not work.file("residual", 0).exists():
         table, form = SafetensorsFile(work.file("table")), work.formats()[TABLE]
@@ -107,32 +89,11 @@ def calibrate(work: Calibrator, tick: Tick) -> None:
             grams = observe_layer(source, config, layer, weights)
             tick(f"layer {layer.index}", size)
             write_tensors(path, _round_layer(work, weights, grams))
-        rounded = rounded_layer(work, layer.index, weights)
-        advance_flow(source, work.file("residual", layer.index + 1), config, layer, rounded)
+        if layer.index + 1 < len(config.kinds):
+            rounded = rounded_layer(work, layer.index, weights)
+            advance_flow(source, work.file("residual", layer.index + 1), config, layer, rounded)
         source.unlink()
         tick(f"layer {layer.index}", size)
-
-
-@dataclass(frozen=True, slots=True)
-class CalibratedWeights:
-    """What calibration leaves, as the store wants it."""
-
-    work: Calibrator
-    tick: Tick
-
-    @property
-    def key(self) -> str:
-        return self.work.key
-
-    def round_all(self) -> None:
-        calibrate(self.work, self.tick)
-
-    def parts(self, name: str, start: int, stop: int) -> dict[str, Tensor]:
-        file = SafetensorsFile(self.work.weights_file(name))
-        names = [n for n in (name, *(f"{name}.{p}" for p in PARTS)) if n in file.tensors]
-        if not names:  # a gain, which calibration leaves alone
-            return {name: self.work.checkpoint.rows(name, start, stop)}
-        return {n: file.rows(n, start, stop) for n in names}
 
 
 def rounded_layer(work: Calibrator, index: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -162,8 +123,10 @@ def code_tensors(name: str, block: Codes) -> dict[str, Tensor]:
 
 
 def _first_unfinished(work: Calibrator) -> int:
-    """A layer is finished once the next one's residuals are there."""
+    """A layer is finished once the next one's residuals are there; the last, once it is rounded."""
     count = len(work.checkpoint.config.kinds)
+    if work.file("layer", count - 1).exists():
+        return count
     return next((i for i in range(count, 0, -1) if work.file("residual", i).exists()), 0)
 
 
@@ -186,7 +149,7 @@ def _round_layer(
     return found
 
 
-def _calibrate_table(work: Calibrator, tick: Tick) -> None:
+def calibrate_table(work: Calibrator, tick: Tick) -> None:
     path, form = work.file("table"), work.formats()[TABLE]
     if path.exists():
         return

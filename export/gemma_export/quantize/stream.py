@@ -19,7 +19,7 @@ from gemma_export.config import GemmaConfig, LayerSpec
 from gemma_export.decoder import decoder_layer, norm_before
 from gemma_export.parallel import in_order
 
-_RESIDUAL = "residual"
+RESIDUAL = "residual"
 _BATCH_ELEMENTS = 1 << 20  # of the widest activation of one batch
 _KINDS = {torch.uint8: "U8", torch.float16: "F16", torch.float32: "F32"}
 
@@ -54,12 +54,12 @@ def advance_flow(
     file = SafetensorsFile(source)
 
     def run(span: tuple[int, int]) -> Tensor:
-        x = file.rows(_RESIDUAL, *span)
+        x = file.rows(RESIDUAL, *span)
         with torch.inference_mode():
             ops = BatchOps(torch.empty(x.shape[:2]), config.rms_norm_eps)
             return run_layer(ops, config, layer, hold(weights), x)
 
-    _write_flow(path, file.tensors[_RESIDUAL].shape, in_order(run, batches(config, file)))
+    _write_flow(path, file.tensors[RESIDUAL].shape, in_order(run, batches(config, file)))
 
 
 def observe_layer(
@@ -69,7 +69,7 @@ def observe_layer(
     file = SafetensorsFile(source)
 
     def run(span: tuple[int, int]) -> dict[str, Tensor]:
-        x = file.rows(_RESIDUAL, *span)
+        x = file.rows(RESIDUAL, *span)
         seen: dict[str, Tensor] = {}
         with torch.inference_mode():
             ops = ObservingOps(torch.empty(x.shape[:2]), config.rms_norm_eps, seen)
@@ -84,7 +84,7 @@ def observe_layer(
             else:
                 grams[first] = gram.clone()
         shared = {name: _owner(seen, name) for name in seen}
-    count, length, _ = file.tensors[_RESIDUAL].shape
+    count, length, _ = file.tensors[RESIDUAL].shape
     for gram in grams.values():
         gram.div_(count * length)
     return {name: grams[first] for name, first in shared.items()}
@@ -94,7 +94,7 @@ def head_inputs(source: Path, config: GemmaConfig, gain: Tensor) -> Iterator[Ten
     """What the head multiplies, batch by batch: (b · T, M)."""
     file = SafetensorsFile(source)
     for span in batches(config, file):
-        x = file.rows(_RESIDUAL, *span).flatten(0, 1)
+        x = file.rows(RESIDUAL, *span).flatten(0, 1)
         yield torch.nn.functional.rms_norm(x, x.shape[-1:], 1 + gain, config.rms_norm_eps)
 
 
@@ -111,7 +111,7 @@ def run_layer(
 
 
 def batches(config: GemmaConfig, file: SafetensorsFile) -> Iterator[tuple[int, int]]:
-    count, length, _ = file.tensors[_RESIDUAL].shape
+    count, length, _ = file.tensors[RESIDUAL].shape
     step = max(1, _BATCH_ELEMENTS // (length * config.intermediate_size))
     return ((i, min(count, i + step)) for i in range(0, count, step))
 
@@ -136,11 +136,11 @@ def appearing(path: Path) -> Iterator[Path]:
 
 
 def _write_flow(path: Path, shape: tuple[int, ...], parts: Iterator[Tensor]) -> None:
-    layout = {_RESIDUAL: TensorInfo("F32", shape)}
+    layout = {RESIDUAL: TensorInfo("F32", shape)}
     with appearing(path) as partial, SafetensorsWriter(partial, layout, {}) as writer:
         start = 0
         for part in parts:
-            writer.write_rows(_RESIDUAL, start, part.contiguous().view(torch.uint8).numpy())
+            writer.write_rows(RESIDUAL, start, part.contiguous().view(torch.uint8).numpy())
             start += len(part)
 
 

@@ -1,0 +1,56 @@
+"""What calibration and distillation leave, as the store wants it."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from gemma_export.checkpoint.safetensors import SafetensorsFile
+from gemma_export.progress import Tick
+from gemma_export.quantize.calibrate import PARTS, Calibrator, calibrate
+from gemma_export.quantize.distill import count_steps, distill
+from gemma_export.quantize.recipe import TABLE
+
+_DISTILLED = "distilled-1"  # raise it when what is learned changes
+
+
+@dataclass(frozen=True, slots=True)
+class CalibratedWeights:
+    work: Calibrator
+    tick: Tick
+
+    @property
+    def key(self) -> str:
+        return f"{self.work.key} {_DISTILLED}" if self.work.recipe.distilled else self.work.key
+
+    def round_all(self) -> None:
+        calibrate(self.work, self.tick)
+        if self.work.recipe.distilled:
+            distill(self.work, self.tick)
+
+    def parts(self, name: str, start: int, stop: int) -> dict[str, Tensor]:
+        file = self._file(name)
+        found = [n for n in (name, *(f"{name}.{p}" for p in PARTS)) if n in file.tensors]
+        if not found:  # a gain that nothing learned
+            return {name: self.work.checkpoint.rows(name, start, stop)}
+        return {n: file.rows(n, start, stop) for n in found}
+
+    def _file(self, name: str) -> SafetensorsFile:
+        return SafetensorsFile(self._path(name))
+
+    def _path(self, name: str) -> Path:
+        distilled = self.work.recipe.distilled
+        if layer := re.match(r"model\.layers\.(\d+)\.", name):
+            return self.work.file("distilled" if distilled else "layer", int(layer[1]))
+        return self.work.file("final" if distilled and name != TABLE else "table")
+
+
+def work_bytes(work: Calibrator) -> int:
+    """Float32 bytes of the weights that calibration passes by, for progress."""
+    config = work.checkpoint.config
+    layers = 4 * (config.parameters - config.vocab_size * config.hidden_size)
+    total = 2 * layers
+    if work.recipe.distilled or work.recipe.rule(TABLE).rounding == "gptq":
+        total += layers  # the float model
+    return total + (count_steps(work) * 4 * config.parameters if work.recipe.distilled else 0)
