@@ -7,6 +7,7 @@ calibration set. Shapes: B batch, T tokens, M width, H query heads, K kv heads, 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -32,6 +33,15 @@ class HeldWeight:
 
 def hold(tensors: Mapping[str, Tensor]) -> dict[str, HeldWeight]:
     return {name: HeldWeight(name, values) for name, values in tensors.items()}
+
+
+def product_dtype() -> torch.dtype:
+    """What large products of activations are computed in: bfloat16 where the processor has it.
+
+    Its rounding is a fiftieth of int4's; sums, residuals, norms and softmax stay float32.
+    """
+    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
 
 
 class BatchOps(TorchOps):

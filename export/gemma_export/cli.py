@@ -97,6 +97,13 @@ def export(
         Path | None,
         typer.Option(help="Text for the -gptq and -distilled recipes: a file or a folder."),
     ] = None,
+    bits: Annotated[
+        float | None,
+        typer.Option(
+            help="Most bits per weight: --quant's int4, and int8 where measuring says it saves "
+            "most. The choice is in the bundle's recipe.yaml, for --recipe."
+        ),
+    ] = None,
     context: Annotated[
         int | None, typer.Option(help="Tokens the caches hold. [4096, or the model's limit]")
     ] = None,
@@ -149,6 +156,7 @@ def export(
         max_ram=parse_bytes(max_ram) if max_ram else None,
         force=force,
         calibration=calibration,
+        bits=bits,
     )
     if plan:
         _print_plans(pipeline.plan_exports(request), json)

@@ -19,7 +19,8 @@ from gemma_export.prompts import golden_prompts
 from gemma_export.quantize.calibrate import Calibrator
 from gemma_export.quantize.calibrated import CalibratedWeights, work_bytes
 from gemma_export.quantize.calibration import Calibration, load_calibration
-from gemma_export.quantize.recipe import Recipe, bits_per_weight
+from gemma_export.quantize.recipe import Recipe, bits_per_weight, write_recipe
+from gemma_export.quantize.sensitivity import Budget, spend_budget
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
 from gemma_export.reference import Reference, record_reference
 from gemma_export.targets import Artifact, ExportJob, Geometry, Target, load_target
@@ -42,7 +43,7 @@ from gemma_runtime.manifest import (
     Quantization,
 )
 
-_TOKENIZER, _GOLDENS = "tokenizer.json", "goldens.json"
+_TOKENIZER, _GOLDENS, _RECIPE = "tokenizer.json", "goldens.json", "recipe.yaml"
 _TURN_END = "<end_of_turn>"
 _DEFAULT_CONTEXT, _DEFAULT_PREFILL = 4096, 512
 
@@ -63,6 +64,7 @@ class ExportRequest:
     max_ram: int | None = None  # bytes
     force: bool = False
     calibration: Path | None = None  # text of the user's own, for recipes that are calibrated
+    bits: float | None = None  # per weight: the recipe's int4, and int8 as far as that goes
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
     layouts = [target.caches(checkpoint.config, geometry) for target in targets]
     text = _read_text(checkpoint, geometry, layouts, request)
     with one_thread_each():
+        request = _spend_bits(request, checkpoint, text.calibration, report, ceiling)
         store = _quantize(checkpoint, request.recipe, text.calibration, report, ceiling)
         reference = _reference(checkpoint, store, text.prompts, report, ceiling)
     results = []
@@ -151,7 +154,7 @@ def _read_text(
     prompts = golden_prompts(checkpoint.config, encoder, geometry.context_length, layouts)
     turn_end = encoder.token_to_id(_TURN_END) if encoder else None
     calibration = None
-    if request.recipe.is_calibrated:
+    if request.recipe.is_calibrated or request.bits is not None:
         calibration = load_calibration(checkpoint.config, encoder, request.calibration)
     del encoder
     release_memory()
@@ -179,7 +182,8 @@ def _geometry(request: ExportRequest, config: GemmaConfig) -> Geometry:
 def _output(request: ExportRequest, checkpoint: Checkpoint, target: str) -> Path:
     """`--output` itself for one target, a folder in it for each of several."""
     model = Path(checkpoint.id).name.removesuffix(".gguf").replace(":", "-")
-    name = f"{model}-{request.recipe.name}-{target}"
+    bits = "" if request.bits is None else f"-{request.bits:g}bits"
+    name = f"{model}-{request.recipe.name}{bits}-{target}"
     if request.output is None:
         return Path("out") / name
     return request.output if len(request.targets) == 1 else request.output / name
@@ -190,6 +194,22 @@ def _plan(config: GemmaConfig, request: ExportRequest, target: Target) -> Plan:
     formats = request.recipe.formats(config)
     target.check(formats, geometry)
     return make_plan(config, formats, target.caches(config, geometry), geometry, target.name)
+
+
+def _spend_bits(
+    request: ExportRequest,
+    checkpoint: Checkpoint,
+    calibration: Calibration | None,
+    report: Reporter,
+    ceiling: MemoryCeiling,
+) -> ExportRequest:
+    """The request with a recipe that fits its budget of bits, if it has one."""
+    if request.bits is None or calibration is None:
+        return request
+    budget = Budget(request.recipe, request.bits)
+    with report.stage("measure", checkpoint.config.parameters * 4) as tick:
+        recipe = spend_budget(budget, checkpoint, calibration, guarded(tick, ceiling))
+    return replace(request, recipe=recipe)
 
 
 def _quantize(
@@ -234,6 +254,7 @@ def _write_sidecars(work: _Work) -> dict[str, str]:
     """Tokenizer and goldens; returns which file plays which role."""
     roles = {"goldens": _GOLDENS}
     save_goldens(work.folder / _GOLDENS, work.reference.goldens)
+    (work.folder / _RECIPE).write_text(write_recipe(work.recipe), "utf-8")
     if work.text.files is not None:
         (work.folder / _TOKENIZER).write_bytes(work.text.files.tokenizer_json)
         roles["tokenizer"] = _TOKENIZER

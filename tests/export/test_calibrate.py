@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gemma_export.batch_ops import BatchOps, hold
 from gemma_export.decoder import decoder
+from gemma_export.quantize import stream
 from gemma_export.quantize.calibrate import Calibrator, calibrate, float_flow
 from gemma_export.quantize.calibrated import CalibratedWeights
 from gemma_export.quantize.calibration import LENGTH, Calibration, default_texts, load_calibration
@@ -97,7 +98,10 @@ def _tick(name: str, done: int) -> None:
     del name, done
 
 
-def test_the_stream_of_layers_is_the_decoder(work: Calibrator) -> None:
+def test_the_stream_of_layers_is_the_decoder(
+    work: Calibrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "product_dtype", lambda: torch.float32)
     config, tokens = work.checkpoint.config, work.calibration.tokens
     work.folder.mkdir(parents=True)
     shapes = config.tensor_shapes()

@@ -25,7 +25,6 @@ from tests.export.conftest import TinyCheckpoint
 def work(tiny: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calibrator:
     monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path))
     monkeypatch.setattr(distilling, "PASSES", 4)
-    monkeypatch.setattr(distilling, "_fast_bfloat16", lambda: False)
     draw = torch.Generator().manual_seed(3)
     tokens = torch.randint(0, 96, (16, 24), generator=draw)  # longer than the window
     return Calibrator(tiny.open(), find_recipe("int4-distilled"), Calibration("test", tokens))

@@ -23,7 +23,7 @@ from gemma_runtime.errors import RecipeError
 
 LENGTH = 256  # tokens of a sequence, the leading bos included
 _SEED = 0
-_MOST = 256  # sequences
+_MOST = 128  # sequences
 _PIECE = 3000  # characters of a source file that stay together
 _LONGEST = 12_000  # characters taken of one module
 _MODULES = (

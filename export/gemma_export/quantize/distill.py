@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gemma_export.batch_ops import BatchOps, hold
+from gemma_export.batch_ops import BatchOps, hold, product_dtype
 from gemma_export.checkpoint.safetensors import SafetensorsFile
 from gemma_export.config import LayerSpec
 from gemma_export.decoder import norm_before
@@ -93,7 +93,7 @@ class _Student:
     def __init__(self, work: Calibrator) -> None:
         self.work, self.config = work, work.checkpoint.config
         self.formats = work.formats()
-        self.dtype = torch.bfloat16 if _fast_bfloat16() else torch.float32
+        self.dtype = product_dtype()
         shapes = self.config.tensor_shapes()
         starts = {n: work.checkpoint.rows(n, 0, s[0]) for n, s in shapes.items() if len(s) == 1}
         for index in range(len(self.config.kinds)):
@@ -267,8 +267,3 @@ def _backward(
         for name, gradient in gradients.items():
             total[name] = total[name] + gradient if name in total else gradient.float()
     return before, total
-
-
-def _fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 faster than float32."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gemma_export.batch_ops import BatchOps, HeldWeight, ObservingOps, hold
+from gemma_export.batch_ops import BatchOps, HeldWeight, ObservingOps, hold, product_dtype
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.checkpoint.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
 from gemma_export.config import GemmaConfig, LayerSpec
@@ -51,13 +51,13 @@ def advance_flow(
     source: Path, path: Path, config: GemmaConfig, layer: LayerSpec, weights: Mapping[str, Tensor]
 ) -> None:
     """Take all residuals past one layer."""
-    file = SafetensorsFile(source)
+    file, held = SafetensorsFile(source), hold(_short(weights))
 
     def run(span: tuple[int, int]) -> Tensor:
         x = file.rows(RESIDUAL, *span)
         with torch.inference_mode():
             ops = BatchOps(torch.empty(x.shape[:2]), config.rms_norm_eps)
-            return run_layer(ops, config, layer, hold(weights), x)
+            return run_layer(ops, config, layer, held, x)
 
     _write_flow(path, file.tensors[RESIDUAL].shape, in_order(run, batches(config, file)))
 
@@ -66,14 +66,14 @@ def observe_layer(
     source: Path, config: GemmaConfig, layer: LayerSpec, weights: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Σ x xᵀ over the inputs of each of the layer's matrices, divided by their count."""
-    file = SafetensorsFile(source)
+    file, held = SafetensorsFile(source), hold(_short(weights))
 
     def run(span: tuple[int, int]) -> dict[str, Tensor]:
         x = file.rows(RESIDUAL, *span)
         seen: dict[str, Tensor] = {}
         with torch.inference_mode():
             ops = ObservingOps(torch.empty(x.shape[:2]), config.rms_norm_eps, seen)
-            run_layer(ops, config, layer, hold(weights), x)
+            run_layer(ops, config, layer, held, x)
         return seen
 
     grams: dict[str, Tensor] = {}
@@ -142,6 +142,11 @@ def _write_flow(path: Path, shape: tuple[int, ...], parts: Iterator[Tensor]) -> 
         for part in parts:
             writer.write_rows(RESIDUAL, start, part.contiguous().view(torch.uint8).numpy())
             start += len(part)
+
+
+def _short(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices in the dtype of products, gains as they are."""
+    return {n: w.to(product_dtype()) if w.dim() == 2 else w for n, w in weights.items()}
 
 
 def _distinct(seen: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
