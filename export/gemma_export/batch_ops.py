@@ -80,18 +80,16 @@ class BatchOps(TorchOps):
 
 
 class ObservingOps(BatchOps):
-    """Sums up what each projection multiplies: Σ x xᵀ, by the name of every weight of it."""
+    """Notes what each projection multiplies, by the name of every weight of it: (B · T, inputs)."""
 
-    def __init__(self, tokens: Tensor, epsilon: float, grams: dict[str, Tensor]) -> None:
+    def __init__(self, tokens: Tensor, epsilon: float, inputs: dict[str, Tensor]) -> None:
         super().__init__(tokens, epsilon)
-        self._grams = grams
+        self._inputs = inputs
 
     def project(self, x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
         rows = x.flatten(0, -2)
-        gram = rows.T @ rows
-        for weight in weights:  # of one input: they share the sum
-            known = self._grams.get(weight.name)
-            self._grams[weight.name] = gram if known is None else known + gram
+        for weight in weights:  # one tensor for all of them
+            self._inputs[weight.name] = rows
         return super().project(x, weights)
 
 

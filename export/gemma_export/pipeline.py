@@ -17,7 +17,7 @@ from gemma_export.plan import Plan, make_plan
 from gemma_export.progress import Reporter, guarded
 from gemma_export.prompts import golden_prompts
 from gemma_export.quantize.calibrate import Calibrator
-from gemma_export.quantize.calibrated import CalibratedWeights, work_bytes
+from gemma_export.quantize.calibrated import CalibratedWeights, peak_bytes, work_bytes
 from gemma_export.quantize.calibration import Calibration, load_calibration
 from gemma_export.quantize.recipe import Recipe, bits_per_weight, write_recipe
 from gemma_export.quantize.sensitivity import Budget, spend_budget
@@ -91,6 +91,8 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
     ceiling = MemoryCeiling(request.max_ram)
     for target in targets:
         ceiling.check_estimate(_plan(checkpoint.config, request, target).export_peak_bytes)
+    if request.recipe.is_calibrated:
+        ceiling.check_estimate(peak_bytes(checkpoint.config, request.recipe))
     for note in checkpoint.notes:
         report.note(note)
 

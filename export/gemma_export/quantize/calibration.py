@@ -63,7 +63,7 @@ def load_calibration(
     Random ids where there is no tokenizer. Raises RecipeError for text missing or too short.
     """
     if encoder is None:
-        draw = np.random.default_rng(_SEED).integers(0, config.vocab_size, (32, LENGTH))
+        draw = np.random.default_rng(_SEED).integers(0, config.vocab_size, (8, LENGTH))
         return Calibration("random", torch.from_numpy(draw))
     texts = default_texts() if path is None else _read_texts(path)
     random.Random(_SEED).shuffle(texts)

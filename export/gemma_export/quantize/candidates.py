@@ -20,6 +20,7 @@ from gemma_export.quantize.recipe import TABLE
 from gemma_export.quantize.stream import RESIDUAL
 
 _LIKELY, _OTHERS = 16384, 8192
+CANDIDATES = _LIKELY + _OTHERS
 _POSITIONS = 1024  # where the float model is asked what is likely
 _SEED = 0
 

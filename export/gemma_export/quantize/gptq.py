@@ -17,6 +17,7 @@ from gemma_export.quantize.round import cover
 
 _DAMPING = 0.01  # of the mean power, added to the diagonal: keeps the factor finite
 _BLOCK = 64  # columns whose errors are passed on together
+_WIDE = 4096  # inputs beyond which the factor is computed in float32
 _SLICE = 8192  # rows at a time
 # Shares of the full range that a scale may cover.
 _SHRINKS = tuple(1 - 0.04 * step for step in range(13))
@@ -39,12 +40,16 @@ def gptq(rows: Tensor, gram: Tensor, form: Format, damping: float = _DAMPING) ->
 
 
 def inverse_factor(gram: Tensor, order: Tensor, damping: float) -> Tensor:
-    """Upper U with Uᵀ U = (gram + damping)⁻¹ in the given order of columns: (K, K) float32."""
-    ordered = gram.double()[order][:, order]
-    ordered.diagonal().add_(damping * ordered.diagonal().mean().clamp(min=1e-12))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(ordered))
-    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return factor.float()
+    """Upper U with Uᵀ U = (gram + damping)⁻¹ in the given order of columns: (K, K) float32.
+
+    In float64 as long as that is no matter of memory.
+    """
+    square = gram[order][:, order].to(torch.float64 if len(gram) <= _WIDE else torch.float32)
+    square.diagonal().add_(damping * square.diagonal().mean().clamp(min=1e-12))
+    torch.linalg.cholesky(square, out=square)
+    torch.cholesky_inverse(square, out=square)
+    torch.linalg.cholesky(square, upper=True, out=square)
+    return square.float()
 
 
 def weighted_scales(groups: Tensor, power: Tensor, form: Format) -> tuple[Tensor, Tensor]:

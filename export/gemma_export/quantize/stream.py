@@ -78,11 +78,10 @@ def observe_layer(
 
     grams: dict[str, Tensor] = {}
     for seen in in_order(run, batches(config, file)):
-        for first, gram in _distinct(seen):
-            if first in grams:
-                grams[first].add_(gram)
-            else:
-                grams[first] = gram.clone()
+        for first, rows in _distinct(seen):  # summed here: a wide Gram matrix is there once
+            if first not in grams:
+                grams[first] = torch.zeros(rows.shape[1], rows.shape[1])
+            grams[first].addmm_(rows.T, rows)
         shared = {name: _owner(seen, name) for name in seen}
     count, length, _ = file.tensors[RESIDUAL].shape
     for gram in grams.values():
@@ -150,9 +149,9 @@ def _short(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _distinct(seen: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    return ((name, gram) for name, gram in seen.items() if _owner(seen, name) == name)
+    return ((name, rows) for name, rows in seen.items() if _owner(seen, name) == name)
 
 
 def _owner(seen: Mapping[str, Tensor], name: str) -> str:
     """The first weight that multiplies the same input."""
-    return next(first for first, gram in seen.items() if gram is seen[name])
+    return next(first for first, rows in seen.items() if rows is seen[name])
