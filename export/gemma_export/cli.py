@@ -88,14 +88,26 @@ def export(
     quant: Annotated[
         str,
         typer.Option(
-            help="Recipe: int4, int4-asym, mixed, int8, int8-channel, none; source keeps a "
-            "quantized checkpoint's codes (Q4_0, Q8_0, Q5_0, GPTQ, AWQ, QAT) and names what it "
-            "can't keep."
+            help="Recipe: int4, int4-gptq, int4-distilled, int4-asym, int4-table8, "
+            "int4-table8-gptq, int4-table8-distilled, mixed, int8, int8-channel, none; source "
+            "keeps a quantized checkpoint's codes (Q4_0, Q8_0, Q5_0, GPTQ, AWQ, QAT) and names "
+            "what it can't keep."
         ),
     ] = "int4",
     recipe: Annotated[
         Path | None,
         typer.Option(help="A YAML file: tensor patterns → bits, group, asymmetric, rounding."),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Text for the -gptq and -distilled recipes: a file or a folder."),
+    ] = None,
+    bits: Annotated[
+        float | None,
+        typer.Option(
+            help="Most bits per weight: --quant's int4, and int8 where measuring says it saves "
+            "most. The choice is in the bundle's recipe.yaml, for --recipe."
+        ),
     ] = None,
     context: Annotated[
         int | None, typer.Option(help="Tokens the caches hold. [4096, or the model's limit]")
@@ -176,6 +188,8 @@ def export(
         force=force,
         require_exact=require_exact,
         eval_text=eval_text,
+        calibration=calibration,
+        bits=bits,
     )
     if plan:
         _print_plans(pipeline.plan_exports(request), json)

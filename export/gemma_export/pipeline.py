@@ -18,7 +18,11 @@ from gemma_export.phone_files import PhoneFile, phone_files
 from gemma_export.plan import Plan, make_plan
 from gemma_export.progress import Reporter, guarded
 from gemma_export.prompts import golden_prompts
-from gemma_export.quantize.recipe import Recipe, bits_per_weight
+from gemma_export.quantize.calibrate import Calibrator
+from gemma_export.quantize.calibrated import CalibratedWeights, peak_bytes, work_bytes
+from gemma_export.quantize.calibration import Calibration, load_calibration
+from gemma_export.quantize.recipe import Recipe, bits_per_weight, write_recipe
+from gemma_export.quantize.sensitivity import Budget, spend_budget
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
 from gemma_export.reference import Reference, record_reference
 from gemma_export.targets import (
@@ -43,6 +47,7 @@ from gemma_runtime.goldens import save_goldens
 from gemma_runtime.machine import peak_rss_bytes
 from gemma_runtime.manifest import (
     SCHEMA_VERSION,
+    CalibratedOn,
     LayerCache,
     Manifest,
     Model,
@@ -56,7 +61,7 @@ from gemma_runtime.teacher import (
     save_teacher,
 )
 
-_TOKENIZER, _GOLDENS = "tokenizer.json", "goldens.json"
+_TOKENIZER, _GOLDENS, _RECIPE = "tokenizer.json", "goldens.json", "recipe.yaml"
 _TURN_END, _END = "<end_of_turn>", "<eos>"
 _DEFAULT_CONTEXT, _DEFAULT_PREFILL = 4096, 512
 
@@ -78,6 +83,8 @@ class ExportRequest:
     force: bool = False
     require_exact: bool = False
     eval_text: Path | None = None  # whose teacher every bundle shall hold
+    calibration: Path | None = None  # text of the user's own, for recipes that are calibrated
+    bits: float | None = None  # per weight: the recipe's int4, and int8 as far as that goes
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +115,16 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
     ceiling = MemoryCeiling(request.max_ram)
     for target in targets:
         ceiling.check_estimate(_plan(checkpoint.config, request, target).export_peak_bytes)
+    if request.recipe.is_calibrated:
+        ceiling.check_estimate(peak_bytes(checkpoint.config, request.recipe))
     for note in (*checkpoint.notes, *resolved.notes):
         report.note(note)
 
     layouts = [target.caches(checkpoint.config, geometry) for target in targets]
-    text = _read_text(checkpoint, geometry, layouts, request.eval_text, report)
+    text = _read_text(checkpoint, geometry, layouts, request, report)
     with one_thread_each():
-        store = _quantize(checkpoint, request.recipe, report, ceiling)
+        request = _spend_bits(request, checkpoint, text.calibration, report, ceiling)
+        store = _quantize(checkpoint, request.recipe, text.calibration, report, ceiling)
         reference = _reference(checkpoint, store, text.prompts, report, ceiling)
         teacher = _teacher(checkpoint, text.segments, report, ceiling)
     results = []
@@ -165,27 +175,31 @@ class _Text:
     segments: Mapping[str, list[int]]  # of --eval-text
     turn_end: int | None
     phone_files: Mapping[str, PhoneFile]  # by role
+    calibration: Calibration | None
 
 
 def _read_text(
     checkpoint: Checkpoint,
     geometry: Geometry,
     layouts: Sequence[Sequence[LayerCache]],
-    eval_text: Path | None,
+    request: ExportRequest,
     report: Reporter,
 ) -> _Text:
-    texts = read_segments(eval_text) if eval_text else {}
+    texts = read_segments(request.eval_text) if request.eval_text else {}
     files = checkpoint.tokenizer()
     encoder = _load_encoder(checkpoint, files) if files else None
     prompts = golden_prompts(checkpoint.config, encoder, geometry.context_length, layouts)
     turn_end = encoder.token_to_id(_TURN_END) if encoder else None
     segments = _encode_segments(checkpoint, encoder, texts, geometry) if texts else {}
+    calibration = None
+    if request.recipe.is_calibrated or request.bits is not None:
+        calibration = load_calibration(checkpoint.config, encoder, request.calibration)
     bos = encoder.id_to_token(checkpoint.config.bos_token) if encoder else None
     del encoder
     release_memory()
     phones = phone_files(files, bos or "", _END, report) if files else {}
     release_memory()
-    return _Text(files, prompts, segments, turn_end, phones)
+    return _Text(files, prompts, segments, turn_end, phones, calibration)
 
 
 def _encode_segments(
@@ -224,7 +238,8 @@ def _geometry(request: ExportRequest, config: GemmaConfig) -> Geometry:
 def _output(request: ExportRequest, checkpoint: Checkpoint, target: str) -> Path:
     """`--output` itself for one target, a folder in it for each of several."""
     model = Path(checkpoint.id).name.removesuffix(".gguf").replace(":", "-")
-    name = f"{model}-{request.recipe.name}-{target}"
+    bits = "" if request.bits is None else f"-{request.bits:g}bits"
+    name = f"{model}-{request.recipe.name}{bits}-{target}"
     if request.output is None:
         return Path("out") / name
     return request.output if len(request.targets) == 1 else request.output / name
@@ -237,9 +252,34 @@ def _plan(config: GemmaConfig, request: ExportRequest, target: Target) -> Plan:
     return make_plan(config, formats, target.caches(config, geometry), geometry, target.name)
 
 
+def _spend_bits(
+    request: ExportRequest,
+    checkpoint: Checkpoint,
+    calibration: Calibration | None,
+    report: Reporter,
+    ceiling: MemoryCeiling,
+) -> ExportRequest:
+    """The request with a recipe that fits its budget of bits, if it has one."""
+    if request.bits is None or calibration is None:
+        return request
+    budget = Budget(request.recipe, request.bits)
+    with report.stage("measure", checkpoint.config.parameters * 4) as tick:
+        recipe = spend_budget(budget, checkpoint, calibration, guarded(tick, ceiling))
+    return replace(request, recipe=recipe)
+
+
 def _quantize(
-    checkpoint: Checkpoint, recipe: Recipe, report: Reporter, ceiling: MemoryCeiling
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    calibration: Calibration | None,
+    report: Reporter,
+    ceiling: MemoryCeiling,
 ) -> QuantizedStore:
+    if calibration is not None:
+        work = Calibrator(checkpoint, recipe, calibration)
+        with report.stage("calibrate", work_bytes(work)) as tick:
+            calibrated = CalibratedWeights(work, guarded(tick, ceiling))
+            return open_or_build_store(checkpoint, recipe, None, calibrated)
     with report.stage("quantize", checkpoint.config.parameters * 4) as tick:
         return open_or_build_store(checkpoint, recipe, guarded(tick, ceiling))
 
@@ -286,6 +326,7 @@ def _write_sidecars(work: _Work) -> dict[str, str]:
     if work.teacher:
         roles["teacher"] = TEACHER
         save_teacher(work.folder / TEACHER, work.teacher)
+    (work.folder / _RECIPE).write_text(write_recipe(work.recipe), "utf-8")
     if work.text.files is not None:
         (work.folder / _TOKENIZER).write_bytes(work.text.files.tokenizer_json)
         roles["tokenizer"] = _TOKENIZER
@@ -312,6 +353,7 @@ def _manifest(work: _Work, artifact: Artifact, roles: dict[str, str]) -> Manifes
             bits_per_weight=bits_per_weight(config, formats),
             codes_digest=work.store.codes_digest,
             tensors={name: str(form) for name, form in formats.items()},
+            calibration=_calibrated_on(work.text.calibration),
         ),
         vocab_size=config.vocab_size,
         context_length=work.geometry.context_length,
@@ -329,6 +371,13 @@ def _manifest(work: _Work, artifact: Artifact, roles: dict[str, str]) -> Manifes
         tools={name: metadata.version(name) for name in ("gemma-export", *artifact.tools)},
         ropes=dict(config.ropes),
     )
+
+
+def _calibrated_on(calibration: Calibration | None) -> CalibratedOn | None:
+    if calibration is None:
+        return None
+    tokens = calibration.tokens.numel()
+    return CalibratedOn(calibration.source, tokens, calibration.seed, calibration.digest)
 
 
 def _stop_tokens(config: GemmaConfig, turn_end: int | None) -> tuple[int, ...]:

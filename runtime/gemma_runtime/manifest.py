@@ -78,11 +78,22 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class CalibratedOn:
+    """The text that codes were chosen for."""
+
+    source: str  # "default", a file or a folder
+    tokens: int
+    seed: int  # of the order
+    digest: str  # sha256 over the token ids
+
+
+@dataclass(frozen=True, slots=True)
 class Quantization:
     recipe: str
     bits_per_weight: float  # codes, scales and zero points over all matrix weights
     codes_digest: str  # over codes, scales and zero points: equal in every container
     tensors: dict[str, str]  # tensor name -> format, e.g. "int4-g32"
+    calibration: CalibratedOn | None = None  # None: codes chosen by the weights alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from gemma_export.config import GemmaConfig
 from gemma_runtime.errors import RecipeError, nearest_first
 
 TABLE = "model.embed_tokens.weight"  # embedding and head: one tensor, tied
-Rounding = Literal["nearest", "searched", "kept"]  # kept: the source's own codes
+# gptq needs calibration text; kept are the source's own codes.
+Rounding = Literal["nearest", "searched", "gptq", "kept"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,11 @@ class Recipe:
 
     name: str
     rules: tuple[Rule, ...]
+    distilled: bool = False  # scales, codes and norms learned from the float32 model's logits
+
+    @property
+    def is_calibrated(self) -> bool:
+        return self.distilled or any(rule.rounding == "gptq" for rule in self.rules)
 
     def rule(self, tensor: str) -> Rule:
         return next(rule for rule in self.rules if fnmatchcase(tensor, rule.pattern))
@@ -113,6 +119,15 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("int8", (Rule("*", INT8, "nearest"),)),
         Recipe("int8-channel", (Rule("*", Format(8, per_channel=True), "nearest"),)),
         Recipe("source", (Rule("*", INT8, "kept"),)),
+        Recipe("int4-gptq", (Rule("*", INT4, "gptq"),)),
+        Recipe("int4-distilled", (Rule("*", INT4, "gptq"),), distilled=True),
+        Recipe("int4-table8", (Rule(TABLE, INT8, "nearest"), Rule("*", INT4))),
+        Recipe("int4-table8-gptq", (Rule(TABLE, INT8, "nearest"), Rule("*", INT4, "gptq"))),
+        Recipe(
+            "int4-table8-distilled",
+            (Rule(TABLE, INT8, "nearest"), Rule("*", INT4, "gptq")),
+            distilled=True,
+        ),
         Recipe("none", (Rule("*", FLOAT, "nearest"),)),
     )
 }
@@ -140,6 +155,7 @@ class _RecipeFile:
     base: str = "int4"
     name: str | None = None
     tensors: dict[str, _Choice] = field(default_factory=dict)
+    distilled: bool | None = None
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -160,7 +176,36 @@ def load_recipe(path: Path) -> Recipe:
         raise RecipeError(f"recipe {path}: {' '.join(str(error).split())}") from error
     base = find_recipe(wanted.base)
     rules = [_rule(base, pattern, choice, path) for pattern, choice in wanted.tensors.items()]
-    return Recipe(wanted.name or path.stem, (*rules, *base.rules))
+    distilled = base.distilled if wanted.distilled is None else wanted.distilled
+    return Recipe(wanted.name or path.stem, _merged(rules, base.rules), distilled)
+
+
+def _merged(rules: list[Rule], below: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """The rules, and those of the base that none of them hides."""
+    patterns = {rule.pattern for rule in rules}
+    return (*rules, *(rule for rule in below if rule.pattern not in patterns))
+
+
+def write_recipe(recipe: Recipe) -> str:
+    """The text of a recipe file that `load_recipe` reads back as this recipe."""
+    import yaml
+
+    tensors = {rule.pattern: _written(rule) for rule in recipe.rules}
+    content: dict[str, object] = {"base": "int4", "name": recipe.name, "tensors": tensors}
+    if recipe.distilled:
+        content["distilled"] = True
+    text: str = yaml.safe_dump(content, sort_keys=False)
+    return text
+
+
+def _written(rule: Rule) -> dict[str, object]:
+    form = rule.format
+    return {
+        "bits": form.bits,
+        "group": form.group,
+        "asymmetric": form.asymmetric,
+        "rounding": rule.rounding,
+    }
 
 
 def _rule(base: Recipe, pattern: str, choice: _Choice, path: Path) -> Rule:
@@ -181,7 +226,7 @@ def _rule(base: Recipe, pattern: str, choice: _Choice, path: Path) -> Rule:
 
 def _check_keys(path: Path, content: Mapping[str, object]) -> None:
     """msgspec ignores unknown keys; a misspelt one must not be ignored."""
-    known = {"base", "name", "tensors"}
+    known = {"base", "name", "tensors", "distilled"}
     tensors = content.get("tensors")
     choices = tensors.values() if isinstance(tensors, dict) else []
     inner = {key for choice in choices if isinstance(choice, dict) for key in choice}
@@ -189,5 +234,5 @@ def _check_keys(path: Path, content: Mapping[str, object]) -> None:
     if unknown:
         raise RecipeError(
             f"recipe {path}: unknown key {sorted(map(str, unknown))[0]!r}; expected base, name, "
-            "tensors, and per pattern bits, group, asymmetric, rounding"
+            "tensors, distilled, and per pattern bits, group, asymmetric, rounding"
         )

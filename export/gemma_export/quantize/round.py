@@ -40,18 +40,30 @@ def shared_scale(scale: Tensor) -> Tensor:
     return scale.bfloat16().half().float().clamp_(2.0**-24, 65280.0)
 
 
+def cover(low: Tensor, high: Tensor, form: Format) -> tuple[Tensor, Tensor]:
+    """Scale and zero whose codes reach from low to high, and hold zero exactly: (N, G) each."""
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    top = (1 << form.bits) - 1
+    if form.asymmetric:
+        scale = shared_scale((high - low) / top)
+        return scale, torch.round(-low / scale).clamp_(0, top)
+    middle = 1 << (form.bits - 1)  # codes reach from -middle to middle - 1 around it
+    scale = shared_scale(torch.maximum(-low / middle, high / (middle - 1)))
+    return scale, torch.full_like(scale, middle)
+
+
 def nearest(groups: Tensor, form: Format) -> tuple[Tensor, Tensor]:
     """(N, G, g) → scales (N, G) that cover the whole range, zeros (N, G)."""
-    return _cover(groups.amin(-1), groups.amax(-1), form)
+    return cover(groups.amin(-1), groups.amax(-1), form)
 
 
 def searched(groups: Tensor, form: Format) -> tuple[Tensor, Tensor]:
     """The candidate range with the least squared error, group by group."""
     low, high = groups.amin(-1), groups.amax(-1)
-    best_scale, best_zero = _cover(low, high, form)
+    best_scale, best_zero = cover(low, high, form)
     best = _squared_error(groups, best_scale, best_zero, form)
     for shrink in _SHRINKS:
-        scale, zero = _cover(low * shrink, high * shrink, form)
+        scale, zero = cover(low * shrink, high * shrink, form)
         error = _squared_error(groups, scale, zero, form)
         better = error < best
         best = torch.where(better, error, best)
@@ -60,6 +72,7 @@ def searched(groups: Tensor, form: Format) -> tuple[Tensor, Tensor]:
     return best_scale, best_zero
 
 
+# Those that look at the weights alone.
 ROUNDINGS: Mapping[Rounding, Callable[[Tensor, Format], tuple[Tensor, Tensor]]] = {
     "nearest": nearest,
     "searched": searched,
@@ -75,18 +88,6 @@ def _round(rows: Tensor, form: Format, rounding: Rounding) -> Codes:
         scale.half(),
         pack(_bytes(zero), form.bits) if form.asymmetric else None,
     )
-
-
-def _cover(low: Tensor, high: Tensor, form: Format) -> tuple[Tensor, Tensor]:
-    """Scale and zero whose codes reach from low to high, and hold zero exactly: (N, G) each."""
-    low, high = low.clamp(max=0), high.clamp(min=0)
-    top = (1 << form.bits) - 1
-    if form.asymmetric:
-        scale = shared_scale((high - low) / top)
-        return scale, torch.round(-low / scale).clamp_(0, top)
-    middle = 1 << (form.bits - 1)  # codes reach from -middle to middle - 1 around it
-    scale = shared_scale(torch.maximum(-low / middle, high / (middle - 1)))
-    return scale, torch.full_like(scale, middle)
 
 
 def _steps(groups: Tensor, scale: Tensor, zero: Tensor, form: Format) -> Tensor:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -69,19 +70,47 @@ class QuantizedStore:
         return StoredWeight(name, self.shapes[name], self.formats.get(name, FLOAT), self.file)
 
 
+class Rounded(Protocol):
+    """Weights that were rounded beforehand, with more than themselves to go by."""
+
+    @property
+    def key(self) -> str:
+        """Differs wherever the codes may."""
+        ...
+
+    def round_all(self) -> None:
+        """Do the work, or find it done."""
+        ...
+
+    def parts(self, name: str, start: int, stop: int) -> dict[str, Tensor]:
+        """Rows [start, stop) of what the store holds of a tensor, by their names there."""
+        ...
+
+
 def open_or_build_store(
-    checkpoint: Checkpoint, recipe: Recipe, progress: Progress | None = None
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    progress: Progress | None = None,
+    rounded: Rounded | None = None,
 ) -> QuantizedStore:
-    """The store for this checkpoint and recipe: from the cache, or quantized now."""
+    """The store for this checkpoint and recipe: from the cache, or quantized now.
+
+    A recipe that is calibrated comes with its weights `rounded`.
+    """
     formats = recipe.formats(checkpoint.config)
-    path = store_path(checkpoint, recipe)
+    path = store_path(checkpoint, recipe, rounded)
     if not path.exists():
-        _build(path, checkpoint, recipe, formats, progress or (lambda name, done: None))
+        if rounded is not None:
+            rounded.round_all()
+        tick = progress or (lambda name, done: None)
+        _build(path, checkpoint, recipe, formats, tick, rounded)
     return _open(path, checkpoint.config, recipe.name, formats)
 
 
-def store_path(checkpoint: Checkpoint, recipe: Recipe) -> Path:
+def store_path(checkpoint: Checkpoint, recipe: Recipe, rounded: Rounded | None = None) -> Path:
     key = f"{_VERSION} {checkpoint.digest()} {recipe.rules}".encode()
+    if rounded is not None:
+        key += f" {rounded.key}".encode()
     return cache_folder() / "stores" / f"{hashlib.sha256(key).hexdigest()[:32]}.safetensors"
 
 
@@ -101,6 +130,7 @@ def _build(
     recipe: Recipe,
     formats: Mapping[str, Format],
     progress: Progress,
+    rounded: Rounded | None,
 ) -> None:
     shapes = checkpoint.config.tensor_shapes()
     layout: dict[str, TensorInfo] = {}
@@ -113,7 +143,9 @@ def _build(
     try:
         with SafetensorsWriter(partial, layout, metadata) as writer:
             lines = {
-                name: _write(writer, checkpoint, recipe, name, shapes[name], formats, progress)
+                name: _write(
+                    writer, checkpoint, recipe, name, shapes[name], formats, progress, rounded
+                )
                 for name in shapes
             }
             writer.patch_metadata("codes_digest", _digest(lines, formats))
@@ -157,12 +189,15 @@ def _write(
     shape: tuple[int, ...],
     formats: Mapping[str, Format],
     progress: Progress,
+    rounded: Rounded | None,
 ) -> str:
     """Write one tensor; returns its line for the digest."""
     form = formats.get(name, FLOAT)
 
     def quantize(span: tuple[int, int]) -> tuple[int, int, dict[str, Tensor]]:
         elements = (span[1] - span[0]) * math.prod(shape[1:])
+        if rounded is not None:
+            return span[0], elements * 4, rounded.parts(name, *span)
         return span[0], elements * 4, _parts(name, span, checkpoint, form, recipe)
 
     hashes: dict[str, hashlib._Hash] = {}

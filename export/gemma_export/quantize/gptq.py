@@ -1,0 +1,102 @@
+"""GPTQ: columns are rounded one after another, each paying for the errors of those before it.
+
+Frantar et al. 2022, https://arxiv.org/abs/2210.17323, with two additions. Scales are chosen before
+anything is rounded, on the grid that all containers share, by a search whose errors are weighted
+with the inputs' power. Columns are rounded most powerful first (`desc_act`), while groups stay
+where they lie ("static groups"), so codes are stored in the original order.
+
+N rows, K inputs, G groups per row, g inputs per group.
+"""
+
+import torch
+from torch import Tensor
+
+from gemma_export.quantize.pack import Codes, pack
+from gemma_export.quantize.recipe import Format
+from gemma_export.quantize.round import cover
+
+_DAMPING = 0.01  # of the mean power, added to the diagonal: keeps the factor finite
+_BLOCK = 64  # columns whose errors are passed on together
+_WIDE = 4096  # inputs beyond which the factor is computed in float32
+_SLICE = 8192  # rows at a time
+# Shares of the full range that a scale may cover.
+_SHRINKS = tuple(1 - 0.04 * step for step in range(13))
+
+
+def gptq(rows: Tensor, gram: Tensor, form: Format, damping: float = _DAMPING) -> Codes:
+    """Round (N, K) float32 rows for inputs whose Σ x xᵀ is `gram` (K, K)."""
+    order = torch.argsort(gram.diagonal(), descending=True, stable=True)
+    factor = inverse_factor(gram, order, damping)
+    parts = [
+        _round_slice(rows[i : i + _SLICE], gram.diagonal(), order, factor, form)
+        for i in range(0, len(rows), _SLICE)
+    ]
+    zeros = [part.zeros for part in parts if part.zeros is not None]
+    return Codes(
+        torch.cat([part.codes for part in parts]),
+        torch.cat([part.scales for part in parts]),
+        torch.cat(zeros) if zeros else None,
+    )
+
+
+def inverse_factor(gram: Tensor, order: Tensor, damping: float) -> Tensor:
+    """Upper U with Uᵀ U = (gram + damping)⁻¹ in the given order of columns: (K, K) float32.
+
+    In float64 as long as that is no matter of memory.
+    """
+    square = gram[order][:, order].to(torch.float64 if len(gram) <= _WIDE else torch.float32)
+    square.diagonal().add_(damping * square.diagonal().mean().clamp(min=1e-12))
+    torch.linalg.cholesky(square, out=square)
+    torch.cholesky_inverse(square, out=square)
+    torch.linalg.cholesky(square, upper=True, out=square)
+    return square.float()
+
+
+def weighted_scales(groups: Tensor, power: Tensor, form: Format) -> tuple[Tensor, Tensor]:
+    """(N, G, g) and input power (G, g) → scale and zero (N, G) of the least weighted error."""
+    low, high = groups.amin(-1), groups.amax(-1)
+    best_scale, best_zero = cover(low, high, form)
+    best = torch.full_like(best_scale, torch.inf)
+    for shrink in _SHRINKS:
+        scale, zero = cover(low * shrink, high * shrink, form)
+        steps = (groups / scale[..., None]).round_().add_(zero[..., None])
+        steps.clamp_(0, (1 << form.bits) - 1).sub_(zero[..., None])
+        error = ((steps * scale[..., None] - groups).square_() * power).sum(-1)
+        better = error < best
+        best = torch.where(better, error, best)
+        best_scale = torch.where(better, scale, best_scale)
+        best_zero = torch.where(better, zero, best_zero)
+    return best_scale, best_zero
+
+
+def _round_slice(rows: Tensor, power: Tensor, order: Tensor, factor: Tensor, form: Format) -> Codes:
+    count, width = rows.shape
+    groups = rows.view(count, -1, form.group)  # (N, G, g)
+    scale, zero = weighted_scales(groups, power.view(-1, form.group), form)
+    group_of = order // form.group
+    codes = torch.empty(width, count, dtype=torch.uint8)
+    codes[order] = _round_columns(
+        rows.T[order], scale.T[group_of], zero.T[group_of], factor, (1 << form.bits) - 1
+    )
+    packed = pack(codes.T.contiguous(), form.bits)
+    zeros = pack(zero.to(torch.uint8), form.bits) if form.asymmetric else None
+    return Codes(packed, scale.half(), zeros)
+
+
+def _round_columns(
+    columns: Tensor, scale: Tensor, zero: Tensor, factor: Tensor, top: int
+) -> Tensor:
+    """Columns (K, N), already in order, with their scales and zeros → codes (K, N) uint8."""
+    width, _ = columns.shape
+    codes = torch.empty(columns.shape, dtype=torch.uint8)
+    for start in range(0, width, _BLOCK):
+        stop = min(start + _BLOCK, width)
+        errors = torch.empty_like(columns[start:stop])
+        for i in range(start, stop):
+            code = (columns[i] / scale[i]).round_().add_(zero[i]).clamp_(0, top)
+            codes[i] = code.to(torch.uint8)
+            error = (columns[i] - (code - zero[i]) * scale[i]) / factor[i, i]
+            columns[i + 1 : stop].addr_(factor[i, i + 1 : stop], error, alpha=-1)
+            errors[i - start] = error
+        columns[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
+    return codes

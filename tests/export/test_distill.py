@@ -1,0 +1,103 @@
+"""Distillation: closer to the float model, the same every time, also when interrupted."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from gemma_export.batch_ops import BatchOps, hold
+from gemma_export.checkpoint.safetensors import SafetensorsFile
+from gemma_export.decoder import decoder
+from gemma_export.quantize import distill as distilling
+from gemma_export.quantize.calibrate import Calibrator, calibrate_table, float_flow
+from gemma_export.quantize.calibrated import CalibratedWeights, work_bytes
+from gemma_export.quantize.calibration import Calibration
+from gemma_export.quantize.candidates import choose_candidates
+from gemma_export.quantize.recipe import find_recipe
+from gemma_export.quantize.round import shared_scale
+from gemma_export.quantize.store import QuantizedStore, open_or_build_store
+from gemma_export.quantize.stream import head_inputs
+from tests.export.conftest import TinyCheckpoint
+
+
+@pytest.fixture
+def work(tiny: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calibrator:
+    monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path))
+    monkeypatch.setattr(distilling, "PASSES", 4)
+    draw = torch.Generator().manual_seed(3)
+    tokens = torch.randint(0, 96, (16, 24), generator=draw)  # longer than the window
+    return Calibrator(tiny.open(), find_recipe("int4-distilled"), Calibration("test", tokens))
+
+
+def _store(work: Calibrator, names: list[str] | None = None) -> QuantizedStore:
+    ticks = [] if names is None else names
+    rounded = CalibratedWeights(work, lambda name, done: ticks.append(name))
+    return open_or_build_store(work.checkpoint, work.recipe, None, rounded)
+
+
+def _divergence(work: Calibrator, store: QuantizedStore) -> float:
+    """Mean KL to the float model on the calibration text."""
+    config, tokens = work.checkpoint.config, work.calibration.tokens
+    shapes = config.tensor_shapes()
+    exact = hold({n: work.checkpoint.rows(n, 0, s[0]) for n, s in shapes.items()})
+    stored = hold({n: store.weight(n).rows(0, s[0]) for n, s in shapes.items()})
+    with torch.inference_mode():
+        want, got = (
+            decoder(BatchOps(tokens, config.rms_norm_eps), config, w.__getitem__).log_softmax(-1)
+            for w in (exact, stored)
+        )
+    return float((want.exp() * (want - got)).sum(-1).mean())
+
+
+def test_distillation_brings_the_logits_closer(work: Calibrator) -> None:
+    distilled = _store(work)
+    rounded = _store(replace(work, recipe=find_recipe("int4-gptq")))
+    assert _divergence(work, distilled) < 0.9 * _divergence(work, rounded)
+    gain = "model.layers.1.input_layernorm.weight"
+    rows = work.checkpoint.config.hidden_size
+    assert not torch.equal(distilled.weight(gain).rows(0, rows), rounded.weight(gain).rows(0, rows))
+
+
+def test_learned_scales_stay_on_the_shared_grid(work: Calibrator) -> None:
+    scales = _store(work).weight("model.layers.0.mlp.up_proj.weight").codes(0, 160).scales.float()
+    assert torch.equal(scales, shared_scale(scales))
+
+
+def test_interrupted_distillation_gives_the_same_store(
+    work: Calibrator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def stop(name: str, done: int) -> None:
+        if name == "step 10":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        CalibratedWeights(work, stop).round_all()
+    names: list[str] = []
+    resumed = _store(work, names).codes_digest
+    assert names[0] == "step 9"  # saved after 8
+    monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path / "other"))
+    assert _store(work).codes_digest == resumed
+
+
+def test_progress_ends_where_it_said(work: Calibrator) -> None:
+    done: list[int] = []
+    CalibratedWeights(work, lambda name, size: done.append(size)).round_all()
+    assert sum(done) == pytest.approx(
+        work_bytes(work), rel=0.02
+    )  # gains between layers count twice
+
+
+def test_candidates_stand_for_the_whole_vocabulary(work: Calibrator) -> None:
+    """With every token a candidate, the divergence is exact and zero for equal inputs."""
+    work.folder.mkdir(parents=True)
+    calibrate_table(work, lambda name, size: None)
+    config = work.checkpoint.config
+    gain = work.checkpoint.rows("model.norm.weight", 0, config.hidden_size)
+    last = float_flow(work, lambda name, size: None)
+    found = choose_candidates(work, SafetensorsFile(last), gain)
+    assert len(found.teacher) == config.vocab_size
+    assert (found.log_weight == 0).all()
+    same = replace(found, student=found.teacher)
+    h = next(head_inputs(last, config, gain))
+    assert float(same.divergence(h, h, torch.float32)) == pytest.approx(0, abs=1e-6)

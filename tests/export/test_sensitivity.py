@@ -1,0 +1,94 @@
+"""`--bits`: the budget is kept, spent where it pays, and the choice can be replayed."""
+
+from pathlib import Path
+
+import pytest
+
+from gemma_export.pipeline import ExportRequest, export_bundles
+from gemma_export.progress import QuietReporter
+from gemma_export.quantize.recipe import (
+    INT4,
+    INT8,
+    RECIPES,
+    TABLE,
+    bits_per_weight,
+    find_recipe,
+    load_recipe,
+    write_recipe,
+)
+from gemma_export.quantize.sensitivity import Budget, choose_int8
+from gemma_export.sizes import find_official
+from gemma_runtime.errors import RecipeError
+from tests.export.conftest import TinyCheckpoint
+
+CONFIG = find_official("270m").config
+MATRICES = RECIPES["int4"].formats(CONFIG)
+
+
+@pytest.mark.parametrize("bits", [4.6, 5.9, 7.5])
+def test_the_budget_is_kept_and_nearly_spent(bits: float) -> None:
+    losses = dict.fromkeys(MATRICES, 0.01) | {TABLE: 1.0}
+    chosen = choose_int8(Budget(find_recipe("int4"), bits), CONFIG, losses).formats(CONFIG)
+    assert bits - 0.05 < bits_per_weight(CONFIG, chosen) <= bits
+
+
+def test_what_loses_most_per_weight_gets_eight_bits() -> None:
+    worst = "model.layers.3.mlp.down_proj.weight"
+    losses = dict.fromkeys(MATRICES, 0.01) | {worst: 0.5}
+    chosen = choose_int8(Budget(find_recipe("int4"), 4.6), CONFIG, losses).formats(CONFIG)
+    assert chosen[worst] == INT8
+    assert chosen[TABLE] == INT4
+
+
+@pytest.mark.parametrize("table", [0.1, 5.0])
+def test_the_table_gets_eight_bits_where_it_saves_more_than_the_layers(table: float) -> None:
+    losses = dict.fromkeys(MATRICES, 0.01) | {TABLE: table}
+    chosen = choose_int8(Budget(find_recipe("int4"), 7.5), CONFIG, losses).formats(CONFIG)
+    assert (chosen[TABLE] == INT8) is (table > 1)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_written_recipe_is_read_back(name: str, tmp_path: Path) -> None:
+    recipe = RECIPES[name]
+    (tmp_path / "r.yaml").write_text(write_recipe(recipe))
+    assert load_recipe(tmp_path / "r.yaml") == recipe
+
+
+def test_a_bundle_s_own_recipe_gives_the_same_codes(tiny: TinyCheckpoint, tmp_path: Path) -> None:
+    def export(recipe: str | Path, bits: float | None, name: str) -> str:
+        request = ExportRequest(
+            targets=("onnx",),
+            recipe=load_recipe(recipe) if isinstance(recipe, Path) else find_recipe(recipe),
+            checkpoint=str(tiny.folder),
+            context_length=64,
+            prefill_length=24,
+            output=tmp_path / name,
+            bits=bits,
+        )
+        (result,) = export_bundles(request, QuietReporter())
+        found = result.bundle.manifest.quantization
+        assert found.bits_per_weight <= 6
+        assert {"int4-g32", "int8-g32"} == set(found.tensors.values())
+        assert found.calibration is not None
+        return found.codes_digest
+
+    first = export("int4-gptq", 6.0, "first")
+    assert export(tmp_path / "first" / "recipe.yaml", None, "again") == first
+
+
+@pytest.mark.parametrize(
+    ("recipe", "bits", "match"),
+    [
+        ("int4", 3.0, "takes 4.5"),
+        ("int4", 9.0, "to 8.5 in int8"),
+        ("mixed", 7.0, "int4 everywhere"),
+    ],
+)
+def test_a_budget_that_cannot_be_kept_is_refused(
+    tiny: TinyCheckpoint, recipe: str, bits: float, match: str
+) -> None:
+    request = ExportRequest(
+        targets=("onnx",), recipe=find_recipe(recipe), checkpoint=str(tiny.folder), bits=bits
+    )
+    with pytest.raises(RecipeError, match=match):
+        export_bundles(request, QuietReporter())
