@@ -1,26 +1,22 @@
 """From a checkpoint to a bundle. `export_bundles` is the whole story."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
-from gemma_export.checkpoint import Checkpoint, TokenizerFiles
+from gemma_export.checkpoint import Checkpoint
 from gemma_export.checkpoint.open import open_checkpoint, planned_config
 from gemma_export.checkpoint.prequantized import require_exact, resolve_recipe
 from gemma_export.config import Family, GemmaConfig
-from gemma_export.memory import MemoryCeiling, release_memory
+from gemma_export.memory import MemoryCeiling
 from gemma_export.parallel import one_thread_each
-from gemma_export.phone_files import PhoneFile, phone_files
 from gemma_export.plan import Plan, make_plan
 from gemma_export.progress import Reporter, guarded
-from gemma_export.prompts import golden_prompts
 from gemma_export.quantize.calibrate import Calibrator
 from gemma_export.quantize.calibrated import CalibratedWeights, peak_bytes, work_bytes
-from gemma_export.quantize.calibration import Calibration, load_calibration
+from gemma_export.quantize.calibration import Calibration
 from gemma_export.quantize.recipe import Recipe, bits_per_weight, write_recipe
 from gemma_export.quantize.sensitivity import Budget, spend_budget
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
@@ -35,6 +31,7 @@ from gemma_export.targets import (
     load_targets,
 )
 from gemma_export.teacher import passes, record_teacher
+from gemma_export.text import ExportText, WantedText, read_text
 from gemma_runtime.bundle import (
     MANIFEST,
     Bundle,
@@ -42,27 +39,23 @@ from gemma_runtime.bundle import (
     describe_files,
     staged_folder,
 )
-from gemma_runtime.errors import CheckpointError, TargetError
+from gemma_runtime.errors import TargetError
 from gemma_runtime.goldens import save_goldens
 from gemma_runtime.machine import peak_rss_bytes
 from gemma_runtime.manifest import (
     SCHEMA_VERSION,
     CalibratedOn,
-    LayerCache,
     Manifest,
     Model,
     Quantization,
 )
 from gemma_runtime.teacher import (
-    LONGEST,
     TEACHER,
     TeacherSegment,
-    read_segments,
     save_teacher,
 )
 
 _TOKENIZER, _GOLDENS, _RECIPE = "tokenizer.json", "goldens.json", "recipe.yaml"
-_TURN_END, _END = "<end_of_turn>", "<eos>"
 _DEFAULT_CONTEXT, _DEFAULT_PREFILL = 4096, 512
 
 
@@ -121,7 +114,8 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
         report.note(note)
 
     layouts = [target.caches(checkpoint.config, geometry) for target in targets]
-    text = _read_text(checkpoint, geometry, layouts, request, report)
+    wanted = _wanted_text(request)
+    text = read_text(checkpoint, geometry.context_length, layouts, wanted, report)
     with one_thread_each():
         request = _spend_bits(request, checkpoint, text.calibration, report, ceiling)
         store = _quantize(checkpoint, request.recipe, text.calibration, report, ceiling)
@@ -157,7 +151,7 @@ class _Work:
     """All that one bundle is made from."""
 
     checkpoint: Checkpoint
-    text: "_Text"
+    text: ExportText
     store: QuantizedStore
     recipe: Recipe
     geometry: Geometry
@@ -166,62 +160,9 @@ class _Work:
     teacher: list[TeacherSegment]  # empty without --eval-text
 
 
-@dataclass(frozen=True, slots=True)
-class _Text:
-    """What the export needs of the tokenizer, which itself takes half a gigabyte."""
-
-    files: TokenizerFiles | None  # random weights have none
-    prompts: Mapping[str, list[int]]  # of the goldens
-    segments: Mapping[str, list[int]]  # of --eval-text
-    turn_end: int | None
-    phone_files: Mapping[str, PhoneFile]  # by role
-    calibration: Calibration | None
-
-
-def _read_text(
-    checkpoint: Checkpoint,
-    geometry: Geometry,
-    layouts: Sequence[Sequence[LayerCache]],
-    request: ExportRequest,
-    report: Reporter,
-) -> _Text:
-    texts = read_segments(request.eval_text) if request.eval_text else {}
-    files = checkpoint.tokenizer()
-    encoder = _load_encoder(checkpoint, files) if files else None
-    prompts = golden_prompts(checkpoint.config, encoder, geometry.context_length, layouts)
-    turn_end = encoder.token_to_id(_TURN_END) if encoder else None
-    segments = _encode_segments(checkpoint, encoder, texts, geometry) if texts else {}
-    calibration = None
-    if request.recipe.is_calibrated or request.bits is not None:
-        calibration = load_calibration(checkpoint.config, encoder, request.calibration)
-    bos = encoder.id_to_token(checkpoint.config.bos_token) if encoder else None
-    del encoder
-    release_memory()
-    phones = phone_files(files, bos or "", _END, report) if files else {}
-    release_memory()
-    return _Text(files, prompts, segments, turn_end, phones, calibration)
-
-
-def _encode_segments(
-    checkpoint: Checkpoint, encoder: Tokenizer | None, texts: Mapping[str, str], geometry: Geometry
-) -> dict[str, list[int]]:
-    """As the runtime encodes them, or the teacher would not be found again."""
-    if encoder is None:
-        raise CheckpointError(f"{checkpoint.id} has no tokenizer, so --eval-text can't be read")
-    encoder.encode_special_tokens = True
-    longest, bos = min(LONGEST, geometry.context_length), checkpoint.config.bos_token
-    found = {
-        name: [bos, *encoder.encode(text, add_special_tokens=False).ids][:longest]
-        for name, text in texts.items()
-    }
-    return {name: ids for name, ids in found.items() if len(ids) > 1}
-
-
-def _load_encoder(checkpoint: Checkpoint, files: TokenizerFiles) -> Tokenizer:
-    try:
-        return Tokenizer.from_buffer(files.tokenizer_json)
-    except Exception as error:  # what tokenizers raises has no type of its own
-        raise CheckpointError(f"{checkpoint.id}: tokenizer.json can't be read: {error}") from error
+def _wanted_text(request: ExportRequest) -> WantedText:
+    is_calibrated = request.recipe.is_calibrated or request.bits is not None
+    return WantedText(request.eval_text, is_calibrated, request.calibration)
 
 
 def _geometry(request: ExportRequest, config: GemmaConfig) -> Geometry:

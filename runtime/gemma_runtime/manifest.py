@@ -4,7 +4,7 @@ Written by `gemma_export`, read by Python, Kotlin and Swift. No number in an app
 of these: it comes from here. A new field is a new `SCHEMA_VERSION`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
@@ -153,7 +153,7 @@ class Manifest:
     roles: dict[str, str]  # "tokenizer", "goldens", "embedding", "teacher" -> path in the bundle
     tools: dict[str, str]  # package -> version that wrote the bundle
     # By kind of attention, for graphs that take cosines and sines.
-    ropes: dict[AttentionKind, Rope] = field(default_factory=dict)
+    ropes: dict[AttentionKind, Rope]
 
     def to_json(self) -> bytes:
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"

@@ -16,6 +16,7 @@ from gemma_runtime.manifest import (
     Manifest,
     Model,
     Quantization,
+    Rope,
     Target,
     TensorSpec,
 )
@@ -55,6 +56,7 @@ def make_manifest(
         files=dict(files or {ARTIFACT: File(DIGEST, 8)}),
         roles=dict(roles or {}),
         tools={"gemma-export": "0.1.0"},
+        ropes={AttentionKind.LOCAL: Rope(1e4), AttentionKind.GLOBAL: Rope(1e6)},
     )
 
 

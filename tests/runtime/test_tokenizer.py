@@ -196,4 +196,5 @@ def manifest(roles: dict[str, str]) -> Manifest:
         files={},
         roles=roles,
         tools={},
+        ropes={},
     )

@@ -202,7 +202,7 @@ def _written(rule: Rule) -> dict[str, object]:
     form = rule.format
     return {
         "bits": form.bits,
-        "group": form.group,
+        "group": "channel" if form.per_channel else form.group,
         "asymmetric": form.asymmetric,
         "rounding": rule.rounding,
     }

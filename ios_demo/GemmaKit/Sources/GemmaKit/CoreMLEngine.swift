@@ -19,6 +19,7 @@ public final class CoreMLEngine: Engine {
         guard let graph = manifest.graphs["decode"] else {
             throw GemmaError.session("the bundle holds no decode graph; export the model again")
         }
+        try checkLayout(graph, manifest)
         states = Dictionary(uniqueKeysWithValues: graph.states.map { ($0.name, $0.shape) })
         let package = bundle.directory.appendingPathComponent(graph.file).deletingLastPathComponent()
         do {
@@ -51,16 +52,21 @@ public final class CoreMLEngine: Engine {
     }
 
     private func features(_ tokens: [Int], _ chunk: CoreMLInputs) throws -> [String: Any] {
-        let places = (0..<tokens.count).map { chunk.position + $0 }
         var found: [String: Any] = [
             "tokens": integers(padded(tokens, chunk.length)),
-            "positions": integers(padded(places, chunk.length)),
             "last": integers([tokens.count - 1]),
         ]
         for kind in [AttentionKind.local, .global] {
             guard let cache = manifest.layers.first(where: { $0.kind == kind }) else { continue }
+            guard let rope = manifest.ropes[kind.rawValue] else {
+                throw GemmaError.session("the manifest tells no rope of \(kind.rawValue) layers; export the model again")
+            }
+            let angles = chunk.angles(rope, cache)
+            found["\(kind.rawValue)_cos"] = halves(angles.map { $0.map { Float16(cos($0)) } })
+            found["\(kind.rawValue)_sin"] = halves(angles.map { $0.map { Float16(sin($0)) } })
             found["\(kind.rawValue)_slots"] = integers(chunk.slots(cache))
-            found["\(kind.rawValue)_mask"] = mask(chunk.seen(cache, columns: try columns(cache, chunk)))
+            let seen = chunk.seen(cache, columns: try columns(cache, chunk))
+            found["\(kind.rawValue)_mask"] = halves(seen.map { $0.map { $0 ? Float16(0) : hidden } })
         }
         return found
     }
@@ -71,6 +77,15 @@ public final class CoreMLEngine: Engine {
             throw GemmaError.session("the manifest tells no shape of global_cache; export the model again")
         }
         return rows
+    }
+}
+
+/// This engine runs one package that looks its embeddings up itself.
+private func checkLayout(_ graph: Graph, _ manifest: Manifest) throws {
+    let isWhole = manifest.graphs["decode-2"] == nil && graph.inputs.contains { $0.name == "tokens" }
+    guard isWhole && graph.inputs.contains(where: { $0.name.hasSuffix("_slots") }) else {
+        throw GemmaError.session(
+            "this app runs packages of --coreml-compute gpu with the embedding inside; export the model again so")
     }
 }
 
@@ -103,8 +118,7 @@ private func integers(_ values: [Int]) -> MLMultiArray {
     return MLMultiArray(array)
 }
 
-private func mask(_ seen: [[Bool]]) -> MLMultiArray {
-    let scalars = seen.flatMap { $0.map { $0 ? Float16(0) : hidden } }
-    return MLMultiArray(MLShapedArray<Float16>(scalars: scalars, shape: [seen.count, seen[0].count]))
+private func halves(_ rows: [[Float16]]) -> MLMultiArray {
+    MLMultiArray(MLShapedArray<Float16>(scalars: rows.flatMap { $0 }, shape: [rows.count, rows[0].count]))
 }
 #endif

@@ -1,7 +1,10 @@
-/// What a Core ML program wants beside its tokens: where they are written, and what each of them sees.
+import Foundation
+
+/// What a Core ML program wants beside its tokens: where they are written, what each of them sees, and
+/// how each is rotated.
 ///
-/// The caller brings masks and slots, so that the program holds no control flow. T tokens of a chunk,
-/// padded to a fixed length; S slots. As in `gemma_runtime/backends/coreml.py`.
+/// The caller brings cosines, masks and slots, so that the program computes no index. T tokens of a
+/// chunk, padded to a fixed length; S slots, D head size. As in `gemma_runtime/chunk_inputs.py`.
 public struct CoreMLInputs {
     public let position: Int
     public let count: Int  // tokens of the chunk that are not padding
@@ -10,6 +13,15 @@ public struct CoreMLInputs {
     /// Where each token is written, (T); padding goes to the row behind the slots, which nothing sees.
     public func slots(_ cache: LayerCache) -> [Int] {
         (0..<length).map { $0 < count ? (position + $0) % cache.slots : cache.slots }
+    }
+
+    /// Angles of each token, (T, D / 2).
+    public func angles(_ rope: Rope, _ cache: LayerCache) -> [[Double]] {
+        (0..<length).map { place in
+            (0..<cache.headDim / 2).map { i in
+                Double(position + place) / rope.factor * pow(rope.base, -2 * Double(i) / Double(cache.headDim))
+            }
+        }
     }
 
     /// What each token sees, (T, columns).

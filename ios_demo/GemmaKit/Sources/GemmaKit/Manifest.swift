@@ -18,6 +18,12 @@ public struct LayerCache: Equatable {
     var elements: Double { 2 * Double(kvHeads) * Double(slots) * Double(headDim) }
 }
 
+/// Rotary embedding: angle = position / factor · base^(-2i / headDim).
+public struct Rope: Equatable {
+    public let base: Double
+    public let factor: Double
+}
+
 /// A size of nil varies from call to call.
 public struct TensorSpec: Equatable {
     public let name: String
@@ -57,6 +63,7 @@ public struct Manifest: Equatable {
     public let graphs: [String: Graph]
     public let files: [String: BundleFile]
     public let roles: [String: String]
+    public let ropes: [String: Rope]  // by kind of attention
 
     /// Bytes of all key and value caches.
     public var cacheBytes: Double {
@@ -90,7 +97,8 @@ private func readManifest(_ json: JSONFields) throws -> Manifest {
         files: try json.of("files").map {
             BundleFile(sha256: try $0.of("sha256").string(), bytes: try $0.of("bytes").whole())
         },
-        roles: try json.of("roles").map { try $0.string() }
+        roles: try json.of("roles").map { try $0.string() },
+        ropes: try json.of("ropes").map(readRope)
     )
 }
 
@@ -123,6 +131,10 @@ private func readLayer(_ json: JSONFields) throws -> LayerCache {
         kvHeads: try json.of("kv_heads").count(),
         headDim: try json.of("head_dim").count()
     )
+}
+
+private func readRope(_ json: JSONFields) throws -> Rope {
+    Rope(base: try json.of("base").double(), factor: try json.of("factor").double())
 }
 
 private func readGraph(_ json: JSONFields) throws -> Graph {

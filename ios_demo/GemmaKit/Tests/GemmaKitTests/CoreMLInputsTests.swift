@@ -14,6 +14,13 @@ final class CoreMLInputsTests: XCTestCase {
         }
     }
 
+    func testAnglesGrowWithThePositionAndFallWithTheDimension() {
+        let cache = LayerCache(kind: .global, window: nil, slots: 8, kvHeads: 1, headDim: 4)
+        let inputs = CoreMLInputs(position: 6, count: 2, length: 2)
+        let found = inputs.angles(Rope(base: 100, factor: 2), cache)
+        XCTAssertEqual(found.map { $0.map { ($0 * 1e9).rounded() / 1e9 } }, [[3, 0.3], [3.5, 0.35]])
+    }
+
     private func check(_ cache: LayerCache, _ counts: [Int], length: Int) {
         var rows = [Int](repeating: -1, count: cache.slots + 1)  // the position each row holds; the last is trash
         var position = 0
