@@ -63,7 +63,10 @@ def _print_version(wanted: bool) -> None:
 @app.command(help=_HELP)
 def export(
     target: Annotated[
-        str, typer.Option(help="Where it shall run: onnx. Several with commas, or all.")
+        str,
+        typer.Option(
+            help="Where it shall run: onnx, executorch, coreml, gguf. Several with commas, or all."
+        ),
     ] = "onnx",
     size: Annotated[
         str | None,
@@ -83,7 +86,12 @@ def export(
         Path | None, typer.Option(help="A config.json: the shape of random weights.")
     ] = None,
     quant: Annotated[
-        str, typer.Option(help="Recipe: int4, int4-asym, mixed, int8, none.")
+        str,
+        typer.Option(
+            help="Recipe: int4, int4-asym, mixed, int8, int8-channel, none; source keeps a "
+            "quantized checkpoint's codes (Q4_0, Q8_0, Q5_0, GPTQ, AWQ, QAT) and names what it "
+            "can't keep."
+        ),
     ] = "int4",
     recipe: Annotated[
         Path | None,
@@ -129,6 +137,17 @@ def export(
     plan: Annotated[
         bool, typer.Option("--plan", help="Print sizes, caches, memory and phones; then stop.")
     ] = False,
+    require_exact: Annotated[
+        bool,
+        typer.Option("--require-exact", help="Fail, by name, if a tensor had to be rounded."),
+    ] = False,
+    eval_text: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file or folder of text: keep what the float32 weights say of it, for "
+            "gemma-runtime eval."
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle at --output.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Figures as JSON on stdout.")] = False,
     version: Annotated[
@@ -155,6 +174,8 @@ def export(
         output=output,
         max_ram=parse_bytes(max_ram) if max_ram else None,
         force=force,
+        require_exact=require_exact,
+        eval_text=eval_text,
     )
     if plan:
         _print_plans(pipeline.plan_exports(request), json)

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from gemma_export.checkpoint import Checkpoint, TokenizerFiles
 from gemma_export.checkpoint.open import open_checkpoint, planned_config
+from gemma_export.checkpoint.prequantized import require_exact, resolve_recipe
 from gemma_export.config import Family, GemmaConfig
 from gemma_export.memory import MemoryCeiling, release_memory
 from gemma_export.parallel import one_thread_each
@@ -28,6 +29,7 @@ from gemma_export.targets import (
     TargetOptions,
     load_targets,
 )
+from gemma_export.teacher import passes, record_teacher
 from gemma_runtime.bundle import (
     MANIFEST,
     Bundle,
@@ -44,6 +46,13 @@ from gemma_runtime.manifest import (
     Manifest,
     Model,
     Quantization,
+)
+from gemma_runtime.teacher import (
+    LONGEST,
+    TEACHER,
+    TeacherSegment,
+    read_segments,
+    save_teacher,
 )
 
 _TOKENIZER, _GOLDENS = "tokenizer.json", "goldens.json"
@@ -66,6 +75,8 @@ class ExportRequest:
     output: Path | None = None
     max_ram: int | None = None  # bytes
     force: bool = False
+    require_exact: bool = False
+    eval_text: Path | None = None  # whose teacher every bundle shall hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +96,10 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
     checkpoint = open_checkpoint(
         request.checkpoint, request.size, request.family, request.config_file
     )
+    resolved = resolve_recipe(request.recipe, checkpoint)
+    if request.require_exact:
+        require_exact(resolved)
+    request = replace(request, recipe=resolved.recipe)
     geometry = _geometry(request, checkpoint.config)
     outputs = [_output(request, checkpoint, target.name) for target in targets]
     for output in outputs:
@@ -92,18 +107,21 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
     ceiling = MemoryCeiling(request.max_ram)
     for target in targets:
         ceiling.check_estimate(_plan(checkpoint.config, request, target).export_peak_bytes)
-    for note in checkpoint.notes:
+    for note in (*checkpoint.notes, *resolved.notes):
         report.note(note)
 
     layouts = [target.caches(checkpoint.config, geometry) for target in targets]
-    text = _read_text(checkpoint, geometry, layouts)
+    text = _read_text(checkpoint, geometry, layouts, request.eval_text)
     with one_thread_each():
         store = _quantize(checkpoint, request.recipe, report, ceiling)
         reference = _reference(checkpoint, store, text.prompts, report, ceiling)
+        teacher = _teacher(checkpoint, text.segments, report, ceiling)
     results = []
     for target, output in zip(targets, outputs, strict=True):
         with staged_folder(output, request.force) as folder:
-            work = _Work(checkpoint, text, store, request.recipe, geometry, reference, folder)
+            work = _Work(
+                checkpoint, text, store, request.recipe, geometry, reference, folder, teacher
+            )
             artifact = _write(target, work, report, ceiling)
             manifest = _manifest(work, artifact, {**artifact.roles, **_write_sidecars(work)})
             (folder / MANIFEST).write_bytes(manifest.to_json())
@@ -116,6 +134,9 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
 def plan_exports(request: ExportRequest) -> list[Plan]:
     """What each bundle would weigh and need, without reading a weight."""
     targets = load_targets(request.targets, request.options)
+    if request.checkpoint and any(rule.rounding == "kept" for rule in request.recipe.rules):
+        checkpoint = open_checkpoint(request.checkpoint, request.size, request.family)
+        request = replace(request, recipe=resolve_recipe(request.recipe, checkpoint).recipe)
     config = planned_config(request.checkpoint, request.size, request.family, request.config_file)
     return [_plan(config, request, target) for target in targets]
 
@@ -131,6 +152,7 @@ class _Work:
     geometry: Geometry
     reference: Reference
     folder: Path
+    teacher: list[TeacherSegment]  # empty without --eval-text
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,19 +161,40 @@ class _Text:
 
     files: TokenizerFiles | None  # random weights have none
     prompts: Mapping[str, list[int]]  # of the goldens
+    segments: Mapping[str, list[int]]  # of --eval-text
     turn_end: int | None
 
 
 def _read_text(
-    checkpoint: Checkpoint, geometry: Geometry, layouts: Sequence[Sequence[LayerCache]]
+    checkpoint: Checkpoint,
+    geometry: Geometry,
+    layouts: Sequence[Sequence[LayerCache]],
+    eval_text: Path | None,
 ) -> _Text:
+    texts = read_segments(eval_text) if eval_text else {}
     files = checkpoint.tokenizer()
     encoder = _load_encoder(checkpoint, files) if files else None
     prompts = golden_prompts(checkpoint.config, encoder, geometry.context_length, layouts)
     turn_end = encoder.token_to_id(_TURN_END) if encoder else None
+    segments = _encode_segments(checkpoint, encoder, texts, geometry) if texts else {}
     del encoder
     release_memory()
-    return _Text(files, prompts, turn_end)
+    return _Text(files, prompts, segments, turn_end)
+
+
+def _encode_segments(
+    checkpoint: Checkpoint, encoder: Tokenizer | None, texts: Mapping[str, str], geometry: Geometry
+) -> dict[str, list[int]]:
+    """As the runtime encodes them, or the teacher would not be found again."""
+    if encoder is None:
+        raise CheckpointError(f"{checkpoint.id} has no tokenizer, so --eval-text can't be read")
+    encoder.encode_special_tokens = True
+    longest, bos = min(LONGEST, geometry.context_length), checkpoint.config.bos_token
+    found = {
+        name: [bos, *encoder.encode(text, add_special_tokens=False).ids][:longest]
+        for name, text in texts.items()
+    }
+    return {name: ids for name, ids in found.items() if len(ids) > 1}
 
 
 def _load_encoder(checkpoint: Checkpoint, files: TokenizerFiles) -> Tokenizer:
@@ -207,20 +250,36 @@ def _reference(
         return record_reference(checkpoint, store, prompts, guarded(tick, ceiling))
 
 
+def _teacher(
+    checkpoint: Checkpoint,
+    segments: Mapping[str, list[int]],
+    report: Reporter,
+    ceiling: MemoryCeiling,
+) -> list[TeacherSegment]:
+    if not segments:
+        return []
+    total = checkpoint.config.parameters * 4 * passes(list(segments))
+    with report.stage("teacher", total) as tick:
+        return record_teacher(checkpoint, segments, guarded(tick, ceiling))
+
+
 def _write(target: Target, work: _Work, report: Reporter, ceiling: MemoryCeiling) -> Artifact:
     config = work.checkpoint.config
     stop_tokens = _stop_tokens(config, work.text.turn_end)
     peak = work.reference.headroom.max_abs
-    job = ExportJob(config, work.store, work.geometry, stop_tokens, peak)
+    job = ExportJob(config, work.store, work.geometry, stop_tokens, peak, work.checkpoint)
     total = round(config.parameters * bits_per_weight(config, work.store.formats) / 8)
     with report.stage(target.name, total) as tick:
         return target.write(job, work.folder, guarded(tick, ceiling))
 
 
 def _write_sidecars(work: _Work) -> dict[str, str]:
-    """Tokenizer and goldens; returns which file plays which role."""
+    """Tokenizer, goldens and teacher; returns which file plays which role."""
     roles = {"goldens": _GOLDENS}
     save_goldens(work.folder / _GOLDENS, work.reference.goldens)
+    if work.teacher:
+        roles["teacher"] = TEACHER
+        save_teacher(work.folder / TEACHER, work.teacher)
     if work.text.files is not None:
         (work.folder / _TOKENIZER).write_bytes(work.text.files.tokenizer_json)
         roles["tokenizer"] = _TOKENIZER

@@ -31,15 +31,14 @@ class ChunkInputs:
 
     def of(self, graph: Graph) -> dict[str, Array]:
         """All inputs that do not come from another graph."""
-        return {spec.name: self._input(spec) for spec in graph.inputs if spec.name != "hidden"}
+        given = [spec for spec in graph.inputs if spec.name != "hidden"]
+        return {spec.name: self._input(spec).astype(spec.dtype, copy=False) for spec in given}
 
     def _input(self, spec: TensorSpec) -> Array:
         length, count = int(spec.shape[0]), len(self.tokens)
         match spec.name:
             case "tokens":
                 return _padded(self.tokens, length)
-            case "positions":
-                return _padded(range(self.position, self.position + count), length)
             case "last":
                 return np.array([count - 1])
             case "embeddings":

@@ -1,4 +1,4 @@
-"""`gemma-runtime`: run, chat, verify, bench and inspect bundles. Prints; the library does not."""
+"""`gemma-runtime`: run, check, measure and inspect bundles. Prints; the library does not."""
 
 import sys
 from collections.abc import Iterable
@@ -18,11 +18,13 @@ from gemma_runtime.bundle import Bundle, open_bundle
 from gemma_runtime.chat import Message, encode_chat
 from gemma_runtime.command import run_app
 from gemma_runtime.errors import ContextFull, TokenizerError
+from gemma_runtime.evaluate import evaluate_bundle, render_evaluation
 from gemma_runtime.generate import Conversation, Generation, TextGeneration, generate_text
 from gemma_runtime.inspection import compare_bundles, render_comparison
 from gemma_runtime.profile import profile_bundle, render_profile
 from gemma_runtime.sampler import Sampling
 from gemma_runtime.session import open_session
+from gemma_runtime.teacher import read_segments
 from gemma_runtime.tokenizer import Tokenizer, load_tokenizer
 from gemma_runtime.verify import Verdict, render_verification, verify_bundle
 
@@ -37,6 +39,8 @@ _HELP = """Run, check and measure the bundles that gemma-export writes. Needs no
   gemma-runtime chat out/gemma --system "Answer in one sentence."
 
   gemma-runtime verify out/gemma
+
+  gemma-runtime eval out/gemma --text story.txt
 
   gemma-runtime bench out/a out/b      (in turn; ratios are to the first)
 
@@ -220,6 +224,31 @@ def _profile(bundles: list[Path], threads: int | None, json: bool) -> None:
         return
     for path, profile in profiles.items():
         Console().print(Text(path), render_profile(profile), sep="\n")
+
+
+@app.command("eval")
+def evaluate(
+    bundle: BundlePath,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file, whose blank lines part it, or a folder of files. "
+            "\\[what the bundle holds a teacher of]"
+        ),
+    ] = None,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Perplexity of a text, and KL and top-1 to the float32 teacher, segment by segment.
+
+    The teacher is in bundles that were exported with --eval-text; else perplexity alone is told.
+    """
+    texts = read_segments(text) if text else None
+    evaluation = evaluate_bundle(open_bundle(bundle), texts, threads)
+    if json:
+        _print_json(evaluation)
+    else:
+        Console().print(render_evaluation(str(bundle), evaluation))
 
 
 @app.command()

@@ -8,6 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gemma_runtime.bundle import Bundle
+from gemma_runtime.errors import BundleError
+from gemma_runtime.held_codes import codes_digest
 from gemma_runtime.machine import format_bytes
 from gemma_runtime.manifest import (
     Agreement,
@@ -42,7 +44,8 @@ class Inspection:
     target: Target
     recipe: str
     bits_per_weight: float
-    codes_digest: str
+    codes_digest: str  # as the manifest has it
+    codes_held: str | None  # the same, computed from the artifact; None where it was not
     formats: dict[str, int]  # e.g. "int4-g32" -> tensors in it
     vocab_size: int
     context_length: int
@@ -70,8 +73,11 @@ class Comparison:
     same_codes: bool  # the same quantized weights, whatever the container
 
 
-def inspect_bundle(bundle: Bundle) -> Inspection:
-    """Read the manifest into what a person or a script would ask for."""
+def inspect_bundle(bundle: Bundle, read_codes: bool = False) -> Inspection:
+    """Read the manifest into what a person or a script would ask for; also the weights, if asked.
+
+    Raises BundleError for weights that are not those of the manifest.
+    """
     manifest = bundle.manifest
     sizes = {name: file.bytes for name, file in manifest.files.items()}
     return Inspection(
@@ -82,6 +88,7 @@ def inspect_bundle(bundle: Bundle) -> Inspection:
         recipe=manifest.quantization.recipe,
         bits_per_weight=manifest.quantization.bits_per_weight,
         codes_digest=manifest.quantization.codes_digest,
+        codes_held=_held_codes(bundle) if read_codes else None,
         formats=dict(Counter(manifest.quantization.tensors.values())),
         vocab_size=manifest.vocab_size,
         context_length=manifest.context_length,
@@ -102,13 +109,24 @@ def inspect_bundle(bundle: Bundle) -> Inspection:
 
 
 def compare_bundles(bundles: Sequence[Bundle]) -> Comparison:
-    """Inspect several bundles and say in what they are alike."""
-    found = tuple(inspect_bundle(bundle) for bundle in bundles)
+    """Inspect several bundles and say in what they are alike, by the weights that they hold."""
+    found = tuple(inspect_bundle(bundle, read_codes=len(bundles) > 1) for bundle in bundles)
     return Comparison(
         bundles=found,
         same_model=len({inspection.model.digest for inspection in found}) == 1,
         same_codes=len({inspection.codes_digest for inspection in found}) == 1,
     )
+
+
+def _held_codes(bundle: Bundle) -> str | None:
+    """The digest of what the artifact holds. Raises BundleError if the manifest says another."""
+    held, claimed = codes_digest(bundle), bundle.manifest.quantization.codes_digest
+    if held is not None and held != claimed:
+        raise BundleError(
+            f"{bundle.directory} holds codes {held[:16]}, its manifest says {claimed[:16]}; "
+            "export it again"
+        )
+    return held
 
 
 def render_comparison(comparison: Comparison) -> Table:
@@ -164,6 +182,7 @@ def _lines(inspection: Inspection) -> dict[str, str]:
         f"{inspection.target.min_runtime_version} or newer",
         "weights": f"{inspection.recipe}, {inspection.bits_per_weight:.2f} bits per weight",
         "codes digest": inspection.codes_digest[:16],
+        "codes read back": inspection.codes_held[:16] if inspection.codes_held else "no",
         "formats": _join(f"{count} {name}" for name, count in inspection.formats.items()),
         "quality": f"top-1 {quality.top1:.1%}, mean KL {quality.mean_kl:.4f}, p99 "
         f"{quality.p99_kl:.3f}, to float32 over {quality.positions} golden tokens",

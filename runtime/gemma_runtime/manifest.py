@@ -81,7 +81,7 @@ class Model:
 class Quantization:
     recipe: str
     bits_per_weight: float  # codes, scales and zero points over all matrix weights
-    codes_digest: str  # sha256 over codes, scales and zero points: equal in every container
+    codes_digest: str  # over codes, scales and zero points: equal in every container
     tensors: dict[str, str]  # tensor name -> format, e.g. "int4-g32"
 
 
@@ -139,7 +139,7 @@ class Manifest:
     headroom: Headroom
     quality: Agreement  # quantized reference against float32 reference, on the goldens
     files: dict[str, File]  # path in the bundle -> digest; everything but manifest.json
-    roles: dict[str, str]  # "tokenizer", "goldens", "embedding" -> path in the bundle
+    roles: dict[str, str]  # "tokenizer", "goldens", "embedding", "teacher" -> path in the bundle
     tools: dict[str, str]  # package -> version that wrote the bundle
     # By kind of attention, for graphs that take cosines and sines.
     ropes: dict[AttentionKind, Rope] = field(default_factory=dict)

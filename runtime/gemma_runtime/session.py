@@ -17,6 +17,7 @@ BACKENDS: Mapping[str, str] = {
     "coreml": "gemma_runtime.backends.coreml:open_coreml_session",
     "coreai": "gemma_runtime.backends.coreai:open_coreai_session",
     "executorch": "gemma_runtime.backends.executorch:open_executorch_session",
+    "gguf": "gemma_runtime.backends.llama:open_llama_session",
 }
 
 

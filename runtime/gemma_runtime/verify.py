@@ -5,6 +5,7 @@ small, and judged. *Quantization*: against the float32 weights; it belongs to th
 reported. J judged tokens, V vocabulary.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -52,6 +53,7 @@ class Verification:
     scored: Agreement  # lowering, whole prompts in one call
     decoded: Agreement  # lowering, half a prompt in one call and the rest token by token
     exact: Agreement | None  # lowering with float activations, where the bundle has such a graph
+    engines: Agreement | None  # Core ML against our interpreter of it, where there are both
     paths: Agreement  # decoded against scored, on the positions that both have
     quantization: Agreement  # artifact against the float32 reference
     by_golden: dict[str, Agreement]  # lowering, by the golden's name
@@ -76,7 +78,7 @@ def verify_bundle(bundle: Bundle, threads: int | None = None) -> Verification:
             exact = measure_lowering(session, goldens)
     with open_session(bundle, threads) as session:
         limits = _LIMITS_OF.get(bundle.manifest.target.name, _LIMITS)
-        return verify(session, goldens, limits, exact)
+        return verify(session, goldens, limits, exact, _engines(bundle, session, goldens))
 
 
 def measure_lowering(session: Session, goldens: Sequence[Golden]) -> Agreement:
@@ -85,15 +87,35 @@ def measure_lowering(session: Session, goldens: Sequence[Golden]) -> Agreement:
     return pool([part for r in replays for part in (r.scored, r.decoded)])
 
 
+def compare_sessions(session: Session, other: Session, goldens: Sequence[Golden]) -> Agreement:
+    """How far one session is from another on the goldens' tokens."""
+    parts = []
+    for golden in goldens:
+        found, expected = replay(session, golden), replay(other, golden)
+        parts += [compare_logits(f, top_logits(e)) for f, e in zip(found, expected, strict=True)]
+    return pool(parts)
+
+
+def _engines(bundle: Bundle, session: Session, goldens: Sequence[Golden]) -> Agreement | None:
+    if bundle.manifest.target.name != "coreml" or sys.platform != "darwin":
+        return None
+    from gemma_runtime.backends.coreml import open_interpreter
+
+    with open_interpreter(bundle) as other:
+        return compare_sessions(session, other, goldens)
+
+
 def verify(
     session: Session,
     goldens: Sequence[Golden],
     limits: Limits = _LIMITS,
     exact: Agreement | None = None,
+    engines: Agreement | None = None,
 ) -> Verification:
     """Replay every golden by scoring, and by prefill and decode; judge the lowering.
 
-    `exact` is what `measure_lowering` found with float activations, and is judged more strictly.
+    `exact` is what `measure_lowering` found with float activations, and is judged more strictly;
+    `engines` is what `compare_sessions` found between two that run the same artifact.
     Raises BundleError if there are no goldens: nothing can be said then.
     """
     if not goldens:
@@ -109,6 +131,7 @@ def verify(
         *_kl_failures("decoding", decoded, limits.max_mean_kl),
         *_kl_failures("decoding against scoring", paths, limits.max_mean_kl),
         *(_kl_failures("the float kernels", exact, limits.max_exact_kl) if exact else ()),
+        *(_kl_failures("Core ML against ours", engines, limits.max_mean_kl) if engines else ()),
     )
     return Verification(
         verdict=_verdict(lowering, failures, limits),
@@ -118,6 +141,7 @@ def verify(
         scored=scored,
         decoded=decoded,
         exact=exact,
+        engines=engines,
         paths=paths,
         quantization=pool([r.quantization for r in replays]),
         by_golden={
@@ -156,6 +180,7 @@ def render_verification(name: str, verification: Verification) -> Table:
         ("  token by token", verification.decoded),
         ("  one vs the other", verification.paths),
         *([("  float kernels", verification.exact)] if verification.exact else []),
+        *([("  Core ML vs ours", verification.engines)] if verification.engines else []),
         ("quantization", verification.quantization),
     )
     for label, figures in rows:

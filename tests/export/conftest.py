@@ -56,13 +56,14 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
         context: int = 128,
         full_cache: bool = False,
         target: str = "onnx",
+        prefill: int = 24,
     ) -> Bundle:
         request = ExportRequest(
             targets=(target,),
             recipe=find_recipe(quant),
             checkpoint=str(folder),
             context_length=context,
-            prefill_length=min(24, context),
+            prefill_length=min(prefill, context),
             full_cache=full_cache,
             output=tmp_path_factory.mktemp("bundles") / "bundle",
         )

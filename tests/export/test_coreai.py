@@ -177,7 +177,9 @@ def test_a_residual_that_float16_can_t_hold_is_scaled_and_comes_out_right(tmp_pa
         assert np.abs(session.score(TOKENS[:40]) - expected).max() < 2 * NEAR
 
     config, store = loud.open().config, open_or_build_store(loud.open(), find_recipe("none"))
-    unscaled = ExportJob(config, store, Geometry(128, PREFILL), (1,), max_residual=0)
+    unscaled = ExportJob(
+        config, store, Geometry(128, PREFILL), (1,), max_residual=0, checkpoint=loud.open()
+    )
     layout = make_layout(config, bundle.manifest.layers, store.formats, "gpu", external=False)
     given = ChunkInputs(bundle.manifest, None, TOKENS[:1], 0).of(bundle.manifest.graphs["decode"])
     step = Step(unscaled, layout, lambda name, done: None)

@@ -1,5 +1,6 @@
 """The gauntlet for Core ML: tiny models through the saved package, by our interpreter."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import open_or_build_store
 from gemma_export.targets import NO_OPTIONS, ExportJob, Geometry, TargetOptions, load_target
 from gemma_runtime.agreement import compare_logits
-from gemma_runtime.backends.coreml import MilEngine
+from gemma_runtime.backends.coreml import CoremlEngine, Interpreter
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import TargetError
 from gemma_runtime.goldens import top_logits
+from gemma_runtime.mil.blob import Array
 from gemma_runtime.session import open_session
 from gemma_runtime.verify import Verdict, verify_bundle
 from tests.export.conftest import TinyCheckpoint, dequantized
@@ -76,6 +78,23 @@ def test_chunks_of_every_length_say_what_single_tokens_say(float_bundle: Bundle)
                 start = session.position
                 found = session.prefill(TOKENS[start : start + length])
                 assert np.abs(found - single[start + length - 1]).max() < 0.05
+
+
+def test_another_device_is_given_what_the_interpreter_is_given(float_bundle: Bundle) -> None:
+    """The cut at which macOS puts Core ML in; here another interpreter stands behind it."""
+
+    class Watched(Interpreter):
+        def run(self, function: str, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+            declared = self.program.inputs(function)
+            assert {n: (a.shape, a.dtype) for n, a in inputs.items()} == {
+                n: (t.shape, t.dtype) for n, t in declared.items()
+            }
+            return super().run(function, inputs)
+
+    through = CoremlEngine(float_bundle, Watched)
+    for start, stop in ((0, 5), (5, 6), (6, 14)):
+        assert np.isfinite(through.run(TOKENS[start:stop], start)).all()
+    through.close()
 
 
 @pytest.mark.parametrize("quant", ["int4", "int4-asym", "int8", "mixed"])
@@ -193,12 +212,18 @@ def test_a_residual_that_float16_can_t_hold_is_scaled_and_comes_out_right(tmp_pa
         assert np.abs(session.score(TOKENS[:40]) - expected).max() < 0.05
 
     store = open_or_build_store(loud.open(), find_recipe("none"))
-    unscaled = ExportJob(loud.open().config, store, Geometry(128, PREFILL), (1,), max_residual=0)
+    unscaled = ExportJob(loud.open().config, store, Geometry(128, PREFILL), (1,), 0, loud.open())
     (tmp_path / "unscaled").mkdir()
     load_target("coreml").write(unscaled, tmp_path / "unscaled", lambda name, done: None)
-    engine = MilEngine(Bundle(tmp_path / "unscaled", bundle.manifest))
+    opened: list[Interpreter] = []
+
+    def watched(package: Path) -> Interpreter:
+        opened.append(Interpreter(package))
+        return opened[-1]
+
+    engine = CoremlEngine(Bundle(tmp_path / "unscaled", bundle.manifest), watched)
     assert np.isnan(engine.run(TOKENS[:8], 0)).all()
-    assert engine.audits[0].first_not_finite is not None
+    assert opened[0].program.audit.first_not_finite is not None
 
 
 def test_a_chunk_longer_than_the_ring_is_refused(tiny: TinyCheckpoint) -> None:

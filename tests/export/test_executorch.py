@@ -15,7 +15,6 @@ from gemma_export.quantize.recipe import TABLE, find_recipe
 from gemma_export.quantize.store import open_or_build_store
 from gemma_export.targets import Geometry, TargetOptions, load_target, load_targets
 from gemma_export.targets.executorch import MODEL
-from gemma_export.targets.pte_file import open_pte
 from gemma_runtime.agreement import compare_logits
 from gemma_runtime.backends.executorch_native import NativeEngine, build_native
 from gemma_runtime.bundle import Bundle
@@ -23,6 +22,7 @@ from gemma_runtime.errors import ContextFull, SessionError, TargetError
 from gemma_runtime.generate import generate
 from gemma_runtime.goldens import top_logits
 from gemma_runtime.profile import profile_bundle
+from gemma_runtime.pte_file import open_pte
 from gemma_runtime.quiet import quiet
 from gemma_runtime.session import open_session
 from gemma_runtime.step_session import StepSession

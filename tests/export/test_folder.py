@@ -156,7 +156,7 @@ def test_pickles_adapters_and_quantized_weights_are_refused(folder: Path) -> Non
     with pytest.raises(CheckpointError, match="merge it into its base model"):
         open_folder(folder)
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq"}
+    config["quantization_config"] = {"quant_method": "aqlm"}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match="already quantized"):
         open_folder(folder)

@@ -12,6 +12,7 @@ from gemma_runtime.verify import (
     Limits,
     Verdict,
     Verification,
+    compare_sessions,
     measure_lowering,
     render_verification,
     replay,
@@ -216,6 +217,16 @@ def test_a_fault_that_rounding_hides_fails_with_float_activations() -> None:
         "mean KL of the float kernels"
     ]
     assert slightly_off.mean_kl < found.limits.max_mean_kl
+
+
+def test_engines_that_disagree_on_one_artifact_fail() -> None:
+    """What macOS adds: Core ML beside our interpreter, each of them within its own limits."""
+    alike = compare_sessions(FakeSession(_model), FakeSession(_model), _goldens())
+    assert verify(FakeSession(_model), _goldens(), engines=alike).verdict is Verdict.PASS
+    apart = compare_sessions(FakeSession(_model), FakeSession(_other_model), _goldens())
+    found = verify(FakeSession(_model), _goldens(), engines=apart)
+    assert found.verdict is Verdict.FAIL
+    assert any("Core ML against ours" in failure for failure in found.failures)
 
 
 def test_no_goldens_prove_nothing() -> None:

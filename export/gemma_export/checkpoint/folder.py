@@ -12,8 +12,13 @@ import torch
 from torch import Tensor
 
 from gemma_export.checkpoint import TokenizerFiles, check_finite, check_tensors, row_blocks
+from gemma_export.checkpoint.grid import grid_codes
+from gemma_export.checkpoint.packed import PackedMatrix, Places
+from gemma_export.checkpoint.packed_folder import split_packed
+from gemma_export.checkpoint.prequantized import Stored, grid_stored
 from gemma_export.checkpoint.safetensors import SafetensorsFile
 from gemma_export.config import GemmaConfig, config_from_hf, is_multimodal
+from gemma_export.quantize.pack import Codes
 from gemma_export.quantize.recipe import TABLE
 from gemma_runtime.bundle import sha256_file
 from gemma_runtime.errors import CheckpointError, ConfigError
@@ -39,20 +44,43 @@ class FolderCheckpoint:
     config: GemmaConfig
     notes: tuple[str, ...]
     _places: Mapping[str, tuple[SafetensorsFile, str]] = field(repr=False)  # our name → place
+    _files: frozenset[Path] = field(repr=False)
+    _packed: Mapping[str, PackedMatrix] = field(default_factory=dict, repr=False)  # GPTQ and such
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
+        if name in self._packed:
+            values = self._packed[name].rows(start, stop)
+            check_finite(self.folder, name, values)
+            return values
         file, stored = self._places[name]
         values = file.rows(stored, start, stop).float()
         check_finite(file.path, stored, values)
         return values
+
+    def stored(self, name: str) -> Stored:
+        """Packed, or on the Q4_0 grid, as quantization-aware training leaves it, or neither."""
+        if name in self._packed:
+            return self._packed[name].stored()
+        dtype = self._dtype(name)
+        return grid_stored(self, name, str(dtype).removeprefix("torch."), dtype)
+
+    def codes(self, name: str, start: int, stop: int) -> Codes:
+        if name in self._packed:
+            return self._packed[name].codes(start, stop)
+        found = grid_codes(self.rows(name, start, stop), self._dtype(name))
+        assert found is not None, name  # `stored` has seen to it
+        return found
+
+    def _dtype(self, name: str) -> torch.dtype:
+        file, stored = self._places[name]
+        return file.dtype(stored)
 
     def digest(self) -> str:
         return self._digest
 
     @cached_property
     def _digest(self) -> str:
-        files = sorted({file.path for file, _ in self._places.values()})
-        parts = [self.folder / "config.json", *files]
+        parts = [self.folder / "config.json", *sorted(self._files)]
         return hashlib.sha256(" ".join(sha256_file(path) for path in parts).encode()).hexdigest()
 
     def tokenizer(self) -> TokenizerFiles | None:
@@ -67,26 +95,35 @@ def open_folder(
 ) -> FolderCheckpoint:
     """Open a checkpoint folder and check every tensor's name and shape; no weight is read.
 
-    Raises CheckpointError or ConfigError: pickled or quantized weights, adapters, missing shards.
+    Raises CheckpointError or ConfigError: pickled weights, quantized ones that can't be read,
+    adapters, missing shards.
     """
     hf_config = _read_json(folder / "config.json")
-    if "quantization_config" in hf_config:
-        method = dict(hf_config["quantization_config"]).get("quant_method", "unknown method")
-        raise ConfigError(
-            f"{folder}: the weights are already quantized ({method}); give the checkpoint they "
-            "were made from"
-        )
     config = config_from_hf(hf_config)
     places, left_out = _text_places(_open_files(folder), is_multimodal(hf_config))
-    shapes = {name: file.tensors[stored].shape for name, (file, stored) in places.items()}
+    files = frozenset(file.path for file, _ in places.values())
+    plain, packed, notes = _split(folder, places, hf_config)
+    shapes = {name: file.tensors[stored].shape for name, (file, stored) in plain.items()}
+    shapes |= {name: matrix.shape for name, matrix in packed.items()}
     check_tensors(folder, shapes, config.tensor_shapes())
-    notes = (
+    notes += (
         (f"{folder.name} is multimodal: its text model is exported, {left_out} vision tensors "
          "are left out",)
         if is_multimodal(hf_config)
         else ()
     )  # fmt: skip
-    return FolderCheckpoint(id or folder.name, revision, folder, config, notes, places)
+    return FolderCheckpoint(
+        id or folder.name, revision, folder, config, notes, plain, files, packed
+    )
+
+
+def _split(
+    folder: Path, places: Places, hf_config: Mapping[str, Any]
+) -> tuple[Places, dict[str, PackedMatrix], tuple[str, ...]]:
+    try:
+        return split_packed(places, hf_config)
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}") from error
 
 
 def _open_files(folder: Path) -> dict[str, SafetensorsFile]:

@@ -1,6 +1,5 @@
 """GGUF files of Gemma 2 and 3, as llama.cpp writes them."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,33 +10,26 @@ import torch
 from torch import Tensor
 
 from gemma_export.checkpoint import TokenizerFiles, check_finite, check_tensors
+from gemma_export.checkpoint.gguf_codes import STORED, blocks_to_codes
 from gemma_export.checkpoint.gguf_config import TOKENS, config_from_gguf
-from gemma_export.checkpoint.gguf_file import GgufHeader, GgufTensor, read_header, read_rows
+from gemma_export.checkpoint.gguf_file import (
+    GgufHeader,
+    GgufTensor,
+    read_blocks,
+    read_header,
+    read_rows,
+)
 from gemma_export.checkpoint.gguf_tokenizer import rebuild_tokenizer
+from gemma_export.checkpoint.grid import grid_codes
+from gemma_export.checkpoint.prequantized import Stored, grid_stored
 from gemma_export.config import GemmaConfig
+from gemma_export.quantize.pack import Codes
 from gemma_runtime.bundle import sha256_file
 from gemma_runtime.errors import CheckpointError, ConfigError
+from gemma_runtime.gguf_names import hf_name
 
 _HEAD = "output.weight"
-_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-}
-_LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -58,6 +50,23 @@ class GgufCheckpoint:
         check_finite(self.path, name, values)
         # llama.cpp's converter stores norm gains as 1 + w; everyone else counts on w.
         return values - 1 if len(tensor.shape) == 1 else values
+
+    def stored(self, name: str) -> Stored:
+        """How a matrix is held; float ones are searched for the Q4_0 grid, and read for it."""
+        kind = self._tensors[name].type
+        if kind.name in _FLOATS:
+            return grid_stored(self, name, kind.name, _FLOATS[kind.name])
+        return STORED.get(kind, Stored(kind.name))
+
+    def codes(self, name: str, start: int, stop: int) -> Codes:
+        tensor = self._tensors[name]
+        if tensor.type not in STORED:
+            found = grid_codes(self.rows(name, start, stop), _FLOATS[tensor.type.name])
+            assert found is not None, name  # `stored` has seen to it
+            return found
+        found = blocks_to_codes(read_blocks(self.path, tensor, start, stop), tensor.type)
+        check_finite(self.path, name, found.scales)
+        return found
 
     def digest(self) -> str:
         return self._digest
@@ -93,18 +102,10 @@ def open_gguf(path: Path, notes: tuple[str, ...] = ()) -> GgufCheckpoint:
             f"{path}: tensor {_HEAD} is a head of its own; Gemma's head is its embedding table, "
             "and an untied head is not supported"
         )
-    tensors = {_hf_name(name): tensor for name, tensor in header.tensors.items()}
+    tensors = {hf_name(name): tensor for name, tensor in header.tensors.items()}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     check_tensors(path, shapes, config.tensor_shapes())
     return GgufCheckpoint(path.name, path, config, _quantized_note(path, header) + notes, tensors)
-
-
-def _hf_name(stored: str) -> str:
-    """Names we don't know stay as they are, and are refused by them."""
-    match = re.fullmatch(r"blk\.([0-9]+)\.(\w+)\.weight", stored)
-    if match and match[2] in _LAYER_NAMES:
-        return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}.weight"
-    return _NAMES.get(stored, stored)
 
 
 def _quantized_note(path: Path, header: GgufHeader) -> tuple[str, ...]:

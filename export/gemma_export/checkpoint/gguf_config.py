@@ -18,7 +18,7 @@ _END_OF_TURN = "<end_of_turn>"
 _PATTERN = "attention.sliding_window_pattern"
 _MODEL_TYPES = {"gemma2": "gemma2", "gemma3": "gemma3_text"}
 # Layers of the 27b models, which scale queries by width / heads: GGUF has no field for it.
-_LAYERS_27B = {"gemma2": 46, "gemma3": 62}
+LAYERS_27B = {"gemma2": 46, "gemma3": 62}
 # Gemma 2 files leave these out, and llama.cpp and our config agree on the defaults.
 _REQUIRED = {"gemma2": (), "gemma3": ("attention.sliding_window", "rope.freq_base")}
 _OPTIONAL = {
@@ -110,7 +110,7 @@ def _sizes(fields: _Fields, layers: int) -> dict[str, object]:
         "num_key_value_heads": fields.count("attention.head_count_kv"),
         "head_dim": head_dim,
         "query_pre_attn_scalar": width // heads
-        if layers == _LAYERS_27B[fields.family]
+        if layers == LAYERS_27B[fields.family]
         else head_dim,
         "rms_norm_eps": fields.require("attention.layer_norm_rms_epsilon"),
     }

@@ -91,14 +91,20 @@ def read_header(path: Path) -> GgufHeader:
 
 def read_rows(path: Path, tensor: GgufTensor, start: int, stop: int) -> NDArray[np.float32]:
     """Rows [start, stop) of a tensor, dequantized."""
+    data = read_blocks(path, tensor, start, stop)
+    with np.errstate(all="ignore"):  # a damaged scale is told by the values, which are checked
+        values: NDArray[np.float32] = dequantize(data, tensor.type)
+    return values.reshape(stop - start, *tensor.shape[1:])
+
+
+def read_blocks(path: Path, tensor: GgufTensor, start: int, stop: int) -> NDArray[np.uint8]:
+    """Rows [start, stop) of a tensor as they are stored: (rows, bytes of a row)."""
     data = np.empty((stop - start, tensor.row_bytes), np.uint8)
     with path.open("rb", buffering=0) as file:
         file.seek(tensor.offset + start * tensor.row_bytes)
         if file.readinto(data.data) != data.nbytes:
             raise CheckpointError(f"{path} ended inside a tensor; download it again")
-    with np.errstate(all="ignore"):  # a damaged scale is told by the values, which are checked
-        values: NDArray[np.float32] = dequantize(data, tensor.type)
-    return values.reshape(stop - start, *tensor.shape[1:])
+    return data
 
 
 class _Cursor:

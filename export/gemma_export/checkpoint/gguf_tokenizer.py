@@ -17,11 +17,11 @@ from gemma_export.checkpoint.gguf_config import TOKENS
 from gemma_export.checkpoint.gguf_file import Value
 from gemma_runtime.errors import CheckpointError
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # llama.cpp's llama_token_type
-_SPACE = "▁"
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # llama.cpp's llama_token_type
+SPACE = "▁"
 # Where the genuine tokenizers' idea of special is not GGUF's: placeholders aren't, pictures are.
-_PLACEHOLDER = re.compile(r"<unused\d+>|<mask>")
-_PICTURE = ("<start_of_image>", "<end_of_image>")
+PLACEHOLDER = re.compile(r"<unused\d+>|<mask>")
+PICTURE = ("<start_of_image>", "<end_of_image>")
 
 
 def rebuild_tokenizer(where: Path, metadata: Mapping[str, Value]) -> bytes:
@@ -32,7 +32,7 @@ def rebuild_tokenizer(where: Path, metadata: Mapping[str, Value]) -> bytes:
     stored, scores, types = _vocabulary(where, metadata)
     tokens = [
         # llama.cpp unescapes runs of spaces.
-        _SPACE * len(token) if kind == _USER_DEFINED and not token.strip(" ") else token
+        SPACE * len(token) if kind == USER_DEFINED and not token.strip(" ") else token
         for token, kind in zip(stored, types, strict=True)
     ]
     ids = {token: index for index, token in enumerate(tokens)}
@@ -100,9 +100,9 @@ def _merges(
     lower ids. User-defined tokens score 0 in SentencePiece, as high as it goes; GGUF says -1000.
     """
     whole = {
-        index: 0.0 if kind == _USER_DEFINED else score
+        index: 0.0 if kind == USER_DEFINED else score
         for index, (score, kind) in enumerate(zip(scores, types, strict=True))
-        if kind in (_NORMAL, _USER_DEFINED)
+        if kind in (NORMAL, USER_DEFINED)
     }
     merges: list[tuple[str, str]] = []
     for _, equals in groupby(sorted(whole, key=lambda index: -whole[index]), whole.__getitem__):
@@ -131,11 +131,11 @@ def _added_tokens(tokens: Sequence[str], types: Sequence[int]) -> list[dict[str,
             "lstrip": False,
             "rstrip": False,
             "normalized": False,
-            "special": token in _PICTURE
-            or (kind != _USER_DEFINED and not _PLACEHOLDER.fullmatch(token)),
+            "special": token in PICTURE
+            or (kind != USER_DEFINED and not PLACEHOLDER.fullmatch(token)),
         }
         for index, (token, kind) in enumerate(zip(tokens, types, strict=True))
-        if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
+        if kind in (UNKNOWN, CONTROL, USER_DEFINED)
     ]
 
 
@@ -149,7 +149,7 @@ def _frame(bos: str, bos_id: int) -> dict[str, object]:
         "truncation": None,
         "padding": None,
         "added_tokens": [],
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE},
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
         "pre_tokenizer": {
             "type": "Split",
             "pattern": {"String": " "},
@@ -165,7 +165,7 @@ def _frame(bos: str, bos_id: int) -> dict[str, object]:
         "decoder": {
             "type": "Sequence",
             "decoders": [
-                {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
                 {"type": "ByteFallback"},
                 {"type": "Fuse"},
             ],

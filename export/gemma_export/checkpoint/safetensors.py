@@ -25,6 +25,8 @@ _DTYPES: Mapping[str, torch.dtype] = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "U8": torch.uint8,
+    "I8": torch.int8,
+    "I32": torch.int32,
 }
 
 
@@ -49,6 +51,9 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tensors, self.metadata = _read_header(path)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return _DTYPES[self.tensors[name].dtype]
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) in the file's dtype."""

@@ -12,7 +12,7 @@ from gemma_export.config import GemmaConfig
 from gemma_runtime.errors import RecipeError, nearest_first
 
 TABLE = "model.embed_tokens.weight"  # embedding and head: one tensor, tied
-Rounding = Literal["nearest", "searched"]
+Rounding = Literal["nearest", "searched", "kept"]  # kept: the source's own codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("mixed", (Rule(TABLE, INT8_TABLE, "nearest"), Rule("*", INT4_ASYM))),
         Recipe("int8", (Rule("*", INT8, "nearest"),)),
         Recipe("int8-channel", (Rule("*", Format(8, per_channel=True), "nearest"),)),
+        Recipe("source", (Rule("*", INT8, "kept"),)),
         Recipe("none", (Rule("*", FLOAT, "nearest"),)),
     )
 }

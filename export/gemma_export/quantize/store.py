@@ -6,6 +6,7 @@ source and recipe, so the same export is rounded once.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gemma_export.checkpoint import Checkpoint, row_blocks
+from gemma_export.checkpoint.prequantized import Prequantized
 from gemma_export.checkpoint.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
 from gemma_export.config import GemmaConfig
 from gemma_export.parallel import in_order
@@ -24,8 +26,9 @@ from gemma_export.quantize.round import round_rows
 from gemma_runtime.bundle import sweep_leftovers
 from gemma_runtime.cache import cache_folder
 from gemma_runtime.errors import CheckpointError
+from gemma_runtime.held_codes import combine_digests, parts_digest
 
-_VERSION = "1"  # of rounding and layout: raise it when either changes
+_VERSION = "2"  # of rounding and layout: raise it when either changes
 Progress = Callable[[str, int], None]  # tensor name, float32 bytes just done
 
 
@@ -57,7 +60,7 @@ class StoredWeight:
 class QuantizedStore:
     path: Path
     recipe: str
-    codes_digest: str  # sha256 over the digests of all tensors, see `_digest_line`
+    codes_digest: str  # see `gemma_runtime.held_codes`
     formats: Mapping[str, Format]
     file: SafetensorsFile
     shapes: Mapping[str, tuple[int, ...]]
@@ -109,11 +112,11 @@ def _build(
     partial = path.with_suffix(f".partial-{os.getpid()}")
     try:
         with SafetensorsWriter(partial, layout, metadata) as writer:
-            lines = [
-                _write(writer, checkpoint, recipe, name, shapes[name], formats, progress)
+            lines = {
+                name: _write(writer, checkpoint, recipe, name, shapes[name], formats, progress)
                 for name in shapes
-            ]
-            writer.patch_metadata("codes_digest", combine_digests(lines))
+            }
+            writer.patch_metadata("codes_digest", _digest(lines, formats))
         partial.rename(path)
     except OSError as error:
         raise CheckpointError(f"can't write the store {path}: {error.strerror}") from error
@@ -121,9 +124,10 @@ def _build(
         partial.unlink(missing_ok=True)
 
 
-def combine_digests(lines: list[str]) -> str:
-    """sha256 over `NAME DIGEST` lines in sorted order: equal for equal codes in any container."""
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+def _digest(lines: Mapping[str, str], formats: Mapping[str, Format]) -> str:
+    """Of the quantized weights, which any container gives back; of all where none is quantized."""
+    quantized = [line for n, line in lines.items() if not formats.get(n, FLOAT).is_float]
+    return combine_digests(quantized or list(lines.values()))
 
 
 def _layout(name: str, shape: tuple[int, ...], form: Format) -> dict[str, TensorInfo]:
@@ -158,8 +162,8 @@ def _write(
     form = formats.get(name, FLOAT)
 
     def quantize(span: tuple[int, int]) -> tuple[int, int, dict[str, Tensor]]:
-        values = checkpoint.rows(name, *span)
-        return span[0], values.numel() * 4, _parts(name, values, form, recipe)
+        elements = (span[1] - span[0]) * math.prod(shape[1:])
+        return span[0], elements * 4, _parts(name, span, checkpoint, form, recipe)
 
     hashes: dict[str, hashlib._Hash] = {}
     for start, done, parts in in_order(quantize, row_blocks(shape)):
@@ -168,13 +172,19 @@ def _write(
             hashes.setdefault(part, hashlib.sha256()).update(data.data)
             writer.write_rows(part, start, data)
         progress(name, done)
-    digest = hashlib.sha256(b"".join(h.digest() for h in hashes.values())).hexdigest()
-    return f"{name} {form} {digest}"
+    return f"{name} {form} {parts_digest(list(hashes.values()))}"
 
 
-def _parts(name: str, values: Tensor, form: Format, recipe: Recipe) -> dict[str, Tensor]:
+def _parts(
+    name: str, span: tuple[int, int], checkpoint: Checkpoint, form: Format, recipe: Recipe
+) -> dict[str, Tensor]:
     if form.is_float:
-        return {name: values}
-    block = round_rows(values, form, recipe.rule(name).rounding)
+        return {name: checkpoint.rows(name, *span)}
+    rounding = recipe.rule(name).rounding
+    if rounding == "kept":
+        assert isinstance(checkpoint, Prequantized)  # see `resolve_recipe`
+        block = checkpoint.codes(name, *span)
+    else:
+        block = round_rows(checkpoint.rows(name, *span), form, rounding)
     parts = {f"{name}.codes": block.codes, f"{name}.scales": block.scales}
     return parts if block.zeros is None else {**parts, f"{name}.zeros": block.zeros}

@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
+from gemma_export.checkpoint import Checkpoint
 from gemma_export.config import GemmaConfig
 from gemma_export.quantize.recipe import Format
 from gemma_export.quantize.store import QuantizedStore
@@ -18,6 +19,7 @@ TARGETS: Mapping[str, str] = {
     "executorch": "gemma_export.targets.executorch:ExecutorchTarget",
     "coreml": "gemma_export.targets.coreml:CoremlTarget",
     "coreai": "gemma_export.targets.coreai:CoreaiTarget",
+    "gguf": "gemma_export.targets.gguf:GgufTarget",
 }
 # Written with a beta's API: asked for by name, so that nothing else breaks when it changes.
 BETAS = frozenset({"coreai"})
@@ -57,6 +59,7 @@ class ExportJob:
     geometry: Geometry
     stop_tokens: tuple[int, ...]
     max_residual: float  # largest |x| between layers that the reference met
+    checkpoint: Checkpoint  # what it was all made from: names, vocabulary
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from gemma_export.targets.executorch_frame import CachedFrame, Frame
 from gemma_export.targets.executorch_ops import XnnOps
 from gemma_export.targets.executorch_traced import TracedFrame
 from gemma_export.targets.named_data import NamedData
-from gemma_export.targets.pte_file import share_constant
+from gemma_export.targets.pte_sharing import share_constant
 from gemma_runtime.manifest import LayerCache
 
 

@@ -5,6 +5,7 @@ N rows and K inputs of a weight, G groups per row.
 
 import hashlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from gemma_export.checkpoint import row_blocks
 from gemma_export.quantize.store import StoredWeight
+from gemma_runtime.errors import TargetError
 
 _ALIGNMENT = 16  # bytes
 
@@ -37,19 +39,19 @@ class NamedData:
 
     def add_weight(self, weight: StoredWeight) -> None:
         """`T` for a float32 weight T, else `T.codes` and `T.scales`, the scales in bfloat16."""
-        if weight.format.is_float:
-            parts = [_Spool(self._path(weight.name))]
-        else:
-            parts = [_Spool(self._path(f"{weight.name}.{part}")) for part in ("codes", "scales")]
         if weight.name in self._files or f"{weight.name}.codes" in self._files:
             return
-        for start, stop in row_blocks(weight.shape):
-            for spool, tensor in zip(parts, _rows(weight, start, stop), strict=True):
-                self._progress(weight.name, spool.write(tensor))
-        for spool in parts:
-            name = spool.path.name
+        names = [weight.name]
+        if not weight.format.is_float:
+            names = [f"{weight.name}.{part}" for part in ("codes", "scales")]
+        with ExitStack() as files:
+            spools = [_Spool(self._path(name), files) for name in names]
+            for start, stop in row_blocks(weight.shape):
+                for spool, tensor in zip(spools, _rows(weight, start, stop), strict=True):
+                    self._progress(weight.name, spool.write(tensor))
+        for name, spool in zip(names, spools, strict=True):
             self._files[name] = spool.path
-            self._store.add_named_data(name, spool.finish(), _ALIGNMENT)
+            self._store.add_named_data(name, spool.described(), _ALIGNMENT)
 
     def tensor(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """A weight's part, mapped from its file."""
@@ -63,9 +65,9 @@ class NamedData:
 class _Spool:
     """A file under way, and its digest."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, files: ExitStack) -> None:
         self.path = path
-        self._file = path.open("wb")
+        self._file = files.enter_context(path.open("wb"))
         self._hash = hashlib.sha256()
 
     def write(self, rows: Tensor) -> int:
@@ -73,8 +75,8 @@ class _Spool:
         self._hash.update(data)
         return self._file.write(data)
 
-    def finish(self) -> FileBackedData:
-        self._file.close()
+    def described(self) -> FileBackedData:
+        """The file, once it is closed."""
         return FileBackedData(str(self.path), sha256=self._hash.digest())
 
 
@@ -82,4 +84,10 @@ def _rows(weight: StoredWeight, start: int, stop: int) -> list[Tensor]:
     if weight.format.is_float:
         return [weight.rows(start, stop)]
     part = weight.codes(start, stop)
-    return [part.codes, part.scales.bfloat16()]  # exact: see shared_scale
+    scales = part.scales.bfloat16()
+    if (part.scales <= 0).any() or not torch.equal(scales.half(), part.scales):
+        raise TargetError(
+            f"executorch can't hold {weight.name} as the source has it: XNNPACK takes positive "
+            "bfloat16 scales alone; take --quant int4, or another target"
+        )
+    return [part.codes, scales]  # exact: see shared_scale

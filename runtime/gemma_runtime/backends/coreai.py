@@ -64,8 +64,7 @@ class CoreaiEngine:
     def run(self, tokens: Sequence[int], position: int) -> Logits:
         name = "decode" if len(tokens) == 1 else "prefill"
         graph = self._manifest.graphs[name]
-        given = ChunkInputs(self._manifest, None, tokens, position).of(graph)
-        inputs = {spec.name: given[spec.name].astype(spec.dtype) for spec in graph.inputs}
+        inputs = ChunkInputs(self._manifest, None, tokens, position).of(graph)
         return self._wait(self._call(self._functions[name], inputs))
 
     def close(self) -> None:

@@ -1,40 +1,102 @@
-"""Core ML bundles, by our interpreter of ML Programs: on any machine, in a device's float16."""
+"""Core ML bundles: by Core ML itself on macOS, elsewhere by our interpreter of ML Programs.
 
-from collections.abc import Sequence
+The interpreter rounds to float16 as a device does. Core ML's side follows coremltools'
+documentation and was never run by us.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.chunk_inputs import Array, ChunkInputs
 from gemma_runtime.embedding_table import EmbeddingTable
+from gemma_runtime.errors import MissingExtra
 from gemma_runtime.manifest import Graph, Manifest
-from gemma_runtime.mil.interpreter import Audit, Program, State
+from gemma_runtime.mil.interpreter import Program
+from gemma_runtime.quiet import quiet
 from gemma_runtime.session import Logits
 from gemma_runtime.step_session import StepSession
 
+FUNCTIONS = ("prefill", "decode")
+
 
 def open_coreml_session(bundle: Bundle, threads: int | None, graph: str) -> StepSession:
-    """Interpret the bundle's packages. `threads` are numpy's own affair."""
-    return StepSession(MilEngine(bundle), bundle.manifest)
+    """Core ML on macOS, where `threads` are its own affair; the interpreter elsewhere."""
+    if sys.platform == "darwin":
+        return StepSession(CoremlEngine(bundle, CoreMlDevice), bundle.manifest)
+    return open_interpreter(bundle, threads)
+
+
+def open_interpreter(bundle: Bundle, threads: int | None = None) -> StepSession:
+    """The interpreter, wherever."""
+    engine = CoremlEngine(bundle, lambda package: Interpreter(package, threads))
+    return StepSession(engine, bundle.manifest)
+
+
+class Device(Protocol):
+    """Runs the functions of a package over one state."""
+
+    def run(self, function: str, inputs: Mapping[str, Array]) -> Mapping[str, Array]: ...
+
+    def close(self) -> None: ...
+
+
+class Interpreter:
+    """Ours, in numpy."""
+
+    def __init__(self, package: Path, threads: int | None = None) -> None:
+        self.program = Program(package, threads)
+        for function in FUNCTIONS:  # what can't be run is told at once
+            self.program.prepare(function)
+        self._state = self.program.make_state("decode")
+
+    def run(self, function: str, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        return self.program.run(function, inputs, self._state)
+
+    def close(self) -> None:
+        self.program.close()
+
+
+class CoreMlDevice:
+    """Apple's runtime. Both functions are loaded, and share one state by its names."""
+
+    def __init__(self, package: Path) -> None:
+        try:
+            with quiet():
+                from coremltools.models import MLModel
+        except ModuleNotFoundError as error:
+            raise MissingExtra("coremltools", "coreml") from error
+        self._models = {name: MLModel(str(package), function_name=name) for name in FUNCTIONS}
+        self._state = self._models["decode"].make_state()
+
+    def run(self, function: str, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        found: Mapping[str, Array] = self._models[function].predict(dict(inputs), state=self._state)
+        return found
+
+    def close(self) -> None:
+        self._models.clear()
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A package: its program, its graph by function, and what it carries from call to call."""
+    """A package: what runs it, and its graph by function."""
 
-    program: Program
+    device: Device
     graphs: dict[str, Graph]
-    state: State
 
 
-class MilEngine:
-    """Runs a chunk through all packages, and brings masks and slots as an app on a phone does."""
+class CoremlEngine:
+    """Takes a chunk through all packages, and brings masks and slots as an app on a phone does."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, open_device: Callable[[Path], Device]) -> None:
         self._manifest = bundle.manifest
-        self._parts = [_open(bundle, suffix) for suffix in _suffixes(bundle.manifest)]
         self._table = _open_table(bundle)
+        self._parts = [_open(bundle, suffix, open_device) for suffix in _suffixes(bundle.manifest)]
 
     def run(self, tokens: Sequence[int], position: int) -> Logits:
         function = "decode" if len(tokens) == 1 else "prefill"
@@ -42,23 +104,19 @@ class MilEngine:
         hidden: dict[str, Array] = {}
         for part in self._parts:
             inputs = chunk.of(part.graphs[function]) | hidden
-            (result,) = part.program.run(function, inputs, part.state).values()
+            (result,) = part.device.run(function, inputs).values()
             hidden = {"hidden": result}
         return result.reshape(-1).astype(np.float32)
 
-    @property
-    def audits(self) -> list[Audit]:
-        """What each package's calls reached."""
-        return [part.program.audit for part in self._parts]
-
     def close(self) -> None:
+        for part in self._parts:
+            part.device.close()
         self._parts.clear()
 
 
-def _open(bundle: Bundle, suffix: str) -> _Part:
-    graphs = {name: bundle.manifest.graphs[name + suffix] for name in ("prefill", "decode")}
-    program = Program((bundle.directory / graphs["decode"].file).parent)
-    return _Part(program, graphs, program.make_state("decode"))
+def _open(bundle: Bundle, suffix: str, open_device: Callable[[Path], Device]) -> _Part:
+    graphs = {name: bundle.manifest.graphs[name + suffix] for name in FUNCTIONS}
+    return _Part(open_device((bundle.directory / graphs["decode"].file).parent), graphs)
 
 
 def _open_table(bundle: Bundle) -> EmbeddingTable | None:

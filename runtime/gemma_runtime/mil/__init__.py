@@ -1,5 +1,26 @@
-"""Runs Core ML's ML Programs on any machine: a saved `.mlpackage`, op by op, in numpy.
+"""Runs Core ML's ML Programs on any machine: a saved `.mlpackage`, op by op, in numpy alone.
 
 It proves what is in the file: weights, graph, states, shapes, and that nothing leaves float16. It
-doesn't prove what Apple's compiler makes of it, nor speed.
+doesn't prove what Apple's compiler makes of it, nor speed. Matrices stay compressed in the mapped
+file; a block of rows is widened at a time, rounded to the declared type as on a device.
+
+    program = Program(path)
+    outputs = program.run("main", inputs, program.make_state("main"))
+    program.audit.largest(10)  # the operations nearest to overflowing
+    program.audit.first_not_finite
+
+Shapes are fixed, a tensor has at most 2^30 elements, and an operation that is not known fails by
+name before anything runs. These are known (gelu in all modes, tables of scalars, scatters in all):
+
+    const, abs, add, band_part, cast, ceil, clip, concat, constexpr_blockwise_shift_scale,
+    constexpr_lut_to_dense, cos, cumsum, elu, equal, erf, exp, exp2, expand_dims, fill, floor,
+    floor_div, gather, gather_along_axis, gather_nd, gelu, greater, greater_equal, identity,
+    inverse, layer_norm, leaky_relu, less, less_equal, linear, log, logical_and, logical_not,
+    logical_or, logical_xor, matmul, maximum, minimum, mod, mul, not_equal, one_hot, pad, pow,
+    range_1d, read_state, real_div, reduce_argmax, reduce_argmin, reduce_l1_norm, reduce_l2_norm,
+    reduce_log_sum_exp, reduce_max, reduce_mean, reduce_min, reduce_prod, reduce_sum,
+    reduce_sum_square, relu, reshape, reverse, round, rsqrt, scaled_dot_product_attention,
+    scatter, scatter_along_axis, scatter_nd, select, shape, sigmoid, sign, silu, sin,
+    slice_by_index, slice_by_size, slice_update, softmax, softplus, split, sqrt, square, squeeze,
+    stack, sub, tan, tanh, tile, transpose, write_state
 """

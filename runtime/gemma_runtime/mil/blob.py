@@ -4,7 +4,9 @@ Layout, from coremltools' MILBlob headers: a header of 64 bytes (count, version)
 sentinel, the type, the size in bytes and the offset of its data, all little-endian.
 """
 
+import math
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from gemma_runtime.errors import SessionError
 Array = NDArray[np.generic]
 
 _SENTINEL = 0xDEADBEEF
+_RECORD = struct.Struct("<IIQQ")  # sentinel, type, bytes, where they start
 # Type codes of MILBlob. Narrow ones are packed, the earlier value in the lower bits.
 _WHOLE: dict[int, np.dtype[np.generic]] = {
     1: np.dtype(np.float16),
@@ -29,31 +32,48 @@ _WHOLE: dict[int, np.dtype[np.generic]] = {
 _INT4, _UINT4 = 8, 11
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Nibbles:
+    """Values of four bits as they lie in the file."""
+
+    packed: NDArray[np.uint8]  # (⌈values / 2⌉,)
+    shape: tuple[int, ...]
+    signed: bool
+
+    def unpack(self) -> NDArray[np.int8] | NDArray[np.uint8]:
+        values = unpack_nibbles(self.packed, self.signed)
+        return values[: math.prod(self.shape)].reshape(self.shape)
+
+
 class WeightFile:
     """`weight.bin`, mapped."""
 
     def __init__(self, path: Path) -> None:
+        """Raises SessionError for a file that is missing or empty."""
         self._path = path
-        self._bytes = np.memmap(path, np.uint8, "r")
+        try:
+            self._bytes = np.memmap(path, np.uint8, "r")
+        except (OSError, ValueError) as error:  # ValueError: empty
+            raise SessionError(f"{path} can't be read: {error}; export the model again") from error
 
-    def read(self, offset: int, shape: tuple[int, ...]) -> Array:
+    def read(self, offset: int, shape: tuple[int, ...]) -> Array | Nibbles:
         """The tensor of the record at `offset`. Raises SessionError for a damaged file."""
-        if offset + 32 > len(self._bytes):
+        if offset + _RECORD.size > len(self._bytes):
             raise self._damaged(f"no record at byte {offset}")
-        sentinel, kind, size, start = struct.unpack_from("<IIQQ", self._bytes.data, offset)
+        sentinel, kind, size, start = _RECORD.unpack_from(self._bytes.data, offset)
         if sentinel != _SENTINEL or start + size > len(self._bytes):
             raise self._damaged(f"no record at byte {offset}")
-        data = self._bytes[start : start + size]
-        count = int(np.prod(shape, dtype=np.int64))
-        if kind in _WHOLE:
-            values: Array = data.view(_WHOLE[kind])
-        elif kind in (_INT4, _UINT4):
-            values = unpack_nibbles(data, signed=kind == _INT4)
-        else:
+        if kind not in _WHOLE and kind not in (_INT4, _UINT4):
             raise self._damaged(f"type {kind} at byte {offset} is not known here")
-        if len(values) < count:
-            raise self._damaged(f"{len(values)} values at byte {offset}, the model expects {count}")
-        return values[:count].reshape(shape)
+        width = _WHOLE[kind].itemsize * 8 if kind in _WHOLE else 4
+        count = math.prod(shape)
+        if count * width > size * 8:
+            held = size * 8 // width
+            raise self._damaged(f"{held} values at byte {offset}, the model expects {count}")
+        data = self._bytes[start : start + (count * width + 7) // 8]
+        if kind in _WHOLE:
+            return data.view(_WHOLE[kind]).reshape(shape)
+        return Nibbles(data, shape, kind == _INT4)
 
     def _damaged(self, what: str) -> SessionError:
         return SessionError(f"{self._path}: {what}; export the model again")

@@ -1,70 +1,47 @@
 """Executes the functions of a package: operations in order, states between calls, an audit."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from gemma_runtime.errors import SessionError
+from gemma_runtime.machine import physical_cores
+from gemma_runtime.mil.arguments import Arguments, Result, as_array, floats, weight
+from gemma_runtime.mil.audit import Audit
 from gemma_runtime.mil.blob import Array
-from gemma_runtime.mil.ops import MOVING, OPERATIONS, Result
-from gemma_runtime.mil.package import Package, TensorType, Value, tensor_type
-
-if TYPE_CHECKING:
-    from coremltools.proto import MIL_pb2
+from gemma_runtime.mil.model import Function, NamedType, TensorType
+from gemma_runtime.mil.ops import OPERATIONS
+from gemma_runtime.mil.package import Package, Value
+from gemma_runtime.mil.steps import Step, prepare
+from gemma_runtime.mil.weights import Weight, multiply
 
 State = dict[str, Array]
 
-
-class _Name(str):
-    """A value that an operation refers to, where a str is a constant of its own."""
-
-    __slots__ = ()
-
-
-Argument: TypeAlias = "_Name | Value | list[_Name | Value]"
-
-
-@dataclass(slots=True)
-class Audit:
-    """What the calls so far reached, for the question whether float16 holds it."""
-
-    max_abs: float = 0.0
-    max_operation: str = ""
-    first_not_finite: str | None = None  # the operation's name
-
-    def note(self, operation: str, value: Array) -> None:
-        if value.dtype.kind != "f" or value.size == 0:
-            return
-        largest = float(np.abs(value).max())
-        if not np.isfinite(largest):
-            self.first_not_finite = self.first_not_finite or operation
-        elif largest > self.max_abs:
-            self.max_abs, self.max_operation = largest, operation
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """An operation, ready to run: constants are read already."""
-
-    name: str
-    kind: str
-    arguments: dict[str, Argument]
-    outputs: tuple[tuple[str, TensorType], ...]
-    last_uses: tuple[str, ...]  # values that no later operation needs
+# What numpy raises for arguments that don't fit; the program is at fault, not we.
+_WRONG_ARGUMENTS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    MemoryError,
+    AttributeError,
+)
 
 
 class Program:
     """A package's functions, over one set of constants."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        """`threads=None` takes the physical cores. Raises SessionError for a damaged package."""
         self._package = Package(path)
-        self._steps: dict[str, list[_Step]] = {}
-        self._constants: dict[str, dict[str, Value]] = {}
-        self._decoded: dict[tuple[object, ...], Array] = {}
+        self._count = threads or physical_cores()
+        self._threads = ThreadPoolExecutor(self._count)
+        self._steps: dict[str, tuple[list[Step], dict[str, Value]]] = {}
+        self._decoded: dict[tuple[object, ...], Array | Weight] = {}
         self.audit = Audit()
+        _check_states(self._package.functions)
 
     @property
     def functions(self) -> tuple[str, ...]:
@@ -72,170 +49,108 @@ class Program:
 
     def inputs(self, function: str) -> dict[str, TensorType]:
         """Names, types and shapes of what a call takes, states not among them."""
-        return {n: t for n, (t, is_state) in self._declared(function).items() if not is_state}
+        found = self._function(function).inputs.values()
+        return {given.name: given.type for given in found if not given.is_state}
 
     def make_state(self, function: str) -> State:
         """Zeros for every state; functions of one model share it by name."""
         return {
-            name: np.zeros(declared.shape, declared.dtype)
-            for name, (declared, is_state) in self._declared(function).items()
-            if is_state
+            given.name: np.zeros(given.type.shape, given.type.dtype)
+            for given in self._function(function).inputs.values()
+            if given.is_state
         }
+
+    def prepare(self, function: str) -> None:
+        """Read a function and its constants, which its first call does otherwise.
+
+        Raises SessionError by name for an operation that is not known, and for whatever in the
+        function can't be run.
+        """
+        if function not in self._steps:
+            self._steps[function] = prepare(self._package, self._function(function), self._decoded)
 
     def run(self, function: str, inputs: Mapping[str, Array], state: State) -> dict[str, Array]:
         """Call a function; `state` is changed in place.
 
-        Raises SessionError for a wrong input, and by name for an operation that is not known or
-        whose result is not what the program declares.
+        Raises SessionError for a wrong input or state, and by name for an operation whose result
+        is not what the program declares.
         """
-        steps = self._prepared(function)
-        values: dict[str, Value] = dict(self._constants[function])
-        for name, declared in self.inputs(function).items():
-            values[name] = _checked_input(name, declared, inputs)
-        for step in steps:
-            self._execute(step, values, state)
-        block = _block(self._package.functions[function])
-        return {name: np.asarray(values[name]) for name in block.outputs}
+        self.prepare(function)
+        steps, constants = self._steps[function]
+        values: dict[str, Value] = dict(constants)
+        declared = self._function(function)
+        for given in declared.inputs.values():
+            if given.is_state:
+                _checked("state", given, state)
+            else:
+                values[given.name] = _checked("input", given, inputs).astype(given.type.dtype)
+        with np.errstate(all="ignore"):  # the audit tells of what overflows
+            for step in steps:
+                self._execute(step, values, state)
+        return {name: as_array(values[name]) for name in declared.outputs}
 
-    def _execute(self, step: _Step, values: dict[str, Value], state: State) -> None:
-        arguments = {key: _resolve(given, values) for key, given in step.arguments.items()}
-        if step.kind == "write_state":
-            state[str(step.arguments["input"])] = np.array(arguments["data"])
-        elif step.kind == "read_state":
-            values[step.outputs[0][0]] = state[str(step.arguments["input"])]
-        else:
-            with np.errstate(all="ignore"):  # the audit tells of what overflows
-                self._keep(step, OPERATIONS[step.kind](arguments), values)
+    def close(self) -> None:
+        self._threads.shutdown()
+
+    def _execute(self, step: Step, values: dict[str, Value], state: State) -> None:
+        try:
+            if step.kind == "write_state":
+                state[step.state] = np.array(step.arguments(values)["data"])
+            elif step.kind == "read_state":
+                values[step.name] = state[step.state]
+            elif step.kind == "linear":
+                self._keep(step, self._linear(step.arguments(values)), values)
+            else:
+                self._keep(step, OPERATIONS[step.kind](step.arguments(values)), values)
+        except _WRONG_ARGUMENTS as error:
+            raise SessionError(f"{step.kind} {step.name}: {error or 'no memory'}") from error
         for name in step.last_uses:
-            values.pop(name, None)
+            del values[name]
 
-    def _keep(self, step: _Step, result: Result, values: dict[str, Value]) -> None:
+    def _linear(self, arguments: Arguments) -> Array:
+        x, matrix = floats(arguments, "x"), weight(arguments, "weight")
+        y = multiply(x, matrix, self._threads, self._count)
+        return y + floats(arguments, "bias") if "bias" in arguments else y
+
+    def _keep(self, step: Step, result: Result, values: dict[str, Value]) -> None:
         """Round to the declared type, and check the declared shape."""
         found = result if isinstance(result, list) else [result]
-        for (name, declared), value in zip(step.outputs, found, strict=True):
-            if value.shape != declared.shape:
-                raise SessionError(
-                    f"{step.kind} {step.name} gives {value.shape}, the program says "
-                    f"{declared.shape}"
-                )
-            rounded = value.astype(declared.dtype, copy=False)
-            if step.kind not in MOVING:
-                self.audit.note(step.name, rounded)
-            values[name] = rounded
+        for output, value in zip(step.outputs, found, strict=True):
+            if value.shape != output.type.shape:
+                raise ValueError(f"gives {value.shape}, the program says {output.type.shape}")
+            rounded = value.astype(output.type.dtype, copy=False)
+            if step.is_audited:
+                self.audit.note(output.name, step.kind, rounded)
+            values[output.name] = rounded
 
-    def _declared(self, function: str) -> dict[str, tuple[TensorType, bool]]:
-        if function not in self._package.functions:
+    def _function(self, name: str) -> Function:
+        if name not in self._package.functions:
             known = ", ".join(self._package.functions)
-            raise SessionError(f"the model has no function {function!r}; there are: {known}")
-        return {
-            given.name: (tensor_type(given.type), given.type.WhichOneof("type") == "stateType")
-            for given in self._package.functions[function].inputs
-        }
-
-    def _prepared(self, function: str) -> list[_Step]:
-        """Constants read and decoded, once, and the last use of every other value found."""
-        if function not in self._steps:
-            self._declared(function)
-            block = _block(self._package.functions[function])
-            constants: dict[str, Value] = {}
-            rest = []
-            for operation in block.operations:
-                if operation.type == "const":
-                    value = self._package.value(operation.attributes["val"])
-                    constants[operation.outputs[0].name] = value
-                elif operation.type.startswith("constexpr_"):
-                    constants[operation.outputs[0].name] = self._decode(operation, constants)
-                else:
-                    rest.append(operation)
-            self._steps[function] = self._number(rest, constants, set(block.outputs))
-            self._constants[function] = constants
-        return self._steps[function]
-
-    def _decode(self, operation: "MIL_pb2.Operation", constants: Mapping[str, Value]) -> Array:
-        """A compressed weight in its declared type; the same bytes are decoded once."""
-        _check_known(operation)
-        declared = tensor_type(operation.outputs[0].type)
-        arguments = {
-            key: constants[argument.name]
-            if argument.WhichOneof("binding") == "name"
-            else self._package.value(argument.value)
-            for key, (argument,) in ((k, a.arguments) for k, a in operation.inputs.items())
-        }
-        key = (operation.type, *sorted((k, _place(v)) for k, v in arguments.items()))
-        if key not in self._decoded:
-            result = np.asarray(OPERATIONS[operation.type](arguments))
-            self._decoded[key] = result.astype(declared.dtype)
-        return self._decoded[key]
-
-    def _number(
-        self,
-        operations: "list[MIL_pb2.Operation]",
-        constants: Mapping[str, Value],
-        kept: set[str],
-    ) -> list[_Step]:
-        uses: dict[str, int] = {}
-        for place, operation in enumerate(operations):
-            uses |= {
-                argument.name: place
-                for given in operation.inputs.values()
-                for argument in given.arguments
-                if argument.name
-            }
-        dying: dict[int, list[str]] = {}
-        for name, place in uses.items():
-            if name not in kept and name not in constants:
-                dying.setdefault(place, []).append(name)
-        return [self._step(op, tuple(dying.get(i, ()))) for i, op in enumerate(operations)]
-
-    def _step(self, operation: "MIL_pb2.Operation", last_uses: tuple[str, ...]) -> _Step:
-        _check_known(operation)
-        arguments: dict[str, Argument] = {}
-        for key, given in operation.inputs.items():
-            bound = [
-                _Name(argument.name)
-                if argument.WhichOneof("binding") == "name"
-                else self._package.value(argument.value)
-                for argument in given.arguments
-            ]
-            arguments[key] = bound if key == "values" else bound[0]
-        outputs = tuple((out.name, tensor_type(out.type)) for out in operation.outputs)
-        name = outputs[0][0] if outputs else operation.type
-        return _Step(name, operation.type, arguments, outputs, last_uses)
+            raise SessionError(f"the model has no function {name!r}; there are: {known}")
+        return self._package.functions[name]
 
 
-_STATEFUL = ("read_state", "write_state")
+def _check_states(functions: Mapping[str, Function]) -> None:
+    """Functions share a state by its name, so they must mean the same by it."""
+    seen: dict[str, tuple[str, TensorType]] = {}
+    for function, given in _states(functions):
+        first, declared = seen.setdefault(given.name, (function, given.type))
+        if declared != given.type:
+            raise SessionError(
+                f"state {given.name} is {declared.dtype}{list(declared.shape)} in {first} and "
+                f"{given.type.dtype}{list(given.type.shape)} in {function}; export the model again"
+            )
 
 
-def _check_known(operation: "MIL_pb2.Operation") -> None:
-    if operation.type not in OPERATIONS and operation.type not in _STATEFUL:
-        raise SessionError(
-            f"operation {operation.type} is not known here; there are: {', '.join(OPERATIONS)}"
-        )
+def _states(functions: Mapping[str, Function]) -> Iterable[tuple[str, NamedType]]:
+    for name, function in sorted(functions.items()):
+        yield from ((name, given) for given in function.inputs.values() if given.is_state)
 
 
-def _block(function: "MIL_pb2.Function") -> "MIL_pb2.Block":
-    block: MIL_pb2.Block = function.block_specializations[function.opset]
-    return block
-
-
-def _resolve(given: Argument, values: Mapping[str, Value]) -> Value:
-    if isinstance(given, _Name):
-        return values.get(given, str(given))  # a state's name stands for itself
-    if isinstance(given, list):
-        return [_resolve(item, values) for item in given]
-    return given
-
-
-def _place(value: Value) -> object:
-    """Where an array's bytes lie: constants of the weight file are views of one mapping."""
-    if isinstance(value, np.ndarray):
-        return value.__array_interface__["data"][0], value.shape
-    return str(value)
-
-
-def _checked_input(name: str, declared: TensorType, inputs: Mapping[str, Array]) -> Array:
-    if name not in inputs:
-        raise SessionError(f"input {name} is missing; the function takes {declared.shape}")
-    if inputs[name].shape != declared.shape:
-        raise SessionError(f"input {name} is {inputs[name].shape}, expected {declared.shape}")
-    return inputs[name].astype(declared.dtype)
+def _checked(what: str, declared: NamedType, given: Mapping[str, Array]) -> Array:
+    name, expected = declared.name, declared.type.shape
+    if name not in given:
+        raise SessionError(f"{what} {name} is missing; the function takes {expected}")
+    if given[name].shape != expected:
+        raise SessionError(f"{what} {name} is {given[name].shape}, expected {expected}")
+    return given[name]

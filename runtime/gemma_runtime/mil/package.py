@@ -1,109 +1,89 @@
 """Opens an `.mlpackage`: the program's functions, and the values its operations name."""
 
 import json
-from dataclasses import dataclass
+import math
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
-from gemma_runtime.errors import MissingExtra, SessionError
-from gemma_runtime.mil.blob import Array, WeightFile
-from gemma_runtime.quiet import quiet
+from gemma_runtime.errors import SessionError
+from gemma_runtime.mil.blob import Array, Nibbles, WeightFile
+from gemma_runtime.mil.model import Constant, TensorType, read_functions
+from gemma_runtime.mil.weights import Weight
+from gemma_runtime.mil.wire import Damaged, Message
 
-if TYPE_CHECKING:
-    from coremltools.proto import MIL_pb2
+Value: TypeAlias = "Array | Nibbles | Weight | str | list[Value]"
 
-Value: TypeAlias = "Array | str | list[Value]"
-
-# MIL's DataType numbers. Narrow integers are held in bytes.
-DTYPES: dict[int, np.dtype[np.generic]] = {
-    1: np.dtype(np.bool_),
-    10: np.dtype(np.float16),
-    11: np.dtype(np.float32),
-    21: np.dtype(np.int8),
-    22: np.dtype(np.int16),
-    23: np.dtype(np.int32),
-    24: np.dtype(np.int64),
-    25: np.dtype(np.int8),  # int4
-    31: np.dtype(np.uint8),
-    32: np.dtype(np.uint16),
-    33: np.dtype(np.uint32),
-    35: np.dtype(np.uint8),  # uint4
-}
-
-
-@dataclass(frozen=True, slots=True)
-class TensorType:
-    dtype: np.dtype[np.generic]
-    shape: tuple[int, ...]
+_MAX_REPEATED = 1 << 16  # elements that a single written value may stand for
+_FLOATS, _INTS, _BOOLS, _STRINGS, _LONGS, _DOUBLES, _BYTES = range(1, 8)
+_PLAIN = {_FLOATS: "<f4", _DOUBLES: "<f8"}
 
 
 class Package:
     """A saved model. `functions` are its programs by name."""
 
     def __init__(self, path: Path) -> None:
-        """Raises SessionError for what is no ML Program, and for paths that leave the folder."""
-        model = _read_model(path)
-        self.functions = dict(model.mlProgram.functions)
+        """Raises SessionError for what is no ML Program, and for paths that leave the package."""
+        self._path = path
+        self._model = _model_file(path)
+        try:
+            self.functions = read_functions(self._model.read_bytes())
+        except (OSError, Damaged) as error:
+            raise SessionError(f"{path} can't be read as a Core ML model: {error}") from error
         if not self.functions:
             raise SessionError(f"{path} holds no ML Program; export it for iOS 15 or newer")
-        self._folder = _model_file(path).parent
         self._weights: dict[str, WeightFile] = {}
 
-    def value(self, value: "MIL_pb2.Value") -> Value:
-        """A constant: from the weight file, or from the model itself."""
-        if value.WhichOneof("value") == "blobFileValue":
-            place = value.blobFileValue
-            return self._file(place.fileName).read(place.offset, tensor_type(value.type).shape)
-        immediate = value.immediateValue
-        if immediate.WhichOneof("value") == "list":
-            return [self.value(item) for item in immediate.list.values]
-        return _immediate(immediate.tensor, tensor_type(value.type))
+    def value(self, constant: Constant) -> Value:
+        """What a constant says: from the weight file, or from the model itself. Raises Damaged."""
+        if constant.file is not None:
+            if constant.type is None:
+                raise Damaged("a text or a list can't lie in a weight file")
+            return self._file(constant.file).read(constant.offset, constant.type.shape)
+        return _immediate(Message(constant.immediate), constant.type)
 
     def _file(self, name: str) -> WeightFile:
         if name not in self._weights:
             relative = name.removeprefix("@model_path/")
-            self._weights[name] = WeightFile(_inside(self._folder, relative))
+            self._weights[name] = WeightFile(_inside(self._path, self._model.parent, relative))
         return self._weights[name]
 
 
-def tensor_type(value_type: "MIL_pb2.ValueType") -> TensorType:
-    """Type and shape of a tensor, or of the tensor that a state wraps."""
-    if value_type.WhichOneof("type") == "stateType":
-        value_type = value_type.stateType.wrappedType
-    tensor = value_type.tensorType
-    shape = tuple(int(dimension.constant.size) for dimension in tensor.dimensions)
-    return TensorType(DTYPES.get(tensor.dataType, np.dtype(np.object_)), shape)
+def _immediate(value: Message, declared: TensorType | None) -> Value:
+    if 3 in value:
+        return [_text(item.message(3).message(1)) for item in value.message(3).messages(1)]
+    tensor = value.message(1)
+    return _text(tensor) if declared is None else _tensor(tensor, declared)
 
 
-def _immediate(tensor: "MIL_pb2.TensorValue", declared: TensorType) -> Array | str:
-    kind = tensor.WhichOneof("value")
-    values = getattr(tensor, kind).values
-    if kind == "strings":
-        return str(values[0])
-    if kind == "bytes":
-        array: Array = np.frombuffer(values, declared.dtype)
+def _text(tensor: Message) -> str:
+    texts = list(tensor.message(_STRINGS).every(1))
+    if not texts:
+        raise Damaged("a text is missing")
+    return texts[0].decode(errors="replace")
+
+
+def _tensor(tensor: Message, declared: TensorType) -> Array:
+    kind = next((k for k in range(_FLOATS, _BYTES + 1) if k in tensor), None)
+    if kind is None or declared.dtype == np.object_:
+        raise Damaged("a constant of an unknown type")
+    values = tensor.message(kind)
+    if kind in (_FLOATS, _DOUBLES, _BYTES):
+        plain = np.dtype(_PLAIN[kind]) if kind in _PLAIN else declared.dtype
+        data = b"".join(values.every(1))
+        if len(data) % plain.itemsize:
+            raise Damaged(f"a constant of {len(data)} bytes is no array of {plain}")
+        array: Array = np.frombuffer(data, plain).astype(declared.dtype)
     else:
-        array = np.array(list(values), declared.dtype)
-    if array.size == 1:  # one value may stand for all
+        whole = np.array(values.numbers(1), np.uint64).view(np.int64)  # two's complement
+        array = whole.astype(declared.dtype)
+    count = math.prod(declared.shape)
+    if array.size == 1 and count <= _MAX_REPEATED:  # one value may stand for all
         return np.broadcast_to(array.reshape(()), declared.shape)
+    if array.size != count:
+        raise Damaged(f"a constant of {array.size} values is declared {declared.shape}")
     return array.reshape(declared.shape)
-
-
-def _read_model(path: Path) -> "MIL_pb2.Model":
-    try:
-        with quiet():  # coremltools misses a Mac, and other versions of what is installed
-            from coremltools.proto import Model_pb2
-        from google.protobuf.message import DecodeError
-    except ModuleNotFoundError as error:
-        raise MissingExtra("coremltools", "coreml") from error
-    model = Model_pb2.Model()
-    try:
-        model.ParseFromString(_model_file(path).read_bytes())
-    except (OSError, DecodeError) as error:
-        raise SessionError(f"{path} can't be read as a Core ML model: {error}") from error
-    return model
 
 
 def _model_file(path: Path) -> Path:
@@ -112,11 +92,13 @@ def _model_file(path: Path) -> Path:
         entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SessionError(f"{path} is no .mlpackage: its Manifest.json says {error!r}") from error
-    return _inside(path / "Data", str(entry))
+    return _inside(path, path / "Data", str(entry))
 
 
-def _inside(folder: Path, name: str) -> Path:
+def _inside(package: Path, folder: Path, name: str) -> Path:
+    """A file of the package. Raises SessionError for a name or a link that leads out of it."""
     pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name:
+    outside = pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name
+    if outside or not (folder / pure).resolve().is_relative_to(package.resolve()):
         raise SessionError(f"{folder}: the model names {name!r}, outside the package")
     return folder / pure

@@ -1,0 +1,90 @@
+"""ggml's blocks as the store's codes, code for code. N rows, B blocks per row.
+
+Scales keep their sign: Q4_0's is negative wherever a group's largest weight is positive, and since
+that weight has the code -8, which has no opposite, no positive scale holds the same group.
+Source: ggml `ggml-quants.c`, `dequantize_row_q4_0` and its neighbours.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gemma_export.checkpoint.prequantized import Stored
+from gemma_export.quantize.pack import Codes, pack
+from gemma_export.quantize.recipe import Format
+
+Blocks = NDArray[np.uint8]  # (N, B, bytes of a block)
+STORED: Mapping[GGMLQuantizationType, Stored] = {
+    GGMLQuantizationType.Q4_0: Stored("Q4_0", Format(4)),
+    GGMLQuantizationType.Q8_0: Stored("Q8_0", Format(8)),
+    GGMLQuantizationType.Q5_0: Stored("Q5_0", Format(8)),
+    # Its scales are a float16 times an int8: 18 bits.
+    GGMLQuantizationType.Q6_K: Stored("Q6_K", Format(8, 16), is_exact=False),
+}
+
+
+def blocks_to_codes(data: NDArray[np.uint8], kind: GGMLQuantizationType) -> Codes:
+    """Rows of blocks, (N, bytes), of a type in STORED."""
+    blocks = data.reshape(len(data), -1, GGML_QUANT_SIZES[kind][1])
+    form = STORED[kind].format
+    assert form is not None
+    codes, scales = _READERS[kind](blocks)
+    packed = pack(torch.from_numpy(np.ascontiguousarray(codes.reshape(len(data), -1))), form.bits)
+    return Codes(packed, _tensor(scales), None)
+
+
+def _q4_0(blocks: Blocks) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+    return _nibbles(blocks[..., 2:]), _float16(blocks[..., :2])
+
+
+def _q8_0(blocks: Blocks) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+    return blocks[..., 2:] ^ np.uint8(0x80), _float16(blocks[..., :2])
+
+
+def _q5_0(blocks: Blocks) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+    """The fifth bits of all 32 elements stand in four bytes before the nibbles."""
+    fifth = np.unpackbits(blocks[..., 2:6], axis=-1, bitorder="little")  # (N, B, 32)
+    codes = _nibbles(blocks[..., 6:]) | (fifth << 4)
+    return (codes + np.uint8(128 - 16)).astype(np.uint8), _float16(blocks[..., :2])
+
+
+def _q6_k(blocks: Blocks) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+    """256 elements in 16 groups: 128 bytes of low nibbles, 64 of upper pairs of bits, 16 scales."""
+    rows, count = blocks.shape[:2]
+    low, high = blocks[..., :128], blocks[..., 128:192]
+    low = low.reshape(rows, count, 2, 1, 64) >> np.array([0, 4], np.uint8).reshape(2, 1)
+    high = high.reshape(rows, count, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(4, 1)
+    codes = (low & 15).reshape(rows, count, 256) | ((high & 3) << 4).reshape(rows, count, 256)
+    steps = blocks[..., 192:208].view(np.int8).astype(np.float32)  # (N, B, 16)
+    scales = steps * _float16(blocks[..., 208:])[..., None].astype(np.float32)
+    return (codes + np.uint8(128 - 32)).astype(np.uint8), scales.astype(np.float16).reshape(
+        rows, -1
+    )
+
+
+_READERS: Mapping[
+    GGMLQuantizationType, Callable[[Blocks], tuple[NDArray[np.uint8], NDArray[np.float16]]]
+] = {
+    GGMLQuantizationType.Q4_0: _q4_0,
+    GGMLQuantizationType.Q8_0: _q8_0,
+    GGMLQuantizationType.Q5_0: _q5_0,
+    GGMLQuantizationType.Q6_K: _q6_k,
+}
+
+
+def _nibbles(data: Blocks) -> NDArray[np.uint8]:
+    """Elements 0 … 15 from the low nibbles, 16 … 31 from the high ones."""
+    return np.concatenate([data & 15, data >> 4], axis=-1)
+
+
+def _float16(data: Blocks) -> NDArray[np.float16]:
+    """(N, B, 2) bytes → (N, B)."""
+    return np.ascontiguousarray(data).view(np.float16)[..., 0]
+
+
+def _tensor(scales: NDArray[np.float16]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(scales))

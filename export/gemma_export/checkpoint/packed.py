@@ -1,0 +1,219 @@
+"""Packed matrices of quantized Hugging Face folders: GPTQ, AWQ, bitsandbytes.
+
+N rows (outputs), K inputs, G groups, g inputs per group. GPTQ and AWQ store the transpose, packed
+into int32, so a matrix is unpacked as a whole: one is held at a time.
+Sources: AutoGPTQ `qlinear_cuda.py`, AutoAWQ `packing_utils.py`, bitsandbytes `functional.py`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+import torch
+from torch import Tensor
+
+from gemma_export.checkpoint.prequantized import Stored
+from gemma_export.checkpoint.safetensors import SafetensorsFile
+from gemma_export.quantize.pack import Codes, pack
+from gemma_export.quantize.recipe import Format
+from gemma_runtime.errors import ConfigError
+
+Places = Mapping[str, tuple[SafetensorsFile, str]]  # part of a module, e.g. qweight → where it lies
+_AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # the nibble that holds each of eight columns
+
+
+class PackedMatrix(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def rows(self, start: int, stop: int) -> Tensor: ...
+    def stored(self) -> Stored: ...
+    def codes(self, start: int, stop: int) -> Codes: ...
+
+
+class Whole(NamedTuple):
+    """A matrix, unpacked: weight = scale · (code - zero)."""
+
+    codes: Tensor  # (N, K) uint8
+    scales: Tensor  # (N, G) as stored
+    zeros: Tensor  # (N, G) int32
+    group_of: Tensor  # (K,)
+
+
+@dataclass(frozen=True)
+class IntMatrix:
+    """A GPTQ or AWQ matrix."""
+
+    kind: str
+    bits: int
+    shape: tuple[int, ...]
+    unpack: Callable[[], Whole]
+    holder: "Holder"
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        whole = self.holder.get(self)
+        zeros = whole.zeros[start:stop, whole.group_of]  # (N, K)
+        scales = whole.scales[start:stop, whole.group_of].float()
+        return (whole.codes[start:stop].float() - zeros) * scales
+
+    def stored(self) -> Stored:
+        """No grid takes groups out of order, a zero point above the codes, or other scales."""
+        whole = self.holder.get(self)
+        count = whole.scales.shape[1]
+        group, rest = divmod(self.shape[1], count)
+        in_order = torch.arange(self.shape[1]) // max(group, 1)
+        if rest or not torch.equal(whole.group_of, in_order):
+            return Stored(f"{self.kind} with desc_act, its groups out of order")
+        if not torch.equal(whole.scales.half().float(), whole.scales.float()):
+            return Stored(f"{self.kind} with scales beyond float16")
+        if int(whole.zeros.max()) >= 1 << self.bits:
+            return Stored(f"{self.kind} with a zero point of {int(whole.zeros.max())}")
+        return Stored(self.kind, self._format(group, whole.zeros))
+
+    def codes(self, start: int, stop: int) -> Codes:
+        whole, form = self.holder.get(self), self.stored().format
+        assert form is not None, self.kind
+        zeros = whole.zeros[start:stop].to(torch.uint8)
+        return Codes(
+            pack(whole.codes[start:stop].contiguous(), form.bits),
+            whole.scales[start:stop].half().contiguous(),
+            pack(zeros.contiguous(), form.bits) if form.asymmetric else None,
+        )
+
+    def _format(self, group: int, zeros: Tensor) -> Format:
+        is_symmetric = bool((zeros == 1 << (self.bits - 1)).all())
+        return Format(8 if self.bits == 8 else 4, group, not is_symmetric)
+
+
+@dataclass
+class Holder:
+    """The last matrix, unpacked: blocks of its rows are asked for one after the other."""
+
+    _matrix: IntMatrix | None = None
+    _whole: Whole | None = None
+    _lock: Lock = field(default_factory=Lock)
+
+    def get(self, matrix: IntMatrix) -> Whole:
+        with self._lock:
+            if self._whole is None or self._matrix is not matrix:
+                self._whole = None
+                self._whole, self._matrix = matrix.unpack(), matrix
+            return self._whole
+
+
+def gptq_matrix(places: Places, config: Mapping[str, Any], holder: Holder) -> IntMatrix:
+    """`qweight` (K · bits / 32, N), `qzeros` (G, N · bits / 32), `scales` (G, N), `g_idx` (K,)."""
+    bits = _bits(config, "bits", (4, 8))
+    words, columns = _shape(places, "qweight")
+    inputs = words * 32 // bits
+    # Files of the first format keep zero - 1.
+    shift = 0 if config.get("checkpoint_format") == "gptq_v2" else 1
+
+    def unpack() -> Whole:
+        codes = _unpack(_read(places, "qweight").t(), bits)  # (N, K)
+        zeros = _unpack(_read(places, "qzeros"), bits).t().int() + shift  # (N, G)
+        scales = _read(places, "scales").t()  # (N, G)
+        if "g_idx" in places:
+            group_of = _read(places, "g_idx").long()
+        else:
+            group_of = torch.arange(inputs) // (inputs // scales.shape[1])
+        return Whole(codes, scales, zeros, group_of)
+
+    return IntMatrix(f"gptq int{bits}", bits, (columns, inputs), unpack, holder)
+
+
+def awq_matrix(places: Places, config: Mapping[str, Any], holder: Holder) -> IntMatrix:
+    """`qweight` (K, N / 8), `qzeros` (G, N / 8), `scales` (G, N); columns interleaved."""
+    _bits(config, "bits", (4,))
+    inputs, words = _shape(places, "qweight")
+
+    def columns(part: str) -> Tensor:
+        nibbles = _unpack(_read(places, part), 4).view(-1, words, 8)
+        return nibbles[..., _AWQ_ORDER].flatten(1).t()  # (N, K) or (N, G)
+
+    def unpack() -> Whole:
+        scales = _read(places, "scales").t()
+        group_of = torch.arange(inputs) // (inputs // scales.shape[1])
+        return Whole(columns("qweight").contiguous(), scales, columns("qzeros").int(), group_of)
+
+    return IntMatrix("awq int4", 4, (words * 8, inputs), unpack, holder)
+
+
+@dataclass(frozen=True)
+class BitsAndBytesMatrix:
+    """nf4, fp4 or int8 by row: not our grid, so it is dequantized."""
+
+    kind: str
+    shape: tuple[int, ...]
+    places: Places
+    state: Mapping[str, Any]
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        if self.kind == "bitsandbytes int8":
+            steps = _read(self.places, "weight", start, stop).float()
+            scales = _read(self.places, "SCB", start, stop)
+            return steps * (scales.float() / 127)[:, None]
+        width = self.shape[1]
+        packed = _read(self.places, "weight", start * width // 2, stop * width // 2).flatten()
+        codes = torch.stack((packed >> 4, packed & 15), dim=-1).flatten().long()
+        block = self.state["blocksize"]
+        places = torch.arange(start * width, stop * width) // block
+        values = _read(self.places, "weight.quant_map")[codes]
+        return (values * self._scales()[places]).view(stop - start, width)
+
+    def stored(self) -> Stored:
+        return Stored(self.kind)
+
+    def codes(self, start: int, stop: int) -> Codes:
+        raise AssertionError(self.kind)
+
+    def _scales(self) -> Tensor:
+        """One per block; doubly quantized ones are looked up first."""
+        scales = _read(self.places, "weight.absmax")
+        if "nested_blocksize" not in self.state:
+            return scales
+        outer = torch.arange(len(scales)) // self.state["nested_blocksize"]
+        looked_up = _read(self.places, "weight.nested_quant_map")[scales.long()]
+        nested = looked_up * _read(self.places, "weight.nested_absmax")[outer]
+        return nested + float(self.state["nested_offset"])
+
+
+def bitsandbytes_matrix(
+    places: Places, config: Mapping[str, Any], holder: Holder
+) -> BitsAndBytesMatrix:
+    """4 bits: `weight` (N · K / 2, 1) and its quant_state as JSON in bytes; 8: `weight`, `SCB`."""
+    if "SCB" in places:
+        return BitsAndBytesMatrix("bitsandbytes int8", _shape(places, "weight"), places, {})
+    part = next((name for name in places if "quant_state" in name), None)
+    if part is None:
+        raise ConfigError("bitsandbytes weights without a quant_state; save the model again")
+    state = msgspec.json.decode(bytes(_read(places, part).tolist()))
+    kind = f"bitsandbytes {state['quant_type']}"
+    return BitsAndBytesMatrix(kind, tuple(state["shape"]), places, state)
+
+
+def _unpack(words: Tensor, bits: int) -> Tensor:
+    """(…, W) int32 → (…, W · 32 / bits) uint8, low bits first."""
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
+    return ((words[..., None] >> shifts) & ((1 << bits) - 1)).to(torch.uint8).flatten(-2)
+
+
+def _read(places: Places, part: str, start: int = 0, stop: int | None = None) -> Tensor:
+    file, stored = places[part]
+    return file.rows(stored, start, file.tensors[stored].shape[0] if stop is None else stop)
+
+
+def _shape(places: Places, part: str) -> tuple[int, ...]:
+    file, stored = places[part]
+    return file.tensors[stored].shape
+
+
+def _bits(config: Mapping[str, Any], key: str, known: tuple[int, ...]) -> int:
+    bits = config.get(key)
+    if bits not in known:
+        raise ConfigError(
+            f"quantization_config: {key} is {bits!r:.40}, expected {' or '.join(map(str, known))}"
+        )
+    return int(bits)

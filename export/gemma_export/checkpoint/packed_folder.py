@@ -1,0 +1,73 @@
+"""Which tensors of a folder belong to packed matrices, by the folder's `quantization_config`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gemma_export.checkpoint.packed import (
+    Holder,
+    PackedMatrix,
+    Places,
+    awq_matrix,
+    bitsandbytes_matrix,
+    gptq_matrix,
+)
+from gemma_runtime.errors import ConfigError
+
+METHODS: Mapping[str, Callable[[Places, Mapping[str, Any], Holder], PackedMatrix]] = {
+    "gptq": gptq_matrix,
+    "awq": awq_matrix,
+    "bitsandbytes": bitsandbytes_matrix,
+}
+_PARTS = ("qweight", "qzeros", "scales", "g_idx")
+_BITSANDBYTES = ("SCB", "weight_format")
+
+
+def split_packed(
+    places: Places, hf_config: Mapping[str, Any]
+) -> tuple[Places, dict[str, PackedMatrix], tuple[str, ...]]:
+    """Plain tensors, packed matrices by the name of the weight they stand for, and notes."""
+    if "quantization_config" not in hf_config:
+        return places, {}, ()
+    config = dict(hf_config["quantization_config"])
+    method = str(config.get("quant_method"))
+    if method not in METHODS:
+        raise ConfigError(
+            f"the weights are already quantized ({method}); {', '.join(METHODS)} can be read, else "
+            "give the checkpoint they were made from"
+        )
+    modules: dict[str, dict[str, Any]] = {}
+    for name, place in places.items():
+        if (found := _module(name, places)) is not None:
+            module, part = found
+            modules.setdefault(module, {})[part] = place
+    holder = Holder()
+    matrices = {
+        f"{module}.weight": METHODS[method](parts, config, holder)
+        for module, parts in modules.items()
+    }
+    plain = {name: place for name, place in places.items() if _module(name, places) is None}
+    return plain, matrices, _notes(method)
+
+
+def _module(name: str, places: Places) -> tuple[str, str] | None:
+    """The module and its part, where a tensor is a part of a packed matrix."""
+    module, _, part = name.rpartition(".")
+    if part in _PARTS and f"{module}.qweight" in places:
+        return module, part
+    module, _, part = name.partition(".weight")
+    if part and f"{module}.weight.absmax" in places:
+        return module, f"weight{part}"
+    module, _, part = name.rpartition(".")
+    has_scales = f"{module}.SCB" in places or f"{module}.weight.absmax" in places
+    if part in ("weight", *_BITSANDBYTES) and has_scales:
+        return module, part
+    return None
+
+
+def _notes(method: str) -> tuple[str, ...]:
+    if method != "bitsandbytes":
+        return ()
+    return (
+        "bitsandbytes weights are dequantized: their grid (nf4, or int8 by row) is none of ours, "
+        "so any recipe but none rounds them again",
+    )

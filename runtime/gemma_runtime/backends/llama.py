@@ -1,0 +1,131 @@
+"""GGUF bundles on llama.cpp, through the C interface that llama-cpp-python wraps.
+
+T new tokens, V vocabulary.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from gemma_runtime.bundle import Bundle
+from gemma_runtime.errors import SessionError
+from gemma_runtime.machine import physical_cores
+from gemma_runtime.manifest import Manifest
+from gemma_runtime.session import Logits, check_room, check_tokens
+
+
+def open_llama_session(bundle: Bundle, threads: int | None, graph: str) -> "LlamaSession":
+    """Load the bundle's GGUF file; raises SessionError where llama.cpp is missing or refuses it."""
+    path = bundle.directory / bundle.manifest.graphs[graph].file
+    try:
+        import llama_cpp
+    except ModuleNotFoundError as error:
+        raise SessionError(
+            f"{path} is for llama.cpp, which is not installed; run: pip install llama-cpp-python, "
+            "or give the file to llama-cli or Ollama"
+        ) from error
+    _silence(llama_cpp)
+    llama_cpp.llama_backend_init()
+    settings = llama_cpp.llama_model_default_params()
+    settings.n_gpu_layers = 0
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), settings)
+    if not model:
+        raise SessionError(f"llama.cpp {llama_cpp.__version__} can't load {path}; update it")
+    return LlamaSession(llama_cpp, model, bundle.manifest, threads or physical_cores())
+
+
+class LlamaSession:
+    def __init__(self, library: Any, model: Any, manifest: Manifest, threads: int) -> None:
+        self._library, self._model, self._manifest = library, model, manifest
+        self._context = _make_context(library, model, manifest, threads)
+        self._position = 0
+
+    @property
+    def position(self) -> int:
+        return self._position
+
+    @property
+    def context_length(self) -> int:
+        return self._manifest.context_length
+
+    def prefill(self, tokens: Sequence[int]) -> Logits:
+        self._check(tokens)
+        for chunk in self._chunks(tokens):
+            logits = self._run(chunk, wanted=1)
+        last: Logits = logits[0]  # (V,)
+        return last
+
+    def decode(self, token: int) -> Logits:
+        return self.prefill([token])
+
+    def score(self, tokens: Sequence[int]) -> Logits:
+        self._check(tokens)
+        parts = [self._run(chunk, wanted=len(chunk)) for chunk in self._chunks(tokens)]
+        return np.concatenate(parts)  # (T, V)
+
+    def reset(self) -> None:
+        library = self._library
+        library.llama_memory_clear(library.llama_get_memory(self._context), True)
+        self._position = 0
+
+    def close(self) -> None:
+        self._library.llama_free(self._context)
+        self._library.llama_model_free(self._model)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _check(self, tokens: Sequence[int]) -> None:
+        check_tokens(tokens, self._manifest.vocab_size)
+        check_room(self._position, len(tokens), self.context_length)
+
+    def _chunks(self, tokens: Sequence[int]) -> list[Sequence[int]]:
+        step = self._manifest.prefill_length
+        return [tokens[i : i + step] for i in range(0, len(tokens), step)]
+
+    def _run(self, chunk: Sequence[int], wanted: int) -> Logits:
+        """Append a chunk; logits of its last `wanted` tokens, (wanted, V)."""
+        library, count = self._library, len(chunk)
+        batch = library.llama_batch_init(count, 0, 1)
+        try:
+            batch.n_tokens = count
+            for index, token in enumerate(chunk):
+                batch.token[index], batch.pos[index] = token, self._position + index
+                batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
+                batch.logits[index] = index >= count - wanted
+            if status := library.llama_decode(self._context, batch):
+                raise SessionError(f"llama.cpp failed on {count} tokens with status {status}")
+        finally:
+            library.llama_batch_free(batch)
+        self._position += count
+        return np.stack([self._row(index) for index in range(count - wanted, count)])
+
+    def _row(self, index: int) -> Logits:
+        pointer = self._library.llama_get_logits_ith(self._context, index)
+        row: Logits = np.ctypeslib.as_array(pointer, (self._manifest.vocab_size,)).copy()
+        return row
+
+
+def _make_context(library: Any, model: Any, manifest: Manifest, threads: int) -> Any:
+    settings = library.llama_context_default_params()
+    settings.n_ctx = manifest.context_length
+    settings.n_batch = settings.n_ubatch = manifest.prefill_length
+    settings.n_threads = settings.n_threads_batch = threads
+    context = library.llama_init_from_model(model, settings)
+    if not context:
+        library.llama_model_free(model)
+        raise SessionError(f"llama.cpp can't make a context of {manifest.context_length} tokens")
+    return context
+
+
+def _silence(library: Any) -> None:
+    """Keep llama.cpp's log off the terminal; the callback lives as long as the library."""
+    if not hasattr(library, "_gemma_silence"):
+        callback_type = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+        library._gemma_silence = callback_type(lambda level, text, data: None)
+        library.llama_log_set(library._gemma_silence, ctypes.c_void_p(0))

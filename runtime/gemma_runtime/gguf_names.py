@@ -1,0 +1,41 @@
+"""Tensors as llama.cpp names them, and as Hugging Face does."""
+
+import re
+
+_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+}
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_STORED_NAMES = {ours: stored for stored, ours in _NAMES.items()}
+_STORED_LAYER_NAMES = {ours: stored for stored, ours in _LAYER_NAMES.items()}
+
+
+def gguf_name(name: str) -> str:
+    """What llama.cpp calls a Hugging Face tensor."""
+    match = re.fullmatch(r"model\.layers\.([0-9]+)\.([\w.]+)\.weight", name)
+    if match:
+        return f"blk.{match[1]}.{_STORED_LAYER_NAMES[match[2]]}.weight"
+    return _STORED_NAMES[name]
+
+
+def hf_name(stored: str) -> str:
+    """Names we don't know stay as they are, and are refused by them."""
+    match = re.fullmatch(r"blk\.([0-9]+)\.(\w+)\.weight", stored)
+    if match and match[2] in _LAYER_NAMES:
+        return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}.weight"
+    return _NAMES.get(stored, stored)

@@ -1,0 +1,89 @@
+"""What the float32 teacher said of a text, small enough to ship: its likeliest tokens and the rest.
+
+T positions of all segments, one after the other; k top tokens. The file is a numpy `.npz`.
+"""
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemma_runtime.errors import BundleError, TokenizerError
+
+TEACHER = "teacher.npz"
+TOP = 256  # tokens kept per position
+LONGEST = 256  # tokens of a segment that are read
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherSegment:
+    """One text: `log_probs` of the tokens `ids` after each of `tokens`, likeliest first."""
+
+    name: str
+    tokens: NDArray[np.int32]  # (T,), bos first
+    ids: NDArray[np.int32]  # (T, k)
+    log_probs: NDArray[np.float32]  # (T, k)
+    next_log_probs: NDArray[np.float32]  # (T - 1,), of the token that follows
+
+
+def read_segments(path: Path) -> dict[str, str]:
+    """Texts by name: every file of a folder, or a file's paragraphs, which a blank line parts.
+
+    Raises TokenizerError where there is nothing to read, or where it is not UTF-8.
+    """
+    try:
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.is_file())
+            found = {file.stem: file.read_text("utf-8") for file in files}
+        else:
+            parts = path.read_text("utf-8").split("\n\n")
+            found = {str(index): part for index, part in enumerate(parts, 1)}
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"can't read {path}: {error}") from error
+    texts = {name: text for name, text in found.items() if text.strip()}
+    if not texts:
+        raise TokenizerError(f"{path} holds no text; expected paragraphs, or a folder of files")
+    return texts
+
+
+def save_teacher(path: Path, segments: list[TeacherSegment]) -> None:
+    parts: dict[str, NDArray[np.generic]] = {
+        "names": np.array([segment.name for segment in segments]),
+        "lengths": np.array([len(segment.tokens) for segment in segments], np.int32),
+        "tokens": np.concatenate([segment.tokens for segment in segments]),
+        "ids": np.concatenate([segment.ids for segment in segments]),
+        "log_probs": np.concatenate([segment.log_probs for segment in segments]),
+        "next": np.concatenate([segment.next_log_probs for segment in segments]),
+    }
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **parts)
+
+
+def load_teacher(path: Path) -> dict[str, TeacherSegment]:
+    """Segments by name. Raises BundleError if the file is not what `save_teacher` writes."""
+    try:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            parts: Mapping[str, NDArray[np.generic]] = {name: file[name] for name in file.files}
+        return {segment.name: segment for segment in _cut(parts)}
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{path} holds no teacher: {error}; export the model again") from error
+
+
+def _cut(parts: Mapping[str, NDArray[np.generic]]) -> list[TeacherSegment]:
+    ends = np.cumsum(parts["lengths"])
+    segments = []
+    for index, (name, end) in enumerate(zip(parts["names"].tolist(), ends.tolist(), strict=True)):
+        start = end - int(parts["lengths"][index])
+        segments.append(
+            TeacherSegment(
+                name=name,
+                tokens=parts["tokens"][start:end].astype(np.int32),
+                ids=parts["ids"][start:end].astype(np.int32),
+                log_probs=parts["log_probs"][start:end].astype(np.float32),
+                next_log_probs=parts["next"][start - index : end - index - 1].astype(np.float32),
+            )
+        )
+    return segments

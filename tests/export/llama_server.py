@@ -1,0 +1,38 @@
+"""llama.cpp itself, from the xllamacpp wheel: what it says of a GGUF file after a prompt."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+class LlamaServer:
+    """A model loaded in llama.cpp; skips loudly where the wheel is absent."""
+
+    def __init__(self, path: Path, context_length: int = 128) -> None:
+        xllamacpp = pytest.importorskip(
+            "xllamacpp", reason="NOT CHECKED in llama.cpp: pip install xllamacpp"
+        )
+        parameters = xllamacpp.CommonParams()
+        parameters.model.path = str(path)
+        parameters.n_ctx, parameters.n_parallel, parameters.n_gpu_layers = context_length, 1, 0
+        parameters.verbosity, parameters.cache_ram_mib, parameters.warmup = 0, 0, False
+        self._server = xllamacpp.Server(parameters)
+
+    def greedy(self, prompt: str | Sequence[int], new_tokens: int, top: int) -> list[Any]:
+        """Per new token its `id` and `top_logprobs`, likeliest first."""
+        request = {
+            "prompt": prompt,
+            "n_predict": new_tokens,
+            "n_probs": top,
+            "temperature": 0,
+            "ignore_eos": True,
+            "cache_prompt": False,
+            "stream": False,
+        }
+        answer: Any = self._server.handle_completions(request)
+        content = json.loads(answer) if isinstance(answer, str | bytes) else answer
+        found: list[Any] = content["choices"][0]["logprobs"]["content"]
+        return found
