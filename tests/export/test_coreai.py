@@ -45,6 +45,8 @@ TOKENS = np.random.default_rng(2).integers(0, 96, 128).tolist()
 # The runtime in the Linux wheel adds a float16 product's terms in float16; torch does in float32.
 NEAR = 0.08
 
+Exports = Callable[[TinyCheckpoint, str], Bundle]
+
 
 @pytest.fixture(scope="module", params=[GEMMA2, GEMMA3], ids=lambda tiny: tiny.name)
 def tiny(
@@ -69,13 +71,27 @@ def export(tiny: TinyCheckpoint, quant: str, folder: Path) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def float_bundle(tiny: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export(tiny, "none", tmp_path_factory.mktemp("float"))
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    """Each bundle is written once, however pytest orders the tests."""
+    written: dict[tuple[str, str], Bundle] = {}
+
+    def find(tiny: TinyCheckpoint, quant: str) -> Bundle:
+        key = (tiny.tiny.name, quant)
+        if key not in written:
+            written[key] = export(tiny, quant, tmp_path_factory.mktemp(quant))
+        return written[key]
+
+    return find
 
 
-@pytest.fixture(scope="module")
-def int4_bundle(tiny: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export(tiny, "int4", tmp_path_factory.mktemp("int4"))
+@pytest.fixture
+def float_bundle(tiny: TinyCheckpoint, exports: Exports) -> Bundle:
+    return exports(tiny, "none")
+
+
+@pytest.fixture
+def int4_bundle(tiny: TinyCheckpoint, exports: Exports) -> Bundle:
+    return exports(tiny, "int4")
 
 
 def test_float16_stays_near_float32_past_the_window(
@@ -183,8 +199,7 @@ def test_a_session_runs_where_a_loop_runs_already(float_bundle: Bundle) -> None:
 
     async def notebook() -> np.float32:
         with open_session(float_bundle) as session:
-            first: np.float32 = session.decode(5)[0]
-            return first
+            return np.float32(session.decode(5)[0])
 
     with open_session(float_bundle) as session:
         assert asyncio.run(notebook()) == session.decode(5)[0]

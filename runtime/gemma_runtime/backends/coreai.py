@@ -1,11 +1,14 @@
 """Core AI bundles, by the runtime in Apple's wheel `coreai-core`: on Linux too, without torch."""
 
 import asyncio
+import atexit
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from threading import Thread
+from time import sleep
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from coreai.runtime import InferenceFunction, InferenceFunctionDescriptor, NDArray
 
 _PACKAGE = "coreai-core"
+_SETTLING_S = 0.25
 
 T = TypeVar("T")
 
@@ -44,6 +48,7 @@ class CoreaiEngine:
     """
 
     def __init__(self, asset: Path, manifest: Manifest) -> None:
+        _settle_at_exit()
         self._manifest = manifest
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, daemon=True)
@@ -104,6 +109,15 @@ class CoreaiEngine:
 
     def _wait(self, work: Coroutine[object, object, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+@cache
+def _settle_at_exit() -> None:
+    """The runtime's threads drop Python objects after a call has answered already.
+
+    One that is late for it, when Python has ended, aborts the process.
+    """
+    atexit.register(sleep, _SETTLING_S)
 
 
 def _check_version(written: str) -> None:
