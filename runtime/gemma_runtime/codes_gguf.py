@@ -34,7 +34,7 @@ def read_gguf_codes(path: Path) -> Iterator[GgufCodes]:
     """Every quantized matrix in turn. Raises BundleError for other types and damaged files."""
     data = np.memmap(path, np.uint8, "r")
     try:
-        tensors, start = _read_header(data)
+        tensors, start = _read_header(data.data)
     except (struct.error, KeyError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} is no GGUF file that was written here: {error!r}") from error
     for name, (shape, kind, offset) in tensors.items():
@@ -61,7 +61,7 @@ def _unpack(name: str, kind: int, blocks: NDArray[np.uint8]) -> GgufCodes:
 
 
 def _read_header(
-    data: NDArray[np.uint8],
+    data: memoryview,
 ) -> tuple[Mapping[str, tuple[tuple[int, ...], int, int]], int]:
     """Tensors by name: shape, rows first, type and offset; and where the data begins."""
     magic, version, count, pairs = struct.unpack_from("<4sIQQ", data)
@@ -82,7 +82,7 @@ def _read_header(
     return tensors, place + -place % 32
 
 
-def _skip(data: NDArray[np.uint8], place: int, kind: int) -> int:
+def _skip(data: memoryview, place: int, kind: int) -> int:
     if kind == _STRING:
         return _text(data, place)[1]
     if kind != _ARRAY:
@@ -97,7 +97,7 @@ def _skip(data: NDArray[np.uint8], place: int, kind: int) -> int:
     return place
 
 
-def _text(data: NDArray[np.uint8], place: int) -> tuple[str, int]:
+def _text(data: memoryview, place: int) -> tuple[str, int]:
     (length,) = struct.unpack_from("<Q", data, place)
     return bytes(data[place + 8 : place + 8 + length]).decode(), place + 8 + int(length)
 
