@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from gemma_export.checkpoint import TokenizerFiles, check_finite, check_tensors, row_blocks
 from gemma_export.checkpoint.grid import grid_codes
 from gemma_export.checkpoint.packed import PackedMatrix, Places
-from gemma_export.checkpoint.packed_folder import split_packed
+from gemma_export.checkpoint.packed_folder import check_method, split_packed
 from gemma_export.checkpoint.prequantized import Stored, grid_stored
 from gemma_export.checkpoint.safetensors import SafetensorsFile
 from gemma_export.config import GemmaConfig, config_from_hf, is_multimodal
@@ -99,10 +100,14 @@ def open_folder(
     adapters, missing shards.
     """
     hf_config = _read_json(folder / "config.json")
+    with _naming(folder):
+        check_method(hf_config)
     config = config_from_hf(hf_config)
     places, left_out = _text_places(_open_files(folder), is_multimodal(hf_config))
     files = frozenset(file.path for file, _ in places.values())
-    plain, packed, notes = _split(folder, places, hf_config)
+    with _naming(folder):
+        plain, packed, notes = split_packed(places, hf_config)
+    _check_floats(folder, plain)
     shapes = {name: file.tensors[stored].shape for name, (file, stored) in plain.items()}
     shapes |= {name: matrix.shape for name, matrix in packed.items()}
     check_tensors(folder, shapes, config.tensor_shapes())
@@ -117,13 +122,21 @@ def open_folder(
     )
 
 
-def _split(
-    folder: Path, places: Places, hf_config: Mapping[str, Any]
-) -> tuple[Places, dict[str, PackedMatrix], tuple[str, ...]]:
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
     try:
-        return split_packed(places, hf_config)
+        yield
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from error
+
+
+def _check_floats(folder: Path, places: Places) -> None:
+    for name, (file, stored) in places.items():
+        if not file.dtype(stored).is_floating_point:
+            raise CheckpointError(
+                f"{folder}: tensor {name} is {file.tensors[stored].dtype}, expected one of F32, "
+                "F16, BF16"
+            )
 
 
 def _open_files(folder: Path) -> dict[str, SafetensorsFile]:

@@ -26,15 +26,10 @@ def split_packed(
     places: Places, hf_config: Mapping[str, Any]
 ) -> tuple[Places, dict[str, PackedMatrix], tuple[str, ...]]:
     """Plain tensors, packed matrices by the name of the weight they stand for, and notes."""
-    if "quantization_config" not in hf_config:
+    method = check_method(hf_config)
+    if not method:
         return places, {}, ()
     config = dict(hf_config["quantization_config"])
-    method = str(config.get("quant_method"))
-    if method not in METHODS:
-        raise ConfigError(
-            f"the weights are already quantized ({method}); {', '.join(METHODS)} can be read, else "
-            "give the checkpoint they were made from"
-        )
     modules: dict[str, dict[str, Any]] = {}
     for name, place in places.items():
         if (found := _module(name, places)) is not None:
@@ -47,6 +42,19 @@ def split_packed(
     }
     plain = {name: place for name, place in places.items() if _module(name, places) is None}
     return plain, matrices, _notes(method)
+
+
+def check_method(hf_config: Mapping[str, Any]) -> str:
+    """Raise ConfigError for a method that can't be read; "" where nothing is quantized."""
+    if "quantization_config" not in hf_config:
+        return ""
+    method = str(dict(hf_config["quantization_config"]).get("quant_method"))
+    if method not in METHODS:
+        raise ConfigError(
+            f"the weights are already quantized ({method}); {', '.join(METHODS)} can be read, else "
+            "give the checkpoint they were made from"
+        )
+    return method
 
 
 def _module(name: str, places: Places) -> tuple[str, str] | None:
