@@ -60,8 +60,10 @@ for source in ios_demo/GemmaDemo/*.swift ios_demo/GemmaKit/Sources/*/*.swift; do
     run swiftc -frontend -parse "$here/$source"
 done
 echo "ios: every Swift file parses"
-run swift format lint --strict --recursive --configuration "$here/ios_demo/.swift-format" \
-    "$here/ios_demo/GemmaKit/Sources" "$here/ios_demo/GemmaKit/Tests" "$here/ios_demo/GemmaDemo"
+status=0
+# From within the folder: swift-format cuts a letter off absolute paths when it is started in /.
+run env -C "$here/ios_demo" swift format lint --strict --recursive --configuration .swift-format \
+    GemmaKit/Sources GemmaKit/Tests GemmaDemo || status=1
 
 settings=()
 stop_bridge() { [ -z "${bridge_pid:-}" ] || kill "$bridge_pid" 2>/dev/null || true; }
@@ -81,7 +83,6 @@ if PYTHONPATH=export:runtime "$python" -c "import gemma_runtime" 2>/dev/null; th
     fi
 fi
 
-status=0
 # A bridge that died leaves the tests waiting at its pipes: they get a limit.
 run timeout 1200 env "${settings[@]}" swift test --disable-sandbox --package-path "$here/ios_demo/GemmaKit" \
     --scratch-path "$here/build/ios" >"$log" 2>&1 || status=$?
