@@ -21,7 +21,7 @@ skip() {
 
 make_swift_root() {
     [ "$(id -u)" = 0 ] || skip "Swift is not installed, and making a folder for it needs root"
-    command -v debootstrap >/dev/null || apt-get install -qq --no-install-recommends debootstrap >/dev/null 2>&1 \
+    command -v debootstrap >/dev/null || { apt-get update -qq && apt-get install -qq --no-install-recommends debootstrap; } >/dev/null 2>&1 \
         || skip "Swift is not installed, and debootstrap can't be had"
     local stage=$swift_root.partial mirror
     rm -rf "$stage"
@@ -60,6 +60,10 @@ for source in ios_demo/GemmaDemo/*.swift ios_demo/GemmaKit/Sources/*/*.swift; do
     run swiftc -frontend -parse "$here/$source"
 done
 echo "ios: every Swift file parses"
+status=0
+# From within the folder: swift-format cuts a letter off absolute paths when it is started in /.
+run env -C "$here/ios_demo" swift format lint --strict --recursive --configuration .swift-format \
+    GemmaKit/Sources GemmaKit/Tests GemmaDemo || status=1
 
 settings=()
 stop_bridge() { [ -z "${bridge_pid:-}" ] || kill "$bridge_pid" 2>/dev/null || true; }
@@ -79,8 +83,8 @@ if PYTHONPATH=export:runtime "$python" -c "import gemma_runtime" 2>/dev/null; th
     fi
 fi
 
-status=0
-run env "${settings[@]}" swift test --disable-sandbox --package-path "$here/ios_demo/GemmaKit" \
+# A bridge that died leaves the tests waiting at its pipes: they get a limit.
+run timeout 1200 env "${settings[@]}" swift test --disable-sandbox --package-path "$here/ios_demo/GemmaKit" \
     --scratch-path "$here/build/ios" >"$log" 2>&1 || status=$?
 grep -E "error:|warning:" "$log" || true
 passed=$(grep -c "^Test Case .* passed" "$log" || true)

@@ -113,10 +113,11 @@ private func summary(_ found: Verification, _ latency: Latency) -> String {
         ("lowering", found.lowering), ("whole prompts", found.scored), ("token by token", found.decoded),
         ("one vs the other", found.paths), ("quantization", found.quantization),
     ].map { name, figures in
-        name + String(
-            format: ": %d tokens, top-1 %.1f %%, near ties %d, mean KL %.1e, p99 KL %.1e",
-            figures.positions, 100 * figures.top1, figures.nearTies, figures.meanKL, figures.p99KL
-        )
+        name
+            + String(
+                format: ": %d tokens, top-1 %.1f %%, near ties %d, mean KL %.1e, p99 KL %.1e",
+                figures.positions, 100 * figures.top1, figures.nearTies, figures.meanKL, figures.p99KL
+            )
     }
     let speed = String(
         format: "first token %.0f ms, %.1f tokens/s, p95 %.0f ms",

@@ -92,7 +92,8 @@ final class ConversationTests: XCTestCase {
 
     func testAnAnswerThatIsNotRightIsAskedAgainWithWhatWasWrong() async throws {
         let schema = try Schema(#"{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}"#)
-        let talk = try conversation(ScriptedSession.saying("no idea", #"{"n": "x"}"#, #"Here: {"n": 3}"#, tokenizer: tinyTokenizer()))
+        let talk = try conversation(
+            ScriptedSession.saying("no idea", #"{"n": "x"}"#, #"Here: {"n": 3}"#, tokenizer: tinyTokenizer()))
         let result = try await askStructured(talk, "count", schema)
         XCTAssertEqual(result, .valid(.object(JSONObject([("n", .number(3))]))))
         XCTAssertTrue(talk.messages[4].content.contains("expected integer"))
@@ -123,7 +124,9 @@ final class TinyModelTests: XCTestCase {
         XCTAssertEqual(found.positions, try said.of("positions").count())
         XCTAssertEqual(found.nearTies, try said.of("near_ties").count())
         XCTAssertEqual(found.top1, try said.of("top1").double(), accuracy: 1e-9)
-        let figures = [("max_abs", found.maxAbs), ("mean_abs", found.meanAbs), ("mean_kl", found.meanKL), ("p99_kl", found.p99KL)]
+        let figures = [
+            ("max_abs", found.maxAbs), ("mean_abs", found.meanAbs), ("mean_kl", found.meanKL), ("p99_kl", found.p99KL),
+        ]
         for (name, value) in figures {
             let expected = try said.of(name).double()
             XCTAssertEqual(value, expected, accuracy: 1e-3 * expected + 1e-5, name)

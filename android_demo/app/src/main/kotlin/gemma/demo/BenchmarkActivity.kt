@@ -37,7 +37,7 @@ class BenchmarkActivity : Screen() {
         val verification = onModelThread { replay(model) }
         say(figures(verification))
         val latency = onModelThread { measure(model) }
-        say("\nfirst token %.0f ms, %.1f tokens/s, p95 %.0f ms\n".format(latency.firstTokenMillis, latency.tokensPerSecond, latency.tokenP95Millis))
+        say(speed(latency))
         report = reportJson(application.device.describe(), model.bundle.manifest, verification, latency).write()
         status.text = application.device.memoryLine()
     }
@@ -85,6 +85,11 @@ private fun figures(found: Verification): String = buildString {
     append(line("quantization", found.quantization))
 }
 
-private fun line(name: String, figures: Agreement): String = "%s: %d tokens, top-1 %.1f %%, near ties %d, mean KL %.1e, p99 KL %.1e\n".format(
-    name, figures.positions, 100 * figures.top1, figures.nearTies, figures.meanKl, figures.p99Kl,
+private fun line(name: String, figures: Agreement): String =
+    "%s: %d tokens, top-1 %.1f %%, near ties %d, mean KL %.1e, p99 KL %.1e\n".format(
+        name, figures.positions, 100 * figures.top1, figures.nearTies, figures.meanKl, figures.p99Kl,
+    )
+
+private fun speed(latency: Latency): String = "\nfirst token %.0f ms, %.1f tokens/s, p95 %.0f ms\n".format(
+    latency.firstTokenMillis, latency.tokensPerSecond, latency.tokenP95Millis,
 )

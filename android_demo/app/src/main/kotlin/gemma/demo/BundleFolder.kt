@@ -10,5 +10,6 @@ class BundleFolder(context: Context) {
 
     fun bundles(): List<File> = folder.listFiles().orEmpty().filter { File(it, MANIFEST).isFile }.sorted()
 
-    val hint: String get() = "No bundle is here yet. On your computer:\n\nadb push out/NAME ${folder.path}/\n\nThen tap Bundle again."
+    val hint: String
+        get() = "No bundle is here yet. On your computer:\n\nadb push out/NAME ${folder.path}/\n\nThen tap Bundle again."
 }

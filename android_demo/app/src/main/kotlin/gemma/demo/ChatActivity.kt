@@ -40,7 +40,8 @@ class ChatActivity : Screen() {
 
     override fun onTrimMemory(level: Int) {
         super.onTrimMemory(level)
-        val pressed = level == ComponentCallbacks2.TRIM_MEMORY_RUNNING_CRITICAL || level >= ComponentCallbacks2.TRIM_MEMORY_MODERATE
+        val critical = level == ComponentCallbacks2.TRIM_MEMORY_RUNNING_CRITICAL
+        val pressed = critical || level >= ComponentCallbacks2.TRIM_MEMORY_MODERATE
         if (!pressed || conversation == null) return
         stop()
         conversation = null

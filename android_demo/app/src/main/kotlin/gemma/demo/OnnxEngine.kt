@@ -31,7 +31,8 @@ class OnnxEngine(bundle: Bundle, threads: Int) : Engine {
 
     override fun run(tokens: IntArray, position: Int, rows: Int): List<FloatArray> = attempt("run the model") {
         val inputs = openInputs(tokens, position + tokens.size, rows)
-        val logits = OnnxTensor.createTensor(environment, floats(rows * vocabSize), longArrayOf(1, rows.toLong(), vocabSize.toLong()))
+        val shape = longArrayOf(1, rows.toLong(), vocabSize.toLong())
+        val logits = OnnxTensor.createTensor(environment, floats(rows * vocabSize), shape)
         try {
             // All outputs are pinned: the result holds nothing of its own.
             session.run(inputs + caches, presents + ("logits" to logits)).close()
@@ -76,7 +77,9 @@ class OnnxEngine(bundle: Bundle, threads: Int) : Engine {
             size?.toLong() ?: throw SessionException("the cache ${state.name} has no fixed shape; export the model again")
         }.toLongArray()
         val bytes = shape.fold(type.size.toLong()) { product, size -> product * size }
-        if (bytes > Int.MAX_VALUE) throw SessionException("the cache ${state.name} has $bytes bytes; export with a shorter --context")
+        if (bytes > Int.MAX_VALUE) {
+            throw SessionException("the cache ${state.name} has $bytes bytes; export with a shorter --context")
+        }
         return attempt("make a cache") { OnnxTensor.createTensor(environment, buffer(bytes.toInt()), shape, type) }
     }
 

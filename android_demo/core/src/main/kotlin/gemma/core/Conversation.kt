@@ -88,7 +88,12 @@ class Conversation(
         val tokens = encodeChat(voice.tokenizer, voice.format, messages, voice.bosToken)
         checkFits(tokens)
         val cached = usableCache(tokens)
-        val request = GenerationRequest(tokens.copyOfRange(cached, tokens.size), tokens.copyOf(cached), maxNewTokens, voice.stopTokens)
+        val request = GenerationRequest(
+            prompt = tokens.copyOfRange(cached, tokens.size),
+            history = tokens.copyOf(cached),
+            maxNewTokens = maxNewTokens,
+            stopTokens = voice.stopTokens,
+        )
         val next = Reply(TokenGeneration(session, request, sampler), voice.tokenizer)
         turns.clear()
         turns += messages

@@ -32,9 +32,12 @@ internal class Merges(private val vocabulary: Vocabulary) {
     }
 
     private fun bytes(character: String, tokens: MutableList<Int>) {
-        for (byte in character.toByteArray(Charsets.UTF_8)) {
-            val token = vocabulary.byteTokens[byte.toInt() and 0xFF]
-            if (token < 0) throw TokenizerException("the vocabulary has no token for the byte ${byte.toInt() and 0xFF}; export the model again")
+        for (signed in character.toByteArray(Charsets.UTF_8)) {
+            val byte = signed.toInt() and 0xFF
+            val token = vocabulary.byteTokens[byte]
+            if (token < 0) {
+                throw TokenizerException("the vocabulary has no token for the byte $byte; export the model again")
+            }
             tokens += token
         }
     }

@@ -21,7 +21,8 @@ private val KNOWN = LIMITS + WORDS +
 
 internal fun readParts(keywords: Map<String, Json>): SchemaParts {
     keywords.keys.firstOrNull { it !in KNOWN }?.let {
-        throw SchemaException("the schema's keyword \"$it\" is not understood here; known are: ${(KNOWN - WORDS.toSet()).joinToString()}")
+        val known = (KNOWN - WORDS.toSet()).joinToString()
+        throw SchemaException("the schema's keyword \"$it\" is not understood here; known are: $known")
     }
     return SchemaParts(
         types = keywords["type"]?.let(::readTypes),

@@ -84,7 +84,9 @@ fun checkRuntime(library: String, installed: String, minimum: String) {
     val pairs = versionOf(installed).zip(versionOf(minimum))
     val different = pairs.firstOrNull { it.first != it.second } ?: return
     if (different.first < different.second) {
-        throw SessionException("$library $installed would give wrong tokens, this bundle needs $minimum; update the app's library")
+        throw SessionException(
+            "$library $installed would give wrong tokens, this bundle needs $minimum; update the app's library",
+        )
     }
 }
 

@@ -19,7 +19,8 @@ fun retryPrompt(violations: List<Violation>): String =
 
 /** Finds the JSON in a model's text, parses it, and validates it. */
 fun checkStructured(text: String, schema: Schema): StructuredResult {
-    val value = extractJson(text) ?: return StructuredResult.Invalid(listOf(Violation("$", "the answer holds no whole JSON value")))
+    val value = extractJson(text)
+        ?: return StructuredResult.Invalid(listOf(Violation("$", "the answer holds no whole JSON value")))
     val violations = schema.validate(value)
     return if (violations.isEmpty()) StructuredResult.Valid(value) else StructuredResult.Invalid(violations)
 }

@@ -53,7 +53,9 @@ private fun readHeader(buffer: ByteBuffer): Pair<Int, Int> {
     if (buffer.remaining() < HEADER_BYTES || buffer.int != MAGIC) throw damaged("it does not begin with GTOK")
     val version = buffer.int
     if (version != VERSION) {
-        throw TokenizerException("the compact tokenizer file has version $version, this app reads $VERSION; export the model again")
+        throw TokenizerException(
+            "the compact tokenizer file has version $version, this app reads $VERSION; export the model again",
+        )
     }
     val count = buffer.int
     val textBytes = buffer.int

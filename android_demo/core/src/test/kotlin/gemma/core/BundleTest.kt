@@ -24,7 +24,8 @@ class BundleTest {
     fun `the manifest's numbers are read`() {
         val shares = ArrayList<Double>()
         val manifest = openBundle(folder, shares::add).manifest
-        assertEquals(listOf(376, 96, 16, 2), listOf(manifest.vocabSize, manifest.contextLength, manifest.prefillLength, manifest.bosToken))
+        val numbers = listOf(manifest.vocabSize, manifest.contextLength, manifest.prefillLength, manifest.bosToken)
+        assertEquals(listOf(376, 96, 16, 2), numbers)
         assertEquals(setOf(1, 5), manifest.stopTokens)
         assertEquals(LayerCache(AttentionKind.LOCAL, 8, 72, 2, 32), manifest.layers[0])
         assertEquals(listOf(1, null), manifest.graphs.getValue("decode").inputs[0].shape)

@@ -114,8 +114,11 @@ class ConversationTest {
 class TinyModelTest {
     private val manifest = openBundle(TINY).manifest
 
+    private fun withTinyModel(check: (Session) -> Unit) =
+        EngineSession(BridgeEngine(manifest.vocabSize), manifest).use(check)
+
     @Test
-    fun `the loop says the same 64 tokens as Python's`() = EngineSession(BridgeEngine(manifest.vocabSize), manifest).use { session ->
+    fun `the loop says the same 64 tokens as Python's`() = withTinyModel { session ->
         val said = json(File(DATA, "tiny_tokens.json"))
         val request = GenerationRequest(said.of("prompt").ints(), IntArray(0), 64, emptySet())
         val generation = TokenGeneration(session, request, Sampler(Sampling()))
@@ -125,7 +128,7 @@ class TinyModelTest {
     }
 
     @Test
-    fun `the goldens give the figures of gemma-runtime verify`() = EngineSession(BridgeEngine(manifest.vocabSize), manifest).use { session ->
+    fun `the goldens give the figures of gemma-runtime verify`() = withTinyModel { session ->
         val found = verify(session, loadGoldens(Bundle(TINY, manifest)), Limits())
         assertEquals(Verdict.PASS, found.verdict)
         checkFigures(vectors.of("verify").of("lowering"), found.lowering)
