@@ -35,11 +35,11 @@ make_swift_root() {
     mv "$stage" "$swift_root"
 }
 
-# A command, with this repository at /work, in its own mount namespace: nothing stays mounted.
+# A command, with this repository at /gemma, in its own mount namespace: nothing stays mounted.
 in_swift_root() {
-    mkdir -p "$swift_root/work"
+    mkdir -p "$swift_root/gemma"
     unshare -m bash -c '
-        mount --bind /proc "$1/proc" && mount --bind /dev "$1/dev" && mount --bind "$2" "$1/work"
+        mount --bind /proc "$1/proc" && mount --bind /dev "$1/dev" && mount --bind "$2" "$1/gemma"
         shift 2
         exec chroot "$0" "$@"' "$swift_root" "$swift_root" "$root" "$@"
 }
@@ -49,7 +49,7 @@ if command -v swift >/dev/null; then
     run() { "$@"; }
 else
     [ -L "$swift_root/usr/bin/swift" ] || make_swift_root
-    here=/work
+    here=/gemma
     run() { in_swift_root "$@"; }
     run true 2>/dev/null || skip "mounting into $swift_root is not allowed here"
 fi
