@@ -167,6 +167,8 @@ def calibrate_table(work: Calibrator, tick: Tick) -> None:
 
     blocks: list[dict[str, Tensor]] = list(in_order(quantize, row_blocks(shape)))
     write_tensors(path, {name: torch.cat([b[name] for b in blocks]) for name in blocks[0]})
+    if not work.recipe.distilled:
+        work.file("float", len(work.checkpoint.config.kinds)).unlink(missing_ok=True)
 
 
 def float_flow(work: Calibrator, tick: Tick) -> Path:

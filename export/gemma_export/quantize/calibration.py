@@ -1,7 +1,7 @@
 """Calibration text: what the weights are rounded for.
 
 The default needs no network: `calibration.txt` beside this file (parts of the Universal Declaration
-of Human Rights in some 70 languages, none of which the benchmarks evaluate, and prose, instructions
+of Human Rights in 75 languages, none of which the benchmarks evaluate, and prose, instructions
 and code written for this project), and sources of Python's standard library, as the running one has
 them.
 """

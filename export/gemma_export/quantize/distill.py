@@ -75,6 +75,8 @@ def distill(work: Calibrator, tick: Tick) -> None:
         if (step + 1) % _SAVED_EVERY == 0:
             student.save(step + 1)
     student.write()
+    for path in (teacher.path, work.file("learning")):  # large, and of no more use
+        path.unlink(missing_ok=True)
 
 
 def count_steps(work: Calibrator) -> int:
