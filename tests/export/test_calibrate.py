@@ -13,7 +13,7 @@ from gemma_export.quantize import stream
 from gemma_export.quantize.calibrate import Calibrator, calibrate, float_flow
 from gemma_export.quantize.calibrated import CalibratedWeights
 from gemma_export.quantize.calibration import LENGTH, Calibration, default_texts, load_calibration
-from gemma_export.quantize.gptq import gptq, inverse_factor, weighted_scales
+from gemma_export.quantize.gptq import gptq, inverse_factor, prepare, weighted_scales
 from gemma_export.quantize.pack import dequantize, unpack
 from gemma_export.quantize.recipe import TABLE, Format, find_recipe
 from gemma_export.quantize.round import round_rows
@@ -41,7 +41,7 @@ def _error(weights: Tensor, rounded: Tensor, gram: Tensor) -> float:
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_gptq_serves_the_calibration_inputs_better_than_rounding(form: Format) -> None:
     weights, gram = _layer(24, 128)
-    ours = _error(weights, dequantize(gptq(weights, gram, form), form), gram)
+    ours = _error(weights, dequantize(gptq(weights, prepare(gram), form), form), gram)
     searched = round_rows(weights, form, "searched")
     assert ours < 0.5 * _error(weights, dequantize(searched, form), gram)
 
@@ -64,7 +64,7 @@ def test_gptq_is_the_paper_s_greedy_rounding(form: Format) -> None:
         if len(left):
             push = torch.linalg.solve(damped[left][:, left], damped[left, column])
             current[:, left] += off[:, None] * push
-    block = gptq(weights, gram, form)
+    block = gptq(weights, prepare(gram), form)
     same = unpack(block.codes, form.bits, 64) == codes
     assert same.float().mean() > 0.99  # ties in float32
     assert torch.equal(block.scales.float(), scale)
@@ -82,7 +82,7 @@ def test_the_factor_is_of_the_inverse() -> None:
 def test_inputs_that_never_fire_are_rounded_too() -> None:
     weights, gram = _layer(4, 64)
     gram[:, 5] = gram[5] = 0
-    back = dequantize(gptq(weights, gram, Format(4)), Format(4))
+    back = dequantize(gptq(weights, prepare(gram), Format(4)), Format(4))
     assert torch.isfinite(back).all()
 
 

@@ -18,7 +18,7 @@ from gemma_export.decoder import norm_before
 from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
 from gemma_export.quantize.calibration import Calibration
-from gemma_export.quantize.gptq import gptq
+from gemma_export.quantize.gptq import gptq, prepare
 from gemma_export.quantize.pack import Codes, dequantize
 from gemma_export.quantize.recipe import TABLE, Format, Recipe
 from gemma_export.quantize.round import round_rows
@@ -140,7 +140,7 @@ def _round_layer(
         if form.is_float:
             return {name: weights[name]}
         if rounding == "gptq":
-            return code_tensors(name, gptq(weights[name], grams[name], form))
+            return code_tensors(name, gptq(weights[name], prepare(grams[name]), form))
         return code_tensors(name, round_rows(weights[name], form, rounding))
 
     found: dict[str, Tensor] = {}
@@ -155,15 +155,16 @@ def calibrate_table(work: Calibrator, tick: Tick) -> None:
         return
     rounding = work.recipe.rule(TABLE).rounding
     gram = _float_head_gram(work, tick) if rounding == "gptq" else None
+    inputs = None if gram is None else prepare(gram, _TABLE_DAMPING)
     shape = work.checkpoint.config.tensor_shapes()[TABLE]
 
     def quantize(span: tuple[int, int]) -> dict[str, Tensor]:
         rows = work.checkpoint.rows(TABLE, *span)
         if form.is_float:
             return {TABLE: rows}
-        if gram is None:
+        if inputs is None:
             return code_tensors(TABLE, round_rows(rows, form, rounding))
-        return code_tensors(TABLE, gptq(rows, gram, form, _TABLE_DAMPING))
+        return code_tensors(TABLE, gptq(rows, inputs, form))
 
     blocks: list[dict[str, Tensor]] = list(in_order(quantize, row_blocks(shape)))
     write_tensors(path, {name: torch.cat([b[name] for b in blocks]) for name in blocks[0]})

@@ -66,7 +66,9 @@ def peak_bytes(config: GemmaConfig, recipe: Recipe) -> int:
         scales = (config.parameters - config.vocab_size * width) // 32
         residuals = BATCH * LENGTH * width * len(config.kinds)
         learning = 4 * (4 * scales + residuals + 3 * CANDIDATES * width)
-        learning += 4 * layer * (2 + threads) + threads * 12 * LENGTH * CANDIDATES
+        learning += 4 * layer * (2 + threads)
+        # Logits of the candidates with their gradients, and the candidates in bfloat16.
+        learning += threads * CANDIDATES * (48 * LENGTH + 8 * width)
     return _LIBRARIES + max(table, batch + max(rounding, learning))
 
 

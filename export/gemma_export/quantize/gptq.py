@@ -8,6 +8,8 @@ where they lie ("static groups"), so codes are stored in the original order.
 N rows, K inputs, G groups per row, g inputs per group.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -23,14 +25,24 @@ _SLICE = 8192  # rows at a time
 _SHRINKS = tuple(1 - 0.04 * step for step in range(13))
 
 
-def gptq(rows: Tensor, gram: Tensor, form: Format, damping: float = _DAMPING) -> Codes:
-    """Round (N, K) float32 rows for inputs whose Σ x xᵀ is `gram` (K, K)."""
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What GPTQ knows of a matrix's inputs; found once, for all blocks of rows."""
+
+    power: Tensor  # (K,)
+    order: Tensor  # (K,) columns, most powerful first
+    factor: Tensor  # (K, K), see `inverse_factor`
+
+
+def prepare(gram: Tensor, damping: float = _DAMPING) -> Inputs:
+    """From Σ x xᵀ (K, K)."""
     order = torch.argsort(gram.diagonal(), descending=True, stable=True)
-    factor = inverse_factor(gram, order, damping)
-    parts = [
-        _round_slice(rows[i : i + _SLICE], gram.diagonal(), order, factor, form)
-        for i in range(0, len(rows), _SLICE)
-    ]
+    return Inputs(gram.diagonal(), order, inverse_factor(gram, order, damping))
+
+
+def gptq(rows: Tensor, inputs: Inputs, form: Format) -> Codes:
+    """Round (N, K) float32 rows for the given inputs."""
+    parts = [_round_slice(rows[i : i + _SLICE], inputs, form) for i in range(0, len(rows), _SLICE)]
     zeros = [part.zeros for part in parts if part.zeros is not None]
     return Codes(
         torch.cat([part.codes for part in parts]),
@@ -69,14 +81,14 @@ def weighted_scales(groups: Tensor, power: Tensor, form: Format) -> tuple[Tensor
     return best_scale, best_zero
 
 
-def _round_slice(rows: Tensor, power: Tensor, order: Tensor, factor: Tensor, form: Format) -> Codes:
+def _round_slice(rows: Tensor, inputs: Inputs, form: Format) -> Codes:
     count, width = rows.shape
     groups = rows.view(count, -1, form.group)  # (N, G, g)
-    scale, zero = weighted_scales(groups, power.view(-1, form.group), form)
-    group_of = order // form.group
+    scale, zero = weighted_scales(groups, inputs.power.view(-1, form.group), form)
+    order, group_of = inputs.order, inputs.order // form.group
     codes = torch.empty(width, count, dtype=torch.uint8)
     codes[order] = _round_columns(
-        rows.T[order], scale.T[group_of], zero.T[group_of], factor, (1 << form.bits) - 1
+        rows.T[order], scale.T[group_of], zero.T[group_of], inputs.factor, (1 << form.bits) - 1
     )
     packed = pack(codes.T.contiguous(), form.bits)
     zeros = pack(zero.to(torch.uint8), form.bits) if form.asymmetric else None
