@@ -1,7 +1,7 @@
 """The contract between the exporter and everyone who runs a bundle.
 
 Written by `gemma_export`, read by Python, Kotlin and Swift. No number in an app is a copy of one
-of these: it comes from here. A new field is a new `SCHEMA_VERSION`.
+of these: it comes from here. After the first release, a new field is a new `SCHEMA_VERSION`.
 """
 
 from dataclasses import dataclass
