@@ -256,7 +256,7 @@ def _ropes(text: Json, family: Family) -> Mapping[AttentionKind, Rope]:
         rope = _rope({"rope_theta": text.get("rope_theta", 10_000.0), **scaling})
         return dict.fromkeys(AttentionKind, rope)
     return {
-        AttentionKind.LOCAL: Rope(float(text.get("rope_local_base_freq", 10_000.0))),
+        AttentionKind.LOCAL: Rope(float(text.get("rope_local_base_freq", 10_000.0)), 1.0),
         AttentionKind.GLOBAL: _rope({"rope_theta": text.get("rope_theta", 1_000_000.0), **scaling}),
     }
 

@@ -46,7 +46,7 @@ class Rope:
     """Rotary embedding: angle = position / factor · base^(-2i / head_dim)."""
 
     base: float
-    factor: float = 1.0
+    factor: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Quantization:
     bits_per_weight: float  # codes, scales and zero points over all matrix weights
     codes_digest: str  # over codes, scales and zero points: equal in every container
     tensors: dict[str, str]  # tensor name -> format, e.g. "int4-g32"
-    calibration: CalibratedOn | None = None  # None: codes chosen by the weights alone
+    calibration: CalibratedOn | None  # None: codes chosen by the weights alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +171,8 @@ class Manifest:
                 f"manifest.json is not valid: cache_dtype is {manifest.cache_dtype!r}, expected "
                 f"{' or '.join(_CACHE_WIDTHS)}; export again"
             )
+        for kind in {layer.kind for layer in manifest.layers} - set(manifest.ropes):
+            raise BundleError(f"manifest.json is not valid: no rope of {kind} layers; export again")
         return manifest
 
     def cache_bytes(self, kind: AttentionKind) -> int:

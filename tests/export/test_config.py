@@ -73,8 +73,8 @@ def test_every_sixth_gemma3_layer_is_global() -> None:
 
 def test_gemma3_ropes_differ_by_kind_and_size() -> None:
     small, large = find_official("1b").config, find_official("4b").config
-    assert small.ropes == {LOCAL: Rope(10_000.0), GLOBAL: Rope(1_000_000.0)}
-    assert large.ropes == {LOCAL: Rope(10_000.0), GLOBAL: Rope(1_000_000.0, 8.0)}
+    assert small.ropes == {LOCAL: Rope(10_000.0, 1.0), GLOBAL: Rope(1_000_000.0, 1.0)}
+    assert large.ropes == {LOCAL: Rope(10_000.0, 1.0), GLOBAL: Rope(1_000_000.0, 8.0)}
 
 
 def test_old_and_nested_rope_fields_say_the_same() -> None:

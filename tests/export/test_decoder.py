@@ -43,7 +43,7 @@ def without_traits(config: GemmaConfig) -> dict[str, GemmaConfig]:
     if local != full:
         changes["local rope"] = replace(config, ropes=dict.fromkeys(AttentionKind, full))
         changes["global rope"] = replace(config, ropes=dict.fromkeys(AttentionKind, local))
-        unscaled = {AttentionKind.LOCAL: local, AttentionKind.GLOBAL: Rope(full.base)}
+        unscaled = {AttentionKind.LOCAL: local, AttentionKind.GLOBAL: Rope(full.base, 1.0)}
         changes["rope factor"] = replace(config, ropes=unscaled)
     return changes
 

@@ -102,12 +102,12 @@ def opened(
 def test_rope_scaling_reaches_global_layers_only(tmp_path: Path) -> None:
     config = opened(tmp_path, rope__scaling__factor=8.0).config  # without a type: linear
     assert config.ropes[AttentionKind.GLOBAL] == Rope(1e6, 8.0)
-    assert config.ropes[AttentionKind.LOCAL] == Rope(1e4)
+    assert config.ropes[AttentionKind.LOCAL] == Rope(1e4, 1.0)
 
 
 def test_a_local_rope_base_is_read_where_the_file_has_one(tmp_path: Path) -> None:
     config = opened(tmp_path, rope__freq_base_swa=20000.0).config
-    assert config.ropes[AttentionKind.LOCAL] == Rope(20000.0)
+    assert config.ropes[AttentionKind.LOCAL] == Rope(20000.0, 1.0)
 
 
 @pytest.mark.parametrize("pattern", [2, [True, False] * 3 + [True]])

@@ -41,7 +41,9 @@ def make_manifest(
         schema_version=SCHEMA_VERSION,
         model=Model("random:7", "gemma3", 4096, None, DIGEST),
         target=Target(target, "onnxruntime", "1.29.0"),
-        quantization=Quantization("int4", 4.5, codes_digest, {"model.norm.weight": "float32"}),
+        quantization=Quantization(
+            "int4", 4.5, codes_digest, {"model.norm.weight": "float32"}, None
+        ),
         vocab_size=vocab_size,
         context_length=context_length,
         prefill_length=32,
@@ -56,7 +58,7 @@ def make_manifest(
         files=dict(files or {ARTIFACT: File(DIGEST, 8)}),
         roles=dict(roles or {}),
         tools={"gemma-export": "0.1.0"},
-        ropes={AttentionKind.LOCAL: Rope(1e4), AttentionKind.GLOBAL: Rope(1e6)},
+        ropes={AttentionKind.LOCAL: Rope(1e4, 1.0), AttentionKind.GLOBAL: Rope(1e6, 1.0)},
     )
 
 
