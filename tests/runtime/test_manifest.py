@@ -11,6 +11,7 @@ from gemma_runtime.manifest import (
     SCHEMA_VERSION,
     Agreement,
     AttentionKind,
+    CalibratedOn,
     File,
     Graph,
     Headroom,
@@ -18,6 +19,7 @@ from gemma_runtime.manifest import (
     Manifest,
     Model,
     Quantization,
+    Rope,
     Target,
     TensorSpec,
 )
@@ -39,7 +41,12 @@ _manifests = st.builds(
     model=st.builds(Model, _text, _text, _count, st.none() | _text, _text),
     target=st.builds(Target, _text, _text, _text),
     quantization=st.builds(
-        Quantization, _text, _number, _text, st.dictionaries(_text, _text, max_size=2)
+        Quantization,
+        _text,
+        _number,
+        _text,
+        st.dictionaries(_text, _text, max_size=2),
+        st.none() | st.from_type(CalibratedOn),
     ),
     vocab_size=_count,
     context_length=_count,
@@ -55,6 +62,9 @@ _manifests = st.builds(
     files=st.dictionaries(_text, st.builds(File, _text, _count), max_size=2),
     roles=st.dictionaries(_text, _text, max_size=2),
     tools=st.dictionaries(_text, _text, max_size=2),
+    ropes=st.fixed_dictionaries(
+        {kind: st.builds(Rope, _number, _number) for kind in AttentionKind}
+    ),
 )
 
 
