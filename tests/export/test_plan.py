@@ -163,7 +163,7 @@ def test_executorch_takes_no_more_than_planned_and_not_much_less(
     assert exporting <= found.export_peak_bytes / MIB <= 1.35 * exporting
 
 
-@pytest.mark.parametrize(("size", "exporting"), [("270m", 742), ("2b", 654)])
+@pytest.mark.parametrize(("size", "exporting"), [("270m", 766), ("2b", 654)])
 def test_a_core_ml_export_takes_no_more_than_planned(size: str, exporting: int) -> None:
     """MiB of resident memory at the export's peak."""
     found = plan(find_official(size).config, target="coreml").export_peak_bytes / MIB
