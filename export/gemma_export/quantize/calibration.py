@@ -103,8 +103,10 @@ def _read_texts(path: Path) -> list[str]:
     files = sorted(p for p in path.rglob("*") if p.suffix in suffixes) if path.is_dir() else [path]
     try:
         return [text for file in files for text in _paragraphs(file.read_text("utf-8"))]
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"can't read calibration text {path}: {error}") from error
+    except OSError as error:
+        raise RecipeError(f"can't read calibration text {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"calibration text {path} is not UTF-8: {error.reason}") from error
 
 
 def _paragraphs(text: str) -> list[str]:
