@@ -26,7 +26,6 @@ Verdict = Literal["fits", "tight", "does not fit"]
 _MIB, _GIB = 1 << 20, 1 << 30
 _FLOAT_BYTES = 4  # of caches, logits, norms and rope tables, and of scales in memory
 _SCALE_BYTES = 2  # in the file
-_PAGE = 4096  # every tensor of the data file starts on one
 
 # What an app may use of a phone's RAM: a rule of thumb, not a promise. iOS ends a process near half
 # of it, and at less on some versions; Android has no such line, but system and launcher need 2 to
@@ -49,6 +48,9 @@ class _Costs:
     tables_exported: float  # copies of the table that an export holds
     caches_exported: int  # copies of the caches
     weight_exported: float = 0  # bytes per weight
+    float_bytes: int = 4  # of caches, norms and weights that are not quantized
+    has_ropes: bool = True  # as tables in the file
+    alignment: int = 4096  # of a tensor in the file
 
 
 # onnxruntime 1.32 in Python, executorch 1.5.1 in the native runner.
@@ -56,8 +58,8 @@ _COSTS: Mapping[str, _Costs] = {
     "onnx": _Costs(80 * _MIB, 1.17, 1.2, False, 240 * _MIB, 0, 0),
     # Running is for Apple's machines. Exporting was measured: with coremltools 9, loaded once the
     # goldens are done, and with coreai-torch 0.4.3 at 0.3 and 0.5 billion weights.
-    "coreml": _Costs(20 * _MIB, 1.0, 0, False, 400 * _MIB, 0, 0),
-    "coreai": _Costs(20 * _MIB, 1.0, 0, False, 1200 * _MIB, 0, 0, 4.8),
+    "coreml": _Costs(20 * _MIB, 1.0, 0, False, 400 * _MIB, 0, 0, 0, 2, False, 64),
+    "coreai": _Costs(20 * _MIB, 1.0, 0, False, 1200 * _MIB, 0, 0, 4.8, 2, False, 64),
     "executorch": _Costs(20 * _MIB, 0.95, 0.9, True, 640 * _MIB, 3.5, 1),
     # llama.cpp maps the file, and copies what its kernels want in another order.
     "gguf": _Costs(40 * _MIB, 1.0, 0, False, 160 * _MIB, 0, 0),
@@ -154,9 +156,9 @@ def make_plan(
 ) -> Plan:
     """Sizes, caches, memory and phones from the shapes alone."""
     parameters = _parameters(config)
-    artifact = _artifact(config, formats, geometry.context_length)
-    cache_bytes = _caches(caches, geometry.context_length)
     costs = _COSTS[target]
+    artifact = _artifact(config, formats, geometry.context_length, costs)
+    cache_bytes = _caches(caches, geometry.context_length, costs.float_bytes)
     run = _run(config, formats, caches, geometry, artifact, costs)
     return Plan(
         target=target,
@@ -189,18 +191,18 @@ def _component(name: str, shape: tuple[int, ...]) -> Component:
 
 
 def _artifact(
-    config: GemmaConfig, formats: Mapping[str, Format], context_length: int
+    config: GemmaConfig, formats: Mapping[str, Format], context_length: int, costs: _Costs
 ) -> ArtifactBytes:
     counts: dict[Component, int] = dict.fromkeys(("table", "attention", "mlp", "norms", "ropes"), 0)
     pages = 0
-    for component, length in _regions(config, formats, context_length):
+    for component, length in _regions(config, formats, context_length, costs):
         counts[component] += length
-        pages += -(-length // _PAGE) * _PAGE
+        pages += -(-length // costs.alignment) * costs.alignment
     return ArtifactBytes(**counts, padding=pages - sum(counts.values()), total=pages)
 
 
 def _regions(
-    config: GemmaConfig, formats: Mapping[str, Format], context_length: int
+    config: GemmaConfig, formats: Mapping[str, Format], context_length: int, costs: _Costs
 ) -> Iterator[tuple[Component, int]]:
     """Every tensor of the data file, as `targets/onnx_ops.py` lays them out."""
     shapes = config.tensor_shapes()
@@ -209,12 +211,13 @@ def _regions(
             stack = list(together)
             rows, width = sum(shapes[name][0] for name in stack), shapes[stack[0]][1]
             component = _component(stack[0], shapes[stack[0]])
-            for length in _matrix_regions(rows, width, form):
+            for length in _matrix_regions(rows, width, form, costs.float_bytes):
                 yield component, length
     for shape in shapes.values():
         if len(shape) == 1:
-            yield "norms", shape[0] * _FLOAT_BYTES
-    for _ in range(2 * len({layer.rope for layer in config.layers})):  # cos and sin of each
+            yield "norms", shape[0] * costs.float_bytes
+    ropes = {layer.rope for layer in config.layers} if costs.has_ropes else ()
+    for _ in range(2 * len(ropes)):  # cos and sin of each
         yield "ropes", context_length * config.head_dim // 2 * _FLOAT_BYTES
 
 
@@ -228,26 +231,28 @@ def _products(config: GemmaConfig) -> Iterator[list[str]]:
 
 
 def _matrix_regions(
-    rows: int, width: int, form: Format, scale_bytes: int = _SCALE_BYTES
+    rows: int, width: int, form: Format, float_bytes: int, scale_bytes: int = _SCALE_BYTES
 ) -> list[int]:
     """Bytes of codes, scales and zero points."""
     if form.is_float:
-        return [rows * width * _FLOAT_BYTES]
+        return [rows * width * float_bytes]
     groups = width // form.group
     zeros = [rows * ((groups * form.bits + 7) // 8)] if form.asymmetric else []
     return [rows * width * form.bits // 8, rows * groups * scale_bytes, *zeros]
 
 
-def _held_bytes(config: GemmaConfig, name: str, form: Format) -> int:
-    """What onnxruntime holds of a matrix: the scales become float32 as it loads."""
+def _held_bytes(
+    config: GemmaConfig, name: str, form: Format, float_bytes: int = _FLOAT_BYTES
+) -> int:
+    """What a runtime holds of a matrix: onnxruntime's scales become float32 as it loads."""
     rows, width = config.tensor_shapes()[name]
-    return sum(_matrix_regions(rows, width, form, _FLOAT_BYTES))
+    return sum(_matrix_regions(rows, width, form, float_bytes, _FLOAT_BYTES))
 
 
-def _caches(caches: Sequence[LayerCache], context_length: int) -> CacheBytes:
+def _caches(caches: Sequence[LayerCache], context_length: int, float_bytes: int) -> CacheBytes:
     local = global_ = whole = 0
     for cache in caches:
-        size = cache.elements * _FLOAT_BYTES
+        size = cache.elements * float_bytes
         whole += size // cache.slots * context_length
         if cache.kind is AttentionKind.LOCAL:
             local += size
@@ -273,7 +278,7 @@ def _run(
     costs: _Costs,
 ) -> RunBytes:
     form = formats.get(TABLE, FLOAT)
-    held = {name: _held_bytes(config, name, form) for name, form in formats.items()}
+    held = {n: _held_bytes(config, n, f, costs.float_bytes) for n, f in formats.items()}
     # Tokens are looked up in the table as it was loaded: floats, or codes with float32 scales.
     table_codes = config.vocab_size * config.hidden_size * form.bits // 8
     mapped = artifact.norms + artifact.ropes
@@ -281,7 +286,7 @@ def _run(
     mapped += held[TABLE] if whole else held[TABLE] - table_codes
     prepacked = round(sum(held.values()) * (1.0 if form.is_float else costs.packed))
     packing = 0 if form.is_float else round(held[TABLE] * costs.packing)
-    kept = sum(cache.elements for cache in caches) * _FLOAT_BYTES
+    kept = sum(cache.elements for cache in caches) * costs.float_bytes
     activations = _activation_bytes(config, caches, geometry.prefill_length)
     resident = costs.runtime + mapped + prepacked
     return RunBytes(

@@ -48,6 +48,19 @@ def test_the_planned_file_is_the_exported_file(
     assert 0 <= planned - data.stat().st_size < 4096
 
 
+@pytest.mark.parametrize("quant", ["int4", "int4-asym", "int8-channel", "none"])
+def test_the_planned_weight_file_is_core_ml_s(
+    tiny: TinyCheckpoint, export: Export, quant: str
+) -> None:
+    """But for a record of 64 bytes per tensor; gains with the headroom factor are new tensors."""
+    pytest.importorskip("coremltools")
+    folder = export(tiny.folder, quant, context=48, target="coreml", prefill=8).directory
+    size = next(folder.rglob("weight.bin")).stat().st_size
+    planned = plan(tiny.open().config, quant, context=48, target="coreml", prefill=8)
+    assert planned.artifact.total <= size <= 1.1 * planned.artifact.total
+    assert planned.artifact.ropes == 0
+
+
 @pytest.mark.parametrize("official", OFFICIAL, ids=lambda o: f"{o.family}-{o.size}")
 @pytest.mark.parametrize("quant", RECIPES)
 def test_parts_add_up(official: Official, quant: str) -> None:
