@@ -1,5 +1,6 @@
 """A session: one loaded artifact and its KV caches. It knows token ids, not text."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Protocol, Self
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import ContextFull, SessionError
+from gemma_runtime.manifest import Manifest
 
 Logits = NDArray[np.float32]
 
@@ -58,6 +60,52 @@ class Session(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exc: object) -> None: ...
+
+
+class ChunkedSession(ABC):
+    """A session on a graph that takes a chunk of tokens: where it is, and how tokens are cut."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._position = 0
+
+    @property
+    def position(self) -> int:
+        return self._position
+
+    @property
+    def context_length(self) -> int:
+        return self._manifest.context_length
+
+    @abstractmethod
+    def prefill(self, tokens: Sequence[int]) -> Logits: ...
+
+    @abstractmethod
+    def score(self, tokens: Sequence[int]) -> Logits: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def decode(self, token: int) -> Logits:
+        return self.prefill([token])
+
+    def reset(self) -> None:
+        # Slots past the position are never seen, so nothing has to be cleared.
+        self._position = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _check(self, tokens: Sequence[int]) -> None:
+        check_tokens(tokens, self._manifest.vocab_size)
+        check_room(self._position, len(tokens), self.context_length)
+
+    def _chunks(self, tokens: Sequence[int]) -> list[Sequence[int]]:
+        step = self._manifest.prefill_length
+        return [tokens[i : i + step] for i in range(0, len(tokens), step)]
 
 
 def open_session(bundle: Bundle, threads: int | None = None, exact: bool = False) -> Session:

@@ -5,7 +5,7 @@ T new tokens, V vocabulary.
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import SessionError
 from gemma_runtime.machine import physical_cores
 from gemma_runtime.manifest import Manifest
-from gemma_runtime.session import Logits, check_room, check_tokens
+from gemma_runtime.session import ChunkedSession, Logits
 
 
 def open_llama_session(bundle: Bundle, threads: int | None, graph: str) -> "LlamaSession":
@@ -36,19 +36,11 @@ def open_llama_session(bundle: Bundle, threads: int | None, graph: str) -> "Llam
     return LlamaSession(llama_cpp, model, bundle.manifest, threads or physical_cores())
 
 
-class LlamaSession:
+class LlamaSession(ChunkedSession):
     def __init__(self, library: Any, model: Any, manifest: Manifest, threads: int) -> None:
-        self._library, self._model, self._manifest = library, model, manifest
+        super().__init__(manifest)
+        self._library, self._model = library, model
         self._context = _make_context(library, model, manifest, threads)
-        self._position = 0
-
-    @property
-    def position(self) -> int:
-        return self._position
-
-    @property
-    def context_length(self) -> int:
-        return self._manifest.context_length
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
         self._check(tokens)
@@ -56,9 +48,6 @@ class LlamaSession:
             logits = self._run(chunk, wanted=1)
         last: Logits = logits[0]  # (V,)
         return last
-
-    def decode(self, token: int) -> Logits:
-        return self.prefill([token])
 
     def score(self, tokens: Sequence[int]) -> Logits:
         self._check(tokens)
@@ -68,25 +57,11 @@ class LlamaSession:
     def reset(self) -> None:
         library = self._library
         library.llama_memory_clear(library.llama_get_memory(self._context), True)
-        self._position = 0
+        super().reset()
 
     def close(self) -> None:
         self._library.llama_free(self._context)
         self._library.llama_model_free(self._model)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def _check(self, tokens: Sequence[int]) -> None:
-        check_tokens(tokens, self._manifest.vocab_size)
-        check_room(self._position, len(tokens), self.context_length)
-
-    def _chunks(self, tokens: Sequence[int]) -> list[Sequence[int]]:
-        step = self._manifest.prefill_length
-        return [tokens[i : i + step] for i in range(0, len(tokens), step)]
 
     def _run(self, chunk: Sequence[int], wanted: int) -> Logits:
         """Append a chunk; logits of its last `wanted` tokens, (wanted, V)."""

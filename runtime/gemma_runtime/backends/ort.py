@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,7 +20,7 @@ from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import SessionError
 from gemma_runtime.machine import physical_cores
 from gemma_runtime.manifest import Manifest
-from gemma_runtime.session import Logits, check_room, check_runtime, check_tokens
+from gemma_runtime.session import ChunkedSession, Logits, check_runtime
 
 
 def open_ort_session(bundle: Bundle, threads: int | None, graph: str) -> "OrtSession":
@@ -61,23 +61,14 @@ class _Event:
     args: dict[str, Any] = field(default_factory=dict)
 
 
-class OrtSession:
+class OrtSession(ChunkedSession):
     def __init__(self, session: ort.InferenceSession, manifest: Manifest) -> None:
+        super().__init__(manifest)
         self._session = session
-        self._manifest = manifest
-        self._position = 0
         self._binding = session.io_binding()
         self._caches = _bind_caches(self._binding, manifest)
         self._inputs = _Inputs(self._binding)
         self._logits = np.empty((1, manifest.vocab_size), np.float32)
-
-    @property
-    def position(self) -> int:
-        return self._position
-
-    @property
-    def context_length(self) -> int:
-        return self._manifest.context_length
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
         self._check(tokens)
@@ -85,9 +76,6 @@ class OrtSession:
             self._run(chunk, range(len(chunk) - 1, len(chunk)), self._logits)
         logits: Logits = self._logits[0].copy()  # (V,)
         return logits
-
-    def decode(self, token: int) -> Logits:
-        return self.prefill([token])
 
     def score(self, tokens: Sequence[int]) -> Logits:
         self._check(tokens)
@@ -98,26 +86,8 @@ class OrtSession:
             done += len(chunk)
         return logits  # (T, V)
 
-    def reset(self) -> None:
-        # Slots past the position are never read, so nothing has to be cleared.
-        self._position = 0
-
     def close(self) -> None:
         del self._inputs, self._binding, self._caches, self._session
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def _check(self, tokens: Sequence[int]) -> None:
-        check_tokens(tokens, self._manifest.vocab_size)
-        check_room(self._position, len(tokens), self.context_length)
-
-    def _chunks(self, tokens: Sequence[int]) -> list[Sequence[int]]:
-        step = self._manifest.prefill_length
-        return [tokens[i : i + step] for i in range(0, len(tokens), step)]
 
     def _run(self, chunk: Sequence[int], wanted: Sequence[int], logits: Logits) -> None:
         """One call of the graph; the logits of the wanted positions go where `logits` lies."""
