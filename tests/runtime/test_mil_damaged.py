@@ -67,6 +67,16 @@ def contents(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def test_an_output_s_name_that_is_no_text_is_told(tmp_path: Path) -> None:
+    """Flipping the top bit of its first letter ended in a traceback."""
+    damaged = build(tmp_path / "m.mlpackage")
+    name = Program(damaged)._package.functions["main"].outputs[0].encode()
+    whole = model_of(damaged).read_bytes()
+    model_of(damaged).write_bytes(whole.replace(name, bytes([name[0] | 0x80]) + name[1:]))
+    with pytest.raises(SessionError, match="is no text"):
+        Program(damaged)
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_flipped_bits_end_in_one_line_or_in_a_result(package: Path, data: st.DataObject) -> None:

@@ -82,7 +82,7 @@ class Function:
             raise Damaged(f"no block of operations for {opset!r}")
         self.inputs = {n.name: n for n in map(_named, function.messages(1))}
         self._block = Message(blocks[opset])
-        self.outputs = tuple(name.decode() for name in self._block.every(2))
+        self.outputs = tuple(self._block.texts(2))
 
     def operations(self) -> list[Operation]:
         return [_operation(operation) for operation in self._block.messages(3)]

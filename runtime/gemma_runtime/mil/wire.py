@@ -38,10 +38,11 @@ class Message:
         return value
 
     def text(self, field: int) -> str:
-        try:
-            return self.data(field).decode()
-        except UnicodeDecodeError as error:
-            raise Damaged(f"field {field} is no text") from error
+        return _decoded(self.data(field), field)
+
+    def texts(self, field: int) -> list[str]:
+        """A repeated field of texts."""
+        return [_decoded(value, field) for value in self.every(field)]
 
     def message(self, field: int) -> "Message":
         return Message(self.data(field))
@@ -69,6 +70,13 @@ class Message:
 
     def _last(self, field: int, default: int | bytes) -> int | bytes:
         return self._fields[field][-1] if field in self._fields else default
+
+
+def _decoded(data: bytes, field: int) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise Damaged(f"field {field} is no text") from error
 
 
 def _split(data: bytes) -> dict[int, list[int | bytes]]:
