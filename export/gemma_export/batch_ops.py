@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from gemma_export.config import LayerSpec
 from gemma_export.ops import Weight
-from gemma_export.torch_ops import TorchOps, rotate, visible
+from gemma_export.torch_ops import TorchOps, rotate, soft_capped, split_heads, visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +47,15 @@ def product_dtype() -> torch.dtype:
 class BatchOps(TorchOps):
     """Products in the weights' own dtype, the rest in float32; every operation has a gradient."""
 
-    def __init__(self, tokens: Tensor, epsilon: float) -> None:
-        super().__init__(tokens, epsilon)
-
     def project(self, x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
         matrices = [weight.rows(0, weight.shape[0]) for weight in weights]
         short = x.to(matrices[0].dtype)
         return [functional.linear(short, matrix).float() for matrix in matrices]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
-        q = rotate(_split(q, layer.heads), layer.rope)  # (B, H, T, D)
-        k = rotate(_split(k, layer.kv_heads), layer.rope)  # (B, K, T, D)
-        v = _split(v, layer.kv_heads)
+        q = rotate(split_heads(q, layer.heads), layer.rope)  # (B, H, T, D)
+        k = rotate(split_heads(k, layer.kv_heads), layer.rope)  # (B, K, T, D)
+        v = split_heads(v, layer.kv_heads)
         seen = visible(q.shape[-2], layer.window)
         if layer.softcap is None:
             y = functional.scaled_dot_product_attention(
@@ -68,8 +65,7 @@ class BatchOps(TorchOps):
             shared = layer.heads // layer.kv_heads
             k, v = (x.repeat_interleave(shared, 1) for x in (k, v))  # (B, H, T, D)
             scores = q @ k.transpose(-1, -2) * layer.scale  # (B, H, T, T)
-            scores = (scores / layer.softcap).tanh() * layer.softcap
-            y = scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v
+            y = soft_capped(scores, layer.softcap).masked_fill(~seen, float("-inf")).softmax(-1) @ v
         return y.transpose(1, 2).flatten(-2)  # (B, T, H · D)
 
     def add_norm(
@@ -91,7 +87,3 @@ class ObservingOps(BatchOps):
         for weight in weights:  # one tensor for all of them
             self._inputs[weight.name] = rows
         return super().project(x, weights)
-
-
-def _split(x: Tensor, heads: int) -> Tensor:
-    return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)  # (B, heads, T, D)

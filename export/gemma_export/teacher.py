@@ -13,7 +13,7 @@ from torch import Tensor
 from gemma_export.checkpoint import Checkpoint, SourceWeight, row_blocks
 from gemma_export.decoder import decoder
 from gemma_export.ops import Weight
-from gemma_export.torch_ops import TorchOps
+from gemma_export.torch_ops import TorchOps, soft_cap_
 from gemma_runtime.teacher import TOP, TeacherSegment
 
 _BATCH = 8  # segments per pass over the weights
@@ -81,9 +81,7 @@ class _TopOps(TorchOps):
         top, ids = x.new_empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.int64)
         total, following = x.new_full((len(x),), -torch.inf), x.new_zeros(len(x))
         for start, stop in row_blocks(table.shape):
-            y = x @ table.rows(start, stop).T  # (R, rows)
-            if softcap is not None:
-                y.div_(softcap).tanh_().mul_(softcap)
+            y = soft_cap_(x @ table.rows(start, stop).T, softcap)  # (R, rows)
             total = torch.logaddexp(total, y.logsumexp(-1))
             inside = ((after >= start) & (after < stop)).nonzero()[:, 0]
             following[inside] = y[inside, after[inside] - start]

@@ -43,9 +43,9 @@ class TorchOps:
         return [_matmul(x, weight) for weight in weights]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
-        q = rotate(_split(q, layer.heads), layer.rope)  # (B, H, T, D)
-        k = rotate(_split(k, layer.kv_heads), layer.rope)  # (B, K, T, D)
-        v = _split(v, layer.kv_heads)
+        q = rotate(split_heads(q, layer.heads), layer.rope)  # (B, H, T, D)
+        k = rotate(split_heads(k, layer.kv_heads), layer.rope)  # (B, K, T, D)
+        v = split_heads(v, layer.kv_heads)
         seen = visible(q.shape[-2], layer.window)
         # A kv head at a time: the scores of all of them at 4096 tokens are gigabytes.
         queries, keys, values = (x.chunk(layer.kv_heads, 1) for x in (q, k, v))
@@ -69,7 +69,7 @@ class TorchOps:
 
     def logits(self, x: Tensor, table: Weight, softcap: float | None) -> Tensor:
         y = _matmul(x, table)
-        return y if softcap is None else y.div_(softcap).tanh_().mul_(softcap)
+        return soft_cap_(y, softcap)
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
@@ -77,8 +77,23 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
     length, width = x.shape[-2:]
     angle = torch.from_numpy(rope_angles(rope, range(length), width))  # (T, D / 2)
     cos, sin = angle.cos().float(), angle.sin().float()
+    return rotate_halves(x, cos, sin)
+
+
+def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn (…, T, D) by angles whose cosines and sines are (T, D / 2)."""
     low, high = x.chunk(2, dim=-1)
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
+
+
+def soft_capped(x: Tensor, cap: float | None) -> Tensor:
+    """cap · tanh(x / cap), where there is a cap."""
+    return x if cap is None else (x / cap).tanh() * cap
+
+
+def soft_cap_(x: Tensor, cap: float | None) -> Tensor:
+    """The same in place."""
+    return x if cap is None else x.div_(cap).tanh_().mul_(cap)
 
 
 def visible(length: int, window: int | None) -> Tensor:
@@ -91,12 +106,11 @@ def visible(length: int, window: int | None) -> Tensor:
 def _attend(q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec, seen: Tensor) -> Tensor:
     """Queries (B, G, T, D) on the key and value (B, 1, T, D) that they share."""
     scores = q @ k.transpose(-1, -2) * layer.scale  # (B, G, T, T)
-    if layer.softcap is not None:
-        scores = scores.div_(layer.softcap).tanh_().mul_(layer.softcap)
+    scores = soft_cap_(scores, layer.softcap)
     return scores.masked_fill_(~seen, float("-inf")).softmax(-1) @ v
 
 
-def _split(x: Tensor, heads: int) -> Tensor:
+def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)  # (B, heads, T, D)
 
 

@@ -19,9 +19,9 @@ from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
 from gemma_export.quantize.calibration import Calibration
 from gemma_export.quantize.gptq import gptq, prepare
-from gemma_export.quantize.pack import Codes, dequantize
 from gemma_export.quantize.recipe import TABLE, Format, Recipe
 from gemma_export.quantize.round import round_rows
+from gemma_export.quantize.store import StoredWeight, named_parts
 from gemma_export.quantize.stream import (
     advance_flow,
     head_inputs,
@@ -33,7 +33,6 @@ from gemma_export.quantize.stream import (
 from gemma_runtime.cache import cache_folder
 
 _VERSION = "1"  # of what calibration does: raise it when codes change
-PARTS = ("codes", "scales", "zeros")  # the order that the store's digest has
 # Embedding and head are one tensor: the head's inputs have a Gram matrix, a looked-up row has none,
 # so a share of the identity stands for it.
 _TABLE_DAMPING = 0.1
@@ -64,6 +63,13 @@ class Calibrator:
     def formats(self) -> dict[str, Format]:
         return self.recipe.formats(self.checkpoint.config)
 
+    def table(self) -> StoredWeight:
+        """The rounded table, once `calibrate_table` has left it."""
+        shape = self.checkpoint.config.tensor_shapes()[TABLE]
+        return StoredWeight(
+            TABLE, shape, self.formats()[TABLE], SafetensorsFile(self.file("table"))
+        )
+
 
 def calibrate(work: Calibrator, tick: Tick) -> None:
     """Round every matrix: a file per layer, one of the table. Takes up what is there."""
@@ -72,12 +78,12 @@ def calibrate(work: Calibrator, tick: Tick) -> None:
     calibrate_table(work, tick)
     first = _first_unfinished(work)
     if first == 0 and not work.file("residual", 0).exists():
-        table, form = SafetensorsFile(work.file("table")), work.formats()[TABLE]
+        table = work.table()
         start_flow(
             work.file("residual", 0),
             config,
             work.calibration.tokens,
-            lambda token: stored_rows(table, TABLE, form, token, token + 1),
+            lambda token: table.rows(token, token + 1),
         )
     for layer in config.layers[first:]:
         weights, source = (
@@ -100,26 +106,11 @@ def rounded_layer(work: Calibrator, index: int, weights: Mapping[str, Tensor]) -
     """A layer's weights as its codes say, beside those that stay float."""
     file, formats = SafetensorsFile(work.file("layer", index)), work.formats()
     return {
-        name: stored_rows(file, name, formats[name], 0, len(values))
+        name: StoredWeight(name, tuple(values.shape), formats[name], file).rows(0, len(values))
         if f"{name}.codes" in file.tensors
         else values
         for name, values in weights.items()
     }
-
-
-def stored_rows(file: SafetensorsFile, name: str, form: Format, start: int, stop: int) -> Tensor:
-    """Rows [start, stop) of a matrix as its codes say, float32."""
-    if form.is_float:
-        return file.rows(name, start, stop)
-    zeros = file.rows(f"{name}.zeros", start, stop) if form.asymmetric else None
-    codes, scales = (file.rows(f"{name}.{part}", start, stop) for part in ("codes", "scales"))
-    return dequantize(Codes(codes, scales, zeros), form)
-
-
-def code_tensors(name: str, block: Codes) -> dict[str, Tensor]:
-    """A matrix's codes by the names they have in a store."""
-    parts = {f"{name}.codes": block.codes, f"{name}.scales": block.scales}
-    return parts if block.zeros is None else {**parts, f"{name}.zeros": block.zeros}
 
 
 def _first_unfinished(work: Calibrator) -> int:
@@ -140,8 +131,8 @@ def _round_layer(
         if form.is_float:
             return {name: weights[name]}
         if rounding == "gptq":
-            return code_tensors(name, gptq(weights[name], prepare(grams[name]), form))
-        return code_tensors(name, round_rows(weights[name], form, rounding))
+            return named_parts(name, gptq(weights[name], prepare(grams[name]), form))
+        return named_parts(name, round_rows(weights[name], form, rounding))
 
     found: dict[str, Tensor] = {}
     for parts in in_order(quantize, grams):
@@ -163,8 +154,8 @@ def calibrate_table(work: Calibrator, tick: Tick) -> None:
         if form.is_float:
             return {TABLE: rows}
         if inputs is None:
-            return code_tensors(TABLE, round_rows(rows, form, rounding))
-        return code_tensors(TABLE, gptq(rows, inputs, form))
+            return named_parts(TABLE, round_rows(rows, form, rounding))
+        return named_parts(TABLE, gptq(rows, inputs, form))
 
     blocks: list[dict[str, Tensor]] = list(in_order(quantize, row_blocks(shape)))
     write_tensors(path, {name: torch.cat([b[name] for b in blocks]) for name in blocks[0]})

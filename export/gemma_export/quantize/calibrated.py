@@ -11,10 +11,11 @@ from gemma_export.checkpoint import BLOCK_ELEMENTS
 from gemma_export.checkpoint.safetensors import SafetensorsFile
 from gemma_export.config import GemmaConfig
 from gemma_export.progress import Tick
-from gemma_export.quantize.calibrate import PARTS, Calibrator, calibrate
+from gemma_export.quantize.calibrate import Calibrator, calibrate
 from gemma_export.quantize.calibration import LENGTH
 from gemma_export.quantize.candidates import CANDIDATES
 from gemma_export.quantize.distill import BATCH, count_steps, distill
+from gemma_export.quantize.pack import Codes
 from gemma_export.quantize.recipe import TABLE, Recipe
 
 _LIBRARIES = 400 << 20  # torch, and the tokenizer's leavings
@@ -37,7 +38,7 @@ class CalibratedWeights:
 
     def parts(self, name: str, start: int, stop: int) -> dict[str, Tensor]:
         file = self._file(name)
-        found = [n for n in (name, *(f"{name}.{p}" for p in PARTS)) if n in file.tensors]
+        found = [n for n in (name, *(f"{name}.{p}" for p in Codes._fields)) if n in file.tensors]
         if not found:  # a gain that nothing learned
             return {name: self.work.checkpoint.rows(name, start, stop)}
         return {n: file.rows(n, start, stop) for n in found}

@@ -15,9 +15,10 @@ from torch.nn import functional
 from gemma_export.checkpoint import row_blocks
 from gemma_export.checkpoint.safetensors import SafetensorsFile
 from gemma_export.parallel import in_order
-from gemma_export.quantize.calibrate import Calibrator, stored_rows
+from gemma_export.quantize.calibrate import Calibrator
 from gemma_export.quantize.recipe import TABLE
 from gemma_export.quantize.stream import RESIDUAL
+from gemma_export.torch_ops import soft_capped
 
 _LIKELY, _OTHERS = 16384, 8192
 CANDIDATES = _LIKELY + _OTHERS
@@ -41,9 +42,7 @@ class Candidates:
 
     def _logits(self, h: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
         y = functional.linear(h.to(dtype), rows.to(dtype)).float()
-        if self.softcap is not None:
-            y = (y / self.softcap).tanh() * self.softcap
-        return y + self.log_weight
+        return soft_capped(y, self.softcap) + self.log_weight
 
 
 def choose_candidates(work: Calibrator, teacher: SafetensorsFile, gain: Tensor) -> Candidates:
@@ -75,12 +74,7 @@ def _likelihood(work: Calibrator, teacher: SafetensorsFile, gain: Tensor) -> Ten
     hidden = functional.rms_norm(picked, picked.shape[-1:], 1 + gain, config.rms_norm_eps)
 
     def logits(span: tuple[int, int]) -> Tensor:
-        y = hidden @ checkpoint.rows(TABLE, *span).T
-        return (
-            y
-            if config.final_softcap is None
-            else (y / config.final_softcap).tanh() * config.final_softcap
-        )
+        return soft_capped(hidden @ checkpoint.rows(TABLE, *span).T, config.final_softcap)
 
     total = torch.full((len(hidden),), -torch.inf)
     spans = list(row_blocks(config.tensor_shapes()[TABLE]))
@@ -92,12 +86,11 @@ def _likelihood(work: Calibrator, teacher: SafetensorsFile, gain: Tensor) -> Ten
 
 def _rows(work: Calibrator, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """The chosen rows, in order, of the float table and of the rounded one."""
-    table, form = SafetensorsFile(work.file("table")), work.formats()[TABLE]
+    table = work.table()
 
     def read(span: tuple[int, int]) -> tuple[Tensor, Tensor]:
         here = chosen[(chosen >= span[0]) & (chosen < span[1])] - span[0]
-        rounded = stored_rows(table, TABLE, form, *span)
-        return work.checkpoint.rows(TABLE, *span)[here], rounded[here]
+        return work.checkpoint.rows(TABLE, *span)[here], table.rows(*span)[here]
 
     parts = list(in_order(read, row_blocks(work.checkpoint.config.tensor_shapes()[TABLE])))
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])

@@ -23,10 +23,9 @@ from gemma_export.config import LayerSpec
 from gemma_export.decoder import norm_before
 from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
-from gemma_export.quantize.calibrate import Calibrator, float_flow, stored_rows
+from gemma_export.quantize.calibrate import Calibrator, float_flow
 from gemma_export.quantize.candidates import Candidates, choose_candidates
 from gemma_export.quantize.pack import unpack
-from gemma_export.quantize.recipe import TABLE
 from gemma_export.quantize.round import shared_scale
 from gemma_export.quantize.stream import RESIDUAL, layer_names, run_layer, write_tensors
 
@@ -226,9 +225,9 @@ def _take_step(
 
 def _embed(student: _Student, index: int) -> Tensor:
     """(1, T, M), from the rounded table."""
-    table, form = SafetensorsFile(student.work.file("table")), student.formats[TABLE]
+    table = student.work.table()
     tokens = student.work.calibration.tokens[index].tolist()
-    rows = torch.cat([stored_rows(table, TABLE, form, t, t + 1) for t in tokens])
+    rows = torch.cat([table.rows(t, t + 1) for t in tokens])
     return rows[None] * student.config.embed_scale
 
 

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gemma_export.quantize.pack import Codes, pack
+from gemma_export.quantize.pack import Codes, join, pack
 from gemma_export.quantize.recipe import Format
-from gemma_export.quantize.round import cover
+from gemma_export.quantize.round import search
 
 _DAMPING = 0.01  # of the mean power, added to the diagonal: keeps the factor finite
 _BLOCK = 64  # columns whose errors are passed on together
 _WIDE = 4096  # inputs beyond which the factor is computed in float32
 _SLICE = 8192  # rows at a time
 # Shares of the full range that a scale may cover.
-_SHRINKS = tuple(1 - 0.04 * step for step in range(13))
+_SHRINKS = tuple(1 - 0.04 * step for step in range(1, 13))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,8 @@ def prepare(gram: Tensor, damping: float = _DAMPING) -> Inputs:
 
 def gptq(rows: Tensor, inputs: Inputs, form: Format) -> Codes:
     """Round (N, K) float32 rows for the given inputs."""
-    parts = [_round_slice(rows[i : i + _SLICE], inputs, form) for i in range(0, len(rows), _SLICE)]
-    zeros = [part.zeros for part in parts if part.zeros is not None]
-    return Codes(
-        torch.cat([part.codes for part in parts]),
-        torch.cat([part.scales for part in parts]),
-        torch.cat(zeros) if zeros else None,
-    )
+    starts = range(0, len(rows), _SLICE)
+    return join([_round_slice(rows[i : i + _SLICE], inputs, form) for i in starts])
 
 
 def inverse_factor(gram: Tensor, order: Tensor, damping: float) -> Tensor:
@@ -66,19 +61,13 @@ def inverse_factor(gram: Tensor, order: Tensor, damping: float) -> Tensor:
 
 def weighted_scales(groups: Tensor, power: Tensor, form: Format) -> tuple[Tensor, Tensor]:
     """(N, G, g) and input power (G, g) → scale and zero (N, G) of the least weighted error."""
-    low, high = groups.amin(-1), groups.amax(-1)
-    best_scale, best_zero = cover(low, high, form)
-    best = torch.full_like(best_scale, torch.inf)
-    for shrink in _SHRINKS:
-        scale, zero = cover(low * shrink, high * shrink, form)
+
+    def error(scale: Tensor, zero: Tensor) -> Tensor:
         steps = (groups / scale[..., None]).round_().add_(zero[..., None])
         steps.clamp_(0, (1 << form.bits) - 1).sub_(zero[..., None])
-        error = ((steps * scale[..., None] - groups).square_() * power).sum(-1)
-        better = error < best
-        best = torch.where(better, error, best)
-        best_scale = torch.where(better, scale, best_scale)
-        best_zero = torch.where(better, zero, best_zero)
-    return best_scale, best_zero
+        return ((steps * scale[..., None] - groups).square_() * power).sum(-1)
+
+    return search(groups, form, _SHRINKS, error)
 
 
 def _round_slice(rows: Tensor, inputs: Inputs, form: Format) -> Codes:

@@ -4,6 +4,7 @@ The layout is ONNX Runtime's (MatMulNBits): unsigned codes, two to a byte at 4 b
 one in the low nibble. Signed containers flip the top bit of each code.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,20 @@ class Codes(NamedTuple):
     codes: Tensor  # (N, K · bits / 8) uint8
     scales: Tensor  # (N, G) float16
     zeros: Tensor | None  # (N, ceil(G · bits / 8)) uint8; None is 2^(bits-1)
+
+    def parts(self) -> dict[str, Tensor]:
+        """What there is, by name: zeros only where there are some."""
+        return {name: rows for name, rows in self._asdict().items() if rows is not None}
+
+
+def join(blocks: Sequence[Codes]) -> Codes:
+    """Rows of one matrix, one block below the other."""
+    zeros = [block.zeros for block in blocks if block.zeros is not None]
+    return Codes(
+        torch.cat([block.codes for block in blocks]),
+        torch.cat([block.scales for block in blocks]),
+        torch.cat(zeros) if zeros else None,
+    )
 
 
 def pack(values: Tensor, bits: int) -> Tensor:
@@ -35,6 +50,11 @@ def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
     if bits == 8:
         return packed
     return torch.stack((packed & 0xF, packed >> 4), dim=-1).flatten(1)[:, :width]
+
+
+def signed(packed: Tensor, bits: int, width: int) -> Tensor:
+    """Codes from 0 as numbers around it: (N, K) int8."""
+    return (unpack(packed, bits, width) - (1 << (bits - 1))).to(torch.int8)  # uint8 wraps
 
 
 def dequantize(block: Codes, form: Format) -> Tensor:

@@ -5,13 +5,13 @@ grid that float16 and bfloat16 share, before the weights are rounded to them, so
 that keeps scales in either holds the same numbers.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
-from gemma_export.quantize.pack import Codes, pack
+from gemma_export.quantize.pack import Codes, join, pack
 from gemma_export.quantize.recipe import Format, Rounding
 
 # Shares of the full range that a searched scale may cover: clipping the largest weight of a group
@@ -23,13 +23,7 @@ _SLICE = 1 << 17  # elements rounded at a time: they and their temporaries stay 
 def round_rows(rows: Tensor, form: Format, rounding: Rounding) -> Codes:
     """Quantize (N, K) float32 rows."""
     step = max(1, _SLICE // rows.shape[1])
-    parts = [_round(rows[i : i + step], form, rounding) for i in range(0, len(rows), step)]
-    zeros = [part.zeros for part in parts if part.zeros is not None]
-    return Codes(
-        torch.cat([part.codes for part in parts]),
-        torch.cat([part.scales for part in parts]),
-        torch.cat(zeros) if zeros else None,
-    )
+    return join([_round(rows[i : i + step], form, rounding) for i in range(0, len(rows), step)])
 
 
 def shared_scale(scale: Tensor) -> Tensor:
@@ -59,14 +53,26 @@ def nearest(groups: Tensor, form: Format) -> tuple[Tensor, Tensor]:
 
 def searched(groups: Tensor, form: Format) -> tuple[Tensor, Tensor]:
     """The candidate range with the least squared error, group by group."""
+    return search(
+        groups, form, _SHRINKS, lambda scale, zero: _squared_error(groups, scale, zero, form)
+    )
+
+
+def search(
+    groups: Tensor,
+    form: Format,
+    shrinks: Sequence[float],
+    error: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Of the whole range and its shares: scale and zero with the least error, (N, G) each."""
     low, high = groups.amin(-1), groups.amax(-1)
     best_scale, best_zero = cover(low, high, form)
-    best = _squared_error(groups, best_scale, best_zero, form)
-    for shrink in _SHRINKS:
+    best = error(best_scale, best_zero)
+    for shrink in shrinks:
         scale, zero = cover(low * shrink, high * shrink, form)
-        error = _squared_error(groups, scale, zero, form)
-        better = error < best
-        best = torch.where(better, error, best)
+        found = error(scale, zero)
+        better = found < best
+        best = torch.where(better, found, best)
         best_scale = torch.where(better, scale, best_scale)
         best_zero = torch.where(better, zero, best_zero)
     return best_scale, best_zero

@@ -221,5 +221,9 @@ def _parts(
         block = checkpoint.codes(name, *span)
     else:
         block = round_rows(checkpoint.rows(name, *span), form, rounding)
-    parts = {f"{name}.codes": block.codes, f"{name}.scales": block.scales}
-    return parts if block.zeros is None else {**parts, f"{name}.zeros": block.zeros}
+    return named_parts(name, block)
+
+
+def named_parts(name: str, block: Codes) -> dict[str, Tensor]:
+    """A matrix's codes by the names they have in the file."""
+    return {f"{name}.{part}": rows for part, rows in block.parts().items()}

@@ -15,11 +15,13 @@ from torch.nn import functional
 
 from gemma_export.config import LayerSpec
 from gemma_export.decoder import decoder
-from gemma_export.quantize.pack import unpack
+from gemma_export.quantize.pack import signed
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets import ExportJob
 from gemma_export.targets.apple import headroom_factor
 from gemma_export.targets.coreml_layout import Layout
+from gemma_export.targets.traced import buffer_name, heads_first
+from gemma_export.torch_ops import rotate_halves
 from gemma_runtime.manifest import AttentionKind
 
 _TINY = 1e-3
@@ -55,7 +57,7 @@ class Step(nn.Module):
 
     def matrix(self, weight: StoredWeight) -> Tensor:
         """Float16, or codes that Core AI multiplies by their scales."""
-        name = _flat(weight.name)
+        name = buffer_name(weight.name)
         if weight.format.is_float:
             return self.get_buffer(name)
         dense: Tensor = torch.ops.coreai.constexpr_blockwise_shift_scale(
@@ -69,11 +71,11 @@ class Step(nn.Module):
         return dense
 
     def gain(self, weight: StoredWeight, folded: bool) -> Tensor:
-        return self.get_buffer(_flat(weight.name) + ("_folded" if folded else ""))
+        return self.get_buffer(buffer_name(weight.name) + ("_folded" if folded else ""))
 
     def _register(self, weight: StoredWeight) -> None:
         """A gain is kept with and without the headroom factor; Core AI drops what nothing uses."""
-        name, rows = _flat(weight.name), weight.shape[0]
+        name, rows = buffer_name(weight.name), weight.shape[0]
         if len(weight.shape) == 1:
             gain = 1 + weight.rows(0, rows)
             self.register_buffer(name, gain.half())
@@ -82,10 +84,10 @@ class Step(nn.Module):
             self.register_buffer(name, weight.rows(0, rows).half())
         else:
             part, bits = weight.codes(0, rows), weight.format.bits
-            self.register_buffer(f"{name}_codes", _signed(part.codes, bits, weight.shape[1]))
+            self.register_buffer(f"{name}_codes", signed(part.codes, bits, weight.shape[1]))
             self.register_buffer(f"{name}_scales", part.scales)
             if part.zeros is not None:
-                zeros = _signed(part.zeros, bits, part.scales.shape[1])
+                zeros = signed(part.zeros, bits, part.scales.shape[1])
                 self.register_buffer(f"{name}_zeros", zeros)
 
 
@@ -112,9 +114,9 @@ class StepOps:
         return [functional.linear(x, self._step.matrix(weight)) for weight in weights]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
-        query = self._rotate(_heads(q, layer.heads), layer.kind) * layer.scale
-        key = self._rotate(_heads(k, layer.kv_heads), layer.kind)
-        new = torch.cat((key, _heads(v, layer.kv_heads)))  # (2K, T, D)
+        query = self._rotate(heads_first(q, layer.heads), layer.kind) * layer.scale
+        key = self._rotate(heads_first(k, layer.kv_heads), layer.kind)
+        new = torch.cat((key, heads_first(v, layer.kv_heads)))  # (2K, T, D)
         keys, values = self._cached(new, layer).chunk(2)  # (K, S, D) each
         grouped = query.reshape(layer.kv_heads, -1, layer.head_dim)  # (K, G · T, D)
         scores = torch.bmm(grouped, keys.transpose(1, 2))
@@ -175,22 +177,8 @@ class StepOps:
 
     def _rotate(self, x: Tensor, kind: AttentionKind) -> Tensor:
         cos, sin = (self._inputs[f"{kind.value}_{part}"] for part in ("cos", "sin"))  # (T, D / 2)
-        low, high = x.chunk(2, dim=-1)
-        return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
-
-
-def _signed(packed: Tensor, bits: int, width: int) -> Tensor:
-    """Codes from 0 as numbers around it: (N, K) int8."""
-    return (unpack(packed, bits, width) - (1 << (bits - 1))).to(torch.int8)  # uint8 wraps
-
-
-def _heads(x: Tensor, heads: int) -> Tensor:
-    return x.view(x.shape[0], heads, -1).transpose(0, 1)  # (heads, T, D)
+        return rotate_halves(x, cos, sin)
 
 
 def _softcap(x: Tensor, cap: float) -> Tensor:
     return torch.tanh(x * (1 / cap)) * cap
-
-
-def _flat(name: str) -> str:
-    return name.replace(".", "_")

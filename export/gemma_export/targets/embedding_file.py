@@ -27,6 +27,4 @@ def write_embedding(table: StoredWeight, path: Path) -> None:
 def _parts(table: StoredWeight, start: int, stop: int) -> dict[str, Tensor]:
     if table.format.is_float:
         return {"values": table.rows(start, stop).half()}
-    codes = table.codes(start, stop)
-    parts = {"codes": codes.codes, "scales": codes.scales}
-    return parts if codes.zeros is None else {**parts, "zeros": codes.zeros}
+    return table.codes(start, stop).parts()

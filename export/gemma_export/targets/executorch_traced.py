@@ -11,10 +11,12 @@ from torch.nn import functional
 
 from gemma_export.config import GemmaConfig, LayerSpec
 from gemma_export.decoder import decoder
-from gemma_export.quantize.pack import unpack
+from gemma_export.quantize.pack import signed
 from gemma_export.quantize.store import QuantizedStore, StoredWeight
 from gemma_export.targets.executorch_frame import CachedFrame
 from gemma_export.targets.executorch_ops import mask_name
+from gemma_export.targets.traced import buffer_name, heads_first
+from gemma_export.torch_ops import rotate_halves, soft_capped
 from gemma_runtime.manifest import LayerCache
 
 
@@ -40,7 +42,7 @@ class TracedFrame(CachedFrame):
 
     def weight(self, weight: StoredWeight) -> Tensor:
         """Float32, or codes that a delegate takes together with their scales."""
-        name = _flat(weight.name)
+        name = buffer_name(weight.name)
         if weight.format.is_float:
             return self.get_buffer(name)
         dense: Tensor = torch.ops.torchao.dequantize_affine(
@@ -56,14 +58,13 @@ class TracedFrame(CachedFrame):
         return dense
 
     def _register(self, weight: StoredWeight) -> None:
-        name, rows = _flat(weight.name), weight.shape[0]
+        name, rows = buffer_name(weight.name), weight.shape[0]
         if weight.format.is_float:
             values = weight.rows(0, rows)
             self.register_buffer(name, values if values.dim() == 2 else 1 + values)
             return
         part = weight.codes(0, rows)
-        signed = unpack(part.codes, 4, weight.shape[1]).to(torch.int8) - 8
-        self.register_buffer(f"{name}_codes", signed)
+        self.register_buffer(f"{name}_codes", signed(part.codes, 4, weight.shape[1]))
         self.register_buffer(f"{name}_scales", part.scales.float())
         self.register_buffer(f"{name}_zeros", torch.zeros_like(part.scales, dtype=torch.int8))
 
@@ -94,14 +95,14 @@ class TracedOps:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
         query, key = (
-            self._rotate(_heads(x, n), layer) for x, n in ((q, layer.heads), (k, layer.kv_heads))
+            self._rotate(heads_first(x, n), layer)
+            for x, n in ((q, layer.heads), (k, layer.kv_heads))
         )
-        value = _heads(v, layer.kv_heads)
+        value = heads_first(v, layer.kv_heads)
         keys, values = self._frame.write(layer.index, key, value, self._position)
         grouped = (query * layer.scale).reshape(layer.kv_heads, -1, layer.head_dim)
         scores = torch.bmm(grouped, keys.transpose(1, 2))  # (K, G · T, S)
-        if layer.softcap is not None:
-            scores = torch.tanh(scores / layer.softcap) * layer.softcap
+        scores = soft_capped(scores, layer.softcap)
         shares = torch.softmax(scores + self._known[mask_name(layer.window)], -1)
         mixed = torch.bmm(shares, values).view(layer.heads, -1, layer.head_dim)
         return mixed.transpose(0, 1).reshape(-1, layer.heads * layer.head_dim)  # (T, H · D)
@@ -122,17 +123,8 @@ class TracedOps:
 
     def logits(self, x: Tensor, table: StoredWeight, softcap: float | None) -> Tensor:
         y = functional.linear(x, self._frame.weight(table))
-        return y if softcap is None else torch.tanh(y / softcap) * softcap
+        return soft_capped(y, softcap)
 
     def _rotate(self, x: Tensor, layer: LayerSpec) -> Tensor:
         cos, sin = (self._known[f"{part} {layer.rope}"] for part in ("cos", "sin"))
-        low, high = x.chunk(2, dim=-1)
-        return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
-
-
-def _heads(x: Tensor, heads: int) -> Tensor:
-    return x.view(x.shape[0], heads, -1).transpose(0, 1)  # (heads, T, D)
-
-
-def _flat(name: str) -> str:
-    return name.replace(".", "_")
+        return rotate_halves(x, cos, sin)
