@@ -7,6 +7,7 @@ Sources: AutoGPTQ `qlinear_cuda.py`, AutoAWQ `packing_utils.py`, bitsandbytes `f
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
@@ -59,6 +60,10 @@ class IntMatrix:
         return (whole.codes[start:stop].float() - zeros) * scales
 
     def stored(self) -> Stored:
+        return self._stored
+
+    @cached_property
+    def _stored(self) -> Stored:
         """No grid takes groups out of order, a zero point above the codes, or other scales."""
         whole = self.holder.get(self)
         count = whole.scales.shape[1]
@@ -73,7 +78,7 @@ class IntMatrix:
         return Stored(self.kind, self._format(group, whole.zeros))
 
     def codes(self, start: int, stop: int) -> Codes:
-        whole, form = self.holder.get(self), self.stored().format
+        whole, form = self.holder.get(self), self._stored.format
         assert form is not None, self.kind
         zeros = whole.zeros[start:stop].to(torch.uint8)
         return Codes(

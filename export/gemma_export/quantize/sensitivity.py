@@ -24,6 +24,7 @@ from gemma_export.quantize.recipe import (
     INT8,
     RECIPES,
     TABLE,
+    Format,
     Recipe,
     Rule,
     bits_per_weight,
@@ -66,10 +67,11 @@ def spend_budget(
 
 def choose_int8(budget: Budget, config: GemmaConfig, losses: Mapping[str, float]) -> Recipe:
     """Most loss per weight first; once with the table and once without, whichever loses less."""
+    formats = budget.base.formats(config)
     choices = [
-        _fill(budget, config, losses, start)
+        _fill(budget, config, formats, losses, start)
         for start in ((), (TABLE,))
-        if _fits(budget, config, start)
+        if _fits(budget, config, formats, start)
     ]
     best = max(choices, key=lambda chosen: sum(losses[name] for name in chosen))
     return _with_int8(budget, best)
@@ -87,11 +89,12 @@ def measure_losses(work: Calibrator, tick: Tick) -> dict[str, float]:
         lambda token: checkpoint.rows(TABLE, token, token + 1),
     )
     losses: dict[str, float] = {}
+    formats = work.formats()
     for layer in config.layers:
         weights = load_layer(checkpoint, layer.index)
         grams = observe_layer(flow, config, layer, weights)
         for name, gram in grams.items():
-            error, power = _error_and_power(work, name, weights[name], gram)
+            error, power = _error_and_power(formats[name], weights[name], gram)
             losses[name] = error / power
         after = work.file("probe", layer.index + 1)
         advance_flow(flow, after, config, layer, weights)
@@ -106,29 +109,32 @@ def measure_losses(work: Calibrator, tick: Tick) -> dict[str, float]:
 
 
 def _table_loss(work: Calibrator, gram: Tensor) -> float:
+    form = work.formats()[TABLE]
+
     def measure(span: tuple[int, int]) -> tuple[float, float]:
-        return _error_and_power(work, TABLE, work.checkpoint.rows(TABLE, *span), gram)
+        return _error_and_power(form, work.checkpoint.rows(TABLE, *span), gram)
 
     parts = list(in_order(measure, row_blocks(work.checkpoint.config.tensor_shapes()[TABLE])))
     return sum(error for error, _ in parts) / sum(power for _, power in parts)
 
 
-def _error_and_power(
-    work: Calibrator, name: str, rows: Tensor, gram: Tensor
-) -> tuple[float, float]:
-    form = work.formats()[name]
+def _error_and_power(form: Format, rows: Tensor, gram: Tensor) -> tuple[float, float]:
     off = rows - dequantize(round_rows(rows, form, "searched"), form)
     return float(((off @ gram) * off).sum()), float(((rows @ gram) * rows).sum())
 
 
 def _fill(
-    budget: Budget, config: GemmaConfig, losses: Mapping[str, float], start: tuple[str, ...]
+    budget: Budget,
+    config: GemmaConfig,
+    formats: Mapping[str, Format],
+    losses: Mapping[str, float],
+    start: tuple[str, ...],
 ) -> tuple[str, ...]:
     shapes = config.tensor_shapes()
     chosen = start
     worth = {name: loss / (shapes[name][0] * shapes[name][1]) for name, loss in losses.items()}
     for name in sorted(worth, key=lambda name: -worth[name]):
-        if name != TABLE and _fits(budget, config, (*chosen, name)):
+        if name != TABLE and _fits(budget, config, formats, (*chosen, name)):
             chosen = (*chosen, name)
     return chosen
 
@@ -138,14 +144,17 @@ def _with_int8(budget: Budget, names: tuple[str, ...]) -> Recipe:
     return replace(budget.base, name=budget.name, rules=(*rules, *budget.base.rules))
 
 
-def _fits(budget: Budget, config: GemmaConfig, names: tuple[str, ...]) -> bool:
-    return bits_per_weight(config, _with_int8(budget, names).formats(config)) <= budget.bits
+def _fits(
+    budget: Budget, config: GemmaConfig, formats: Mapping[str, Format], names: tuple[str, ...]
+) -> bool:
+    return bits_per_weight(config, {**formats, **dict.fromkeys(names, INT8)}) <= budget.bits
 
 
 def _check_budget(budget: Budget, config: GemmaConfig) -> None:
-    least = bits_per_weight(config, budget.base.formats(config))
+    formats = budget.base.formats(config)
+    least = bits_per_weight(config, formats)
     most = bits_per_weight(config, RECIPES["int8"].formats(config))
-    if any(form.bits != 4 for form in budget.base.formats(config).values()):
+    if any(form.bits != 4 for form in formats.values()):
         raise RecipeError(
             f"--bits starts from int4 everywhere, recipe {budget.base.name} is not; choose int4, "
             "int4-gptq or int4-distilled"
