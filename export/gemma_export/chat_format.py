@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from gemma_runtime.chat import CANONICAL_TEMPLATE
+from gemma_runtime.chat import CANONICAL_TEMPLATE, ChatFrame
 from gemma_runtime.errors import TokenizerError
-from gemma_runtime.template import TemplateRefusal, render_template
+from gemma_runtime.template import TemplateRefusal
 
 _USER, _REPLY, _AGAIN, _SYSTEM = (f"{place}{'7' * 38}{place}" for place in range(4))
 _PAD = " \n"
@@ -54,12 +54,12 @@ class ChatFormat:
 
 def chat_format(template: str | None, bos: str, eos: str) -> ChatFormat:
     """Raises TokenizerError for a template that these texts can't hold."""
-    frame = _Frame(CANONICAL_TEMPLATE if template is None else template, bos, eos)
+    frame = ChatFrame(CANONICAL_TEMPLATE if template is None else template, bos, eos)
     turns = [("user", _USER), ("assistant", _REPLY), ("user", _AGAIN)]
-    first, user_to_assistant, assistant_to_user, reply = frame.cut(turns)
-    fold = frame.folds_system()
+    first, user_to_assistant, assistant_to_user, reply = _cut(frame, turns)
+    fold = _folds_system(frame)
     # A template that has no place for a system's text gets it in front of the first user's.
-    system, between = (first, "\n\n") if fold else frame.cut([("system", _SYSTEM), turns[0]])[:2]
+    system, between = (first, "\n\n") if fold else _cut(frame, [("system", _SYSTEM), turns[0]])[:2]
     found = ChatFormat(
         first=first,
         user_to_assistant=user_to_assistant,
@@ -67,55 +67,40 @@ def chat_format(template: str | None, bos: str, eos: str) -> ChatFormat:
         reply=reply,
         system=system,
         system_to_user=between,
-        trim_user=frame.trims(turns, 0),
-        trim_assistant=frame.trims(turns, 1),
-        trim_system=fold or frame.trims([("system", _SYSTEM), turns[0]], 0),
+        trim_user=_trims(frame, turns, 0),
+        trim_assistant=_trims(frame, turns, 1),
+        trim_system=fold or _trims(frame, [("system", _SYSTEM), turns[0]], 0),
     )
     _check(found, frame, fold)
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Frame:
-    template: str
-    bos: str
-    eos: str
-
-    def render(self, turns: Sequence[tuple[str, str]]) -> str:
-        names = {
-            "messages": [{"role": role, "content": content} for role, content in turns],
-            "add_generation_prompt": True,
-            "bos_token": self.bos,
-            "eos_token": self.eos,
-            "tools": None,
-            "documents": None,
-        }
-        return render_template(self.template, names)
-
-    def cut(self, turns: Sequence[tuple[str, str]]) -> list[str]:
-        """What stands around the contents."""
-        text, parts = self.render(turns), []
-        for _, content in turns:
-            before, found, text = text.partition(content)
-            if not found:
-                raise TokenizerError("the chat template leaves out or alters a turn")
-            parts.append(before)
-        return [*parts, text]
-
-    def folds_system(self) -> bool:
-        try:
-            self.render([("system", _SYSTEM), ("user", _USER)])
-        except TemplateRefusal:
-            return True
-        return False
-
-    def trims(self, turns: Sequence[tuple[str, str]], place: int) -> bool:
-        role, content = turns[place]
-        padded = [*turns[:place], (role, _PAD + content + _PAD), *turns[place + 1 :]]
-        return _PAD + content + _PAD not in self.render(padded)
+def _cut(frame: ChatFrame, turns: Sequence[tuple[str, str]]) -> list[str]:
+    """What stands around the contents."""
+    text, parts = frame.render(turns), []
+    for _, content in turns:
+        before, found, text = text.partition(content)
+        if not found:
+            raise TokenizerError("the chat template leaves out or alters a turn")
+        parts.append(before)
+    return [*parts, text]
 
 
-def _check(found: ChatFormat, frame: _Frame, fold: bool) -> None:
+def _folds_system(frame: ChatFrame) -> bool:
+    try:
+        frame.render([("system", _SYSTEM), ("user", _USER)])
+    except TemplateRefusal:
+        return True
+    return False
+
+
+def _trims(frame: ChatFrame, turns: Sequence[tuple[str, str]], place: int) -> bool:
+    role, content = turns[place]
+    padded = [*turns[:place], (role, _PAD + content + _PAD), *turns[place + 1 :]]
+    return _PAD + content + _PAD not in frame.render(padded)
+
+
+def _check(found: ChatFormat, frame: ChatFrame, fold: bool) -> None:
     """Conversations of one to nine turns, tight and padded, with a system's text and without."""
     for pad in ("", _PAD):
         for turns in range(1, 10, 2):
@@ -132,7 +117,7 @@ def _check(found: ChatFormat, frame: _Frame, fold: bool) -> None:
 
 def _compare(
     found: ChatFormat,
-    frame: _Frame,
+    frame: ChatFrame,
     messages: Sequence[tuple[str, str]],
     asked: Sequence[tuple[str, str]],
 ) -> None:

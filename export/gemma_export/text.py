@@ -14,7 +14,7 @@ from gemma_export.prompts import golden_prompts
 from gemma_export.quantize.calibration import Calibration, load_calibration
 from gemma_runtime.errors import CheckpointError
 from gemma_runtime.manifest import LayerCache
-from gemma_runtime.teacher import LONGEST, read_segments
+from gemma_runtime.teacher import encode_segments, read_segments
 
 _TURN_END, _END = "<end_of_turn>", "<eos>"
 
@@ -74,13 +74,15 @@ def _encode_segments(
     """As the runtime encodes them, or the teacher would not be found again."""
     if encoder is None:
         raise CheckpointError(f"{checkpoint.id} has no tokenizer, so --eval-text can't be read")
+
+    def encode(text: str) -> list[int]:
+        return list(encoder.encode(text, add_special_tokens=False).ids)
+
     encoder.encode_special_tokens = True
-    longest, bos = min(LONGEST, context_length), checkpoint.config.bos_token
-    found = {
-        name: [bos, *encoder.encode(text, add_special_tokens=False).ids][:longest]
-        for name, text in texts.items()
-    }
-    return {name: ids for name, ids in found.items() if len(ids) > 1}
+    try:
+        return encode_segments(texts, encode, checkpoint.config.bos_token, context_length)
+    finally:
+        encoder.encode_special_tokens = False  # calibration text may hold control tokens
 
 
 def _load_encoder(checkpoint: Checkpoint, files: TokenizerFiles) -> Tokenizer:

@@ -45,7 +45,7 @@ def encode_chat(
     don't alternate and for a template that fails.
     """
     _check_turns(messages)
-    frame = _Frame(
+    frame = ChatFrame(
         template=CANONICAL_TEMPLATE if template is None else template,
         bos=_piece(tokenizer, bos_token),
         eos=_piece(tokenizer, tokenizer.token_id("<eos>")),
@@ -62,10 +62,24 @@ def encode_chat(
 
 
 @dataclass(frozen=True, slots=True)
-class _Frame:
+class ChatFrame:
+    """A template and the names of the tokens that it writes."""
+
     template: str
     bos: str
     eos: str
+
+    def render(self, turns: Sequence[tuple[str, str]]) -> str:
+        """The text of (role, content) turns, up to where the reply begins."""
+        names = {
+            "messages": [{"role": role, "content": content} for role, content in turns],
+            "add_generation_prompt": True,
+            "bos_token": self.bos,
+            "eos_token": self.eos,
+            "tools": None,
+            "documents": None,
+        }
+        return render_template(self.template, names)
 
 
 def _piece(tokenizer: Tokenizer, token: int | None) -> str:
@@ -90,7 +104,7 @@ def _check_turns(messages: Sequence[Message]) -> None:
             )
 
 
-def _render_folded(frame: _Frame, messages: Sequence[Message]) -> tuple[str, dict[str, str]]:
+def _render_folded(frame: ChatFrame, messages: Sequence[Message]) -> tuple[str, dict[str, str]]:
     """Render; once more with the system's text in the user's turn, if the template has no place."""
     if messages[0].role != "system":
         return _render(frame, messages)
@@ -106,19 +120,10 @@ def _fold_system(messages: Sequence[Message]) -> list[Message]:
     return [Message("user", content), *rest]
 
 
-def _render(frame: _Frame, messages: Sequence[Message]) -> tuple[str, dict[str, str]]:
+def _render(frame: ChatFrame, messages: Sequence[Message]) -> tuple[str, dict[str, str]]:
     """The template's text with placeholders, and what they stand for."""
     contents: dict[str, str] = {}
-    turns = [{"role": m.role, "content": _hide(m.content, contents)} for m in messages]
-    names = {
-        "messages": turns,
-        "add_generation_prompt": True,
-        "bos_token": frame.bos,
-        "eos_token": frame.eos,
-        "tools": None,
-        "documents": None,
-    }
-    text = render_template(frame.template, names)
+    text = frame.render([(m.role, _hide(m.content, contents)) for m in messages])
     for hidden, content in contents.items():
         if hidden not in text:
             raise TemplateRefusal(

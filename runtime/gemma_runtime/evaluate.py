@@ -14,7 +14,7 @@ from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import TokenizerError
 from gemma_runtime.goldens import log_sum_exp
 from gemma_runtime.session import Logits, Session, open_session
-from gemma_runtime.teacher import LONGEST, TeacherSegment, load_teacher
+from gemma_runtime.teacher import TeacherSegment, encode_segments, load_teacher
 from gemma_runtime.tokenizer import load_tokenizer
 
 Floats = NDArray[np.float64]
@@ -77,24 +77,15 @@ def evaluate_bundle(
         )
     tokens = {name: segment.tokens.tolist() for name, segment in teachers.items()}
     if texts is not None:
-        tokens = encode_texts(bundle, texts)
+        manifest = bundle.manifest
+        encode = load_tokenizer(bundle).encode
+        tokens = encode_segments(texts, encode, manifest.bos_token, manifest.context_length)
     with open_session(bundle, threads) as session:
         measured = [
             _measure(session, name, ids, _teacher_of(teachers, name, ids))
             for name, ids in tokens.items()
         ]
     return summarize(measured)
-
-
-def encode_texts(bundle: Bundle, texts: dict[str, str]) -> dict[str, list[int]]:
-    """Token ids by name, bos first, as long as a teacher's segments are."""
-    tokenizer, manifest = load_tokenizer(bundle), bundle.manifest
-    longest = min(LONGEST, manifest.context_length)
-    found = {
-        name: [manifest.bos_token, *tokenizer.encode(text)][:longest]
-        for name, text in texts.items()
-    }
-    return {name: ids for name, ids in found.items() if len(ids) > 1}
 
 
 def summarize(measured: Sequence[_Measured]) -> Evaluation:

@@ -4,7 +4,7 @@ T positions of all segments, one after the other; k top tokens. The file is a nu
 """
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,15 @@ def read_segments(path: Path) -> dict[str, str]:
     if not texts:
         raise TokenizerError(f"{path} holds no text; expected paragraphs, or a folder of files")
     return texts
+
+
+def encode_segments(
+    texts: Mapping[str, str], encode: Callable[[str], list[int]], bos: int, context_length: int
+) -> dict[str, list[int]]:
+    """Token ids by name, bos first, cut to what is read; the exporter's are found again by them."""
+    longest = min(LONGEST, context_length)
+    found = {name: [bos, *encode(text)][:longest] for name, text in texts.items()}
+    return {name: ids for name, ids in found.items() if len(ids) > 1}
 
 
 def save_teacher(path: Path, segments: list[TeacherSegment]) -> None:

@@ -16,9 +16,10 @@ from gemma_export.quantize.recipe import find_recipe
 from gemma_runtime.bundle import Bundle, open_bundle
 from gemma_runtime.cli import run_command
 from gemma_runtime.errors import BundleError, CheckpointError, TokenizerError
-from gemma_runtime.evaluate import bucketed_kl, encode_texts, evaluate_bundle
+from gemma_runtime.evaluate import bucketed_kl, evaluate_bundle
 from gemma_runtime.session import open_session
-from gemma_runtime.teacher import TEACHER, load_teacher, read_segments
+from gemma_runtime.teacher import TEACHER, encode_segments, load_teacher, read_segments
+from gemma_runtime.tokenizer import load_tokenizer
 from tests.export.conftest import TinyCheckpoint
 from tests.export.gguf_files import GEMMA2, write_tiny
 
@@ -78,7 +79,10 @@ def test_figures_are_those_of_whole_distributions(bundles: dict[str, Bundle]) ->
     """64 tokens are fewer than are kept, so nothing is left in the bucket."""
     evaluation = evaluate_bundle(bundles["int4"])
     for segment in evaluation.segments:
-        ids = encode_texts(bundles["int4"], TEXTS)[segment.name]
+        manifest = bundles["int4"].manifest
+        encode = load_tokenizer(bundles["int4"]).encode
+        read = encode_segments(TEXTS, encode, manifest.bos_token, manifest.context_length)
+        ids = read[segment.name]
         with open_session(bundles["none"]) as want, open_session(bundles["int4"]) as got:
             log_p, log_q = log_softmax(want.score(ids)), log_softmax(got.score(ids))
         kl = (np.exp(log_p) * (log_p - log_q)).sum(-1)
