@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.codes_gguf import read_gguf_codes
+from gemma_runtime.digests import combine_digests, parts_digest
 from gemma_runtime.errors import BundleError
 from gemma_runtime.gguf_names import hf_name
 from gemma_runtime.manifest import Manifest
@@ -56,17 +57,7 @@ def codes_digest(bundle: Bundle) -> str | None:
         raise BundleError(f"{bundle.directory}: codes can't be read back: {error!r}") from error
     if missing := [name for name in formats if name not in digests]:
         raise BundleError(f"{bundle.directory} holds no codes of {missing[0]}; export again")
-    return combine_digests([f"{name} {form} {digests[name]}" for name, form in formats.items()])
-
-
-def combine_digests(lines: list[str]) -> str:
-    """sha256 over `NAME FORMAT DIGEST` lines in sorted order."""
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
-
-
-def parts_digest(parts: list["hashlib._Hash"]) -> str:
-    """Of one weight: sha256 over the digests of codes, scales and zero points."""
-    return hashlib.sha256(b"".join(part.digest() for part in parts)).hexdigest()
+    return combine_digests(f"{name} {form} {digests[name]}" for name, form in formats.items())
 
 
 def _digest(weight: HeldWeight) -> str:

@@ -9,7 +9,6 @@ from rich.text import Text
 
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import BundleError
-from gemma_runtime.held_codes import codes_digest
 from gemma_runtime.machine import format_bytes
 from gemma_runtime.manifest import (
     Agreement,
@@ -120,6 +119,8 @@ def compare_bundles(bundles: Sequence[Bundle]) -> Comparison:
 
 def _held_codes(bundle: Bundle) -> str | None:
     """The digest of what the artifact holds. Raises BundleError if the manifest says another."""
+    from gemma_runtime.held_codes import codes_digest  # readers of all containers
+
     held, claimed = codes_digest(bundle), bundle.manifest.quantization.codes_digest
     if held is not None and held != claimed:
         raise BundleError(

@@ -26,8 +26,8 @@ from gemma_export.quantize.recipe import FLOAT, Format, Recipe
 from gemma_export.quantize.round import round_rows
 from gemma_runtime.bundle import sweep_leftovers
 from gemma_runtime.cache import cache_folder
+from gemma_runtime.digests import combine_digests, parts_digest
 from gemma_runtime.errors import CheckpointError
-from gemma_runtime.held_codes import combine_digests, parts_digest
 
 _VERSION = "2"  # of rounding and layout: raise it when either changes
 Progress = Callable[[str, int], None]  # tensor name, float32 bytes just done
@@ -61,7 +61,7 @@ class StoredWeight:
 class QuantizedStore:
     path: Path
     recipe: str
-    codes_digest: str  # see `gemma_runtime.held_codes`
+    codes_digest: str  # see `gemma_runtime.digests`
     formats: Mapping[str, Format]
     file: SafetensorsFile
     shapes: Mapping[str, tuple[int, ...]]
@@ -159,7 +159,7 @@ def _build(
 def _digest(lines: Mapping[str, str], formats: Mapping[str, Format]) -> str:
     """Of the quantized weights, which any container gives back; of all where none is quantized."""
     quantized = [line for n, line in lines.items() if not formats.get(n, FLOAT).is_float]
-    return combine_digests(quantized or list(lines.values()))
+    return combine_digests(quantized or lines.values())
 
 
 def _layout(name: str, shape: tuple[int, ...], form: Format) -> dict[str, TensorInfo]:
@@ -207,7 +207,7 @@ def _write(
             hashes.setdefault(part, hashlib.sha256()).update(data.data)
             writer.write_rows(part, start, data)
         progress(name, done)
-    return f"{name} {form} {parts_digest(list(hashes.values()))}"
+    return f"{name} {form} {parts_digest(hashes.values())}"
 
 
 def _parts(

@@ -73,21 +73,13 @@ def code_blob(weight: StoredWeight) -> Blob:
     form, (rows, width) = weight.format, weight.shape
     kinds = {4: (INT4, UINT4), 8: (INT8, UINT8)}[form.bits]
     flip = 0 if form.asymmetric else {4: 0x88, 8: 0x80}[form.bits]
-
-    def blocks() -> Iterator[NDArray[np.uint8]]:
-        for start, stop in row_blocks(weight.shape):
-            yield _bytes(weight.codes(start, stop).codes ^ flip)
-
+    blocks = _streamed(weight, lambda start, stop: weight.codes(start, stop).codes ^ flip)
     return Blob(kinds[form.asymmetric], rows * width * form.bits // 8, blocks)
 
 
 def scale_blob(weight: StoredWeight) -> Blob:
     rows, groups = scales_shape(weight)
-
-    def blocks() -> Iterator[NDArray[np.uint8]]:
-        for start, stop in row_blocks(weight.shape):
-            yield _bytes(weight.codes(start, stop).scales)
-
+    blocks = _streamed(weight, lambda start, stop: weight.codes(start, stop).scales)
     return Blob(FLOAT16, rows * groups * 2, blocks)
 
 
@@ -106,12 +98,14 @@ def zero_blob(weight: StoredWeight) -> Blob:
 
 def float_blob(weight: StoredWeight) -> Blob:
     """A float32 weight, rounded to float16."""
-
-    def blocks() -> Iterator[NDArray[np.uint8]]:
-        for start, stop in row_blocks(weight.shape):
-            yield _bytes(weight.rows(start, stop).half())
-
+    blocks = _streamed(weight, lambda start, stop: weight.rows(start, stop).half())
     return Blob(FLOAT16, 2 * int(np.prod(weight.shape)), blocks)
+
+
+def _streamed(
+    weight: StoredWeight, read: Callable[[int, int], Tensor]
+) -> Callable[[], Iterator[NDArray[np.uint8]]]:
+    return lambda: (_bytes(read(*span)) for span in row_blocks(weight.shape))
 
 
 def array_blob(values: NDArray[np.float16]) -> Blob:

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_runtime.mil.blob import Array, Nibbles
+from gemma_runtime.mil.blob import Array, Nibbles, unpack_nibbles
 from gemma_runtime.mil.wire import Damaged
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -261,9 +261,8 @@ def _signed(values: Array, signed: bool) -> Array:
 @cache
 def _quads(signed: bool) -> NDArray[np.complex128]:
     """Four codes as float32 for each value of two bytes, as items of 16 bytes."""
-    two_bytes = np.arange(1 << 16, dtype=np.uint16)
-    codes = np.stack([(two_bytes >> shift & 15).astype(np.uint8) for shift in (0, 4, 8, 12)], -1)
-    return _signed(codes, signed).astype(np.float32).view(np.complex128)[:, 0]
+    two_bytes = np.arange(1 << 16, dtype="<u2").view(np.uint8)
+    return unpack_nibbles(two_bytes, signed).astype(np.float32).view(np.complex128)
 
 
 def _scratch(name: str, size: int) -> Floats:
