@@ -49,12 +49,15 @@ class StoredWeight:
         return dequantize(self.codes(start, stop), self.format)
 
     def codes(self, start: int, stop: int) -> Codes:
-        zeros = f"{self.name}.zeros"
         return Codes(
-            self.file.rows(f"{self.name}.codes", start, stop),
-            self.file.rows(f"{self.name}.scales", start, stop),
-            self.file.rows(zeros, start, stop) if self.format.asymmetric else None,
+            self.part("codes", start, stop),
+            self.part("scales", start, stop),
+            self.part("zeros", start, stop) if self.format.asymmetric else None,
         )
+
+    def part(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of codes, scales or zeros alone."""
+        return self.file.rows(f"{self.name}.{name}", start, stop)
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,13 +73,13 @@ def code_blob(weight: StoredWeight) -> Blob:
     form, (rows, width) = weight.format, weight.shape
     kinds = {4: (INT4, UINT4), 8: (INT8, UINT8)}[form.bits]
     flip = 0 if form.asymmetric else {4: 0x88, 8: 0x80}[form.bits]
-    blocks = _streamed(weight, lambda start, stop: weight.codes(start, stop).codes ^ flip)
+    blocks = _streamed(weight, lambda start, stop: weight.part("codes", start, stop) ^ flip)
     return Blob(kinds[form.asymmetric], rows * width * form.bits // 8, blocks)
 
 
 def scale_blob(weight: StoredWeight) -> Blob:
     rows, groups = scales_shape(weight)
-    blocks = _streamed(weight, lambda start, stop: weight.codes(start, stop).scales)
+    blocks = _streamed(weight, lambda start, stop: weight.part("scales", start, stop))
     return Blob(FLOAT16, rows * groups * 2, blocks)
 
 
@@ -89,8 +89,7 @@ def zero_blob(weight: StoredWeight) -> Blob:
     rows, groups = scales_shape(weight)
 
     def blocks() -> Iterator[NDArray[np.uint8]]:
-        zeros = weight.codes(0, rows).zeros
-        assert zeros is not None
+        zeros = weight.part("zeros", 0, rows)
         yield _bytes(pack(unpack(zeros, bits, groups).reshape(1, -1), bits))
 
     return Blob({4: UINT4, 8: UINT8}[bits], (rows * groups * bits + 7) // 8, blocks)
