@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from gemma_export.pipeline import ExportRequest, export_bundles
 from gemma_export.progress import QuietReporter
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import open_or_build_store
+from gemma_export.targets import NO_OPTIONS, TargetOptions
 from gemma_runtime.bundle import Bundle
-from tests.export.models import TINIES, Tiny, save_tiny
+from tests.export.models import GEMMA2, TINIES, Tiny, save_tiny
 
 
 @dataclass(frozen=True)
@@ -46,31 +48,51 @@ def tiny(
 Export = Callable[..., Bundle]
 
 
+def export_folder(
+    folder: Path,
+    quant: str,
+    output: Path,
+    context: int = 128,
+    full_cache: bool = False,
+    target: str = "onnx",
+    prefill: int = 24,
+    options: TargetOptions = NO_OPTIONS,
+) -> Bundle:
+    """Export a folder with a named recipe."""
+    request = ExportRequest(
+        targets=(target,),
+        recipe=find_recipe(quant),
+        checkpoint=str(folder),
+        context_length=context,
+        prefill_length=min(prefill, context),
+        full_cache=full_cache,
+        options=options,
+        output=output,
+    )
+    (result,) = export_bundles(request, QuietReporter())
+    return result.bundle
+
+
 @pytest.fixture(scope="session")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """Export a folder with a named recipe."""
+    """`export_folder`, to a folder of its own."""
 
-    def run(
-        folder: Path,
-        quant: str,
-        context: int = 128,
-        full_cache: bool = False,
-        target: str = "onnx",
-        prefill: int = 24,
-    ) -> Bundle:
-        request = ExportRequest(
-            targets=(target,),
-            recipe=find_recipe(quant),
-            checkpoint=str(folder),
-            context_length=context,
-            prefill_length=min(prefill, context),
-            full_cache=full_cache,
-            output=tmp_path_factory.mktemp("bundles") / "bundle",
-        )
-        (result,) = export_bundles(request, QuietReporter())
-        return result.bundle
+    def run(folder: Path, quant: str, **settings: Any) -> Bundle:
+        output = tmp_path_factory.mktemp("bundles") / "bundle"
+        return export_folder(folder, quant, output, **settings)
 
     return run
+
+
+def save_loud(folder: Path) -> TinyCheckpoint:
+    """A tiny Gemma 2 whose residuals pass float16's 65504, as Gemma 3's do."""
+    model = GEMMA2.build()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "post_" in name and name.endswith("layernorm.weight"):
+                weight.add_(20_000)
+    model.save_pretrained(folder)
+    return TinyCheckpoint(GEMMA2, folder, model)
 
 
 def dequantized(tiny: TinyCheckpoint, quant: str) -> PreTrainedModel:

@@ -15,8 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from gemma_export.pipeline import ExportRequest, export_bundles
-from gemma_export.progress import QuietReporter
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import open_or_build_store
 from gemma_export.targets import ExportJob, Geometry, load_target
@@ -30,7 +28,7 @@ from gemma_runtime.goldens import top_logits
 from gemma_runtime.manifest import Manifest
 from gemma_runtime.session import open_session
 from gemma_runtime.verify import Verdict, verify_bundle
-from tests.export.conftest import TinyCheckpoint, dequantized
+from tests.export.conftest import TinyCheckpoint, dequantized, export_folder, save_loud
 from tests.export.models import GEMMA2, GEMMA3, WINDOW, eager_logits, save_tiny
 
 if find_spec("coreai") is None or find_spec("coreai_torch") is None:
@@ -58,16 +56,8 @@ def tiny(
 
 
 def export(tiny: TinyCheckpoint, quant: str, folder: Path) -> Bundle:
-    request = ExportRequest(
-        targets=("coreai",),
-        recipe=find_recipe(quant),
-        checkpoint=str(tiny.folder),
-        context_length=128,
-        prefill_length=PREFILL,
-        output=folder / "bundle",
-    )
-    (result,) = export_bundles(request, QuietReporter())
-    return result.bundle
+    output = folder / "bundle"
+    return export_folder(tiny.folder, quant, output, target="coreai", prefill=PREFILL)
 
 
 @pytest.fixture(scope="module")
@@ -162,14 +152,8 @@ def test_a_residual_that_float16_can_t_hold_is_scaled_and_comes_out_right(tmp_pa
     """Gemma 3's residuals pass 65504: unscaled, the logits are NaN."""
     from gemma_export.targets.coreai_module import Step
 
-    model = GEMMA2.build()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "post_" in name and name.endswith("layernorm.weight"):
-                weight.add_(20_000)
-    model.save_pretrained(tmp_path / "loud")
-    loud = TinyCheckpoint(GEMMA2, tmp_path / "loud", model)
-    expected = eager_logits(model, TOKENS[:40]).numpy()
+    loud = save_loud(tmp_path / "loud")
+    expected = eager_logits(loud.model, TOKENS[:40]).numpy()
 
     bundle = export(loud, "none", tmp_path)
     assert bundle.manifest.headroom.factor < 1

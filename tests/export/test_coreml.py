@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from gemma_export.pipeline import ExportRequest, export_bundles
-from gemma_export.progress import QuietReporter
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import open_or_build_store
 from gemma_export.targets import NO_OPTIONS, ExportJob, Geometry, TargetOptions, load_target
@@ -20,7 +18,7 @@ from gemma_runtime.goldens import top_logits
 from gemma_runtime.mil.blob import Array
 from gemma_runtime.session import open_session
 from gemma_runtime.verify import Verdict, verify_bundle
-from tests.export.conftest import TinyCheckpoint, dequantized
+from tests.export.conftest import TinyCheckpoint, dequantized, export_folder, save_loud
 from tests.export.models import GEMMA2, WINDOW, eager_logits
 
 pytest.importorskip("coremltools")
@@ -33,17 +31,10 @@ LENGTHS = (1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW, 3 * WINDOW + 5, 96)
 def export(
     tiny: TinyCheckpoint, quant: str, folder: Path, options: TargetOptions = NO_OPTIONS
 ) -> Bundle:
-    request = ExportRequest(
-        targets=("coreml",),
-        recipe=find_recipe(quant),
-        checkpoint=str(tiny.folder),
-        context_length=128,
-        prefill_length=PREFILL,
-        output=folder / "bundle",
-        options=options,
+    output = folder / "bundle"
+    return export_folder(
+        tiny.folder, quant, output, target="coreml", prefill=PREFILL, options=options
     )
-    (result,) = export_bundles(request, QuietReporter())
-    return result.bundle
 
 
 @pytest.fixture(scope="module")
@@ -197,14 +188,8 @@ def test_codes_lie_in_the_package_once_for_both_functions(
 
 def test_a_residual_that_float16_can_t_hold_is_scaled_and_comes_out_right(tmp_path: Path) -> None:
     """Gemma 3's residuals pass 65504: unscaled, the logits are NaN."""
-    model = GEMMA2.build()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "post_" in name and name.endswith("layernorm.weight"):
-                weight.add_(20_000)
-    model.save_pretrained(tmp_path / "loud")
-    loud = TinyCheckpoint(GEMMA2, tmp_path / "loud", model)
-    expected = eager_logits(model, TOKENS[:40]).numpy()
+    loud = save_loud(tmp_path / "loud")
+    expected = eager_logits(loud.model, TOKENS[:40]).numpy()
 
     bundle = export(loud, "none", tmp_path)
     assert bundle.manifest.headroom.factor < 1

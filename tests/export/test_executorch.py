@@ -9,8 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemma_export.pipeline import ExportRequest, export_bundles
-from gemma_export.progress import QuietReporter
 from gemma_export.quantize.recipe import TABLE, find_recipe
 from gemma_export.quantize.store import open_or_build_store
 from gemma_export.targets import Geometry, TargetOptions, load_target, load_targets
@@ -27,7 +25,7 @@ from gemma_runtime.quiet import quiet
 from gemma_runtime.session import open_session
 from gemma_runtime.step_session import StepSession
 from gemma_runtime.verify import Verdict, verify_bundle
-from tests.export.conftest import Export, TinyCheckpoint, dequantized
+from tests.export.conftest import Export, TinyCheckpoint, dequantized, export_folder
 from tests.export.models import GEMMA2, WINDOW, eager_logits
 
 pytest.importorskip("executorch")
@@ -216,19 +214,18 @@ def test_the_traced_decoder_is_the_decoder(tiny: TinyCheckpoint) -> None:
 def test_other_delegates_are_lowered_here_and_say_that_they_can_t_run(
     tiny: TinyCheckpoint, tmp_path: Path, delegate: str, quant: str, prefill: int, backend: bytes
 ) -> None:
-    request = ExportRequest(
-        targets=("executorch",),
-        recipe=find_recipe(quant),
-        checkpoint=str(tiny.folder),
-        context_length=32,
-        prefill_length=prefill,
+    bundle = export_folder(
+        tiny.folder,
+        quant,
+        tmp_path / "bundle",
+        context=32,
+        target="executorch",
+        prefill=prefill,
         options=TargetOptions(delegate),
-        output=tmp_path / "bundle",
     )
-    (result,) = export_bundles(request, QuietReporter())
-    assert backend in (result.bundle.directory / MODEL).read_bytes()
+    assert backend in (bundle.directory / MODEL).read_bytes()
     with pytest.raises(SessionError, match=r"can't load .*model\.pte"):
-        open_session(result.bundle)
+        open_session(bundle)
 
 
 @pytest.mark.parametrize("keep", [0, 40, 4000, -1000])
