@@ -4,6 +4,9 @@
 
 Exports the checkpoint once per recipe, scores the text with each bundle, and compares full
 distributions, position by position. A blank line in the text starts a new segment.
+
+`NAME@BITS` is a recipe with a budget (`--quant NAME --bits BITS`), `llama.cpp-q4_0` what
+llama.cpp's own quantizer makes of the checkpoint: those codes, kept as they are.
 """
 
 import argparse
@@ -14,17 +17,26 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 import numpy as np
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import quantize
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from gemma_export.checkpoint import Checkpoint, row_blocks
+from gemma_export.checkpoint.gguf_header import ALIGNMENT, write_header
+from gemma_export.checkpoint.gguf_vocabulary import gguf_vocabulary
+from gemma_export.checkpoint.open import open_checkpoint
 from gemma_export.pipeline import ExportRequest, export_bundles
 from gemma_export.progress import ConsoleReporter
-from gemma_export.quantize.recipe import RECIPES, find_recipe
+from gemma_export.quantize.recipe import RECIPES, TABLE, find_recipe
+from gemma_export.targets.gguf_metadata import model_metadata
 from gemma_runtime.bundle import Bundle
+from gemma_runtime.gguf_names import gguf_name
 from gemma_runtime.session import open_session
 from gemma_runtime.tokenizer import load_tokenizer
 
+_LLAMA = "llama.cpp-q4_0"
 Logits = NDArray[np.float32]
 
 
@@ -54,7 +66,7 @@ def main() -> None:
         teacher = _export(options.checkpoint, "none", Path(folder))
         references = [_score(teacher, segment) for segment in segments]
         found = [
-            _measure(_export(options.checkpoint, recipe, Path(folder)), references)
+            _measure(recipe, _export(options.checkpoint, recipe, Path(folder)), references)
             for recipe in options.recipes
         ]
     if options.json:
@@ -73,14 +85,44 @@ def _onnx_recipes() -> list[str]:
 
 
 def _export(checkpoint: str, recipe: str, folder: Path) -> Bundle:
+    if recipe == _LLAMA:
+        source = _write_llama_q4_0(open_checkpoint(checkpoint), folder / "q4_0.gguf")
+        checkpoint, recipe = str(source), "source"
+    name, _, bits = recipe.partition("@")
     request = ExportRequest(
         targets=("onnx",),
-        recipe=find_recipe(recipe),
+        recipe=find_recipe(name),
         checkpoint=checkpoint,
+        bits=float(bits) if bits else None,
         context_length=1024,
         output=folder / recipe,
     )
     return export_bundles(request, ConsoleReporter(Console(stderr=True)))[0].bundle
+
+
+def _write_llama_q4_0(checkpoint: Checkpoint, path: Path) -> Path:
+    """What `llama-quantize … Q4_0` makes: gguf's own rounding, matrices in Q4_0, gains in float32.
+
+    llama.cpp gives the tied table Q6_K, or Q8_0 where rows are no multiple of 256, as the 270M's
+    are. Here all get Q8_0: never worse than llama.cpp's choice.
+    """
+    shapes = checkpoint.config.tensor_shapes()
+    metadata = model_metadata(checkpoint.id, checkpoint.config) | gguf_vocabulary(checkpoint)
+    with path.open("wb") as file:
+        write_header(file, metadata, {gguf_name(n): (s, _type(n, s)) for n, s in shapes.items()})
+        for name, shape in shapes.items():
+            for span in row_blocks(shape):
+                rows = checkpoint.rows(name, *span).numpy()
+                stored = np.float32(1) + rows if len(shape) == 1 else rows
+                file.write(quantize(stored, _type(name, shape)).tobytes())
+            file.write(bytes(-file.tell() % ALIGNMENT))
+    return path
+
+
+def _type(name: str, shape: tuple[int, ...]) -> GGMLQuantizationType:
+    if len(shape) == 1:
+        return GGMLQuantizationType.F32
+    return GGMLQuantizationType.Q8_0 if name == TABLE else GGMLQuantizationType.Q4_0
 
 
 def _score(bundle: Bundle, text: str) -> tuple[list[int], Logits]:
@@ -97,7 +139,7 @@ def _run(bundle: Bundle, tokens: list[int]) -> Logits:
     return logits
 
 
-def _measure(bundle: Bundle, references: list[tuple[list[int], Logits]]) -> Quality:
+def _measure(recipe: str, bundle: Bundle, references: list[tuple[list[int], Logits]]) -> Quality:
     kl, same, ours, theirs = [], [], [], []
     for tokens, want in references:
         got = _run(bundle, tokens)
@@ -108,7 +150,7 @@ def _measure(bundle: Bundle, references: list[tuple[list[int], Logits]]) -> Qual
         theirs.append(want[rows, tokens[1:]])
     every = np.concatenate(kl)
     return Quality(
-        recipe=bundle.manifest.quantization.recipe,
+        recipe=recipe,
         bits_per_weight=bundle.manifest.quantization.bits_per_weight,
         artifact_bytes=sum(
             file.bytes for name, file in bundle.manifest.files.items() if "onnx" in name
