@@ -65,8 +65,11 @@ class NativeEngine:
 def build_native() -> Path:
     """The runner for the installed executorch, compiled once and kept in the cache folder.
 
+    $GEMMA_NATIVE names one that was compiled elsewhere, for boards without a compiler.
     Raises SessionError with the compiler's last line, MissingExtra without executorch.
     """
+    if own := os.environ.get("GEMMA_NATIVE"):
+        return _own_native(Path(own))
     source, wheel = _source_folder(), _executorch_folder()
     content = b"".join((source / name).read_bytes() for name in _SOURCES)
     key = hashlib.sha256(content + str(wheel).encode()).hexdigest()[:16]
@@ -74,6 +77,15 @@ def build_native() -> Path:
     if not binary.exists():
         binary.parent.mkdir(parents=True, exist_ok=True)
         _compile(source, wheel, binary)
+    return binary
+
+
+def _own_native(binary: Path) -> Path:
+    if not os.access(binary, os.X_OK):
+        raise SessionError(
+            f"GEMMA_NATIVE names {binary}, which can't be run; give the path of a gemma_native, or "
+            "unset it"
+        )
     return binary
 
 
