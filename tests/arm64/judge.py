@@ -2,8 +2,9 @@
 
     python -m tests.arm64.judge FOLDER SKIPPED CPU…
 
-FOLDER holds `x86.json` and, for each processor, `CPU.json` of `answers`, `CPU.tokens` of gemma_native
-and `CPU.onnxruntime.kernels`, `CPU.executorch.kernels`: counts of translated instructions.
+FOLDER holds `x86.json` and, for each processor, `CPU.json` of `answers`, `CPU.tokens` of
+gemma_native and `CPU.onnxruntime.kernels`, `CPU.executorch.kernels`: counts of instructions in the
+code that was emulated.
 """
 
 import sys
@@ -19,12 +20,13 @@ from gemma_runtime.manifest import Agreement
 from tests.arm64.answers import Answer, load_answers
 
 NATIVE = "executorch-int4"
-# Where kernels round activations to int8, blocks, sums and even the choice to round differ between
-# processors (a cortex-a53 rounds none): found are 3e-3 to x86, where int4 itself costs 1e-1.
-MAX_MEAN_KL = 1e-2
+# ONNX Runtime rounds activations to int8 in other blocks on other processors, and in none on a
+# cortex-a53. Found are 4e-4 at most, where int4 itself costs this model 1e-1.
+MAX_MEAN_KL = 2e-3
+TIE_MARGIN = 0.1  # logits; tokens that swapped places were closer than 0.05
 # XNNPACK rounds alike everywhere. What is left is float32's own rounding: found are 2e-6.
 MAX_NATIVE_DELTA = 1e-5
-# What a processor's fastest kernels are made of, and what it would stop at.
+# What a processor's fastest kernels are made of, and what it can't execute.
 KERNELS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "cortex-a53": (None, ("sdot", "smmla")),
     "cortex-a76": ("sdot", ("smmla",)),
@@ -74,16 +76,16 @@ def _judge(folder: Path, cpu: str, expected: Mapping[str, Answer]) -> Iterator[C
 
 def _verified(name: str, answer: Answer) -> Check:
     found = answer.verification
-    exact = f", of float kernels {found.exact.mean_kl:.0e}" if found.exact else ""
-    figures = f"{found.verdict}, mean KL {found.lowering.mean_kl:.1e}{exact}; {_delta(found.lowering)}"
-    reasons = "".join(f"; {reason}" for reason in found.failures)
-    return Check(f"{name} verify", answer.exit_code == 0, figures + reasons)
+    exact = f" ({found.exact.mean_kl:.0e} of float kernels)" if found.exact else ""
+    figures = f"{found.verdict}, mean KL {found.lowering.mean_kl:.1e}{exact}"
+    reasons = "; ".join([_delta(found.lowering), *found.failures])
+    return Check(f"{name} verify", answer.exit_code == 0, f"{figures}; {reasons}")
 
 
 def _compared(name: str, answer: Answer, here: Answer, native: bool) -> Check:
     logits = np.asarray(answer.logits, np.float32)  # (T, V)
     expected = np.asarray(here.logits, np.float32)
-    found = compare_logits(logits, top_logits(expected))
+    found = compare_logits(logits, top_logits(expected), TIE_MARGIN)
     agreed = round(found.top1 * found.positions) + found.near_ties
     passed = agreed == found.positions and found.mean_kl <= MAX_MEAN_KL
     if native:
@@ -106,7 +108,7 @@ def _kernels(folder: Path, cpu: str, runtime: str) -> Check:
     counts = {name: int(count) for count, name in map(str.split, lines)}
     wanted, forbidden = KERNELS[cpu]
     passed = (wanted is None or wanted in counts) and not counts.keys() & set(forbidden)
-    told = ", ".join(f"{count} {name}" for name, count in counts.items()) or "none of them"
+    told = ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
     return Check(f"{cpu} {runtime} kernels", passed, told)
 
 

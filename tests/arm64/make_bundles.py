@@ -1,6 +1,6 @@
 """Exports the committed tiny bundle's checkpoint in the other forms that ARM's kernels differ for.
 
-    python -m tests.arm64.make_bundles FOLDER
+python -m tests.arm64.make_bundles FOLDER
 """
 
 import sys

@@ -2,7 +2,7 @@
 # Runs tiny bundles on 64-bit ARM without a board or a phone: onnxruntime's and executorch's own wheels
 # for it, in Debian's emulator, as three processors: without dot products, with them (sdot), and with
 # matrix products too (smmla). gemma_native is compiled here, by runtime/native/aarch64-linux-gnu.cmake.
-# The emulator, a Python, a compiler and the wheels come from Debian and PyPI into a cache (450 MB).
+# The emulator, a Python, a compiler and the wheels come from Debian and PyPI into a cache (470 MB).
 # What can't be had is said, and skipped.
 #   PYTHON=.venv/bin/python tests/arm64/test.sh
 set -euo pipefail
@@ -33,6 +33,7 @@ debian_packages() {
     read -ra selection <<<"$4"
     shift 4
     stage=$(mktemp -d -p "$cache")
+    # shellcheck disable=SC2016
     mirror=$(apt-get indextargets --format '$(SITE)' | head -n 1) && [ -n "$mirror" ] || return 1
     mkdir -p "$stage/lists/partial" "$stage/archives/partial" "$stage/root"
     echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main" >"$stage/sources.list"
@@ -87,7 +88,7 @@ done
 "$python" -c "import executorch, onnxruntime, torch, transformers" 2>/dev/null \
     || skip "$python has no onnxruntime, executorch or transformers; run: pip install -e '.[dev]'"
 
-# Debian 12's own emulator dies of `import onnxruntime`.
+# Debian 12's own emulator (7.2) dies of `import onnxruntime`.
 debian_packages qemu trixie amd64 ./usr/bin/qemu-aarch64 qemu-user \
     || skip "Debian 13's qemu-user can't be had: $(tail -n 1 "$out/fetch.log")"
 debian_packages python bookworm arm64 --exclude=./usr/share/doc libc6 libgcc-s1 libstdc++6 \
@@ -120,13 +121,10 @@ export QEMU_LD_PREFIX=$cache/python
 
 # counted COUNTS COMMAND…: the emulator with a command, and the instructions that it translated.
 counted() {
-    local counts=$1
+    local counts=$1 status=0
     shift
-    rm -f "$out/assembly"
-    mkfifo "$out/assembly"
-    grep -oE '[[:space:]](sdot|smmla)[[:space:]]' "$out/assembly" | sort | uniq -c >"$counts" &
-    local status=0
-    timeout 600 "$emulator" -d in_asm -D "$out/assembly" "$@" || status=$?
+    timeout 600 "$emulator" -d in_asm \
+        -D >(grep -oE '[[:space:]](fmla|smlal|sdot|smmla)[[:space:]]' | sort | uniq -c >"$counts") "$@" || status=$?
     wait $!
     return $status
 }
