@@ -152,6 +152,6 @@ for cpu in "${cpus[@]}"; do
         "$cache/python/usr/bin/python3.11" -m tests.arm64.answers "$out/$cpu.json" --like "$out/x86.json" \
         "${bundles[@]}" >"$out/$cpu.log" 2>&1 || rm -f "$out/$cpu.json"
     [ $skipped = 1 ] || counted "$out/$cpu.executorch.kernels" "$out/board/gemma_native" "$program" 1 16 64 2 300 301 \
-        >"$out/$cpu.tokens" 2>>"$out/$cpu.log" || true
+        >"$out/$cpu.tokens" 2>"$out/$cpu.native.log" || true
 done
 "$python" -m tests.arm64.judge "$out" $skipped "${cpus[@]}"

@@ -25,12 +25,20 @@ class NativeEngine:
 
     def __init__(self, path: Path, threads: int) -> None:
         self._log = TemporaryFile()  # noqa: SIM115  closed with the process
-        self._process = subprocess.Popen(
-            [build_native(), path, str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-        )
+        runner = build_native()
+        try:
+            self._process = subprocess.Popen(
+                [runner, path, str(threads)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+            )
+        except OSError as error:
+            self._log.close()
+            raise SessionError(
+                f"{runner} can't be run: {error.strerror}; $GEMMA_NATIVE has to name a "
+                "gemma_native for this machine, or nothing"
+            ) from error
 
     def run(self, tokens: Sequence[int], position: int) -> Logits:
         """Raises SessionError with the process's last words if it has ended."""
@@ -69,7 +77,7 @@ def build_native() -> Path:
     Raises SessionError with the compiler's last line, MissingExtra without executorch.
     """
     if own := os.environ.get("GEMMA_NATIVE"):
-        return _own_native(Path(own))
+        return Path(own)
     source, wheel = _source_folder(), _executorch_folder()
     content = b"".join((source / name).read_bytes() for name in _SOURCES)
     key = hashlib.sha256(content + str(wheel).encode()).hexdigest()[:16]
@@ -77,15 +85,6 @@ def build_native() -> Path:
     if not binary.exists():
         binary.parent.mkdir(parents=True, exist_ok=True)
         _compile(source, wheel, binary)
-    return binary
-
-
-def _own_native(binary: Path) -> Path:
-    if not os.access(binary, os.X_OK):
-        raise SessionError(
-            f"GEMMA_NATIVE names {binary}, which can't be run; give the path of a gemma_native, or "
-            "unset it"
-        )
     return binary
 
 
