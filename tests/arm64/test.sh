@@ -45,7 +45,7 @@ debian_packages() {
         && for package in *.deb; do
             dpkg-deb --fsys-tarfile "$package" | tar x -C root "${selection[@]}" || exit 1
         done) >>"$out/fetch.log" 2>&1 || { rm -rf "$stage"; return 1; }
-    mv "$stage/root" "$cache/$folder"
+    mv -T "$stage/root" "$cache/$folder" || [ -d "$cache/$folder" ] # another run was faster
     rm -rf "$stage"
 }
 
@@ -77,7 +77,7 @@ wheels() {
         --platform manylinux2014_aarch64)
     { "${install[@]}" --requirement "$out/requirements.txt" && "${install[@]}" --no-deps "$2"; } \
         >>"$out/fetch.log" 2>&1 || { rm -rf "$stage"; return 1; }
-    mv "$stage/root" "$cache/$1"
+    mv -T "$stage/root" "$cache/$1" || [ -d "$cache/$1" ]
     rm -rf "$stage"
 }
 
