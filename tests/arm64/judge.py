@@ -24,7 +24,7 @@ NATIVE = "executorch-int4"
 # cortex-a53. Found are 4e-4 at most, where int4 itself costs this model 1e-1.
 MAX_MEAN_KL = 2e-3
 TIE_MARGIN = 0.1  # logits; tokens that swapped places were closer than 0.05
-# What XNNPACK rounds is the same everywhere in a model this small, and float32's own rounding is left:
+# XNNPACK's int8 are the same everywhere in a model this small, and float32's own rounding is left:
 # found are 2e-6. The 270M's logits differ by 2, as if some int8 fell the other way.
 MAX_NATIVE_DELTA = 1e-5
 # What a processor's fastest kernels are made of, and what it can't execute.
