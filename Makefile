@@ -5,7 +5,7 @@ DEMO   := out/gemma-3-270m-demo
 # Compiled imports make torch load in seconds instead of a minute.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-python test-android test-ios check format clean
+.PHONY: demo test test-python test-android test-ios test-arm64 check format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/gemma-export --target onnx --checkpoint demo --quant int8 --output $(DEMO) --force
@@ -13,7 +13,7 @@ demo: $(VENV)/.demo
 	$(BIN)/gemma-runtime run $(DEMO) "The three primary colours are" --max-new-tokens 40
 	$(BIN)/gemma-runtime bench $(DEMO)
 
-test: test-python test-android test-ios
+test: test-python test-android test-ios test-arm64
 
 test-python: $(VENV)/.dev
 	$(BIN)/python -m pytest
@@ -23,6 +23,9 @@ test-android: $(VENV)/.dev
 
 test-ios: $(VENV)/.dev
 	PYTHON=$(BIN)/python ios_demo/test.sh
+
+test-arm64: $(VENV)/.dev
+	PYTHON=$(BIN)/python tests/arm64/test.sh
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -35,7 +35,7 @@ _TEMPLATE = """\
 {% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"""
 
 
-def build(output: Path) -> Bundle:
+def build(output: Path, target: str = "onnx", recipe: str = "int4") -> Bundle:
     """Write the checkpoint to a folder that is thrown away, and export it."""
     tokenizer = small_tokenizer()
     with tempfile.TemporaryDirectory() as place:
@@ -45,8 +45,8 @@ def build(output: Path) -> Bundle:
         special = {"bos_token": "<bos>", "eos_token": "<eos>", "chat_template": _TEMPLATE}
         (model / "tokenizer_config.json").write_text(json.dumps(special))
         request = ExportRequest(
-            targets=("onnx",),
-            recipe=find_recipe("int4"),
+            targets=(target,),
+            recipe=find_recipe(recipe),
             checkpoint=str(model),
             context_length=CONTEXT,
             prefill_length=PREFILL,

@@ -134,6 +134,33 @@ def test_the_native_runner_needs_no_python_to_generate(float_bundle: Bundle) -> 
         )
 
 
+def test_a_runner_compiled_elsewhere_is_taken_by_its_name(
+    float_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, log = tmp_path / "runner", tmp_path / "log"
+    runner.write_text(f'#!/bin/sh\necho "$2" > "{log}"\nexec "{build_native()}" "$@"\n')
+    runner.chmod(0o755)
+    with open_session(float_bundle, threads=1) as session:
+        expected = session.prefill(TOKENS[:40])
+    monkeypatch.setenv("GEMMA_NATIVE", str(runner))
+    with open_session(float_bundle, threads=1) as session:
+        assert np.abs(session.prefill(TOKENS[:40]) - expected).max() <= 1e-5
+    assert log.read_text() == "1\n"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x7fELF of another machine"])
+def test_a_runner_that_this_machine_can_t_run_is_one_clear_line(
+    float_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    runner = tmp_path / "runner"
+    if content is not None:
+        runner.write_bytes(content)
+        runner.chmod(0o755)
+    monkeypatch.setenv("GEMMA_NATIVE", str(runner))
+    with pytest.raises(SessionError, match=r"runner can't be run: .*\$GEMMA_NATIVE"):
+        open_session(float_bundle, threads=1)
+
+
 def test_a_native_runner_that_can_t_load_says_why(tmp_path: Path, float_bundle: Bundle) -> None:
     (tmp_path / MODEL).write_bytes((float_bundle.directory / MODEL).read_bytes()[:4000])
     engine = NativeEngine(tmp_path / MODEL, threads=1)

@@ -3,6 +3,7 @@
 V vocabulary.
 """
 
+import os
 from collections.abc import Sequence
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -24,13 +25,15 @@ if TYPE_CHECKING:
 
 
 def open_executorch_session(bundle: Bundle, threads: int | None, graph: str) -> "StepSession":
-    """Load the bundle's program: with executorch's Python runtime, or natively without torch.
+    """Load the bundle's program: with executorch's Python runtime, or natively.
 
+    Natively where torch is missing, and where $GEMMA_NATIVE names a runner.
     Raises SessionError for a runtime too old for it, and for a file it can't load.
     """
     check_runtime("executorch", _installed(), bundle.manifest.target.min_runtime_version)
     path = bundle.directory / bundle.manifest.graphs[graph].file
-    engine = PythonEngine if find_spec("torch") else NativeEngine
+    native = os.environ.get("GEMMA_NATIVE") or find_spec("torch") is None
+    engine = NativeEngine if native else PythonEngine
     return StepSession(engine(path, threads or physical_cores()), bundle.manifest)
 
 

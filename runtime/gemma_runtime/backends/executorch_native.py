@@ -25,12 +25,20 @@ class NativeEngine:
 
     def __init__(self, path: Path, threads: int) -> None:
         self._log = TemporaryFile()  # noqa: SIM115  closed with the process
-        self._process = subprocess.Popen(
-            [build_native(), path, str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-        )
+        runner = build_native()
+        try:
+            self._process = subprocess.Popen(
+                [runner, path, str(threads)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+            )
+        except OSError as error:
+            self._log.close()
+            raise SessionError(
+                f"{runner} can't be run: {error.strerror}; $GEMMA_NATIVE has to name a "
+                "gemma_native for this machine, or nothing"
+            ) from error
 
     def run(self, tokens: Sequence[int], position: int) -> Logits:
         """Raises SessionError with the process's last words if it has ended."""
@@ -65,8 +73,11 @@ class NativeEngine:
 def build_native() -> Path:
     """The runner for the installed executorch, compiled once and kept in the cache folder.
 
+    $GEMMA_NATIVE names one that was compiled elsewhere, for boards without a compiler.
     Raises SessionError with the compiler's last line, MissingExtra without executorch.
     """
+    if own := os.environ.get("GEMMA_NATIVE"):
+        return Path(own)
     source, wheel = _source_folder(), _executorch_folder()
     content = b"".join((source / name).read_bytes() for name in _SOURCES)
     key = hashlib.sha256(content + str(wheel).encode()).hexdigest()[:16]
