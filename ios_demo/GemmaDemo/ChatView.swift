@@ -1,9 +1,12 @@
+import GemmaChat
+import GemmaKit
 import SwiftUI
 
 struct ChatView: View {
     let screen: ChatScreen
     @State private var question = ""
     @State private var picking = false
+    @State private var writingSchema = false
 
     var body: some View {
         VStack(spacing: 8) {
@@ -21,24 +24,55 @@ struct ChatView: View {
             if let warning = screen.warning { Text(warning).foregroundStyle(.orange).font(.callout) }
             Text(screen.status).font(.caption).foregroundStyle(.secondary)
             HStack {
-                TextField("Ask something", text: $question, axis: .vertical).textFieldStyle(.roundedBorder)
+                TextField(screen.schema == nil ? "Ask something" : "Ask for JSON", text: $question, axis: .vertical)
+                    .textFieldStyle(.roundedBorder)
                 if screen.busy { Button("Stop", action: screen.stop) } else { Button("Send", action: send) }
             }
             HStack {
                 Button("Bundle") { picking = true }.disabled(screen.busy)
+                Button(screen.schema == nil ? "Schema" : "Schema ✓") { writingSchema = true }.disabled(screen.busy)
                 Spacer()
                 Button("New chat", action: screen.reset)
             }
         }
         .padding()
         .sheet(isPresented: $picking) { BundlePicker(screen: screen) }
+        .sheet(isPresented: $writingSchema) {
+            SchemaEditor(screen: screen, text: screen.schema?.description ?? exampleSchema)
+        }
     }
 
     private func send() {
         let text = question.trimmingCharacters(in: .whitespacesAndNewlines)
-        guard !text.isEmpty else { return }
+        guard !text.isEmpty, !screen.busy else { return }
         question = ""
         screen.send(text)
+    }
+}
+
+/// A JSON Schema that answers have to match.
+struct SchemaEditor: View {
+    let screen: ChatScreen
+    @State var text: String
+    @Environment(\.dismiss) private var dismiss
+
+    var body: some View {
+        NavigationStack {
+            TextEditor(text: $text)
+                .font(.body.monospaced())
+                .autocorrectionDisabled()
+                .textInputAutocapitalization(.never)
+                .navigationTitle("Answers match")
+                .toolbar {
+                    ToolbarItem(placement: .cancellationAction) { Button("Any answer") { use("") } }
+                    ToolbarItem(placement: .confirmationAction) { Button("Use") { use(text) } }
+                }
+        }
+    }
+
+    private func use(_ text: String) {
+        screen.use(schema: text)
+        dismiss()
     }
 }
 

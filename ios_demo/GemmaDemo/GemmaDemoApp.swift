@@ -1,3 +1,4 @@
+import GemmaChat
 import SwiftUI
 
 @main
@@ -13,6 +14,8 @@ struct GemmaDemoApp: App {
             }
             // The system ends apps that compute in the background.
             .onChange(of: phase) { _, now in if now == .background { screen.stop() } }
+            // Else the display's sleep would end a long benchmark.
+            .onChange(of: screen.busy) { _, busy in UIApplication.shared.isIdleTimerDisabled = busy }
             .onReceive(NotificationCenter.default.publisher(for: UIApplication.didReceiveMemoryWarningNotification)) { _ in
                 screen.unload()
             }

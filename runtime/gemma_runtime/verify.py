@@ -77,8 +77,13 @@ def verify_bundle(bundle: Bundle, threads: int | None = None) -> Verification:
         with open_session(bundle, threads, exact=True) as session:
             exact = measure_lowering(session, goldens)
     with open_session(bundle, threads) as session:
-        limits = _LIMITS_OF.get(bundle.manifest.target.name, _LIMITS)
+        limits = limits_of(bundle.manifest.target.name)
         return verify(session, goldens, limits, exact, _engines(bundle, session, goldens))
+
+
+def limits_of(target: str) -> Limits:
+    """What the lowering to a target may cost."""
+    return _LIMITS_OF.get(target, _LIMITS)
 
 
 def measure_lowering(session: Session, goldens: Sequence[Golden]) -> Agreement:

@@ -10,24 +10,28 @@ import json
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
 
 from gemma_export.compact_tokenizer import compact_tokenizer
+from gemma_runtime.bench import Benchmark, BundleFigures, PromptFigures, Spread
 from gemma_runtime.bundle import open_bundle
 from gemma_runtime.chat import Message, encode_chat
 from gemma_runtime.goldens import load_goldens
+from gemma_runtime.manifest import Agreement
 from gemma_runtime.sampler import Sampler, Sampling
 from gemma_runtime.session import open_session
 from gemma_runtime.tokenizer import Tokenizer
-from gemma_runtime.verify import verify
+from gemma_runtime.verify import Limits, Verification, limits_of, verify
 
 DATA = Path(__file__).parent
 TINY = DATA / "tiny"
 VECTORS = DATA / "phone_vectors.json"
 BOS = 2
+TARGETS = ("onnx", "executorch", "coreml")
+REPORTS = (Verification, Limits, Agreement, Benchmark, BundleFigures, PromptFigures, Spread)
 
 TEXTS = [
     "",
@@ -80,6 +84,8 @@ def vectors() -> dict[str, object]:
         "decode": decoded(tokenizer, random.Random(2)),
         "chat": [chat_vector(tokenizer, bundle.manifest.chat_template, turns) for turns in TURNS],
         "sampler": list(draws(np.random.default_rng(3))),
+        "limits": {target: asdict(limits_of(target)) for target in TARGETS},
+        "fields": {part.__name__: [field.name for field in fields(part)] for part in REPORTS},
         "verify": {
             "lowering": asdict(figures.lowering),
             "quantization": asdict(figures.quantization),

@@ -23,7 +23,7 @@ public final class CoreMLEngine: Engine {
         states = Dictionary(uniqueKeysWithValues: graph.states.map { ($0.name, $0.shape) })
         let package = bundle.directory.appendingPathComponent(graph.file).deletingLastPathComponent()
         do {
-            let compiled = try await compiledModel(package, manifest.codesDigest)
+            let compiled = try await compiledModel(package, manifest.artifactDigest)
             prefill = try loadFunction("prefill", compiled)
             decode = try loadFunction("decode", compiled)
             state = decode.makeState()
@@ -99,7 +99,8 @@ private func loadFunction(_ name: String, _ compiled: URL) throws -> MLModel {
     return try MLModel(contentsOf: compiled, configuration: configuration)
 }
 
-/// The compiled model, kept by the digest of its codes: compiling takes a while.
+/// The compiled model, kept by the digest of all its files, since compiling takes a while: the same codes at another
+/// context are another model.
 private func compiledModel(_ package: URL, _ digest: String) async throws -> URL {
     let caches = try FileManager.default.url(for: .cachesDirectory, in: .userDomainMask, appropriateFor: nil, create: true)
     let kept = caches.appendingPathComponent("\(digest).mlmodelc")

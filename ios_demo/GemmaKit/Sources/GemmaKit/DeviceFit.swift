@@ -3,10 +3,8 @@ import Foundation
 /// Bytes a bundle takes in memory: the artifact's files, its caches, a chunk's work.
 public func neededBytes(_ manifest: Manifest) -> Double {
     let exact = manifest.graphs["exact"]?.file
-    let alone = exact.map { name in manifest.graphs.allSatisfy { $0.key == "exact" || $0.value.file != name } } ?? false
-    let apart = Set(manifest.roles.values).union(alone ? [exact ?? ""] : [])
-    let artifact = manifest.files.reduce(0) { $0 + (apart.contains($1.key) ? 0 : $1.value.bytes) }
-    return Double(artifact) + manifest.cacheBytes + Double(4 * workRows * manifest.vocabSize)
+    let alone = exact == manifest.graphs["decode"]?.file ? 0 : exact.flatMap { manifest.artifact[$0]?.bytes } ?? 0
+    return Double(manifest.artifactBytes - alone) + manifest.cacheBytes + Double(4 * workRows * manifest.vocabSize)
 }
 
 /// Why a bundle does not fit into a device's memory, in words; nil where it does.

@@ -8,9 +8,9 @@ public final class ExecutorchEngine: Engine {
 
     private let module: Module
 
-    public init(_ bundle: ModelBundle) throws {
-        guard let graph = bundle.manifest.graphs["decode"] else {
-            throw GemmaError.session("the bundle holds no decode graph; export the model again")
+    public init(_ bundle: ModelBundle, graph name: String) throws {
+        guard let graph = bundle.manifest.graphs[name] else {
+            throw GemmaError.session("the bundle holds no \(name) graph; export the model again")
         }
         module = Module(filePath: bundle.directory.appendingPathComponent(graph.file).path)
         do {

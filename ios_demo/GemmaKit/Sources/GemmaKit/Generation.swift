@@ -1,4 +1,4 @@
-public enum StopReason: Equatable {
+public enum StopReason: Equatable, Sendable {
     case stopToken, length, context
 }
 

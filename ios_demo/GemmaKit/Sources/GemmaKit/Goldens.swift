@@ -63,8 +63,10 @@ private func readTop(_ json: JSONFields) throws -> TopLogits {
 
 /// Boils (T, V) logits down to the k largest and the normalizer.
 func topLogits(_ rows: [[Float]], k: Int = 32) -> TopLogits {
-    let ids = rows.map { row in
-        Array(row.indices.sorted { row[$0] != row[$1] ? row[$0] > row[$1] : $0 < $1 }.prefix(k))
+    let ids = rows.map { row -> [Int] in
+        let threshold = kthLargest(row, k)
+        let top = row.indices.filter { row[$0] >= threshold }
+        return Array(top.sorted { row[$0] != row[$1] ? row[$0] > row[$1] : $0 < $1 }.prefix(k))
     }
     let logits = zip(rows, ids).map { row, top in top.map { Double(row[$0]) } }
     return TopLogits(ids: ids, logits: logits, logSumExp: rows.map(logSumExp))

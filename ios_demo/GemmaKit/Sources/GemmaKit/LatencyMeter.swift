@@ -1,7 +1,7 @@
 import Dispatch
 
 /// What a user waited for. Milliseconds; nil where nothing was measured.
-public struct Latency: Equatable {
+public struct Latency: Equatable, Sendable {
     public let loadMillis: Double?
     public let firstTokenMillis: Double?  // from the send to the first token, prefill included
     public let tokensPerSecond: Double?  // of the tokens after the first

@@ -66,8 +66,26 @@ public struct Manifest: Equatable {
     public let ropes: [String: Rope]  // by kind of attention
 
     /// Bytes of all key and value caches.
-    public var cacheBytes: Double {
-        layers.reduce(0) { $0 + $1.elements } * (cacheDtype == "float16" ? 2 : 4)
+    public var cacheBytes: Double { cacheBytes(.local) + cacheBytes(.global) }
+
+    /// Bytes of the caches of one kind of layer.
+    public func cacheBytes(_ kind: AttentionKind) -> Double {
+        layers.filter { $0.kind == kind }.reduce(0) { $0 + $1.elements } * (cacheDtype == "float16" ? 2 : 4)
+    }
+
+    /// What the runtime loads: every file that plays no role beside it.
+    public var artifact: [String: BundleFile] {
+        let apart = Set(roles.values)
+        return files.filter { !apart.contains($0.key) }
+    }
+
+    public var artifactBytes: Int { artifact.values.reduce(0) { $0 + $1.bytes } }
+
+    /// Another one for every other artifact: for what is made of it and kept.
+    public var artifactDigest: String {
+        var digest = Digest()
+        for (name, file) in artifact.sorted(by: { $0.key < $1.key }) { digest.update(Data("\(name) \(file.sha256)\n".utf8)) }
+        return digest.finish()
     }
 
     /// Throws a bundle error for another schema, and for a missing or mistyped field.

@@ -23,7 +23,7 @@ public struct ModelBundle {
 
     /// Reads a bundle and checks it: known schema, every file present and unaltered.
     ///
-    /// `onProgress` hears the share of bytes read, 0 to 1.
+    /// `onProgress` hears the share of bytes read, 0 to 1. Cancelling the task ends it.
     public static func open(_ directory: URL, onProgress: (Double) -> Void = { _ in }) throws -> ModelBundle {
         let manifest = try Manifest.parse(readFile(directory.appendingPathComponent("manifest.json")))
         let used = manifest.graphs.values.map(\.file) + manifest.roles.values
@@ -88,10 +88,13 @@ private func digestOfFile(_ path: URL, _ onRead: (Int) -> Void) throws -> String
         defer { try? handle.close() }
         var digest = Digest()
         while let data = try handle.read(upToCount: block), !data.isEmpty {
+            try Task.checkCancellation()
             digest.update(data)
             onRead(data.count)
         }
         return digest.finish()
+    } catch let error as CancellationError {
+        throw error
     } catch {
         throw GemmaError.bundle("\(path.lastPathComponent) can't be read; copy the whole bundle folder again")
     }

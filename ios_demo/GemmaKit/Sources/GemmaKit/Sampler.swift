@@ -94,7 +94,7 @@ private func penalize(_ logits: [Float], _ previous: [Int], _ penalty: Double) -
 }
 
 /// The k-th largest logit, which ties may share; minus infinity for k = 0.
-private func kthLargest(_ logits: [Float], _ k: Int) -> Float {
+func kthLargest(_ logits: [Float], _ k: Int) -> Float {
     guard k > 0, k < logits.count else { return -.infinity }
     var largest = Heap<Float>()
     for logit in logits {

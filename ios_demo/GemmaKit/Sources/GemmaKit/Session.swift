@@ -84,6 +84,51 @@ public final class EngineSession: Session {
     }
 }
 
+/// A session that can put its artifact aside for another of the bundle's graphs, so that two are never in
+/// memory together.
+public final class BundleSession: Session {
+    private let manifest: Manifest
+    private let open: (_ graph: String) async throws -> Engine
+    private var loaded: EngineSession?
+
+    public init(_ manifest: Manifest, open: @escaping (_ graph: String) async throws -> Engine) async throws {
+        self.manifest = manifest
+        self.open = open
+        try await load()
+    }
+
+    public var position: Int { loaded?.position ?? 0 }
+    public var contextLength: Int { manifest.contextLength }
+    public func prefill(_ tokens: [Int]) throws -> [Float] { try session().prefill(tokens) }
+    public func score(_ tokens: [Int]) throws -> [[Float]] { try session().score(tokens) }
+
+    public func reset() {
+        loaded?.reset()
+    }
+
+    /// Works with another graph; then the shipped one is loaded anew, with empty caches.
+    public func withGraph<T>(_ name: String, _ work: (Session) throws -> T) async throws -> T {
+        loaded = nil
+        let found: Result<T, Error>
+        do {
+            found = .success(try work(EngineSession(try await open(name), manifest)))
+        } catch {
+            found = .failure(error)
+        }
+        try await load()
+        return try found.get()
+    }
+
+    private func load() async throws {
+        loaded = EngineSession(try await open("decode"), manifest)
+    }
+
+    private func session() throws -> EngineSession {
+        guard let loaded else { throw GemmaError.session("the model is not in memory any more; load its bundle again") }
+        return loaded
+    }
+}
+
 /// Throws contextFull if `new` tokens don't fit behind `position` of them.
 func checkRoom(_ position: Int, _ new: Int, _ contextLength: Int) throws {
     guard position + new <= contextLength else {

@@ -11,8 +11,7 @@ public func structuredPrompt(_ request: String, _ schema: Schema) -> String {
 
 /// What to say to the model after an answer that was not right.
 public func retryPrompt(_ violations: [Violation]) -> String {
-    let told = violations.prefix(mostViolations).map { "- \($0.path): \($0.message)" }.joined(separator: "\n")
-    return "That answer does not match the schema:\n\(told)\nAnswer again with the corrected JSON alone."
+    "That answer does not match the schema:\n\(told(violations))\nAnswer again with the corrected JSON alone."
 }
 
 /// Finds the JSON in a model's text, parses it, and validates it.
@@ -36,21 +35,56 @@ public func extractJSON(_ text: String) -> JSON? {
     return nil
 }
 
+/// What came of asking, and how often was asked.
+public struct StructuredAnswer: Equatable {
+    public let result: StructuredResult
+    public let attempts: Int
+
+    /// The outcome, for whoever asked.
+    public var inWords: String {
+        let tries = attempts == 1 ? "first try" : "\(attempts) tries"
+        switch result {
+        case .valid(let value): return "The answer matches the schema (\(tries)): \(value.write())"
+        case .invalid(let violations): return "The answer does not match the schema (\(tries)):\n\(told(violations))"
+        }
+    }
+}
+
 /// Asks until the answer is right, at most `attempts` times; the last result either way.
+///
+/// An answer ends after `maxNewTokens`: a model that never ends one would fill the context at once.
 public func askStructured(
-    _ conversation: Conversation, _ request: String, _ schema: Schema, attempts: Int = 3
-) async throws -> StructuredResult {
+    _ conversation: Conversation, _ request: String, _ schema: Schema, attempts: Int = 3, maxNewTokens: Int = 512,
+    onReply: (Reply) async throws -> Void = { reply in for try await _ in reply {} }
+) async throws -> StructuredAnswer {
     var prompt = structuredPrompt(request, schema)
-    var result = StructuredResult.invalid([])
-    for _ in 0..<attempts {
-        let reply = try conversation.send(prompt)
-        for try await _ in reply {}
-        result = checkStructured(reply.text, schema)
-        guard case .invalid(let violations) = result else { return result }
+    var answer = StructuredAnswer(result: .invalid([]), attempts: 0)
+    while answer.attempts < attempts {
+        let reply = try conversation.send(prompt, maxNewTokens: maxNewTokens)
+        try await onReply(reply)
+        answer = StructuredAnswer(result: checkStructured(reply.text, schema), attempts: answer.attempts + 1)
+        guard case .invalid(let violations) = answer.result else { return answer }
         prompt = retryPrompt(violations)
     }
-    return result
+    return answer
 }
+
+/// A schema to begin with.
+public let exampleSchema = """
+    {
+      "type": "object",
+      "properties": {
+        "answer": {"type": "string"},
+        "confidence": {"type": "number", "minimum": 0, "maximum": 1}
+      },
+      "required": ["answer", "confidence"],
+      "additionalProperties": false
+    }
+    """
 
 private let mostViolations = 8
 private let mostBeginnings = 64  // each may be read to the end of the text
+
+private func told(_ violations: [Violation]) -> String {
+    violations.prefix(mostViolations).map { "- \($0.path): \($0.message)" }.joined(separator: "\n")
+}

@@ -6,63 +6,101 @@ public enum Verdict: String {
     case ambiguous = "AMBIGUOUS"
 }
 
-/// What the lowering may cost; the figures are those of `gemma-runtime verify`.
-public struct Limits {
+/// What the lowering may cost: the limits of `gemma-runtime verify`, which tells why they are these.
+public struct Limits: Equatable {
     public let minTop1: Double  // near ties not counted against it
-    public let maxMeanKL: Double
+    public let maxMeanKL: Double  // of scoring, of decoding, and of one against the other
+    public let maxExactKL: Double  // mean, with float activations
     public let maxNearTies: Double  // share of positions, above which PASS becomes AMBIGUOUS
 
-    public init(minTop1: Double = 0.98, maxMeanKL: Double = 1e-2, maxNearTies: Double = 0.2) {
+    public init(
+        minTop1: Double = 0.98, maxMeanKL: Double = 1e-2, maxExactKL: Double = 1e-6, maxNearTies: Double = 0.2
+    ) {
         self.minTop1 = minTop1
         self.maxMeanKL = maxMeanKL
+        self.maxExactKL = maxExactKL
         self.maxNearTies = maxNearTies
     }
 
-    /// XNNPACK rounds activations with one scale for a whole token, which costs more.
+    /// XNNPACK rounds activations with one scale for a whole token, which costs more; float16 costs little.
     public static func of(target: String) -> Limits {
-        target == "executorch" ? Limits(maxMeanKL: 5e-2) : Limits()
+        switch target {
+        case "executorch": return Limits(maxMeanKL: 5e-2)
+        case "coreml": return Limits(maxMeanKL: 5e-4)
+        default: return Limits()
+        }
     }
 }
 
 public struct Verification {
     public let verdict: Verdict
     public let failures: [String]
+    public let limits: Limits
     public let lowering: Agreement  // artifact against the reference with the same codes; all that follows
     public let scored: Agreement  // whole prompts
     public let decoded: Agreement  // half a prompt in one call, the rest token by token
+    public let exact: Agreement?  // lowering with float activations, where the bundle has such a graph
     public let paths: Agreement  // decoded against scored
     public let quantization: Agreement  // artifact against the float32 reference
+    public let byGolden: [(name: String, figures: Agreement)]  // lowering
 }
 
-/// Replays every golden by scoring, and by prefill and decode; `onGolden` hears how many are done.
-///
-/// Cancelling the task ends it between two goldens.
-public func verify(
-    _ session: Session, _ goldens: [Golden], _ limits: Limits, onGolden: (Int) -> Void = { _ in }
-) throws -> Verification {
-    let replays = try goldens.enumerated().map { place, golden -> Replay in
-        try Task.checkCancellation()
-        defer { onGolden(place + 1) }
-        return try replay(session, golden)
+/// Replays a bundle's goldens on its exact graph, if it has one, and on the one it ships: what
+/// `gemma-runtime verify` does. `onGolden` hears how many of how many replays are done.
+public func verifyBundle(
+    _ bundle: ModelBundle, _ session: BundleSession, onGolden: (Int, Int) -> Void = { _, _ in }
+) async throws -> Verification {
+    let goldens = try loadGoldens(bundle)
+    let hasExact = bundle.manifest.graphs["exact"] != nil
+    let all = hasExact ? 2 * goldens.count : goldens.count
+    var exact: Agreement?
+    if hasExact {
+        exact = try await session.withGraph("exact") { other in
+            try measureLowering(other, goldens) { onGolden($0, all) }
+        }
     }
+    let limits = Limits.of(target: bundle.manifest.target)
+    return try verify(session, goldens, limits, exact) { onGolden(all - goldens.count + $0, all) }
+}
+
+/// How far a session is from the reference holding the same codes, by both ways to get there.
+public func measureLowering(
+    _ session: Session, _ goldens: [Golden], onGolden: (Int) -> Void = { _ in }
+) throws -> Agreement {
+    pool(try replayAll(session, goldens, onGolden).flatMap { [$0.scored, $0.decoded] })
+}
+
+/// Replays every golden by scoring, and by prefill and decode; judges the lowering.
+///
+/// `exact` is what `measureLowering` found with float activations, and is judged more strictly.
+/// `onGolden` hears how many are done. Cancelling the task ends it between two goldens.
+public func verify(
+    _ session: Session, _ goldens: [Golden], _ limits: Limits, _ exact: Agreement? = nil,
+    onGolden: (Int) -> Void = { _ in }
+) throws -> Verification {
+    let replays = try replayAll(session, goldens, onGolden)
     let scored = pool(replays.map(\.scored))
     let decoded = pool(replays.map(\.decoded))
     let lowering = pool([scored, decoded])
     let paths = pool(replays.map(\.paths))
     let failures = [
         top1Failure(lowering, limits),
-        klFailure("scoring", scored, limits),
-        klFailure("decoding", decoded, limits),
-        klFailure("decoding against scoring", paths, limits),
+        klFailure("scoring", scored, limits.maxMeanKL),
+        klFailure("decoding", decoded, limits.maxMeanKL),
+        klFailure("decoding against scoring", paths, limits.maxMeanKL),
+        exact.flatMap { klFailure("the float kernels", $0, limits.maxExactKL) },
     ].compactMap { $0 }
     return Verification(
         verdict: verdict(lowering, failures, limits),
         failures: failures,
+        limits: limits,
         lowering: lowering,
         scored: scored,
         decoded: decoded,
+        exact: exact,
         paths: paths,
-        quantization: pool(replays.map(\.quantization))
+        quantization: pool(replays.map(\.quantization)),
+        byGolden: zip(goldens, replays).map { ($0.name, pool([$1.scored, $1.decoded])) }
     )
 }
 
@@ -73,15 +111,24 @@ private struct Replay {
     let quantization: Agreement
 }
 
+private func replayAll(_ session: Session, _ goldens: [Golden], _ onGolden: (Int) -> Void) throws -> [Replay] {
+    try goldens.enumerated().map { place, golden in
+        try Task.checkCancellation()
+        defer { onGolden(place + 1) }
+        return try replay(session, golden)
+    }
+}
+
+/// The session is empty afterwards, also where it fails: a conversation would take the tokens for its own.
 private func replay(_ session: Session, _ golden: Golden) throws -> Replay {
     let start = golden.tokens.count - golden.judged
     let half = start + max(1, golden.judged / 2)
     session.reset()
+    defer { session.reset() }
     let decoded = try [session.prefill(Array(golden.tokens[..<half]))] + golden.tokens[half...].map(session.decode)
     session.reset()
     if start > 0 { _ = try session.prefill(Array(golden.tokens[..<start])) }
     let scored = try session.score(Array(golden.tokens[start...]))
-    session.reset()
     return try compare(golden, scored, decoded)
 }
 
@@ -106,10 +153,10 @@ private func verdict(_ lowering: Agreement, _ failures: [String], _ limits: Limi
 private func top1Failure(_ lowering: Agreement, _ limits: Limits) -> String? {
     let agreed = lowering.top1 + Double(lowering.nearTies) / Double(lowering.positions)
     if agreed >= limits.minTop1 { return nil }
-    return String(format: "top-1 outside near ties is %.1f %%, below %.0f %%", 100 * agreed, 100 * limits.minTop1)
+    return String(format: "top-1 outside near ties is %.1f%%, below %.0f%%", 100 * agreed, 100 * limits.minTop1)
 }
 
-private func klFailure(_ what: String, _ figures: Agreement, _ limits: Limits) -> String? {
-    if figures.meanKL <= limits.maxMeanKL { return nil }  // a NaN is not
-    return "mean KL of \(what) is " + String(format: "%.2e, above %.0e", figures.meanKL, limits.maxMeanKL)
+private func klFailure(_ what: String, _ figures: Agreement, _ limit: Double) -> String? {
+    if figures.meanKL <= limit { return nil }  // a NaN is not
+    return "mean KL of \(what) is " + String(format: "%.2e, above %.0e", figures.meanKL, limit)
 }

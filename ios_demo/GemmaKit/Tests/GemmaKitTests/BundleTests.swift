@@ -77,14 +77,30 @@ final class BundleTests: XCTestCase {
     func testDamagedFilesAreRefusedAndNeverCrash() throws {
         var chance = Chance(state: 7)
         let readers: [(String, (Data) throws -> Void)] = [
-            ("manifest.json", { _ = try Manifest.parse($0) }),
+            (
+                "manifest.json",
+                { [folder] file in
+                    _ = misfit(try Manifest.parse(file), deviceBytes: 8e9)
+                    try file.write(to: folder.appendingPathComponent("manifest.json"))
+                    _ = try ModelBundle.open(folder)
+                }
+            ),
             ("tokenizer.gtok", { _ = try Tokenizer($0).encode("the user\n\n<mask> é😀") }),
             ("chat.json", { _ = try ChatFormat($0) }),
+            (
+                "goldens.json",
+                { file in
+                    for golden in try parseGoldens(file) {
+                        let rows = [[Float]](repeating: [Float](repeating: 0, count: 376), count: golden.judged)
+                        _ = try compareLogits(rows, golden.quantized)
+                    }
+                }
+            ),
         ]
         var refused = 0
         for (name, read) in readers {
             let whole = Array(try Data(contentsOf: folder.appendingPathComponent(name)))
-            for _ in 0..<600 {
+            for _ in 0..<(whole.count < 100_000 ? 600 : 60) {
                 do {
                     try read(Data(damaged(whole, &chance)))
                 } catch is GemmaError {
@@ -99,6 +115,29 @@ final class BundleTests: XCTestCase {
         let manifest = try ModelBundle.open(folder).manifest
         XCTAssertNil(misfit(manifest, deviceBytes: 1e9))
         XCTAssertTrue(try XCTUnwrap(misfit(manifest, deviceBytes: 5e5)).contains("Export a smaller size"))
+    }
+
+    func testEveryOtherArtifactHasAnotherDigestAndNothingElseMatters() throws {
+        let path = folder.appendingPathComponent("manifest.json")
+        let text = try String(contentsOf: path, encoding: .utf8)
+        let manifest = try Manifest.parse(Data(text.utf8))
+        func altered(_ name: String) throws -> Manifest {
+            let digest = try XCTUnwrap(manifest.files[name]?.sha256)
+            return try Manifest.parse(Data(text.replacingOccurrences(of: digest, with: String(digest.reversed())).utf8))
+        }
+        XCTAssertNotEqual(try altered("model.onnx").artifactDigest, manifest.artifactDigest)
+        XCTAssertEqual(try altered("goldens.json").artifactDigest, manifest.artifactDigest)
+    }
+
+    func testCancellingEndsTheCheckOfABundle() async {
+        let folder = folder
+        let task = Task { () -> Error? in
+            withUnsafeCurrentTask { $0?.cancel() }
+            do { _ = try ModelBundle.open(folder) } catch { return error }
+            return nil
+        }
+        let error = await task.value
+        XCTAssertTrue(error is CancellationError, "\(String(describing: error))")
     }
 
     private func assertRefused(_ said: String) throws {

@@ -94,42 +94,39 @@ final class ConversationTests: XCTestCase {
         let schema = try Schema(#"{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}"#)
         let talk = try conversation(
             ScriptedSession.saying("no idea", #"{"n": "x"}"#, #"Here: {"n": 3}"#, tokenizer: tinyTokenizer()))
-        let result = try await askStructured(talk, "count", schema)
-        XCTAssertEqual(result, .valid(.object(JSONObject([("n", .number(3))]))))
+        let answer = try await askStructured(talk, "count", schema)
+        let right = StructuredResult.valid(.object(JSONObject([("n", .number(3))])))
+        XCTAssertEqual(answer, StructuredAnswer(result: right, attempts: 3))
+        XCTAssertEqual(answer.inWords, "The answer matches the schema (3 tries): {\"n\": 3}")
         XCTAssertTrue(talk.messages[4].content.contains("expected integer"))
+        let stubborn = try conversation(ScriptedSession.saying("no", "{}", tokenizer: tinyTokenizer()))
+        var shown: [String] = []
+        let never = try await askStructured(stubborn, "count", schema, attempts: 2) { reply in
+            shown.append(try await self.pieces(reply).joined())
+        }
+        XCTAssertEqual(shown, ["no", "{}"])
+        let endless = try await askStructured(
+            conversation(ScriptedSession { _ in 300 }), "count", schema, attempts: 1, maxNewTokens: 9
+        ) { reply in
+            _ = try await self.pieces(reply)
+            XCTAssertEqual(reply.reason, .length)
+        }
+        XCTAssertTrue(endless.inWords.contains("no whole JSON"))
+        XCTAssertEqual(never.inWords, "The answer does not match the schema (2 tries):\n- $: \"n\" is missing")
     }
 }
 
 final class TinyModelTests: XCTestCase {
     /// One engine, since the bridge's pipes are opened once.
     func testTheLoopSaysPythonsTokensAndTheGoldensGivePythonsFigures() async throws {
-        let manifest = try ModelBundle.open(tiny).manifest
-        let session = EngineSession(try BridgeEngine(vocabSize: manifest.vocabSize), manifest)
-        let said = try json(data.appendingPathComponent("tiny_tokens.json"))
-        let request = GenerationRequest(prompt: try said.of("prompt").ints(), maxNewTokens: 64, stopTokens: [])
-        var tokens: [Int] = []
-        for try await token in try TokenGeneration(session, request, Sampler(try Sampling())) { tokens.append(token) }
-        XCTAssertEqual(tokens, try said.of("tokens").ints())
-        XCTAssertEqual(tokens.count, 64)
-
-        let found = try verify(session, loadGoldens(ModelBundle(directory: tiny, manifest: manifest)), Limits())
+        let bundle = try ModelBundle.open(tiny)
+        let session = EngineSession(try BridgeEngine(vocabSize: bundle.manifest.vocabSize), bundle.manifest)
+        try await checkGreedyTokens(session)
+        let found = try verify(session, loadGoldens(bundle), Limits())
         XCTAssertEqual(found.verdict, .pass)
         try checkFigures(vectors().of("verify").of("lowering"), found.lowering)
         try checkFigures(vectors().of("verify").of("quantization"), found.quantization)
-        let report = reportJSON(device: ["name": "Linux"], manifest, found, LatencyMeter().latency)
-        XCTAssertEqual(try parseJSON(report.write()), report)
-    }
-
-    private func checkFigures(_ said: JSONFields, _ found: Agreement) throws {
-        XCTAssertEqual(found.positions, try said.of("positions").count())
-        XCTAssertEqual(found.nearTies, try said.of("near_ties").count())
-        XCTAssertEqual(found.top1, try said.of("top1").double(), accuracy: 1e-9)
-        let figures = [
-            ("max_abs", found.maxAbs), ("mean_abs", found.meanAbs), ("mean_kl", found.meanKL), ("p99_kl", found.p99KL),
-        ]
-        for (name, value) in figures {
-            let expected = try said.of(name).double()
-            XCTAssertEqual(value, expected, accuracy: 1e-3 * expected + 1e-5, name)
-        }
+        let workload = Workload(promptLengths: [4, 8], decodePrompt: 4, newTokens: 3)
+        try checkReport(bundle, found, measureSpeed(session, vocabSize: bundle.manifest.vocabSize, workload, repeats: 2))
     }
 }

@@ -48,6 +48,12 @@ final class StructuredTests: XCTestCase {
         }
     }
 
+    func testTheSchemaToBeginWithIsOne() throws {
+        let schema = try Schema(exampleSchema)
+        XCTAssertEqual(schema.validate(try parseJSON(#"{"answer": "yes", "confidence": 0.5}"#)), [])
+        XCTAssertEqual(try Schema(schema.description).description, schema.description)
+    }
+
     func testAnyTextIsJSONOrAnError() throws {
         var chance = Chance(state: 3)
         let letters = Array("{}[]\",:0123.eE+-truefalsn\\u\0 😀")

@@ -29,6 +29,65 @@ extension Array where Element == String {
     var scalars: [[UInt32]] { map { $0.unicodeScalars.map(\.value) } }
 }
 
+/// The 64 tokens that `gemma-runtime` says.
+func checkGreedyTokens(_ session: Session) async throws {
+    let said = try json(data.appendingPathComponent("tiny_tokens.json"))
+    let request = GenerationRequest(prompt: try said.of("prompt").ints(), maxNewTokens: 64, stopTokens: [])
+    var tokens: [Int] = []
+    for try await token in try TokenGeneration(session, request, Sampler(try Sampling())) { tokens.append(token) }
+    XCTAssertEqual(tokens, try said.of("tokens").ints())
+    XCTAssertEqual(tokens.count, 64)
+}
+
+func checkFigures(_ said: JSONFields, _ found: Agreement) throws {
+    XCTAssertEqual(found.positions, try said.of("positions").count())
+    XCTAssertEqual(found.nearTies, try said.of("near_ties").count())
+    XCTAssertEqual(found.top1, try said.of("top1").double(), accuracy: 1e-9)
+    let figures = [
+        ("max_abs", found.maxAbs), ("mean_abs", found.meanAbs), ("mean_kl", found.meanKL), ("p99_kl", found.p99KL),
+    ]
+    for (name, value) in figures {
+        let expected = try said.of(name).double()
+        XCTAssertEqual(value, expected, accuracy: 1e-3 * expected + 1e-5, name)
+    }
+}
+
+/// What is shared as JSON has the names that `gemma-runtime verify` and `bench` give with `--json`.
+func checkReport(_ bundle: ModelBundle, _ verification: Verification, _ benchmark: Benchmark) throws {
+    let loading = Loading(checkMillis: 1, loadMillis: 2)
+    let report = reportJSON(device: ["name": "Linux"], bundle, verification, loading, benchmark)
+    XCTAssertEqual(try parseJSON(report.write()), report)
+    let names = try vectors().of("fields").map { try $0.list { try $0.string() } }
+    let verify = try report.field("verify")
+    XCTAssertEqual(verify.names, names["Verification"])
+    XCTAssertEqual(try verify.field("limits").names, names["Limits"])
+    XCTAssertEqual(try verify.field("lowering").names, names["Agreement"])
+    XCTAssertEqual(try verify.field("by_golden").names, try loadGoldens(bundle).map(\.name))
+    let bench = try report.field("bench")
+    let figures = try bench.field("bundles").first()
+    XCTAssertEqual(Set(bench.names).subtracting(names["Benchmark"] ?? []), [])
+    XCTAssertEqual(Set(figures.names).subtracting(names["BundleFigures"] ?? []), [])
+    XCTAssertEqual(try figures.field("prompts").first().names, names["PromptFigures"])
+    XCTAssertEqual(try figures.field("token_ms").names, names["Spread"])
+}
+
+extension JSON {
+    func field(_ name: String) throws -> JSON {
+        guard case .object(let object) = self else { throw GemmaError.json("no object") }
+        return try XCTUnwrap(object[name], name)
+    }
+
+    func first() throws -> JSON {
+        guard case .array(let items) = self else { throw GemmaError.json("no list") }
+        return try XCTUnwrap(items.first)
+    }
+
+    var names: [String] {
+        guard case .object(let object) = self else { return [] }
+        return object.fields.map(\.name)
+    }
+}
+
 /// A session without a model: it follows a function from the tokens so far to the next token.
 final class ScriptedSession: Session {
     let contextLength: Int

@@ -3,75 +3,65 @@ package gemma.demo
 import android.content.Intent
 import android.view.View
 import gemma.core.Agreement
-import gemma.core.GenerationRequest
-import gemma.core.Latency
-import gemma.core.Limits
-import gemma.core.Sampler
-import gemma.core.Sampling
+import gemma.core.Benchmark
 import gemma.core.SessionException
-import gemma.core.TokenGeneration
 import gemma.core.Verification
-import gemma.core.loadGoldens
+import gemma.core.Workload
+import gemma.core.measureSpeed
 import gemma.core.reportJson
-import gemma.core.verify
+import gemma.core.verifyBundle
 import gemma.core.write
 import kotlinx.coroutines.currentCoroutineContext
 import kotlinx.coroutines.ensureActive
 import kotlinx.coroutines.launch
+import java.io.File
 
-/** Replays the bundle's goldens and measures the loop, on this device; the result can be shared as JSON. */
+/** Replays the bundle's goldens and measures speed, on this device; the result can be shared as JSON. */
 class BenchmarkActivity : Screen() {
     private var report: String? = null
 
     override fun controls(): List<View> = listOf(row(button("Run", ::run), button("Stop", ::stop), button("Share", ::share)))
 
-    override fun onStop() {
-        stop()
-        super.onStop()
-    }
-
     private fun run() = begin {
         report = null
         log.text = ""
-        val model = onModelThread { application.model } ?: throw SessionException("no bundle is loaded; go back and pick one")
+        val model = application.model ?: throw SessionException("no bundle is loaded; go back and pick one")
         val verification = onModelThread { replay(model) }
         say(figures(verification))
-        val latency = onModelThread { measure(model) }
-        say(speed(latency))
-        report = reportJson(application.device.describe(), model.bundle.manifest, verification, latency).write()
-        status.text = application.device.memoryLine()
+        status.text = "measuring speed …"
+        val benchmark = onModelThread { measure(model) }
+        say(speed(benchmark))
+        val device = application.device
+        val found = reportJson(device.describe(), model.bundle, verification, model.loading, benchmark, device.threads)
+        keep(found.write(), model.bundle.directory.name)
     }
 
     private suspend fun replay(model: LoadedModel): Verification {
-        val context = currentCoroutineContext()
-        val goldens = loadGoldens(model.bundle)
-        return verify(model.session, goldens, Limits.of(model.bundle.manifest.target.name)) { done ->
-            context.ensureActive()
-            scope.launch { status.text = "golden $done of ${goldens.size}" }
+        val task = currentCoroutineContext()
+        return verifyBundle(model.bundle, model.session) { done, all ->
+            task.ensureActive()
+            scope.launch { status.text = "golden $done of $all" }
         }
     }
 
-    private suspend fun measure(model: LoadedModel): Latency {
-        val prompt = IntArray(PROMPT) { if (it == 0) model.bundle.manifest.bosToken else FIRST_WORD + it }
-        val length = minOf(prompt.size, model.session.contextLength / 2)
-        model.session.reset()
-        val request = GenerationRequest(prompt.copyOf(length), IntArray(0), NEW_TOKENS, emptySet())
-        model.meter.start()
-        TokenGeneration(model.session, request, Sampler(Sampling())).flow().collect { model.meter.token() }
-        model.session.reset()
-        return model.meter.latency()
+    private suspend fun measure(model: LoadedModel): Benchmark {
+        val task = currentCoroutineContext()
+        val manifest = model.bundle.manifest
+        return measureSpeed(model.session, manifest.vocabSize, Workload.of(manifest.contextLength)) { task.ensureActive() }
+    }
+
+    /** For Share, and in the folder that `adb pull` reaches. */
+    private fun keep(text: String, name: String) {
+        report = text
+        val folder = File(getExternalFilesDir(null) ?: filesDir, "benchmarks").also { it.mkdirs() }
+        val kept = File(folder, "$name.json").also { it.writeText(text) }
+        status.text = "${application.device.memoryLine()}\nadb pull ${kept.path}"
     }
 
     private fun share() {
         val text = report ?: return
-        val send = Intent(Intent.ACTION_SEND).setType("application/json").putExtra(Intent.EXTRA_TEXT, text)
+        val send = Intent(Intent.ACTION_SEND).setType("text/plain").putExtra(Intent.EXTRA_TEXT, text)
         startActivity(Intent.createChooser(send, "Share the result"))
-    }
-
-    private companion object {
-        const val PROMPT = 128
-        const val NEW_TOKENS = 64
-        const val FIRST_WORD = 200
     }
 }
 
@@ -82,6 +72,7 @@ private fun figures(found: Verification): String = buildString {
     append(line("whole prompts", found.scored))
     append(line("token by token", found.decoded))
     append(line("one vs the other", found.paths))
+    found.exact?.let { append(line("float kernels", it)) }
     append(line("quantization", found.quantization))
 }
 
@@ -90,6 +81,10 @@ private fun line(name: String, figures: Agreement): String =
         name, figures.positions, 100 * figures.top1, figures.nearTies, figures.meanKl, figures.p99Kl,
     )
 
-private fun speed(latency: Latency): String = "\nfirst token %.0f ms, %.1f tokens/s, p95 %.0f ms\n".format(
-    latency.firstTokenMillis, latency.tokensPerSecond, latency.tokenP95Millis,
-)
+private fun speed(found: Benchmark): String = buildString {
+    append('\n')
+    for (prompt in found.prompts) {
+        append("%d tokens: first token after %.0f ms\n".format(prompt.tokens, prompt.firstTokenMs.median))
+    }
+    append("%.1f tokens/s, p95 %.0f ms\n".format(found.decodeTokensPerSecond.median, found.tokenP95Ms.median))
+}

@@ -3,7 +3,7 @@ package gemma.demo
 import android.app.ActivityManager
 import android.content.Context
 import android.os.Build
-import android.os.Debug
+import gemma.core.residentBytes
 
 /** The phone, as far as a model cares. */
 class Device(context: Context) {
@@ -11,12 +11,16 @@ class Device(context: Context) {
 
     val memoryBytes: Long get() = memory().totalMem
 
+    /** How far Java's heap may grow; direct buffers count as heap on Android. */
+    val heapBytes: Long = Runtime.getRuntime().maxMemory()
+
     /** Half the cores: on phones the others are slow ones, which the fast would wait for. */
     val threads: Int = maxOf(1, Runtime.getRuntime().availableProcessors() / 2)
 
     fun memoryLine(): String {
-        val own = Debug.getNativeHeapAllocatedSize() / 1e6
-        return "app %.0f MB · free %.0f MB%s".format(own, memory().availMem / 1e6, if (memory().lowMemory) " · LOW" else "")
+        val now = memory()
+        val own = (residentBytes() ?: 0) / 1e6
+        return "app %.0f MB · free %.0f MB%s".format(own, now.availMem / 1e6, if (now.lowMemory) " · LOW" else "")
     }
 
     fun describe(): Map<String, String> = mapOf(

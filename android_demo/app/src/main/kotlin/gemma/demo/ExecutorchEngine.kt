@@ -9,11 +9,11 @@ import org.pytorch.executorch.Tensor
 import java.io.File
 
 /** ExecuTorch's Module with our sampler: one `forward(tokens, start)`, the caches inside. */
-class ExecutorchEngine(bundle: Bundle) : Engine {
+class ExecutorchEngine(bundle: Bundle, graph: String) : Engine {
     override val givesEveryRow = false
 
     private val module = attempt("load the program") {
-        Module.load(File(bundle.directory, bundle.graph("decode").file).path)
+        Module.load(File(bundle.directory, bundle.graph(graph).file).path)
     }
 
     override fun run(tokens: IntArray, position: Int, rows: Int): List<FloatArray> {

@@ -3,9 +3,12 @@ package gemma.demo
 import android.app.Application
 import android.os.Handler
 import android.os.Looper
+import gemma.core.Schema
 import kotlinx.coroutines.CoroutineDispatcher
+import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.Runnable
 import kotlinx.coroutines.asCoroutineDispatcher
+import kotlinx.coroutines.launch
 import java.util.concurrent.Executors
 import kotlin.coroutines.CoroutineContext
 
@@ -16,13 +19,22 @@ class GemmaApplication : Application() {
 
     val device by lazy { Device(this) }
 
-    /** Written and read on the model thread. */
+    /** Written on the model thread; others may look whether it is there. */
+    @Volatile
     var model: LoadedModel? = null
 
-    /** Frees the model: what Android asks for before it kills the app. */
+    /** What answers have to match, if anything. */
+    var schema: Schema? = null
+
+    /** Frees the model, on the model thread. */
     fun unload() {
         model?.close()
         model = null
+    }
+
+    /** What Android asks for before it kills the app; done also where the screen that heard it is gone. */
+    fun unloadSoon() {
+        CoroutineScope(modelThread).launch { unload() }
     }
 }
 

@@ -2,10 +2,13 @@ package gemma.demo
 
 import gemma.core.Bundle
 import gemma.core.BundleException
+import gemma.core.BundleSession
+import gemma.core.Conversation
 import gemma.core.Engine
-import gemma.core.EngineSession
 import gemma.core.LatencyMeter
-import gemma.core.Session
+import gemma.core.Loading
+import gemma.core.Sampler
+import gemma.core.Sampling
 import gemma.core.SessionException
 import gemma.core.Voice
 import gemma.core.misfit
@@ -13,37 +16,50 @@ import gemma.core.openBundle
 import java.io.Closeable
 import java.io.File
 
-private val ENGINES: Map<String, (Bundle, Int) -> Engine> = mapOf(
-    "onnx" to ::OnnxEngine,
-    "executorch" to { bundle, _ -> ExecutorchEngine(bundle) },
+/** A backend: opens one of the bundle's graphs on so many threads. */
+private class Backend(val cachesOnHeap: Boolean, val open: (Bundle, String, Int) -> Engine)
+
+private val BACKENDS = mapOf(
+    "onnx" to Backend(cachesOnHeap = true, ::OnnxEngine),
+    "executorch" to Backend(cachesOnHeap = false) { bundle, graph, _ -> ExecutorchEngine(bundle, graph) },
 )
 
-/** A bundle that was checked and loaded. Used from the model thread alone. */
+/** A bundle that was checked and loaded, and the talk with it. Used from the model thread alone. */
 class LoadedModel private constructor(
     val bundle: Bundle,
-    val voice: Voice,
-    val session: Session,
+    val session: BundleSession,
+    val conversation: Conversation,
     val meter: LatencyMeter,
+    val loading: Loading,
 ) : Closeable {
     override fun close() = session.close()
 
     companion object {
         /** Raises GemmaException, with a sentence for the user, where anything is wrong. */
         fun load(directory: File, device: Device, onProgress: (Double) -> Unit): LoadedModel {
-            val bundle = openBundle(directory, onProgress)
-            misfit(bundle.manifest, device.memoryBytes)?.let { throw BundleException(it) }
+            val check = LatencyMeter()
+            val bundle = check.load { openBundle(directory, onProgress) }
             val target = bundle.manifest.target.name
-            val open = ENGINES[target] ?: throw SessionException(
-                "${directory.name} is for $target, this app runs ${ENGINES.keys.joinToString()}; export with --target onnx",
+            val backend = BACKENDS[target] ?: throw SessionException(
+                "${directory.name} is for $target, this app runs ${BACKENDS.keys.joinToString()}; export with --target onnx",
             )
+            val heap = device.heapBytes.takeIf { backend.cachesOnHeap }
+            misfit(bundle.manifest, device.memoryBytes, heap)?.let { throw BundleException(it) }
             val voice = Voice.load(bundle)
             val meter = LatencyMeter()
-            val engine = try {
-                meter.load { open(bundle, device.threads) }
-            } catch (error: OutOfMemoryError) {
-                throw SessionException("there is not enough free memory for ${directory.name}; close other apps", error)
+            val session = meter.load {
+                BundleSession(bundle.manifest) { graph -> roomFor(directory) { backend.open(bundle, graph, device.threads) } }
             }
-            return LoadedModel(bundle, voice, EngineSession(engine, bundle.manifest), meter)
+            val loading = Loading(check.latency().loadMillis ?: 0.0, meter.latency().loadMillis ?: 0.0)
+            return LoadedModel(bundle, session, Conversation(session, voice, Sampler(CHAT)), meter, loading)
         }
+
+        private fun <T> roomFor(directory: File, open: () -> T): T = try {
+            open()
+        } catch (error: OutOfMemoryError) {
+            throw SessionException("there is not enough free memory for ${directory.name}; close other apps", error)
+        }
+
+        private val CHAT = Sampling(temperature = 1.0, topK = 64, topP = 0.95) // what Gemma's authors advise
     }
 }

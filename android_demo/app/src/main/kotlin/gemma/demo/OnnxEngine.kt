@@ -18,35 +18,54 @@ import java.nio.IntBuffer
 import java.nio.LongBuffer
 
 /** ONNX Runtime on the CPU. Past and present caches are the same buffers, so a step copies no cache. */
-class OnnxEngine(bundle: Bundle, threads: Int) : Engine {
+class OnnxEngine(bundle: Bundle, graph: String, threads: Int) : Engine {
     override val givesEveryRow = true
 
     private val environment = OrtEnvironment.getEnvironment().also {
         checkRuntime("onnxruntime-android", it.version, bundle.manifest.target.minRuntimeVersion)
     }
     private val vocabSize = bundle.manifest.vocabSize
-    private val session = load(File(bundle.directory, bundle.graph("decode").file), threads)
-    private val caches: Map<String, OnnxTensor> = bundle.graph("decode").states.associate { it.name to emptyCache(it) }
-    private val presents: Map<String, OnnxTensor> = caches.mapKeys { it.key.replace("past", "present") }
+    private val session = load(File(bundle.directory, bundle.graph(graph).file), threads)
+    private val caches = emptyCaches(bundle.graph(graph).states)
+    private val presents = caches.mapKeys { it.key.replace("past", "present") }
+    private val last = lazy { Rows(1) } // of logits: kept, since each new token needs one
 
     override fun run(tokens: IntArray, position: Int, rows: Int): List<FloatArray> = attempt("run the model") {
-        val inputs = openInputs(tokens, position + tokens.size, rows)
-        val shape = longArrayOf(1, rows.toLong(), vocabSize.toLong())
-        val logits = OnnxTensor.createTensor(environment, floats(rows * vocabSize), shape)
+        val logits = if (rows == 1) last.value else Rows(rows)
         try {
-            // All outputs are pinned: the result holds nothing of its own.
-            session.run(inputs + caches, presents + ("logits" to logits)).close()
-            val found = logits.floatBuffer
-            List(rows) { FloatArray(vocabSize).also(found::get) }
+            run(tokens, position, rows, logits)
         } finally {
-            logits.close()
-            inputs.values.forEach { it.close() }
+            if (rows > 1) logits.tensor.close()
         }
     }
 
     override fun close() {
+        if (last.isInitialized()) last.value.tensor.close()
         caches.values.forEach { it.close() }
         session.close()
+    }
+
+    private fun run(tokens: IntArray, position: Int, rows: Int, logits: Rows): List<FloatArray> {
+        val inputs = openInputs(tokens, position + tokens.size, rows)
+        try {
+            // All outputs are pinned: the result holds nothing of its own.
+            session.run(inputs + caches, presents + ("logits" to logits.tensor)).close()
+        } finally {
+            inputs.values.forEach { it.close() }
+        }
+        return logits.read()
+    }
+
+    /** Where logits are written: (1, rows, V), read without the copy that a tensor's own getter makes. */
+    private inner class Rows(private val rows: Int) {
+        private val floats: FloatBuffer = buffer(4 * rows * vocabSize).asFloatBuffer()
+        val tensor: OnnxTensor =
+            OnnxTensor.createTensor(environment, floats, longArrayOf(1, rows.toLong(), vocabSize.toLong()))
+
+        fun read(): List<FloatArray> {
+            val whole = floats.duplicate()
+            return List(rows) { FloatArray(vocabSize).also(whole::get) }
+        }
     }
 
     private fun openInputs(tokens: IntArray, total: Int, rows: Int): Map<String, OnnxTensor> {
@@ -67,6 +86,21 @@ class OnnxEngine(bundle: Bundle, threads: Int) : Engine {
         }
     }
 
+    private fun emptyCaches(states: List<TensorSpec>): Map<String, OnnxTensor> {
+        val made = LinkedHashMap<String, OnnxTensor>()
+        var whole = false
+        try {
+            states.forEach { made[it.name] = emptyCache(it) }
+            whole = true
+        } finally {
+            if (!whole) { // nobody will close this engine
+                made.values.forEach { it.close() }
+                session.close()
+            }
+        }
+        return made
+    }
+
     private fun emptyCache(state: TensorSpec): OnnxTensor {
         val type = when (state.dtype) {
             "float32" -> OnnxJavaType.FLOAT
@@ -76,7 +110,7 @@ class OnnxEngine(bundle: Bundle, threads: Int) : Engine {
         val shape = state.shape.map { size ->
             size?.toLong() ?: throw SessionException("the cache ${state.name} has no fixed shape; export the model again")
         }.toLongArray()
-        val bytes = shape.fold(type.size.toLong()) { product, size -> product * size }
+        val bytes = shape.fold(type.size.toDouble()) { product, size -> product * size }
         if (bytes > Int.MAX_VALUE) {
             throw SessionException("the cache ${state.name} has $bytes bytes; export with a shorter --context")
         }
@@ -88,8 +122,6 @@ class OnnxEngine(bundle: Bundle, threads: Int) : Engine {
     } catch (error: OrtException) {
         throw SessionException("ONNX Runtime can't $what: ${error.message}; copy or export the bundle again", error)
     }
-
-    private fun floats(count: Int): FloatBuffer = buffer(4 * count).asFloatBuffer()
 
     // Of the runtime's own memory order, and not on Java's heap: it is written in place.
     private fun buffer(bytes: Int): ByteBuffer = ByteBuffer.allocateDirect(bytes).order(ByteOrder.nativeOrder())

@@ -1,6 +1,8 @@
 package gemma.demo
 
 import android.app.Activity
+import android.content.ComponentCallbacks2
+import android.os.Build
 import android.os.Bundle
 import android.view.View
 import android.widget.Button
@@ -43,6 +45,19 @@ abstract class Screen : Activity() {
         setContentView(page)
     }
 
+    override fun onStop() {
+        stop() // Android kills apps that compute in the background
+        super.onStop()
+    }
+
+    override fun onTrimMemory(level: Int) {
+        super.onTrimMemory(level)
+        if (!isShort(level) || application.model == null) return
+        stop()
+        say("\n⚠ Android asked for memory, so the model was unloaded. Tap Bundle in the chat to load it again.\n")
+        application.unloadSoon()
+    }
+
     override fun onDestroy() {
         scope.cancel()
         super.onDestroy()
@@ -69,17 +84,26 @@ abstract class Screen : Activity() {
         task?.cancel()
     }
 
-    /** Starts a task unless one runs; what is wrong is said in the log. */
+    /** Starts a task unless one runs; what is wrong is said in the log. The display stays on meanwhile. */
     protected fun begin(work: suspend () -> Unit) {
         if (busy) return
-        task = scope.launch {
+        log.keepScreenOn = true
+        val begun = scope.launch {
             try {
                 work()
             } catch (error: GemmaException) {
                 say("\n⚠ ${error.message}\n")
             }
         }
+        task = begun
+        begun.invokeOnCompletion { scope.launch { if (task === begun) log.keepScreenOn = false } }
     }
 
     protected suspend fun <T> onModelThread(work: suspend () -> T): T = withContext(application.modelThread) { work() }
+}
+
+/** From Android 14 on the system tells apps in the background alone, and early: the model is what they hold. */
+private fun isShort(level: Int): Boolean {
+    val background = if (Build.VERSION.SDK_INT >= 34) ComponentCallbacks2.TRIM_MEMORY_BACKGROUND else ComponentCallbacks2.TRIM_MEMORY_MODERATE
+    return level == ComponentCallbacks2.TRIM_MEMORY_RUNNING_CRITICAL || level >= background
 }

@@ -51,7 +51,7 @@ private fun comparePosition(actual: FloatArray, expected: TopLogits, place: Int)
         throw BundleException("goldens.json names token $it, the artifact has ${actual.size}; export the model again")
     }
     val got = DoubleArray(ids.size) { actual[ids[it]].toDouble() }
-    val chosen = actual.indices.maxByOrNull { actual[it] } ?: 0
+    val chosen = largest(actual)
     val lead = want[0] - (ids.indexOf(chosen).takeIf { it >= 0 }?.let { want[it] } ?: Double.NEGATIVE_INFINITY)
     val deltas = ids.indices.map { Math.abs(got[it] - want[it]) }
     return Position(
@@ -61,6 +61,12 @@ private fun comparePosition(actual: FloatArray, expected: TopLogits, place: Int)
         meanAbs = deltas.average(),
         kl = bucketedKl(want, expected.logSumExp[place], got, logSumExp(actual)),
     )
+}
+
+private fun largest(row: FloatArray): Int {
+    var best = 0
+    for (id in row.indices) if (row[id] > row[best]) best = id
+    return best
 }
 
 /** KL(expected ‖ actual) over the stored tokens and one bucket for all others. */

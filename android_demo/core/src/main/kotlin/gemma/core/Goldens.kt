@@ -16,8 +16,10 @@ data class Golden(val name: String, val tokens: IntArray, val reference: TopLogi
 }
 
 /** What the exporter's reference said; raises BundleException where the file says nothing. */
-fun loadGoldens(bundle: Bundle): List<Golden> {
-    val goldens = JsonFields.parse("goldens.json", readText(bundle.path("goldens"))).list(::readGolden)
+fun loadGoldens(bundle: Bundle): List<Golden> = parseGoldens(readText(bundle.path("goldens")))
+
+internal fun parseGoldens(text: String): List<Golden> {
+    val goldens = JsonFields.parse("goldens.json", text).list(::readGolden)
     if (goldens.isEmpty()) throw BundleException("the bundle holds no goldens, so nothing can be verified; export it again")
     return goldens
 }
@@ -47,7 +49,10 @@ private fun readTop(json: JsonFields): TopLogits {
 
 /** Boils (T, V) logits down to the k largest and the normalizer. */
 internal fun topLogits(rows: List<FloatArray>, k: Int = 32): TopLogits {
-    val ids = rows.map { row -> row.indices.sortedByDescending { row[it] }.take(k).toIntArray() }
+    val ids = rows.map { row ->
+        val threshold = kthLargest(row, k)
+        row.indices.filter { row[it] >= threshold }.sortedByDescending { row[it] }.take(k).toIntArray()
+    }
     val logits = rows.zip(ids) { row, top -> DoubleArray(top.size) { row[top[it]].toDouble() } }
     return TopLogits(ids, logits, DoubleArray(rows.size) { logSumExp(rows[it]) })
 }

@@ -1,5 +1,7 @@
 package gemma.core
 
+import java.util.Locale
+
 /** What a user waited for. Milliseconds; null where nothing was measured. */
 data class Latency(
     val loadMillis: Double?,
@@ -55,3 +57,6 @@ internal fun quantile(values: List<Double>, share: Double): Double {
     val above = minOf(below + 1, sorted.lastIndex)
     return sorted[below] + (sorted[above] - sorted[below]) * (place - below)
 }
+
+/** Numbers written the same everywhere: a phone's own language may have a comma, or other digits. */
+internal fun plain(format: String, vararg numbers: Any?): String = String.format(Locale.ROOT, format, *numbers)

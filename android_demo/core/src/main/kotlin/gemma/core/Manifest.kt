@@ -12,8 +12,8 @@ data class LayerCache(
     val kvHeads: Int,
     val headDim: Int,
 ) {
-    /** Numbers in keys and values together. */
-    val elements: Long get() = 2L * kvHeads * slots * headDim
+    /** Numbers in keys and values together; not a whole number's type, which a damaged manifest could overflow. */
+    val elements: Double get() = 2.0 * kvHeads * slots * headDim
 }
 
 /** A size of null varies from call to call. */
@@ -58,7 +58,14 @@ data class Manifest(
     val roles: Map<String, String>,
 ) {
     /** Bytes of all key and value caches. */
-    val cacheBytes: Long get() = layers.sumOf { it.elements } * cacheWidth(cacheDtype)
+    val cacheBytes: Double get() = AttentionKind.entries.sumOf(::cacheBytes)
+
+    /** Bytes of what the runtime loads: every file that plays no role beside it. */
+    val artifactBytes: Long get() = files.filterKeys { it !in roles.values }.values.sumOf { it.bytes }
+
+    /** Bytes of the caches of one kind of layer. */
+    fun cacheBytes(kind: AttentionKind): Double =
+        layers.filter { it.kind == kind }.sumOf { it.elements } * cacheWidth(cacheDtype)
 
     companion object {
         /** Raises BundleException for another schema, and for a missing or mistyped field. */

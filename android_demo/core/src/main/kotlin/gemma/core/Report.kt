@@ -1,36 +1,62 @@
 package gemma.core
 
-/** The device and what was measured on it, as JSON to share. */
-fun reportJson(device: Map<String, String>, manifest: Manifest, verification: Verification, latency: Latency): Json =
-    JsonObject(
-        mapOf(
-            "device" to JsonObject(device.mapValues { JsonString(it.value) }),
-            "model" to JsonString(manifest.model.id),
-            "target" to JsonString(manifest.target.name),
-            "recipe" to JsonString(manifest.quantization.recipe),
-            "codes_digest" to JsonString(manifest.quantization.codesDigest),
-            "verification" to verificationJson(verification),
-            "latency" to latencyJson(latency),
+/** What loading took, once. */
+data class Loading(val checkMs: Double, val loadMs: Double)
+
+/** The device and what was found on it, as JSON to share: figures as `verify` and `bench` name them with `--json`. */
+fun reportJson(
+    device: Map<String, String>,
+    bundle: Bundle,
+    verification: Verification,
+    loading: Loading,
+    benchmark: Benchmark,
+    threads: Int?,
+): Json = JsonObject(
+    mapOf(
+        "device" to JsonObject(device.mapValues { JsonString(it.value) }),
+        "codes_digest" to JsonString(bundle.manifest.quantization.codesDigest),
+        "verify" to verificationJson(verification),
+        "bench" to JsonObject(
+            mapOf(
+                "threads" to (threads?.let(::number) ?: JsonNull),
+                "repeats" to number(benchmark.repeats),
+                "new_tokens" to number(benchmark.newTokens),
+                "bundles" to JsonArray(listOf(benchJson(bundle, loading, benchmark))),
+            ),
         ),
-    )
+    ),
+)
 
 private fun verificationJson(found: Verification) = JsonObject(
     mapOf(
         "verdict" to JsonString(found.verdict.name),
         "failures" to JsonArray(found.failures.map(::JsonString)),
+        "limits" to limitsJson(found.limits),
         "lowering" to agreementJson(found.lowering),
         "scored" to agreementJson(found.scored),
         "decoded" to agreementJson(found.decoded),
+        "exact" to (found.exact?.let(::agreementJson) ?: JsonNull),
+        "engines" to JsonNull, // another engine for the same artifact: none is here
         "paths" to agreementJson(found.paths),
         "quantization" to agreementJson(found.quantization),
+        "by_golden" to JsonObject(found.byGolden.mapValues { agreementJson(it.value) }),
+    ),
+)
+
+internal fun limitsJson(limits: Limits) = JsonObject(
+    mapOf(
+        "min_top1" to JsonNumber(limits.minTop1),
+        "max_mean_kl" to JsonNumber(limits.maxMeanKl),
+        "max_exact_kl" to JsonNumber(limits.maxExactKl),
+        "max_near_ties" to JsonNumber(limits.maxNearTies),
     ),
 )
 
 private fun agreementJson(figures: Agreement) = JsonObject(
     mapOf(
-        "positions" to JsonNumber(figures.positions.toDouble()),
+        "positions" to number(figures.positions),
         "top1" to JsonNumber(figures.top1),
-        "near_ties" to JsonNumber(figures.nearTies.toDouble()),
+        "near_ties" to number(figures.nearTies),
         "max_abs" to JsonNumber(figures.maxAbs),
         "mean_abs" to JsonNumber(figures.meanAbs),
         "mean_kl" to JsonNumber(figures.meanKl),
@@ -38,14 +64,41 @@ private fun agreementJson(figures: Agreement) = JsonObject(
     ),
 )
 
-private fun latencyJson(latency: Latency) = JsonObject(
+private fun benchJson(bundle: Bundle, loading: Loading, found: Benchmark): Json {
+    val manifest = bundle.manifest
+    return JsonObject(
+        mapOf(
+            "bundle" to JsonString(bundle.directory.name),
+            "model" to JsonString(manifest.model.id),
+            "recipe" to JsonString(manifest.quantization.recipe),
+            "target" to JsonString(manifest.target.name),
+            "artifact_bytes" to number(manifest.artifactBytes),
+            "cache_bytes" to JsonObject(AttentionKind.entries.associate { it.name.lowercase() to JsonNumber(manifest.cacheBytes(it)) }),
+            "check_ms" to once(loading.checkMs),
+            "load_ms" to once(loading.loadMs),
+            "prompts" to JsonArray(found.prompts.map(::promptJson)),
+            "decode_tokens_per_second" to spreadJson(found.decodeTokensPerSecond),
+            "token_ms" to spreadJson(found.tokenMs),
+            "token_p95_ms" to spreadJson(found.tokenP95Ms),
+            "peak_rss_bytes" to (peakResidentBytes()?.let { once(it.toDouble()) } ?: JsonNull),
+        ),
+    )
+}
+
+private fun promptJson(found: PromptFigures) = JsonObject(
     mapOf(
-        "load_ms" to number(latency.loadMillis),
-        "first_token_ms" to number(latency.firstTokenMillis),
-        "tokens_per_second" to number(latency.tokensPerSecond),
-        "token_p95_ms" to number(latency.tokenP95Millis),
-        "tokens" to JsonNumber(latency.tokens.toDouble()),
+        "tokens" to number(found.tokens),
+        "first_token_ms" to spreadJson(found.firstTokenMs),
+        "tokens_per_second" to spreadJson(found.tokensPerSecond),
     ),
 )
 
-private fun number(value: Double?): Json = value?.let(::JsonNumber) ?: JsonNull
+private fun spreadJson(spread: Spread) = JsonObject(
+    mapOf("median" to JsonNumber(spread.median), "low" to JsonNumber(spread.low), "high" to JsonNumber(spread.high)),
+)
+
+private fun once(value: Double): Json = spreadJson(Spread(value, value, value))
+
+private fun number(value: Int): Json = JsonNumber(value.toDouble())
+
+private fun number(value: Long): Json = JsonNumber(value.toDouble())

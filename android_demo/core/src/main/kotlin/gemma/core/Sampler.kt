@@ -85,7 +85,7 @@ private fun penalize(logits: FloatArray, previous: List<Int>, penalty: Double): 
 }
 
 /** The k-th largest logit, which ties may share; minus infinity for k = 0. */
-private fun kthLargest(logits: FloatArray, k: Int): Float {
+internal fun kthLargest(logits: FloatArray, k: Int): Float {
     if (k == 0 || k >= logits.size) return Float.NEGATIVE_INFINITY
     val largest = java.util.PriorityQueue<Float>(k + 1)
     for (logit in logits) {

@@ -57,8 +57,17 @@ class EngineSession(private val engine: Engine, private val manifest: Manifest) 
 
     override fun close() = engine.close()
 
-    private fun run(chunk: IntArray, rows: Int): List<FloatArray> =
-        engine.run(chunk, position, rows).also { position += chunk.size }
+    private fun run(chunk: IntArray, rows: Int): List<FloatArray> {
+        val logits = engine.run(chunk, position, rows)
+        if (logits.size != rows || logits.any { it.size != manifest.vocabSize }) {
+            throw SessionException(
+                "the artifact gave ${logits.size} rows of ${logits.firstOrNull()?.size ?: 0} logits, expected $rows of " +
+                    "${manifest.vocabSize}; export the model again",
+            )
+        }
+        position += chunk.size
+        return logits
+    }
 
     private fun checkTokens(tokens: IntArray) {
         if (tokens.isEmpty()) throw SessionException("no tokens given; a prompt needs at least one (the bos token)")
@@ -66,6 +75,50 @@ class EngineSession(private val engine: Engine, private val manifest: Manifest) 
             throw SessionException("token $it is outside the vocabulary of ${manifest.vocabSize}; check the bundle's tokenizer")
         }
         checkRoom(position, tokens.size, contextLength)
+    }
+}
+
+/**
+ * A session that can put its artifact aside for another of the bundle's graphs, so that two are never in
+ * memory together.
+ */
+class BundleSession(private val manifest: Manifest, private val open: (graph: String) -> Engine) : Session {
+    private var loaded: EngineSession? = EngineSession(open(SHIPPED), manifest)
+
+    override val position: Int get() = session().position
+
+    override val contextLength: Int get() = manifest.contextLength
+
+    override fun prefill(tokens: IntArray): FloatArray = session().prefill(tokens)
+
+    override fun decode(token: Int): FloatArray = session().decode(token)
+
+    override fun score(tokens: IntArray): List<FloatArray> = session().score(tokens)
+
+    override fun reset() {
+        loaded?.reset()
+    }
+
+    /** Works with another graph; then the shipped one is loaded anew, with empty caches. */
+    fun <T> withGraph(name: String, work: (Session) -> T): T {
+        close()
+        try {
+            return EngineSession(open(name), manifest).use(work)
+        } finally {
+            loaded = EngineSession(open(SHIPPED), manifest)
+        }
+    }
+
+    override fun close() {
+        loaded?.close()
+        loaded = null
+    }
+
+    private fun session(): EngineSession =
+        loaded ?: throw SessionException("the model is not in memory any more; load its bundle again")
+
+    private companion object {
+        const val SHIPPED = "decode"
     }
 }
 

@@ -2,59 +2,105 @@ package gemma.core
 
 enum class Verdict { PASS, FAIL, AMBIGUOUS }
 
-/** What the lowering may cost; the figures are those of `gemma-runtime verify`. */
+/** What the lowering may cost: the limits of `gemma-runtime verify`, which tells why they are these. */
 data class Limits(
     val minTop1: Double = 0.98, // near ties not counted against it
-    val maxMeanKl: Double = 1e-2,
+    val maxMeanKl: Double = 1e-2, // of scoring, of decoding, and of one against the other
+    val maxExactKl: Double = 1e-6, // mean, with float activations
     val maxNearTies: Double = 0.2, // share of positions, above which PASS becomes AMBIGUOUS
 ) {
     companion object {
-        /** XNNPACK rounds activations with one scale for a whole token, which costs more. */
-        fun of(target: String) = if (target == "executorch") Limits(maxMeanKl = 5e-2) else Limits()
+        /** XNNPACK rounds activations with one scale for a whole token, which costs more; float16 costs little. */
+        fun of(target: String) = when (target) {
+            "executorch" -> Limits(maxMeanKl = 5e-2)
+            "coreml" -> Limits(maxMeanKl = 5e-4)
+            else -> Limits()
+        }
     }
 }
 
 data class Verification(
     val verdict: Verdict,
     val failures: List<String>,
+    val limits: Limits,
     val lowering: Agreement, // artifact against the reference with the same codes; all that follows
     val scored: Agreement, // whole prompts
     val decoded: Agreement, // half a prompt in one call, the rest token by token
+    val exact: Agreement?, // lowering with float activations, where the bundle has such a graph
     val paths: Agreement, // decoded against scored
     val quantization: Agreement, // artifact against the float32 reference
+    val byGolden: Map<String, Agreement>, // lowering, by the golden's name
 )
 
-/** Replays every golden by scoring, and by prefill and decode; `onGolden` hears how many are done. */
-fun verify(session: Session, goldens: List<Golden>, limits: Limits, onGolden: (Int) -> Unit = {}): Verification {
-    val replays = goldens.mapIndexed { place, golden -> replay(session, golden).also { onGolden(place + 1) } }
+/**
+ * Replays a bundle's goldens on its exact graph, if it has one, and on the one it ships: what
+ * `gemma-runtime verify` does. `onGolden` hears how many of how many replays are done.
+ */
+fun verifyBundle(bundle: Bundle, session: BundleSession, onGolden: (Int, Int) -> Unit = { _, _ -> }): Verification {
+    val goldens = loadGoldens(bundle)
+    val hasExact = EXACT in bundle.manifest.graphs
+    val all = if (hasExact) 2 * goldens.size else goldens.size
+    val exact = if (hasExact) {
+        session.withGraph(EXACT) { other -> measureLowering(other, goldens) { onGolden(it, all) } }
+    } else {
+        null
+    }
+    val before = all - goldens.size
+    return verify(session, goldens, Limits.of(bundle.manifest.target.name), exact) { onGolden(before + it, all) }
+}
+
+/** How far a session is from the reference holding the same codes, by both ways to get there. */
+fun measureLowering(session: Session, goldens: List<Golden>, onGolden: (Int) -> Unit = {}): Agreement =
+    pool(replayAll(session, goldens, onGolden).flatMap { listOf(it.scored, it.decoded) })
+
+/**
+ * Replays every golden by scoring, and by prefill and decode; judges the lowering.
+ *
+ * `exact` is what `measureLowering` found with float activations, and is judged more strictly.
+ * `onGolden` hears how many are done; where it throws, the session is left empty.
+ */
+fun verify(
+    session: Session,
+    goldens: List<Golden>,
+    limits: Limits,
+    exact: Agreement? = null,
+    onGolden: (Int) -> Unit = {},
+): Verification {
+    val replays = replayAll(session, goldens, onGolden)
     val scored = pool(replays.map { it.scored })
     val decoded = pool(replays.map { it.decoded })
     val lowering = pool(listOf(scored, decoded))
     val paths = pool(replays.map { it.paths })
     val failures = listOfNotNull(
         top1Failure(lowering, limits),
-        klFailure("scoring", scored, limits),
-        klFailure("decoding", decoded, limits),
-        klFailure("decoding against scoring", paths, limits),
+        klFailure("scoring", scored, limits.maxMeanKl),
+        klFailure("decoding", decoded, limits.maxMeanKl),
+        klFailure("decoding against scoring", paths, limits.maxMeanKl),
+        exact?.let { klFailure("the float kernels", it, limits.maxExactKl) },
     )
     return Verification(
-        verdict = when {
-            failures.isNotEmpty() -> Verdict.FAIL
-            lowering.nearTies > limits.maxNearTies * lowering.positions -> Verdict.AMBIGUOUS
-            else -> Verdict.PASS
-        },
+        verdict = verdict(lowering, failures, limits),
         failures = failures,
+        limits = limits,
         lowering = lowering,
         scored = scored,
         decoded = decoded,
+        exact = exact,
         paths = paths,
         quantization = pool(replays.map { it.quantization }),
+        byGolden = goldens.zip(replays).associate { (golden, it) -> golden.name to pool(listOf(it.scored, it.decoded)) },
     )
 }
 
+private const val EXACT = "exact"
+
 private class Replay(val scored: Agreement, val decoded: Agreement, val paths: Agreement, val quantization: Agreement)
 
-private fun replay(session: Session, golden: Golden): Replay {
+private fun replayAll(session: Session, goldens: List<Golden>, onGolden: (Int) -> Unit): List<Replay> =
+    goldens.mapIndexed { place, golden -> replay(session, golden).also { onGolden(place + 1) } }
+
+/** The session is empty afterwards, also where it fails: a conversation would take the tokens for its own. */
+private fun replay(session: Session, golden: Golden): Replay = try {
     val start = golden.tokens.size - golden.judged
     val half = start + maxOf(1, golden.judged / 2)
     session.reset()
@@ -63,8 +109,9 @@ private fun replay(session: Session, golden: Golden): Replay {
     session.reset()
     if (start > 0) session.prefill(golden.tokens.copyOf(start))
     val scored = session.score(golden.tokens.copyOfRange(start, golden.tokens.size))
+    compare(golden, scored, decoded)
+} finally {
     session.reset()
-    return compare(golden, scored, decoded)
 }
 
 private fun compare(golden: Golden, scored: List<FloatArray>, decoded: List<FloatArray>): Replay {
@@ -79,13 +126,19 @@ private fun compare(golden: Golden, scored: List<FloatArray>, decoded: List<Floa
     )
 }
 
+private fun verdict(lowering: Agreement, failures: List<String>, limits: Limits): Verdict = when {
+    failures.isNotEmpty() -> Verdict.FAIL
+    lowering.nearTies > limits.maxNearTies * lowering.positions -> Verdict.AMBIGUOUS
+    else -> Verdict.PASS
+}
+
 private fun top1Failure(lowering: Agreement, limits: Limits): String? {
     val agreed = lowering.top1 + lowering.nearTies.toDouble() / lowering.positions
     if (agreed >= limits.minTop1) return null
-    return "top-1 outside near ties is %.1f %%, below %.0f %%".format(100 * agreed, 100 * limits.minTop1)
+    return plain("top-1 outside near ties is %.1f%%, below %.0f%%", 100 * agreed, 100 * limits.minTop1)
 }
 
-private fun klFailure(what: String, figures: Agreement, limits: Limits): String? {
-    if (figures.meanKl <= limits.maxMeanKl) return null // a NaN is not
-    return "mean KL of $what is %.2e, above %.0e".format(figures.meanKl, limits.maxMeanKl)
+private fun klFailure(what: String, figures: Agreement, limit: Double): String? {
+    if (figures.meanKl <= limit) return null // a NaN is not
+    return plain("mean KL of $what is %.2e, above %.0e", figures.meanKl, limit)
 }

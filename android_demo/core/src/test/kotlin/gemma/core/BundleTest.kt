@@ -29,7 +29,7 @@ class BundleTest {
         assertEquals(setOf(1, 5), manifest.stopTokens)
         assertEquals(LayerCache(AttentionKind.LOCAL, 8, 72, 2, 32), manifest.layers[0])
         assertEquals(listOf(1, null), manifest.graphs.getValue("decode").inputs[0].shape)
-        assertEquals(2L * 2 * 32 * 4 * (72 + 96) * 2, manifest.cacheBytes)
+        assertEquals(2.0 * 2 * 32 * 4 * (72 + 96) * 2, manifest.cacheBytes)
         assertEquals("tokenizer.gtok", manifest.roles["tokenizer_compact"])
         assertEquals(1.0, shares.last())
     }
@@ -80,14 +80,24 @@ class BundleTest {
     fun `damaged files are refused and never crash`() {
         val chance = Random(7)
         val readers = mapOf<String, (ByteArray) -> Unit>(
-            "manifest.json" to { Manifest.parse(String(it, Charsets.UTF_8)) },
+            "manifest.json" to { file ->
+                val manifest = Manifest.parse(String(file, Charsets.UTF_8))
+                misfit(manifest, 1L shl 33, 1L shl 29)
+                File(folder, MANIFEST).writeBytes(file)
+                openBundle(folder)
+            },
             "tokenizer.gtok" to { Tokenizer.parse(it).encode("the user\n\n<mask> é😀") },
             "chat.json" to { ChatFormat.parse(String(it, Charsets.UTF_8)) },
+            "goldens.json" to { file ->
+                parseGoldens(String(file, Charsets.UTF_8)).forEach { golden ->
+                    compareLogits(List(golden.judged) { FloatArray(376) }, golden.quantized)
+                }
+            },
         )
         var refused = 0
         for ((name, read) in readers) {
             val whole = File(TINY, name).readBytes()
-            repeat(1500) {
+            repeat(if (whole.size < 100_000) 1500 else 150) {
                 try {
                     read(damaged(whole, chance))
                 } catch (_: GemmaException) {
@@ -101,8 +111,10 @@ class BundleTest {
     @Test
     fun `a bundle too large for a device is told so in words`() {
         val manifest = openBundle(folder).manifest
-        assertNull(misfit(manifest, 1 shl 30))
-        assertContains(assertNotNull(misfit(manifest, 1 shl 19)), "Export a smaller size")
+        assertNull(misfit(manifest, 1L shl 30))
+        assertContains(assertNotNull(misfit(manifest, 1L shl 19)), "Export a smaller size")
+        assertNull(misfit(manifest, 1L shl 30, 256_000_000))
+        assertContains(assertNotNull(misfit(manifest, 1L shl 30, 192_000_000)), "shorter --context")
     }
 
     private fun refusal(): String = assertFailsWith<BundleException> { openBundle(folder) }.message.orEmpty()

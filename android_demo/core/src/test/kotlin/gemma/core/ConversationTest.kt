@@ -8,7 +8,7 @@ import kotlin.test.Test
 import kotlin.test.assertContentEquals
 import kotlin.test.assertEquals
 import kotlin.test.assertFailsWith
-import kotlin.test.assertIs
+import kotlin.test.assertNotNull
 import kotlin.test.assertNull
 import kotlin.test.assertTrue
 
@@ -102,12 +102,22 @@ class ConversationTest {
     fun `an answer that is not right is asked again with what was wrong`() = runBlocking {
         val schema = Schema.parse("""{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}""")
         val talk = conversation(saying("no idea", """{"n": "x"}""", """Here: {"n": 3}"""))
-        val result = askStructured(talk, "count", schema)
-        assertEquals(StructuredResult.Valid(JsonObject(mapOf("n" to JsonNumber(3.0)))), result)
+        val right = StructuredResult.Valid(JsonObject(mapOf("n" to JsonNumber(3.0))))
+        val answer = askStructured(talk, "count", schema)
+        assertEquals(StructuredAnswer(right, 3), answer)
+        assertEquals("The answer matches the schema (3 tries): {\"n\": 3}", answer.inWords())
         assertTrue("expected integer" in talk.messages[4].content)
-        val never = conversation(saying("no", "no"))
-        assertIs<StructuredResult.Invalid>(askStructured(never, "count", schema, attempts = 2))
-        Unit
+        val shown = ArrayList<String>()
+        val never = askStructured(conversation(saying("no", "{}")), "count", schema, attempts = 2) { reply ->
+            shown += reply.pieces.toList().joinToString("")
+        }
+        assertEquals(listOf("no", "{}"), shown)
+        assertEquals("The answer does not match the schema (2 tries):\n- $: \"n\" is missing", never.inWords())
+        val endless = askStructured(conversation(ScriptedSession { 300 }), "count", schema, 1, maxNewTokens = 9) { reply ->
+            reply.pieces.collect {}
+            assertEquals(StopReason.LENGTH, reply.reason)
+        }
+        assertTrue("no whole JSON" in endless.inWords())
     }
 }
 
@@ -129,24 +139,28 @@ class TinyModelTest {
 
     @Test
     fun `the goldens give the figures of gemma-runtime verify`() = withTinyModel { session ->
-        val found = verify(session, loadGoldens(Bundle(TINY, manifest)), Limits())
+        val bundle = Bundle(TINY, manifest)
+        val found = verify(session, loadGoldens(bundle), Limits())
         assertEquals(Verdict.PASS, found.verdict)
         checkFigures(vectors.of("verify").of("lowering"), found.lowering)
         checkFigures(vectors.of("verify").of("quantization"), found.quantization)
-        val report = reportJson(mapOf("name" to "JVM"), manifest, found, LatencyMeter().latency())
-        assertEquals(report, parseJson(report.write()))
+        checkReport(bundle, found, measureSpeed(session, manifest.vocabSize, Workload(listOf(4, 8), 4, 3), repeats = 2))
     }
 
-    private fun checkFigures(said: JsonFields, found: Agreement) {
-        assertEquals(said.of("positions").count(), found.positions)
-        assertEquals(said.of("near_ties").count(), found.nearTies)
-        assertEquals(said.of("top1").double(), found.top1, 1e-9)
-        val figures = mapOf(
-            "max_abs" to found.maxAbs, "mean_abs" to found.meanAbs, "mean_kl" to found.meanKl, "p99_kl" to found.p99Kl,
-        )
-        for ((name, value) in figures) {
-            val expected = said.of(name).double()
-            assertEquals(expected, value, 1e-3 * expected + 1e-5, name)
+    @Test
+    fun `both graphs of a bundle are replayed, one at a time`() {
+        val open = ArrayList<String>()
+        val session = BundleSession(manifest) { graph ->
+            open += graph
+            val engine = BridgeEngine(manifest.vocabSize, graph)
+            object : Engine by engine {
+                override fun close() = engine.close().also { open += "closed" }
+            }
         }
+        val found = session.use { verifyBundle(Bundle(TINY, manifest), it) }
+        assertEquals(listOf("decode", "closed", "exact", "closed", "decode", "closed"), open)
+        assertEquals(Verdict.PASS, found.verdict)
+        checkFigures(vectors.of("verify").of("lowering"), assertNotNull(found.exact))
+        assertFailsWith<SessionException> { session.decode(2) }
     }
 }

@@ -6,8 +6,8 @@ import org.junit.runner.notification.Failure
 import org.junit.runner.notification.RunListener
 import kotlin.system.exitProcess
 
-/** Runs every test, and closes with a line that counts them. */
-fun main() {
+/** Runs every test, and those of the classes that are named, and closes with a line that counts them. */
+fun main(more: Array<String>) {
     val skipped = ArrayList<String>()
     val core = JUnitCore()
     core.addListener(object : RunListener() {
@@ -30,6 +30,8 @@ fun main() {
         TinyModelTest::class.java,
         StructuredTest::class.java,
         LatencyMeterTest::class.java,
+        VerifyTest::class.java,
+        *more.map { Class.forName(it) }.toTypedArray(),
     )
     skipped.forEach(::println)
     val passed = result.runCount - result.failureCount - skipped.size

@@ -53,6 +53,13 @@ class StructuredTest {
     }
 
     @Test
+    fun `the schema to begin with is one`() {
+        val schema = Schema.parse(EXAMPLE_SCHEMA)
+        assertEquals(emptyList(), schema.validate(parseJson("""{"answer": "yes", "confidence": 0.5}""")))
+        assertEquals(schema.toString(), Schema.parse(schema.toString()).toString())
+    }
+
+    @Test
     fun `any text is JSON or a JsonException`() {
         val chance = Random(3)
         val letters = "{}[]\",:0123.eE+-truefalsn\\u\u0000 \ud83d\ude00"

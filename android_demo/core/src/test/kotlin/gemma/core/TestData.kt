@@ -5,6 +5,7 @@ import java.io.File
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
 import java.util.Base64
+import kotlin.test.assertEquals
 
 /** The folder `tests/data` of the repository. */
 val DATA = File(System.getProperty("gemma.data") ?: "../../tests/data")
@@ -17,6 +18,42 @@ internal val vectors: JsonFields by lazy { json(File(DATA, "phone_vectors.json")
 internal fun JsonFields.ints(): IntArray = list { it.count() }.toIntArray()
 
 fun tinyTokenizer(): Tokenizer = Tokenizer.parse(File(TINY, "tokenizer.gtok").readBytes())
+
+internal fun checkFigures(said: JsonFields, found: Agreement) {
+    assertEquals(said.of("positions").count(), found.positions)
+    assertEquals(said.of("near_ties").count(), found.nearTies)
+    assertEquals(said.of("top1").double(), found.top1, 1e-9)
+    val figures = mapOf(
+        "max_abs" to found.maxAbs, "mean_abs" to found.meanAbs, "mean_kl" to found.meanKl, "p99_kl" to found.p99Kl,
+    )
+    for ((name, value) in figures) {
+        val expected = said.of(name).double()
+        assertEquals(expected, value, 1e-3 * expected + 1e-5, name)
+    }
+}
+
+/** What is shared as JSON has the names that `gemma-runtime verify` and `bench` give with `--json`. */
+internal fun checkReport(bundle: Bundle, verification: Verification, benchmark: Benchmark) {
+    val report = reportJson(mapOf("name" to "JVM"), bundle, verification, Loading(1.0, 2.0), benchmark, 1)
+    assertEquals(report, parseJson(report.write()))
+    val names = vectors.of("fields").map { part -> part.list { it.string() } }
+    val verify = report.field("verify")
+    assertEquals(names.getValue("Verification"), verify.names())
+    assertEquals(names.getValue("Limits"), verify.field("limits").names())
+    assertEquals(names.getValue("Agreement"), verify.field("lowering").names())
+    assertEquals(loadGoldens(bundle).map { it.name }, verify.field("by_golden").names())
+    val bench = report.field("bench")
+    val figures = (bench.field("bundles") as JsonArray).items.single()
+    val prompt = (figures.field("prompts") as JsonArray).items.first()
+    assertEquals(emptyList(), bench.names() - names.getValue("Benchmark").toSet())
+    assertEquals(emptyList(), figures.names() - names.getValue("BundleFigures").toSet())
+    assertEquals(names.getValue("PromptFigures"), prompt.names())
+    assertEquals(names.getValue("Spread"), figures.field("token_ms").names())
+}
+
+internal fun Json.field(name: String): Json = (this as JsonObject).fields.getValue(name)
+
+private fun Json.names(): List<String> = (this as JsonObject).fields.keys.toList()
 
 /** A session without a model: it follows a function from the tokens so far to the next token. */
 class ScriptedSession(override val contextLength: Int = 4096, private val script: (List<Int>) -> Int) : Session {
@@ -41,7 +78,7 @@ class ScriptedSession(override val contextLength: Int = 4096, private val script
 }
 
 /** The Python runtime's session of the tiny bundle, in a process of its own. */
-class BridgeEngine(private val vocabSize: Int) : Engine {
+class BridgeEngine(private val vocabSize: Int, graph: String = "exact") : Engine {
     override val givesEveryRow = true
     private val process: Process
 
@@ -49,7 +86,7 @@ class BridgeEngine(private val vocabSize: Int) : Engine {
         val python = System.getProperty("gemma.python")
         assumeTrue("no python with gemma_runtime is named, so no real model answers", python != null)
         process = ProcessBuilder(
-            python, "-m", "tests.data.session_bridge", TINY.path, "/dev/stdin", "/dev/stdout", "--exact",
+            python, "-m", "tests.data.session_bridge", TINY.path, "/dev/stdin", "/dev/stdout", "--$graph",
         ).redirectError(ProcessBuilder.Redirect.INHERIT).start()
     }
 

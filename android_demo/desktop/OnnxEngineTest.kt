@@ -1,0 +1,138 @@
+package gemma.demo
+
+import gemma.core.Bundle
+import gemma.core.BundleSession
+import gemma.core.ContextFullException
+import gemma.core.Conversation
+import gemma.core.DATA
+import gemma.core.EngineSession
+import gemma.core.GenerationRequest
+import gemma.core.Manifest
+import gemma.core.Sampler
+import gemma.core.Sampling
+import gemma.core.Session
+import gemma.core.SessionException
+import gemma.core.StopReason
+import gemma.core.TINY
+import gemma.core.TokenGeneration
+import gemma.core.Verdict
+import gemma.core.Voice
+import gemma.core.Workload
+import gemma.core.checkFigures
+import gemma.core.checkReport
+import gemma.core.ints
+import gemma.core.json
+import gemma.core.measureSpeed
+import gemma.core.openBundle
+import gemma.core.vectors
+import gemma.core.verifyBundle
+import kotlinx.coroutines.flow.toList
+import kotlinx.coroutines.runBlocking
+import org.junit.Assume.assumeTrue
+import org.junit.Before
+import java.io.File
+import java.nio.file.Files
+import java.util.concurrent.CancellationException
+import kotlin.test.Test
+import kotlin.test.assertEquals
+import kotlin.test.assertFailsWith
+import kotlin.test.assertNotNull
+import kotlin.test.assertTrue
+
+/** The app's own backend on the real ONNX Runtime, with the Java classes and the JNI library of Android's AAR. */
+class OnnxEngineTest {
+    private val bundle by lazy { openBundle(TINY) }
+
+    @Before
+    fun needsTheNativeLibrary() {
+        val folder = System.getProperty("onnxruntime.native.path")
+        assumeTrue("ONNX Runtime's native library for this machine is not here", folder != null)
+    }
+
+    private fun <T> onGraph(graph: String, work: (Session) -> T): T =
+        EngineSession(OnnxEngine(bundle, graph, 1), bundle.manifest).use(work)
+
+    private fun loaded() = BundleSession(bundle.manifest) { OnnxEngine(bundle, it, 1) }
+
+    @Test
+    fun `the app's backend says the same 64 tokens as Python's`() = onGraph("exact") { session ->
+        val said = json(File(DATA, "tiny_tokens.json"))
+        repeat(2) { // the second over the first one's caches
+            session.reset()
+            val request = GenerationRequest(said.of("prompt").ints(), IntArray(0), 64, emptySet())
+            val generation = TokenGeneration(session, request, Sampler(Sampling()))
+            assertEquals(said.of("tokens").ints().asList(), runBlocking { generation.flow().toList() })
+            assertEquals(StopReason.LENGTH, generation.reason)
+        }
+    }
+
+    @Test
+    fun `a bundle's verdict and figures are those of gemma-runtime verify`() = loaded().use { session ->
+        val heard = ArrayList<Int>()
+        val found = verifyBundle(bundle, session) { done, all ->
+            assertEquals(10, all)
+            heard += done
+        }
+        assertEquals(Verdict.PASS, found.verdict, "${found.failures}")
+        assertEquals((1..10).toList(), heard)
+        val exact = assertNotNull(found.exact)
+        checkFigures(vectors.of("verify").of("lowering"), exact)
+        assertTrue(found.lowering.meanKl > exact.meanKl, "the shipped graph rounds activations")
+        checkReport(bundle, found, measureSpeed(session, bundle.manifest.vocabSize, Workload.of(96), repeats = 2))
+    }
+
+    @Test
+    fun `another graph's fault is a failed verdict`() {
+        // The exact graph rounds activations, too.
+        val altered = altered { it.replace("\"file\": \"exact.onnx\"", "\"file\": \"model.onnx\"") }
+        BundleSession(altered.manifest) { OnnxEngine(altered, it, 1) }.use { session ->
+            val found = verifyBundle(altered, session)
+            assertEquals(Verdict.FAIL, found.verdict)
+            assertTrue(found.failures.single().startsWith("mean KL of the float kernels is "), "${found.failures}")
+        }
+    }
+
+    @Test
+    fun `a stopped benchmark leaves nothing that a conversation could take for its own`() = loaded().use { session ->
+        val talk = Conversation(session, Voice.load(bundle), Sampler(Sampling()))
+        val first = runBlocking { talk.send("the user in the inn", 8).pieces.toList().joinToString("") }
+        assertFailsWith<CancellationException> {
+            verifyBundle(bundle, session) { done, _ -> if (done == 7) throw CancellationException() }
+        }
+        assertEquals(0, session.position)
+        val again = runBlocking { talk.send("the", 8).also { it.pieces.toList() }.text }
+        val fresh = Conversation(session, Voice.load(bundle), Sampler(Sampling()))
+        runBlocking { fresh.send("the user in the inn", 8).pieces.toList() }
+        assertEquals(first, fresh.messages.last().content)
+        assertEquals(again, runBlocking { fresh.send("the", 8).also { it.pieces.toList() }.text })
+    }
+
+    @Test
+    fun `chunks of any length give the same logits, and the context ends in words`() = onGraph("exact") { session ->
+        val tokens = IntArray(60) { 6 + it * 5 }
+        val whole = session.score(tokens)
+        session.reset()
+        session.prefill(tokens.copyOf(7))
+        session.prefill(tokens.copyOfRange(7, 41))
+        val last = tokens.drop(41).map { session.decode(it) }.last()
+        for (id in last.indices) assertEquals(whole.last()[id], last[id], 1e-4f)
+        assertFailsWith<ContextFullException> { session.score(tokens) }
+        assertEquals(60, session.position)
+    }
+
+    @Test
+    fun `an artifact that is no model is refused in words`() {
+        val broken = altered { it }
+        File(broken.directory, "model.onnx").writeText("no model")
+        val error = assertFailsWith<SessionException> { OnnxEngine(broken, "decode", 1) }
+        assertTrue("can't load model.onnx" in error.message.orEmpty(), error.message)
+    }
+
+    private fun altered(manifest: (String) -> String): Bundle {
+        val folder = Files.createTempDirectory("bundle").toFile().also { it.deleteOnExit() }
+        TINY.copyRecursively(folder, overwrite = true)
+        folder.walk().forEach { it.deleteOnExit() }
+        val text = manifest(File(folder, "manifest.json").readText())
+        return Bundle(folder, Manifest.parse(text))
+    }
+}

@@ -1,0 +1,102 @@
+#if canImport(OnnxSession)
+import Foundation
+import OnnxSession
+import XCTest
+
+@testable import GemmaKit
+
+/// The tiny bundle on the C library of ONNX Runtime, in this process.
+final class OnnxEngine: Engine {
+    let givesEveryRow = true
+    private let session: OpaquePointer
+    private let vocabSize: Int
+
+    init(_ bundle: ModelBundle, graph name: String) throws {
+        let graph = try XCTUnwrap(bundle.manifest.graphs[name])
+        vocabSize = bundle.manifest.vocabSize
+        session = onnx_open(bundle.directory.appendingPathComponent(graph.file).path)
+        try check()
+        for state in graph.states {
+            let shape = try state.shape.map { Int64(try XCTUnwrap($0)) }
+            onnx_add_cache(session, state.name, state.name.replacingOccurrences(of: "past", with: "present"), shape, shape.count)
+            try check()
+        }
+    }
+
+    deinit { onnx_close(session) }
+
+    func run(_ tokens: [Int], position: Int, rows: Int) throws -> [[Float]] {
+        var logits = [Float](repeating: 0, count: rows * vocabSize)
+        let ids = tokens.map(Int64.init)
+        onnx_run(session, ids, Int64(ids.count), Int32(position + ids.count), &logits, Int64(rows), Int64(vocabSize))
+        try check()
+        return (0..<rows).map { Array(logits[$0 * vocabSize..<($0 + 1) * vocabSize]) }
+    }
+
+    private func check() throws {
+        if let error = onnx_error(session) { throw GemmaError.session(String(cString: error)) }
+    }
+}
+
+final class OnnxTests: XCTestCase {
+    func testTheLoopSaysPythonsTokensOnARealLibrary() async throws {
+        let bundle = try ModelBundle.open(tiny)
+        let session = EngineSession(try OnnxEngine(bundle, graph: "exact"), bundle.manifest)
+        try await checkGreedyTokens(session)
+        session.reset()  // again, over the caches of before
+        try await checkGreedyTokens(session)
+    }
+
+    func testABundlesVerdictAndFiguresAreThoseOfGemmaRuntimeVerify() async throws {
+        let bundle = try ModelBundle.open(tiny)
+        var opened: [String] = []
+        let session = try await BundleSession(bundle.manifest) { graph in
+            opened.append(graph)
+            return try OnnxEngine(bundle, graph: graph)
+        }
+        var heard: [Int] = []
+        let found = try await verifyBundle(bundle, session) { done, _ in heard.append(done) }
+        XCTAssertEqual(found.verdict, .pass, "\(found.failures)")
+        XCTAssertEqual(heard, Array(1...10))
+        XCTAssertEqual(opened, ["decode", "exact", "decode"])
+        let exact = try XCTUnwrap(found.exact)
+        try checkFigures(vectors().of("verify").of("lowering"), exact)
+        XCTAssertGreaterThan(found.lowering.meanKL, exact.meanKL, "the shipped graph rounds activations")
+        let workload = Workload(contextLength: bundle.manifest.contextLength)
+        try checkReport(bundle, found, measureSpeed(session, vocabSize: bundle.manifest.vocabSize, workload, repeats: 2))
+    }
+
+    func testAGraphThatRoundsActivationsIsNoExactOne() async throws {
+        let bundle = try ModelBundle.open(tiny)
+        let session = try await BundleSession(bundle.manifest) { _ in try OnnxEngine(bundle, graph: "decode") }
+        let found = try await verifyBundle(bundle, session)
+        XCTAssertEqual(found.verdict, .fail)
+        XCTAssertTrue(found.failures.first?.hasPrefix("mean KL of the float kernels is ") == true, "\(found.failures)")
+    }
+
+    func testAStoppedBenchmarkLeavesNothingThatAConversationCouldTakeForItsOwn() async throws {
+        let bundle = try ModelBundle.open(tiny)
+        let session = try await BundleSession(bundle.manifest) { try OnnxEngine(bundle, graph: $0) }
+        func conversation() throws -> Conversation { Conversation(session, try Voice(bundle), Sampler(try Sampling())) }
+        func said(_ talk: Conversation, _ question: String) async throws -> String {
+            let reply = try talk.send(question, maxNewTokens: 8)
+            for try await _ in reply {}
+            return reply.text
+        }
+        let talk = try conversation()
+        let first = try await said(talk, "the user in the inn")
+        let task = Task {
+            _ = try await verifyBundle(bundle, session) { done, _ in
+                if done == 7 { withUnsafeCurrentTask { $0?.cancel() } }
+            }
+        }
+        let outcome = await task.result
+        XCTAssertThrowsError(try outcome.get()) { XCTAssertTrue($0 is CancellationError, "\($0)") }
+        XCTAssertEqual(session.position, 0)
+        let second = try await said(talk, "the")
+        let fresh = try conversation()
+        let again = [try await said(fresh, "the user in the inn"), try await said(fresh, "the")]
+        XCTAssertEqual(again, [first, second])
+    }
+}
+#endif

@@ -1,0 +1,105 @@
+import Foundation
+import XCTest
+
+@testable import GemmaKit
+
+/// Says at each position what the golden's reference says, or what `damage` makes of it.
+private final class ReplayingSession: Session {
+    private let goldens: [Golden]
+    private let damage: (inout [Float]) throws -> Void
+    private var tokens: [Int] = []
+    let contextLength = 4096
+
+    init(_ goldens: [Golden], damage: @escaping (inout [Float]) throws -> Void = { _ in }) {
+        self.goldens = goldens
+        self.damage = damage
+    }
+
+    var position: Int { tokens.count }
+
+    func prefill(_ new: [Int]) throws -> [Float] { try score(new).last ?? [] }
+
+    func score(_ new: [Int]) throws -> [[Float]] {
+        try new.map { token in
+            tokens.append(token)
+            var row = said()
+            try damage(&row)
+            return row
+        }
+    }
+
+    func reset() {
+        tokens = []
+    }
+
+    private func said() -> [Float] {
+        var row = [Float](repeating: -30, count: 376)
+        guard let golden = goldens.first(where: { $0.tokens.starts(with: tokens) }) else { return row }
+        let place = tokens.count - 1 - (golden.tokens.count - golden.judged)
+        guard place >= 0 else { return row }
+        for (id, logit) in zip(golden.quantized.ids[place], golden.quantized.logits[place]) { row[id] = Float(logit) }
+        return row
+    }
+}
+
+final class VerifyTests: XCTestCase {
+    private func goldens() throws -> [Golden] { try loadGoldens(ModelBundle.open(tiny)) }
+
+    func testLimitsAreThoseOfGemmaRuntimeVerify() throws {
+        let limits = try vectors().of("limits").map(\.value)
+        XCTAssertEqual(Set(limits.keys), ["onnx", "executorch", "coreml"])
+        for (target, said) in limits { XCTAssertEqual(limitsJSON(Limits.of(target: target)), said, target) }
+    }
+
+    func testABrokenLimitFailsInTheWordsOfGemmaRuntimeVerify() throws {
+        let goldens = try goldens()
+        XCTAssertEqual(try verify(ReplayingSession(goldens), goldens, Limits(maxMeanKL: 1e9)).verdict, .pass)
+        let exact = Agreement(positions: 10, top1: 1, nearTies: 0, maxAbs: 0, meanAbs: 0, meanKL: 2.344e-6, p99KL: 0)
+        let found = try verify(ReplayingSession(goldens), goldens, Limits(maxMeanKL: 1e9), exact)
+        XCTAssertEqual(found.verdict, .fail)
+        XCTAssertEqual(found.failures, ["mean KL of the float kernels is 2.34e-06, above 1e-06"])
+        let never = try verify(ReplayingSession(goldens), goldens, Limits(minTop1: 1.01, maxMeanKL: 1e9))
+        XCTAssertEqual(never.failures, ["top-1 outside near ties is 100.0%, below 101%"])
+    }
+
+    func testANumberThatIsNoneAndAnotherMostLikelyTokenFail() throws {
+        let goldens = try goldens()
+        let none = try verify(ReplayingSession(goldens) { $0[7] = .nan }, goldens, Limits())
+        XCTAssertEqual(none.verdict, .fail)
+        let other = try verify(ReplayingSession(goldens) { $0[7] = 9 }, goldens, Limits(maxMeanKL: 1e9))
+        XCTAssertEqual(other.failures.count, 1)
+        XCTAssertTrue(other.failures[0].hasPrefix("top-1 outside near ties is "))
+    }
+
+    func testAReplayThatEndsEarlyLeavesTheSessionEmpty() async throws {
+        let goldens = try goldens()
+        var rows = 0
+        let session = ReplayingSession(goldens) { _ in
+            rows += 1
+            if rows == 20 { throw GemmaError.session("ended") }
+        }
+        XCTAssertThrowsError(try verify(session, goldens, Limits()))
+        XCTAssertEqual(session.position, 0)
+        let speed = ReplayingSession(goldens) { _ in throw GemmaError.session("ended") }
+        XCTAssertThrowsError(try measureSpeed(speed, vocabSize: 376, Workload(contextLength: 96)))
+        XCTAssertEqual(speed.position, 0)
+    }
+
+    func testSpeedIsThatOfTheClock() throws {
+        var now: UInt64 = 0
+        let session = ScriptedSession { tokens in
+            now += 20_000_000
+            return 3
+        }
+        let workload = Workload(promptLengths: [4, 8], decodePrompt: 4, newTokens: 3)
+        let found = try measureSpeed(session, vocabSize: 400, workload, repeats: 2, nanoTime: { now })
+        XCTAssertEqual(found.prompts.map(\.tokens), [4, 8])
+        XCTAssertEqual(found.prompts[1].firstTokenMillis, Spread([20]))
+        XCTAssertEqual(found.prompts[0].tokensPerSecond.median, 200, accuracy: 1e-9)
+        XCTAssertEqual(found.decodeTokensPerSecond, Spread([50]))
+        XCTAssertEqual(found.tokenP95Millis.high, 20)
+        XCTAssertEqual(Workload(contextLength: 500), Workload(promptLengths: [32, 128], decodePrompt: 128, newTokens: 64))
+        XCTAssertEqual(Workload(contextLength: 24), Workload(promptLengths: [24], decodePrompt: 12, newTokens: 12))
+        XCTAssertEqual([Spread([4, 1, 2, 3]).median, Spread([4, 1, 2, 3]).low, Spread([4, 1, 2, 3]).high], [2.5, 1, 4])
+    }
+}
