@@ -87,3 +87,18 @@ class ObservingOps(BatchOps):
         for weight in weights:  # one tensor for all of them
             self._inputs[weight.name] = rows
         return super().project(x, weights)
+
+
+class GradientOps(BatchOps):
+    """Keeps what each projection gives, and its gradient: by weight, (B, T, outputs)."""
+
+    def __init__(self, tokens: Tensor, epsilon: float, outputs: dict[str, Tensor]) -> None:
+        super().__init__(tokens, epsilon)
+        self._outputs = outputs
+
+    def project(self, x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
+        found = super().project(x, weights)
+        for weight, y in zip(weights, found, strict=True):
+            y.retain_grad()
+            self._outputs[weight.name] = y
+        return found

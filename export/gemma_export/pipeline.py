@@ -13,10 +13,10 @@ from gemma_export.config import Family, GemmaConfig
 from gemma_export.memory import MemoryCeiling
 from gemma_export.parallel import one_thread_each
 from gemma_export.plan import Plan, make_plan
-from gemma_export.progress import Reporter, guarded
-from gemma_export.quantize.calibrate import Calibrator
-from gemma_export.quantize.calibrated import CalibratedWeights, peak_bytes, work_bytes
+from gemma_export.progress import Reporter, guarded, guarded_stage
+from gemma_export.quantize.calibrated import CalibratedWeights, peak_bytes
 from gemma_export.quantize.calibration import Calibration
+from gemma_export.quantize.calibrator import Calibrator
 from gemma_export.quantize.recipe import Recipe, bits_per_weight, write_recipe
 from gemma_export.quantize.sensitivity import Budget, spend_budget
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
@@ -108,8 +108,8 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
     ceiling = MemoryCeiling(request.max_ram)
     for target in targets:
         ceiling.check_estimate(_plan(checkpoint.config, request, target).export_peak_bytes)
-    if request.recipe.is_calibrated:
-        ceiling.check_estimate(peak_bytes(checkpoint.config, request.recipe))
+    if request.recipe.is_calibrated or request.bits is not None:
+        ceiling.check_estimate(peak_bytes(checkpoint.config, request.recipe, request.bits))
     for note in (*checkpoint.notes, *resolved.notes):
         report.note(note)
 
@@ -204,8 +204,7 @@ def _spend_bits(
     if request.bits is None or calibration is None:
         return request
     budget = Budget(request.recipe, request.bits)
-    with report.stage("measure", checkpoint.config.parameters * 4) as tick:
-        recipe = spend_budget(budget, checkpoint, calibration, guarded(tick, ceiling))
+    recipe = spend_budget(budget, checkpoint, calibration, guarded_stage(report, ceiling))
     return replace(request, recipe=recipe)
 
 
@@ -218,9 +217,8 @@ def _quantize(
 ) -> QuantizedStore:
     if calibration is not None:
         work = Calibrator(checkpoint, recipe, calibration)
-        with report.stage("calibrate", work_bytes(work)) as tick:
-            calibrated = CalibratedWeights(work, guarded(tick, ceiling))
-            return open_or_build_store(checkpoint, recipe, None, calibrated)
+        calibrated = CalibratedWeights(work, guarded_stage(report, ceiling))
+        return open_or_build_store(checkpoint, recipe, None, calibrated)
     with report.stage("quantize", checkpoint.config.parameters * 4) as tick:
         return open_or_build_store(checkpoint, recipe, guarded(tick, ceiling))
 

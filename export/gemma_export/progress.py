@@ -1,16 +1,24 @@
 """How long work tells what it does: a stage, a tensor, bytes done, the memory peak."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from gemma_export.memory import MemoryCeiling
 from gemma_runtime.machine import format_bytes, peak_rss_bytes
 
 Tick = Callable[[str, int], None]  # tensor name, bytes just done
+Stage = Callable[[str, int], AbstractContextManager[Tick]]  # title, bytes in all
 
 
 class Reporter(Protocol):
@@ -46,10 +54,13 @@ class ConsoleReporter:
             BarColumn(),
             DownloadColumn(binary_units=True),
             TimeElapsedColumn(),
+            TextColumn("left", style="dim"),
+            TimeRemainingColumn(),
             TextColumn("peak {task.fields[peak]}"),
             TextColumn("{task.fields[tensor]}", style="dim"),
         )
-        with Progress(*columns, console=self._console) as bar:
+        # Of a speed over minutes, as a layer takes that long.
+        with Progress(*columns, console=self._console, speed_estimate_period=300) as bar:
             task = bar.add_task(title, total=total_bytes, tensor="", peak="")
 
             def tick(name: str, done: int) -> None:
@@ -61,6 +72,17 @@ class ConsoleReporter:
 
     def note(self, text: str) -> None:
         self._console.print(text, style="yellow", highlight=False)
+
+
+def guarded_stage(report: Reporter, ceiling: MemoryCeiling) -> Stage:
+    """The reporter's stages, whose ticks stop the work once memory passes the ceiling."""
+
+    @contextmanager
+    def stage(title: str, total_bytes: int) -> Iterator[Tick]:
+        with report.stage(title, total_bytes) as tick:
+            yield guarded(tick, ceiling)
+
+    return stage
 
 
 def guarded(tick: Tick, ceiling: MemoryCeiling) -> Tick:

@@ -10,9 +10,10 @@ from torch import Tensor
 from gemma_export.batch_ops import BatchOps, hold
 from gemma_export.decoder import decoder
 from gemma_export.quantize import stream
-from gemma_export.quantize.calibrate import Calibrator, calibrate, float_flow
+from gemma_export.quantize.calibrate import calibrate
 from gemma_export.quantize.calibrated import CalibratedWeights
 from gemma_export.quantize.calibration import LENGTH, Calibration, default_texts, load_calibration
+from gemma_export.quantize.calibrator import Calibrator, pass_layers
 from gemma_export.quantize.gptq import gptq, inverse_factor, prepare, weighted_scales
 from gemma_export.quantize.pack import dequantize, unpack
 from gemma_export.quantize.recipe import TABLE, Format, find_recipe
@@ -20,7 +21,7 @@ from gemma_export.quantize.round import round_rows
 from gemma_export.quantize.store import open_or_build_store
 from gemma_export.quantize.stream import head_inputs
 from gemma_runtime.errors import RecipeError
-from tests.export.conftest import TinyCheckpoint
+from tests.export.conftest import TinyCheckpoint, stages
 
 FORMATS = (Format(4), Format(4, asymmetric=True), Format(8))
 
@@ -103,11 +104,10 @@ def test_the_stream_of_layers_is_the_decoder(
 ) -> None:
     monkeypatch.setattr(stream, "product_dtype", lambda: torch.float32)
     config, tokens = work.checkpoint.config, work.calibration.tokens
-    work.folder.mkdir(parents=True)
     shapes = config.tensor_shapes()
     weights = hold({n: work.checkpoint.rows(n, 0, s[0]) for n, s in shapes.items()})
     gain = weights["model.norm.weight"].values
-    hidden = torch.cat(list(head_inputs(float_flow(work, _tick), config, gain)))
+    hidden = torch.cat(list(head_inputs(pass_layers(work, _tick, "float"), config, gain)))
     logits = hidden @ weights[TABLE].values.T
     if config.final_softcap is not None:
         logits = config.final_softcap * (logits / config.final_softcap).tanh()
@@ -131,7 +131,9 @@ def _products(work: Calibrator, recipe: str, kept: Callable[[str], Tensor]) -> f
 
 
 def test_a_calibrated_model_is_closer_to_the_float_one(work: Calibrator) -> None:
-    store = open_or_build_store(work.checkpoint, work.recipe, None, CalibratedWeights(work, _tick))
+    store = open_or_build_store(
+        work.checkpoint, work.recipe, None, CalibratedWeights(work, stages(_tick))
+    )
     searched = open_or_build_store(work.checkpoint, find_recipe("int4"))
     ours, theirs = (
         _products(work, "", lambda n, s=s: s.weight(n).rows(0, s.shapes[n][0]))  # type: ignore[misc]
@@ -150,15 +152,16 @@ def test_interrupted_work_goes_on_and_gives_the_same_codes(
         if name == "layer 1":
             raise KeyboardInterrupt
 
+    pass_layers(work, _tick, "float")
     with pytest.raises(KeyboardInterrupt):
         calibrate(work, stop)
     assert work.file("layer", 0).exists()
     again: list[str] = []
-    whole = CalibratedWeights(work, lambda name, done: again.append(name))
+    whole = CalibratedWeights(work, stages(lambda name, done: again.append(name)))
     resumed = open_or_build_store(work.checkpoint, work.recipe, None, whole).codes_digest
     assert "layer 0" not in again
     monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path / "other"))
-    fresh = CalibratedWeights(work, _tick)
+    fresh = CalibratedWeights(work, stages(_tick))
     assert open_or_build_store(work.checkpoint, work.recipe, None, fresh).codes_digest == resumed
 
 

@@ -1,5 +1,7 @@
 """Distillation: closer to the float model, the same every time, also when interrupted."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,16 +11,18 @@ import torch
 from gemma_export.batch_ops import BatchOps, hold
 from gemma_export.checkpoint.safetensors import SafetensorsFile
 from gemma_export.decoder import decoder
+from gemma_export.progress import Tick
 from gemma_export.quantize import distill as distilling
-from gemma_export.quantize.calibrate import Calibrator, calibrate_table, float_flow
-from gemma_export.quantize.calibrated import CalibratedWeights, work_bytes
+from gemma_export.quantize.calibrate import calibrate_table
+from gemma_export.quantize.calibrated import CalibratedWeights
 from gemma_export.quantize.calibration import Calibration
+from gemma_export.quantize.calibrator import Calibrator, pass_layers
 from gemma_export.quantize.candidates import choose_candidates
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.round import shared_scale
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
 from gemma_export.quantize.stream import head_inputs
-from tests.export.conftest import TinyCheckpoint
+from tests.export.conftest import TinyCheckpoint, stages
 
 
 @pytest.fixture
@@ -32,7 +36,7 @@ def work(tiny: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def _store(work: Calibrator, names: list[str] | None = None) -> QuantizedStore:
     ticks = [] if names is None else names
-    rounded = CalibratedWeights(work, lambda name, done: ticks.append(name))
+    rounded = CalibratedWeights(work, stages(lambda name, done: ticks.append(name)))
     return open_or_build_store(work.checkpoint, work.recipe, None, rounded)
 
 
@@ -72,7 +76,7 @@ def test_interrupted_distillation_gives_the_same_store(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        CalibratedWeights(work, stop).round_all()
+        CalibratedWeights(work, stages(stop)).round_all()
     names: list[str] = []
     resumed = _store(work, names).codes_digest
     assert names[0] == "step 9"  # saved after 8
@@ -81,20 +85,30 @@ def test_interrupted_distillation_gives_the_same_store(
 
 
 def test_progress_ends_where_it_said(work: Calibrator) -> None:
-    done: list[int] = []
-    CalibratedWeights(work, lambda name, size: done.append(size)).round_all()
-    assert sum(done) == pytest.approx(
-        work_bytes(work), rel=0.02
-    )  # gains between layers count twice
+    totals: dict[str, int] = {}
+    done: dict[str, int] = {}
+
+    @contextmanager
+    def stage(title: str, total_bytes: int) -> Iterator[Tick]:
+        totals[title], done[title] = total_bytes, 0
+
+        def tick(name: str, size: int) -> None:
+            del name
+            done[title] += size
+
+        yield tick
+
+    CalibratedWeights(work, stage).round_all()
+    assert list(totals) == ["teacher", "calibrate", "distill"]
+    assert done == pytest.approx(totals, rel=0.05)  # gains between layers count twice
 
 
 def test_candidates_stand_for_the_whole_vocabulary(work: Calibrator) -> None:
     """With every token a candidate, the divergence is exact and zero for equal inputs."""
-    work.folder.mkdir(parents=True)
-    calibrate_table(work, lambda name, size: None)
+    last = pass_layers(work, lambda name, size: None, "float")
+    calibrate_table(work)
     config = work.checkpoint.config
     gain = work.checkpoint.rows("model.norm.weight", 0, config.hidden_size)
-    last = float_flow(work, lambda name, size: None)
     found = choose_candidates(work, SafetensorsFile(last), gain)
     assert len(found.teacher) == config.vocab_size
     assert (found.log_weight == 0).all()

@@ -9,6 +9,7 @@ from gemma_export.progress import QuietReporter
 from gemma_export.quantize.recipe import (
     INT4,
     INT8,
+    INT8_TABLE,
     RECIPES,
     TABLE,
     bits_per_weight,
@@ -44,7 +45,7 @@ def test_what_loses_most_per_weight_gets_eight_bits() -> None:
 def test_the_table_gets_eight_bits_where_it_saves_more_than_the_layers(table: float) -> None:
     losses = dict.fromkeys(MATRICES, 0.01) | {TABLE: table}
     chosen = choose_int8(Budget(find_recipe("int4"), 7.5), CONFIG, losses).formats(CONFIG)
-    assert (chosen[TABLE] == INT8) is (table > 1)
+    assert (chosen[TABLE] == INT8_TABLE) is (table > 1)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -68,7 +69,7 @@ def test_a_bundle_s_own_recipe_gives_the_same_codes(tiny: TinyCheckpoint, tmp_pa
         (result,) = export_bundles(request, QuietReporter())
         found = result.bundle.manifest.quantization
         assert found.bits_per_weight <= 6
-        assert {"int4-g32", "int8-g32"} == set(found.tensors.values())
+        assert {"int4-g32", "int8-g32"} <= set(found.tensors.values())
         assert found.calibration is not None
         return found.codes_digest
 

@@ -4,78 +4,43 @@ A layer is rounded for what the layers before it give as they are rounded alread
 memory than one layer and the Gram matrices of its inputs.
 """
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from gemma_export.checkpoint import Checkpoint, row_blocks
+from gemma_export.checkpoint import row_blocks
 from gemma_export.checkpoint.safetensors import SafetensorsFile
 from gemma_export.decoder import norm_before
 from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
-from gemma_export.quantize.calibration import Calibration
+from gemma_export.quantize.calibrator import Calibrator
 from gemma_export.quantize.gptq import gptq, prepare
-from gemma_export.quantize.recipe import TABLE, Format, Recipe
+from gemma_export.quantize.recipe import TABLE
 from gemma_export.quantize.round import round_rows
 from gemma_export.quantize.store import StoredWeight, named_parts
 from gemma_export.quantize.stream import (
     advance_flow,
     head_inputs,
+    layer_bytes,
     load_layer,
     observe_layer,
     start_flow,
     write_tensors,
 )
-from gemma_runtime.cache import cache_folder
 
-_VERSION = "1"  # of what calibration does: raise it when codes change
 # Embedding and head are one tensor: the head's inputs have a Gram matrix, a looked-up row has none,
 # so a share of the identity stands for it.
 _TABLE_DAMPING = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Calibrator:
-    """What is rounded for which text, in a folder that keeps the progress."""
-
-    checkpoint: Checkpoint
-    recipe: Recipe
-    calibration: Calibration
-
-    @property
-    def key(self) -> str:
-        rules = self.recipe.rules
-        parts = (_VERSION, self.checkpoint.digest(), rules, self.calibration.digest)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-
-    @property
-    def folder(self) -> Path:
-        return cache_folder() / "calibrated" / self.key
-
-    def file(self, part: str, index: int | None = None) -> Path:
-        name = part if index is None else f"{part}-{index:02d}"
-        return self.folder / f"{name}.safetensors"
-
-    def formats(self) -> dict[str, Format]:
-        return self.recipe.formats(self.checkpoint.config)
-
-    def table(self) -> StoredWeight:
-        """The rounded table, once `calibrate_table` has left it."""
-        shape = self.checkpoint.config.tensor_shapes()[TABLE]
-        return StoredWeight(
-            TABLE, shape, self.formats()[TABLE], SafetensorsFile(self.file("table"))
-        )
-
-
 def calibrate(work: Calibrator, tick: Tick) -> None:
-    """Round every matrix: a file per layer, one of the table. Takes up what is there."""
+    """Round every matrix: a file per layer, one of the table. Takes up what is there.
+
+    Where the table's rounding is gptq, all sequences have passed the float model (`float`).
+    """
     config = work.checkpoint.config
-    work.folder.mkdir(parents=True, exist_ok=True)
-    calibrate_table(work, tick)
+    calibrate_table(work)
     first = _first_unfinished(work)
     if first == 0 and not work.file("residual", 0).exists():
         table = work.table()
@@ -100,6 +65,12 @@ def calibrate(work: Calibrator, tick: Tick) -> None:
             advance_flow(source, work.file("residual", layer.index + 1), config, layer, rounded)
         source.unlink()
         tick(f"layer {layer.index}", size)
+
+
+def calibrate_bytes(work: Calibrator) -> int:
+    """Of weights that are still to be observed, rounded and passed by, for progress."""
+    config = work.checkpoint.config
+    return 2 * (len(config.kinds) - _first_unfinished(work)) * layer_bytes(config)
 
 
 def rounded_layer(work: Calibrator, index: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -140,13 +111,12 @@ def _round_layer(
     return found
 
 
-def calibrate_table(work: Calibrator, tick: Tick) -> None:
+def calibrate_table(work: Calibrator) -> None:
     path, form = work.file("table"), work.formats()[TABLE]
     if path.exists():
         return
     rounding = work.recipe.rule(TABLE).rounding
-    gram = _float_head_gram(work, tick) if rounding == "gptq" else None
-    inputs = None if gram is None else prepare(gram, _TABLE_DAMPING)
+    inputs = prepare(_head_gram(work), _TABLE_DAMPING) if rounding == "gptq" else None
     shape = work.checkpoint.config.tensor_shapes()[TABLE]
 
     def quantize(span: tuple[int, int]) -> dict[str, Tensor]:
@@ -159,42 +129,15 @@ def calibrate_table(work: Calibrator, tick: Tick) -> None:
 
     blocks: list[dict[str, Tensor]] = list(in_order(quantize, row_blocks(shape)))
     write_tensors(path, {name: torch.cat([b[name] for b in blocks]) for name in blocks[0]})
-    if not work.recipe.distilled:
-        work.file("float", len(work.checkpoint.config.kinds)).unlink(missing_ok=True)
 
 
-def float_flow(work: Calibrator, tick: Tick) -> Path:
-    """The residuals of the float model after its last layer."""
-    config, checkpoint = work.checkpoint.config, work.checkpoint
-    count = len(config.kinds)
-    last = work.file("float", count)
-    if last.exists():
-        return last
-    if not any(work.file("float", i).exists() for i in range(count)):
-        start_flow(
-            work.file("float", 0),
-            config,
-            work.calibration.tokens,
-            lambda token: checkpoint.rows(TABLE, token, token + 1),
-        )
-    first = max(i for i in range(count) if work.file("float", i).exists())
-    for layer in config.layers[first:]:
-        source = work.file("float", layer.index)
-        weights = load_layer(checkpoint, layer.index)
-        advance_flow(source, work.file("float", layer.index + 1), config, layer, weights)
-        source.unlink()
-        tick(f"layer {layer.index}, float", 4 * sum(w.numel() for w in weights.values()))
-    return last
-
-
-def _float_head_gram(work: Calibrator, tick: Tick) -> Tensor:
+def _head_gram(work: Calibrator) -> Tensor:
     config = work.checkpoint.config
-    last = float_flow(work, tick)
-    name = norm_before(config, len(config.kinds))
-    gain = work.checkpoint.rows(name, 0, config.hidden_size)
+    count = len(config.kinds)
+    gain = work.checkpoint.rows(norm_before(config, count), 0, config.hidden_size)
     gram = torch.zeros(config.hidden_size, config.hidden_size)
-    count = 0
-    for rows in head_inputs(last, config, gain):
+    positions = 0
+    for rows in head_inputs(work.file("float", count), config, gain):
         gram.addmm_(rows.T, rows)
-        count += len(rows)
-    return gram / count
+        positions += len(rows)
+    return gram / positions

@@ -10,13 +10,16 @@ from torch import Tensor
 from gemma_export.checkpoint import BLOCK_ELEMENTS
 from gemma_export.checkpoint.safetensors import SafetensorsFile
 from gemma_export.config import GemmaConfig
-from gemma_export.progress import Tick
-from gemma_export.quantize.calibrate import Calibrator, calibrate
+from gemma_export.progress import Stage
+from gemma_export.quantize.calibrate import calibrate, calibrate_bytes
 from gemma_export.quantize.calibration import LENGTH
+from gemma_export.quantize.calibrator import Calibrator, pass_layers
 from gemma_export.quantize.candidates import CANDIDATES
-from gemma_export.quantize.distill import BATCH, count_steps, distill
+from gemma_export.quantize.curvature import loss_peak_bytes
+from gemma_export.quantize.distill import BATCH, distill, distill_bytes
 from gemma_export.quantize.pack import Codes
 from gemma_export.quantize.recipe import TABLE, Recipe
+from gemma_export.quantize.stream import layer_bytes
 
 _LIBRARIES = 400 << 20  # torch, and the tokenizer's leavings
 _DISTILLED = "distilled-1"  # raise it when what is learned changes
@@ -25,16 +28,27 @@ _DISTILLED = "distilled-1"  # raise it when what is learned changes
 @dataclass(frozen=True, slots=True)
 class CalibratedWeights:
     work: Calibrator
-    tick: Tick
+    stage: Stage
 
     @property
     def key(self) -> str:
         return f"{self.work.key} {_DISTILLED}" if self.work.recipe.distilled else self.work.key
 
     def round_all(self) -> None:
-        calibrate(self.work, self.tick)
-        if self.work.recipe.distilled:
-            distill(self.work, self.tick)
+        """All that is not done yet, in stages each of which goes on at one speed."""
+        work, config = self.work, self.work.checkpoint.config
+        layers = len(config.kinds) * layer_bytes(config)
+        learns = work.recipe.distilled and not work.file("final").exists()
+        weighs = work.recipe.rule(TABLE).rounding == "gptq" and not work.file("table").exists()
+        if learns or weighs:
+            with self.stage("teacher", layers) as tick:
+                pass_layers(work, tick, "float")
+        with self.stage("calibrate", calibrate_bytes(work)) as tick:
+            calibrate(work, tick)
+        if learns:
+            with self.stage("distill", distill_bytes(work)) as tick:
+                distill(work, tick)
+        work.file("float", len(config.kinds)).unlink(missing_ok=True)  # large, and of no more use
 
     def parts(self, name: str, start: int, stop: int) -> dict[str, Tensor]:
         file = self._file(name)
@@ -53,11 +67,12 @@ class CalibratedWeights:
         return self.work.file("final" if distilled and name != TABLE else "table")
 
 
-def peak_bytes(config: GemmaConfig, recipe: Recipe) -> int:
+def peak_bytes(config: GemmaConfig, recipe: Recipe, bits: float | None = None) -> int:
     """Memory that calibration takes, at most: a layer and what is computed on it."""
+    measuring = 0 if bits is None else loss_peak_bytes(config)
     width, ffn = config.hidden_size, config.intermediate_size
     inputs = max(width, ffn, config.heads * config.head_dim)
-    layer = (config.parameters - config.vocab_size * width) // len(config.kinds)
+    layer = layer_bytes(config) // 4
     threads = (os.cpu_count() or 1) + 1
     batch = threads * 16 * max(1 << 20, LENGTH * ffn)
     rounding = 4 * (3 * layer + 5 * inputs**2)
@@ -70,14 +85,4 @@ def peak_bytes(config: GemmaConfig, recipe: Recipe) -> int:
         learning += 4 * layer * (2 + threads)
         # Logits of the candidates with their gradients, and the candidates in bfloat16.
         learning += threads * CANDIDATES * (48 * LENGTH + 8 * width)
-    return _LIBRARIES + max(table, batch + max(rounding, learning))
-
-
-def work_bytes(work: Calibrator) -> int:
-    """Float32 bytes of the weights that calibration passes by, for progress."""
-    config = work.checkpoint.config
-    layers = 4 * (config.parameters - config.vocab_size * config.hidden_size)
-    total = 2 * layers
-    if work.recipe.distilled or work.recipe.rule(TABLE).rounding == "gptq":
-        total += layers  # the float model
-    return total + (count_steps(work) * 4 * config.parameters if work.recipe.distilled else 0)
+    return _LIBRARIES + max(table, measuring, batch + max(rounding, learning))

@@ -15,7 +15,7 @@ from torch.nn import functional
 from gemma_export.checkpoint import row_blocks
 from gemma_export.checkpoint.safetensors import SafetensorsFile
 from gemma_export.parallel import in_order
-from gemma_export.quantize.calibrate import Calibrator
+from gemma_export.quantize.calibrator import Calibrator
 from gemma_export.quantize.recipe import TABLE
 from gemma_export.quantize.stream import RESIDUAL
 from gemma_export.torch_ops import soft_capped

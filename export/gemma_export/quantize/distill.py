@@ -23,7 +23,7 @@ from gemma_export.config import LayerSpec
 from gemma_export.decoder import norm_before
 from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
-from gemma_export.quantize.calibrate import Calibrator, float_flow
+from gemma_export.quantize.calibrator import Calibrator
 from gemma_export.quantize.candidates import Candidates, choose_candidates
 from gemma_export.quantize.pack import unpack
 from gemma_export.quantize.round import shared_scale
@@ -56,12 +56,13 @@ class _Learned:
 
 
 def distill(work: Calibrator, tick: Tick) -> None:
-    """Learn scales and gains; leaves `distilled` files beside the calibrated ones."""
+    """Learn scales and gains; leaves `distilled` files beside the calibrated ones.
+
+    All sequences have passed the float model (`float`).
+    """
     config = work.checkpoint.config
-    if work.file("final").exists():
-        return
     student = _Student(work)
-    teacher = SafetensorsFile(float_flow(work, tick))
+    teacher = SafetensorsFile(work.file("float", len(config.kinds)))
     final = norm_before(config, len(config.kinds))
     gain = work.checkpoint.rows(final, 0, config.hidden_size)
     candidates = choose_candidates(work, teacher, gain)
@@ -74,8 +75,12 @@ def distill(work: Calibrator, tick: Tick) -> None:
         if (step + 1) % _SAVED_EVERY == 0:
             student.save(step + 1)
     student.write()
-    for path in (teacher.path, work.file("learning")):  # large, and of no more use
-        path.unlink(missing_ok=True)
+    work.file("learning").unlink(missing_ok=True)  # large, and of no more use
+
+
+def distill_bytes(work: Calibrator) -> int:
+    """Of weights that all steps pass by, for progress."""
+    return 4 * count_steps(work) * work.checkpoint.config.parameters
 
 
 def count_steps(work: Calibrator) -> int:

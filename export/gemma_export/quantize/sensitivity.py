@@ -1,41 +1,27 @@
-"""`--bits`: which matrices are worth eight bits, found by measuring what four do to their products.
+"""`--bits`: which matrices are worth eight bits, by the KL that four of theirs cost.
 
-A matrix's loss is the error of its products, relative to their power, over the inputs that the
-float model gives it on calibration text. A layer has two branches, and each is normalised before it
-is added: so relative errors compare from layer to layer. The table's counts for more: it is looked
-up in front of all 2·L branches, and multiplied behind all of them.
+`curvature` estimates it for each in nats per token, so losses compare from matrix to matrix, and
+with the table's.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
-
-from gemma_export.checkpoint import Checkpoint, row_blocks
+from gemma_export.checkpoint import Checkpoint
 from gemma_export.config import GemmaConfig
-from gemma_export.decoder import norm_before
-from gemma_export.parallel import in_order
-from gemma_export.progress import Tick
-from gemma_export.quantize.calibrate import Calibrator
+from gemma_export.progress import Stage
 from gemma_export.quantize.calibration import Calibration
-from gemma_export.quantize.pack import dequantize
+from gemma_export.quantize.calibrator import Calibrator
+from gemma_export.quantize.curvature import loss_bytes, measure_losses
 from gemma_export.quantize.recipe import (
     INT8,
+    INT8_TABLE,
     RECIPES,
     TABLE,
     Format,
     Recipe,
     Rule,
     bits_per_weight,
-)
-from gemma_export.quantize.round import round_rows
-from gemma_export.quantize.stream import (
-    advance_flow,
-    head_inputs,
-    load_layer,
-    observe_layer,
-    start_flow,
 )
 from gemma_runtime.errors import RecipeError
 
@@ -55,13 +41,14 @@ class Budget:
 
 
 def spend_budget(
-    budget: Budget, checkpoint: Checkpoint, calibration: Calibration, tick: Tick
+    budget: Budget, checkpoint: Checkpoint, calibration: Calibration, stage: Stage
 ) -> Recipe:
     """The base recipe with int8 where it saves most per bit, within the budget."""
     config = checkpoint.config
     _check_budget(budget, config)
-    few = replace(calibration, tokens=calibration.tokens[:_SEQUENCES])
-    losses = measure_losses(Calibrator(checkpoint, budget.base, few), tick)
+    work = Calibrator(checkpoint, budget.base, calibration)
+    with stage("measure", loss_bytes(work)) as tick:
+        losses = measure_losses(work, tick)
     return choose_int8(budget, config, losses)
 
 
@@ -74,53 +61,7 @@ def choose_int8(budget: Budget, config: GemmaConfig, losses: Mapping[str, float]
         if _fits(budget, config, formats, start)
     ]
     best = max(choices, key=lambda chosen: sum(losses[name] for name in chosen))
-    return _with_int8(budget, best)
-
-
-def measure_losses(work: Calibrator, tick: Tick) -> dict[str, float]:
-    """Relative error of every matrix's products at four bits; the table's 4·L times."""
-    checkpoint, config = work.checkpoint, work.checkpoint.config
-    work.folder.mkdir(parents=True, exist_ok=True)
-    flow = work.file("probe", 0)
-    start_flow(
-        flow,
-        config,
-        work.calibration.tokens,
-        lambda token: checkpoint.rows(TABLE, token, token + 1),
-    )
-    losses: dict[str, float] = {}
-    formats = work.formats()
-    for layer in config.layers:
-        weights = load_layer(checkpoint, layer.index)
-        grams = observe_layer(flow, config, layer, weights)
-        for name, gram in grams.items():
-            error, power = _error_and_power(formats[name], weights[name], gram)
-            losses[name] = error / power
-        after = work.file("probe", layer.index + 1)
-        advance_flow(flow, after, config, layer, weights)
-        flow.unlink()
-        flow = after
-        tick(f"layer {layer.index}", 4 * sum(w.numel() for w in weights.values()))
-    gain = checkpoint.rows(norm_before(config, len(config.kinds)), 0, config.hidden_size)
-    inputs = torch.cat(list(head_inputs(flow, config, gain)))
-    flow.unlink()
-    losses[TABLE] = 4 * len(config.kinds) * _table_loss(work, inputs.T @ inputs)
-    return losses
-
-
-def _table_loss(work: Calibrator, gram: Tensor) -> float:
-    form = work.formats()[TABLE]
-
-    def measure(span: tuple[int, int]) -> tuple[float, float]:
-        return _error_and_power(form, work.checkpoint.rows(TABLE, *span), gram)
-
-    parts = list(in_order(measure, row_blocks(work.checkpoint.config.tensor_shapes()[TABLE])))
-    return sum(error for error, _ in parts) / sum(power for _, power in parts)
-
-
-def _error_and_power(form: Format, rows: Tensor, gram: Tensor) -> tuple[float, float]:
-    off = rows - dequantize(round_rows(rows, form, "searched"), form)
-    return float(((off @ gram) * off).sum()), float(((rows @ gram) * rows).sum())
+    return _with_int8(budget, config, best)
 
 
 def _fill(
@@ -139,15 +80,21 @@ def _fill(
     return chosen
 
 
-def _with_int8(budget: Budget, names: tuple[str, ...]) -> Recipe:
-    rules = tuple(Rule(name, INT8, "nearest") for name in sorted(names))
+def _with_int8(budget: Budget, config: GemmaConfig, names: tuple[str, ...]) -> Recipe:
+    rules = tuple(Rule(name, _eight_bits(config, name), "nearest") for name in sorted(names))
     return replace(budget.base, name=budget.name, rules=(*rules, *budget.base.rules))
+
+
+def _eight_bits(config: GemmaConfig, name: str) -> Format:
+    wide = name == TABLE and config.hidden_size % INT8_TABLE.group == 0
+    return INT8_TABLE if wide else INT8
 
 
 def _fits(
     budget: Budget, config: GemmaConfig, formats: Mapping[str, Format], names: tuple[str, ...]
 ) -> bool:
-    return bits_per_weight(config, {**formats, **dict.fromkeys(names, INT8)}) <= budget.bits
+    raised = {name: _eight_bits(config, name) for name in names}
+    return bits_per_weight(config, {**formats, **raised}) <= budget.bits
 
 
 def _check_budget(budget: Budget, config: GemmaConfig) -> None:

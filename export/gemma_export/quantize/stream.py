@@ -28,11 +28,22 @@ def layer_names(config: GemmaConfig, index: int) -> list[str]:
     return [name for name in config.tensor_shapes() if name.startswith(f"model.layers.{index}.")]
 
 
+def layer_bytes(config: GemmaConfig) -> int:
+    """Of the matrices of one layer in float32."""
+    layers = config.parameters - config.vocab_size * config.hidden_size
+    return 4 * layers // len(config.kinds)
+
+
 def load_layer(checkpoint: Checkpoint, index: int) -> dict[str, Tensor]:
     """A layer's weights in float32, with the gain that follows it."""
     shapes = checkpoint.config.tensor_shapes()
     names = [*layer_names(checkpoint.config, index), norm_before(checkpoint.config, index + 1)]
     return {name: checkpoint.rows(name, 0, shapes[name][0]) for name in names}
+
+
+def short(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices in the dtype of products, gains as they are."""
+    return {n: w.to(product_dtype()) if w.dim() == 2 else w for n, w in weights.items()}
 
 
 def start_flow(
@@ -51,7 +62,7 @@ def advance_flow(
     source: Path, path: Path, config: GemmaConfig, layer: LayerSpec, weights: Mapping[str, Tensor]
 ) -> None:
     """Take all residuals past one layer."""
-    file, held = SafetensorsFile(source), hold(_short(weights))
+    file, held = SafetensorsFile(source), hold(short(weights))
 
     def run(span: tuple[int, int]) -> Tensor:
         x = file.rows(RESIDUAL, *span)
@@ -66,7 +77,7 @@ def observe_layer(
     source: Path, config: GemmaConfig, layer: LayerSpec, weights: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Σ x xᵀ over the inputs of each of the layer's matrices, divided by their count."""
-    file, held = SafetensorsFile(source), hold(_short(weights))
+    file, held = SafetensorsFile(source), hold(short(weights))
 
     def run(span: tuple[int, int]) -> dict[str, Tensor]:
         x = file.rows(RESIDUAL, *span)
@@ -126,6 +137,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
     """A name to write to that becomes `path` once all is written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".partial-{getpid()}")
     try:
         yield partial
@@ -141,11 +153,6 @@ def _write_flow(path: Path, shape: tuple[int, ...], parts: Iterator[Tensor]) -> 
         for part in parts:
             writer.write_rows(RESIDUAL, start, part.contiguous().view(torch.uint8).numpy())
             start += len(part)
-
-
-def _short(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices in the dtype of products, gains as they are."""
-    return {n: w.to(product_dtype()) if w.dim() == 2 else w for n, w in weights.items()}
 
 
 def _distinct(seen: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -1,0 +1,88 @@
+"""What errors of outputs cost: the KL that it foretells, and taking the measuring up again."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from gemma_export.batch_ops import BatchOps, hold
+from gemma_export.decoder import decoder
+from gemma_export.quantize import curvature as measuring
+from gemma_export.quantize.calibration import Calibration
+from gemma_export.quantize.calibrator import Calibrator
+from gemma_export.quantize.curvature import measure_losses
+from gemma_export.quantize.pack import dequantize
+from gemma_export.quantize.recipe import TABLE, find_recipe
+from gemma_export.quantize.round import round_rows
+from tests.export.conftest import TinyCheckpoint
+
+
+@pytest.fixture
+def work(tiny: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calibrator:
+    monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path))
+    draw = torch.Generator().manual_seed(3)
+    tokens = torch.randint(0, 96, (64, 24), generator=draw)  # longer than the window
+    return Calibrator(tiny.open(), find_recipe("int4-gptq"), Calibration("test", tokens))
+
+
+def _tick(name: str, done: int) -> None:
+    del name, done
+
+
+def _divergence(work: Calibrator, name: str, other: Tensor) -> float:
+    """Mean KL, in nats per token, of the model with one matrix replaced."""
+    config, tokens = work.checkpoint.config, work.calibration.tokens
+    shapes = config.tensor_shapes()
+    exact = {n: work.checkpoint.rows(n, 0, s[0]) for n, s in shapes.items()}
+    with torch.inference_mode():
+        want, got = (
+            decoder(BatchOps(tokens, config.rms_norm_eps), config, hold(w).__getitem__)
+            .double()
+            .log_softmax(-1)
+            for w in (exact, {**exact, name: other})
+        )
+    return float((want.exp() * (want - got)).sum(-1).mean())
+
+
+@pytest.mark.parametrize(
+    "part", ["self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj", "table"]
+)
+def test_losses_foretell_the_kl_of_a_matrix_rounded_alone(work: Calibrator, part: str) -> None:
+    name = TABLE if part == "table" else f"model.layers.1.{part}.weight"
+    losses = measure_losses(work, _tick)
+    form = work.formats()[name]
+    rows = work.checkpoint.rows(name, 0, work.checkpoint.config.tensor_shapes()[name][0])
+    rounded = dequantize(round_rows(rows, form, "searched"), form)
+    found = _divergence(work, name, rounded)
+    assert found / 2.5 < losses[name] < 2.5 * found
+
+
+def test_interrupted_measuring_goes_on_and_finds_the_same(
+    work: Calibrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(name: str, done: int) -> None:
+        del done
+        if name == "layer 1, back":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_losses(work, stop)
+    again: list[str] = []
+    resumed = measure_losses(work, lambda name, done: again.append(name))
+    assert set(again) == {"layer 0, back"}
+    assert not [path for path in work.folder.iterdir() if not path.name.startswith("loss-")]
+    monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path / "other"))
+    assert measure_losses(work, _tick) == resumed
+
+
+def test_blocks_on_the_diagonal_hold_most_of_it(
+    work: Calibrator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Wide matrices keep only them: the estimate stays one."""
+    whole = measure_losses(work, _tick)
+    monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path / "other"))
+    monkeypatch.setattr(measuring, "_WIDEST", 16)
+    cut = measure_losses(work, _tick)
+    assert cut == pytest.approx(whole, rel=0.5)
+    assert cut != whole
