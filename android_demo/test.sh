@@ -99,6 +99,7 @@ link_resources() {
     "$aapt2" link --min-sdk-version 26 --target-sdk-version 35 -o "$out/base.apk" -I "$android" \
         --manifest "$out/AndroidManifest.xml" "$out/res.zip"
     echo "android app: resources and manifest linked by aapt2"
+    echo "SKIPPED android apk: d8, which turns Java 17's classes into dex, comes from Google's Maven only; Gradle builds it"
 }
 
 # The AAR's JNI library on this machine's libc. Sets the tests of the app's backend going.
