@@ -6,6 +6,7 @@ import pytest
 
 from gemma_export.pipeline import ExportRequest, export_bundles
 from gemma_export.progress import QuietReporter
+from gemma_export.quantize.calibrated import peak_bytes
 from gemma_export.quantize.recipe import (
     INT4,
     INT8,
@@ -19,7 +20,7 @@ from gemma_export.quantize.recipe import (
 )
 from gemma_export.quantize.sensitivity import Budget, choose_int8
 from gemma_export.sizes import find_official
-from gemma_runtime.errors import RecipeError
+from gemma_runtime.errors import MemoryLimit, RecipeError
 from tests.export.conftest import TinyCheckpoint
 
 CONFIG = find_official("270m").config
@@ -93,3 +94,24 @@ def test_a_budget_that_cannot_be_kept_is_refused(
     )
     with pytest.raises(RecipeError, match=match):
         export_bundles(request, QuietReporter())
+
+
+@pytest.mark.parametrize(("recipe", "bits"), [("int4-gptq", None), ("int4", 6.0)])
+def test_memory_that_calibration_will_not_have_is_refused_beforehand(
+    tmp_path: Path, recipe: str, bits: float | None
+) -> None:
+    """It takes more than the export that follows."""
+    chosen, config = find_recipe(recipe), find_official("2b").config
+    needed = peak_bytes(config, chosen, bits)
+    request = ExportRequest(
+        targets=("onnx",),
+        recipe=chosen,
+        size="2b",
+        checkpoint="random",
+        bits=bits,
+        max_ram=needed - 1,
+        output=tmp_path / "out",
+    )
+    with pytest.raises(MemoryLimit, match="this export needs about"):
+        export_bundles(request, QuietReporter())
+    assert not list(tmp_path.iterdir())
