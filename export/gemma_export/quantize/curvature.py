@@ -22,6 +22,7 @@ from gemma_export.checkpoint import BLOCK_ELEMENTS, row_blocks
 from gemma_export.checkpoint.safetensors import SafetensorsFile
 from gemma_export.config import GemmaConfig, LayerSpec
 from gemma_export.decoder import norm_before
+from gemma_export.memory import release_memory
 from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
 from gemma_export.quantize.calibration import LENGTH
@@ -143,11 +144,12 @@ def _label_gradient(work: Calibrator, h: Tensor, tick: Tick) -> tuple[Tensor, Te
         rows = work.checkpoint.rows(TABLE, *span).to(inputs[0].dtype)
         return torch.cat([_logits(part, rows, config)[0].logsumexp(-1) for part in inputs])
 
-    weights = []
-    for (start, stop), weight in zip(spans, in_order(weigh, spans), strict=True):
-        weights.append(weight)
-        tick("labels", 4 * (stop - start) * config.hidden_size)
-    by_block = torch.stack(weights, 1)  # (P, blocks)
+    # Results are copied, and freed memory is given back: kept, they would hold all between them.
+    by_block = torch.empty(len(h), len(spans))  # log of the likelihood of every block
+    for index, weight in enumerate(in_order(weigh, spans)):
+        by_block[:, index] = weight
+        release_memory()
+        tick("labels", 4 * (spans[index][1] - spans[index][0]) * config.hidden_size)
     totals = _parts(by_block.logsumexp(1, keepdim=True))
     drawn = torch.multinomial(by_block.softmax(1), 1, generator=_generator(0)).flatten()
 
@@ -165,12 +167,13 @@ def _label_gradient(work: Calibrator, h: Tensor, tick: Tick) -> tuple[Tensor, Te
             pulled.append(p.mul_(slope).to(rows.dtype) @ rows)
         return torch.cat(pulled), share
 
-    gradient, shares = torch.zeros_like(h), []
-    for pulled, share in in_order(pull, range(len(spans))):
+    gradient, shares = torch.zeros_like(h), torch.empty(spans[-1][1])
+    for span, (pulled, share) in zip(spans, in_order(pull, range(len(spans))), strict=True):
         gradient += pulled
-        shares.append(share)
+        shares[slice(*span)] = share
+        release_memory()
         tick("labels", 2 * 4 * len(share) * config.hidden_size)
-    return gradient, torch.cat(shares) / len(h)
+    return gradient, shares / len(h)
 
 
 def _parts(x: Tensor) -> list[Tensor]:
