@@ -8,9 +8,9 @@ distributions with its own float ones on text that neither saw (`benchmarks/text
 """
 
 import argparse
+import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,7 +27,7 @@ from gemma_export.batch_ops import BatchOps, hold
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.checkpoint.open import open_checkpoint
 from gemma_export.decoder import decoder
-from gemma_export.progress import Tick
+from gemma_export.progress import QuietReporter
 from gemma_export.quantize.calibrated import CalibratedWeights
 from gemma_export.quantize.calibration import Calibration, default_texts
 from gemma_export.quantize.calibrator import Calibrator
@@ -100,7 +100,7 @@ def train(sequences: Tensor, steps: int, folder: Path, say: Callable[[str], None
         optimizer.step()
         schedule.step()
         if step % 50 == 0 or step == steps:
-            say(f"step {step}: {loss.item() / 0.6931:.2f} bits per byte")
+            say(f"step {step}: {loss.item() / math.log(2):.2f} bits per byte")
     model.save_pretrained(folder)
 
 
@@ -108,7 +108,7 @@ def compare(
     checkpoint: Checkpoint, recipe: str, calibration: Calibration, unseen: Tensor
 ) -> Outcome:
     chosen, shapes = find_recipe(recipe), checkpoint.config.tensor_shapes()
-    rounded = CalibratedWeights(Calibrator(checkpoint, chosen, calibration), _silent)
+    rounded = CalibratedWeights(Calibrator(checkpoint, chosen, calibration), QuietReporter().stage)
     store = open_or_build_store(checkpoint, chosen, None, rounded if chosen.is_calibrated else None)
     exact = {name: checkpoint.rows(name, 0, shape[0]) for name, shape in shapes.items()}
     stored = {name: store.weight(name).rows(0, shape[0]) for name, shape in shapes.items()}
@@ -132,7 +132,7 @@ def _log_likely(checkpoint: Checkpoint, weights: dict[str, Tensor], tokens: Tens
 
 def _bits(likely: Tensor, tokens: Tensor) -> float:
     """Per byte, of the tokens as they go on."""
-    return float(-likely[:, :-1].gather(-1, tokens[:, 1:, None]).mean() / 0.6931)
+    return float(-likely[:, :-1].gather(-1, tokens[:, 1:, None]).mean() / math.log(2))
 
 
 def _sequences(text: str) -> Tensor:
@@ -141,12 +141,6 @@ def _sequences(text: str) -> Tensor:
     rows = len(ids) // (_LENGTH - 1)
     body = ids[: rows * (_LENGTH - 1)].view(rows, -1)
     return torch.cat((torch.full((rows, 1), _BOS), body), 1)
-
-
-@contextmanager
-def _silent(title: str, total_bytes: int) -> Iterator[Tick]:
-    del title, total_bytes
-    yield lambda name, done: None
 
 
 def _table(found: list[Outcome]) -> Table:

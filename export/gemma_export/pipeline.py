@@ -79,6 +79,11 @@ class ExportRequest:
     calibration: Path | None = None  # text of the user's own, for recipes that are calibrated
     bits: float | None = None  # per weight: the recipe's int4, and int8 as far as that goes
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether calibration text is read, by the recipe or to spend the bits."""
+        return self.recipe.is_calibrated or self.bits is not None
+
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
@@ -108,7 +113,7 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
     ceiling = MemoryCeiling(request.max_ram)
     for target in targets:
         ceiling.check_estimate(_plan(checkpoint.config, request, target).export_peak_bytes)
-    if request.recipe.is_calibrated or request.bits is not None:
+    if request.is_calibrated:
         ceiling.check_estimate(peak_bytes(checkpoint.config, request.recipe, request.bits))
     for note in (*checkpoint.notes, *resolved.notes):
         report.note(note)
@@ -161,8 +166,7 @@ class _Work:
 
 
 def _wanted_text(request: ExportRequest) -> WantedText:
-    is_calibrated = request.recipe.is_calibrated or request.bits is not None
-    return WantedText(request.eval_text, is_calibrated, request.calibration)
+    return WantedText(request.eval_text, request.is_calibrated, request.calibration)
 
 
 def _geometry(request: ExportRequest, config: GemmaConfig) -> Geometry:

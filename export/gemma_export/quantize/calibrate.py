@@ -43,13 +43,7 @@ def calibrate(work: Calibrator, tick: Tick) -> None:
     calibrate_table(work)
     first = _first_unfinished(work)
     if first == 0 and not work.file("residual", 0).exists():
-        table = work.table()
-        start_flow(
-            work.file("residual", 0),
-            config,
-            work.calibration.tokens,
-            lambda token: table.rows(token, token + 1),
-        )
+        start_flow(work.file("residual", 0), config, work.calibration.tokens, work.table())
     for layer in config.layers[first:]:
         weights, source = (
             load_layer(work.checkpoint, layer.index),

@@ -2,12 +2,9 @@
 
 import hashlib
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-
-from gemma_export.checkpoint import Checkpoint
+from gemma_export.checkpoint import Checkpoint, SourceWeight
 from gemma_export.checkpoint.safetensors import SafetensorsFile
 from gemma_export.progress import Tick
 from gemma_export.quantize.calibration import Calibration
@@ -64,8 +61,8 @@ def pass_layers(
     first = next((i for i in range(count, -1, -1) if work.file(part, i).exists()), None)
     if first is None:
         first, tokens = 0, work.calibration.tokens[:sequences]
-        row = partial(_table_row, checkpoint)
-        start_flow(work.file(part, 0), config, tokens, row)
+        table = SourceWeight(TABLE, config.tensor_shapes()[TABLE], checkpoint)
+        start_flow(work.file(part, 0), config, tokens, table)
     for layer in config.layers[first:]:
         source, weights = work.file(part, layer.index), load_layer(checkpoint, layer.index)
         advance_flow(source, work.file(part, layer.index + 1), config, layer, weights)
@@ -73,7 +70,3 @@ def pass_layers(
             source.unlink()
         tick(f"layer {layer.index}, float", 4 * sum(w.numel() for w in weights.values()))
     return work.file(part, count)
-
-
-def _table_row(checkpoint: Checkpoint, token: int) -> Tensor:
-    return checkpoint.rows(TABLE, token, token + 1)

@@ -28,11 +28,10 @@ from gemma_export.progress import Tick
 from gemma_export.quantize.calibration import LENGTH
 from gemma_export.quantize.calibrator import Calibrator, pass_layers
 from gemma_export.quantize.pack import dequantize
-from gemma_export.quantize.recipe import TABLE
+from gemma_export.quantize.recipe import TABLE, Format
 from gemma_export.quantize.round import round_rows
 from gemma_export.quantize.stream import (
     RESIDUAL,
-    head_inputs,
     layer_bytes,
     layer_names,
     load_layer,
@@ -118,14 +117,13 @@ def _draw_errors(work: Calibrator, tick: Tick) -> dict[str, Tensor]:
     config = work.checkpoint.config
     last = norm_before(config, len(config.kinds))
     gain = work.checkpoint.rows(last, 0, config.hidden_size)
-    path = work.file("probe", len(config.kinds))
-    h = torch.cat(list(head_inputs(path, config, gain)))  # (P, M)
-    gradient, share = _label_gradient(work, h, tick)
-    file = SafetensorsFile(path)
+    file = SafetensorsFile(work.file("probe", len(config.kinds)))
     x = file.rows(RESIDUAL, 0, file.tensors[RESIDUAL].shape[0]).requires_grad_()
     with torch.enable_grad():
         y = functional.rms_norm(x, x.shape[-1:], 1 + gain, config.rms_norm_eps)
-        y.backward(gradient.view_as(y))  # type: ignore[no-untyped-call]
+    h = y.detach().flatten(0, 1)  # (P, M)
+    gradient, share = _label_gradient(work, h, tick)
+    y.backward(gradient.view_as(y))  # type: ignore[no-untyped-call]
     assert x.grad is not None
     return {RESIDUAL: x.grad, "gram": h.T @ h / len(h), "share": share}
 
@@ -219,7 +217,11 @@ def _pass_back(work: Calibrator, layer: LayerSpec) -> None:
         for name, blocks in outer.items():
             found[name] = found[name].add_(blocks) if name in found else blocks
     positions = count * (length - 1)
-    losses = {n: _loss(work, n, weights[n], grams[n], c / positions) for n, c in found.items()}
+    formats = work.formats()
+    losses = {
+        name: _loss(_rounding_error(weights[name], formats[name]), grams[name], blocks / positions)
+        for name, blocks in found.items()
+    }
     write_tensors(work.file("loss", layer.index), {n: torch.tensor([v]) for n, v in losses.items()})
     rest = {n: errors.rows(n, 0, i.shape[0]) for n, i in errors.tensors.items() if n != RESIDUAL}
     write_tensors(_errors(work, layer.index), {RESIDUAL: torch.cat(before), **rest})
@@ -239,9 +241,8 @@ def _blocks_of(rows: int) -> int:
     return next(n for n in range(-(-rows // _WIDEST), rows + 1) if rows % n == 0)
 
 
-def _loss(work: Calibrator, name: str, rows: Tensor, gram: Tensor, curvature: Tensor) -> float:
-    """½ tr(E A Eᵀ C), with A (K, K) and the blocks of C (n, b, b)."""
-    error = _rounding_error(work, name, rows)
+def _loss(error: Tensor, gram: Tensor, curvature: Tensor) -> float:
+    """½ tr(E A Eᵀ C), with E (N, K), A (K, K) and the blocks of C (n, b, b)."""
     products = (error @ gram).view(len(curvature), -1, error.shape[1])
     return 0.5 * float((products * (curvature @ error.view_as(products))).sum())
 
@@ -256,14 +257,14 @@ def _table_loss(work: Calibrator) -> float:
     found = {name: file.rows(name, 0, info.shape[0]) for name, info in file.tensors.items()}
     errors = found[RESIDUAL][:, 1:].flatten(0, 1)  # bos is one row of the table, and unlike others
     gram = found["gram"] + errors.T @ errors * (config.embed_scale**2 / len(errors))
+    form = work.formats()[TABLE]
 
     def measure(span: tuple[int, int]) -> float:
-        error = _rounding_error(work, TABLE, work.checkpoint.rows(TABLE, *span))
+        error = _rounding_error(work.checkpoint.rows(TABLE, *span), form)
         return 0.5 * float(found["share"][slice(*span)] @ ((error @ gram) * error).sum(-1))
 
     return sum(in_order(measure, row_blocks(config.tensor_shapes()[TABLE])))
 
 
-def _rounding_error(work: Calibrator, name: str, rows: Tensor) -> Tensor:
-    form = work.formats()[name]
+def _rounding_error(rows: Tensor, form: Format) -> Tensor:
     return rows - dequantize(round_rows(rows, form, "searched"), form)

@@ -27,7 +27,13 @@ from gemma_export.quantize.calibrator import Calibrator
 from gemma_export.quantize.candidates import Candidates, choose_candidates
 from gemma_export.quantize.pack import unpack
 from gemma_export.quantize.round import shared_scale
-from gemma_export.quantize.stream import RESIDUAL, layer_names, run_layer, write_tensors
+from gemma_export.quantize.stream import (
+    RESIDUAL,
+    embed_sequence,
+    layer_names,
+    run_layer,
+    write_tensors,
+)
 
 BATCH = 4  # sequences of one step
 PASSES = 1  # over the calibration text
@@ -194,7 +200,8 @@ def _take_step(
     step: int,
 ) -> None:
     config = student.config
-    flows = [[_embed(student, index)] for index in chosen]  # per sequence, residuals by layer
+    tokens, table = student.work.calibration.tokens, student.work.table()
+    flows = [[embed_sequence(config, tokens[i], table)] for i in chosen]  # residuals by layer
     for layer in config.layers:
         weights = student.layer(layer.index)
         for flow, x in zip(flows, _forward(student, layer, weights, flows), strict=True):
@@ -226,14 +233,6 @@ def _take_step(
         weights = student.layer(layer.index)
         errors, gradients = _backward(student, layer, weights, inputs, errors)
         student.learn(layer.index, gradients, rate, step)
-
-
-def _embed(student: _Student, index: int) -> Tensor:
-    """(1, T, M), from the rounded table."""
-    table = student.work.table()
-    tokens = student.work.calibration.tokens[index].tolist()
-    rows = torch.cat([table.rows(t, t + 1) for t in tokens])
-    return rows[None] * student.config.embed_scale
 
 
 def _forward(

@@ -25,8 +25,6 @@ from gemma_export.quantize.recipe import (
 )
 from gemma_runtime.errors import RecipeError
 
-_SEQUENCES = 16
-
 
 @dataclass(frozen=True, slots=True)
 class Budget:

@@ -4,7 +4,7 @@ Residuals lie in a file between layers. Every finished layer leaves its file beh
 work goes on after it. B sequences, T tokens, M width.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import getpid
 from pathlib import Path
@@ -17,6 +17,7 @@ from gemma_export.checkpoint import Checkpoint
 from gemma_export.checkpoint.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
 from gemma_export.config import GemmaConfig, LayerSpec
 from gemma_export.decoder import decoder_layer, norm_before
+from gemma_export.ops import Weight
 from gemma_export.parallel import in_order
 
 RESIDUAL = "residual"
@@ -46,16 +47,16 @@ def short(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n: w.to(product_dtype()) if w.dim() == 2 else w for n, w in weights.items()}
 
 
-def start_flow(
-    path: Path, config: GemmaConfig, tokens: Tensor, row: Callable[[int], Tensor]
-) -> None:
-    """Write the embedded tokens; `row` gives (1, M) of the table."""
+def start_flow(path: Path, config: GemmaConfig, tokens: Tensor, table: Weight) -> None:
+    """Write the embedded tokens."""
+    parts = (embed_sequence(config, ids, table) for ids in tokens)
+    _write_flow(path, (*tokens.shape, config.hidden_size), parts)
 
-    def embed(ids: Tensor) -> Tensor:
-        rows = torch.cat([row(token) for token in ids.flatten().tolist()])
-        return rows.view(*ids.shape, -1) * config.embed_scale
 
-    _write_flow(path, (*tokens.shape, config.hidden_size), (embed(ids[None]) for ids in tokens))
+def embed_sequence(config: GemmaConfig, tokens: Tensor, table: Weight) -> Tensor:
+    """(T,) ids → (1, T, M); of the table no other rows are read."""
+    rows = torch.cat([table.rows(token, token + 1) for token in tokens.tolist()])
+    return rows[None] * config.embed_scale
 
 
 def advance_flow(
