@@ -6,13 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from gemma_export.batch_ops import BatchOps, hold
 from gemma_export.checkpoint.folder import FolderCheckpoint, open_folder
+from gemma_export.decoder import decoder
 from gemma_export.pipeline import ExportRequest, export_bundles
 from gemma_export.progress import QuietReporter, Stage, Tick
+from gemma_export.quantize.calibrator import Calibrator
 from gemma_export.quantize.recipe import find_recipe
-from gemma_export.quantize.store import open_or_build_store
+from gemma_export.quantize.store import QuantizedStore, open_or_build_store
 from gemma_export.targets import NO_OPTIONS, TargetOptions
 from gemma_runtime.bundle import Bundle
 from tests.export.models import GEMMA2, TINIES, Tiny, save_tiny
@@ -115,3 +119,24 @@ def stages(tick: Tick) -> Stage:
         yield tick
 
     return stage
+
+
+def divergence(work: Calibrator, weight: Callable[[str], Tensor]) -> float:
+    """Mean KL on the calibration text, in nats per token, of a model with the weights given."""
+    config, tokens = work.checkpoint.config, work.calibration.tokens
+    shapes = config.tensor_shapes()
+    exact = hold({name: work.checkpoint.rows(name, 0, shape[0]) for name, shape in shapes.items()})
+    other = hold({name: weight(name) for name in shapes})
+    with torch.inference_mode():
+        want, got = (
+            decoder(BatchOps(tokens, config.rms_norm_eps), config, weights.__getitem__)
+            .double()
+            .log_softmax(-1)
+            for weights in (exact, other)
+        )
+    return float((want.exp() * (want - got)).sum(-1).mean())
+
+
+def store_divergence(work: Calibrator, store: QuantizedStore) -> float:
+    """The same of a model with a store's weights."""
+    return divergence(work, lambda name: store.weight(name).rows(0, store.shapes[name][0]))

@@ -1,6 +1,5 @@
 """Calibrated rounding: GPTQ against a naive one, the stream of layers, and taking work up again."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from gemma_export.quantize.round import round_rows
 from gemma_export.quantize.store import open_or_build_store
 from gemma_export.quantize.stream import head_inputs
 from gemma_runtime.errors import RecipeError
-from tests.export.conftest import TinyCheckpoint, stages
+from tests.export.conftest import TinyCheckpoint, stages, store_divergence
 
 FORMATS = (Format(4), Format(4, asymmetric=True), Format(8))
 
@@ -116,30 +115,12 @@ def test_the_stream_of_layers_is_the_decoder(
     assert torch.allclose(logits.view_as(want), want, atol=2e-4)
 
 
-def _products(work: Calibrator, recipe: str, kept: Callable[[str], Tensor]) -> float:
-    """How far the logits of the calibration text are from the float model's."""
-    config, tokens = work.checkpoint.config, work.calibration.tokens
-    shapes = config.tensor_shapes()
-    float_weights = hold({n: work.checkpoint.rows(n, 0, s[0]) for n, s in shapes.items()})
-    other = hold({n: kept(n) for n in shapes})
-    with torch.inference_mode():
-        want, got = (
-            decoder(BatchOps(tokens, config.rms_norm_eps), config, w.__getitem__).log_softmax(-1)
-            for w in (float_weights, other)
-        )
-    return float((want.exp() * (want - got)).sum(-1).mean())
-
-
 def test_a_calibrated_model_is_closer_to_the_float_one(work: Calibrator) -> None:
     store = open_or_build_store(
         work.checkpoint, work.recipe, None, CalibratedWeights(work, stages(_tick))
     )
     searched = open_or_build_store(work.checkpoint, find_recipe("int4"))
-    ours, theirs = (
-        _products(work, "", lambda n, s=s: s.weight(n).rows(0, s.shapes[n][0]))  # type: ignore[misc]
-        for s in (store, searched)
-    )
-    assert ours < theirs
+    assert store_divergence(work, store) < store_divergence(work, searched)
 
 
 def test_interrupted_work_goes_on_and_gives_the_same_codes(

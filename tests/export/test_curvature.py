@@ -4,10 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from gemma_export.batch_ops import BatchOps, hold
-from gemma_export.decoder import decoder
 from gemma_export.quantize import curvature as measuring
 from gemma_export.quantize.calibration import Calibration
 from gemma_export.quantize.calibrator import Calibrator
@@ -15,7 +12,7 @@ from gemma_export.quantize.curvature import measure_losses
 from gemma_export.quantize.pack import dequantize
 from gemma_export.quantize.recipe import TABLE, find_recipe
 from gemma_export.quantize.round import round_rows
-from tests.export.conftest import TinyCheckpoint
+from tests.export.conftest import TinyCheckpoint, divergence
 
 
 @pytest.fixture
@@ -30,21 +27,6 @@ def _tick(name: str, done: int) -> None:
     del name, done
 
 
-def _divergence(work: Calibrator, name: str, other: Tensor) -> float:
-    """Mean KL, in nats per token, of the model with one matrix replaced."""
-    config, tokens = work.checkpoint.config, work.calibration.tokens
-    shapes = config.tensor_shapes()
-    exact = {n: work.checkpoint.rows(n, 0, s[0]) for n, s in shapes.items()}
-    with torch.inference_mode():
-        want, got = (
-            decoder(BatchOps(tokens, config.rms_norm_eps), config, hold(w).__getitem__)
-            .double()
-            .log_softmax(-1)
-            for w in (exact, {**exact, name: other})
-        )
-    return float((want.exp() * (want - got)).sum(-1).mean())
-
-
 @pytest.mark.parametrize(
     "part", ["self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj", "table"]
 )
@@ -52,9 +34,12 @@ def test_losses_foretell_the_kl_of_a_matrix_rounded_alone(work: Calibrator, part
     name = TABLE if part == "table" else f"model.layers.1.{part}.weight"
     losses = measure_losses(work, _tick)
     form = work.formats()[name]
-    rows = work.checkpoint.rows(name, 0, work.checkpoint.config.tensor_shapes()[name][0])
+    shapes = work.checkpoint.config.tensor_shapes()
+    rows = work.checkpoint.rows(name, 0, shapes[name][0])
     rounded = dequantize(round_rows(rows, form, "searched"), form)
-    found = _divergence(work, name, rounded)
+    found = divergence(
+        work, lambda n: rounded if n == name else work.checkpoint.rows(n, 0, shapes[n][0])
+    )
     assert found / 2.5 < losses[name] < 2.5 * found
 
 

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gemma_export.batch_ops import BatchOps, hold
 from gemma_export.checkpoint.safetensors import SafetensorsFile
-from gemma_export.decoder import decoder
 from gemma_export.progress import Tick
 from gemma_export.quantize import distill as distilling
 from gemma_export.quantize.calibrate import calibrate_table
@@ -22,7 +20,7 @@ from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.round import shared_scale
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
 from gemma_export.quantize.stream import head_inputs
-from tests.export.conftest import TinyCheckpoint, stages
+from tests.export.conftest import TinyCheckpoint, stages, store_divergence
 
 
 @pytest.fixture
@@ -40,24 +38,10 @@ def _store(work: Calibrator, names: list[str] | None = None) -> QuantizedStore:
     return open_or_build_store(work.checkpoint, work.recipe, None, rounded)
 
 
-def _divergence(work: Calibrator, store: QuantizedStore) -> float:
-    """Mean KL to the float model on the calibration text."""
-    config, tokens = work.checkpoint.config, work.calibration.tokens
-    shapes = config.tensor_shapes()
-    exact = hold({n: work.checkpoint.rows(n, 0, s[0]) for n, s in shapes.items()})
-    stored = hold({n: store.weight(n).rows(0, s[0]) for n, s in shapes.items()})
-    with torch.inference_mode():
-        want, got = (
-            decoder(BatchOps(tokens, config.rms_norm_eps), config, w.__getitem__).log_softmax(-1)
-            for w in (exact, stored)
-        )
-    return float((want.exp() * (want - got)).sum(-1).mean())
-
-
 def test_distillation_brings_the_logits_closer(work: Calibrator) -> None:
     distilled = _store(work)
     rounded = _store(replace(work, recipe=find_recipe("int4-gptq")))
-    assert _divergence(work, distilled) < 0.9 * _divergence(work, rounded)
+    assert store_divergence(work, distilled) < 0.9 * store_divergence(work, rounded)
     gain = "model.layers.1.input_layernorm.weight"
     rows = work.checkpoint.config.hidden_size
     assert not torch.equal(distilled.weight(gain).rows(0, rows), rounded.weight(gain).rows(0, rows))
