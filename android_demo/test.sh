@@ -4,6 +4,7 @@
 #   PYTHON=.venv/bin/python android_demo/test.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source tests/data/debian_packages.sh
 cache=${GEMMA_EXPORT_CACHE:-$HOME/.cache/gemma-export}/android
 python=${PYTHON:-python3}
 out=build/android
@@ -25,21 +26,9 @@ npm_package() {
     rm -rf "$stage"
 }
 
-# debian_package NAME SUITE: unpacked, not installed, from the mirror this machine uses.
+# debian_package NAME SUITE: into the cache.
 debian_package() {
-    [ -d "$cache/$1" ] && return
-    local stage mirror
-    stage=$(mktemp -d -p "$cache")
-    mirror=$(apt-get indextargets --format '$(SITE)' | head -n 1) && [ -n "$mirror" ] || return 1
-    mkdir -p "$stage/lists/partial" "$stage/archives/partial" "$stage/root"
-    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $2 main" >"$stage/sources.list"
-    local options=(-qq -o "Dir::Etc::sourcelist=$stage/sources.list" -o Dir::Etc::sourceparts=-
-        -o "Dir::State::lists=$stage/lists" -o "Dir::Cache=$stage" -o Dir::State::status=/dev/null
-        -o APT::Sandbox::User=root)
-    (cd "$stage" && apt-get "${options[@]}" update && apt-get "${options[@]}" download "$1" \
-        && dpkg -x ./*.deb root) >/dev/null || { rm -rf "$stage"; return 1; }
-    mv "$stage/root" "$cache/$1"
-    rm -rf "$stage"
+    debian_packages "$cache/$1" "$2" "$(dpkg --print-architecture)" "" "$1"
 }
 
 # Installs a JDK where that is allowed; the log tells why not.

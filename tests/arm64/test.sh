@@ -7,6 +7,7 @@
 #   PYTHON=.venv/bin/python tests/arm64/test.sh
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+source tests/data/debian_packages.sh
 unset PYTHONDONTWRITEBYTECODE GEMMA_NATIVE # compiled imports, and the runner made here
 root=$PWD
 cache=${GEMMA_EXPORT_CACHE:-$HOME/.cache/gemma-export}/arm64
@@ -25,28 +26,11 @@ skip() {
     exit 0
 }
 
-# debian_packages FOLDER SUITE ARCHITECTURE TAR_ARGUMENTS NAME…: unpacked, not installed, from the
-# mirror this machine uses.
-debian_packages() {
-    [ -d "$cache/$1" ] && return
-    local stage mirror folder=$1 suite=$2 architecture=$3 selection
-    read -ra selection <<<"$4"
-    shift 4
-    stage=$(mktemp -d -p "$cache")
-    # shellcheck disable=SC2016
-    mirror=$(apt-get indextargets --format '$(SITE)' | head -n 1) && [ -n "$mirror" ] || return 1
-    mkdir -p "$stage/lists/partial" "$stage/archives/partial" "$stage/root"
-    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main" >"$stage/sources.list"
-    local options=(-qq -o "Dir::Etc::sourcelist=$stage/sources.list" -o Dir::Etc::sourceparts=-
-        -o "Dir::State::lists=$stage/lists" -o "Dir::Cache=$stage" -o Dir::State::status=/dev/null
-        -o "APT::Architecture=$architecture" -o "APT::Architectures=$architecture"
-        -o Acquire::Languages=none -o APT::Sandbox::User=root)
-    (cd "$stage" && apt-get "${options[@]}" update && apt-get "${options[@]}" download "$@" \
-        && for package in *.deb; do
-            dpkg-deb --fsys-tarfile "$package" | tar x -C root "${selection[@]}" || exit 1
-        done) >>"$out/fetch.log" 2>&1 || { rm -rf "$stage"; return 1; }
-    mv -T "$stage/root" "$cache/$folder" || [ -d "$cache/$folder" ] # another run was faster
-    rm -rf "$stage"
+# debian PART SUITE ARCHITECTURE TAR_ARGUMENTS NAME…: into a part of the cache.
+debian() {
+    local part=$1
+    shift
+    debian_packages "$cache/$part" "$@" 2>>"$out/fetch.log"
 }
 
 # The runtime's dependencies for ARM, and the versions of the runtimes that this machine has.
@@ -89,9 +73,9 @@ done
     || skip "$python has no onnxruntime, executorch or transformers; run: pip install -e '.[dev]'"
 
 # Debian 12's own emulator (7.2) dies of `import onnxruntime`.
-debian_packages qemu trixie amd64 ./usr/bin/qemu-aarch64 qemu-user \
+debian qemu trixie amd64 ./usr/bin/qemu-aarch64 qemu-user \
     || skip "Debian 13's qemu-user can't be had: $(tail -n 1 "$out/fetch.log")"
-debian_packages python bookworm arm64 --exclude=./usr/share/doc libc6 libgcc-s1 libstdc++6 \
+debian python bookworm arm64 --exclude=./usr/share/doc libc6 libgcc-s1 libstdc++6 \
     python3.11-minimal libpython3.11-minimal libpython3.11-stdlib zlib1g libexpat1 libssl3 libffi8 libbz2-1.0 \
     liblzma5 libuuid1 \
     || skip "Debian 12's Python for arm64 can't be had: $(tail -n 1 "$out/fetch.log")"
@@ -99,7 +83,7 @@ read -r wheels executorch <<<"$(wheel_folder)"
 wheels "$wheels" "$executorch" || skip "wheels for arm64 can't be had: $(tail -n 1 "$out/fetch.log")"
 
 fetch_compiler() {
-    debian_packages compiler bookworm amd64 "--exclude=./usr/share/doc --exclude=lto1 --exclude=*lto-dump-12" \
+    debian compiler bookworm amd64 "--exclude=./usr/share/doc --exclude=lto1 --exclude=*lto-dump-12" \
         g++-12-aarch64-linux-gnu gcc-12-aarch64-linux-gnu cpp-12-aarch64-linux-gnu binutils-aarch64-linux-gnu \
         libbinutils libc6-dev-arm64-cross libc6-arm64-cross linux-libc-dev-arm64-cross libgcc-12-dev-arm64-cross \
         libgcc-s1-arm64-cross libstdc++-12-dev-arm64-cross libstdc++6-arm64-cross libisl23 libmpfr6 libmpc3 \
