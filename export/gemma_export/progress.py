@@ -54,8 +54,8 @@ class ConsoleReporter:
             BarColumn(),
             DownloadColumn(binary_units=True),
             TimeElapsedColumn(),
-            TextColumn("left", style="dim"),
             TimeRemainingColumn(),
+            TextColumn("left", style="dim"),
             TextColumn("peak {task.fields[peak]}"),
             TextColumn("{task.fields[tensor]}", style="dim"),
         )
