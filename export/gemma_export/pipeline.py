@@ -219,7 +219,7 @@ def _quantize(
     report: Reporter,
     ceiling: MemoryCeiling,
 ) -> QuantizedStore:
-    if calibration is not None:
+    if calibration is not None and recipe.is_calibrated:
         work = Calibrator(checkpoint, recipe, calibration)
         calibrated = CalibratedWeights(work, guarded_stage(report, ceiling))
         return open_or_build_store(checkpoint, recipe, None, calibrated)

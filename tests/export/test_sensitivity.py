@@ -1,11 +1,13 @@
 """`--bits`: the budget is kept, spent where it pays, and the choice can be replayed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from gemma_export.pipeline import ExportRequest, export_bundles
-from gemma_export.progress import QuietReporter
+from gemma_export.progress import QuietReporter, Tick
 from gemma_export.quantize.calibrated import peak_bytes
 from gemma_export.quantize.recipe import (
     INT4,
@@ -19,6 +21,7 @@ from gemma_export.quantize.recipe import (
     write_recipe,
 )
 from gemma_export.quantize.sensitivity import Budget, choose_int8
+from gemma_export.quantize.store import open_or_build_store
 from gemma_export.sizes import find_official
 from gemma_runtime.errors import MemoryLimit, RecipeError
 from tests.export.conftest import TinyCheckpoint
@@ -76,6 +79,42 @@ def test_a_bundle_s_own_recipe_gives_the_same_codes(tiny: TinyCheckpoint, tmp_pa
 
     first = export("int4-gptq", 6.0, "first")
     assert export(tmp_path / "first" / "recipe.yaml", None, "again") == first
+
+
+class _Stages(QuietReporter):
+    """Notes which there were."""
+
+    def __init__(self) -> None:
+        self.titles: list[str] = []
+
+    @contextmanager
+    def stage(self, title: str, total_bytes: int) -> Iterator[Tick]:
+        self.titles.append(title)
+        with super().stage(title, total_bytes) as tick:
+            yield tick
+
+
+def test_bits_of_a_recipe_that_looks_at_weights_alone_are_measured_and_not_calibrated(
+    tiny: TinyCheckpoint, tmp_path: Path
+) -> None:
+    """All layers once went past the calibration text for codes that do not depend on it."""
+    stages = _Stages()
+    request = ExportRequest(
+        targets=("onnx",),
+        recipe=find_recipe("int4"),
+        checkpoint=str(tiny.folder),
+        context_length=64,
+        prefill_length=24,
+        output=tmp_path / "first",
+        bits=6.0,
+    )
+    (result,) = export_bundles(request, stages)
+    assert "measure" in stages.titles
+    assert "calibrate" not in stages.titles
+    found = result.bundle.manifest.quantization
+    assert found.calibration is not None
+    chosen = load_recipe(tmp_path / "first" / "recipe.yaml")
+    assert open_or_build_store(tiny.open(), chosen).codes_digest == found.codes_digest
 
 
 @pytest.mark.parametrize(
