@@ -3,7 +3,6 @@
 V vocabulary.
 """
 
-import os
 from collections.abc import Sequence
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -11,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING
 
-from gemma_runtime.backends.executorch_native import NativeEngine
+from gemma_runtime.backends.executorch_native import NativeEngine, named_runner
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import MissingExtra, SessionError
 from gemma_runtime.machine import physical_cores
@@ -32,7 +31,7 @@ def open_executorch_session(bundle: Bundle, threads: int | None, graph: str) -> 
     """
     check_runtime("executorch", _installed(), bundle.manifest.target.min_runtime_version)
     path = bundle.directory / bundle.manifest.graphs[graph].file
-    native = os.environ.get("GEMMA_NATIVE") or find_spec("torch") is None
+    native = named_runner() or find_spec("torch") is None
     engine = NativeEngine if native else PythonEngine
     return StepSession(engine(path, threads or physical_cores()), bundle.manifest)
 

@@ -70,14 +70,19 @@ class NativeEngine:
         return SessionError(f"gemma_native ended: {reason}; copy or export the bundle again")
 
 
-def build_native() -> Path:
-    """The runner for the installed executorch, compiled once and kept in the cache folder.
+def named_runner() -> Path | None:
+    """The one that $GEMMA_NATIVE names: compiled elsewhere, for boards without a compiler."""
+    name = os.environ.get("GEMMA_NATIVE")
+    return Path(name) if name else None
 
-    $GEMMA_NATIVE names one that was compiled elsewhere, for boards without a compiler.
+
+def build_native() -> Path:
+    """The named runner, or one for the installed executorch, compiled once and kept in the cache.
+
     Raises SessionError with the compiler's last line, MissingExtra without executorch.
     """
-    if own := os.environ.get("GEMMA_NATIVE"):
-        return Path(own)
+    if runner := named_runner():
+        return runner
     source, wheel = _source_folder(), _executorch_folder()
     content = b"".join((source / name).read_bytes() for name in _SOURCES)
     key = hashlib.sha256(content + str(wheel).encode()).hexdigest()[:16]
