@@ -1,9 +1,13 @@
 """GPTQ: columns are rounded one after another, each paying for the errors of those before it.
 
-Frantar et al. 2022, https://arxiv.org/abs/2210.17323, with two additions. Scales are chosen before
+Frantar et al. 2022, https://arxiv.org/abs/2210.17323, with additions. Scales are chosen before
 anything is rounded, on the grid that all containers share, by a search whose errors are weighted
 with the inputs' power. Columns are rounded most powerful first (`desc_act`), while groups stay
 where they lie ("static groups"), so codes are stored in the original order.
+
+Then codes and scales are refined in turns, always for less error of the same products: each code
+for what all others, earlier and later, leave to it (QuantEase, https://arxiv.org/abs/2309.01885),
+and all scales of a row together by least squares.
 
 N rows, K inputs, G groups per row, g inputs per group.
 """
@@ -15,12 +19,14 @@ from torch import Tensor
 
 from gemma_export.quantize.pack import Codes, join, pack
 from gemma_export.quantize.recipe import Format
-from gemma_export.quantize.round import search
+from gemma_export.quantize.round import search, shared_scale
 
 _DAMPING = 0.01  # of the mean power, added to the diagonal: keeps the factor finite
 _BLOCK = 64  # columns whose errors are passed on together
+_REFINED = 3  # times; a tenth of the error, most of it from the first
+_EQUATIONS = 1 << 23  # coefficients of rows that are solved together
 _WIDE = 4096  # inputs beyond which the factor is computed in float32
-_SLICE = 8192  # rows at a time
+SLICE = 1 << 23  # weights at a time
 # Shares of the full range that a scale may cover.
 _SHRINKS = tuple(1 - 0.04 * step for step in range(1, 13))
 
@@ -29,21 +35,29 @@ _SHRINKS = tuple(1 - 0.04 * step for step in range(1, 13))
 class Inputs:
     """What GPTQ knows of a matrix's inputs; found once, for all blocks of rows."""
 
-    power: Tensor  # (K,)
+    gram: Tensor  # (K, K) Σ x xᵀ
+    damping: float  # added to its diagonal
     order: Tensor  # (K,) columns, most powerful first
     factor: Tensor  # (K, K), see `inverse_factor`
 
+    @property
+    def power(self) -> Tensor:
+        """(K,)"""
+        return self.gram.diagonal()
+
 
 def prepare(gram: Tensor, damping: float = _DAMPING) -> Inputs:
-    """From Σ x xᵀ (K, K)."""
+    """From Σ x xᵀ (K, K), and a share of its mean power."""
     order = torch.argsort(gram.diagonal(), descending=True, stable=True)
-    return Inputs(gram.diagonal(), order, inverse_factor(gram, order, damping))
+    added = damping * max(1e-12, float(gram.diagonal().double().mean()))
+    return Inputs(gram, added, order, inverse_factor(gram, order, added))
 
 
-def gptq(rows: Tensor, inputs: Inputs, form: Format) -> Codes:
+def gptq(rows: Tensor, inputs: Inputs, form: Format, refined: int = _REFINED) -> Codes:
     """Round (N, K) float32 rows for the given inputs."""
-    starts = range(0, len(rows), _SLICE)
-    return join([_round_slice(rows[i : i + _SLICE], inputs, form) for i in starts])
+    step = max(1, SLICE // rows.shape[1])
+    starts = range(0, len(rows), step)
+    return join([_round_slice(rows[i : i + step], inputs, form, refined) for i in starts])
 
 
 def inverse_factor(gram: Tensor, order: Tensor, damping: float) -> Tensor:
@@ -52,7 +66,7 @@ def inverse_factor(gram: Tensor, order: Tensor, damping: float) -> Tensor:
     In float64 as long as that is no matter of memory.
     """
     square = gram[order][:, order].to(torch.float64 if len(gram) <= _WIDE else torch.float32)
-    square.diagonal().add_(damping * square.diagonal().mean().clamp(min=1e-12))
+    square.diagonal().add_(damping)
     torch.linalg.cholesky(square, out=square)
     torch.cholesky_inverse(square, out=square)
     torch.linalg.cholesky(square, upper=True, out=square)
@@ -70,34 +84,100 @@ def weighted_scales(groups: Tensor, power: Tensor, form: Format) -> tuple[Tensor
     return search(groups, form, _SHRINKS, error)
 
 
-def _round_slice(rows: Tensor, inputs: Inputs, form: Format) -> Codes:
+def _round_slice(rows: Tensor, inputs: Inputs, form: Format, refined: int) -> Codes:
     count, width = rows.shape
     groups = rows.view(count, -1, form.group)  # (N, G, g)
     scale, zero = weighted_scales(groups, inputs.power.view(-1, form.group), form)
-    order, group_of = inputs.order, inputs.order // form.group
-    codes = torch.empty(width, count, dtype=torch.uint8)
-    codes[order] = _round_columns(
-        rows.T[order], scale.T[group_of], zero.T[group_of], inputs.factor, (1 << form.bits) - 1
-    )
-    packed = pack(codes.T.contiguous(), form.bits)
+    grid = _Grid(scale.T.contiguous(), zero.T.contiguous(), form)
+    columns = rows.T.contiguous()
+    steps = _round_columns(columns, grid, inputs)
+    for _ in range(refined):
+        _descend(columns, steps, grid, inputs)
+        grid.scale = _refit(rows, steps, grid, inputs)
+    codes = (steps.view(-1, form.group, count) + grid.zero[:, None]).view(width, count)
+    packed = pack(codes.T.to(torch.uint8), form.bits)
     zeros = pack(zero.to(torch.uint8), form.bits) if form.asymmetric else None
-    return Codes(packed, scale.half(), zeros)
+    return Codes(packed, grid.scale.T.half(), zeros)
 
 
-def _round_columns(
-    columns: Tensor, scale: Tensor, zero: Tensor, factor: Tensor, top: int
-) -> Tensor:
-    """Columns (K, N), already in order, with their scales and zeros → codes (K, N) uint8."""
-    width, _ = columns.shape
-    codes = torch.empty(columns.shape, dtype=torch.uint8)
-    for start in range(0, width, _BLOCK):
-        stop = min(start + _BLOCK, width)
-        errors = torch.empty_like(columns[start:stop])
+@dataclass(slots=True)
+class _Grid:
+    """The numbers that weights may become, column by column."""
+
+    scale: Tensor  # (G, N)
+    zero: Tensor  # (G, N)
+    form: Format
+
+    def nearest(self, column: int, steps: Tensor) -> Tensor:
+        """code - zero (N,) for weights in steps of the column's scales."""
+        zero = self.zero[column // self.form.group]
+        return steps.round().add_(zero).clamp_(0, (1 << self.form.bits) - 1).sub_(zero)
+
+    def scale_of(self, column: int) -> Tensor:
+        return self.scale[column // self.form.group]
+
+    def weights(self, steps: Tensor) -> Tensor:
+        """(K, N) code - zero → (K, N)"""
+        width, count = steps.shape
+        return (steps.view(-1, self.form.group, count) * self.scale[:, None]).view(width, count)
+
+
+def _round_columns(columns: Tensor, grid: _Grid, inputs: Inputs) -> Tensor:
+    """(K, N) weights → (K, N) code - zero, most powerful first; each is paid for by those left."""
+    left, factor, places = columns[inputs.order], inputs.factor, inputs.order.tolist()
+    steps = torch.empty_like(columns)
+    for start in range(0, len(left), _BLOCK):
+        stop = min(start + _BLOCK, len(left))
+        errors = torch.empty_like(left[start:stop])
         for i in range(start, stop):
-            code = (columns[i] / scale[i]).round_().add_(zero[i]).clamp_(0, top)
-            codes[i] = code.to(torch.uint8)
-            error = (columns[i] - (code - zero[i]) * scale[i]) / factor[i, i]
-            columns[i + 1 : stop].addr_(factor[i, i + 1 : stop], error, alpha=-1)
+            scale = grid.scale_of(places[i])
+            steps[places[i]] = grid.nearest(places[i], left[i] / scale)
+            error = (left[i] - steps[places[i]] * scale) / factor[i, i]
+            left[i + 1 : stop].addr_(factor[i, i + 1 : stop], error, alpha=-1)
             errors[i - start] = error
-        columns[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
-    return codes
+        left[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
+    return steps
+
+
+def _descend(columns: Tensor, steps: Tensor, grid: _Grid, inputs: Inputs) -> None:
+    """Change codes in place, column by column, to the best beside all others as they are."""
+    gram, damping = inputs.gram, inputs.damping
+    off = columns - grid.weights(steps)
+    pull = (gram @ off).add_(off, alpha=damping)  # (K, N): half the error's slope
+    for start in range(0, len(columns), _BLOCK):
+        stop = min(start + _BLOCK, len(columns))
+        moves = torch.empty_like(columns[start:stop])
+        for i in range(start, stop):
+            scale = grid.scale_of(i)
+            best = grid.nearest(i, steps[i] + pull[i] / ((gram[i, i] + damping) * scale))
+            moves[i - start] = (best - steps[i]) * scale
+            steps[i] = best
+            pull[i + 1 : stop].addr_(gram[i, i + 1 : stop], moves[i - start], alpha=-1)
+        pull[stop:].addmm_(gram[stop:, start:stop], moves, alpha=-1)
+
+
+def _refit(rows: Tensor, steps: Tensor, grid: _Grid, inputs: Inputs) -> Tensor:
+    """(G, N) scales of least error for the codes as they are; those that stray too far stay."""
+    group, (width, count) = grid.form.group, steps.shape
+    size = width // group
+    together = max(1, _EQUATIONS // max(size * size, width))
+    found = torch.empty(count, size)
+    for start in range(0, count, together):
+        held, wanted = steps[:, start : start + together].T, rows[start : start + together]
+        codes = held.reshape(-1, size, group)  # (n, G, g)
+        matrix = torch.empty(len(codes), size, size)
+        for g in range(size):  # what a group's codes give is weighed with all groups' codes
+            gram = inputs.gram[g * group : (g + 1) * group]
+            matrix[:, g] = ((codes[:, g] @ gram).view_as(codes) * codes).sum(-1)
+        moments = (wanted @ inputs.gram).add_(wanted, alpha=inputs.damping).view_as(codes)
+        target = (moments * codes).sum(-1)  # (n, G)
+        diagonal = matrix.diagonal(dim1=1, dim2=2)
+        diagonal.add_(codes.square().sum(-1), alpha=inputs.damping)
+        # A group without codes keeps its scale.
+        tie = diagonal.mean(-1, keepdim=True).mul(1e-6).clamp_(min=1e-20)
+        before = grid.scale[:, start : start + together].T
+        diagonal.add_(tie)
+        found[start : start + together] = torch.linalg.solve(matrix, target + tie * before)
+    scale = shared_scale(found.T)
+    stays = (scale < 0.5 * grid.scale) | (scale > 2 * grid.scale)
+    return torch.where(stays, grid.scale, scale)
