@@ -22,6 +22,7 @@ from gemma_export.parallel import in_order
 
 RESIDUAL = "residual"
 _BATCH_ELEMENTS = 1 << 20  # of the widest activation of one batch
+_SIDE = 256  # of a block of a Gram matrix
 _KINDS = {torch.uint8: "U8", torch.float16: "F16", torch.float32: "F32"}
 
 
@@ -93,12 +94,27 @@ def observe_layer(
         for first, rows in _distinct(seen):  # summed here: a wide Gram matrix is there once
             if first not in grams:
                 grams[first] = torch.zeros(rows.shape[1], rows.shape[1])
-            grams[first].addmm_(rows.T, rows)
+            _add_upper(grams[first], rows)
         shared = {name: _owner(seen, name) for name in seen}
     count, length, _ = file.tensors[RESIDUAL].shape
     for gram in grams.values():
-        gram.div_(count * length)
+        _mirror(gram).div_(count * length)
     return {name: grams[first] for name, first in shared.items()}
+
+
+def _add_upper(gram: Tensor, rows: Tensor) -> None:
+    """Add Σ x xᵀ over rows to the blocks on and above the diagonal: half of the products."""
+    for start in range(0, len(gram), _SIDE):
+        stop = start + _SIDE
+        gram[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
+
+
+def _mirror(gram: Tensor) -> Tensor:
+    """The blocks below the diagonal, from those above it."""
+    for start in range(0, len(gram), _SIDE):
+        stop = start + _SIDE
+        gram[stop:, start:stop] = gram[start:stop, stop:].T
+    return gram
 
 
 def head_inputs(source: Path, config: GemmaConfig, gain: Tensor) -> Iterator[Tensor]:
