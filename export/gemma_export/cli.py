@@ -88,8 +88,8 @@ def export(
     quant: Annotated[
         str,
         typer.Option(
-            help="Recipe: int4, int4-gptq, int4-distilled, int4-asym, int4-table8, "
-            "int4-table8-gptq, int4-table8-distilled, mixed, int8, int8-channel, none; source "
+            help="Recipe: int4, int4-asym, int4-table8 or mixed, each alone or calibrated "
+            "(int4-gptq, int4-distilled, …); int8, int8-channel, none; source "
             "keeps a quantized checkpoint's codes (Q4_0, Q8_0, Q5_0, GPTQ, AWQ, QAT) and names "
             "what it can't keep."
         ),

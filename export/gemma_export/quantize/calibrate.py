@@ -32,6 +32,7 @@ from gemma_export.quantize.stream import (
 # Embedding and head are one tensor: the head's inputs have a Gram matrix, a looked-up row has none,
 # so a share of the identity stands for it.
 _TABLE_DAMPING = 0.1
+_SEQUENCES = 384  # that layers are rounded for; more text changes little
 
 
 def calibrate(work: Calibrator, tick: Tick) -> None:
@@ -43,7 +44,8 @@ def calibrate(work: Calibrator, tick: Tick) -> None:
     calibrate_table(work)
     first = _first_unfinished(work)
     if first == 0 and not work.file("residual", 0).exists():
-        start_flow(work.file("residual", 0), config, work.calibration.tokens, work.table())
+        tokens = work.calibration.tokens[:_SEQUENCES]
+        start_flow(work.file("residual", 0), config, tokens, work.table())
     for layer in config.layers[first:]:
         weights, source = (
             load_layer(work.checkpoint, layer.index),

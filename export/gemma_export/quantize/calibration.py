@@ -23,7 +23,7 @@ from gemma_runtime.errors import RecipeError
 
 LENGTH = 256  # tokens of a sequence, the leading bos included
 _SEED = 0
-_MOST = 128  # sequences
+_MOST = 1024  # sequences
 _PIECE = 3000  # characters of a source file that stay together
 _LONGEST = 12_000  # characters taken of one module
 _MODULES = (
@@ -39,6 +39,7 @@ _MODULES = (
     "shlex",
     "functools",
     "contextlib",
+    "pydoc_data.topics",  # the language reference, in prose
 )
 
 

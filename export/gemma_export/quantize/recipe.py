@@ -121,6 +121,14 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("source", (Rule("*", INT8, "kept"),)),
         Recipe("int4-gptq", (Rule("*", INT4, "gptq"),)),
         Recipe("int4-distilled", (Rule("*", INT4, "gptq"),), distilled=True),
+        Recipe("int4-asym-gptq", (Rule("*", INT4_ASYM, "gptq"),)),
+        Recipe("int4-asym-distilled", (Rule("*", INT4_ASYM, "gptq"),), distilled=True),
+        Recipe("mixed-gptq", (Rule(TABLE, INT8_TABLE, "nearest"), Rule("*", INT4_ASYM, "gptq"))),
+        Recipe(
+            "mixed-distilled",
+            (Rule(TABLE, INT8_TABLE, "nearest"), Rule("*", INT4_ASYM, "gptq")),
+            distilled=True,
+        ),
         Recipe("int4-table8", (Rule(TABLE, INT8, "nearest"), Rule("*", INT4))),
         Recipe("int4-table8-gptq", (Rule(TABLE, INT8, "nearest"), Rule("*", INT4, "gptq"))),
         Recipe(
