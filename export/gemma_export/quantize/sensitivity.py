@@ -101,8 +101,8 @@ def _check_budget(budget: Budget, config: GemmaConfig) -> None:
     most = bits_per_weight(config, RECIPES["int8"].formats(config))
     if any(form.bits != 4 for form in formats.values()):
         raise RecipeError(
-            f"--bits starts from int4 everywhere, recipe {budget.base.name} is not; choose int4, "
-            "int4-gptq or int4-distilled"
+            f"--bits starts from int4 everywhere, recipe {budget.base.name} is not; choose int4 or "
+            "int4-asym, alone or with -gptq or -distilled"
         )
     if not least <= budget.bits <= most:
         raise RecipeError(
