@@ -72,7 +72,7 @@ class SafetensorsFile:
         assert data.dtype == _DTYPES[info.dtype]
         assert data.shape[1:] == info.shape[1:]
         with self.path.open("r+b", buffering=0) as file:
-            content = data.contiguous().view(torch.uint8).numpy()
+            content = data.contiguous().view(torch.uint8).numpy().tobytes()
             _write_all(file.fileno(), content, info.offset + start * info.row_bytes)
 
 
@@ -88,7 +88,7 @@ class SafetensorsWriter:
 
     def write_rows(self, name: str, start: int, data: NDArray[np.uint8]) -> None:
         info = self._layout[name]
-        _write_all(self._file.fileno(), data, info.offset + start * info.row_bytes)
+        _write_all(self._file.fileno(), data.tobytes(), info.offset + start * info.row_bytes)
 
     def patch_metadata(self, key: str, value: str) -> None:
         """Replace a metadata value by one of the same length, once the data is known."""
@@ -125,8 +125,8 @@ def _lay_out(
     return placed, len(text).to_bytes(8, "little") + text
 
 
-def _write_all(descriptor: int, data: bytes | NDArray[np.uint8], offset: int) -> None:
-    view = memoryview(data).cast("B")
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
