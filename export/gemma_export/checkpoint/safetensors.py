@@ -66,14 +66,13 @@ class SafetensorsFile:
                 raise CheckpointError(f"{self.path} ended inside tensor {name}; copy it again")
         return data
 
-    def overwrite_rows(self, name: str, start: int, data: Tensor) -> None:
-        """In place, whose first row is `start`; data in the file's dtype."""
+    def overwrite(self, name: str, data: Tensor) -> None:
+        """Replace a tensor in place by another of its dtype and shape."""
         info = self.tensors[name]
-        assert data.dtype == _DTYPES[info.dtype]
-        assert data.shape[1:] == info.shape[1:]
+        assert (data.dtype, tuple(data.shape)) == (_DTYPES[info.dtype], info.shape)
         with self.path.open("r+b", buffering=0) as file:
             content = data.contiguous().view(torch.uint8).numpy().tobytes()
-            _write_all(file.fileno(), content, info.offset + start * info.row_bytes)
+            _write_all(file.fileno(), content, info.offset)
 
 
 class SafetensorsWriter:

@@ -208,4 +208,4 @@ def _update(file: SafetensorsFile, name: str, gradient: Tensor, rate: float, ste
     size = rate * math.sqrt(1 - second**step) / (1 - first**step)
     value.addcdiv_(mean, square.sqrt().add_(1e-12), value=-size)
     for part, content in zip(parts, (value, mean, square), strict=True):
-        file.overwrite_rows(part, 0, content)
+        file.overwrite(part, content)
