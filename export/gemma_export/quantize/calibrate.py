@@ -9,9 +9,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from gemma_export.checkpoint import row_blocks
 from gemma_export.checkpoint.safetensors import SafetensorsFile
 from gemma_export.decoder import norm_before
+from gemma_export.memory import release_memory
 from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
 from gemma_export.quantize.calibrator import Calibrator
@@ -32,6 +32,7 @@ from gemma_export.quantize.stream import (
 # Embedding and head are one tensor: the head's inputs have a Gram matrix, a looked-up row has none,
 # so a share of the identity stands for it.
 _TABLE_DAMPING = 0.1
+TABLE_ROWS = 2048  # rounded at a time: column by column, fewer cost as much time as these
 _SEQUENCES = 384  # that layers are rounded for; more text changes little
 
 
@@ -54,8 +55,11 @@ def calibrate(work: Calibrator, tick: Tick) -> None:
         path, size = work.file("layer", layer.index), 4 * sum(w.numel() for w in weights.values())
         if not path.exists():
             grams = observe_layer(source, config, layer, weights)
+            release_memory()  # a layer's scattered remains would make the next one's peak higher
             tick(f"layer {layer.index}", size)
             write_tensors(path, _round_layer(work, weights, grams))
+            del grams
+            release_memory()
         if layer.index + 1 < len(config.kinds):
             rounded = rounded_layer(work, layer.index, weights)
             advance_flow(source, work.file("residual", layer.index + 1), config, layer, rounded)
@@ -123,7 +127,9 @@ def calibrate_table(work: Calibrator) -> None:
             return named_parts(TABLE, round_rows(rows, form, rounding))
         return named_parts(TABLE, gptq(rows, inputs, form))
 
-    blocks: list[dict[str, Tensor]] = list(in_order(quantize, row_blocks(shape)))
+    starts = range(0, shape[0], TABLE_ROWS)
+    spans = [(start, min(start + TABLE_ROWS, shape[0])) for start in starts]
+    blocks: list[dict[str, Tensor]] = list(in_order(quantize, spans))
     write_tensors(path, {name: torch.cat([b[name] for b in blocks]) for name in blocks[0]})
 
 

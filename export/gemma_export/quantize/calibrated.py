@@ -7,12 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gemma_export.checkpoint import BLOCK_ELEMENTS
 from gemma_export.checkpoint.safetensors import SafetensorsFile
 from gemma_export.config import GemmaConfig
 from gemma_export.memory import kept_memory
 from gemma_export.progress import Stage
-from gemma_export.quantize.calibrate import calibrate, calibrate_bytes
+from gemma_export.quantize.calibrate import TABLE_ROWS, calibrate, calibrate_bytes
 from gemma_export.quantize.calibration import LENGTH
 from gemma_export.quantize.calibrator import Calibrator, pass_layers
 from gemma_export.quantize.candidates import CANDIDATES
@@ -78,7 +77,7 @@ def peak_bytes(config: GemmaConfig, recipe: Recipe, bits: float | None = None) -
     threads = (os.cpu_count() or 1) + 1
     batch = threads * 16 * max(1 << 20, LENGTH * ffn)
     rounding = 4 * (3 * layer + 5 * inputs**2 + threads * 8 * min(SLICE, inputs * width))
-    table = threads * 10 * 4 * BLOCK_ELEMENTS + 5 * config.vocab_size * width // 4 * 2
+    table = threads * 10 * 4 * TABLE_ROWS * width + 5 * config.vocab_size * width // 4 * 2
     learning = 0
     if recipe.distilled:
         residuals = BATCH * LENGTH * width * len(config.kinds)
