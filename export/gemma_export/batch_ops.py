@@ -6,6 +6,7 @@ calibration set. Shapes: B batch, T tokens, M width, H query heads, K kv heads, 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch.nn import functional
 from gemma_export.config import LayerSpec
 from gemma_export.ops import Weight
 from gemma_export.torch_ops import TorchOps, rotate, soft_capped, split_heads, visible
+from gemma_runtime.machine import describe_machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +37,16 @@ def hold(tensors: Mapping[str, Tensor]) -> dict[str, HeldWeight]:
     return {name: HeldWeight(name, values) for name, values in tensors.items()}
 
 
+@cache
 def product_dtype() -> torch.dtype:
-    """What large products of activations are computed in: bfloat16 where the processor has it.
+    """What large products of activations are computed in: bfloat16 where that is faster.
 
-    Its rounding is a fiftieth of int4's; sums, residuals, norms and softmax stay float32.
+    Its rounding is a fiftieth of int4's; sums, residuals, norms and softmax stay float32. Intel's
+    processors without matrix tiles take twice as long for it as for float32.
     """
-    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32
+    known = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    slow = "Intel" in describe_machine(()).cpu and not torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if known and not slow else torch.float32
 
 
 class BatchOps(TorchOps):

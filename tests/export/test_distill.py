@@ -12,7 +12,7 @@ from gemma_export.checkpoint.safetensors import SafetensorsFile
 from gemma_export.progress import Tick
 from gemma_export.quantize import distill as distilling
 from gemma_export.quantize import student
-from gemma_export.quantize.calibrate import calibrate, calibrate_table, rounded_layer
+from gemma_export.quantize.calibrate import calibrate, calibrate_table, rounded_layer, weigh_table
 from gemma_export.quantize.calibrated import CalibratedWeights
 from gemma_export.quantize.calibration import Calibration
 from gemma_export.quantize.calibrator import Calibrator, pass_layers
@@ -51,7 +51,8 @@ def test_distillation_brings_the_logits_closer(work: Calibrator) -> None:
 
 
 def test_a_student_begins_with_the_calibrated_codes(work: Calibrator) -> None:
-    pass_layers(work, lambda name, size: None, "float")
+    weigh_table(work, lambda name, size: None)
+    work = work.arranged()
     calibrate(work, lambda name, size: None)
     learning, matrix = Student(work), "model.layers.1.mlp.down_proj.weight"
     rounded = rounded_layer(work, 1, load_layer(work.checkpoint, 1))
@@ -112,12 +113,14 @@ def test_progress_ends_where_it_said(work: Calibrator) -> None:
         yield tick
 
     CalibratedWeights(work, stage).round_all()
-    assert list(totals) == ["teacher", "calibrate", "distill"]
+    assert list(totals) == ["channels", "teacher", "calibrate", "distill"]
     assert done == pytest.approx(totals, rel=0.05)  # gains between layers count twice
 
 
 def test_candidates_stand_for_the_whole_vocabulary(work: Calibrator) -> None:
     """With every token a candidate, the divergence is exact and zero for equal inputs."""
+    weigh_table(work, lambda name, size: None)
+    work = work.arranged()
     last = pass_layers(work, lambda name, size: None, "float")
     calibrate_table(work)
     config = work.checkpoint.config

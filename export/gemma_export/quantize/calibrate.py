@@ -1,7 +1,8 @@
 """Calibrated rounding, layer by layer.
 
-A layer is rounded for what the layers before it give as they are rounded already. It needs no more
-memory than one layer and the Gram matrices of its inputs.
+The table is first, in the order of channels that suits it. A layer is rounded for what the layers
+before it give as they are rounded already. It needs no more memory than one layer and the Gram
+matrices of its inputs.
 """
 
 from collections.abc import Mapping
@@ -10,18 +11,27 @@ import torch
 from torch import Tensor
 
 from gemma_export.checkpoint.safetensors import SafetensorsFile
-from gemma_export.decoder import norm_before
+from gemma_export.config import LayerSpec
 from gemma_export.memory import release_memory
 from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
+from gemma_export.quantize.arrange import TABLE_DAMPING, arrange_channels
+from gemma_export.quantize.balance import balanced, balancing_factors
 from gemma_export.quantize.calibrator import Calibrator
+from gemma_export.quantize.fisher import (
+    back_bytes,
+    end_way_back,
+    leave_errors,
+    pass_back,
+    start_way_back,
+    table_information,
+)
 from gemma_export.quantize.gptq import gptq, prepare
 from gemma_export.quantize.recipe import TABLE
 from gemma_export.quantize.round import round_rows
 from gemma_export.quantize.store import StoredWeight, named_parts
 from gemma_export.quantize.stream import (
     advance_flow,
-    head_inputs,
     layer_bytes,
     load_layer,
     observe_layer,
@@ -29,17 +39,33 @@ from gemma_export.quantize.stream import (
     write_tensors,
 )
 
-# Embedding and head are one tensor: the head's inputs have a Gram matrix, a looked-up row has none,
-# so a share of the identity stands for it.
-_TABLE_DAMPING = 0.1
+FACTORS = "factors"  # by which columns were multiplied, beside a matrix's codes
 TABLE_ROWS = 2048  # rounded at a time: column by column, fewer cost as much time as these
 _SEQUENCES = 384  # that layers are rounded for; more text changes little
+
+
+def weigh_table(work: Calibrator, tick: Tick) -> None:
+    """Leave `order`: an order of channels, and what errors of the table's rows cost, in that order.
+
+    For tables that are rounded by gptq.
+    """
+    config, path = work.checkpoint.config, work.file("order")
+    if not path.exists():
+        for layer in reversed(config.layers[: start_way_back(work, tick)]):
+            errors, _ = pass_back(work, layer)
+            leave_errors(work, layer, errors)
+            tick(f"layer {layer.index}, back", back_bytes(config))
+        curvature, _ = table_information(work)
+        order = arrange_channels(work.checkpoint, curvature, work.formats()[TABLE].group)
+        inputs = curvature[order][:, order]
+        write_tensors(path, {"order": order.int(), "curvature": inputs})
+    end_way_back(work)
 
 
 def calibrate(work: Calibrator, tick: Tick) -> None:
     """Round every matrix: a file per layer, one of the table. Takes up what is there.
 
-    Where the table's rounding is gptq, all sequences have passed the float model (`float`).
+    Where the table's rounding is gptq, it is weighed already, and the channels are in its order.
     """
     config = work.checkpoint.config
     calibrate_table(work)
@@ -57,7 +83,7 @@ def calibrate(work: Calibrator, tick: Tick) -> None:
             grams = observe_layer(source, config, layer, weights)
             release_memory()  # a layer's scattered remains would make the next one's peak higher
             tick(f"layer {layer.index}", size)
-            write_tensors(path, _round_layer(work, weights, grams))
+            write_tensors(path, _round_layer(work, layer, weights, grams))
             del grams
             release_memory()
         if layer.index + 1 < len(config.kinds):
@@ -76,12 +102,14 @@ def calibrate_bytes(work: Calibrator) -> int:
 def rounded_layer(work: Calibrator, index: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A layer's weights as its codes say, beside those that stay float."""
     file, formats = SafetensorsFile(work.file("layer", index)), work.formats()
-    return {
-        name: StoredWeight(name, tuple(values.shape), formats[name], file).rows(0, len(values))
-        if f"{name}.codes" in file.tensors
-        else values
-        for name, values in weights.items()
-    }
+
+    def read(name: str, values: Tensor) -> Tensor:
+        if f"{name}.codes" in file.tensors:
+            weight = StoredWeight(name, tuple(values.shape), formats[name], file)
+            return weight.rows(0, len(values))
+        return file.rows(name, 0, len(values)) if name in file.tensors else values
+
+    return {name: read(name, values) for name, values in weights.items()}
 
 
 def _first_unfinished(work: Calibrator) -> int:
@@ -93,19 +121,26 @@ def _first_unfinished(work: Calibrator) -> int:
 
 
 def _round_layer(
-    work: Calibrator, weights: Mapping[str, Tensor], grams: Mapping[str, Tensor]
+    work: Calibrator, layer: LayerSpec, weights: Mapping[str, Tensor], grams: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    formats = work.formats()
+    """Codes, factors, and gains that take factors back. Divides the Gram matrices by factors."""
+    formats, recipe = work.formats(), work.recipe
+    chosen = [n for n in grams if recipe.rule(n).rounding == "gptq" and not formats[n].is_float]
+    factors = balancing_factors(layer.index, weights, grams, chosen)
+    for gram, shared in {id(grams[n]): (grams[n], f) for n, f in factors.items()}.values():
+        gram.div_(shared[:, None]).div_(shared)
 
     def quantize(name: str) -> dict[str, Tensor]:
-        form, rounding = formats[name], work.recipe.rule(name).rounding
+        form, rounding = formats[name], recipe.rule(name).rounding
+        values = balanced(name, weights[name], factors)
         if form.is_float:
-            return {name: weights[name]}
+            return {name: values}
         if rounding == "gptq":
-            return named_parts(name, gptq(weights[name], prepare(grams[name]), form))
-        return named_parts(name, round_rows(weights[name], form, rounding))
+            return named_parts(name, gptq(values, prepare(grams[name]), form))
+        return named_parts(name, round_rows(values, form, rounding))
 
-    found: dict[str, Tensor] = {}
+    found = {f"{name}.{FACTORS}": values for name, values in factors.items()}
+    found |= {n: balanced(n, w, factors) for n, w in weights.items() if w.dim() == 1}
     for parts in in_order(quantize, grams):
         found |= parts
     return found
@@ -116,8 +151,11 @@ def calibrate_table(work: Calibrator) -> None:
     if path.exists():
         return
     rounding = work.recipe.rule(TABLE).rounding
-    inputs = prepare(_head_gram(work), _TABLE_DAMPING) if rounding == "gptq" else None
     shape = work.checkpoint.config.tensor_shapes()[TABLE]
+    inputs = None
+    if rounding == "gptq":
+        curvature = SafetensorsFile(work.file("order")).rows("curvature", 0, shape[1])
+        inputs = prepare(curvature, TABLE_DAMPING)
 
     def quantize(span: tuple[int, int]) -> dict[str, Tensor]:
         rows = work.checkpoint.rows(TABLE, *span)
@@ -131,15 +169,3 @@ def calibrate_table(work: Calibrator) -> None:
     spans = [(start, min(start + TABLE_ROWS, shape[0])) for start in starts]
     blocks: list[dict[str, Tensor]] = list(in_order(quantize, spans))
     write_tensors(path, {name: torch.cat([b[name] for b in blocks]) for name in blocks[0]})
-
-
-def _head_gram(work: Calibrator) -> Tensor:
-    config = work.checkpoint.config
-    count = len(config.kinds)
-    gain = work.checkpoint.rows(norm_before(config, count), 0, config.hidden_size)
-    gram = torch.zeros(config.hidden_size, config.hidden_size)
-    positions = 0
-    for rows in head_inputs(work.file("float", count), config, gain):
-        gram.addmm_(rows.T, rows)
-        positions += len(rows)
-    return gram / positions

@@ -11,12 +11,13 @@ from gemma_export.checkpoint.safetensors import SafetensorsFile
 from gemma_export.config import GemmaConfig
 from gemma_export.memory import kept_memory
 from gemma_export.progress import Stage
-from gemma_export.quantize.calibrate import TABLE_ROWS, calibrate, calibrate_bytes
+from gemma_export.quantize.calibrate import TABLE_ROWS, calibrate, calibrate_bytes, weigh_table
 from gemma_export.quantize.calibration import LENGTH
 from gemma_export.quantize.calibrator import Calibrator, pass_layers
 from gemma_export.quantize.candidates import CANDIDATES
 from gemma_export.quantize.curvature import loss_peak_bytes
 from gemma_export.quantize.distill import BATCH, distill, distill_bytes
+from gemma_export.quantize.fisher import information_peak_bytes, way_bytes
 from gemma_export.quantize.gptq import SLICE
 from gemma_export.quantize.pack import Codes
 from gemma_export.quantize.recipe import TABLE, Recipe
@@ -38,10 +39,13 @@ class CalibratedWeights:
     def round_all(self) -> None:
         """All that is not done yet, in stages each of which goes on at one speed."""
         work, config = self.work, self.work.checkpoint.config
-        layers = len(config.kinds) * layer_bytes(config)
+        if work.recipe.rule(TABLE).rounding == "gptq" and not work.file("order").exists():
+            with kept_memory(), self.stage("channels", way_bytes(work)) as tick:
+                weigh_table(work, tick)
+        work = work.arranged()
         learns = work.recipe.distilled and not work.file("final").exists()
-        weighs = work.recipe.rule(TABLE).rounding == "gptq" and not work.file("table").exists()
-        if learns or weighs:
+        if learns:
+            layers = len(config.kinds) * layer_bytes(config)
             with kept_memory(), self.stage("teacher", layers) as tick:
                 pass_layers(work, tick, "float")
         with kept_memory(), self.stage("calibrate", calibrate_bytes(work)) as tick:
@@ -55,7 +59,7 @@ class CalibratedWeights:
         file = self._file(name)
         found = [n for n in (name, *(f"{name}.{p}" for p in Codes._fields)) if n in file.tensors]
         if not found:  # a gain that nothing learned
-            return {name: self.work.checkpoint.rows(name, start, stop)}
+            return {name: self.work.arranged().checkpoint.rows(name, start, stop)}
         return {n: file.rows(n, start, stop) for n in found}
 
     def _file(self, name: str) -> SafetensorsFile:
@@ -71,12 +75,14 @@ class CalibratedWeights:
 def peak_bytes(config: GemmaConfig, recipe: Recipe, bits: float | None = None) -> int:
     """Memory that calibration takes, at most: a layer and what is computed on it."""
     measuring = 0 if bits is None else loss_peak_bytes(config)
+    if recipe.rule(TABLE).rounding == "gptq":
+        measuring = max(measuring, information_peak_bytes(config))
     width, ffn = config.hidden_size, config.intermediate_size
     inputs = max(width, ffn, config.heads * config.head_dim)
     layer = layer_bytes(config) // 4
     threads = (os.cpu_count() or 1) + 1
     batch = threads * 16 * max(1 << 20, LENGTH * ffn)
-    rounding = 4 * (3 * layer + 5 * inputs**2 + threads * 8 * min(SLICE, inputs * width))
+    rounding = 4 * (5 * layer + 5 * inputs**2 + threads * 8 * min(SLICE, inputs * width))
     table = threads * 10 * 4 * TABLE_ROWS * width + 5 * config.vocab_size * width // 4 * 2
     learning = 0
     if recipe.distilled:

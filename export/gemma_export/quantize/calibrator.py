@@ -1,19 +1,20 @@
 """What is calibrated for which text, in a folder that keeps the progress."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gemma_export.checkpoint import Checkpoint, SourceWeight
 from gemma_export.checkpoint.safetensors import SafetensorsFile
 from gemma_export.progress import Tick
+from gemma_export.quantize.arrange import ArrangedCheckpoint
 from gemma_export.quantize.calibration import Calibration
 from gemma_export.quantize.recipe import TABLE, Format, Recipe
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.quantize.stream import advance_flow, load_layer, start_flow
 from gemma_runtime.cache import cache_folder
 
-_VERSION = "2"  # of what calibration does: raise it when codes change
+_VERSION = "3"  # of what calibration does: raise it when codes change
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,14 @@ class Calibrator:
     def file(self, part: str, index: int | None = None) -> Path:
         name = part if index is None else f"{part}-{index:02d}"
         return self.folder / f"{name}.safetensors"
+
+    def arranged(self) -> "Calibrator":
+        """The same of the model with its channels in the order that was found for its table."""
+        path = self.file("order")
+        if not path.exists() or isinstance(self.checkpoint, ArrangedCheckpoint):
+            return self
+        order = SafetensorsFile(path).rows("order", 0, self.checkpoint.config.hidden_size)
+        return replace(self, checkpoint=ArrangedCheckpoint(self.checkpoint, order.long()))
 
     def formats(self) -> dict[str, Format]:
         return self.recipe.formats(self.checkpoint.config)

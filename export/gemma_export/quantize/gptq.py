@@ -51,8 +51,14 @@ class Inputs:
 def prepare(gram: Tensor, damping: float = _DAMPING) -> Inputs:
     """From Σ x xᵀ (K, K), and a share of its mean power."""
     order = torch.argsort(gram.diagonal(), descending=True, stable=True)
-    added = damping * max(1e-12, float(gram.diagonal().double().mean()))
+    added = damping * _mean_power(gram)
     return Inputs(gram, added, order, inverse_factor(gram, order, added))
+
+
+def remaining_power(gram: Tensor, damping: float = _DAMPING) -> Tensor:
+    """(K,) what errors of each column cost when all other columns pay for them: 1 / (gram⁻¹)ᵢᵢ."""
+    inverse = _damped_inverse(gram.clone(), damping * _mean_power(gram))
+    return inverse.diagonal().reciprocal().float()
 
 
 def gptq(rows: Tensor, inputs: Inputs, form: Format, refined: int = _REFINED) -> Codes:
@@ -63,16 +69,23 @@ def gptq(rows: Tensor, inputs: Inputs, form: Format, refined: int = _REFINED) ->
 
 
 def inverse_factor(gram: Tensor, order: Tensor, damping: float) -> Tensor:
-    """Upper U with Uᵀ U = (gram + damping)⁻¹ in the given order of columns: (K, K) float32.
+    """Upper U with Uᵀ U = (gram + damping)⁻¹ in the given order of columns: (K, K) float32."""
+    square = _damped_inverse(gram[order][:, order], damping)
+    torch.linalg.cholesky(square, upper=True, out=square)
+    return square.float()
 
-    In float64 as long as that is no matter of memory.
-    """
-    square = gram[order][:, order].to(torch.float64 if len(gram) <= _WIDE else torch.float32)
+
+def _damped_inverse(square: Tensor, damping: float) -> Tensor:
+    """(square + damping)⁻¹ in its place; in float64 as long as that is no matter of memory."""
+    square = square.to(torch.float64 if len(square) <= _WIDE else torch.float32)
     square.diagonal().add_(damping)
     torch.linalg.cholesky(square, out=square)
     torch.cholesky_inverse(square, out=square)
-    torch.linalg.cholesky(square, upper=True, out=square)
-    return square.float()
+    return square
+
+
+def _mean_power(gram: Tensor) -> float:
+    return max(1e-12, float(gram.diagonal().double().mean()))
 
 
 def weighted_scales(groups: Tensor, power: Tensor, form: Format) -> tuple[Tensor, Tensor]:

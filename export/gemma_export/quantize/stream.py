@@ -23,7 +23,7 @@ from gemma_export.parallel import in_order
 RESIDUAL = "residual"
 _BATCH_ELEMENTS = 1 << 20  # of the widest activation of one batch
 _SIDE = 256  # of a block of a Gram matrix
-_KINDS = {torch.uint8: "U8", torch.float16: "F16", torch.float32: "F32"}
+_KINDS = {torch.uint8: "U8", torch.int32: "I32", torch.float16: "F16", torch.float32: "F32"}
 
 
 def layer_names(config: GemmaConfig, index: int) -> list[str]:

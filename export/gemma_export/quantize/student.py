@@ -20,6 +20,8 @@ from gemma_export.batch_ops import product_dtype
 from gemma_export.checkpoint.safetensors import SafetensorsFile
 from gemma_export.decoder import norm_before
 from gemma_export.parallel import in_order
+from gemma_export.quantize.balance import balanced
+from gemma_export.quantize.calibrate import FACTORS
 from gemma_export.quantize.calibrator import Calibrator
 from gemma_export.quantize.pack import pack, unpack
 from gemma_export.quantize.round import shared_scale
@@ -121,10 +123,10 @@ class Student:
         """Gains as they are, scales as no change of them, latents of 4-bit codes."""
         last = norm_before(self.config, self.last)
         names = [last] if index == self.last else layer_names(self.config, index)
-        shapes, found = self.config.tensor_shapes(), {}
+        found: dict[str, Tensor] = {}
         for name in names:
             if name not in self.formats:
-                found[name] = self.work.checkpoint.rows(name, 0, shapes[name][0])
+                found[name] = self._float(index, name)
             elif not self.formats[name].is_float:
                 found[f"{name}.scales"] = torch.zeros_like(self._scales(index, name))
                 if self.formats[name].bits == 4:
@@ -134,9 +136,19 @@ class Student:
     def _latents(self, index: int, name: str) -> Tensor:
         """(N, K): where the float weights lie, as near to them as the codes allow."""
         steps = self._kept_steps(index, name)
-        weights = self.work.checkpoint.rows(name, 0, len(steps)).view_as(steps)
+        weights = self._float(index, name).view_as(steps)
         wanted = weights / self._scales(index, name)[..., None]
         return wanted.clamp_(steps - _LEAD, steps + _LEAD).flatten(1)
+
+    def _float(self, index: int, name: str) -> Tensor:
+        """The checkpoint's weight, balanced as calibration left it."""
+        values = self.work.checkpoint.rows(name, 0, self.config.tensor_shapes()[name][0])
+        if index == self.last:
+            return values
+        file, end = self._rounded(index), f".{FACTORS}"
+        names = [n for n in file.tensors if n.endswith(end)]
+        factors = {n.removesuffix(end): file.rows(n, 0, file.tensors[n].shape[0]) for n in names}
+        return balanced(name, values, factors)
 
     def _weight(self, file: SafetensorsFile, name: str, index: int) -> Tensor:
         if name not in self.formats:
