@@ -61,14 +61,16 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=_onnx_recipes())
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    console = Console(stderr=True)
     segments = options.text.read_text("utf-8").split("\n\n")
     with TemporaryDirectory() as folder:
         teacher = _export(options.checkpoint, "none", Path(folder))
         references = [_score(teacher, segment) for segment in segments]
-        found = [
-            _measure(recipe, _export(options.checkpoint, recipe, Path(folder)), references)
-            for recipe in options.recipes
-        ]
+        found = []
+        for recipe in options.recipes:
+            bundle = _export(options.checkpoint, recipe, Path(folder))
+            found.append(_measure(recipe, bundle, references))
+            console.print(found[-1])  # a recipe may take half an hour
     if options.json:
         sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
     else:

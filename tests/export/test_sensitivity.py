@@ -11,8 +11,7 @@ from gemma_export.progress import QuietReporter, Tick
 from gemma_export.quantize.calibrated import peak_bytes
 from gemma_export.quantize.recipe import (
     INT4,
-    INT8,
-    INT8_TABLE,
+    INT8_WIDE,
     RECIPES,
     TABLE,
     bits_per_weight,
@@ -41,7 +40,7 @@ def test_what_loses_most_per_weight_gets_eight_bits() -> None:
     worst = "model.layers.3.mlp.down_proj.weight"
     losses = dict.fromkeys(MATRICES, 0.01) | {worst: 0.5}
     chosen = choose_int8(Budget(find_recipe("int4"), 4.6), CONFIG, losses).formats(CONFIG)
-    assert chosen[worst] == INT8
+    assert chosen[worst] == INT8_WIDE
     assert chosen[TABLE] == INT4
 
 
@@ -49,7 +48,7 @@ def test_what_loses_most_per_weight_gets_eight_bits() -> None:
 def test_the_table_gets_eight_bits_where_it_saves_more_than_the_layers(table: float) -> None:
     losses = dict.fromkeys(MATRICES, 0.01) | {TABLE: table}
     chosen = choose_int8(Budget(find_recipe("int4"), 7.5), CONFIG, losses).formats(CONFIG)
-    assert (chosen[TABLE] == INT8_TABLE) is (table > 1)
+    assert (chosen[TABLE] == INT8_WIDE) is (table > 1)
 
 
 @pytest.mark.parametrize("name", RECIPES)

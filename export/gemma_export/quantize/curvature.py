@@ -3,7 +3,8 @@
 An error E (N, K) of a matrix moves the model's distribution by a KL of about ½ tr(E A Eᵀ C) nats
 per token: A is the Gram matrix of its inputs, C = E[g gᵀ] (N, N) weighs its outputs by `fisher`'s
 gradients. They are the Kronecker factors of Fisher's information (K-FAC,
-https://arxiv.org/abs/1503.05671). C is cut into blocks along its diagonal.
+https://arxiv.org/abs/1503.05671). C is cut into blocks along its diagonal. E is of the recipe's own
+rounding, calibrated or not.
 """
 
 import torch
@@ -14,6 +15,7 @@ from gemma_export.checkpoint.safetensors import SafetensorsFile
 from gemma_export.config import GemmaConfig, LayerSpec
 from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
+from gemma_export.quantize.arrange import TABLE_DAMPING, arrange_channels
 from gemma_export.quantize.calibrator import Calibrator
 from gemma_export.quantize.fisher import (
     back_bytes,
@@ -26,12 +28,14 @@ from gemma_export.quantize.fisher import (
     table_information,
     way_bytes,
 )
+from gemma_export.quantize.gptq import Inputs, gptq, prepare
 from gemma_export.quantize.pack import dequantize
 from gemma_export.quantize.recipe import TABLE, Format
 from gemma_export.quantize.round import round_rows
 from gemma_export.quantize.stream import layer_names, load_layer, observe_layer, write_tensors
 
 _WIDEST = 2048  # outputs of one block of C
+_SPARSE = 4  # of so many blocks of a table, one is rounded by gptq
 
 
 def measure_losses(work: Calibrator, tick: Tick) -> dict[str, float]:
@@ -62,7 +66,8 @@ def loss_peak_bytes(config: GemmaConfig) -> int:
     """Memory that measuring takes beside the libraries, at most."""
     shapes = [config.tensor_shapes()[name] for name in layer_names(config, 0)]
     blocks = sum(4 * s[0] ** 2 // _blocks_of(s[0]) for s in shapes if len(s) == 2)
-    return information_peak_bytes(config, blocks)
+    inputs = max(s[1] for s in shapes if len(s) == 2)
+    return information_peak_bytes(config, blocks) + 4 * 5 * inputs**2
 
 
 def _measure_layer(work: Calibrator, layer: LayerSpec) -> None:
@@ -70,10 +75,14 @@ def _measure_layer(work: Calibrator, layer: LayerSpec) -> None:
     weights, formats = load_layer(work.checkpoint, layer.index), work.formats()
     grams = observe_layer(residuals_before(work, layer), work.checkpoint.config, layer, weights)
     errors, curvatures = pass_back(work, layer, _outer)
-    losses = {
-        name: _loss(_rounding_error(weights[name], formats[name]), grams[name], blocks)
-        for name, blocks in curvatures.items()
-    }
+
+    def measure(name: str) -> float:
+        gram = grams[name]
+        inputs = prepare(gram) if work.recipe.rule(name).rounding == "gptq" else None
+        error = _rounding_error(weights[name], formats[name], inputs)
+        return _loss(error, gram, curvatures[name])
+
+    losses = dict(zip(curvatures, in_order(measure, curvatures), strict=True))
     write_tensors(work.file("loss", layer.index), {n: torch.tensor([v]) for n, v in losses.items()})
     leave_errors(work, layer, errors)
 
@@ -96,16 +105,26 @@ def _loss(error: Tensor, gram: Tensor, curvature: Tensor) -> float:
 
 
 def _table_loss(work: Calibrator) -> float:
-    """½ Σ share · eᵀ H e over the table's rows."""
+    """½ Σ share · eᵀ H e over the table's rows; where they are rounded by gptq, over some."""
     curvature, shares = table_information(work)
-    shape, form = work.checkpoint.config.tensor_shapes()[TABLE], work.formats()[TABLE]
+    form, inputs = work.formats()[TABLE], None
+    spans = list(row_blocks(work.checkpoint.config.tensor_shapes()[TABLE]))
+    order = torch.arange(len(curvature))
+    if work.recipe.rule(TABLE).rounding == "gptq":
+        order = arrange_channels(work.checkpoint, curvature, form.group)
+        curvature = curvature[order][:, order]
+        inputs, spans = prepare(curvature, TABLE_DAMPING), spans[::_SPARSE]
 
-    def measure(span: tuple[int, int]) -> float:
-        error = _rounding_error(work.checkpoint.rows(TABLE, *span), form)
-        return 0.5 * float(shares[slice(*span)] @ ((error @ curvature) * error).sum(-1))
+    def measure(span: tuple[int, int]) -> tuple[float, float]:
+        rows = work.checkpoint.rows(TABLE, *span)[:, order]
+        error, share = _rounding_error(rows, form, inputs), shares[slice(*span)]
+        return float(share @ ((error @ curvature) * error).sum(-1)), float(share.sum())
 
-    return sum(in_order(measure, row_blocks(shape)))
+    losses, seen = zip(*in_order(measure, spans), strict=True)
+    mean: float = sum(losses) / sum(seen)
+    return 0.5 * mean * float(shares.sum())
 
 
-def _rounding_error(rows: Tensor, form: Format) -> Tensor:
-    return rows - dequantize(round_rows(rows, form, "searched"), form)
+def _rounding_error(rows: Tensor, form: Format, inputs: Inputs | None) -> Tensor:
+    codes = gptq(rows, inputs, form, 0) if inputs else round_rows(rows, form, "searched")
+    return rows - dequantize(codes, form)

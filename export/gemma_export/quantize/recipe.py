@@ -107,7 +107,7 @@ INT4_ASYM = Format(4, asymmetric=True)
 INT8 = Format(8)
 # The head at a fifth more speed than in groups of 32, and hardly worse beside an int4 body; in an
 # int8 model it would double the KL.
-INT8_TABLE = Format(8, group=128)
+INT8_WIDE = Format(8, group=128)
 FLOAT = Format(32)
 
 RECIPES: Mapping[str, Recipe] = {
@@ -115,7 +115,7 @@ RECIPES: Mapping[str, Recipe] = {
     for recipe in (
         Recipe("int4", (Rule("*", INT4),)),
         Recipe("int4-asym", (Rule("*", INT4_ASYM),)),
-        Recipe("mixed", (Rule(TABLE, INT8_TABLE, "nearest"), Rule("*", INT4_ASYM))),
+        Recipe("mixed", (Rule(TABLE, INT8_WIDE, "nearest"), Rule("*", INT4_ASYM))),
         Recipe("int8", (Rule("*", INT8, "nearest"),)),
         Recipe("int8-channel", (Rule("*", Format(8, per_channel=True), "nearest"),)),
         Recipe("source", (Rule("*", INT8, "kept"),)),
@@ -123,10 +123,10 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("int4-distilled", (Rule("*", INT4, "gptq"),), distilled=True),
         Recipe("int4-asym-gptq", (Rule("*", INT4_ASYM, "gptq"),)),
         Recipe("int4-asym-distilled", (Rule("*", INT4_ASYM, "gptq"),), distilled=True),
-        Recipe("mixed-gptq", (Rule(TABLE, INT8_TABLE, "nearest"), Rule("*", INT4_ASYM, "gptq"))),
+        Recipe("mixed-gptq", (Rule(TABLE, INT8_WIDE, "nearest"), Rule("*", INT4_ASYM, "gptq"))),
         Recipe(
             "mixed-distilled",
-            (Rule(TABLE, INT8_TABLE, "nearest"), Rule("*", INT4_ASYM, "gptq")),
+            (Rule(TABLE, INT8_WIDE, "nearest"), Rule("*", INT4_ASYM, "gptq")),
             distilled=True,
         ),
         Recipe("int4-table8", (Rule(TABLE, INT8, "nearest"), Rule("*", INT4))),
