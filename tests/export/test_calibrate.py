@@ -52,8 +52,8 @@ def test_gptq_is_the_paper_s_greedy_rounding(form: Format) -> None:
     weights, gram = _layer(3, 64)
     order = torch.argsort(gram.diagonal(), descending=True)
     damped = gram.double() + 0.01 * gram.diagonal().double().mean() * torch.eye(64)
-    power = gram.diagonal().view(-1, form.group)
-    scale, zero = weighted_scales(weights.view(3, -1, form.group), power, form)
+    worth = damped.inverse().diagonal().reciprocal().float().view(-1, form.group)
+    scale, zero = weighted_scales(weights.view(3, -1, form.group), worth, form)
     current, codes = weights.double().clone(), torch.zeros(3, 64, dtype=torch.uint8)
     for place, column in enumerate(order.tolist()):
         s, z = scale[:, column // form.group].double(), zero[:, column // form.group].double()

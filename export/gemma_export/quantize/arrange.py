@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gemma_export.checkpoint import Checkpoint, TokenizerFiles
 from gemma_export.config import GemmaConfig
-from gemma_export.quantize.gptq import remaining_power
+from gemma_export.quantize.gptq import prepare
 from gemma_export.quantize.recipe import TABLE
 
 _ROWS = 256
@@ -77,7 +77,7 @@ def arrange_channels(checkpoint: Checkpoint, curvature: Tensor, group: int) -> T
     draw = torch.Generator().manual_seed(_SEED)
     rows = torch.randperm(vocabulary, generator=draw)[:_ROWS].sort().values
     sample = torch.cat([checkpoint.rows(TABLE, r, r + 1) for r in rows.tolist()])
-    foretold = _Loss(sample.abs().T.contiguous(), remaining_power(curvature, TABLE_DAMPING))
+    foretold = _Loss(sample.abs().T.contiguous(), prepare(curvature, TABLE_DAMPING).worth)
     groups = list(torch.arange(width).view(-1, group).unbind())
     losses = [foretold(channels) for channels in groups]
     choose = random.Random(_SEED)

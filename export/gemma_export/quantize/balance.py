@@ -7,8 +7,8 @@ folded behind Gemma's post-norms, nor into the table, which is embedding and hea
 gained nothing by it.
 
 A group of columns has one step. With errors of a column weighted by a², and weights of size s, the
-group's error would be least for factors (a / s)^½ if all sizes made the step together, by Cauchy and
-Schwarz; since the largest makes it, a smaller power serves better. Here a² is what is left of a
+group's error would be least for factors (a / s)^½ if all sizes made the step together, by Cauchy
+and Schwarz; since the largest makes it, a smaller power serves better. Here a² is what is left of a
 column's power once GPTQ lets all other columns pay for its error.
 
 N rows, K columns.
@@ -19,7 +19,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from gemma_export.quantize.gptq import remaining_power
+from gemma_export.quantize.gptq import prepare
 
 _SIDE_BY_SIDE = ("gate_proj", "up_proj")
 _POWER = 0.375  # the 270M's errors are least for 0.35 to 0.4
@@ -56,6 +56,6 @@ def balanced(name: str, values: Tensor, factors: Mapping[str, Tensor]) -> Tensor
 def _factors(matrices: list[Tensor], gram: Tensor) -> Tensor:
     """(K,) of matrices with the same inputs; their geometric mean is 1."""
     count = sum(len(matrix) for matrix in matrices)
-    power = torch.stack([matrix.square().sum(0) for matrix in matrices]).sum(0) / count
-    log = _POWER / 2 * (remaining_power(gram).log() - power.clamp_(min=1e-20).log())
+    size = torch.stack([matrix.square().sum(0) for matrix in matrices]).sum(0) / count
+    log = _POWER / 2 * (prepare(gram).worth.log() - size.clamp_(min=1e-20).log())
     return (log - log.mean()).exp_().clamp_(1 / _MOST, _MOST)

@@ -2,8 +2,9 @@
 
 Frantar et al. 2022, https://arxiv.org/abs/2210.17323, with additions. Scales are chosen before
 anything is rounded, on the grid that all containers share, by a search whose errors are weighted
-with the inputs' power. Columns are rounded most powerful first (`desc_act`), while groups stay
-where they lie ("static groups"), so codes are stored in the original order.
+with what they cost once other columns have paid. Columns are rounded most powerful first
+(`desc_act`), while groups stay where they lie ("static groups"), so codes are stored in the
+original order.
 
 Then codes and scales are refined in turns, always for less error of the same products: each code
 for what all others, earlier and later, leave to it (QuantEase, https://arxiv.org/abs/2309.01885),
@@ -41,24 +42,17 @@ class Inputs:
     damping: float  # added to its diagonal
     order: Tensor  # (K,) columns, most powerful first
     factor: Tensor  # (K, K), see `inverse_factor`
-
-    @property
-    def power(self) -> Tensor:
-        """(K,)"""
-        return self.gram.diagonal()
+    worth: Tensor  # (K,) of an error of each column, when all others pay for it: 1 / (gram⁻¹)ᵢᵢ
 
 
 def prepare(gram: Tensor, damping: float = _DAMPING) -> Inputs:
     """From Σ x xᵀ (K, K), and a share of its mean power."""
     order = torch.argsort(gram.diagonal(), descending=True, stable=True)
-    added = damping * _mean_power(gram)
-    return Inputs(gram, added, order, inverse_factor(gram, order, added))
-
-
-def remaining_power(gram: Tensor, damping: float = _DAMPING) -> Tensor:
-    """(K,) what errors of each column cost when all other columns pay for them: 1 / (gram⁻¹)ᵢᵢ."""
-    inverse = _damped_inverse(gram.clone(), damping * _mean_power(gram))
-    return inverse.diagonal().reciprocal().float()
+    added = damping * max(1e-12, float(gram.diagonal().double().mean()))
+    factor = inverse_factor(gram, order, added)
+    worth = torch.empty(len(gram))
+    worth[order] = torch.linalg.vector_norm(factor, dim=0).square_().reciprocal_()
+    return Inputs(gram, added, order, factor, worth)
 
 
 def gptq(rows: Tensor, inputs: Inputs, form: Format, refined: int = _REFINED) -> Codes:
@@ -69,32 +63,25 @@ def gptq(rows: Tensor, inputs: Inputs, form: Format, refined: int = _REFINED) ->
 
 
 def inverse_factor(gram: Tensor, order: Tensor, damping: float) -> Tensor:
-    """Upper U with Uᵀ U = (gram + damping)⁻¹ in the given order of columns: (K, K) float32."""
-    square = _damped_inverse(gram[order][:, order], damping)
+    """Upper U with Uᵀ U = (gram + damping)⁻¹ in the given order of columns: (K, K) float32.
+
+    In float64 as long as that is no matter of memory.
+    """
+    square = gram[order][:, order].to(torch.float64 if len(gram) <= _WIDE else torch.float32)
+    square.diagonal().add_(damping)
+    torch.linalg.cholesky(square, out=square)
+    torch.cholesky_inverse(square, out=square)
     torch.linalg.cholesky(square, upper=True, out=square)
     return square.float()
 
 
-def _damped_inverse(square: Tensor, damping: float) -> Tensor:
-    """(square + damping)⁻¹ in its place; in float64 as long as that is no matter of memory."""
-    square = square.to(torch.float64 if len(square) <= _WIDE else torch.float32)
-    square.diagonal().add_(damping)
-    torch.linalg.cholesky(square, out=square)
-    torch.cholesky_inverse(square, out=square)
-    return square
-
-
-def _mean_power(gram: Tensor) -> float:
-    return max(1e-12, float(gram.diagonal().double().mean()))
-
-
-def weighted_scales(groups: Tensor, power: Tensor, form: Format) -> tuple[Tensor, Tensor]:
-    """(N, G, g) and input power (G, g) → scale and zero (N, G) of the least weighted error."""
+def weighted_scales(groups: Tensor, worth: Tensor, form: Format) -> tuple[Tensor, Tensor]:
+    """(N, G, g), and (G, g) worth of errors → scale and zero (N, G) of the least weighted error."""
 
     def error(scale: Tensor, zero: Tensor) -> Tensor:
         steps = (groups / scale[..., None]).round_().add_(zero[..., None])
         steps.clamp_(0, (1 << form.bits) - 1).sub_(zero[..., None])
-        return ((steps * scale[..., None] - groups).square_() * power).sum(-1)
+        return ((steps * scale[..., None] - groups).square_() * worth).sum(-1)
 
     return search(groups, form, _SHRINKS, error)
 
@@ -102,7 +89,7 @@ def weighted_scales(groups: Tensor, power: Tensor, form: Format) -> tuple[Tensor
 def _round_slice(rows: Tensor, inputs: Inputs, form: Format, refined: int) -> Codes:
     count, width = rows.shape
     groups = rows.view(count, -1, form.group)  # (N, G, g)
-    scale, zero = weighted_scales(groups, inputs.power.view(-1, form.group), form)
+    scale, zero = weighted_scales(groups, inputs.worth.view(-1, form.group), form)
     grid = _Grid(scale.T.contiguous(), zero.T.contiguous(), form)
     columns = rows.T.contiguous()
     steps = _round_columns(columns, grid, inputs)
