@@ -82,7 +82,7 @@ def peak_bytes(config: GemmaConfig, recipe: Recipe, bits: float | None = None) -
     layer = layer_bytes(config) // 4
     threads = (os.cpu_count() or 1) + 1
     batch = threads * 16 * max(1 << 20, LENGTH * ffn)
-    rounding = 4 * (5 * layer + 5 * inputs**2 + threads * 8 * min(SLICE, inputs * width))
+    rounding = 4 * (4 * layer + 5 * inputs**2 + threads * 8 * min(SLICE, inputs * width))
     table = threads * 10 * 4 * TABLE_ROWS * width + 5 * config.vocab_size * width // 4 * 2
     learning = 0
     if recipe.distilled:

@@ -29,7 +29,7 @@ _EQUATIONS = 1 << 23  # coefficients of rows that are solved together
 # Inputs beyond which the factor is computed in float32, and nothing is refined: wide matrices take
 # most of the time, and win least by it (3 % for 10).
 _WIDE = 4096
-SLICE = 1 << 23  # weights at a time
+SLICE = 1 << 22  # weights at a time
 # Shares of the full range that a scale may cover.
 _SHRINKS = tuple(1 - 0.04 * step for step in range(1, 13))
 
