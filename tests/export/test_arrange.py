@@ -9,7 +9,7 @@ from torch import Tensor
 from gemma_export.config import GemmaConfig
 from gemma_export.quantize.arrange import TABLE_DAMPING, ArrangedCheckpoint, arrange_channels
 from gemma_export.quantize.balance import balanced, balancing_factors
-from gemma_export.quantize.calibrate import calibrate, rounded_layer, weigh_table
+from gemma_export.quantize.calibrate import calibrate, calibrate_table, rounded_layer, weigh_table
 from gemma_export.quantize.calibration import Calibration
 from gemma_export.quantize.calibrator import Calibrator
 from gemma_export.quantize.gptq import gptq, prepare
@@ -119,6 +119,7 @@ def test_columns_with_more_power_get_finer_steps() -> None:
 def test_a_layer_keeps_the_gains_that_take_factors_back(work: Calibrator) -> None:
     weigh_table(work, _tick)
     work = work.arranged()
+    calibrate_table(work, _tick)
     calibrate(work, _tick)
     exact = load_layer(work.checkpoint, 1)
     rounded = rounded_layer(work, 1, exact)

@@ -9,7 +9,7 @@ from torch import Tensor
 from gemma_export.batch_ops import BatchOps, hold
 from gemma_export.decoder import decoder
 from gemma_export.quantize import stream
-from gemma_export.quantize.calibrate import calibrate, weigh_table
+from gemma_export.quantize.calibrate import calibrate, calibrate_table, weigh_table
 from gemma_export.quantize.calibrated import CalibratedWeights
 from gemma_export.quantize.calibration import LENGTH, Calibration, default_texts, load_calibration
 from gemma_export.quantize.calibrator import Calibrator, pass_layers
@@ -144,6 +144,7 @@ def test_interrupted_work_goes_on_and_gives_the_same_codes(
             raise KeyboardInterrupt
 
     weigh_table(work, _tick)
+    calibrate_table(work.arranged(), _tick)
     with pytest.raises(KeyboardInterrupt):
         calibrate(work.arranged(), stop)
     assert work.file("layer", 0).exists()

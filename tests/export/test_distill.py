@@ -53,6 +53,7 @@ def test_distillation_brings_the_logits_closer(work: Calibrator) -> None:
 def test_a_student_begins_with_the_calibrated_codes(work: Calibrator) -> None:
     weigh_table(work, lambda name, size: None)
     work = work.arranged()
+    calibrate_table(work, lambda name, size: None)
     calibrate(work, lambda name, size: None)
     learning, matrix = Student(work), "model.layers.1.mlp.down_proj.weight"
     rounded = rounded_layer(work, 1, load_layer(work.checkpoint, 1))
@@ -113,7 +114,7 @@ def test_progress_ends_where_it_said(work: Calibrator) -> None:
         yield tick
 
     CalibratedWeights(work, stage).round_all()
-    assert list(totals) == ["channels", "teacher", "calibrate", "distill"]
+    assert list(totals) == ["channels", "teacher", "table", "calibrate", "distill"]
     assert done == pytest.approx(totals, rel=0.05)  # gains between layers count twice
 
 
@@ -122,7 +123,7 @@ def test_candidates_stand_for_the_whole_vocabulary(work: Calibrator) -> None:
     weigh_table(work, lambda name, size: None)
     work = work.arranged()
     last = pass_layers(work, lambda name, size: None, "float")
-    calibrate_table(work)
+    calibrate_table(work, lambda name, size: None)
     config = work.checkpoint.config
     gain = work.checkpoint.rows("model.norm.weight", 0, config.hidden_size)
     found = choose_candidates(work, SafetensorsFile(last), gain)

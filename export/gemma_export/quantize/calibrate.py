@@ -1,8 +1,7 @@
-"""Calibrated rounding, layer by layer.
+"""Calibrated rounding: the table, in the order of channels that suits it, then layer by layer.
 
-The table is first, in the order of channels that suits it. A layer is rounded for what the layers
-before it give as they are rounded already. It needs no more memory than one layer and the Gram
-matrices of its inputs.
+A layer is rounded for what the layers before it give as they are rounded already. It needs no more
+memory than one layer and the Gram matrices of its inputs.
 """
 
 from collections.abc import Mapping
@@ -62,13 +61,49 @@ def weigh_table(work: Calibrator, tick: Tick) -> None:
     end_way_back(work)
 
 
-def calibrate(work: Calibrator, tick: Tick) -> None:
-    """Round every matrix: a file per layer, one of the table. Takes up what is there.
+def calibrate_table(work: Calibrator, tick: Tick) -> None:
+    """Round the table: a file.
 
-    Where the table's rounding is gptq, it is weighed already, and the channels are in its order.
+    Where its rounding is gptq, it is weighed already, and the channels are in its order.
+    """
+    path, form = work.file("table"), work.formats()[TABLE]
+    if path.exists():
+        return
+    rounding = work.recipe.rule(TABLE).rounding
+    rows, width = work.checkpoint.config.tensor_shapes()[TABLE]
+    inputs = None
+    if rounding == "gptq":
+        curvature = SafetensorsFile(work.file("order")).rows("curvature", 0, width)
+        inputs = prepare(curvature, TABLE_DAMPING)
+
+    def quantize(span: tuple[int, int]) -> dict[str, Tensor]:
+        values = work.checkpoint.rows(TABLE, *span)
+        if form.is_float:
+            return {TABLE: values}
+        if inputs is None:
+            return named_parts(TABLE, round_rows(values, form, rounding))
+        return named_parts(TABLE, gptq(values, inputs, form))
+
+    spans = [(start, min(start + TABLE_ROWS, rows)) for start in range(0, rows, TABLE_ROWS)]
+    blocks: list[dict[str, Tensor]] = []
+    for span, block in zip(spans, in_order(quantize, spans), strict=True):
+        blocks.append(block)
+        tick(f"rows from {span[0]}", 4 * (span[1] - span[0]) * width)
+    write_tensors(path, {name: torch.cat([b[name] for b in blocks]) for name in blocks[0]})
+
+
+def table_bytes(work: Calibrator) -> int:
+    """Of weights that are still to be rounded, for progress."""
+    config = work.checkpoint.config
+    return 0 if work.file("table").exists() else 4 * config.vocab_size * config.hidden_size
+
+
+def calibrate(work: Calibrator, tick: Tick) -> None:
+    """Round every matrix of the layers: a file for each. Takes up what is there.
+
+    The table is rounded already: layers are rounded for what it gives them.
     """
     config = work.checkpoint.config
-    calibrate_table(work)
     first = _first_unfinished(work)
     if first == 0 and not work.file("residual", 0).exists():
         tokens = work.calibration.tokens[:_SEQUENCES]
@@ -144,28 +179,3 @@ def _round_layer(
     for parts in in_order(quantize, grams):
         found |= parts
     return found
-
-
-def calibrate_table(work: Calibrator) -> None:
-    path, form = work.file("table"), work.formats()[TABLE]
-    if path.exists():
-        return
-    rounding = work.recipe.rule(TABLE).rounding
-    shape = work.checkpoint.config.tensor_shapes()[TABLE]
-    inputs = None
-    if rounding == "gptq":
-        curvature = SafetensorsFile(work.file("order")).rows("curvature", 0, shape[1])
-        inputs = prepare(curvature, TABLE_DAMPING)
-
-    def quantize(span: tuple[int, int]) -> dict[str, Tensor]:
-        rows = work.checkpoint.rows(TABLE, *span)
-        if form.is_float:
-            return {TABLE: rows}
-        if inputs is None:
-            return named_parts(TABLE, round_rows(rows, form, rounding))
-        return named_parts(TABLE, gptq(rows, inputs, form))
-
-    starts = range(0, shape[0], TABLE_ROWS)
-    spans = [(start, min(start + TABLE_ROWS, shape[0])) for start in starts]
-    blocks: list[dict[str, Tensor]] = list(in_order(quantize, spans))
-    write_tensors(path, {name: torch.cat([b[name] for b in blocks]) for name in blocks[0]})

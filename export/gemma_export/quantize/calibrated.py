@@ -11,7 +11,14 @@ from gemma_export.checkpoint.safetensors import SafetensorsFile
 from gemma_export.config import GemmaConfig
 from gemma_export.memory import kept_memory
 from gemma_export.progress import Stage
-from gemma_export.quantize.calibrate import TABLE_ROWS, calibrate, calibrate_bytes, weigh_table
+from gemma_export.quantize.calibrate import (
+    TABLE_ROWS,
+    calibrate,
+    calibrate_bytes,
+    calibrate_table,
+    table_bytes,
+    weigh_table,
+)
 from gemma_export.quantize.calibration import LENGTH
 from gemma_export.quantize.calibrator import Calibrator, pass_layers
 from gemma_export.quantize.candidates import CANDIDATES
@@ -48,6 +55,8 @@ class CalibratedWeights:
             layers = len(config.kinds) * layer_bytes(config)
             with kept_memory(), self.stage("teacher", layers) as tick:
                 pass_layers(work, tick, "float")
+        with kept_memory(), self.stage("table", table_bytes(work)) as tick:
+            calibrate_table(work, tick)
         with kept_memory(), self.stage("calibrate", calibrate_bytes(work)) as tick:
             calibrate(work, tick)
         if learns:
