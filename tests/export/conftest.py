@@ -14,6 +14,7 @@ from gemma_export.checkpoint.folder import FolderCheckpoint, open_folder
 from gemma_export.decoder import decoder
 from gemma_export.pipeline import ExportRequest, export_bundles
 from gemma_export.progress import QuietReporter, Stage, Tick
+from gemma_export.quantize.calibration import Calibration
 from gemma_export.quantize.calibrator import Calibrator
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
@@ -108,6 +109,13 @@ def dequantized(tiny: TinyCheckpoint, quant: str) -> PreTrainedModel:
         for name, parameter in model.named_parameters():
             parameter.copy_(store.weight(name).rows(0, parameter.shape[0]))
     return model
+
+
+def random_text(tiny: TinyCheckpoint, recipe: str, sequences: int) -> Calibrator:
+    """Calibration for random tokens, in sequences longer than the window."""
+    draw = torch.Generator().manual_seed(3)
+    tokens = torch.randint(0, 96, (sequences, 24), generator=draw)
+    return Calibrator(tiny.open(), find_recipe(recipe), Calibration("test", tokens))
 
 
 def stages(tick: Tick) -> Stage:

@@ -10,13 +10,12 @@ from gemma_export.config import GemmaConfig
 from gemma_export.quantize.arrange import TABLE_DAMPING, ArrangedCheckpoint, arrange_channels
 from gemma_export.quantize.balance import balanced, balancing_factors
 from gemma_export.quantize.calibrate import calibrate, calibrate_table, rounded_layer, weigh_table
-from gemma_export.quantize.calibration import Calibration
 from gemma_export.quantize.calibrator import Calibrator
 from gemma_export.quantize.gptq import gptq, prepare
 from gemma_export.quantize.pack import dequantize
-from gemma_export.quantize.recipe import INT4, TABLE, find_recipe
+from gemma_export.quantize.recipe import INT4, TABLE
 from gemma_export.quantize.stream import load_layer
-from tests.export.conftest import TinyCheckpoint, divergence
+from tests.export.conftest import TinyCheckpoint, divergence, random_text
 
 _LOUD = (3, 35, 70, 101)  # channels, in four groups
 
@@ -24,9 +23,7 @@ _LOUD = (3, 35, 70, 101)  # channels, in four groups
 @pytest.fixture
 def work(tiny: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calibrator:
     monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path))
-    draw = torch.Generator().manual_seed(3)
-    tokens = torch.randint(0, 96, (8, 24), generator=draw)  # longer than the window
-    return Calibrator(tiny.open(), find_recipe("int4-gptq"), Calibration("test", tokens))
+    return random_text(tiny, "int4-gptq", 8)
 
 
 def _tick(name: str, done: int) -> None:

@@ -11,7 +11,7 @@ from gemma_export.decoder import decoder
 from gemma_export.quantize import stream
 from gemma_export.quantize.calibrate import calibrate, calibrate_table, weigh_table
 from gemma_export.quantize.calibrated import CalibratedWeights
-from gemma_export.quantize.calibration import LENGTH, Calibration, default_texts, load_calibration
+from gemma_export.quantize.calibration import LENGTH, default_texts, load_calibration
 from gemma_export.quantize.calibrator import Calibrator, pass_layers
 from gemma_export.quantize.gptq import gptq, inverse_factor, prepare, weighted_scales
 from gemma_export.quantize.pack import dequantize, unpack
@@ -20,7 +20,7 @@ from gemma_export.quantize.round import round_rows, shared_scale
 from gemma_export.quantize.store import open_or_build_store
 from gemma_export.quantize.stream import head_inputs
 from gemma_runtime.errors import RecipeError
-from tests.export.conftest import TinyCheckpoint, stages, store_divergence
+from tests.export.conftest import TinyCheckpoint, random_text, stages, store_divergence
 
 FORMATS = (Format(4), Format(4, asymmetric=True), Format(8))
 
@@ -99,9 +99,7 @@ def test_inputs_that_never_fire_are_rounded_too() -> None:
 @pytest.fixture
 def work(tiny: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calibrator:
     monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path))
-    draw = torch.Generator().manual_seed(3)
-    tokens = torch.randint(0, 96, (8, 24), generator=draw)  # longer than the window
-    return Calibrator(tiny.open(), find_recipe("int4-gptq"), Calibration("test", tokens))
+    return random_text(tiny, "int4-gptq", 8)
 
 
 def _tick(name: str, done: int) -> None:

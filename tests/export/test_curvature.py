@@ -4,24 +4,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from gemma_export.quantize import curvature as measuring
-from gemma_export.quantize.calibration import Calibration
 from gemma_export.quantize.calibrator import Calibrator
 from gemma_export.quantize.curvature import measure_losses
 from gemma_export.quantize.pack import dequantize
 from gemma_export.quantize.recipe import TABLE, find_recipe
 from gemma_export.quantize.round import round_rows
-from tests.export.conftest import TinyCheckpoint, divergence
+from tests.export.conftest import TinyCheckpoint, divergence, random_text
 
 
 @pytest.fixture
 def work(tiny: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calibrator:
     monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path))
-    draw = torch.Generator().manual_seed(3)
-    tokens = torch.randint(0, 96, (64, 24), generator=draw)  # longer than the window
-    return Calibrator(tiny.open(), find_recipe("int4"), Calibration("test", tokens))
+    return random_text(tiny, "int4", 64)
 
 
 def _tick(name: str, done: int) -> None:

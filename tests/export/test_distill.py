@@ -14,7 +14,6 @@ from gemma_export.quantize import distill as distilling
 from gemma_export.quantize import student
 from gemma_export.quantize.calibrate import calibrate, calibrate_table, rounded_layer, weigh_table
 from gemma_export.quantize.calibrated import CalibratedWeights
-from gemma_export.quantize.calibration import Calibration
 from gemma_export.quantize.calibrator import Calibrator, pass_layers
 from gemma_export.quantize.candidates import choose_candidates
 from gemma_export.quantize.recipe import Format, Rule, find_recipe
@@ -22,7 +21,7 @@ from gemma_export.quantize.round import shared_scale
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
 from gemma_export.quantize.stream import head_inputs, load_layer
 from gemma_export.quantize.student import Student
-from tests.export.conftest import TinyCheckpoint, stages, store_divergence
+from tests.export.conftest import TinyCheckpoint, random_text, stages, store_divergence
 
 
 @pytest.fixture
@@ -30,9 +29,7 @@ def work(tiny: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path))
     monkeypatch.setattr(distilling, "PASSES", 4)
     monkeypatch.setattr(distilling, "BATCH", 4)
-    draw = torch.Generator().manual_seed(3)
-    tokens = torch.randint(0, 96, (16, 24), generator=draw)  # longer than the window
-    return Calibrator(tiny.open(), find_recipe("int4-distilled"), Calibration("test", tokens))
+    return random_text(tiny, "int4-distilled", 16)
 
 
 def _store(work: Calibrator, names: list[str] | None = None) -> QuantizedStore:
