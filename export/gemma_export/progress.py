@@ -21,6 +21,11 @@ Tick = Callable[[str, int], None]  # tensor name, bytes just done
 Stage = Callable[[str, int], AbstractContextManager[Tick]]  # title, bytes in all
 
 
+def unheard(name: str, done: int) -> None:
+    """The tick of work whose progress nobody follows."""
+    del name, done
+
+
 class Reporter(Protocol):
     @contextmanager
     def stage(self, title: str, total_bytes: int) -> Iterator[Tick]:
@@ -35,7 +40,7 @@ class Reporter(Protocol):
 class QuietReporter:
     @contextmanager
     def stage(self, title: str, total_bytes: int) -> Iterator[Tick]:
-        yield lambda name, done: None
+        yield unheard
 
     def note(self, text: str) -> None:
         del text

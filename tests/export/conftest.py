@@ -111,11 +111,22 @@ def dequantized(tiny: TinyCheckpoint, quant: str) -> PreTrainedModel:
     return model
 
 
-def random_text(tiny: TinyCheckpoint, recipe: str, sequences: int) -> Calibrator:
-    """Calibration for random tokens, in sequences longer than the window."""
-    draw = torch.Generator().manual_seed(3)
-    tokens = torch.randint(0, 96, (sequences, 24), generator=draw)
-    return Calibrator(tiny.open(), find_recipe(recipe), Calibration("test", tokens))
+RandomText = Callable[[str, int], Calibrator]
+
+
+@pytest.fixture
+def random_text(
+    tiny: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> RandomText:
+    """By recipe and sequences: calibration for random tokens, longer than the window; own cache."""
+    monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path))
+
+    def calibrator(recipe: str, sequences: int) -> Calibrator:
+        draw = torch.Generator().manual_seed(3)
+        tokens = torch.randint(0, 96, (sequences, 24), generator=draw)
+        return Calibrator(tiny.open(), find_recipe(recipe), Calibration("test", tokens))
+
+    return calibrator
 
 
 def stages(tick: Tick) -> Stage:

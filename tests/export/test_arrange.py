@@ -1,12 +1,11 @@
 """Channels in another order, columns with factors: the same model, rounded better."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
 
 from gemma_export.config import GemmaConfig
+from gemma_export.progress import unheard
 from gemma_export.quantize.arrange import TABLE_DAMPING, ArrangedCheckpoint, arrange_channels
 from gemma_export.quantize.balance import balanced, balancing_factors
 from gemma_export.quantize.calibrate import calibrate, calibrate_table, rounded_layer, weigh_table
@@ -15,19 +14,14 @@ from gemma_export.quantize.gptq import gptq, prepare
 from gemma_export.quantize.pack import dequantize
 from gemma_export.quantize.recipe import INT4, TABLE
 from gemma_export.quantize.stream import load_layer
-from tests.export.conftest import TinyCheckpoint, divergence, random_text
+from tests.export.conftest import RandomText, divergence
 
 _LOUD = (3, 35, 70, 101)  # channels, in four groups
 
 
 @pytest.fixture
-def work(tiny: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calibrator:
-    monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path))
-    return random_text(tiny, "int4-gptq", 8)
-
-
-def _tick(name: str, done: int) -> None:
-    del name, done
+def work(random_text: RandomText) -> Calibrator:
+    return random_text("int4-gptq", 8)
 
 
 class _LoudTable:
@@ -114,10 +108,10 @@ def test_columns_with_more_power_get_finer_steps() -> None:
 
 
 def test_a_layer_keeps_the_gains_that_take_factors_back(work: Calibrator) -> None:
-    weigh_table(work, _tick)
+    weigh_table(work, unheard)
     work = work.arranged()
-    calibrate_table(work, _tick)
-    calibrate(work, _tick)
+    calibrate_table(work, unheard)
+    calibrate(work, unheard)
     exact = load_layer(work.checkpoint, 1)
     rounded = rounded_layer(work, 1, exact)
     gain = "model.layers.1.pre_feedforward_layernorm.weight"

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gemma_export.batch_ops import BatchOps, hold
 from gemma_export.decoder import decoder
+from gemma_export.progress import unheard
 from gemma_export.quantize import stream
 from gemma_export.quantize.calibrate import calibrate, calibrate_table, weigh_table
 from gemma_export.quantize.calibrated import CalibratedWeights
@@ -20,7 +21,7 @@ from gemma_export.quantize.round import round_rows, shared_scale
 from gemma_export.quantize.store import open_or_build_store
 from gemma_export.quantize.stream import head_inputs
 from gemma_runtime.errors import RecipeError
-from tests.export.conftest import TinyCheckpoint, random_text, stages, store_divergence
+from tests.export.conftest import RandomText, TinyCheckpoint, stages, store_divergence
 
 FORMATS = (Format(4), Format(4, asymmetric=True), Format(8))
 
@@ -97,13 +98,8 @@ def test_inputs_that_never_fire_are_rounded_too() -> None:
 
 
 @pytest.fixture
-def work(tiny: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calibrator:
-    monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path))
-    return random_text(tiny, "int4-gptq", 8)
-
-
-def _tick(name: str, done: int) -> None:
-    del name, done
+def work(random_text: RandomText) -> Calibrator:
+    return random_text("int4-gptq", 8)
 
 
 def test_the_stream_of_layers_is_the_decoder(
@@ -114,7 +110,7 @@ def test_the_stream_of_layers_is_the_decoder(
     shapes = config.tensor_shapes()
     weights = hold({n: work.checkpoint.rows(n, 0, s[0]) for n, s in shapes.items()})
     gain = weights["model.norm.weight"].values
-    hidden = torch.cat(list(head_inputs(pass_layers(work, _tick, "float"), config, gain)))
+    hidden = torch.cat(list(head_inputs(pass_layers(work, unheard, "float"), config, gain)))
     logits = hidden @ weights[TABLE].values.T
     if config.final_softcap is not None:
         logits = config.final_softcap * (logits / config.final_softcap).tanh()
@@ -125,7 +121,7 @@ def test_the_stream_of_layers_is_the_decoder(
 
 def test_a_calibrated_model_is_closer_to_the_float_one(work: Calibrator) -> None:
     store = open_or_build_store(
-        work.checkpoint, work.recipe, None, CalibratedWeights(work, stages(_tick))
+        work.checkpoint, work.recipe, None, CalibratedWeights(work, stages(unheard))
     )
     searched = open_or_build_store(work.checkpoint, find_recipe("int4"))
     assert store_divergence(work, store) < store_divergence(work, searched)
@@ -141,8 +137,8 @@ def test_interrupted_work_goes_on_and_gives_the_same_codes(
         if name == "layer 1":
             raise KeyboardInterrupt
 
-    weigh_table(work, _tick)
-    calibrate_table(work.arranged(), _tick)
+    weigh_table(work, unheard)
+    calibrate_table(work.arranged(), unheard)
     with pytest.raises(KeyboardInterrupt):
         calibrate(work.arranged(), stop)
     assert work.file("layer", 0).exists()
@@ -151,7 +147,7 @@ def test_interrupted_work_goes_on_and_gives_the_same_codes(
     resumed = open_or_build_store(work.checkpoint, work.recipe, None, whole).codes_digest
     assert "layer 0" not in again
     monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path / "other"))
-    fresh = CalibratedWeights(work, stages(_tick))
+    fresh = CalibratedWeights(work, stages(unheard))
     assert open_or_build_store(work.checkpoint, work.recipe, None, fresh).codes_digest == resumed
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from gemma_export.progress import unheard
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import open_or_build_store
 from gemma_export.targets import ExportJob, Geometry, load_target
@@ -166,7 +167,7 @@ def test_a_residual_that_float16_can_t_hold_is_scaled_and_comes_out_right(tmp_pa
     )
     layout = make_layout(config, bundle.manifest.layers, store.formats, "gpu", external=False)
     given = ChunkInputs(bundle.manifest, None, TOKENS[:1], 0).of(bundle.manifest.graphs["decode"])
-    step = Step(unscaled, layout, lambda name, done: None)
+    step = Step(unscaled, layout, unheard)
     assert torch.isnan(step(*map(torch.from_numpy, given.values()))).all()
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from gemma_export.progress import unheard
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import open_or_build_store
 from gemma_export.targets import NO_OPTIONS, ExportJob, Geometry, TargetOptions, load_target
@@ -199,7 +200,7 @@ def test_a_residual_that_float16_can_t_hold_is_scaled_and_comes_out_right(tmp_pa
     store = open_or_build_store(loud.open(), find_recipe("none"))
     unscaled = ExportJob(loud.open().config, store, Geometry(128, PREFILL), (1,), 0, loud.open())
     (tmp_path / "unscaled").mkdir()
-    load_target("coreml").write(unscaled, tmp_path / "unscaled", lambda name, done: None)
+    load_target("coreml").write(unscaled, tmp_path / "unscaled", unheard)
     opened: list[Interpreter] = []
 
     def watched(package: Path) -> Interpreter:

@@ -5,23 +5,19 @@ from pathlib import Path
 
 import pytest
 
+from gemma_export.progress import unheard
 from gemma_export.quantize import curvature as measuring
 from gemma_export.quantize.calibrator import Calibrator
 from gemma_export.quantize.curvature import measure_losses
 from gemma_export.quantize.pack import dequantize
 from gemma_export.quantize.recipe import TABLE, find_recipe
 from gemma_export.quantize.round import round_rows
-from tests.export.conftest import TinyCheckpoint, divergence, random_text
+from tests.export.conftest import RandomText, divergence
 
 
 @pytest.fixture
-def work(tiny: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calibrator:
-    monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path))
-    return random_text(tiny, "int4", 64)
-
-
-def _tick(name: str, done: int) -> None:
-    del name, done
+def work(random_text: RandomText) -> Calibrator:
+    return random_text("int4", 64)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +25,7 @@ def _tick(name: str, done: int) -> None:
 )
 def test_losses_foretell_the_kl_of_a_matrix_rounded_alone(work: Calibrator, part: str) -> None:
     name = TABLE if part == "table" else f"model.layers.1.{part}.weight"
-    losses = measure_losses(work, _tick)
+    losses = measure_losses(work, unheard)
     form = work.formats()[name]
     shapes = work.checkpoint.config.tensor_shapes()
     rows = work.checkpoint.rows(name, 0, shapes[name][0])
@@ -44,9 +40,9 @@ def test_losses_are_of_the_recipe_s_own_rounding(
     work: Calibrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They were those of plain rounding, of which calibration takes more from some than others."""
-    plain = measure_losses(work, _tick)
+    plain = measure_losses(work, unheard)
     monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path / "other"))
-    calibrated = measure_losses(replace(work, recipe=find_recipe("int4-gptq")), _tick)
+    calibrated = measure_losses(replace(work, recipe=find_recipe("int4-gptq")), unheard)
     ratios = {name: calibrated[name] / plain[name] for name in plain}
     assert sum(calibrated.values()) < 0.9 * sum(plain.values())
     assert max(ratios.values()) > 1.2 * min(ratios.values())
@@ -67,16 +63,16 @@ def test_interrupted_measuring_goes_on_and_finds_the_same(
     assert set(again) == {"layer 0, back"}
     assert not [path for path in work.folder.iterdir() if not path.name.startswith("loss-")]
     monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path / "other"))
-    assert measure_losses(work, _tick) == resumed
+    assert measure_losses(work, unheard) == resumed
 
 
 def test_blocks_on_the_diagonal_hold_most_of_it(
     work: Calibrator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Wide matrices keep only them: the estimate stays one."""
-    whole = measure_losses(work, _tick)
+    whole = measure_losses(work, unheard)
     monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path / "other"))
     monkeypatch.setattr(measuring, "_WIDEST", 16)
-    cut = measure_losses(work, _tick)
+    cut = measure_losses(work, unheard)
     assert cut == pytest.approx(whole, rel=0.5)
     assert cut != whole

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gemma_export.checkpoint.safetensors import SafetensorsFile
-from gemma_export.progress import Tick
+from gemma_export.progress import Tick, unheard
 from gemma_export.quantize import distill as distilling
 from gemma_export.quantize import student
 from gemma_export.quantize.calibrate import calibrate, calibrate_table, rounded_layer, weigh_table
@@ -21,15 +21,14 @@ from gemma_export.quantize.round import shared_scale
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
 from gemma_export.quantize.stream import head_inputs, load_layer
 from gemma_export.quantize.student import Student
-from tests.export.conftest import TinyCheckpoint, random_text, stages, store_divergence
+from tests.export.conftest import RandomText, stages, store_divergence
 
 
 @pytest.fixture
-def work(tiny: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calibrator:
-    monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path))
+def work(random_text: RandomText, monkeypatch: pytest.MonkeyPatch) -> Calibrator:
     monkeypatch.setattr(distilling, "PASSES", 4)
     monkeypatch.setattr(distilling, "BATCH", 4)
-    return random_text(tiny, "int4-distilled", 16)
+    return random_text("int4-distilled", 16)
 
 
 def _store(work: Calibrator, names: list[str] | None = None) -> QuantizedStore:
@@ -48,10 +47,10 @@ def test_distillation_brings_the_logits_closer(work: Calibrator) -> None:
 
 
 def test_a_student_begins_with_the_calibrated_codes(work: Calibrator) -> None:
-    weigh_table(work, lambda name, size: None)
+    weigh_table(work, unheard)
     work = work.arranged()
-    calibrate_table(work, lambda name, size: None)
-    calibrate(work, lambda name, size: None)
+    calibrate_table(work, unheard)
+    calibrate(work, unheard)
     learning, matrix = Student(work), "model.layers.1.mlp.down_proj.weight"
     rounded = rounded_layer(work, 1, load_layer(work.checkpoint, 1))
     assert torch.equal(learning.layer(1)[matrix], rounded[matrix].to(learning.dtype))
@@ -117,10 +116,10 @@ def test_progress_ends_where_it_said(work: Calibrator) -> None:
 
 def test_candidates_stand_for_the_whole_vocabulary(work: Calibrator) -> None:
     """With every token a candidate, the divergence is exact and zero for equal inputs."""
-    weigh_table(work, lambda name, size: None)
+    weigh_table(work, unheard)
     work = work.arranged()
-    last = pass_layers(work, lambda name, size: None, "float")
-    calibrate_table(work, lambda name, size: None)
+    last = pass_layers(work, unheard, "float")
+    calibrate_table(work, unheard)
     config = work.checkpoint.config
     gain = work.checkpoint.rows("model.norm.weight", 0, config.hidden_size)
     found = choose_candidates(work, SafetensorsFile(last), gain)

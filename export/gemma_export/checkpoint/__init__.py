@@ -66,10 +66,10 @@ class SourceWeight:
         return self.checkpoint.rows(self.name, start, stop)
 
 
-def row_blocks(shape: tuple[int, ...], multiple: int = 1) -> Iterator[tuple[int, int]]:
-    """Cut a tensor's rows into blocks of at most BLOCK_ELEMENTS elements."""
+def row_blocks(shape: tuple[int, ...], step: int | None = None) -> Iterator[tuple[int, int]]:
+    """Cut a tensor's rows into blocks of `step`, or else of at most BLOCK_ELEMENTS elements."""
     rows, width = shape[0], shape[1] if len(shape) > 1 else 1
-    step = max(multiple, BLOCK_ELEMENTS // width // multiple * multiple)
+    step = step or max(1, BLOCK_ELEMENTS // width)
     for start in range(0, rows, step):
         yield start, min(rows, start + step)
 

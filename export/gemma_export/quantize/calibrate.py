@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from gemma_export.checkpoint import row_blocks
 from gemma_export.checkpoint.safetensors import SafetensorsFile
 from gemma_export.config import LayerSpec
 from gemma_export.memory import release_memory
@@ -70,10 +71,10 @@ def calibrate_table(work: Calibrator, tick: Tick) -> None:
     if path.exists():
         return
     rounding = work.recipe.rule(TABLE).rounding
-    rows, width = work.checkpoint.config.tensor_shapes()[TABLE]
+    shape = work.checkpoint.config.tensor_shapes()[TABLE]
     inputs = None
     if rounding == "gptq":
-        curvature = SafetensorsFile(work.file("order")).rows("curvature", 0, width)
+        curvature = SafetensorsFile(work.file("order")).rows("curvature", 0, shape[1])
         inputs = prepare(curvature, TABLE_DAMPING)
 
     def quantize(span: tuple[int, int]) -> dict[str, Tensor]:
@@ -84,11 +85,11 @@ def calibrate_table(work: Calibrator, tick: Tick) -> None:
             return named_parts(TABLE, round_rows(values, form, rounding))
         return named_parts(TABLE, gptq(values, inputs, form))
 
-    spans = [(start, min(start + TABLE_ROWS, rows)) for start in range(0, rows, TABLE_ROWS)]
+    spans = list(row_blocks(shape, TABLE_ROWS))
     blocks: list[dict[str, Tensor]] = []
     for span, block in zip(spans, in_order(quantize, spans), strict=True):
         blocks.append(block)
-        tick(f"rows from {span[0]}", 4 * (span[1] - span[0]) * width)
+        tick(f"rows from {span[0]}", 4 * (span[1] - span[0]) * shape[1])
     write_tensors(path, {name: torch.cat([b[name] for b in blocks]) for name in blocks[0]})
 
 

@@ -21,6 +21,7 @@ from gemma_export.checkpoint.prequantized import Prequantized
 from gemma_export.checkpoint.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
 from gemma_export.config import GemmaConfig
 from gemma_export.parallel import in_order
+from gemma_export.progress import unheard
 from gemma_export.quantize.pack import Codes, dequantize
 from gemma_export.quantize.recipe import FLOAT, Format, Recipe
 from gemma_export.quantize.round import round_rows
@@ -105,8 +106,7 @@ def open_or_build_store(
     if not path.exists():
         if rounded is not None:
             rounded.round_all()
-        tick = progress or (lambda name, done: None)
-        _build(path, checkpoint, recipe, formats, tick, rounded)
+        _build(path, checkpoint, recipe, formats, progress or unheard, rounded)
     return _open(path, checkpoint.config, recipe.name, formats)
 
 
