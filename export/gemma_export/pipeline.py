@@ -1,7 +1,7 @@
 """From a checkpoint to a bundle. `export_bundles` is the whole story."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +17,7 @@ from gemma_export.progress import Reporter, guarded, guarded_stage
 from gemma_export.quantize.calibrated import CalibratedWeights, peak_bytes
 from gemma_export.quantize.calibration import Calibration
 from gemma_export.quantize.calibrator import Calibrator
-from gemma_export.quantize.recipe import Recipe, bits_per_weight, write_recipe
+from gemma_export.quantize.recipe import Format, Recipe, bits_per_weight, write_recipe
 from gemma_export.quantize.sensitivity import Budget, spend_budget
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
 from gemma_export.reference import Reference, record_reference
@@ -122,7 +122,7 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
     wanted = _wanted_text(request)
     text = read_text(checkpoint, geometry.context_length, layouts, wanted, report)
     with one_thread_each():
-        request = _spend_bits(request, checkpoint, text.calibration, report, ceiling)
+        request = _spend_bits(request, targets, checkpoint, text.calibration, report, ceiling)
         store = _quantize(checkpoint, request.recipe, text.calibration, report, ceiling)
         reference = _reference(checkpoint, store, text.prompts, report, ceiling)
         teacher = _teacher(checkpoint, text.segments, report, ceiling)
@@ -199,6 +199,7 @@ def _plan(config: GemmaConfig, request: ExportRequest, target: Target) -> Plan:
 
 def _spend_bits(
     request: ExportRequest,
+    targets: Sequence[Target],
     checkpoint: Checkpoint,
     calibration: Calibration | None,
     report: Reporter,
@@ -208,7 +209,9 @@ def _spend_bits(
     if request.bits is None or calibration is None:
         return request
     budget = Budget(request.recipe, request.bits)
-    recipe = spend_budget(budget, checkpoint, calibration, guarded_stage(report, ceiling))
+    stage = guarded_stage(report, ceiling)
+    splits_table = all(target.splits_table for target in targets)
+    recipe = spend_budget(budget, checkpoint, calibration, stage, splits_table=splits_table)
     return replace(request, recipe=recipe)
 
 
@@ -279,6 +282,16 @@ def _write_sidecars(work: _Work) -> dict[str, str]:
     return roles
 
 
+def _tensors(config: GemmaConfig, formats: Mapping[str, Format]) -> dict[str, str]:
+    """Formats by names; of a matrix in pieces, theirs."""
+    widths = {name: config.tensor_shapes()[name][1] for name in formats}
+    return {
+        piece: str(own)
+        for name, form in formats.items()
+        for piece, (_, own) in form.pieces(name, widths[name]).items()
+    }
+
+
 def _manifest(work: _Work, artifact: Artifact, roles: dict[str, str]) -> Manifest:
     checkpoint, config, formats = work.checkpoint, work.checkpoint.config, work.store.formats
     return Manifest(
@@ -295,7 +308,7 @@ def _manifest(work: _Work, artifact: Artifact, roles: dict[str, str]) -> Manifes
             recipe=work.recipe.name,
             bits_per_weight=bits_per_weight(config, formats),
             codes_digest=work.store.codes_digest,
-            tensors={name: str(form) for name, form in formats.items()},
+            tensors=_tensors(config, formats),
             calibration=_calibrated_on(work.text.calibration),
         ),
         vocab_size=config.vocab_size,

@@ -211,8 +211,10 @@ def _regions(
             stack = list(together)
             rows, width = sum(shapes[name][0] for name in stack), shapes[stack[0]][1]
             component = _component(stack[0], shapes[stack[0]])
-            for length in _matrix_regions(rows, width, form, costs.float_bytes):
-                yield component, length
+            for columns, own in form.pieces("", width).values():
+                inputs = len(range(width)[columns])
+                for length in _matrix_regions(rows, inputs, own, costs.float_bytes):
+                    yield component, length
     for shape in shapes.values():
         if len(shape) == 1:
             yield "norms", shape[0] * costs.float_bytes
@@ -246,7 +248,10 @@ def _held_bytes(
 ) -> int:
     """What a runtime holds of a matrix: onnxruntime's scales become float32 as it loads."""
     rows, width = config.tensor_shapes()[name]
-    return sum(_matrix_regions(rows, width, form, float_bytes, _FLOAT_BYTES))
+    return sum(
+        sum(_matrix_regions(rows, len(range(width)[columns]), own, float_bytes, _FLOAT_BYTES))
+        for columns, own in form.pieces(name, width).values()
+    )
 
 
 def _caches(caches: Sequence[LayerCache], context_length: int, float_bytes: int) -> CacheBytes:
@@ -280,7 +285,7 @@ def _run(
     form = formats.get(TABLE, FLOAT)
     held = {n: _held_bytes(config, n, f, costs.float_bytes) for n, f in formats.items()}
     # Tokens are looked up in the table as it was loaded: floats, or codes with float32 scales.
-    table_codes = config.vocab_size * config.hidden_size * form.bits // 8
+    table_codes = config.vocab_size * (config.hidden_size * form.bits + form.fine * 4) // 8
     mapped = artifact.norms + artifact.ropes
     whole = form.is_float or costs.table_kept
     mapped += held[TABLE] if whole else held[TABLE] - table_codes

@@ -59,7 +59,7 @@ def test_a_model_with_its_channels_in_another_order_says_the_same(work: Calibrat
 def test_loud_channels_share_a_group(work: Calibrator) -> None:
     """Each made 31 others as coarse as itself."""
     checkpoint = _LoudTable(work.checkpoint.config)
-    order = arrange_channels(checkpoint, torch.eye(128), INT4.group)
+    order = arrange_channels(checkpoint, torch.eye(128), INT4)
     assert torch.equal(order.sort().values, torch.arange(128))
     places = [order.tolist().index(channel) // INT4.group for channel in _LOUD]
     assert len(set(places)) == 1

@@ -20,12 +20,17 @@ def work(random_text: RandomText) -> Calibrator:
     return random_text("int4", 64)
 
 
+def _by_name(work: Calibrator) -> dict[str, float]:
+    losses = measure_losses(work, unheard)
+    return {**losses.matrices, TABLE: losses.table[0]}
+
+
 @pytest.mark.parametrize(
     "part", ["self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj", "table"]
 )
 def test_losses_foretell_the_kl_of_a_matrix_rounded_alone(work: Calibrator, part: str) -> None:
     name = TABLE if part == "table" else f"model.layers.1.{part}.weight"
-    losses = measure_losses(work, unheard)
+    losses = _by_name(work)
     form = work.formats()[name]
     shapes = work.checkpoint.config.tensor_shapes()
     rows = work.checkpoint.rows(name, 0, shapes[name][0])
@@ -40,9 +45,9 @@ def test_losses_are_of_the_recipe_s_own_rounding(
     work: Calibrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They were those of plain rounding, of which calibration takes more from some than others."""
-    plain = measure_losses(work, unheard)
+    plain = _by_name(work)
     monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path / "other"))
-    calibrated = measure_losses(replace(work, recipe=find_recipe("int4-gptq")), unheard)
+    calibrated = _by_name(replace(work, recipe=find_recipe("int4-gptq")))
     ratios = {name: calibrated[name] / plain[name] for name in plain}
     assert sum(calibrated.values()) < 0.9 * sum(plain.values())
     assert max(ratios.values()) > 1.2 * min(ratios.values())

@@ -9,11 +9,13 @@ import pytest
 from gemma_export.pipeline import ExportRequest, export_bundles
 from gemma_export.progress import QuietReporter, Tick
 from gemma_export.quantize.calibrated import peak_bytes
+from gemma_export.quantize.curvature import Losses
 from gemma_export.quantize.recipe import (
     INT4,
     INT8_WIDE,
     RECIPES,
     TABLE,
+    Format,
     bits_per_weight,
     find_recipe,
     load_recipe,
@@ -26,19 +28,23 @@ from gemma_runtime.errors import MemoryLimit, RecipeError
 from tests.export.conftest import TinyCheckpoint
 
 CONFIG = find_official("270m").config
-MATRICES = RECIPES["int4"].formats(CONFIG)
+MATRICES = [name for name in RECIPES["int4"].formats(CONFIG) if name != TABLE]
+
+
+def _losses(table: dict[int, float], others: dict[str, float] | None = None) -> Losses:
+    return Losses(dict.fromkeys(MATRICES, 0.01) | (others or {}), table)
 
 
 @pytest.mark.parametrize("bits", [4.6, 5.9, 7.5])
 def test_the_budget_is_kept_and_nearly_spent(bits: float) -> None:
-    losses = dict.fromkeys(MATRICES, 0.01) | {TABLE: 1.0}
+    losses = _losses({0: 1.0})
     chosen = choose_int8(Budget(find_recipe("int4"), bits), CONFIG, losses).formats(CONFIG)
     assert bits - 0.05 < bits_per_weight(CONFIG, chosen) <= bits
 
 
 def test_what_loses_most_per_weight_gets_eight_bits() -> None:
     worst = "model.layers.3.mlp.down_proj.weight"
-    losses = dict.fromkeys(MATRICES, 0.01) | {worst: 0.5}
+    losses = _losses({0: 0.01}, {worst: 0.5})
     chosen = choose_int8(Budget(find_recipe("int4"), 4.6), CONFIG, losses).formats(CONFIG)
     assert chosen[worst] == INT8_WIDE
     assert chosen[TABLE] == INT4
@@ -46,9 +52,19 @@ def test_what_loses_most_per_weight_gets_eight_bits() -> None:
 
 @pytest.mark.parametrize("table", [0.1, 5.0])
 def test_the_table_gets_eight_bits_where_it_saves_more_than_the_layers(table: float) -> None:
-    losses = dict.fromkeys(MATRICES, 0.01) | {TABLE: table}
+    losses = _losses({0: table})
     chosen = choose_int8(Budget(find_recipe("int4"), 7.5), CONFIG, losses).formats(CONFIG)
     assert (chosen[TABLE] == INT8_WIDE) is (table > 1)
+
+
+def test_the_table_is_divided_where_that_loses_least() -> None:
+    losses = _losses({0: 5.0, 128: 1.0, 256: 0.9, 384: 0.1, 512: 0.09})
+    budget = Budget(find_recipe("int4-asym-gptq"), 7)
+    recipe = choose_int8(budget, CONFIG, losses)
+    chosen = recipe.formats(CONFIG)
+    assert chosen[TABLE] == Format(4, asymmetric=True, fine=384)
+    assert recipe.rule(TABLE).rounding == "gptq"
+    assert 6.9 < bits_per_weight(CONFIG, chosen) <= 7
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -4,7 +4,7 @@ A few channels of Gemma's table are ten times as large as the others, and every 
 shares a scale with one is rounded as coarsely as it. All that reads or writes the residual may take
 its channels in another order, and every norm goes channel by channel: the model stays the same, to
 the last bit but for the order of sums. So channels are given to groups where the coarse ones do
-least harm.
+least harm; where the table's first channels are held in 8 bits, the worst ones go there.
 
 V vocabulary, M width, g channels per group, R rows of the table that stand for all.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from gemma_export.checkpoint import Checkpoint, TokenizerFiles
 from gemma_export.config import GemmaConfig
 from gemma_export.quantize.gptq import prepare
-from gemma_export.quantize.recipe import TABLE
+from gemma_export.quantize.recipe import TABLE, Format
 
 _ROWS = 256
 _SWAPS = 64  # tried for each channel
@@ -67,19 +67,27 @@ class ArrangedCheckpoint:
         return self.source.tokenizer()
 
 
-def arrange_channels(checkpoint: Checkpoint, curvature: Tensor, group: int) -> Tensor:
+def arrange_channels(checkpoint: Checkpoint, curvature: Tensor, form: Format) -> Tensor:
     """(M,) an order of the channels, for the least loss of a 4-bit table.
 
     `curvature` (M, M) is what errors of its rows cost. Two channels change groups as long as the
-    loss foretold of their groups becomes less by it; starts from the order there is.
+    loss foretold of their groups becomes less by it; starts from the order there is, but for the
+    largest channels that fine ones are.
     """
     vocabulary, width = checkpoint.config.tensor_shapes()[TABLE]
     draw = torch.Generator().manual_seed(_SEED)
     rows = torch.randperm(vocabulary, generator=draw)[:_ROWS].sort().values
     sample = torch.cat([checkpoint.rows(TABLE, r, r + 1) for r in rows.tolist()])
-    foretold = _Loss(sample.abs().T.contiguous(), prepare(curvature, TABLE_DAMPING).worth)
-    groups = list(torch.arange(width).view(-1, group).unbind())
-    losses = [foretold(channels) for channels in groups]
+    worth = prepare(curvature, TABLE_DAMPING).worth
+    foretold = _Loss(sample.abs().T.contiguous(), worth)
+    size = sample.square().mean(0) * worth
+    start = size.argsort(descending=True, stable=True)[: form.fine]
+    left = torch.ones(width, dtype=torch.bool)
+    left[start] = False
+    group = form.group
+    groups = list(torch.cat((start, left.nonzero().flatten())).view(-1, group).unbind())
+    middles = [128 if i * group < form.fine else 8 for i in range(len(groups))]
+    losses = [foretold(channels, middle) for channels, middle in zip(groups, middles, strict=True)]
     choose = random.Random(_SEED)
     for _ in range(_SWAPS * width if len(groups) > 1 else 0):
         (a,) = choose.choices(range(len(groups)), losses)  # the worst most often
@@ -87,7 +95,7 @@ def arrange_channels(checkpoint: Checkpoint, curvature: Tensor, group: int) -> T
         one, other = groups[a].clone(), groups[b].clone()
         i, j = choose.randrange(group), choose.randrange(group)
         one[i], other[j] = groups[b][j], groups[a][i]
-        found = foretold(one), foretold(other)
+        found = foretold(one, middles[a]), foretold(other, middles[b])
         if a != b and sum(found) < losses[a] + losses[b]:
             groups[a], groups[b] = one, other
             losses[a], losses[b] = found
@@ -96,13 +104,15 @@ def arrange_channels(checkpoint: Checkpoint, curvature: Tensor, group: int) -> T
 
 @dataclass(frozen=True, slots=True)
 class _Loss:
-    """What rounding a group of channels to 4 bits costs, about."""
+    """What rounding a group of channels costs, about, to codes on both sides of `middle`."""
 
     sizes: Tensor  # (M, R) |w|
     worth: Tensor  # (M,) of an error of each channel
 
-    def __call__(self, channels: Tensor) -> float:
+    def __call__(self, channels: Tensor, middle: int) -> float:
         sizes = self.sizes[channels]  # (g, R)
-        error = (sizes.amax(0) / 8).square_().div_(12)  # of a step that the largest one asks for
+        error = (
+            (sizes.amax(0) / middle).square_().div_(12)
+        )  # of a step that the largest one asks for
         most = sizes.square().mean(1, keepdim=True)  # a weight that is left out costs no more
         return float((torch.minimum(error, most).mean(1) * self.worth[channels]).sum())

@@ -15,7 +15,7 @@ from gemma_export.config import LayerSpec
 from gemma_export.memory import release_memory
 from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
-from gemma_export.quantize.arrange import TABLE_DAMPING, arrange_channels
+from gemma_export.quantize.arrange import arrange_channels
 from gemma_export.quantize.balance import balanced, balancing_factors
 from gemma_export.quantize.calibrator import Calibrator
 from gemma_export.quantize.fisher import (
@@ -29,7 +29,8 @@ from gemma_export.quantize.fisher import (
 from gemma_export.quantize.gptq import gptq, prepare
 from gemma_export.quantize.recipe import TABLE
 from gemma_export.quantize.round import round_rows
-from gemma_export.quantize.store import StoredWeight, named_parts
+from gemma_export.quantize.split import prepare_table
+from gemma_export.quantize.store import StoredWeight, named_parts, round_pieces
 from gemma_export.quantize.stream import (
     advance_flow,
     layer_bytes,
@@ -56,7 +57,7 @@ def weigh_table(work: Calibrator, tick: Tick) -> None:
             leave_errors(work, layer, errors)
             tick(f"layer {layer.index}, back", back_bytes(config))
         curvature, _ = table_information(work)
-        order = arrange_channels(work.checkpoint, curvature, work.formats()[TABLE].group)
+        order = arrange_channels(work.checkpoint, curvature, work.formats()[TABLE])
         inputs = curvature[order][:, order]
         write_tensors(path, {"order": order.int(), "curvature": inputs})
     end_way_back(work)
@@ -75,15 +76,15 @@ def calibrate_table(work: Calibrator, tick: Tick) -> None:
     inputs = None
     if rounding == "gptq":
         curvature = SafetensorsFile(work.file("order")).rows("curvature", 0, shape[1])
-        inputs = prepare(curvature, TABLE_DAMPING)
+        inputs = prepare_table(curvature, form)
 
     def quantize(span: tuple[int, int]) -> dict[str, Tensor]:
         values = work.checkpoint.rows(TABLE, *span)
         if form.is_float:
             return {TABLE: values}
         if inputs is None:
-            return named_parts(TABLE, round_rows(values, form, rounding))
-        return named_parts(TABLE, gptq(values, inputs, form))
+            return round_pieces(TABLE, values, form, rounding)
+        return inputs.round(values)
 
     spans = list(row_blocks(shape, TABLE_ROWS))
     blocks: list[dict[str, Tensor]] = []

@@ -66,7 +66,8 @@ class CalibratedWeights:
 
     def parts(self, name: str, start: int, stop: int) -> dict[str, Tensor]:
         file = self._file(name)
-        found = [n for n in (name, *(f"{name}.{p}" for p in Codes._fields)) if n in file.tensors]
+        names = (f"{stem}.{part}" for stem in (f"{name}.fine", name) for part in Codes._fields)
+        found = [n for n in (name, *names) if n in file.tensors]
         if not found:  # a gain that nothing learned
             return {name: self.work.arranged().checkpoint.rows(name, start, stop)}
         return {n: file.rows(n, start, stop) for n in found}

@@ -7,6 +7,10 @@ https://arxiv.org/abs/1503.05671). C is cut into blocks along its diagonal. E is
 rounding, calibrated or not.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -15,7 +19,7 @@ from gemma_export.checkpoint.safetensors import SafetensorsFile
 from gemma_export.config import GemmaConfig, LayerSpec
 from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
-from gemma_export.quantize.arrange import TABLE_DAMPING, arrange_channels
+from gemma_export.quantize.arrange import arrange_channels
 from gemma_export.quantize.calibrator import Calibrator
 from gemma_export.quantize.fisher import (
     back_bytes,
@@ -30,36 +34,47 @@ from gemma_export.quantize.fisher import (
 )
 from gemma_export.quantize.gptq import Inputs, gptq, prepare
 from gemma_export.quantize.pack import dequantize
-from gemma_export.quantize.recipe import TABLE, Format
+from gemma_export.quantize.recipe import TABLE, Format, fine_choices
 from gemma_export.quantize.round import round_rows
+from gemma_export.quantize.split import prepare_table
 from gemma_export.quantize.stream import layer_names, load_layer, observe_layer, write_tensors
 
 _WIDEST = 2048  # outputs of one block of C
 _SPARSE = 4  # of so many blocks of a table, one is rounded by gptq
+_MOST_TRIED = 5  # numbers of channels in 8 bits
+_ROUND = 20  # times as long as passing by its weights a table's loss takes
 
 
-def measure_losses(work: Calibrator, tick: Tick) -> dict[str, float]:
-    """KL per token, in nats, that each matrix costs when it is rounded alone.
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """KL per token, in nats."""
 
-    Takes up what is there: the losses of a layer are kept as soon as they are known.
-    """
+    matrices: Mapping[str, float]  # that each costs when it is rounded alone
+    table: Mapping[int, float]  # that the table costs with so many of its channels in 8 bits
+
+
+def measure_losses(work: Calibrator, tick: Tick) -> Losses:
+    """Takes up what is there: the losses of a layer are kept as soon as they are known."""
     config, table = work.checkpoint.config, work.file("loss-table")
     if not table.exists():
         for layer in reversed(config.layers[: start_way_back(work, tick)]):
             _measure_layer(work, layer)
             tick(f"layer {layer.index}, back", back_bytes(config))
-        write_tensors(table, {TABLE: torch.tensor([_table_loss(work)])})
+        found = _table_losses(work, tick)
+        write_tensors(table, {str(fine): torch.tensor([loss]) for fine, loss in found.items()})
     end_way_back(work)
-    losses: dict[str, float] = {}
-    for path in (*(work.file("loss", layer.index) for layer in config.layers), table):
-        file = SafetensorsFile(path)
-        losses |= {name: float(file.rows(name, 0, 1)) for name in file.tensors}
-    return losses
+    matrices: dict[str, float] = {}
+    for layer in config.layers:
+        matrices |= _read_losses(work.file("loss", layer.index))
+    return Losses(matrices, {int(fine): loss for fine, loss in _read_losses(table).items()})
 
 
 def loss_bytes(work: Calibrator) -> int:
     """Of weights that are still to be passed by, for progress."""
-    return 0 if work.file("loss-table").exists() else way_bytes(work)
+    if work.file("loss-table").exists():
+        return 0
+    shape = work.checkpoint.config.tensor_shapes()[TABLE]
+    return way_bytes(work) + len(_fine_tried(work)) * _ROUND * 4 * shape[0] * shape[1]
 
 
 def loss_peak_bytes(config: GemmaConfig) -> int:
@@ -104,25 +119,45 @@ def _loss(error: Tensor, gram: Tensor, curvature: Tensor) -> float:
     return 0.5 * float((products * (curvature @ error.view_as(products))).sum())
 
 
-def _table_loss(work: Calibrator) -> float:
-    """½ Σ share · eᵀ H e over the table's rows; where they are rounded by gptq, over some."""
+def _fine_tried(work: Calibrator) -> list[int]:
+    """Of the numbers of channels that the table may hold in 8 bits, some; where gptq rounds it."""
+    width = work.checkpoint.config.hidden_size
+    some = list(fine_choices(width)) if work.recipe.rule(TABLE).rounding == "gptq" else []
+    return [0, *some[:: -(-len(some) // _MOST_TRIED) or 1]]
+
+
+def _table_losses(work: Calibrator, tick: Tick) -> dict[int, float]:
     curvature, shares = table_information(work)
-    form, inputs = work.formats()[TABLE], None
+    found: dict[int, float] = {}
+    for fine in _fine_tried(work):
+        found[fine] = _table_loss(work, fine, curvature, shares)
+        tick(f"table, {fine} fine", _ROUND * 4 * len(shares) * len(curvature))
+    return found
+
+
+def _table_loss(work: Calibrator, fine: int, curvature: Tensor, shares: Tensor) -> float:
+    """½ Σ share · eᵀ H e over the table's rows; where they are rounded by gptq, over some."""
+    form, inputs = replace(work.formats()[TABLE], fine=fine), None
     spans = list(row_blocks(work.checkpoint.config.tensor_shapes()[TABLE]))
     order = torch.arange(len(curvature))
     if work.recipe.rule(TABLE).rounding == "gptq":
-        order = arrange_channels(work.checkpoint, curvature, form.group)
+        order = arrange_channels(work.checkpoint, curvature, form)
         curvature = curvature[order][:, order]
-        inputs, spans = prepare(curvature, TABLE_DAMPING), spans[::_SPARSE]
+        inputs, spans = prepare_table(curvature, form), spans[::_SPARSE]
 
     def measure(span: tuple[int, int]) -> tuple[float, float]:
-        rows = work.checkpoint.rows(TABLE, *span)[:, order]
-        error, share = _rounding_error(rows, form, inputs), shares[slice(*span)]
+        rows, share = work.checkpoint.rows(TABLE, *span)[:, order], shares[slice(*span)]
+        error = rows - inputs.rounded(rows) if inputs else _rounding_error(rows, form, None)
         return float(share @ ((error @ curvature) * error).sum(-1)), float(share.sum())
 
     losses, seen = zip(*in_order(measure, spans), strict=True)
     mean: float = sum(losses) / sum(seen)
     return 0.5 * mean * float(shares.sum())
+
+
+def _read_losses(path: Path) -> dict[str, float]:
+    file = SafetensorsFile(path)
+    return {name: float(file.rows(name, 0, 1)) for name in file.tensors}
 
 
 def _rounding_error(rows: Tensor, form: Format, inputs: Inputs | None) -> Tensor:

@@ -24,7 +24,7 @@ from gemma_export.quantize.round import search, shared_scale
 
 _DAMPING = 0.01  # of the mean power, added to the diagonal: keeps the factor finite
 _BLOCK = 64  # columns whose errors are passed on together
-_REFINED = 3  # times; a tenth of the error, most of it from the first
+REFINED = 3  # times; a tenth of the error, most of it from the first
 _EQUATIONS = 1 << 23  # coefficients of rows that are solved together
 # Inputs beyond which the factor is computed in float32, and nothing is refined: wide matrices take
 # most of the time, and win least by it (3 % for 10).
@@ -55,7 +55,7 @@ def prepare(gram: Tensor, damping: float = _DAMPING) -> Inputs:
     return Inputs(gram, added, order, factor, worth)
 
 
-def gptq(rows: Tensor, inputs: Inputs, form: Format, refined: int = _REFINED) -> Codes:
+def gptq(rows: Tensor, inputs: Inputs, form: Format, refined: int = REFINED) -> Codes:
     """Round (N, K) float32 rows for the given inputs."""
     step = max(1, SLICE // rows.shape[1])
     starts = range(0, len(rows), step)

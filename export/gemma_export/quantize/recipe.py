@@ -1,7 +1,7 @@
 """Recipes: which format and which rounding each weight matrix gets."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
@@ -21,12 +21,15 @@ class Format:
     """How a matrix is held: `bits` per code, one fp16 scale per `group` along the input.
 
     weight = scale · (code - zero), zero = 2^(bits-1) unless asymmetric, then one code per group.
+    The first inputs of a matrix may be held in 8 bits: where a few of them matter most, as channels
+    of a table do.
     """
 
     bits: Literal[4, 8, 32]
     group: int = 32
     asymmetric: bool = False
     per_channel: bool = False  # one scale for a row, whose width `group` is, once that is known
+    fine: int = 0  # how many leading inputs are int8, in groups of 128
 
     @property
     def is_float(self) -> bool:
@@ -34,16 +37,23 @@ class Format:
 
     @property
     def bits_per_weight(self) -> float:
-        """Codes, scales and zero points."""
+        """Codes, scales and zero points; of a matrix in one piece."""
+        assert not self.fine
         if self.is_float:
             return 32.0
         return self.bits + (16 + (self.bits if self.asymmetric else 0)) / self.group
+
+    def pieces(self, name: str, width: int) -> dict[str, tuple[slice, "Format"]]:
+        """What a matrix is held in, from left to right: names, columns and formats."""
+        rest = {name: (slice(self.fine, width), replace(self, fine=0))}
+        return {f"{name}.fine": (slice(self.fine), INT8_WIDE), **rest} if self.fine else rest
 
     def __str__(self) -> str:
         if self.is_float:
             return "float32"
         grouping = "channel" if self.per_channel else f"g{self.group}"
-        return f"int{self.bits}-{grouping}" + ("-asym" if self.asymmetric else "")
+        kind = f"int{self.bits}-{grouping}" + ("-asym" if self.asymmetric else "")
+        return f"{kind} after {self.fine} inputs in {INT8_WIDE}" if self.fine else kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +84,18 @@ class Recipe:
         self._check_patterns(matrices)
         formats = {name: self._format(name, shape[1]) for name, shape in matrices.items()}
         for name, form in formats.items():
-            if not form.is_float and matrices[name][1] % form.group:
+            width = matrices[name][1]
+            if not form.is_float and width % form.group:
                 raise RecipeError(
                     f"recipe {self.name}: group {form.group} does not divide the "
-                    f"{matrices[name][1]} inputs of {name}; choose another group or bits: 32"
+                    f"{width} inputs of {name}; choose another group or bits: 32"
+                )
+            if form.fine and (
+                name != TABLE or form.bits != 4 or form.fine not in fine_choices(width)
+            ):
+                raise RecipeError(
+                    f"recipe {self.name}: {form.fine} fine inputs of {name}, which has {width}; "
+                    f"only {TABLE} in 4 bits can have some, a multiple of {INT8_WIDE.group} of them"
                 )
         return formats
 
@@ -97,9 +115,20 @@ class Recipe:
 def bits_per_weight(config: GemmaConfig, formats: Mapping[str, Format]) -> float:
     """Average over all matrix weights: codes, scales and zero points."""
     shapes = config.tensor_shapes()
-    sizes = {name: shapes[name][0] * shapes[name][1] for name in formats}
-    bits = sum(sizes[name] * form.bits_per_weight for name, form in formats.items())
-    return bits / sum(sizes.values())
+    bits = sum(matrix_bits(shapes[name], form) for name, form in formats.items())
+    return bits / sum(shapes[name][0] * shapes[name][1] for name in formats)
+
+
+def fine_choices(width: int) -> range:
+    """How many of a matrix's inputs may be held in 8 bits, if not all or none are."""
+    return range(INT8_WIDE.group, width, INT8_WIDE.group)
+
+
+def matrix_bits(shape: tuple[int, ...], form: Format) -> float:
+    """Of all codes, scales and zero points of a matrix (N, K)."""
+    rows, width = shape
+    pieces = form.pieces("", width).values()
+    return sum(rows * len(range(width)[columns]) * f.bits_per_weight for columns, f in pieces)
 
 
 INT4 = Format(4)
@@ -155,6 +184,7 @@ class _Choice:
     bits: Literal[4, 8, 32] | None = None
     group: int | Literal["channel"] | None = None
     asymmetric: bool | None = None
+    fine: int | None = None
     rounding: Rounding | None = None
 
 
@@ -212,6 +242,7 @@ def _written(rule: Rule) -> dict[str, object]:
         "bits": form.bits,
         "group": "channel" if form.per_channel else form.group,
         "asymmetric": form.asymmetric,
+        **({"fine": form.fine} if form.fine else {}),
         "rounding": rule.rounding,
     }
 
@@ -228,7 +259,8 @@ def _rule(base: Recipe, pattern: str, choice: _Choice, path: Path) -> Rule:
         raise RecipeError(
             f"recipe {path}: group of {pattern!r} is {group}, expected 16 … 256 or channel"
         )
-    form = Format(bits, group, asymmetric, per_channel)
+    fine = under.format.fine if choice.fine is None and bits == under.format.bits else choice.fine
+    form = Format(bits, group, asymmetric, per_channel, fine or 0)
     return Rule(pattern, form, choice.rounding or under.rounding)
 
 
@@ -238,9 +270,9 @@ def _check_keys(path: Path, content: Mapping[str, object]) -> None:
     tensors = content.get("tensors")
     choices = tensors.values() if isinstance(tensors, dict) else []
     inner = {key for choice in choices if isinstance(choice, dict) for key in choice}
-    unknown = (set(content) - known) | (inner - {"bits", "group", "asymmetric", "rounding"})
+    unknown = (set(content) - known) | (inner - {f.name for f in fields(_Choice)})
     if unknown:
         raise RecipeError(
             f"recipe {path}: unknown key {sorted(map(str, unknown))[0]!r}; expected base, name, "
-            "tensors, distilled, and per pattern bits, group, asymmetric, rounding"
+            "tensors, distilled, and per pattern bits, group, asymmetric, fine, rounding"
         )

@@ -1,7 +1,7 @@
 """`--bits`: which matrices are worth eight bits, by the KL that four of theirs cost.
 
 `curvature` estimates it for each in nats per token, so losses compare from matrix to matrix, and
-with the table's.
+with the table's, of whose channels some may be worth eight bits and others not.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from gemma_export.config import GemmaConfig
 from gemma_export.progress import Stage
 from gemma_export.quantize.calibration import Calibration
 from gemma_export.quantize.calibrator import Calibrator
-from gemma_export.quantize.curvature import loss_bytes, measure_losses
+from gemma_export.quantize.curvature import Losses, loss_bytes, measure_losses
 from gemma_export.quantize.recipe import (
     INT8,
     INT8_WIDE,
@@ -39,48 +39,60 @@ class Budget:
 
 
 def spend_budget(
-    budget: Budget, checkpoint: Checkpoint, calibration: Calibration, stage: Stage
+    budget: Budget,
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    stage: Stage,
+    *,
+    splits_table: bool,
 ) -> Recipe:
-    """The base recipe with int8 where it saves most per bit, within the budget."""
+    """The base recipe with int8 where it saves most per bit, within the budget.
+
+    Channels of the table may be divided between int4 and int8 where that is allowed.
+    """
     config = checkpoint.config
     _check_budget(budget, config)
     work = Calibrator(checkpoint, budget.base, calibration)
     with stage("measure", loss_bytes(work)) as tick:
         losses = measure_losses(work, tick)
+    if not splits_table:
+        losses = replace(losses, table={0: losses.table[0]})
     return choose_int8(budget, config, losses)
 
 
-def choose_int8(budget: Budget, config: GemmaConfig, losses: Mapping[str, float]) -> Recipe:
-    """Most loss per weight first; once with the table and once without, whichever loses less."""
-    formats = budget.base.formats(config)
-    choices = [
-        _fill(budget, config, formats, losses, start)
-        for start in ((), (TABLE,))
-        if _fits(budget, config, formats, start)
-    ]
-    best = max(choices, key=lambda chosen: sum(losses[name] for name in chosen))
-    return _with_int8(budget, config, best)
+def choose_int8(budget: Budget, config: GemmaConfig, losses: Losses) -> Recipe:
+    """Most loss per weight first, beside every choice for the table: whichever loses least."""
+    below = budget.base.rule(TABLE)
+    tables = {
+        Rule(TABLE, replace(below.format, fine=fine), below.rounding): loss
+        for fine, loss in losses.table.items()
+    }
+    tables[Rule(TABLE, _eight_bits(config, TABLE), "nearest")] = 0.0
+    choices: list[tuple[float, tuple[Rule, ...]]] = []
+    for table, loss in tables.items():
+        if _fits(budget, config, (table,)):
+            rules, left = _fill(budget, config, losses.matrices, table)
+            choices.append((loss + left, rules))
+    _, rules = min(choices, key=lambda choice: choice[0])
+    kept = tuple(sorted((r for r in rules if r != below), key=lambda rule: rule.pattern))
+    return replace(budget.base, name=budget.name, rules=(*kept, *budget.base.rules))
 
 
 def _fill(
-    budget: Budget,
-    config: GemmaConfig,
-    formats: Mapping[str, Format],
-    losses: Mapping[str, float],
-    start: tuple[str, ...],
-) -> tuple[str, ...]:
+    budget: Budget, config: GemmaConfig, losses: Mapping[str, float], table: Rule
+) -> tuple[tuple[Rule, ...], float]:
+    """Rules for the table and for what of the layers fits into int8, and what the others lose."""
     shapes = config.tensor_shapes()
-    chosen = start
     worth = {name: loss / (shapes[name][0] * shapes[name][1]) for name, loss in losses.items()}
+    rules: tuple[Rule, ...] = (table,)
+    left = 0.0
     for name in sorted(worth, key=lambda name: -worth[name]):
-        if name != TABLE and _fits(budget, config, formats, (*chosen, name)):
-            chosen = (*chosen, name)
-    return chosen
-
-
-def _with_int8(budget: Budget, config: GemmaConfig, names: tuple[str, ...]) -> Recipe:
-    rules = tuple(Rule(name, _eight_bits(config, name), "nearest") for name in sorted(names))
-    return replace(budget.base, name=budget.name, rules=(*rules, *budget.base.rules))
+        more = (*rules, Rule(name, _eight_bits(config, name), "nearest"))
+        if _fits(budget, config, more):
+            rules = more
+        else:
+            left += losses[name]
+    return rules, left
 
 
 def _eight_bits(config: GemmaConfig, name: str) -> Format:
@@ -88,11 +100,9 @@ def _eight_bits(config: GemmaConfig, name: str) -> Format:
     return INT8 if config.tensor_shapes()[name][1] % INT8_WIDE.group else INT8_WIDE
 
 
-def _fits(
-    budget: Budget, config: GemmaConfig, formats: Mapping[str, Format], names: tuple[str, ...]
-) -> bool:
-    raised = {name: _eight_bits(config, name) for name in names}
-    return bits_per_weight(config, {**formats, **raised}) <= budget.bits
+def _fits(budget: Budget, config: GemmaConfig, rules: tuple[Rule, ...]) -> bool:
+    raised = {rule.pattern: rule.format for rule in rules}
+    return bits_per_weight(config, {**budget.base.formats(config), **raised}) <= budget.bits
 
 
 def _check_budget(budget: Budget, config: GemmaConfig) -> None:

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +24,7 @@ from gemma_export.config import GemmaConfig
 from gemma_export.parallel import in_order
 from gemma_export.progress import unheard
 from gemma_export.quantize.pack import Codes, dequantize
-from gemma_export.quantize.recipe import FLOAT, Format, Recipe
+from gemma_export.quantize.recipe import FLOAT, Format, Recipe, Rounding
 from gemma_export.quantize.round import round_rows
 from gemma_runtime.bundle import sweep_leftovers
 from gemma_runtime.cache import cache_folder
@@ -47,7 +48,17 @@ class StoredWeight:
         """Rows [start, stop) as the float32 numbers that the codes stand for."""
         if self.format.is_float:
             return self.file.rows(self.name, start, stop)
+        if self.format.fine:
+            return torch.cat([piece.rows(start, stop) for piece in self.pieces()], 1)
         return dequantize(self.codes(start, stop), self.format)
+
+    def pieces(self) -> list["StoredWeight"]:
+        """The matrices that hold this one's columns, from left to right: mostly itself."""
+        rows, width = self.shape
+        return [
+            StoredWeight(name, (rows, len(range(width)[columns])), form, self.file)
+            for name, (columns, form) in self.format.pieces(self.name, width).items()
+        ]
 
     def codes(self, start: int, stop: int) -> Codes:
         return Codes(
@@ -159,16 +170,20 @@ def _build(
         partial.unlink(missing_ok=True)
 
 
-def _digest(lines: Mapping[str, str], formats: Mapping[str, Format]) -> str:
+def _digest(lines: Mapping[str, list[str]], formats: Mapping[str, Format]) -> str:
     """Of the quantized weights, which any container gives back; of all where none is quantized."""
-    quantized = [line for n, line in lines.items() if not formats.get(n, FLOAT).is_float]
-    return combine_digests(quantized or lines.values())
+    quantized = [ls for n, ls in lines.items() if not formats.get(n, FLOAT).is_float]
+    return combine_digests(chain.from_iterable(quantized or lines.values()))
 
 
 def _layout(name: str, shape: tuple[int, ...], form: Format) -> dict[str, TensorInfo]:
     if form.is_float:
         return {name: TensorInfo("F32", shape)}
-    return {f"{name}.{part}": info for part, info in parts_layout(shape, form).items()}
+    return {
+        f"{piece}.{part}": info
+        for piece, (columns, own) in form.pieces(name, shape[1]).items()
+        for part, info in parts_layout((shape[0], len(range(shape[1])[columns])), own).items()
+    }
 
 
 def parts_layout(shape: tuple[int, ...], form: Format) -> dict[str, TensorInfo]:
@@ -193,8 +208,8 @@ def _write(
     formats: Mapping[str, Format],
     progress: Progress,
     rounded: Rounded | None,
-) -> str:
-    """Write one tensor; returns its line for the digest."""
+) -> list[str]:
+    """Write one tensor; returns its lines for the digest."""
     form = formats.get(name, FLOAT)
 
     def quantize(span: tuple[int, int]) -> tuple[int, int, dict[str, Tensor]]:
@@ -210,7 +225,16 @@ def _write(
             hashes.setdefault(part, hashlib.sha256()).update(data.data)
             writer.write_rows(part, start, data)
         progress(name, done)
-    return f"{name} {form} {parts_digest(hashes.values())}"
+    if form.is_float:
+        return [f"{name} {form} {parts_digest(hashes.values())}"]
+    return [
+        f"{piece} {own} {parts_digest(h for part, h in hashes.items() if _stem(part) == piece)}"
+        for piece, (_, own) in form.pieces(name, shape[1]).items()
+    ]
+
+
+def _stem(part: str) -> str:
+    return part.rpartition(".")[0]
 
 
 def _parts(
@@ -222,9 +246,16 @@ def _parts(
     if rounding == "kept":
         assert isinstance(checkpoint, Prequantized)  # see `resolve_recipe`
         block = checkpoint.codes(name, *span)
-    else:
-        block = round_rows(checkpoint.rows(name, *span), form, rounding)
-    return named_parts(name, block)
+        return named_parts(name, block)
+    return round_pieces(name, checkpoint.rows(name, *span), form, rounding)
+
+
+def round_pieces(name: str, rows: Tensor, form: Format, rounding: Rounding) -> dict[str, Tensor]:
+    """Rows of a matrix, rounded, by the names that their parts have in the file."""
+    found: dict[str, Tensor] = {}
+    for piece, (columns, own) in form.pieces(name, rows.shape[1]).items():
+        found |= named_parts(piece, round_rows(rows[:, columns], own, rounding))
+    return found
 
 
 def named_parts(name: str, block: Codes) -> dict[str, Tensor]:

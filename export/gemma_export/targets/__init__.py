@@ -79,6 +79,11 @@ class Target(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def splits_table(self) -> bool:
+        """Whether a table may have some of its channels in int4 and others in int8."""
+        ...
+
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
         """The cache layout, known before any weight is read."""
         ...
@@ -104,6 +109,16 @@ def load_targets(names: Sequence[str], options: TargetOptions) -> list[Target]:
                 f"--{flag} {value} goes with --target {owner}, not with {', '.join(names)}"
             )
     return [load_target(name, options) for name in names]
+
+
+def refuse_split(target: str, formats: Mapping[str, Format]) -> None:
+    """Raise TargetError where a table is divided between formats."""
+    for name, form in formats.items():
+        if form.fine:
+            raise TargetError(
+                f"{target} takes a table in one format, not {form}, which {name} would be; leave "
+                "`fine` out of the recipe, or choose onnx"
+            )
 
 
 def load_target(name: str, options: TargetOptions = NO_OPTIONS) -> Target:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gemma_export.config import GemmaConfig
 from gemma_export.quantize.recipe import Format
-from gemma_export.targets import Artifact, ExportJob, Geometry
+from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
 from gemma_export.targets.apple import headroom_factor, ring_caches
 from gemma_export.targets.coreml_layout import make_layout
 from gemma_runtime.errors import MissingExtra
@@ -26,6 +26,7 @@ PROGRAM = f"{ASSET}/main.mlirb"
 @dataclass(frozen=True, slots=True)
 class CoreaiTarget:
     name: str = "coreai"
+    splits_table: bool = False
 
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
         """A ring of exactly the window: it is read before it is written."""
@@ -33,6 +34,7 @@ class CoreaiTarget:
 
     def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
         """Every format has its operation; only the packages may be missing."""
+        refuse_split(self.name, formats)
         for package, module in (("coreai-core", "coreai"), ("coreai-torch", "coreai_torch")):
             if find_spec(module) is None:
                 raise MissingExtra(package, self.name)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gemma_export.config import GemmaConfig
 from gemma_export.quantize.recipe import TABLE, Format
-from gemma_export.targets import Artifact, ExportJob, Geometry
+from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
 from gemma_export.targets.apple import headroom_factor, ring_caches
 from gemma_export.targets.coreml_layout import Compute, Layout, make_layout
 from gemma_export.targets.embedding_file import write_embedding
@@ -33,12 +33,17 @@ class CoremlTarget:
     def name(self) -> str:
         return "coreml"
 
+    @property
+    def splits_table(self) -> bool:
+        return False
+
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
         """A ring of exactly the window: it is read before it is written."""
         return ring_caches(self.name, config, geometry)
 
     def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
         """A GPU takes every format, bit for bit; the Neural Engine one scale per channel."""
+        refuse_split(self.name, formats)
         self._check_options()
         if find_spec("coremltools") is None:
             raise MissingExtra("coremltools", "coreml")

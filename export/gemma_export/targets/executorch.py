@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gemma_export.config import GemmaConfig, cache_layout
 from gemma_export.quantize.recipe import Format
-from gemma_export.targets import Artifact, ExportJob, Geometry
+from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
 from gemma_runtime.errors import MissingExtra, TargetError, nearest_first
 from gemma_runtime.manifest import Graph, LayerCache, TensorSpec
 from gemma_runtime.manifest import Target as Runtime
@@ -35,6 +35,10 @@ class ExecutorchTarget:
     def name(self) -> str:
         return "executorch"
 
+    @property
+    def splits_table(self) -> bool:
+        return False
+
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
         """A ring of window + prefill - 1 slots: a chunk evicts nothing its first token needs."""
         slack = None if geometry.full_cache else geometry.prefill_length - 1
@@ -42,6 +46,7 @@ class ExecutorchTarget:
 
     def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
         """int4 in symmetric groups of 32 n, and float32, as far as the delegate goes."""
+        refuse_split(self.name, formats)
         self._check_delegate(geometry)
         if find_spec("executorch") is None:
             raise MissingExtra("executorch", "executorch")

@@ -19,7 +19,7 @@ from gemma_export.checkpoint.gguf_vocabulary import gguf_vocabulary
 from gemma_export.config import GemmaConfig, cache_layout
 from gemma_export.quantize.recipe import FLOAT, Format
 from gemma_export.quantize.store import StoredWeight
-from gemma_export.targets import Artifact, ExportJob, Geometry
+from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
 from gemma_export.targets.gguf_blocks import block_type, pack_blocks
 from gemma_export.targets.gguf_metadata import model_metadata
 from gemma_runtime.errors import TargetError
@@ -34,6 +34,7 @@ _MIN_RUNTIME = "b4875"  # llama.cpp's first build with Gemma 3
 @dataclass(frozen=True, slots=True)
 class GgufTarget:
     name: str = "gguf"
+    splits_table: bool = False
 
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
         """llama.cpp keeps the window and one chunk (`n_ubatch`) of local layers."""
@@ -42,6 +43,7 @@ class GgufTarget:
 
     def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
         """int4 and symmetric int8 in groups of 32 n, and float32."""
+        refuse_split(self.name, formats)
         for name, form in formats.items():
             if block_type(form) is None:
                 raise TargetError(

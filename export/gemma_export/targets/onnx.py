@@ -40,6 +40,7 @@ _MIN_WINDOWED, _MIN_FULL = "1.29.0", "1.24.4"
 @dataclass(frozen=True, slots=True)
 class OnnxTarget:
     name: str = "onnx"
+    splits_table: bool = True
 
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
         return cache_layout(config, geometry.context_length, None if geometry.full_cache else SLACK)

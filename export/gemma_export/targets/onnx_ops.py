@@ -53,18 +53,8 @@ class OnnxOps:
         ]
 
     def embed(self, table: StoredWeight, scale: float) -> str:
-        if table.format.is_float:
-            (rows,) = self._graph.node("Gather", [self._float([table]), "tokens"])
-        else:
-            codes, scales, zeros = self._codes([table])
-            inputs = [self._gather_view(table, codes), "tokens", scales, *zeros]
-            attributes = {
-                "bits": table.format.bits,
-                "block_size": table.format.group,
-                "gather_axis": 0,
-                "quantize_axis": 1,
-            }
-            (rows,) = self._graph.node("GatherBlockQuantized", inputs, attributes, MICROSOFT)
+        found = [self._look_up(piece) for piece in table.pieces()]
+        rows = self._one("Concat", found, {"axis": -1}) if len(found) > 1 else found[0]
         factor = self._graph.constant("embed_scale", np.array(scale, np.float32))
         return self._one("Mul", [rows, factor])
 
@@ -123,11 +113,32 @@ class OnnxOps:
         return self._one("Gather", [x, "wanted"], {"axis": 1})
 
     def logits(self, x: str, table: StoredWeight, softcap: float | None) -> str:
-        y = self._matmul(x, [table], table.format)
+        pieces = table.pieces()
+        parts = self._split(x, [piece.shape[1] for piece in pieces])
+        y, *others = [
+            self._matmul(part, [piece], piece.format)
+            for part, piece in zip(parts, pieces, strict=True)
+        ]
+        for other in others:
+            y = self._one("Add", [y, other])
         if softcap is None:
             return y
         cap = self._graph.constant("final_softcap", np.array(softcap, np.float32))
         return self._one("Mul", [self._one("Tanh", [self._one("Div", [y, cap])]), cap])
+
+    def _look_up(self, table: StoredWeight) -> str:
+        """Rows of a table by tokens."""
+        if table.format.is_float:
+            return self._one("Gather", [self._float([table]), "tokens"])
+        codes, scales, zeros = self._codes([table])
+        inputs = [self._gather_view(table, codes), "tokens", scales, *zeros]
+        attributes = {
+            "bits": table.format.bits,
+            "block_size": table.format.group,
+            "gather_axis": 0,
+            "quantize_axis": 1,
+        }
+        return self._graph.node("GatherBlockQuantized", inputs, attributes, MICROSOFT)[0]
 
     def _one(
         self, op: str, inputs: Sequence[str], attributes: Mapping[str, Attribute] | None = None
