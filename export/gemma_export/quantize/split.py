@@ -15,7 +15,6 @@ from gemma_export.quantize.arrange import TABLE_DAMPING
 from gemma_export.quantize.gptq import REFINED, Inputs, gptq, prepare
 from gemma_export.quantize.pack import Codes, dequantize
 from gemma_export.quantize.recipe import INT8_WIDE, TABLE, Format
-from gemma_export.quantize.round import round_rows
 from gemma_export.quantize.store import named_parts
 
 
@@ -25,7 +24,8 @@ class TableInputs:
 
     form: Format
     rest: Inputs  # what errors of the others cost, once the fine channels have paid: (R, R)
-    paid: Tensor | None  # (R, F) what fine channels pay for an error of each of the others
+    fine: Inputs | None = None  # what errors of the fine ones cost: (F, F)
+    paid: Tensor | None = None  # (R, F) what fine channels pay for an error of each of the others
 
     def round(self, rows: Tensor) -> dict[str, Tensor]:
         """Codes of (N, M) rows by the names of their parts."""
@@ -44,19 +44,20 @@ class TableInputs:
         form = replace(self.form, fine=0)
         codes = gptq(rows[:, fine:], self.rest, form, refined)
         rest = (TABLE, form, codes)
-        if self.paid is None:
+        if self.fine is None or self.paid is None:
             return [rest]
         wanted = rows[:, :fine] - (dequantize(codes, form) - rows[:, fine:]) @ self.paid
-        return [(f"{TABLE}.fine", INT8_WIDE, round_rows(wanted, INT8_WIDE, "nearest")), rest]
+        return [(f"{TABLE}.fine", INT8_WIDE, gptq(wanted, self.fine, INT8_WIDE, refined)), rest]
 
 
 def prepare_table(curvature: Tensor, form: Format) -> TableInputs:
     """From what errors of its rows cost: (M, M), channels in the table's order."""
     if not form.fine:
-        return TableInputs(form, prepare(curvature, TABLE_DAMPING), None)
+        return TableInputs(form, prepare(curvature, TABLE_DAMPING))
     square = curvature.double()
     square.diagonal().add_(TABLE_DAMPING * square.diagonal().mean())
     corner, side = square[: form.fine, : form.fine], square[: form.fine, form.fine :]
     paid = torch.linalg.solve(corner, side)  # (F, R)
     rest = (square[form.fine :, form.fine :] - side.T @ paid).float()
-    return TableInputs(form, prepare((rest + rest.T) / 2, TABLE_DAMPING), paid.T.float())
+    own = prepare(curvature[: form.fine, : form.fine], TABLE_DAMPING)
+    return TableInputs(form, prepare((rest + rest.T) / 2, TABLE_DAMPING), own, paid.T.float())
