@@ -96,7 +96,9 @@ def export(
     ] = "int4",
     recipe: Annotated[
         Path | None,
-        typer.Option(help="A YAML file: tensor patterns → bits, group, asymmetric, rounding."),
+        typer.Option(
+            help="A YAML file: tensor patterns → bits, group, asymmetric, fine, rounding."
+        ),
     ] = None,
     calibration: Annotated[
         Path | None,
