@@ -37,7 +37,13 @@ from gemma_export.quantize.pack import dequantize
 from gemma_export.quantize.recipe import TABLE, Format, fine_choices
 from gemma_export.quantize.round import round_rows
 from gemma_export.quantize.split import prepare_table
-from gemma_export.quantize.stream import layer_names, load_layer, observe_layer, write_tensors
+from gemma_export.quantize.stream import (
+    RESIDUAL,
+    layer_names,
+    load_layer,
+    observe_layer,
+    write_tensors,
+)
 
 _WIDEST = 2048  # outputs of one block of C
 _SPARSE = 4  # of so many blocks of a table, one is rounded by gptq
@@ -81,21 +87,30 @@ def loss_peak_bytes(config: GemmaConfig) -> int:
     """Memory that measuring takes beside the libraries, at most."""
     shapes = [config.tensor_shapes()[name] for name in layer_names(config, 0)]
     blocks = sum(4 * s[0] ** 2 // _blocks_of(s[0]) for s in shapes if len(s) == 2)
-    inputs = max(s[1] for s in shapes if len(s) == 2)
-    return information_peak_bytes(config, blocks) + 4 * 5 * inputs**2
+    inputs = {s[1] for s in shapes if len(s) == 2}
+    grams = sum(n**2 for n in inputs)
+    return information_peak_bytes(config, blocks) + 4 * (grams + 5 * max(inputs) ** 2)
 
 
 def _measure_layer(work: Calibrator, layer: LayerSpec) -> None:
-    """The losses of a layer's matrices, and the errors that the layer in front of it gets."""
+    """The losses of a layer's matrices, and the errors that the layer in front of it gets.
+
+    Rounded for one half of the sequences, judged by the other: on its own text, GPTQ looks better
+    than it is.
+    """
     weights, formats = load_layer(work.checkpoint, layer.index), work.formats()
-    grams = observe_layer(residuals_before(work, layer), work.checkpoint.config, layer, weights)
+    source = residuals_before(work, layer)
+    count = SafetensorsFile(source).tensors[RESIDUAL].shape[0]
+    halves = slice((count + 1) // 2), slice(count // 2, None)  # one sequence alone is in both
+    known, unseen = (
+        observe_layer(source, work.checkpoint.config, layer, weights, half) for half in halves
+    )
     errors, curvatures = pass_back(work, layer, _outer)
 
     def measure(name: str) -> float:
-        gram = grams[name]
-        inputs = prepare(gram) if work.recipe.rule(name).rounding == "gptq" else None
+        inputs = prepare(known[name]) if work.recipe.rule(name).rounding == "gptq" else None
         error = _rounding_error(weights[name], formats[name], inputs)
-        return _loss(error, gram, curvatures[name])
+        return _loss(error, unseen[name], curvatures[name])
 
     losses = dict(zip(curvatures, in_order(measure, curvatures), strict=True))
     write_tensors(work.file("loss", layer.index), {n: torch.tensor([v]) for n, v in losses.items()})

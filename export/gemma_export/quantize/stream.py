@@ -22,6 +22,7 @@ from gemma_export.parallel import in_order
 
 RESIDUAL = "residual"
 _BATCH_ELEMENTS = 1 << 20  # of the widest activation of one batch
+_ALL = slice(None)
 _SIDE = 256  # of a block of a Gram matrix
 _KINDS = {torch.uint8: "U8", torch.int32: "I32", torch.float16: "F16", torch.float32: "F32"}
 
@@ -76,10 +77,16 @@ def advance_flow(
 
 
 def observe_layer(
-    source: Path, config: GemmaConfig, layer: LayerSpec, weights: Mapping[str, Tensor]
+    source: Path,
+    config: GemmaConfig,
+    layer: LayerSpec,
+    weights: Mapping[str, Tensor],
+    sequences: slice = _ALL,
 ) -> dict[str, Tensor]:
     """Σ x xᵀ over the inputs of each of the layer's matrices, divided by their count."""
     file, held = SafetensorsFile(source), hold(short(weights))
+    count, length, _ = file.tensors[RESIDUAL].shape
+    chosen = range(count)[sequences]
 
     def run(span: tuple[int, int]) -> dict[str, Tensor]:
         x = file.rows(RESIDUAL, *span)
@@ -90,15 +97,14 @@ def observe_layer(
         return seen
 
     grams: dict[str, Tensor] = {}
-    for seen in in_order(run, batches(config, file)):
+    for seen in in_order(run, batches(config, file, chosen)):
         for first, rows in _distinct(seen):  # summed here: a wide Gram matrix is there once
             if first not in grams:
                 grams[first] = torch.zeros(rows.shape[1], rows.shape[1])
             _add_upper(grams[first], rows)
         shared = {name: _owner(seen, name) for name in seen}
-    count, length, _ = file.tensors[RESIDUAL].shape
     for gram in grams.values():
-        _mirror(gram).div_(count * length)
+        _mirror(gram).div_(len(chosen) * length)
     return {name: grams[first] for name, first in shared.items()}
 
 
@@ -137,10 +143,14 @@ def run_layer(
     return decoder_layer(ops, config, layer, weights.__getitem__, x, h)[0]
 
 
-def batches(config: GemmaConfig, file: SafetensorsFile) -> Iterator[tuple[int, int]]:
+def batches(
+    config: GemmaConfig, file: SafetensorsFile, chosen: range | None = None
+) -> Iterator[tuple[int, int]]:
+    """Of all sequences, or of consecutive ones."""
     count, length, _ = file.tensors[RESIDUAL].shape
+    sequences = range(count) if chosen is None else chosen
     step = max(1, _BATCH_ELEMENTS // (length * config.intermediate_size))
-    return ((i, min(count, i + step)) for i in range(0, count, step))
+    return ((i, min(sequences.stop, i + step)) for i in sequences[::step])
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
