@@ -12,7 +12,7 @@ from gemma_export.quantize.calibrated import peak_bytes
 from gemma_export.quantize.curvature import Losses
 from gemma_export.quantize.recipe import (
     INT4,
-    INT8_WIDE,
+    INT8,
     RECIPES,
     TABLE,
     Format,
@@ -46,7 +46,7 @@ def test_what_loses_most_per_weight_gets_eight_bits() -> None:
     worst = "model.layers.3.mlp.down_proj.weight"
     losses = _losses({0: 0.01}, {worst: 0.5})
     chosen = choose_int8(Budget(find_recipe("int4"), 4.6), CONFIG, losses).formats(CONFIG)
-    assert chosen[worst] == INT8_WIDE
+    assert chosen[worst] == INT8
     assert chosen[TABLE] == INT4
 
 
@@ -54,7 +54,7 @@ def test_what_loses_most_per_weight_gets_eight_bits() -> None:
 def test_the_table_gets_eight_bits_where_it_saves_more_than_the_layers(table: float) -> None:
     losses = _losses({0: table})
     chosen = choose_int8(Budget(find_recipe("int4"), 7.5), CONFIG, losses).formats(CONFIG)
-    assert (chosen[TABLE] == INT8_WIDE) is (table > 1)
+    assert (chosen[TABLE] == INT8) is (table > 1)
 
 
 def test_the_table_is_divided_where_that_loses_least() -> None:
@@ -64,6 +64,9 @@ def test_the_table_is_divided_where_that_loses_least() -> None:
     chosen = recipe.formats(CONFIG)
     assert chosen[TABLE] == Format(4, asymmetric=True, fine=384)
     assert recipe.rule(TABLE).rounding == "gptq"
+    raised = [name for name, form in chosen.items() if form == INT8]
+    assert raised
+    assert {recipe.rule(name).rounding for name in raised} == {"gptq"}
     assert 6.9 < bits_per_weight(CONFIG, chosen) <= 7
 
 

@@ -70,7 +70,7 @@ def test_the_graph_says_what_both_pieces_say(
     assert verify_bundle(bundle, threads=1).verdict is Verdict.PASS
     quantization = bundle.manifest.quantization
     assert codes_digest(bundle) == quantization.codes_digest
-    assert quantization.tensors[f"{TABLE}.fine"] == "int8-g128"
+    assert quantization.tensors[f"{TABLE}.fine"] == "int8-g32"
     assert quantization.tensors[TABLE] == "int4-g32-asym"
     again = _export(wide, tmp_path / "again", load_recipe(bundle.directory / "recipe.yaml"))
     assert again.manifest.quantization.codes_digest == quantization.codes_digest
@@ -88,7 +88,7 @@ def test_a_split_table_weighs_what_the_plan_says(wide: TinyCheckpoint, tmp_path:
         96 * 256,
         sum(s[0] * s[1] for n, s in config.tensor_shapes().items() if n in whole),
     )
-    assert more == pytest.approx((8.125 - 4.625) / 2 * table / all_)
+    assert more == pytest.approx((8.5 - 4.625) / 2 * table / all_)
 
 
 def test_rows_are_the_pieces_side_by_side(wide: TinyCheckpoint) -> None:

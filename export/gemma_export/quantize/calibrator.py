@@ -14,7 +14,7 @@ from gemma_export.quantize.store import StoredWeight
 from gemma_export.quantize.stream import advance_flow, load_layer, start_flow
 from gemma_runtime.cache import cache_folder
 
-_VERSION = "5"  # of what calibration does: raise it when codes change
+_VERSION = "6"  # of what calibration does: raise it when codes change
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import msgspec
 from gemma_export.config import GemmaConfig
 from gemma_runtime.errors import RecipeError, nearest_first
 
+_FINE_STEP = 128  # what a number of fine inputs is a multiple of
 TABLE = "model.embed_tokens.weight"  # embedding and head: one tensor, tied
 # gptq needs calibration text; kept are the source's own codes.
 Rounding = Literal["nearest", "searched", "gptq", "kept"]
@@ -29,7 +30,7 @@ class Format:
     group: int = 32
     asymmetric: bool = False
     per_channel: bool = False  # one scale for a row, whose width `group` is, once that is known
-    fine: int = 0  # how many leading inputs are int8, in groups of 128
+    fine: int = 0  # how many leading inputs are int8, in groups of 32
 
     @property
     def is_float(self) -> bool:
@@ -46,14 +47,14 @@ class Format:
     def pieces(self, name: str, width: int) -> dict[str, tuple[slice, "Format"]]:
         """What a matrix is held in, from left to right: names, columns and formats."""
         rest = {name: (slice(self.fine, width), replace(self, fine=0))}
-        return {f"{name}.fine": (slice(self.fine), INT8_WIDE), **rest} if self.fine else rest
+        return {f"{name}.fine": (slice(self.fine), INT8), **rest} if self.fine else rest
 
     def __str__(self) -> str:
         if self.is_float:
             return "float32"
         grouping = "channel" if self.per_channel else f"g{self.group}"
         kind = f"int{self.bits}-{grouping}" + ("-asym" if self.asymmetric else "")
-        return f"{kind} after {self.fine} inputs in {INT8_WIDE}" if self.fine else kind
+        return f"{kind} after {self.fine} inputs in {INT8}" if self.fine else kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ class Recipe:
             ):
                 raise RecipeError(
                     f"recipe {self.name}: {form.fine} fine inputs of {name}, which has {width}; "
-                    f"only {TABLE} in 4 bits can have some, a multiple of {INT8_WIDE.group} of them"
+                    f"only {TABLE} in 4 bits can have some, a multiple of {_FINE_STEP} of them"
                 )
         return formats
 
@@ -121,7 +122,7 @@ def bits_per_weight(config: GemmaConfig, formats: Mapping[str, Format]) -> float
 
 def fine_choices(width: int) -> range:
     """How many of a matrix's inputs may be held in 8 bits, if not all or none are."""
-    return range(INT8_WIDE.group, width, INT8_WIDE.group)
+    return range(_FINE_STEP, width, _FINE_STEP)
 
 
 def matrix_bits(shape: tuple[int, ...], form: Format) -> float:
@@ -134,8 +135,8 @@ def matrix_bits(shape: tuple[int, ...], form: Format) -> float:
 INT4 = Format(4)
 INT4_ASYM = Format(4, asymmetric=True)
 INT8 = Format(8)
-# The head at a fifth more speed than in groups of 32, and hardly worse beside an int4 body; in an
-# int8 model it would double the KL.
+# The head at a fifth more speed than in groups of 32, and hardly worse beside an int4 body. In an
+# int8 model it doubles the KL: ONNX Runtime rounds activations in the same groups as weights.
 INT8_WIDE = Format(8, group=128)
 FLOAT = Format(32)
 

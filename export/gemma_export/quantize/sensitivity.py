@@ -15,10 +15,8 @@ from gemma_export.quantize.calibrator import Calibrator
 from gemma_export.quantize.curvature import Losses, loss_bytes, measure_losses
 from gemma_export.quantize.recipe import (
     INT8,
-    INT8_WIDE,
     RECIPES,
     TABLE,
-    Format,
     Recipe,
     Rule,
     bits_per_weight,
@@ -67,7 +65,7 @@ def choose_int8(budget: Budget, config: GemmaConfig, losses: Losses) -> Recipe:
         Rule(TABLE, replace(below.format, fine=fine), below.rounding): loss
         for fine, loss in losses.table.items()
     }
-    tables[Rule(TABLE, _eight_bits(config, TABLE), "nearest")] = 0.0
+    tables[_raised(budget.base, TABLE)] = 0.0
     choices: list[tuple[float, tuple[Rule, ...]]] = []
     for table, loss in tables.items():
         if _fits(budget, config, (table,)):
@@ -87,7 +85,7 @@ def _fill(
     rules: tuple[Rule, ...] = (table,)
     left = 0.0
     for name in sorted(worth, key=lambda name: -worth[name]):
-        more = (*rules, Rule(name, _eight_bits(config, name), "nearest"))
+        more = (*rules, _raised(budget.base, name))
         if _fits(budget, config, more):
             rules = more
         else:
@@ -95,9 +93,9 @@ def _fill(
     return rules, left
 
 
-def _eight_bits(config: GemmaConfig, name: str) -> Format:
-    """Groups of 128 where they fit: beside int4 their steps are fine, and fewer scales are kept."""
-    return INT8 if config.tensor_shapes()[name][1] % INT8_WIDE.group else INT8_WIDE
+def _raised(base: Recipe, name: str) -> Rule:
+    rounding = base.rule(name).rounding
+    return Rule(name, INT8, rounding if rounding == "gptq" else "nearest")
 
 
 def _fits(budget: Budget, config: GemmaConfig, rules: tuple[Rule, ...]) -> bool:

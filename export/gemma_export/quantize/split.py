@@ -14,7 +14,7 @@ from torch import Tensor
 from gemma_export.quantize.arrange import TABLE_DAMPING
 from gemma_export.quantize.gptq import REFINED, Inputs, gptq, prepare
 from gemma_export.quantize.pack import Codes, dequantize
-from gemma_export.quantize.recipe import INT8_WIDE, TABLE, Format
+from gemma_export.quantize.recipe import INT8, TABLE, Format
 from gemma_export.quantize.store import named_parts
 
 
@@ -47,7 +47,7 @@ class TableInputs:
         if self.fine is None or self.paid is None:
             return [rest]
         wanted = rows[:, :fine] - (dequantize(codes, form) - rows[:, fine:]) @ self.paid
-        return [(f"{TABLE}.fine", INT8_WIDE, gptq(wanted, self.fine, INT8_WIDE, refined)), rest]
+        return [(f"{TABLE}.fine", INT8, gptq(wanted, self.fine, INT8, refined)), rest]
 
 
 def prepare_table(curvature: Tensor, form: Format) -> TableInputs:
