@@ -94,6 +94,7 @@ def _fill(
 
 
 def _raised(base: Recipe, name: str) -> Rule:
+    """Int8 for a matrix: rounded by gptq where the base recipe does that, else to the nearest."""
     rounding = base.rule(name).rounding
     return Rule(name, INT8, rounding if rounding == "gptq" else "nearest")
 
