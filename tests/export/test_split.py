@@ -151,3 +151,11 @@ def test_fine_inputs_that_cannot_be_are_refused(
     (tmp_path / "r.yaml").write_text(f"tensors:\n  '{pattern}': {{fine: {fine}}}\n")
     with pytest.raises(RecipeError, match=rf"{fine} fine inputs of .*, which has \d+; only"):
         load_recipe(tmp_path / "r.yaml").formats(wide.open().config)
+
+
+def test_a_group_that_does_not_divide_what_fine_inputs_leave_is_refused(
+    wide: TinyCheckpoint,
+) -> None:
+    recipe = replace(RECIPE, rules=(Rule(TABLE, Format(4, 256, fine=128)), *RECIPE.rules[1:]))
+    with pytest.raises(RecipeError, match=r"group 256 does not divide the 128 inputs of .*embed"):
+        recipe.formats(wide.open().config)

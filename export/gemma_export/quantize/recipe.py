@@ -86,11 +86,6 @@ class Recipe:
         formats = {name: self._format(name, shape[1]) for name, shape in matrices.items()}
         for name, form in formats.items():
             width = matrices[name][1]
-            if not form.is_float and width % form.group:
-                raise RecipeError(
-                    f"recipe {self.name}: group {form.group} does not divide the "
-                    f"{width} inputs of {name}; choose another group or bits: 32"
-                )
             if form.fine and (
                 name != TABLE or form.bits != 4 or form.fine not in fine_choices(width)
             ):
@@ -98,6 +93,13 @@ class Recipe:
                     f"recipe {self.name}: {form.fine} fine inputs of {name}, which has {width}; "
                     f"only {TABLE} in 4 bits can have some, a multiple of {_FINE_STEP} of them"
                 )
+            for columns, own in form.pieces(name, width).values():
+                inputs = len(range(width)[columns])
+                if not own.is_float and inputs % own.group:
+                    raise RecipeError(
+                        f"recipe {self.name}: group {own.group} does not divide the "
+                        f"{inputs} inputs of {name}; choose another group or bits: 32"
+                    )
         return formats
 
     def _format(self, name: str, width: int) -> Format:
