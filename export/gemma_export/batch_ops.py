@@ -24,6 +24,7 @@ class HeldWeight:
 
     name: str
     values: Tensor
+    factors: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -21,6 +21,11 @@ class Weight(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
+    @property
+    def factors(self) -> Tensor | None:
+        """(M,) by which a table's columns are multiplied; the final gain is divided by them."""
+        ...
+
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows [start, stop), float32."""
         ...
@@ -30,9 +35,14 @@ V = TypeVar("V")  # torch.Tensor, the name of an ONNX value, a MIL Var
 W = TypeVar("W", bound=Weight, contravariant=True)
 
 
+def lookup_scale(table: Weight, scale: float) -> Tensor | float:
+    """What a table's rows are multiplied with to be embeddings: one number, or (M,)."""
+    return scale if table.factors is None else scale / table.factors
+
+
 class Ops(Protocol[V, W]):
     def embed(self, table: W, scale: float) -> V:
-        """The new tokens' rows of the table, times scale: (B, T, M)."""
+        """The new tokens' rows of the table, times scale, without its factors: (B, T, M)."""
         ...
 
     def norm(self, x: V, gain: W) -> V:

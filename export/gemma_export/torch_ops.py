@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from gemma_export.checkpoint import row_blocks
 from gemma_export.config import LayerSpec
-from gemma_export.ops import Weight
+from gemma_export.ops import Weight, lookup_scale
 from gemma_export.parallel import in_order
 from gemma_runtime.manifest import Rope
 from gemma_runtime.rope import rope_angles
@@ -31,7 +31,7 @@ class TorchOps:
 
     def embed(self, table: Weight, scale: float) -> Tensor:
         rows = [table.rows(t, t + 1) for t in self._tokens.flatten().tolist()]
-        return torch.cat(rows).view(*self._tokens.shape, -1) * scale  # (B, T, M)
+        return torch.cat(rows).view(*self._tokens.shape, -1) * lookup_scale(table, scale)
 
     def norm(self, x: Tensor, gain: Weight) -> Tensor:
         return functional.rms_norm(x, x.shape[-1:], 1 + _whole(gain), self._epsilon)

@@ -1,6 +1,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from gemma_export.pipeline import ExportRequest, export_bundles
 from gemma_export.progress import QuietReporter, Stage, Tick
 from gemma_export.quantize.calibration import Calibration
 from gemma_export.quantize.calibrator import Calibrator
-from gemma_export.quantize.recipe import find_recipe
+from gemma_export.quantize.recipe import TABLE, find_recipe
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
 from gemma_export.targets import NO_OPTIONS, TargetOptions
 from gemma_runtime.bundle import Bundle
@@ -140,12 +140,18 @@ def stages(tick: Tick) -> Stage:
     return stage
 
 
-def divergence(work: Calibrator, weight: Callable[[str], Tensor]) -> float:
-    """Mean KL on the calibration text, in nats per token, of a model with the weights given."""
+def divergence(
+    work: Calibrator, weight: Callable[[str], Tensor], factors: Tensor | None = None
+) -> float:
+    """Mean KL on the calibration text, in nats per token, of a model with the weights given.
+
+    `factors` are its table's.
+    """
     config, tokens = work.checkpoint.config, work.calibration.tokens
     shapes = config.tensor_shapes()
     exact = hold({name: work.checkpoint.rows(name, 0, shape[0]) for name, shape in shapes.items()})
     other = hold({name: weight(name) for name in shapes})
+    other[TABLE] = replace(other[TABLE], factors=factors)
     with torch.inference_mode():
         want, got = (
             decoder(BatchOps(tokens, config.rms_norm_eps), config, weights.__getitem__)

@@ -6,7 +6,12 @@ from torch import Tensor
 
 from gemma_export.config import GemmaConfig
 from gemma_export.progress import unheard
-from gemma_export.quantize.arrange import TABLE_DAMPING, ArrangedCheckpoint, arrange_channels
+from gemma_export.quantize.arrange import (
+    TABLE_DAMPING,
+    ArrangedCheckpoint,
+    Arrangement,
+    arrange_channels,
+)
 from gemma_export.quantize.balance import balanced, balancing_factors
 from gemma_export.quantize.calibrate import calibrate, calibrate_table, rounded_layer, weigh_table
 from gemma_export.quantize.calibrator import Calibrator
@@ -48,7 +53,7 @@ def test_a_model_with_its_channels_in_another_order_says_the_same(work: Calibrat
     shapes = work.checkpoint.config.tensor_shapes()
     draw = torch.Generator().manual_seed(5)
     order = torch.randperm(work.checkpoint.config.hidden_size, generator=draw)
-    other = ArrangedCheckpoint(work.checkpoint, order)
+    other = ArrangedCheckpoint(work.checkpoint, Arrangement(order))
     assert divergence(work, lambda n: other.rows(n, 0, shapes[n][0])) < 1e-9
     name = "model.layers.1.mlp.down_proj.weight"
     whole = other.rows(name, 0, shapes[name][0])
@@ -56,10 +61,26 @@ def test_a_model_with_its_channels_in_another_order_says_the_same(work: Calibrat
     assert not torch.equal(whole, work.checkpoint.rows(name, 0, shapes[name][0]))
 
 
+def test_factors_of_the_table_leave_the_model_as_it_is(work: Calibrator) -> None:
+    config = work.checkpoint.config
+    shapes, width = config.tensor_shapes(), config.hidden_size
+    draw = torch.Generator().manual_seed(6)
+    order, factors = torch.randperm(width, generator=draw), torch.rand(width, generator=draw) + 0.25
+    other = ArrangedCheckpoint(work.checkpoint, Arrangement(order, factors))
+
+    def read(name: str) -> Tensor:
+        return other.rows(name, 0, shapes[name][0])
+
+    assert divergence(work, read, factors) < 1e-9
+    assert divergence(work, read) > 1e-3
+    assert torch.equal(other.rows("model.norm.weight", 5, 9), read("model.norm.weight")[5:9])
+    assert torch.equal(read(TABLE), work.checkpoint.rows(TABLE, 0, 96)[:, order] * factors)
+
+
 def test_loud_channels_share_a_group(work: Calibrator) -> None:
     """Each made 31 others as coarse as itself."""
     checkpoint = _LoudTable(work.checkpoint.config)
-    order = arrange_channels(checkpoint, torch.eye(128), INT4)
+    order = arrange_channels(checkpoint, torch.eye(128), INT4).order
     assert torch.equal(order.sort().values, torch.arange(128))
     places = [order.tolist().index(channel) // INT4.group for channel in _LOUD]
     assert len(set(places)) == 1

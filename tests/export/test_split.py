@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
@@ -25,7 +26,7 @@ from gemma_export.quantize.recipe import (
 from gemma_export.quantize.split import prepare_table
 from gemma_export.quantize.store import open_or_build_store
 from gemma_export.targets import Geometry
-from gemma_export.targets.onnx import DATA, OnnxTarget
+from gemma_export.targets.onnx import DATA, MODEL, OnnxTarget
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import RecipeError, TargetError
 from gemma_runtime.held_codes import codes_digest
@@ -72,6 +73,9 @@ def test_the_graph_says_what_both_pieces_say(
     assert codes_digest(bundle) == quantization.codes_digest
     assert quantization.tensors[f"{TABLE}.fine"] == "int8-g32"
     assert quantization.tensors[TABLE] == "int4-g32-asym"
+    graph = onnx.load(bundle.directory / MODEL, load_external_data=False).graph
+    (scale,) = (tensor for tensor in graph.initializer if tensor.name == "embed_scale")
+    assert list(scale.dims) == ([256] if recipe.is_calibrated else [])
     again = _export(wide, tmp_path / "again", load_recipe(bundle.directory / "recipe.yaml"))
     assert again.manifest.quantization.codes_digest == quantization.codes_digest
 
@@ -117,10 +121,31 @@ def test_fine_channels_pay_for_the_others(wide: TinyCheckpoint) -> None:
     assert loss(paid) < 0.1 * loss(plain.rounded(rows))
 
 
+def test_factors_make_more_alike_what_the_head_is_given(wide: TinyCheckpoint) -> None:
+    """And what errors cost follows them."""
+    curvature = torch.eye(256)
+    curvature[7, 7] = 1e4
+    found = arrange_channels(wide.open(), curvature, SPLIT)
+    assert found.factors is not None
+    place = found.order.tolist().index(7)
+    assert place < SPLIT.fine
+    others = torch.cat((found.factors[:place], found.factors[place + 1 : SPLIT.fine]))
+    assert found.factors[place] > 3 * others.max()
+    rows = wide.open().rows(TABLE, 0, 96)
+    error = torch.randn(96, 256, generator=torch.Generator().manual_seed(7))
+    moved = found.rows(rows + error) - found.rows(rows)
+    costs = [
+        float(((e @ c) * e).sum())
+        for e, c in ((error, curvature), (moved, found.curvature(curvature)))
+    ]
+    assert costs[1] == pytest.approx(costs[0], rel=1e-3)
+    assert arrange_channels(wide.open(), curvature, replace(SPLIT, fine=0)).factors is None
+
+
 def test_the_worst_channels_become_the_fine_ones(wide: TinyCheckpoint) -> None:
     curvature = torch.eye(256)
     curvature[130:140, 130:140] *= 1000
-    order = arrange_channels(wide.open(), curvature, replace(INT4, fine=128))
+    order = arrange_channels(wide.open(), curvature, replace(INT4, fine=128)).order
     assert torch.equal(order.sort().values, torch.arange(256))
     assert set(range(130, 140)) <= set(order[:128].tolist())
     assert prepare(curvature).worth[135] > prepare(curvature).worth[0]

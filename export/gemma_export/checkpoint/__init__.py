@@ -61,6 +61,7 @@ class SourceWeight:
     name: str
     shape: tuple[int, ...]
     checkpoint: Checkpoint
+    factors: Tensor | None = None
 
     def rows(self, start: int, stop: int) -> Tensor:
         return self.checkpoint.rows(self.name, start, stop)

@@ -27,7 +27,7 @@ from gemma_export.quantize.fisher import (
     table_information,
 )
 from gemma_export.quantize.gptq import gptq, prepare
-from gemma_export.quantize.recipe import TABLE
+from gemma_export.quantize.recipe import TABLE, TABLE_FACTORS
 from gemma_export.quantize.round import round_rows
 from gemma_export.quantize.split import prepare_table
 from gemma_export.quantize.store import StoredWeight, named_parts, round_pieces
@@ -48,6 +48,8 @@ _SEQUENCES = 384  # that layers are rounded for; more text changes little
 def weigh_table(work: Calibrator, tick: Tick) -> None:
     """Leave `order`: an order of channels, and what errors of the table's rows cost, in that order.
 
+    Of a table with fine channels also the factors of its columns.
+
     For tables that are rounded by gptq.
     """
     config, path = work.checkpoint.config, work.file("order")
@@ -57,9 +59,8 @@ def weigh_table(work: Calibrator, tick: Tick) -> None:
             leave_errors(work, layer, errors)
             tick(f"layer {layer.index}, back", back_bytes(config))
         curvature, _ = table_information(work)
-        order = arrange_channels(work.checkpoint, curvature, work.formats()[TABLE])
-        inputs = curvature[order][:, order]
-        write_tensors(path, {"order": order.int(), "curvature": inputs})
+        found = arrange_channels(work.checkpoint, curvature, work.formats()[TABLE])
+        write_tensors(path, {**found.tensors(), "curvature": found.curvature(curvature)})
     end_way_back(work)
 
 
@@ -91,7 +92,10 @@ def calibrate_table(work: Calibrator, tick: Tick) -> None:
     for span, block in zip(spans, in_order(quantize, spans), strict=True):
         blocks.append(block)
         tick(f"rows from {span[0]}", 4 * (span[1] - span[0]) * shape[1])
-    write_tensors(path, {name: torch.cat([b[name] for b in blocks]) for name in blocks[0]})
+    parts = {name: torch.cat([b[name] for b in blocks]) for name in blocks[0]}
+    if work.recipe.rule(TABLE).has_factors:
+        parts[TABLE_FACTORS] = SafetensorsFile(work.file("order")).rows("factors", 0, shape[1])
+    write_tensors(path, parts)
 
 
 def table_bytes(work: Calibrator) -> int:

@@ -27,7 +27,7 @@ from gemma_export.quantize.distill import BATCH, distill, distill_bytes
 from gemma_export.quantize.fisher import information_peak_bytes, way_bytes
 from gemma_export.quantize.gptq import SLICE
 from gemma_export.quantize.pack import Codes
-from gemma_export.quantize.recipe import TABLE, Recipe
+from gemma_export.quantize.recipe import TABLE, TABLE_FACTORS, Recipe
 from gemma_export.quantize.stream import layer_bytes
 
 _LIBRARIES = 768 << 20  # torch and its threads, and what parsing the tokenizer took
@@ -70,7 +70,10 @@ class CalibratedWeights:
         found = [n for n in (name, *names) if n in file.tensors]
         if not found:  # a gain that nothing learned
             return {name: self.work.arranged().checkpoint.rows(name, start, stop)}
-        return {n: file.rows(n, start, stop) for n in found}
+        parts = {n: file.rows(n, start, stop) for n in found}
+        if name == TABLE and start == 0 and (factors := self.work.table().factors) is not None:
+            parts[TABLE_FACTORS] = factors  # whole beside the first rows
+        return parts
 
     def _file(self, name: str) -> SafetensorsFile:
         return SafetensorsFile(self._path(name))

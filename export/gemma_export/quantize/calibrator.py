@@ -7,14 +7,14 @@ from pathlib import Path
 from gemma_export.checkpoint import Checkpoint, SourceWeight
 from gemma_export.checkpoint.safetensors import SafetensorsFile
 from gemma_export.progress import Tick
-from gemma_export.quantize.arrange import ArrangedCheckpoint
+from gemma_export.quantize.arrange import ArrangedCheckpoint, read_arrangement
 from gemma_export.quantize.calibration import Calibration
 from gemma_export.quantize.recipe import TABLE, Format, Recipe
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.quantize.stream import advance_flow, load_layer, start_flow
 from gemma_runtime.cache import cache_folder
 
-_VERSION = "6"  # of what calibration does: raise it when codes change
+_VERSION = "7"  # of what calibration does: raise it when codes change
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class Calibrator:
         path = self.file("order")
         if not path.exists() or isinstance(self.checkpoint, ArrangedCheckpoint):
             return self
-        order = SafetensorsFile(path).rows("order", 0, self.checkpoint.config.hidden_size)
-        return replace(self, checkpoint=ArrangedCheckpoint(self.checkpoint, order.long()))
+        arrangement = read_arrangement(path, self.checkpoint.config.hidden_size)
+        return replace(self, checkpoint=ArrangedCheckpoint(self.checkpoint, arrangement))
 
     def formats(self) -> dict[str, Format]:
         return self.recipe.formats(self.checkpoint.config)
@@ -70,7 +70,9 @@ def pass_layers(
     first = next((i for i in range(count, -1, -1) if work.file(part, i).exists()), None)
     if first is None:
         first, tokens = 0, work.calibration.tokens[:sequences]
-        table = SourceWeight(TABLE, config.tensor_shapes()[TABLE], checkpoint)
+        arranged = checkpoint if isinstance(checkpoint, ArrangedCheckpoint) else None
+        factors = arranged.arrangement.factors if arranged else None
+        table = SourceWeight(TABLE, config.tensor_shapes()[TABLE], checkpoint, factors)
         start_flow(work.file(part, 0), config, tokens, table)
     for layer in config.layers[first:]:
         source, weights = work.file(part, layer.index), load_layer(checkpoint, layer.index)

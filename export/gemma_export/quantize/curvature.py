@@ -152,16 +152,16 @@ def _table_losses(work: Calibrator, tick: Tick) -> dict[int, float]:
 
 def _table_loss(work: Calibrator, fine: int, curvature: Tensor, shares: Tensor) -> float:
     """½ Σ share · eᵀ H e over the table's rows; where they are rounded by gptq, over some."""
-    form, inputs = replace(work.formats()[TABLE], fine=fine), None
+    form, inputs, arrangement = replace(work.formats()[TABLE], fine=fine), None, None
     spans = list(row_blocks(work.checkpoint.config.tensor_shapes()[TABLE]))
-    order = torch.arange(len(curvature))
     if work.recipe.rule(TABLE).rounding == "gptq":
-        order = arrange_channels(work.checkpoint, curvature, form)
-        curvature = curvature[order][:, order]
+        arrangement = arrange_channels(work.checkpoint, curvature, form)
+        curvature = arrangement.curvature(curvature)
         inputs, spans = prepare_table(curvature, form), spans[::_SPARSE]
 
     def measure(span: tuple[int, int]) -> tuple[float, float]:
-        rows, share = work.checkpoint.rows(TABLE, *span)[:, order], shares[slice(*span)]
+        rows, share = work.checkpoint.rows(TABLE, *span), shares[slice(*span)]
+        rows = arrangement.rows(rows) if arrangement else rows
         error = rows - inputs.rounded(rows) if inputs else _rounding_error(rows, form, None)
         return float(share @ ((error @ curvature) * error).sum(-1)), float(share.sum())
 

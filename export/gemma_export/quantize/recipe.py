@@ -13,6 +13,7 @@ from gemma_runtime.errors import RecipeError, nearest_first
 
 _FINE_STEP = 128  # what a number of fine inputs is a multiple of
 TABLE = "model.embed_tokens.weight"  # embedding and head: one tensor, tied
+TABLE_FACTORS = "model.embed_tokens.factors"  # (M,) float32 beside it, where it has some
 # gptq needs calibration text; kept are the source's own codes.
 Rounding = Literal["nearest", "searched", "gptq", "kept"]
 
@@ -62,6 +63,11 @@ class Rule:
     pattern: str  # a shell pattern over tensor names
     format: Format
     rounding: Rounding = "searched"
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether columns of the table are multiplied, and its lookups divided: see `arrange`."""
+        return self.format.fine > 0 and self.rounding == "gptq"
 
 
 @dataclass(frozen=True, slots=True)

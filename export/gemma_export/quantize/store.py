@@ -24,7 +24,7 @@ from gemma_export.config import GemmaConfig
 from gemma_export.parallel import in_order
 from gemma_export.progress import unheard
 from gemma_export.quantize.pack import Codes, dequantize
-from gemma_export.quantize.recipe import FLOAT, Format, Recipe, Rounding
+from gemma_export.quantize.recipe import FLOAT, TABLE, TABLE_FACTORS, Format, Recipe, Rounding
 from gemma_export.quantize.round import round_rows
 from gemma_runtime.bundle import sweep_leftovers
 from gemma_runtime.cache import cache_folder
@@ -51,6 +51,13 @@ class StoredWeight:
         if self.format.fine:
             return torch.cat([piece.rows(start, stop) for piece in self.pieces()], 1)
         return dequantize(self.codes(start, stop), self.format)
+
+    @property
+    def factors(self) -> Tensor | None:
+        """(M,) by which columns were multiplied, of a table that has such factors."""
+        if self.name != TABLE or TABLE_FACTORS not in self.file.tensors:
+            return None
+        return self.file.rows(TABLE_FACTORS, 0, self.shape[1])
 
     def pieces(self) -> list["StoredWeight"]:
         """The matrices that hold this one's columns, from left to right: mostly itself."""
@@ -150,6 +157,8 @@ def _build(
     layout: dict[str, TensorInfo] = {}
     for name, shape in shapes.items():
         layout |= _layout(name, shape, formats.get(name, FLOAT))
+    if recipe.rule(TABLE).has_factors:
+        layout[TABLE_FACTORS] = TensorInfo("F32", shapes[TABLE][1:])
     metadata = {"recipe": recipe.name, "source": checkpoint.digest(), "codes_digest": "0" * 64}
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep_leftovers(path.parent, path.stem)

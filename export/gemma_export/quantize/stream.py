@@ -17,7 +17,7 @@ from gemma_export.checkpoint import Checkpoint
 from gemma_export.checkpoint.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
 from gemma_export.config import GemmaConfig, LayerSpec
 from gemma_export.decoder import decoder_layer, norm_before
-from gemma_export.ops import Weight
+from gemma_export.ops import Weight, lookup_scale
 from gemma_export.parallel import in_order
 
 RESIDUAL = "residual"
@@ -58,7 +58,7 @@ def start_flow(path: Path, config: GemmaConfig, tokens: Tensor, table: Weight) -
 def embed_sequence(config: GemmaConfig, tokens: Tensor, table: Weight) -> Tensor:
     """(T,) ids → (1, T, M); of the table no other rows are read."""
     rows = torch.cat([table.rows(token, token + 1) for token in tokens.tolist()])
-    return rows[None] * config.embed_scale
+    return rows[None] * lookup_scale(table, config.embed_scale)
 
 
 def advance_flow(

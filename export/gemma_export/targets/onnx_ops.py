@@ -8,10 +8,12 @@ from itertools import groupby
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper
 
 from gemma_export.checkpoint import row_blocks
 from gemma_export.config import LayerSpec
+from gemma_export.ops import lookup_scale
 from gemma_export.quantize.recipe import Format
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets.onnx_graph import MICROSOFT, Attribute, GraphBuilder
@@ -56,8 +58,8 @@ class OnnxOps:
     def embed(self, table: StoredWeight, scale: float) -> str:
         found = [self._look_up(piece) for piece in table.pieces()]
         rows = self._one("Concat", found, {"axis": -1}) if len(found) > 1 else found[0]
-        factor = self._graph.constant("embed_scale", np.array(scale, np.float32))
-        return self._one("Mul", [rows, factor])
+        factor = torch.as_tensor(lookup_scale(table, scale), dtype=torch.float32).numpy()
+        return self._one("Mul", [rows, self._graph.constant("embed_scale", factor)])
 
     def norm(self, x: str, gain: StoredWeight) -> str:
         attributes = {"axis": -1, "epsilon": self._epsilon, "stash_type": 1}
