@@ -164,4 +164,5 @@ def divergence(
 
 def store_divergence(work: Calibrator, store: QuantizedStore) -> float:
     """The same of a model with a store's weights."""
-    return divergence(work, lambda name: store.weight(name).rows(0, store.shapes[name][0]))
+    factors = store.weight(TABLE).factors
+    return divergence(work, lambda name: store.weight(name).rows(0, store.shapes[name][0]), factors)

@@ -1,5 +1,6 @@
 """Distillation: closer to the float model, the same every time, also when interrupted."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gemma_export.checkpoint.open import open_checkpoint
 from gemma_export.checkpoint.safetensors import SafetensorsFile
 from gemma_export.progress import Tick, unheard
 from gemma_export.quantize import distill as distilling
@@ -16,12 +18,13 @@ from gemma_export.quantize.calibrate import calibrate, calibrate_table, rounded_
 from gemma_export.quantize.calibrated import CalibratedWeights
 from gemma_export.quantize.calibrator import Calibrator, pass_layers
 from gemma_export.quantize.candidates import choose_candidates
-from gemma_export.quantize.recipe import Format, Rule, find_recipe
+from gemma_export.quantize.recipe import TABLE, Format, Rule, find_recipe
 from gemma_export.quantize.round import shared_scale
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
 from gemma_export.quantize.stream import head_inputs, load_layer
 from gemma_export.quantize.student import Student
 from tests.export.conftest import RandomText, stages, store_divergence
+from tests.export.models import GEMMA2, save_tiny
 
 
 @pytest.fixture
@@ -72,6 +75,23 @@ def test_codes_are_learned_where_there_are_four_bits(
         rows = distilled.shapes[name][0]
         codes, before = (s.weight(name).codes(0, rows).codes for s in (distilled, rounded))
         assert torch.equal(codes, before) is not changes
+
+
+def test_distillation_goes_through_the_factors_of_a_divided_table(
+    work: Calibrator, tmp_path: Path
+) -> None:
+    config = copy.deepcopy(GEMMA2.config)
+    config.hidden_size = 256
+    save_tiny(replace(GEMMA2, config=config), tmp_path / "wide")
+    divided = Rule(TABLE, Format(4, fine=128), "gptq")
+    recipe = replace(work.recipe, rules=(divided, *work.recipe.rules))
+    work = replace(work, checkpoint=open_checkpoint(str(tmp_path / "wide")), recipe=recipe)
+    distilled, rounded = (
+        _store(work),
+        _store(replace(work, recipe=replace(recipe, distilled=False))),
+    )
+    assert distilled.weight(TABLE).factors is not None
+    assert store_divergence(work, distilled) < 0.95 * store_divergence(work, rounded)
 
 
 def test_learned_scales_stay_on_the_shared_grid(work: Calibrator) -> None:

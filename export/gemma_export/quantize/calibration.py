@@ -1,9 +1,9 @@
 """Calibration text: what the weights are rounded for.
 
 The default needs no network: `calibration.txt` beside this file (parts of the Universal Declaration
-of Human Rights in 75 languages, none of which the benchmarks evaluate, and prose, instructions
-and code written for this project), and sources of Python's standard library, as the running one has
-them.
+of Human Rights in 75 languages, none of which the benchmarks evaluate, and prose, dialogue,
+instructions, contracts and code written for this project, in 14 languages), and sources of Python's
+standard library, as the running one has them.
 """
 
 import hashlib
