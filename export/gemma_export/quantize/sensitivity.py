@@ -1,7 +1,9 @@
 """`--bits`: which matrices are worth eight bits, by the KL that four of theirs cost.
 
 `curvature` estimates it for each in nats per token, so losses compare from matrix to matrix, and
-with the table's, of whose channels some may be worth eight bits and others not.
+with the table's, of whose channels some may be worth eight bits and others not. Those of the
+layers that stay in four bits add up to more than their sum: they are the ones that seemed least,
+and each was judged beside float ones.
 """
 
 from collections.abc import Mapping
@@ -22,6 +24,12 @@ from gemma_export.quantize.recipe import (
     bits_per_weight,
 )
 from gemma_runtime.errors import RecipeError
+
+# What stays in four bits costs more than its estimate, and a choice that leaves less is better for
+# it. With float activations, a 270M at 7.5 bits lost 0.0201: the table's estimate is 0.0072 of it,
+# that of 44 matrices 0.0075, so these lost 1.7 times as much. With more of the table in four bits
+# and none of the layers, it lost the 0.0159 that were foretold.
+_TOGETHER = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +78,7 @@ def choose_int8(budget: Budget, config: GemmaConfig, losses: Losses) -> Recipe:
     for table, loss in tables.items():
         if _fits(budget, config, (table,)):
             rules, left = _fill(budget, config, losses.matrices, table)
-            choices.append((loss + left, rules))
+            choices.append((loss + _TOGETHER * left, rules))
     _, rules = min(choices, key=lambda choice: choice[0])
     kept = tuple(sorted((r for r in rules if r != below), key=lambda rule: rule.pattern))
     return replace(budget.base, name=budget.name, rules=(*kept, *budget.base.rules))
