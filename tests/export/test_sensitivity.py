@@ -70,6 +70,20 @@ def test_the_table_is_divided_where_that_loses_least() -> None:
     assert 6.9 < bits_per_weight(CONFIG, chosen) <= 7
 
 
+@pytest.mark.parametrize(("more", "fine"), [(1.2, 384), (2, 512)])
+def test_what_the_layers_lose_in_four_bits_counts_half_as_much_again(
+    more: float, fine: int
+) -> None:
+    budget = Budget(find_recipe("int4-asym-gptq"), 7.5)
+    left: dict[int, float] = {}
+    for channels in (384, 512):
+        chosen = choose_int8(budget, CONFIG, _losses({channels: 0.0})).formats(CONFIG)
+        left[channels] = 0.01 * sum(chosen[name] != INT8 for name in MATRICES)
+    assert 0 < left[384] < left[512]
+    losses = _losses({384: more * (left[512] - left[384]), 512: 0.0})
+    assert choose_int8(budget, CONFIG, losses).formats(CONFIG)[TABLE].fine == fine
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_written_recipe_is_read_back(name: str, tmp_path: Path) -> None:
     recipe = RECIPES[name]
