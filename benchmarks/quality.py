@@ -23,18 +23,20 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from gemma_export.checkpoint import Checkpoint, row_blocks
-from gemma_export.checkpoint.gguf_header import ALIGNMENT, write_header
-from gemma_export.checkpoint.gguf_vocabulary import gguf_vocabulary
+from gemma_export.checkpoint import Checkpoint
 from gemma_export.checkpoint.open import open_checkpoint
+from gemma_export.formats.blocks import row_blocks
+from gemma_export.formats.gguf_header import ALIGNMENT, write_header
+from gemma_export.model.config import TABLE
 from gemma_export.pipeline import ExportRequest, export_bundles
 from gemma_export.progress import ConsoleReporter
-from gemma_export.quantize.recipe import RECIPES, TABLE, find_recipe
-from gemma_export.targets.gguf_metadata import model_metadata
+from gemma_export.quantize.recipe import RECIPES, find_recipe
+from gemma_export.targets.gguf.metadata import model_metadata
+from gemma_export.targets.gguf.vocabulary import gguf_vocabulary
 from gemma_runtime.bundle import Bundle
-from gemma_runtime.gguf_names import gguf_name
+from gemma_runtime.contents.gguf_names import gguf_name
 from gemma_runtime.session import open_session
-from gemma_runtime.tokenizer import load_tokenizer
+from gemma_runtime.text.tokenizer import load_tokenizer
 
 _LLAMA = "llama.cpp-q4_0"
 Logits = NDArray[np.float32]

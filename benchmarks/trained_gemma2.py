@@ -23,14 +23,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from gemma_export.batch_ops import BatchOps, hold
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.checkpoint.open import open_checkpoint
-from gemma_export.decoder import decoder
+from gemma_export.model.batch_ops import BatchOps, hold
+from gemma_export.model.decoder import decoder
 from gemma_export.progress import QuietReporter
-from gemma_export.quantize.calibrated import CalibratedWeights
-from gemma_export.quantize.calibration import Calibration, default_texts
-from gemma_export.quantize.calibrator import Calibrator
+from gemma_export.quantize.calibrate.text import Calibration, default_texts
+from gemma_export.quantize.calibrate.weights import CalibratedWeights
+from gemma_export.quantize.calibrate.workspace import Calibrator
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import open_or_build_store
 

@@ -53,7 +53,7 @@ def test_no_backend_and_no_terminal_is_loaded_by_importing_the_package() -> None
 def test_a_module_that_imports_torch_would_be_noticed() -> None:
     """The check itself: gemma_export needs torch."""
     with pytest.raises(subprocess.CalledProcessError):
-        _loaded_by(["gemma_export.torch_ops"], absent=["torch"])
+        _loaded_by(["gemma_export.model.torch_ops"], absent=["torch"])
 
 
 def test_the_public_names_are_these() -> None:

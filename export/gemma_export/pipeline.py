@@ -8,19 +8,22 @@ from pathlib import Path
 
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.checkpoint.open import open_checkpoint, planned_config
-from gemma_export.checkpoint.prequantized import require_exact, resolve_recipe
-from gemma_export.config import Family, GemmaConfig
+from gemma_export.formats.format import Format
 from gemma_export.memory import MemoryCeiling
+from gemma_export.model.config import Family, GemmaConfig
 from gemma_export.parallel import one_thread_each
 from gemma_export.plan import Plan, make_plan
 from gemma_export.progress import Reporter, guarded, guarded_stage
-from gemma_export.quantize.calibrated import CalibratedWeights, peak_bytes
-from gemma_export.quantize.calibration import Calibration
-from gemma_export.quantize.calibrator import Calibrator
-from gemma_export.quantize.recipe import Format, Recipe, bits_per_weight, write_recipe
-from gemma_export.quantize.sensitivity import Budget, spend_budget
+from gemma_export.quantize.calibrate.budget import Budget, spend_budget
+from gemma_export.quantize.calibrate.text import Calibration
+from gemma_export.quantize.calibrate.weights import CalibratedWeights, peak_bytes
+from gemma_export.quantize.calibrate.workspace import Calibrator
+from gemma_export.quantize.kept import require_exact, resolve_recipe
+from gemma_export.quantize.recipe import Recipe, bits_per_weight, write_recipe
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
-from gemma_export.reference import Reference, record_reference
+from gemma_export.sidecars.reference import Reference, record_reference
+from gemma_export.sidecars.teacher import passes, record_teacher
+from gemma_export.sidecars.text import ExportText, WantedText, read_text
 from gemma_export.targets import (
     NO_OPTIONS,
     Artifact,
@@ -30,30 +33,12 @@ from gemma_export.targets import (
     TargetOptions,
     load_targets,
 )
-from gemma_export.teacher import passes, record_teacher
-from gemma_export.text import ExportText, WantedText, read_text
-from gemma_runtime.bundle import (
-    MANIFEST,
-    Bundle,
-    check_writable,
-    describe_files,
-    staged_folder,
-)
+from gemma_runtime.bundle import MANIFEST, Bundle, check_writable, describe_files, staged_folder
 from gemma_runtime.errors import TargetError
-from gemma_runtime.goldens import save_goldens
 from gemma_runtime.machine import peak_rss_bytes
-from gemma_runtime.manifest import (
-    SCHEMA_VERSION,
-    CalibratedOn,
-    Manifest,
-    Model,
-    Quantization,
-)
-from gemma_runtime.teacher import (
-    TEACHER,
-    TeacherSegment,
-    save_teacher,
-)
+from gemma_runtime.manifest import SCHEMA_VERSION, CalibratedOn, Manifest, Model, Quantization
+from gemma_runtime.proof.goldens import save_goldens
+from gemma_runtime.proof.teacher import TEACHER, TeacherSegment, save_teacher
 
 _TOKENIZER, _GOLDENS, _RECIPE = "tokenizer.json", "goldens.json", "recipe.yaml"
 _DEFAULT_CONTEXT, _DEFAULT_PREFILL = 4096, 512

@@ -12,10 +12,11 @@ from typing import Literal
 
 import numpy as np
 
-from gemma_export.checkpoint import BLOCK_ELEMENTS
-from gemma_export.config import GemmaConfig
-from gemma_export.prompts import JUDGED, PROMPTS, long_length
-from gemma_export.quantize.recipe import FLOAT, TABLE, Format, bits_per_weight
+from gemma_export.formats.blocks import BLOCK_ELEMENTS
+from gemma_export.formats.format import FLOAT, Format
+from gemma_export.model.config import TABLE, GemmaConfig
+from gemma_export.quantize.recipe import bits_per_weight
+from gemma_export.sidecars.prompts import JUDGED, PROMPTS, long_length
 from gemma_export.targets import Geometry
 from gemma_runtime.machine import format_bytes
 from gemma_runtime.manifest import AttentionKind, LayerCache
@@ -204,7 +205,7 @@ def _artifact(
 def _regions(
     config: GemmaConfig, formats: Mapping[str, Format], context_length: int, costs: _Costs
 ) -> Iterator[tuple[Component, int]]:
-    """Every tensor of the data file, as `targets/onnx_ops.py` lays them out."""
+    """Every tensor of the data file, as `targets/onnx/ops.py` lays them out."""
     shapes = config.tensor_shapes()
     for names in _products(config):
         for form, together in groupby(names, key=lambda name: formats.get(name, FLOAT)):

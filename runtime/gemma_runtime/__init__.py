@@ -7,9 +7,7 @@
 A backend's runtime is imported by `open_session`, not before.
 """
 
-from gemma_runtime.agreement import compare_logits
 from gemma_runtime.bundle import Bundle, open_bundle
-from gemma_runtime.chat import Message, encode_chat
 from gemma_runtime.errors import (
     BundleError,
     ContextFull,
@@ -18,7 +16,13 @@ from gemma_runtime.errors import (
     SessionError,
     TokenizerError,
 )
-from gemma_runtime.generate import (
+from gemma_runtime.manifest import SCHEMA_VERSION, Agreement, AttentionKind, LayerCache, Manifest
+from gemma_runtime.proof.agreement import compare_logits
+from gemma_runtime.proof.goldens import Golden, TopLogits, load_goldens
+from gemma_runtime.proof.verify import Limits, Verdict, Verification, verify, verify_bundle
+from gemma_runtime.session import FakeSession, Session, open_session
+from gemma_runtime.text.chat import Message, encode_chat
+from gemma_runtime.text.generate import (
     Conversation,
     Generation,
     StopReason,
@@ -26,18 +30,8 @@ from gemma_runtime.generate import (
     generate,
     generate_text,
 )
-from gemma_runtime.goldens import Golden, TopLogits, load_goldens
-from gemma_runtime.manifest import (
-    SCHEMA_VERSION,
-    Agreement,
-    AttentionKind,
-    LayerCache,
-    Manifest,
-)
-from gemma_runtime.sampler import Sampling
-from gemma_runtime.session import FakeSession, Session, open_session
-from gemma_runtime.tokenizer import Tokenizer, load_tokenizer
-from gemma_runtime.verify import Limits, Verdict, Verification, verify, verify_bundle
+from gemma_runtime.text.sampler import Sampling
+from gemma_runtime.text.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
     "SCHEMA_VERSION",

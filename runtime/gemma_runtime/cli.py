@@ -12,21 +12,21 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from gemma_runtime.bench import measure
-from gemma_runtime.bench_table import render_benchmark
 from gemma_runtime.bundle import Bundle, open_bundle
-from gemma_runtime.chat import Message, encode_chat
 from gemma_runtime.command import run_app
+from gemma_runtime.contents.inspection import compare_bundles, render_comparison
 from gemma_runtime.errors import ContextFull, TokenizerError
-from gemma_runtime.evaluate import evaluate_bundle, render_evaluation
-from gemma_runtime.generate import Conversation, Generation, TextGeneration, generate_text
-from gemma_runtime.inspection import compare_bundles, render_comparison
-from gemma_runtime.profile import profile_bundle, render_profile
-from gemma_runtime.sampler import Sampling
+from gemma_runtime.measure.bench import measure
+from gemma_runtime.measure.bench_table import render_benchmark
+from gemma_runtime.measure.profile import profile_bundle, render_profile
+from gemma_runtime.proof.evaluate import evaluate_bundle, render_evaluation
+from gemma_runtime.proof.teacher import read_segments
+from gemma_runtime.proof.verify import Verdict, render_verification, verify_bundle
 from gemma_runtime.session import open_session
-from gemma_runtime.teacher import read_segments
-from gemma_runtime.tokenizer import Tokenizer, load_tokenizer
-from gemma_runtime.verify import Verdict, render_verification, verify_bundle
+from gemma_runtime.text.chat import Message, encode_chat
+from gemma_runtime.text.generate import Conversation, Generation, TextGeneration, generate_text
+from gemma_runtime.text.sampler import Sampling
+from gemma_runtime.text.tokenizer import Tokenizer, load_tokenizer
 
 _HELP = """Run, check and measure the bundles that gemma-export writes. Needs no torch.
 

@@ -18,9 +18,9 @@ import msgspec
 
 from gemma_runtime.bundle import Bundle, open_bundle
 from gemma_runtime.cli import run_command
-from gemma_runtime.generate import generate
+from gemma_runtime.proof.verify import Verification
 from gemma_runtime.session import open_session
-from gemma_runtime.verify import Verification
+from gemma_runtime.text.generate import generate
 
 PROMPT = (2, 300, 301)
 COUNT = 64  # as many as tiny_tokens.json has

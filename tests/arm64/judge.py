@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gemma_runtime.agreement import compare_logits
-from gemma_runtime.goldens import top_logits
 from gemma_runtime.manifest import Agreement
+from gemma_runtime.proof.agreement import compare_logits
+from gemma_runtime.proof.goldens import top_logits
 from tests.arm64.answers import Answer, load_answers
 
 NATIVE = "executorch-int4"

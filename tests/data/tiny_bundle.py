@@ -19,8 +19,8 @@ from gemma_export.pipeline import ExportRequest, export_bundles
 from gemma_export.progress import QuietReporter
 from gemma_export.quantize.recipe import find_recipe
 from gemma_runtime.bundle import Bundle
-from gemma_runtime.generate import generate
 from gemma_runtime.session import open_session
+from gemma_runtime.text.generate import generate
 from tests.export.models import Tiny
 from tests.runtime.conftest import small_tokenizer
 

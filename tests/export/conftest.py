@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gemma_export.batch_ops import BatchOps, hold
 from gemma_export.checkpoint.folder import FolderCheckpoint, open_folder
-from gemma_export.decoder import decoder
+from gemma_export.model.batch_ops import BatchOps, hold
+from gemma_export.model.config import TABLE
+from gemma_export.model.decoder import decoder
 from gemma_export.pipeline import ExportRequest, export_bundles
 from gemma_export.progress import QuietReporter, Stage, Tick
-from gemma_export.quantize.calibration import Calibration
-from gemma_export.quantize.calibrator import Calibrator
-from gemma_export.quantize.recipe import TABLE, find_recipe
+from gemma_export.quantize.calibrate.text import Calibration
+from gemma_export.quantize.calibrate.workspace import Calibrator
+from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
 from gemma_export.targets import NO_OPTIONS, TargetOptions
 from gemma_runtime.bundle import Bundle

@@ -16,9 +16,9 @@ from gemma_export.cli import run
 from gemma_export.memory import parse_bytes
 from gemma_runtime.bundle import open_bundle
 from gemma_runtime.errors import MemoryLimit
-from gemma_runtime.goldens import load_goldens
+from gemma_runtime.proof.goldens import load_goldens
+from gemma_runtime.proof.verify import Verdict, verify
 from gemma_runtime.session import open_session
-from gemma_runtime.verify import Verdict, verify
 from tests.export.models import GEMMA2, GEMMA3, save_tiny
 
 _CLI = [

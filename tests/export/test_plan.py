@@ -13,13 +13,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from gemma_export.config import GemmaConfig
+from gemma_export.model.config import GemmaConfig
+from gemma_export.model.sizes import OFFICIAL, Official, find_official
 from gemma_export.plan import Plan, make_plan
 from gemma_export.plan_table import render_plan
 from gemma_export.quantize.recipe import RECIPES, find_recipe
-from gemma_export.sizes import OFFICIAL, Official, find_official
 from gemma_export.targets import Geometry, load_target
-from gemma_export.targets.onnx import DATA
+from gemma_export.targets.onnx.target import DATA
 from tests.export.conftest import Export, TinyCheckpoint
 
 MIB = 1 << 20

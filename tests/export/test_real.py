@@ -7,12 +7,12 @@ from gemma_export.pipeline import ExportRequest, export_bundles
 from gemma_export.progress import QuietReporter
 from gemma_export.quantize.recipe import find_recipe
 from gemma_runtime.bundle import Bundle
-from gemma_runtime.generate import generate
-from gemma_runtime.goldens import load_goldens
-from gemma_runtime.inspection import compare_bundles
+from gemma_runtime.contents.inspection import compare_bundles
+from gemma_runtime.proof.goldens import load_goldens
+from gemma_runtime.proof.verify import Verdict, measure_lowering, verify_bundle
 from gemma_runtime.session import open_session
-from gemma_runtime.tokenizer import load_tokenizer
-from gemma_runtime.verify import Verdict, measure_lowering, verify_bundle
+from gemma_runtime.text.generate import generate
+from gemma_runtime.text.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.real
 

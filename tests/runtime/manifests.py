@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gemma_runtime.bundle import MANIFEST, Bundle, describe_files
-from gemma_runtime.goldens import Golden, save_goldens
 from gemma_runtime.manifest import (
     SCHEMA_VERSION,
     Agreement,
@@ -20,6 +19,7 @@ from gemma_runtime.manifest import (
     Target,
     TensorSpec,
 )
+from gemma_runtime.proof.goldens import Golden, save_goldens
 
 ARTIFACT = "model.onnx"
 DIGEST = "0" * 64

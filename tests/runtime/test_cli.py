@@ -14,9 +14,9 @@ import pytest
 
 from gemma_runtime.bundle import MANIFEST, Bundle, describe_files
 from gemma_runtime.cli import run_command
-from gemma_runtime.generate import Generation
-from gemma_runtime.goldens import Golden, load_goldens, save_goldens
 from gemma_runtime.manifest import Manifest
+from gemma_runtime.proof.goldens import Golden, load_goldens, save_goldens
+from gemma_runtime.text.generate import Generation
 from tests.runtime.manifests import write_bundle
 from tests.runtime.real_bundles import export_random
 

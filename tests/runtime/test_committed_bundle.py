@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 from gemma_runtime.bundle import open_bundle
-from gemma_runtime.generate import generate
+from gemma_runtime.proof.verify import Verdict, verify_bundle
 from gemma_runtime.session import open_session
-from gemma_runtime.verify import Verdict, verify_bundle
+from gemma_runtime.text.generate import generate
 
 TINY = Path(__file__).parents[1] / "data" / "tiny"
 

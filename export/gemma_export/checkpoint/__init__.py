@@ -1,6 +1,6 @@
 """Checkpoints: tensors one block of rows at a time, whatever file they come from."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -8,10 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gemma_export.config import GemmaConfig
+from gemma_export.model.config import GemmaConfig
 from gemma_runtime.errors import CheckpointError
-
-BLOCK_ELEMENTS = 1 << 20  # 4 MiB of float32: what one block of rows may hold
 
 
 class Checkpoint(Protocol):
@@ -65,14 +63,6 @@ class SourceWeight:
 
     def rows(self, start: int, stop: int) -> Tensor:
         return self.checkpoint.rows(self.name, start, stop)
-
-
-def row_blocks(shape: tuple[int, ...], step: int | None = None) -> Iterator[tuple[int, int]]:
-    """Cut a tensor's rows into blocks of `step`, or else of at most BLOCK_ELEMENTS elements."""
-    rows, width = shape[0], shape[1] if len(shape) > 1 else 1
-    step = step or max(1, BLOCK_ELEMENTS // width)
-    for start in range(0, rows, step):
-        yield start, min(rows, start + step)
 
 
 def check_tensors(

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemma_export.checkpoint import TokenizerFiles, check_finite, check_tensors, row_blocks
+from gemma_export.checkpoint import TokenizerFiles, check_finite, check_tensors
 from gemma_export.checkpoint.grid import grid_codes
 from gemma_export.checkpoint.packed import PackedMatrix, Places
 from gemma_export.checkpoint.packed_folder import check_method, split_packed
 from gemma_export.checkpoint.prequantized import Stored, grid_stored
-from gemma_export.checkpoint.safetensors import SafetensorsFile
-from gemma_export.config import GemmaConfig, config_from_hf, is_multimodal
-from gemma_export.quantize.pack import Codes
-from gemma_export.quantize.recipe import TABLE
+from gemma_export.formats.blocks import row_blocks
+from gemma_export.formats.codes import Codes
+from gemma_export.formats.safetensors import SafetensorsFile
+from gemma_export.model.config import TABLE, GemmaConfig, config_from_hf, is_multimodal
 from gemma_runtime.bundle import sha256_file
 from gemma_runtime.errors import CheckpointError, ConfigError
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gemma_export.checkpoint.prequantized import Stored
-from gemma_export.quantize.pack import Codes, pack
-from gemma_export.quantize.recipe import Format
+from gemma_export.formats.codes import Codes, pack
+from gemma_export.formats.format import Format
 
 Blocks = NDArray[np.uint8]  # (N, B, bytes of a block)
 STORED: Mapping[GGMLQuantizationType, Stored] = {

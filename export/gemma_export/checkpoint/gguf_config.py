@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gemma_export.checkpoint.gguf_file import GgufHeader, Value
-from gemma_export.config import GemmaConfig, config_from_hf
+from gemma_export.formats.gguf_file import GgufHeader, Value
+from gemma_export.model.config import GemmaConfig, config_from_hf
 from gemma_runtime.errors import ConfigError
 
 TOKENS = "tokenizer.ggml.tokens"

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from gemma_export.checkpoint.gguf_config import TOKENS
-from gemma_export.checkpoint.gguf_file import Value
+from gemma_export.formats.gguf_file import Value
 from gemma_runtime.errors import CheckpointError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # llama.cpp's llama_token_type

@@ -8,8 +8,8 @@ N rows, G groups per row, U groups not solved yet.
 import torch
 from torch import Tensor
 
-from gemma_export.quantize.pack import Codes, pack
-from gemma_export.quantize.recipe import INT4
+from gemma_export.formats.codes import Codes, pack
+from gemma_export.formats.format import INT4
 
 # What code the largest weight has: -8 by ggml's own rule, others where training chose the scale.
 _CODES = (-8, 7, -7, 6, -6, 5, -5, 4, -4, 3, -3, 2, -2, 1, -1, 8)

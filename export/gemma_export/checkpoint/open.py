@@ -5,8 +5,8 @@ from pathlib import Path
 
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.checkpoint.random import RandomCheckpoint
-from gemma_export.config import Family, GemmaConfig, config_from_hf
-from gemma_export.sizes import Official, find_official
+from gemma_export.model.config import Family, GemmaConfig, config_from_hf
+from gemma_export.model.sizes import Official, find_official
 from gemma_runtime.errors import CheckpointError, ConfigError
 
 DEMO = "demo"

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from gemma_export.checkpoint.prequantized import Stored
-from gemma_export.checkpoint.safetensors import SafetensorsFile
-from gemma_export.quantize.pack import Codes, pack
-from gemma_export.quantize.recipe import Format
+from gemma_export.formats.codes import Codes, pack
+from gemma_export.formats.format import Format
+from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_runtime.errors import ConfigError
 
 Places = Mapping[str, tuple[SafetensorsFile, str]]  # part of a module, e.g. qweight → where it lies

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gemma_export.checkpoint import TokenizerFiles
-from gemma_export.config import GemmaConfig
+from gemma_export.model.config import GemmaConfig
 
 _STRIP = 64  # rows that share a seed
 _NORM_SPREAD = 0.2  # norm gains are 1 ± this

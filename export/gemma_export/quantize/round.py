@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
-from gemma_export.quantize.pack import Codes, join, pack
-from gemma_export.quantize.recipe import Format, Rounding
+from gemma_export.formats.codes import Codes, join, pack
+from gemma_export.formats.format import Format
+from gemma_export.quantize.recipe import Rounding
 
 # Shares of the full range that a searched scale may cover: clipping the largest weight of a group
 # often costs less than the coarser steps for all others.

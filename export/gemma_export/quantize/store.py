@@ -17,18 +17,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gemma_export.checkpoint import Checkpoint, row_blocks
+from gemma_export.checkpoint import Checkpoint
 from gemma_export.checkpoint.prequantized import Prequantized
-from gemma_export.checkpoint.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
-from gemma_export.config import GemmaConfig
+from gemma_export.formats.blocks import row_blocks
+from gemma_export.formats.codes import Codes, dequantize
+from gemma_export.formats.format import FLOAT, Format
+from gemma_export.formats.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
+from gemma_export.model.config import TABLE, TABLE_FACTORS, GemmaConfig
 from gemma_export.parallel import in_order
 from gemma_export.progress import unheard
-from gemma_export.quantize.pack import Codes, dequantize
-from gemma_export.quantize.recipe import FLOAT, TABLE, TABLE_FACTORS, Format, Recipe, Rounding
+from gemma_export.quantize.recipe import Recipe, Rounding
 from gemma_export.quantize.round import round_rows
 from gemma_runtime.bundle import sweep_leftovers
 from gemma_runtime.cache import cache_folder
-from gemma_runtime.digests import combine_digests, parts_digest
+from gemma_runtime.contents.digests import combine_digests, parts_digest
 from gemma_runtime.errors import CheckpointError
 
 _VERSION = "2"  # of rounding and layout: raise it when either changes
@@ -83,7 +85,7 @@ class StoredWeight:
 class QuantizedStore:
     path: Path
     recipe: str
-    codes_digest: str  # see `gemma_runtime.digests`
+    codes_digest: str  # see `gemma_runtime.contents.digests`
     formats: Mapping[str, Format]
     file: SafetensorsFile
     shapes: Mapping[str, tuple[int, ...]]

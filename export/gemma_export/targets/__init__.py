@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Protocol
 
 from gemma_export.checkpoint import Checkpoint
-from gemma_export.config import GemmaConfig
-from gemma_export.quantize.recipe import Format
+from gemma_export.formats.format import Format
+from gemma_export.model.config import GemmaConfig
 from gemma_export.quantize.store import QuantizedStore
 from gemma_runtime.errors import MissingExtra, TargetError, nearest_first
 from gemma_runtime.manifest import Graph, LayerCache
 from gemma_runtime.manifest import Target as Runtime
 
 TARGETS: Mapping[str, str] = {
-    "onnx": "gemma_export.targets.onnx:OnnxTarget",
-    "executorch": "gemma_export.targets.executorch:ExecutorchTarget",
-    "coreml": "gemma_export.targets.coreml:CoremlTarget",
-    "coreai": "gemma_export.targets.coreai:CoreaiTarget",
-    "gguf": "gemma_export.targets.gguf:GgufTarget",
+    "onnx": "gemma_export.targets.onnx.target:OnnxTarget",
+    "executorch": "gemma_export.targets.executorch.target:ExecutorchTarget",
+    "coreml": "gemma_export.targets.coreml.target:CoremlTarget",
+    "coreai": "gemma_export.targets.coreai.target:CoreaiTarget",
+    "gguf": "gemma_export.targets.gguf.target:GgufTarget",
 }
 # Written with a beta's API: asked for by name, so that nothing else breaks when it changes.
 BETAS = frozenset({"coreai"})

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from gemma_runtime.backends.chunk_inputs import Array, ChunkInputs
+from gemma_runtime.backends.step_session import StepSession
 from gemma_runtime.bundle import Bundle, sha256_file
-from gemma_runtime.chunk_inputs import Array, ChunkInputs
 from gemma_runtime.errors import MissingExtra, SessionError
 from gemma_runtime.manifest import Graph, Manifest
 from gemma_runtime.quiet import captured_stderr, quiet
 from gemma_runtime.session import Logits
-from gemma_runtime.step_session import StepSession
 
 if TYPE_CHECKING:
     from coreai.runtime import InferenceFunction, InferenceFunctionDescriptor, NDArray

@@ -12,15 +12,15 @@ from typing import Protocol
 
 import numpy as np
 
+from gemma_runtime.backends.chunk_inputs import Array, ChunkInputs
+from gemma_runtime.backends.embedding_table import EmbeddingTable
+from gemma_runtime.backends.step_session import StepSession
 from gemma_runtime.bundle import Bundle
-from gemma_runtime.chunk_inputs import Array, ChunkInputs
-from gemma_runtime.embedding_table import EmbeddingTable
 from gemma_runtime.errors import MissingExtra
 from gemma_runtime.manifest import Graph, Manifest
 from gemma_runtime.mil.interpreter import Program
 from gemma_runtime.quiet import quiet
 from gemma_runtime.session import Logits
-from gemma_runtime.step_session import StepSession
 
 FUNCTIONS = ("prefill", "decode")
 

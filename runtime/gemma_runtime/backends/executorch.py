@@ -11,12 +11,12 @@ from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING
 
 from gemma_runtime.backends.executorch_native import NativeEngine, named_runner
+from gemma_runtime.backends.step_session import StepSession
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import MissingExtra, SessionError
 from gemma_runtime.machine import physical_cores
 from gemma_runtime.quiet import captured_stderr, quiet
 from gemma_runtime.session import Logits, check_runtime
-from gemma_runtime.step_session import StepSession
 
 if TYPE_CHECKING:
     from executorch.devtools.inspector import Event

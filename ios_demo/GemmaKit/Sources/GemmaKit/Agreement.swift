@@ -1,6 +1,6 @@
 import Foundation
 
-/// How far one set of logits is from another. Plain figures, no verdict; definitions as in `gemma_runtime/agreement.py`.
+/// How far one set of logits is from another. Plain figures, no verdict; definitions as in `gemma_runtime/proof/agreement.py`.
 public struct Agreement: Equatable {
     public let positions: Int
     public let top1: Double  // share of positions with the same most likely token

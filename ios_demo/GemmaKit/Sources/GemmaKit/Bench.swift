@@ -30,7 +30,7 @@ public struct Benchmark: Equatable {
     public let tokenP95Millis: Spread
 }
 
-/// The tokens that are run, as in `gemma_runtime/bench.py`: the usual prompts, as far as they fit.
+/// The tokens that are run, as in `gemma_runtime/measure/bench.py`: the usual prompts, as far as they fit.
 public struct Workload: Equatable {
     public let promptLengths: [Int]
     public let decodePrompt: Int

@@ -4,7 +4,7 @@ import Foundation
 /// how each is rotated.
 ///
 /// The caller brings cosines, masks and slots, so that the program computes no index. T tokens of a
-/// chunk, padded to a fixed length; S slots, D head size. As in `gemma_runtime/chunk_inputs.py`.
+/// chunk, padded to a fixed length; S slots, D head size. As in `gemma_runtime/backends/chunk_inputs.py`.
 public struct CoreMLInputs {
     public let position: Int
     public let count: Int  // tokens of the chunk that are not padding

@@ -1,6 +1,6 @@
 package gemma.core
 
-/** How far one set of logits is from another. Plain figures, no verdict; definitions as in `gemma_runtime/agreement.py`. */
+/** How far one set of logits is from another. Plain figures, no verdict; definitions as in `gemma_runtime/proof/agreement.py`. */
 data class Agreement(
     val positions: Int,
     val top1: Double, // share of positions with the same most likely token

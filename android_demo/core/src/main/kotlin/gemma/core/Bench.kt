@@ -21,7 +21,7 @@ data class Benchmark(
     val tokenP95Ms: Spread,
 )
 
-/** The tokens that are run, as in `gemma_runtime/bench.py`: the usual prompts, as far as they fit. */
+/** The tokens that are run, as in `gemma_runtime/measure/bench.py`: the usual prompts, as far as they fit. */
 data class Workload(val promptLengths: List<Int>, val decodePrompt: Int, val newTokens: Int) {
     companion object {
         fun of(contextLength: Int, newTokens: Int = NEW_TOKENS): Workload {

@@ -1,0 +1,80 @@
+"""GGUF's header, written: the inverse of `gguf_file.read_header`, version 3."""
+
+import math
+import struct
+from collections.abc import Mapping
+from typing import BinaryIO
+
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from numpy.typing import NDArray
+
+from gemma_export.formats.gguf_file import Value
+
+ALIGNMENT = 32  # of every tensor, where no key says otherwise
+_STRING, _ARRAY = 8, 9
+_DTYPES: Mapping[str, int] = {
+    "uint8": 0,
+    "int8": 1,
+    "uint16": 2,
+    "int16": 3,
+    "uint32": 4,
+    "int32": 5,
+    "float32": 6,
+    "bool": 7,
+    "uint64": 10,
+    "int64": 11,
+    "float64": 12,
+}
+
+TensorType = tuple[tuple[int, ...], GGMLQuantizationType]  # shape, rows first
+
+
+def write_header(
+    file: BinaryIO, metadata: Mapping[str, Value], tensors: Mapping[str, TensorType]
+) -> None:
+    """Keys, tensor infos and padding; the tensors follow in this order, each padded."""
+    file.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
+    for key, value in metadata.items():
+        file.write(_text(key) + _value(value))
+    offset = 0
+    for name, (shape, kind) in tensors.items():
+        dimensions = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
+        file.write(_text(name) + dimensions + struct.pack("<IQ", kind, offset))
+        offset += padded(tensor_bytes(shape, kind))
+    file.write(bytes(-file.tell() % ALIGNMENT))
+
+
+def tensor_bytes(shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
+    block, block_bytes = GGML_QUANT_SIZES[kind]
+    return math.prod(shape) // block * block_bytes
+
+
+def padded(length: int) -> int:
+    return length + -length % ALIGNMENT
+
+
+def _value(value: Value) -> bytes:
+    """A type and the value: whole numbers are uint32, others float32, as llama.cpp reads them."""
+    if isinstance(value, str):
+        return struct.pack("<I", _STRING) + _text(value)
+    if isinstance(value, list):
+        counted = struct.pack("<IIQ", _ARRAY, _STRING, len(value))
+        return counted + b"".join(map(_text, value))
+    if isinstance(value, np.ndarray):
+        return _array(value)
+    kind, form = ("bool", "?") if isinstance(value, bool) else ("uint32", "I")
+    if isinstance(value, float):
+        kind, form = "float32", "f"
+    return struct.pack(f"<I{form}", _DTYPES[kind], value)
+
+
+def _array(values: NDArray[np.generic]) -> bytes:
+    little = values.astype(values.dtype.newbyteorder("<"))
+    kind = _DTYPES[values.dtype.name]
+    return struct.pack("<IIQ", _ARRAY, kind, len(values)) + little.tobytes()
+
+
+def _text(text: str) -> bytes:
+    encoded = text.encode()
+    return struct.pack("<Q", len(encoded)) + encoded

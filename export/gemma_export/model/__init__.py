@@ -1,0 +1,1 @@
+"""Gemma as data, and its decoder written once for every target."""

@@ -1,0 +1,336 @@
+"""Gemma 2 and 3 as data. Code asks these fields, never which family it is.
+
+Sources: Hugging Face `configuration_gemma2.py` and `configuration_gemma3.py`, and
+google/gemma_pytorch `config.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+
+from gemma_runtime.errors import ConfigError
+from gemma_runtime.manifest import AttentionKind, LayerCache, Rope
+
+Json = Mapping[str, Any]
+Family = Literal["gemma2", "gemma3"]
+
+TABLE = "model.embed_tokens.weight"  # embedding and head: one tensor, tied
+TABLE_FACTORS = "model.embed_tokens.factors"  # (M,) float32 beside it, where it has some
+
+_FAMILIES: Mapping[str, Family] = {"gemma2": "gemma2", "gemma3_text": "gemma3"}
+_KINDS = {"sliding_attention": AttentionKind.LOCAL, "full_attention": AttentionKind.GLOBAL}
+_HF_NAMES = {kind: name for name, kind in _KINDS.items()}
+
+# What transformers fills in where a config.json is silent; Gemma 3's multimodal ones often are.
+_DEFAULTS: Mapping[Family, Json] = {
+    "gemma2": {
+        "vocab_size": 256000,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 8192,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "rms_norm_eps": 1e-6,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "eos_token_id": 1,
+    },
+    "gemma3": {
+        "vocab_size": 262208,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131072,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "rms_norm_eps": 1e-6,
+        "eos_token_id": 1,
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """All that tells one attention layer from another."""
+
+    index: int
+    kind: AttentionKind
+    window: int | None  # tokens a query sees, itself included; None on global layers
+    rope: Rope
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float  # logits = scale · q·k
+    softcap: float | None  # cap · tanh(logits / cap), before the mask
+
+
+@dataclass(frozen=True, slots=True)
+class GemmaConfig:
+    family: Family
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    kinds: tuple[AttentionKind, ...]  # one per layer
+    sliding_window: int
+    max_position: int
+    query_scale: float  # query_pre_attn_scalar ** -0.5
+    ropes: Mapping[AttentionKind, Rope]
+    rms_norm_eps: float
+    qk_norm: bool
+    attn_softcap: float | None
+    final_softcap: float | None
+    embed_scale: float  # sqrt(hidden_size), rounded to the dtype the model was trained in
+    bos_token: int
+    eos_tokens: tuple[int, ...]
+
+    @property
+    def layers(self) -> tuple[LayerSpec, ...]:
+        return tuple(
+            LayerSpec(
+                index=index,
+                kind=kind,
+                window=self.sliding_window if kind is AttentionKind.LOCAL else None,
+                rope=self.ropes[kind],
+                heads=self.heads,
+                kv_heads=self.kv_heads,
+                head_dim=self.head_dim,
+                scale=self.query_scale,
+                softcap=self.attn_softcap,
+            )
+            for index, kind in enumerate(self.kinds)
+        )
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every weight by its Hugging Face name. The head is the embedding table."""
+        shapes: dict[str, tuple[int, ...]] = {
+            "model.embed_tokens.weight": (self.vocab_size, self.hidden_size)
+        }
+        for index in range(len(self.kinds)):
+            for name, shape in self._layer_shapes().items():
+                shapes[f"model.layers.{index}.{name}.weight"] = shape
+        shapes["model.norm.weight"] = (self.hidden_size,)
+        return shapes
+
+    def _layer_shapes(self) -> dict[str, tuple[int, ...]]:
+        width, q, kv = self.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        shapes: dict[str, tuple[int, ...]] = {
+            "input_layernorm": (width,),
+            "self_attn.q_proj": (q, width),
+            "self_attn.k_proj": (kv, width),
+            "self_attn.v_proj": (kv, width),
+            "self_attn.o_proj": (width, q),
+            "post_attention_layernorm": (width,),
+            "pre_feedforward_layernorm": (width,),
+            "mlp.gate_proj": (self.intermediate_size, width),
+            "mlp.up_proj": (self.intermediate_size, width),
+            "mlp.down_proj": (width, self.intermediate_size),
+            "post_feedforward_layernorm": (width,),
+        }
+        if self.qk_norm:
+            shapes["self_attn.q_norm"] = shapes["self_attn.k_norm"] = (self.head_dim,)
+        return shapes
+
+    @property
+    def parameters(self) -> int:
+        return sum(int(np.prod(shape)) for shape in self.tensor_shapes().values())
+
+
+def config_from_hf(config: Json) -> GemmaConfig:
+    """Read a `config.json`: Gemma 2 or Gemma 3, old or nested rope fields, text or multimodal.
+
+    Raises ConfigError for another model, and for a field that is missing or makes no sense.
+    """
+    text = _text_config(config)
+    family = _FAMILIES[text["model_type"]]
+    _check_supported(text)
+    hidden = _positive(text, "hidden_size")
+    heads, kv_heads = _positive(text, "num_attention_heads"), _positive(text, "num_key_value_heads")
+    if heads % kv_heads:
+        raise ConfigError(f"num_attention_heads {heads} is no multiple of {kv_heads} kv heads")
+    return GemmaConfig(
+        family=family,
+        vocab_size=_positive(text, "vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=_positive(text, "intermediate_size"),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=_even(text, "head_dim"),
+        kinds=_kinds(text, family),
+        sliding_window=_positive(text, "sliding_window"),
+        max_position=_positive(text, "max_position_embeddings"),
+        query_scale=_positive_float(text, "query_pre_attn_scalar") ** -0.5,
+        ropes=_ropes(text, family),
+        rms_norm_eps=_positive_float(text, "rms_norm_eps"),
+        qk_norm=family == "gemma3",
+        attn_softcap=_softcap(text, "attn_logit_softcapping"),
+        final_softcap=_softcap(text, "final_logit_softcapping"),
+        embed_scale=_embed_scale(hidden, _dtype(config, text)),
+        bos_token=_bos(config, text),
+        eos_tokens=_eos(config, text),
+    )
+
+
+def is_multimodal(config: Json) -> bool:
+    return isinstance(config.get("text_config"), Mapping)
+
+
+def cache_layout(
+    config: GemmaConfig, context_length: int, local_slack: int | None
+) -> tuple[LayerCache, ...]:
+    """Slots of every layer: the context on global layers, the window plus slack on local ones.
+
+    `local_slack=None` gives local layers the whole context too.
+    """
+    return tuple(
+        LayerCache(
+            kind=layer.kind,
+            window=layer.window,
+            slots=context_length
+            if layer.window is None or local_slack is None
+            else min(context_length, layer.window + local_slack),
+            kv_heads=layer.kv_heads,
+            head_dim=layer.head_dim,
+        )
+        for layer in config.layers
+    )
+
+
+def _text_config(config: Json) -> Json:
+    text = config["text_config"] if is_multimodal(config) else config
+    kind = str(text.get("model_type"))
+    if kind not in _FAMILIES:
+        raise ConfigError(
+            f"model_type {kind!r} is not supported; expected gemma2, gemma3_text, or a gemma3 "
+            "config with a text_config"
+        )
+    return {**_DEFAULTS[_FAMILIES[kind]], **text}
+
+
+def _check_supported(text: Json) -> None:
+    activation = text.get("hidden_activation") or text.get("hidden_act") or "gelu_pytorch_tanh"
+    if activation != "gelu_pytorch_tanh":
+        _refuse("hidden_activation", activation, "gelu_pytorch_tanh")
+    if text.get("attention_bias"):
+        _refuse("attention_bias", True, "false")
+    if text.get("use_bidirectional_attention"):
+        _refuse("use_bidirectional_attention", True, "false: a causal language model")
+    if text.get("tie_word_embeddings") is False:
+        _refuse("tie_word_embeddings", False, "true: Gemma's head is its embedding table")
+
+
+def _kinds(text: Json, family: Family) -> tuple[AttentionKind, ...]:
+    """Gemma 2: even layers are local. Gemma 3: every sixth layer is global."""
+    count = _positive(text, "num_hidden_layers")
+    types = text.get("layer_types")
+    if types is None:
+        period = 2 if family == "gemma2" else _pattern(text)
+        last = period - 1
+        return tuple(
+            AttentionKind.GLOBAL if index % period == last else AttentionKind.LOCAL
+            for index in range(count)
+        )
+    if len(types) != count or not set(types) <= set(_KINDS):
+        _refuse("layer_types", types, f"{count} of {', '.join(_KINDS)}")
+    return tuple(_KINDS[name] for name in types)
+
+
+def _pattern(text: Json) -> int:
+    for key in ("sliding_window_pattern", "_sliding_window_pattern"):
+        if key in text:
+            return _positive(text, key)
+    return 6
+
+
+def _ropes(text: Json, family: Family) -> Mapping[AttentionKind, Rope]:
+    """The nested `rope_parameters` of transformers 5, or the flat fields before it."""
+    nested = text.get("rope_parameters")
+    if isinstance(nested, Mapping) and set(nested) >= set(_KINDS):
+        return {kind: _rope(nested[_HF_NAMES[kind]]) for kind in AttentionKind}
+    if isinstance(nested, Mapping) and family == "gemma2":
+        return dict.fromkeys(AttentionKind, _rope(nested))
+    scaling = text.get("rope_scaling") or {}
+    if family == "gemma2":
+        rope = _rope({"rope_theta": text.get("rope_theta", 10_000.0), **scaling})
+        return dict.fromkeys(AttentionKind, rope)
+    return {
+        AttentionKind.LOCAL: Rope(float(text.get("rope_local_base_freq", 10_000.0)), 1.0),
+        AttentionKind.GLOBAL: _rope({"rope_theta": text.get("rope_theta", 1_000_000.0), **scaling}),
+    }
+
+
+def _rope(fields: Json) -> Rope:
+    kind = fields.get("rope_type") or fields.get("type") or "default"
+    if kind not in ("default", "linear"):
+        _refuse("rope_type", kind, "default or linear")
+    factor = _positive_float(fields, "factor") if kind == "linear" else 1.0
+    return Rope(_positive_float(fields, "rope_theta"), factor)
+
+
+def _embed_scale(hidden_size: int, dtype: str) -> float:
+    """sqrt(hidden_size) in the checkpoint's dtype: 59.75, not 59.8665, for a bfloat16 9b."""
+    scale = np.float32(hidden_size**0.5)
+    if dtype.removeprefix("torch.") != "bfloat16":
+        return float(scale)
+    bits = int(scale.view(np.uint32))
+    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000  # round to nearest even
+    return float(np.uint32(bits).view(np.float32))
+
+
+def _dtype(config: Json, text: Json) -> str:
+    for source in (text, config):
+        for key in ("dtype", "torch_dtype"):
+            if isinstance(source.get(key), str):
+                return str(source[key])
+    return "bfloat16"
+
+
+def _bos(config: Json, text: Json) -> int:
+    for source in (text, config):
+        if isinstance(source.get("bos_token_id"), int):
+            return int(source["bos_token_id"])
+    return 2
+
+
+def _eos(config: Json, text: Json) -> tuple[int, ...]:
+    for source in (config, text):
+        value = source.get("eos_token_id")
+        if isinstance(value, int):
+            return (value,)
+        if isinstance(value, list) and value and all(isinstance(x, int) for x in value):
+            return tuple(value)
+    _refuse("eos_token_id", text.get("eos_token_id"), "a token id or a list of them")
+
+
+def _softcap(text: Json, key: str) -> float | None:
+    return None if text.get(key) is None else _positive_float(text, key)
+
+
+def _positive(text: Json, key: str) -> int:
+    value = text.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        _refuse(key, value, "a whole number above 0")
+    return value
+
+
+def _even(text: Json, key: str) -> int:
+    value = _positive(text, key)
+    if value % 2:
+        _refuse(key, value, "an even number, since rope rotates pairs")
+    return value
+
+
+def _positive_float(text: Json, key: str) -> float:
+    value = text.get(key)
+    if not isinstance(value, int | float) or not 0 < value < float("inf"):
+        _refuse(key, value, "a number above 0")
+    return float(value)
+
+
+def _refuse(key: str, found: object, expected: str) -> NoReturn:
+    raise ConfigError(f"config: {key} is {found!r}, expected {expected}")

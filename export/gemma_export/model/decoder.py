@@ -1,0 +1,56 @@
+"""Gemma, once. Every target is an implementation of `Ops` that this function drives."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from gemma_export.model.config import GemmaConfig, LayerSpec
+from gemma_export.model.ops import Ops, Weight
+
+V = TypeVar("V")
+W = TypeVar("W", bound=Weight)
+
+
+def decoder(ops: Ops[V, W], config: GemmaConfig, weight: Callable[[str], W]) -> V:
+    """Tokens to logits. `weight` finds a weight by its Hugging Face name."""
+    table = weight("model.embed_tokens.weight")
+    x = ops.embed(table, config.embed_scale)
+    h = ops.norm(x, weight(norm_before(config, 0)))
+    for layer in config.layers:
+        x, h = decoder_layer(ops, config, layer, weight, x, h)
+    return ops.logits(h, table, config.final_softcap)
+
+
+def decoder_layer(
+    ops: Ops[V, W],
+    config: GemmaConfig,
+    layer: LayerSpec,
+    weight: Callable[[str], W],
+    x: V,
+    h: V,
+) -> tuple[V, V]:
+    """One layer: residual x and its norm h, to the same of the next layer, or of the head."""
+
+    def own(name: str) -> W:
+        return weight(f"model.layers.{layer.index}.{name}.weight")
+
+    q, k, v = ops.project(h, [own(f"self_attn.{n}_proj") for n in "qkv"])
+    if config.qk_norm:
+        q = ops.head_norm(q, own("self_attn.q_norm"), layer.heads)
+        k = ops.head_norm(k, own("self_attn.k_norm"), layer.kv_heads)
+    attended = ops.attend(q, k, v, layer)
+    if layer.index + 1 == len(config.kinds):  # no later layer needs the other positions
+        x, attended = ops.wanted(x), ops.wanted(attended)
+    (branch,) = ops.project(attended, [own("self_attn.o_proj")])
+    post = own("post_attention_layernorm")
+    x, h = ops.add_norm(x, branch, post, own("pre_feedforward_layernorm"))
+    gate, up = ops.project(h, [own(f"mlp.{n}_proj") for n in ("gate", "up")])
+    (branch,) = ops.project(ops.geglu(gate, up), [own("mlp.down_proj")])
+    post = own("post_feedforward_layernorm")
+    return ops.add_norm(x, branch, post, weight(norm_before(config, layer.index + 1)))
+
+
+def norm_before(config: GemmaConfig, index: int) -> str:
+    """The gain in front of a layer; in front of the head for the index after the last."""
+    if index == len(config.kinds):
+        return "model.norm.weight"
+    return f"model.layers.{index}.input_layernorm.weight"

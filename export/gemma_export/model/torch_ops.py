@@ -1,0 +1,132 @@
+"""The reference: float32, eager, the whole prompt at once.
+
+Weights stream through in blocks of rows, so a 27b is evaluated in the memory of one block.
+Checked against transformers' eager attention; its sdpa path drops Gemma 2's softcap.
+
+Shapes: B batch, T tokens, M width, H query heads, K kv heads, G = H / K, D head size, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from gemma_export.formats.blocks import row_blocks
+from gemma_export.model.config import LayerSpec
+from gemma_export.model.ops import Weight, lookup_scale
+from gemma_export.parallel import in_order
+from gemma_runtime.backends.rope import rope_angles
+from gemma_runtime.manifest import Rope
+
+
+class TorchOps:
+    """Gives the logits of the last `judged` positions of every prompt: (B, judged, V)."""
+
+    def __init__(self, tokens: Tensor, epsilon: float, judged: int | None = None) -> None:
+        self._tokens = tokens  # (B, T)
+        self._epsilon = epsilon
+        self._judged = min(judged or tokens.shape[1], tokens.shape[1])
+        self.max_abs = 0.0  # largest |residual|, what fp16 has to hold
+
+    def embed(self, table: Weight, scale: float) -> Tensor:
+        rows = [table.rows(t, t + 1) for t in self._tokens.flatten().tolist()]
+        return torch.cat(rows).view(*self._tokens.shape, -1) * lookup_scale(table, scale)
+
+    def norm(self, x: Tensor, gain: Weight) -> Tensor:
+        return functional.rms_norm(x, x.shape[-1:], 1 + _whole(gain), self._epsilon)
+
+    def head_norm(self, x: Tensor, gain: Weight, heads: int) -> Tensor:
+        return self.norm(x.view(*x.shape[:-1], heads, -1), gain).flatten(-2)
+
+    def project(self, x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
+        return [_matmul(x, weight) for weight in weights]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
+        q = rotate(split_heads(q, layer.heads), layer.rope)  # (B, H, T, D)
+        k = rotate(split_heads(k, layer.kv_heads), layer.rope)  # (B, K, T, D)
+        v = split_heads(v, layer.kv_heads)
+        seen = visible(q.shape[-2], layer.window)
+        # A kv head at a time: the scores of all of them at 4096 tokens are gigabytes.
+        queries, keys, values = (x.chunk(layer.kv_heads, 1) for x in (q, k, v))
+        heads = [
+            _attend(*shared, layer, seen) for shared in zip(queries, keys, values, strict=True)
+        ]
+        return torch.cat(heads, 1).transpose(1, 2).flatten(-2)  # (B, T, H · D)
+
+    def add_norm(
+        self, x: Tensor, branch: Tensor, post: Weight, then: Weight
+    ) -> tuple[Tensor, Tensor]:
+        x = x + self.norm(branch, post)
+        self.max_abs = max(self.max_abs, float(x.abs().max()))
+        return x, self.norm(x, then)
+
+    def geglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        return functional.gelu(gate, approximate="tanh") * up
+
+    def wanted(self, x: Tensor) -> Tensor:
+        return x[:, -self._judged :]
+
+    def logits(self, x: Tensor, table: Weight, softcap: float | None) -> Tensor:
+        y = _matmul(x, table)
+        return soft_cap_(y, softcap)
+
+
+def rotate(x: Tensor, rope: Rope) -> Tensor:
+    """Rotary embedding of (B, heads, T, D), halves paired as in Hugging Face's Gemma."""
+    length, width = x.shape[-2:]
+    angle = torch.from_numpy(rope_angles(rope, range(length), width))  # (T, D / 2)
+    cos, sin = angle.cos().float(), angle.sin().float()
+    return rotate_halves(x, cos, sin)
+
+
+def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn (…, T, D) by angles whose cosines and sines are (T, D / 2)."""
+    low, high = x.chunk(2, dim=-1)
+    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
+
+
+def soft_capped(x: Tensor, cap: float | None) -> Tensor:
+    """cap · tanh(x / cap), where there is a cap."""
+    return x if cap is None else (x / cap).tanh() * cap
+
+
+def soft_cap_(x: Tensor, cap: float | None) -> Tensor:
+    """The same in place."""
+    return x if cap is None else x.div_(cap).tanh_().mul_(cap)
+
+
+def visible(length: int, window: int | None) -> Tensor:
+    """Which keys a query sees: (T, T) bool. The window counts the query's own position."""
+    position = torch.arange(length)
+    distance = position[:, None] - position
+    return (distance >= 0) & (distance < (window or length))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec, seen: Tensor) -> Tensor:
+    """Queries (B, G, T, D) on the key and value (B, 1, T, D) that they share."""
+    scores = q @ k.transpose(-1, -2) * layer.scale  # (B, G, T, T)
+    scores = soft_cap_(scores, layer.softcap)
+    return scores.masked_fill_(~seen, float("-inf")).softmax(-1) @ v
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)  # (B, heads, T, D)
+
+
+def _whole(weight: Weight) -> Tensor:
+    return weight.rows(0, weight.shape[0])
+
+
+def _matmul(x: Tensor, weight: Weight) -> Tensor:
+    """x · wᵀ, a block of w to each core."""
+    y = x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+    def multiply(span: tuple[int, int]) -> None:
+        start, stop = span
+        with torch.inference_mode():  # a thread has its own mode
+            y[..., start:stop] = x @ weight.rows(start, stop).T
+
+    for _ in in_order(multiply, row_blocks(weight.shape)):
+        pass
+    return y

@@ -1,0 +1,1 @@
+"""Calibrated rounding: text, layers streamed past it, GPTQ, and the choice of bits."""

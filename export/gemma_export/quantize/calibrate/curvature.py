@@ -1,0 +1,181 @@
+"""What a matrix's rounding costs the model: a KL, not the distance of the matrix's own products.
+
+An error E (N, K) of a matrix moves the model's distribution by a KL of about ½ tr(E A Eᵀ C) nats
+per token: A is the Gram matrix of its inputs, C = E[g gᵀ] (N, N) weighs its outputs by `fisher`'s
+gradients. They are the Kronecker factors of Fisher's information (K-FAC,
+https://arxiv.org/abs/1503.05671). C is cut into blocks along its diagonal. E is of the recipe's own
+rounding, calibrated or not.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gemma_export.formats.blocks import row_blocks
+from gemma_export.formats.codes import dequantize
+from gemma_export.formats.format import Format
+from gemma_export.formats.safetensors import SafetensorsFile
+from gemma_export.model.config import TABLE, GemmaConfig, LayerSpec
+from gemma_export.parallel import in_order
+from gemma_export.progress import Tick
+from gemma_export.quantize.calibrate.arrange import arrange_channels
+from gemma_export.quantize.calibrate.fisher import (
+    back_bytes,
+    end_way_back,
+    information_peak_bytes,
+    leave_errors,
+    pass_back,
+    residuals_before,
+    start_way_back,
+    table_information,
+    way_bytes,
+)
+from gemma_export.quantize.calibrate.gptq import Inputs, gptq, prepare
+from gemma_export.quantize.calibrate.split import prepare_table
+from gemma_export.quantize.calibrate.stream import (
+    RESIDUAL,
+    layer_names,
+    load_layer,
+    observe_layer,
+    write_tensors,
+)
+from gemma_export.quantize.calibrate.workspace import Calibrator
+from gemma_export.quantize.recipe import fine_choices
+from gemma_export.quantize.round import round_rows
+
+_WIDEST = 2048  # outputs of one block of C
+_SPARSE = 4  # of so many blocks of a table, one is rounded by gptq
+_MOST_TRIED = 5  # numbers of channels in 8 bits
+_ROUND = 20  # times as long as passing by its weights a table's loss takes
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """KL per token, in nats."""
+
+    matrices: Mapping[str, float]  # that each costs when it is rounded alone
+    table: Mapping[int, float]  # that the table costs with so many of its channels in 8 bits
+
+
+def measure_losses(work: Calibrator, tick: Tick) -> Losses:
+    """Takes up what is there: the losses of a layer are kept as soon as they are known."""
+    config, table = work.checkpoint.config, work.file("loss-table")
+    if not table.exists():
+        for layer in reversed(config.layers[: start_way_back(work, tick)]):
+            _measure_layer(work, layer)
+            tick(f"layer {layer.index}, back", back_bytes(config))
+        found = _table_losses(work, tick)
+        write_tensors(table, {str(fine): torch.tensor([loss]) for fine, loss in found.items()})
+    end_way_back(work)
+    matrices: dict[str, float] = {}
+    for layer in config.layers:
+        matrices |= _read_losses(work.file("loss", layer.index))
+    return Losses(matrices, {int(fine): loss for fine, loss in _read_losses(table).items()})
+
+
+def loss_bytes(work: Calibrator) -> int:
+    """Of weights that are still to be passed by, for progress."""
+    if work.file("loss-table").exists():
+        return 0
+    shape = work.checkpoint.config.tensor_shapes()[TABLE]
+    return way_bytes(work) + len(_fine_tried(work)) * _ROUND * 4 * shape[0] * shape[1]
+
+
+def loss_peak_bytes(config: GemmaConfig) -> int:
+    """Memory that measuring takes beside the libraries, at most."""
+    shapes = [config.tensor_shapes()[name] for name in layer_names(config, 0)]
+    blocks = sum(4 * s[0] ** 2 // _blocks_of(s[0]) for s in shapes if len(s) == 2)
+    inputs = {s[1] for s in shapes if len(s) == 2}
+    grams = sum(n**2 for n in inputs)
+    return information_peak_bytes(config, blocks) + 4 * (grams + 5 * max(inputs) ** 2)
+
+
+def _measure_layer(work: Calibrator, layer: LayerSpec) -> None:
+    """The losses of a layer's matrices, and the errors that the layer in front of it gets.
+
+    Rounded for one half of the sequences, judged by the other: on its own text, GPTQ looks better
+    than it is.
+    """
+    weights, formats = load_layer(work.checkpoint, layer.index), work.formats()
+    source = residuals_before(work, layer)
+    count = SafetensorsFile(source).tensors[RESIDUAL].shape[0]
+    halves = slice((count + 1) // 2), slice(count // 2, None)  # one sequence alone is in both
+    known, unseen = (
+        observe_layer(source, work.checkpoint.config, layer, weights, half) for half in halves
+    )
+    errors, curvatures = pass_back(work, layer, _outer)
+
+    def measure(name: str) -> float:
+        inputs = prepare(known[name]) if work.recipe.rule(name).rounding == "gptq" else None
+        error = _rounding_error(weights[name], formats[name], inputs)
+        return _loss(error, unseen[name], curvatures[name])
+
+    losses = dict(zip(curvatures, in_order(measure, curvatures), strict=True))
+    write_tensors(work.file("loss", layer.index), {n: torch.tensor([v]) for n, v in losses.items()})
+    leave_errors(work, layer, errors)
+
+
+def _outer(gradients: Tensor) -> Tensor:
+    """Σ g gᵀ over (P, N), in blocks: (n, N / n, N / n)."""
+    parts = gradients.view(len(gradients), _blocks_of(gradients.shape[1]), -1).transpose(0, 1)
+    return parts.transpose(1, 2) @ parts  # parts are (n, P, N / n)
+
+
+def _blocks_of(rows: int) -> int:
+    """Into how many blocks the outputs of a matrix of so many are cut."""
+    return next(n for n in range(-(-rows // _WIDEST), rows + 1) if rows % n == 0)
+
+
+def _loss(error: Tensor, gram: Tensor, curvature: Tensor) -> float:
+    """½ tr(E A Eᵀ C), with E (N, K), A (K, K) and the blocks of C (n, b, b)."""
+    products = (error @ gram).view(len(curvature), -1, error.shape[1])
+    return 0.5 * float((products * (curvature @ error.view_as(products))).sum())
+
+
+def _fine_tried(work: Calibrator) -> list[int]:
+    """Of the numbers of channels that the table may hold in 8 bits, some; where gptq rounds it."""
+    width = work.checkpoint.config.hidden_size
+    some = list(fine_choices(width)) if work.recipe.rule(TABLE).rounding == "gptq" else []
+    return [0, *some[:: -(-len(some) // _MOST_TRIED) or 1]]
+
+
+def _table_losses(work: Calibrator, tick: Tick) -> dict[int, float]:
+    curvature, shares = table_information(work)
+    found: dict[int, float] = {}
+    for fine in _fine_tried(work):
+        found[fine] = _table_loss(work, fine, curvature, shares)
+        tick(f"table, {fine} fine", _ROUND * 4 * len(shares) * len(curvature))
+    return found
+
+
+def _table_loss(work: Calibrator, fine: int, curvature: Tensor, shares: Tensor) -> float:
+    """½ Σ share · eᵀ H e over the table's rows; where they are rounded by gptq, over some."""
+    form, inputs, arrangement = replace(work.formats()[TABLE], fine=fine), None, None
+    spans = list(row_blocks(work.checkpoint.config.tensor_shapes()[TABLE]))
+    if work.recipe.rule(TABLE).rounding == "gptq":
+        arrangement = arrange_channels(work.checkpoint, curvature, form)
+        curvature = arrangement.curvature(curvature)
+        inputs, spans = prepare_table(curvature, form), spans[::_SPARSE]
+
+    def measure(span: tuple[int, int]) -> tuple[float, float]:
+        rows, share = work.checkpoint.rows(TABLE, *span), shares[slice(*span)]
+        rows = arrangement.rows(rows) if arrangement else rows
+        error = rows - inputs.rounded(rows) if inputs else _rounding_error(rows, form, None)
+        return float(share @ ((error @ curvature) * error).sum(-1)), float(share.sum())
+
+    losses, seen = zip(*in_order(measure, spans), strict=True)
+    mean: float = sum(losses) / sum(seen)
+    return 0.5 * mean * float(shares.sum())
+
+
+def _read_losses(path: Path) -> dict[str, float]:
+    file = SafetensorsFile(path)
+    return {name: float(file.rows(name, 0, 1)) for name in file.tensors}
+
+
+def _rounding_error(rows: Tensor, form: Format, inputs: Inputs | None) -> Tensor:
+    codes = gptq(rows, inputs, form, 0) if inputs else round_rows(rows, form, "searched")
+    return rows - dequantize(codes, form)

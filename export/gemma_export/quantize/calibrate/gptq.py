@@ -1,0 +1,185 @@
+"""GPTQ: columns are rounded one after another, each paying for the errors of those before it.
+
+Frantar et al. 2022, https://arxiv.org/abs/2210.17323, with additions. Scales are chosen before
+anything is rounded, on the grid that all containers share, by a search whose errors are weighted
+with what they cost once other columns have paid. Columns are rounded most powerful first
+(`desc_act`), while groups stay where they lie ("static groups"), so codes are stored in the
+original order.
+
+Then codes and scales are refined in turns, always for less error of the same products: each code
+for what all others, earlier and later, leave to it (QuantEase, https://arxiv.org/abs/2309.01885),
+and all scales of a row together by least squares.
+
+N rows, K inputs, G groups per row, g inputs per group.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gemma_export.formats.codes import Codes, join, pack
+from gemma_export.formats.format import Format
+from gemma_export.quantize.round import search, shared_scale
+
+_DAMPING = 0.01  # of the mean power, added to the diagonal: keeps the factor finite
+_BLOCK = 64  # columns whose errors are passed on together
+REFINED = 3  # times; a tenth of the error, most of it from the first
+_EQUATIONS = 1 << 23  # coefficients of rows that are solved together
+# Inputs beyond which the factor is computed in float32, and nothing is refined: wide matrices take
+# most of the time, and win least by it (3 % for 10).
+_WIDE = 4096
+SLICE = 1 << 22  # weights at a time
+# Shares of the full range that a scale may cover.
+_SHRINKS = tuple(1 - 0.04 * step for step in range(1, 13))
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What GPTQ knows of a matrix's inputs; found once, for all blocks of rows."""
+
+    gram: Tensor  # (K, K) Σ x xᵀ
+    damping: float  # added to its diagonal
+    order: Tensor  # (K,) columns, most powerful first
+    factor: Tensor  # (K, K), see `inverse_factor`
+    worth: Tensor  # (K,) of an error of each column, when all others pay for it: 1 / (gram⁻¹)ᵢᵢ
+
+
+def prepare(gram: Tensor, damping: float = _DAMPING) -> Inputs:
+    """From Σ x xᵀ (K, K), and a share of its mean power."""
+    order = torch.argsort(gram.diagonal(), descending=True, stable=True)
+    added = damping * max(1e-12, float(gram.diagonal().double().mean()))
+    factor = inverse_factor(gram, order, added)
+    worth = torch.empty(len(gram))
+    worth[order] = torch.linalg.vector_norm(factor, dim=0).square_().reciprocal_()
+    return Inputs(gram, added, order, factor, worth)
+
+
+def gptq(rows: Tensor, inputs: Inputs, form: Format, refined: int = REFINED) -> Codes:
+    """Round (N, K) float32 rows for the given inputs."""
+    step = max(1, SLICE // rows.shape[1])
+    starts = range(0, len(rows), step)
+    return join([_round_slice(rows[i : i + step], inputs, form, refined) for i in starts])
+
+
+def inverse_factor(gram: Tensor, order: Tensor, damping: float) -> Tensor:
+    """Upper U with Uᵀ U = (gram + damping)⁻¹ in the given order of columns: (K, K) float32.
+
+    In float64 as long as that is no matter of memory.
+    """
+    square = gram[order][:, order].to(torch.float64 if len(gram) <= _WIDE else torch.float32)
+    square.diagonal().add_(damping)
+    torch.linalg.cholesky(square, out=square)
+    torch.cholesky_inverse(square, out=square)
+    torch.linalg.cholesky(square, upper=True, out=square)
+    return square.float()
+
+
+def weighted_scales(groups: Tensor, worth: Tensor, form: Format) -> tuple[Tensor, Tensor]:
+    """(N, G, g), and (G, g) worth of errors → scale and zero (N, G) of the least weighted error."""
+
+    def error(scale: Tensor, zero: Tensor) -> Tensor:
+        steps = (groups / scale[..., None]).round_().add_(zero[..., None])
+        steps.clamp_(0, (1 << form.bits) - 1).sub_(zero[..., None])
+        return ((steps * scale[..., None] - groups).square_() * worth).sum(-1)
+
+    return search(groups, form, _SHRINKS, error)
+
+
+def _round_slice(rows: Tensor, inputs: Inputs, form: Format, refined: int) -> Codes:
+    count, width = rows.shape
+    groups = rows.view(count, -1, form.group)  # (N, G, g)
+    scale, zero = weighted_scales(groups, inputs.worth.view(-1, form.group), form)
+    grid = _Grid(scale.T.contiguous(), zero.T.contiguous(), form)
+    columns = rows.T.contiguous()
+    steps = _round_columns(columns, grid, inputs)
+    for _ in range(refined if width <= _WIDE else 0):
+        _descend(columns, steps, grid, inputs)
+        grid.scale = _refit(rows, steps, grid, inputs)
+    codes = (steps.view(-1, form.group, count) + grid.zero[:, None]).view(width, count)
+    packed = pack(codes.T.to(torch.uint8), form.bits)
+    zeros = pack(zero.to(torch.uint8), form.bits) if form.asymmetric else None
+    return Codes(packed, grid.scale.T.half(), zeros)
+
+
+@dataclass(slots=True)
+class _Grid:
+    """The numbers that weights may become, column by column."""
+
+    scale: Tensor  # (G, N)
+    zero: Tensor  # (G, N)
+    form: Format
+
+    def nearest(self, column: int, steps: Tensor) -> Tensor:
+        """code - zero (N,) for weights in steps of the column's scales."""
+        zero = self.zero[column // self.form.group]
+        return steps.round().add_(zero).clamp_(0, (1 << self.form.bits) - 1).sub_(zero)
+
+    def scale_of(self, column: int) -> Tensor:
+        return self.scale[column // self.form.group]
+
+    def weights(self, steps: Tensor) -> Tensor:
+        """(K, N) code - zero → (K, N)"""
+        width, count = steps.shape
+        return (steps.view(-1, self.form.group, count) * self.scale[:, None]).view(width, count)
+
+
+def _round_columns(columns: Tensor, grid: _Grid, inputs: Inputs) -> Tensor:
+    """(K, N) weights → (K, N) code - zero, most powerful first; each is paid for by those left."""
+    left, factor, places = columns[inputs.order], inputs.factor, inputs.order.tolist()
+    steps = torch.empty_like(columns)
+    for start in range(0, len(left), _BLOCK):
+        stop = min(start + _BLOCK, len(left))
+        errors = torch.empty_like(left[start:stop])
+        for i in range(start, stop):
+            scale = grid.scale_of(places[i])
+            steps[places[i]] = grid.nearest(places[i], left[i] / scale)
+            error = (left[i] - steps[places[i]] * scale) / factor[i, i]
+            left[i + 1 : stop].addr_(factor[i, i + 1 : stop], error, alpha=-1)
+            errors[i - start] = error
+        left[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
+    return steps
+
+
+def _descend(columns: Tensor, steps: Tensor, grid: _Grid, inputs: Inputs) -> None:
+    """Change codes in place, column by column, to the best beside all others as they are."""
+    gram, damping = inputs.gram, inputs.damping
+    off = columns - grid.weights(steps)
+    pull = (gram @ off).add_(off, alpha=damping)  # (K, N): half the error's slope
+    for start in range(0, len(columns), _BLOCK):
+        stop = min(start + _BLOCK, len(columns))
+        moves = torch.empty_like(columns[start:stop])
+        for i in range(start, stop):
+            scale = grid.scale_of(i)
+            best = grid.nearest(i, steps[i] + pull[i] / ((gram[i, i] + damping) * scale))
+            moves[i - start] = (best - steps[i]) * scale
+            steps[i] = best
+            pull[i + 1 : stop].addr_(gram[i, i + 1 : stop], moves[i - start], alpha=-1)
+        pull[stop:].addmm_(gram[stop:, start:stop], moves, alpha=-1)
+
+
+def _refit(rows: Tensor, steps: Tensor, grid: _Grid, inputs: Inputs) -> Tensor:
+    """(G, N) scales of least error for the codes as they are; those that stray too far stay."""
+    group, (width, count) = grid.form.group, steps.shape
+    size = width // group
+    together = max(1, _EQUATIONS // max(size * size, width))
+    found = torch.empty(count, size)
+    for start in range(0, count, together):
+        held, wanted = steps[:, start : start + together].T, rows[start : start + together]
+        codes = held.reshape(-1, size, group)  # (n, G, g)
+        matrix = torch.empty(len(codes), size, size)
+        for g in range(size):  # what a group's codes give is weighed with all groups' codes
+            gram = inputs.gram[g * group : (g + 1) * group]
+            matrix[:, g] = ((codes[:, g] @ gram).view_as(codes) * codes).sum(-1)
+        moments = (wanted @ inputs.gram).add_(wanted, alpha=inputs.damping).view_as(codes)
+        target = (moments * codes).sum(-1)  # (n, G)
+        diagonal = matrix.diagonal(dim1=1, dim2=2)
+        diagonal.add_(codes.square().sum(-1), alpha=inputs.damping)
+        # A group without codes keeps its scale.
+        tie = diagonal.mean(-1, keepdim=True).mul(1e-6).clamp_(min=1e-20)
+        before = grid.scale[:, start : start + together].T
+        diagonal.add_(tie)
+        found[start : start + together] = torch.linalg.solve(matrix, target + tie * before)
+    scale = shared_scale(found.T)
+    stays = (scale < 0.5 * grid.scale) | (scale > 2 * grid.scale)
+    return torch.where(stays, grid.scale, scale)

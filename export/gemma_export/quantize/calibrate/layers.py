@@ -1,0 +1,186 @@
+"""Calibrated rounding: the table, in the order of channels that suits it, then layer by layer.
+
+A layer is rounded for what the layers before it give as they are rounded already. It needs no more
+memory than one layer and the Gram matrices of its inputs.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from gemma_export.formats.blocks import row_blocks
+from gemma_export.formats.safetensors import SafetensorsFile
+from gemma_export.memory import release_memory
+from gemma_export.model.config import TABLE, TABLE_FACTORS, LayerSpec
+from gemma_export.parallel import in_order
+from gemma_export.progress import Tick
+from gemma_export.quantize.calibrate.arrange import arrange_channels
+from gemma_export.quantize.calibrate.balance import balanced, balancing_factors
+from gemma_export.quantize.calibrate.fisher import (
+    back_bytes,
+    end_way_back,
+    leave_errors,
+    pass_back,
+    start_way_back,
+    table_information,
+)
+from gemma_export.quantize.calibrate.gptq import gptq, prepare
+from gemma_export.quantize.calibrate.split import prepare_table
+from gemma_export.quantize.calibrate.stream import (
+    advance_flow,
+    layer_bytes,
+    load_layer,
+    observe_layer,
+    start_flow,
+    write_tensors,
+)
+from gemma_export.quantize.calibrate.workspace import Calibrator
+from gemma_export.quantize.round import round_rows
+from gemma_export.quantize.store import StoredWeight, named_parts, round_pieces
+
+FACTORS = "factors"  # by which columns were multiplied, beside a matrix's codes
+TABLE_ROWS = 2048  # rounded at a time: column by column, fewer cost as much time as these
+_SEQUENCES = 384  # that layers are rounded for; more text changes little
+
+
+def weigh_table(work: Calibrator, tick: Tick) -> None:
+    """Leave `order`: an order of channels, and what errors of the table's rows cost, in that order.
+
+    Of a table with fine channels also the factors of its columns.
+
+    For tables that are rounded by gptq.
+    """
+    config, path = work.checkpoint.config, work.file("order")
+    if not path.exists():
+        for layer in reversed(config.layers[: start_way_back(work, tick)]):
+            errors, _ = pass_back(work, layer)
+            leave_errors(work, layer, errors)
+            tick(f"layer {layer.index}, back", back_bytes(config))
+        curvature, _ = table_information(work)
+        found = arrange_channels(work.checkpoint, curvature, work.formats()[TABLE])
+        write_tensors(path, {**found.tensors(), "curvature": found.curvature(curvature)})
+    end_way_back(work)
+
+
+def calibrate_table(work: Calibrator, tick: Tick) -> None:
+    """Round the table: a file.
+
+    Where its rounding is gptq, it is weighed already, and the channels are in its order.
+    """
+    path, form = work.file("table"), work.formats()[TABLE]
+    if path.exists():
+        return
+    rounding = work.recipe.rule(TABLE).rounding
+    shape = work.checkpoint.config.tensor_shapes()[TABLE]
+    inputs = None
+    if rounding == "gptq":
+        curvature = SafetensorsFile(work.file("order")).rows("curvature", 0, shape[1])
+        inputs = prepare_table(curvature, form)
+
+    def quantize(span: tuple[int, int]) -> dict[str, Tensor]:
+        values = work.checkpoint.rows(TABLE, *span)
+        if form.is_float:
+            return {TABLE: values}
+        if inputs is None:
+            return round_pieces(TABLE, values, form, rounding)
+        return inputs.round(values)
+
+    spans = list(row_blocks(shape, TABLE_ROWS))
+    blocks: list[dict[str, Tensor]] = []
+    for span, block in zip(spans, in_order(quantize, spans), strict=True):
+        blocks.append(block)
+        tick(f"rows from {span[0]}", 4 * (span[1] - span[0]) * shape[1])
+    parts = {name: torch.cat([b[name] for b in blocks]) for name in blocks[0]}
+    if work.recipe.rule(TABLE).has_factors:
+        parts[TABLE_FACTORS] = SafetensorsFile(work.file("order")).rows("factors", 0, shape[1])
+    write_tensors(path, parts)
+
+
+def table_bytes(work: Calibrator) -> int:
+    """Of weights that are still to be rounded, for progress."""
+    config = work.checkpoint.config
+    return 0 if work.file("table").exists() else 4 * config.vocab_size * config.hidden_size
+
+
+def calibrate(work: Calibrator, tick: Tick) -> None:
+    """Round every matrix of the layers: a file for each. Takes up what is there.
+
+    The table is rounded already: layers are rounded for what it gives them.
+    """
+    config = work.checkpoint.config
+    first = _first_unfinished(work)
+    if first == 0 and not work.file("residual", 0).exists():
+        tokens = work.calibration.tokens[:_SEQUENCES]
+        start_flow(work.file("residual", 0), config, tokens, work.table())
+    for layer in config.layers[first:]:
+        weights, source = (
+            load_layer(work.checkpoint, layer.index),
+            work.file("residual", layer.index),
+        )
+        path, size = work.file("layer", layer.index), 4 * sum(w.numel() for w in weights.values())
+        if not path.exists():
+            grams = observe_layer(source, config, layer, weights)
+            release_memory()  # a layer's scattered remains would make the next one's peak higher
+            tick(f"layer {layer.index}", size)
+            write_tensors(path, _round_layer(work, layer, weights, grams))
+            del grams
+            release_memory()
+        if layer.index + 1 < len(config.kinds):
+            rounded = rounded_layer(work, layer.index, weights)
+            advance_flow(source, work.file("residual", layer.index + 1), config, layer, rounded)
+        source.unlink()
+        tick(f"layer {layer.index}", size)
+
+
+def calibrate_bytes(work: Calibrator) -> int:
+    """Of weights that are still to be observed, rounded and passed by, for progress."""
+    config = work.checkpoint.config
+    return 2 * (len(config.kinds) - _first_unfinished(work)) * layer_bytes(config)
+
+
+def rounded_layer(work: Calibrator, index: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A layer's weights as its codes say, beside those that stay float."""
+    file, formats = SafetensorsFile(work.file("layer", index)), work.formats()
+
+    def read(name: str, values: Tensor) -> Tensor:
+        if f"{name}.codes" in file.tensors:
+            weight = StoredWeight(name, tuple(values.shape), formats[name], file)
+            return weight.rows(0, len(values))
+        return file.rows(name, 0, len(values)) if name in file.tensors else values
+
+    return {name: read(name, values) for name, values in weights.items()}
+
+
+def _first_unfinished(work: Calibrator) -> int:
+    """A layer is finished once the next one's residuals are there; the last, once it is rounded."""
+    count = len(work.checkpoint.config.kinds)
+    if work.file("layer", count - 1).exists():
+        return count
+    return next((i for i in range(count, 0, -1) if work.file("residual", i).exists()), 0)
+
+
+def _round_layer(
+    work: Calibrator, layer: LayerSpec, weights: Mapping[str, Tensor], grams: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Codes, factors, and gains that take factors back. Divides the Gram matrices by factors."""
+    formats, recipe = work.formats(), work.recipe
+    chosen = [n for n in grams if recipe.rule(n).rounding == "gptq" and not formats[n].is_float]
+    factors = balancing_factors(layer.index, weights, grams, chosen)
+    for gram, shared in {id(grams[n]): (grams[n], f) for n, f in factors.items()}.values():
+        gram.div_(shared[:, None]).div_(shared)
+
+    def quantize(name: str) -> dict[str, Tensor]:
+        form, rounding = formats[name], recipe.rule(name).rounding
+        values = balanced(name, weights[name], factors)
+        if form.is_float:
+            return {name: values}
+        if rounding == "gptq":
+            return named_parts(name, gptq(values, prepare(grams[name]), form))
+        return named_parts(name, round_rows(values, form, rounding))
+
+    found = {f"{name}.{FACTORS}": values for name, values in factors.items()}
+    found |= {n: balanced(n, w, factors) for n, w in weights.items() if w.dim() == 1}
+    for parts in in_order(quantize, grams):
+        found |= parts
+    return found

@@ -1,0 +1,191 @@
+"""Calibration sequences past a model of which one layer at a time is in memory.
+
+Residuals lie in a file between layers. Every finished layer leaves its file behind, so interrupted
+work goes on after it. B sequences, T tokens, M width.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from os import getpid
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gemma_export.checkpoint import Checkpoint
+from gemma_export.formats.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
+from gemma_export.model.batch_ops import BatchOps, HeldWeight, ObservingOps, hold, product_dtype
+from gemma_export.model.config import GemmaConfig, LayerSpec
+from gemma_export.model.decoder import decoder_layer, norm_before
+from gemma_export.model.ops import Weight, lookup_scale
+from gemma_export.parallel import in_order
+
+RESIDUAL = "residual"
+_BATCH_ELEMENTS = 1 << 20  # of the widest activation of one batch
+_ALL = slice(None)
+_SIDE = 256  # of a block of a Gram matrix
+_KINDS = {torch.uint8: "U8", torch.int32: "I32", torch.float16: "F16", torch.float32: "F32"}
+
+
+def layer_names(config: GemmaConfig, index: int) -> list[str]:
+    return [name for name in config.tensor_shapes() if name.startswith(f"model.layers.{index}.")]
+
+
+def layer_bytes(config: GemmaConfig) -> int:
+    """Of the matrices of one layer in float32."""
+    layers = config.parameters - config.vocab_size * config.hidden_size
+    return 4 * layers // len(config.kinds)
+
+
+def load_layer(checkpoint: Checkpoint, index: int) -> dict[str, Tensor]:
+    """A layer's weights in float32, with the gain that follows it."""
+    shapes = checkpoint.config.tensor_shapes()
+    names = [*layer_names(checkpoint.config, index), norm_before(checkpoint.config, index + 1)]
+    return {name: checkpoint.rows(name, 0, shapes[name][0]) for name in names}
+
+
+def short(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices in the dtype of products, gains as they are."""
+    return {n: w.to(product_dtype()) if w.dim() == 2 else w for n, w in weights.items()}
+
+
+def start_flow(path: Path, config: GemmaConfig, tokens: Tensor, table: Weight) -> None:
+    """Write the embedded tokens."""
+    parts = (embed_sequence(config, ids, table) for ids in tokens)
+    _write_flow(path, (*tokens.shape, config.hidden_size), parts)
+
+
+def embed_sequence(config: GemmaConfig, tokens: Tensor, table: Weight) -> Tensor:
+    """(T,) ids → (1, T, M); of the table no other rows are read."""
+    rows = torch.cat([table.rows(token, token + 1) for token in tokens.tolist()])
+    return rows[None] * lookup_scale(table, config.embed_scale)
+
+
+def advance_flow(
+    source: Path, path: Path, config: GemmaConfig, layer: LayerSpec, weights: Mapping[str, Tensor]
+) -> None:
+    """Take all residuals past one layer."""
+    file, held = SafetensorsFile(source), hold(short(weights))
+
+    def run(span: tuple[int, int]) -> Tensor:
+        x = file.rows(RESIDUAL, *span)
+        with torch.inference_mode():
+            ops = BatchOps(torch.empty(x.shape[:2]), config.rms_norm_eps)
+            return run_layer(ops, config, layer, held, x)
+
+    _write_flow(path, file.tensors[RESIDUAL].shape, in_order(run, batches(config, file)))
+
+
+def observe_layer(
+    source: Path,
+    config: GemmaConfig,
+    layer: LayerSpec,
+    weights: Mapping[str, Tensor],
+    sequences: slice = _ALL,
+) -> dict[str, Tensor]:
+    """Σ x xᵀ over the inputs of each of the layer's matrices, divided by their count."""
+    file, held = SafetensorsFile(source), hold(short(weights))
+    count, length, _ = file.tensors[RESIDUAL].shape
+    chosen = range(count)[sequences]
+
+    def run(span: tuple[int, int]) -> dict[str, Tensor]:
+        x = file.rows(RESIDUAL, *span)
+        seen: dict[str, Tensor] = {}
+        with torch.inference_mode():
+            ops = ObservingOps(torch.empty(x.shape[:2]), config.rms_norm_eps, seen)
+            run_layer(ops, config, layer, held, x)
+        return seen
+
+    grams: dict[str, Tensor] = {}
+    for seen in in_order(run, batches(config, file, chosen)):
+        for first, rows in _distinct(seen):  # summed here: a wide Gram matrix is there once
+            if first not in grams:
+                grams[first] = torch.zeros(rows.shape[1], rows.shape[1])
+            _add_upper(grams[first], rows)
+        shared = {name: _owner(seen, name) for name in seen}
+    for gram in grams.values():
+        _mirror(gram).div_(len(chosen) * length)
+    return {name: grams[first] for name, first in shared.items()}
+
+
+def _add_upper(gram: Tensor, rows: Tensor) -> None:
+    """Add Σ x xᵀ over rows to the blocks on and above the diagonal: half of the products."""
+    for start in range(0, len(gram), _SIDE):
+        stop = start + _SIDE
+        gram[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
+
+
+def _mirror(gram: Tensor) -> Tensor:
+    """The blocks below the diagonal, from those above it."""
+    for start in range(0, len(gram), _SIDE):
+        stop = start + _SIDE
+        gram[stop:, start:stop] = gram[start:stop, stop:].T
+    return gram
+
+
+def head_inputs(source: Path, config: GemmaConfig, gain: Tensor) -> Iterator[Tensor]:
+    """What the head multiplies, batch by batch: (b · T, M)."""
+    file = SafetensorsFile(source)
+    for span in batches(config, file):
+        x = file.rows(RESIDUAL, *span).flatten(0, 1)
+        yield torch.nn.functional.rms_norm(x, x.shape[-1:], 1 + gain, config.rms_norm_eps)
+
+
+def run_layer(
+    ops: BatchOps,
+    config: GemmaConfig,
+    layer: LayerSpec,
+    weights: Mapping[str, HeldWeight],
+    x: Tensor,
+) -> Tensor:
+    """Residual (B, T, M) to residual."""
+    h = ops.norm(x, weights[norm_before(config, layer.index)])
+    return decoder_layer(ops, config, layer, weights.__getitem__, x, h)[0]
+
+
+def batches(
+    config: GemmaConfig, file: SafetensorsFile, chosen: range | None = None
+) -> Iterator[tuple[int, int]]:
+    """Of all sequences, or of consecutive ones."""
+    count, length, _ = file.tensors[RESIDUAL].shape
+    sequences = range(count) if chosen is None else chosen
+    step = max(1, _BATCH_ELEMENTS // (length * config.intermediate_size))
+    return ((i, min(sequences.stop, i + step)) for i in sequences[::step])
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file that is there whole or not at all."""
+    layout = {n: TensorInfo(_KINDS[t.dtype], tuple(t.shape)) for n, t in tensors.items()}
+    with appearing(path) as partial, SafetensorsWriter(partial, layout, {}) as writer:
+        for name, tensor in tensors.items():
+            writer.write_rows(name, 0, tensor.contiguous().view(torch.uint8).numpy())
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A name to write to that becomes `path` once all is written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".partial-{getpid()}")
+    try:
+        yield partial
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_flow(path: Path, shape: tuple[int, ...], parts: Iterator[Tensor]) -> None:
+    layout = {RESIDUAL: TensorInfo("F32", shape)}
+    with appearing(path) as partial, SafetensorsWriter(partial, layout, {}) as writer:
+        start = 0
+        for part in parts:
+            writer.write_rows(RESIDUAL, start, part.contiguous().view(torch.uint8).numpy())
+            start += len(part)
+
+
+def _distinct(seen: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    return ((name, rows) for name, rows in seen.items() if _owner(seen, name) == name)
+
+
+def _owner(seen: Mapping[str, Tensor], name: str) -> str:
+    """The first weight that multiplies the same input."""
+    return next(first for first, rows in seen.items() if rows is seen[name])

@@ -1,0 +1,114 @@
+"""Calibration text: what the weights are rounded for.
+
+The default needs no network: `calibration.txt` beside this file (parts of the Universal Declaration
+of Human Rights in 75 languages, none of which the benchmarks evaluate, and prose, dialogue,
+instructions, contracts and code written for this project, in 14 languages), and sources of Python's
+standard library, as the running one has them.
+"""
+
+import hashlib
+import importlib
+import inspect
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from gemma_export.model.config import GemmaConfig
+from gemma_runtime.errors import RecipeError
+
+LENGTH = 256  # tokens of a sequence, the leading bos included
+_SEED = 0
+_MOST = 1024  # sequences
+_PIECE = 3000  # characters of a source file that stay together
+_LONGEST = 12_000  # characters taken of one module
+_MODULES = (
+    "textwrap",
+    "statistics",
+    "heapq",
+    "json.decoder",
+    "random",
+    "csv",
+    "configparser",
+    "fractions",
+    "difflib",
+    "shlex",
+    "functools",
+    "contextlib",
+    "pydoc_data.topics",  # the language reference, in prose
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Sequences that each start with bos, in an order that the seed gave."""
+
+    source: str  # "default", a file or a folder
+    tokens: Tensor  # (B, T) int64
+    seed: int = _SEED
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.tokens.to(torch.int32).numpy().tobytes()).hexdigest()
+
+
+def load_calibration(
+    config: GemmaConfig, encoder: Tokenizer | None, path: Path | None = None
+) -> Calibration:
+    """The default text, or the user's: a file, or a folder's `*.txt`, `*.md` and `*.py`.
+
+    Random ids where there is no tokenizer. Raises RecipeError for text missing or too short.
+    """
+    if encoder is None:
+        draw = np.random.default_rng(_SEED).integers(0, config.vocab_size, (8, LENGTH))
+        return Calibration("random", torch.from_numpy(draw))
+    texts = default_texts() if path is None else _read_texts(path)
+    random.Random(_SEED).shuffle(texts)
+    ids: list[int] = []
+    for text in texts:
+        ids += encoder.encode(text + "\n\n", add_special_tokens=False).ids
+    rows = min(_MOST, len(ids) // (LENGTH - 1))
+    if rows == 0:
+        raise RecipeError(
+            f"calibration text {path or 'default'} has {len(ids)} tokens, expected {LENGTH} or "
+            "more (tens of thousands are better)"
+        )
+    body = torch.tensor(ids[: rows * (LENGTH - 1)]).view(rows, LENGTH - 1)
+    bos = torch.full((rows, 1), config.bos_token)
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(_SEED))
+    return Calibration(str(path or "default"), torch.cat((bos, body), 1)[order])
+
+
+def default_texts() -> list[str]:
+    own = Path(__file__).with_name("calibration.txt").read_text("utf-8")
+    return [*_paragraphs(own), *(piece for name in _MODULES for piece in _source_pieces(name))]
+
+
+def _source_pieces(module: str) -> list[str]:
+    try:
+        source = inspect.getsource(importlib.import_module(module))[:_LONGEST]
+    except (ImportError, OSError) as error:
+        raise RecipeError(
+            f"this Python has no source of its module {module}, which the default calibration "
+            "text is made from; give --calibration FILE"
+        ) from error
+    return [source[i : i + _PIECE] for i in range(0, len(source), _PIECE)]
+
+
+def _read_texts(path: Path) -> list[str]:
+    suffixes = (".txt", ".md", ".py")
+    files = sorted(p for p in path.rglob("*") if p.suffix in suffixes) if path.is_dir() else [path]
+    try:
+        return [text for file in files for text in _paragraphs(file.read_text("utf-8"))]
+    except OSError as error:
+        raise RecipeError(f"can't read calibration text {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"calibration text {path} is not UTF-8: {error.reason}") from error
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [part.strip() for part in text.split("\n\n") if part.strip()]

@@ -1,0 +1,1 @@
+"""Distillation: the rounded model learns the float32 model's logits."""

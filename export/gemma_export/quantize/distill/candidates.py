@@ -1,0 +1,96 @@
+"""A part of the vocabulary that stands for the whole: P positions, M width, V vocabulary, C chosen.
+
+The logits of 262,144 tokens cost more than a small model's layers. Candidates are the tokens of the
+calibration text, those that the float model gives most of its probability, and a sample of all
+others, whose every member counts for many.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from gemma_export.formats.blocks import row_blocks
+from gemma_export.formats.safetensors import SafetensorsFile
+from gemma_export.model.config import TABLE
+from gemma_export.model.torch_ops import soft_capped
+from gemma_export.parallel import in_order
+from gemma_export.quantize.calibrate.stream import RESIDUAL
+from gemma_export.quantize.calibrate.workspace import Calibrator
+
+_LIKELY, _OTHERS = 16384, 8192
+CANDIDATES = _LIKELY + _OTHERS
+_POSITIONS = 1024  # where the float model is asked what is likely
+_SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    teacher: Tensor  # (C, M) rows of the float table
+    student: Tensor  # (C, M) of the rounded one
+    log_weight: Tensor  # (C,): of how many tokens each is one
+    softcap: float | None
+
+    def divergence(self, target: Tensor, ours: Tensor, dtype: torch.dtype) -> Tensor:
+        """Mean KL from the head's inputs of float model and student, (P, M) each."""
+        with torch.no_grad():
+            want = self._logits(target, self.teacher, dtype).log_softmax(-1)
+        got = self._logits(ours, self.student, dtype).log_softmax(-1)
+        return (want.exp() * (want - got)).sum(-1).mean()
+
+    def _logits(self, h: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        y = functional.linear(h.to(dtype), rows.to(dtype)).float()
+        return soft_capped(y, self.softcap) + self.log_weight
+
+
+def choose_candidates(work: Calibrator, teacher: SafetensorsFile, gain: Tensor) -> Candidates:
+    config = work.checkpoint.config
+    tokens = work.calibration.tokens
+    score = _likelihood(work, teacher, gain)  # (V,)
+    score[torch.unique(tokens)] += 1
+    likely = score.topk(min(_LIKELY, config.vocab_size)).indices
+    rest = torch.ones(config.vocab_size, dtype=torch.bool)
+    rest[likely] = False
+    others = rest.nonzero().flatten()
+    draw = torch.randperm(len(others), generator=torch.Generator().manual_seed(_SEED))[:_OTHERS]
+    weight = torch.zeros(len(likely) + len(draw))
+    weight[len(likely) :] = math.log(len(others) / max(1, len(draw))) if len(draw) else 0
+    chosen = torch.cat((likely, others[draw]))
+    order = chosen.argsort()
+    rows = _rows(work, chosen[order])
+    return Candidates(*rows, weight[order], config.final_softcap)
+
+
+def _likelihood(work: Calibrator, teacher: SafetensorsFile, gain: Tensor) -> Tensor:
+    """The float model's mean probability of every token, over a sample of positions."""
+    config, checkpoint = work.checkpoint.config, work.checkpoint
+    count, length, _ = teacher.tensors[RESIDUAL].shape
+    sequences = range(0, count, max(1, count * 16 // _POSITIONS))
+    picked = torch.cat(
+        [teacher.rows(RESIDUAL, i, i + 1)[0, :: max(1, length // 16)] for i in sequences]
+    )
+    hidden = functional.rms_norm(picked, picked.shape[-1:], 1 + gain, config.rms_norm_eps)
+
+    def logits(span: tuple[int, int]) -> Tensor:
+        return soft_capped(hidden @ checkpoint.rows(TABLE, *span).T, config.final_softcap)
+
+    total = torch.full((len(hidden),), -torch.inf)
+    spans = list(row_blocks(config.tensor_shapes()[TABLE]))
+    for part in in_order(lambda span: logits(span).logsumexp(-1), spans):
+        total = torch.logaddexp(total, part)
+    means = in_order(lambda span: (logits(span) - total[:, None]).exp().mean(0), spans)
+    return torch.cat(list(means))
+
+
+def _rows(work: Calibrator, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """The chosen rows, in order, of the float table and of the rounded one."""
+    table = work.table()
+
+    def read(span: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        here = chosen[(chosen >= span[0]) & (chosen < span[1])] - span[0]
+        return work.checkpoint.rows(TABLE, *span)[here], table.rows(*span)[here]
+
+    parts = list(in_order(read, row_blocks(work.checkpoint.config.tensor_shapes()[TABLE])))
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])

@@ -1,0 +1,223 @@
+"""The model that learns: its codes, scales and gains, layer by layer in files changed in place.
+
+A code of 4 bits is learned as a latent: the float that rounds to it. It begins near its code's
+middle, so that only what gradients agree on over many steps moves a weight to another code. Codes
+of 8 bits stay as they are. For each weight there are 12 bytes in files (the latent and Adam's
+averages), and as many again in the copy that interrupted work goes on from.
+
+N rows, K inputs, G groups per row, g inputs per group.
+"""
+
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gemma_export.formats.codes import pack, unpack
+from gemma_export.formats.safetensors import SafetensorsFile
+from gemma_export.model.batch_ops import product_dtype
+from gemma_export.model.decoder import norm_before
+from gemma_export.parallel import in_order
+from gemma_export.quantize.calibrate.balance import balanced
+from gemma_export.quantize.calibrate.layers import FACTORS
+from gemma_export.quantize.calibrate.stream import layer_names, write_tensors
+from gemma_export.quantize.calibrate.workspace import Calibrator
+from gemma_export.quantize.round import shared_scale
+
+RATE = 1e-3  # of one step at its highest: relative for scales, absolute for gains
+CODE_RATE = 2e-2  # the same for latents, in steps from code to code
+_DECAY = (0.9, 0.95)  # of Adam's averages
+_AVERAGES = ("mean", "square")
+_LEAD = 0.25  # how far from its code's middle a latent begins, at most
+
+
+class Student:
+    """Everything is read from files and written back; the last index holds the final gain."""
+
+    def __init__(self, work: Calibrator) -> None:
+        self.work, self.config = work, work.checkpoint.config
+        self.formats, self.dtype = work.formats(), product_dtype()
+        self.last = len(self.config.kinds)
+        self._folder = work.folder / "learning"
+        self.steps_done = self._take_up()
+
+    def save(self, step: int) -> None:
+        """Keep all that was learned until this step, and nothing older."""
+        older, partial = list(self._saved()), self.work.folder / "saving"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(self._folder, partial)
+        partial.rename(self.work.folder / f"saved-{step:06d}")
+        for path in older:
+            shutil.rmtree(path)
+
+    def layer(self, index: int) -> dict[str, Tensor]:
+        """All weights that a layer needs, matrices in the dtype of products."""
+        file = self._learned(index)
+        names = layer_names(self.config, index)
+        found = in_order(lambda name: self._weight(file, name, index), names)
+        then = norm_before(self.config, index + 1)
+        return {**dict(zip(names, found, strict=True)), then: self.gain(index + 1, then)}
+
+    def gain(self, index: int, name: str) -> Tensor:
+        file = self._learned(index)
+        return file.rows(name, 0, file.tensors[name].shape[0])
+
+    def learn(self, index: int, gradients: Mapping[str, Tensor], share: float, step: int) -> None:
+        """One step of Adam at a share of the rates; gradients by weights."""
+        file = self._learned(index)
+
+        def update(name: str) -> None:
+            gradient = gradients[name].float()
+            if gradient.dim() == 1:
+                _update(file, name, gradient, share * RATE, step)
+                return
+            start, steps = self._scales(index, name), self._steps(file, name, index)
+            groups = gradient.view_as(steps)
+            per_scale = (groups * steps).sum(-1) * start
+            if name in file.tensors:
+                scale = self._scale(file, name, index)
+                latents = groups.mul_(scale[..., None]).view_as(gradient)
+                _update(file, name, latents, share * CODE_RATE, step)
+            _update(file, f"{name}.scales", per_scale, share * RATE, step)
+
+        learned = [n for n in gradients if n in file.tensors or f"{n}.scales" in file.tensors]
+        for _ in in_order(update, learned):
+            pass
+
+    def write(self) -> None:
+        """Files like calibration's own, with learned codes, scales and gains in them."""
+        for index in range(self.last):
+            source, learned = self._rounded(index), self._learned(index)
+            tensors = {n: source.rows(n, 0, i.shape[0]) for n, i in source.tensors.items()}
+            for name in layer_names(self.config, index):
+                if f"{name}.scales" in learned.tensors:
+                    tensors[f"{name}.scales"] = self._scale(learned, name, index).half()
+                    if name in learned.tensors:
+                        tensors[f"{name}.codes"] = self._codes(learned, name, index)
+                elif name in learned.tensors:
+                    tensors[name] = self.gain(index, name)
+            write_tensors(self.work.file("distilled", index), tensors)
+        name = norm_before(self.config, self.last)
+        write_tensors(self.work.file("final"), {name: self.gain(self.last, name)})
+        for path in (self._folder, *self._saved()):  # large, and of no more use
+            shutil.rmtree(path)
+
+    def _take_up(self) -> int:
+        """The steps that are saved; without any, the files as they begin."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if saved := max(self._saved(), default=None):
+            shutil.copytree(saved, self._folder)
+            return int(saved.name.removeprefix("saved-"))
+        for index in range(self.last + 1):
+            starts = self._starts(index)
+            averages = {
+                f"{n}.{a}": torch.zeros_like(t) for n, t in starts.items() for a in _AVERAGES
+            }
+            write_tensors(self._path(index), {**starts, **averages})
+        return 0
+
+    def _starts(self, index: int) -> dict[str, Tensor]:
+        """Gains as they are, scales as no change of them, latents of 4-bit codes."""
+        last = norm_before(self.config, self.last)
+        names = [last] if index == self.last else layer_names(self.config, index)
+        found: dict[str, Tensor] = {}
+        for name in names:
+            if name not in self.formats:
+                found[name] = self._float(index, name)
+            elif not self.formats[name].is_float:
+                found[f"{name}.scales"] = torch.zeros_like(self._scales(index, name))
+                if self.formats[name].bits == 4:
+                    found[name] = self._latents(index, name)
+        return found
+
+    def _latents(self, index: int, name: str) -> Tensor:
+        """(N, K): where the float weights lie, as near to them as the codes allow."""
+        steps = self._kept_steps(index, name)
+        weights = self._float(index, name).view_as(steps)
+        wanted = weights / self._scales(index, name)[..., None]
+        return wanted.clamp_(steps - _LEAD, steps + _LEAD).flatten(1)
+
+    def _float(self, index: int, name: str) -> Tensor:
+        """The checkpoint's weight, balanced as calibration left it."""
+        values = self.work.checkpoint.rows(name, 0, self.config.tensor_shapes()[name][0])
+        if index == self.last:
+            return values
+        file, end = self._rounded(index), f".{FACTORS}"
+        names = [n for n in file.tensors if n.endswith(end)]
+        factors = {n.removesuffix(end): file.rows(n, 0, file.tensors[n].shape[0]) for n in names}
+        return balanced(name, values, factors)
+
+    def _weight(self, file: SafetensorsFile, name: str, index: int) -> Tensor:
+        if name not in self.formats:
+            return self.gain(index, name)
+        if self.formats[name].is_float:
+            source = self._rounded(index)
+            return source.rows(name, 0, source.tensors[name].shape[0]).to(self.dtype)
+        steps, scale = self._steps(file, name, index), self._scale(file, name, index)
+        return steps.mul_(scale[..., None]).flatten(1).to(self.dtype)
+
+    def _scales(self, index: int, name: str) -> Tensor:
+        """As calibration left them: (N, G)."""
+        file = self._rounded(index)
+        return file.rows(f"{name}.scales", 0, file.tensors[f"{name}.scales"].shape[0]).float()
+
+    def _scale(self, file: SafetensorsFile, name: str, index: int) -> Tensor:
+        start = self._scales(index, name)
+        return shared_scale(start * (1 + file.rows(f"{name}.scales", 0, len(start))))
+
+    def _steps(self, file: SafetensorsFile, name: str, index: int) -> Tensor:
+        """code - zero as it stands: (N, G, g) float32."""
+        if name not in file.tensors:
+            return self._kept_steps(index, name)
+        form, zero = self.formats[name], self._zeros(index, name)
+        rows = file.tensors[name].shape[0]
+        latents = file.rows(name, 0, rows).view(rows, -1, form.group)
+        return latents.round_().clamp_(-zero, (1 << form.bits) - 1 - zero)
+
+    def _kept_steps(self, index: int, name: str) -> Tensor:
+        """code - zero as calibration left it: (N, G, g) float32."""
+        form, source = self.formats[name], self._rounded(index)
+        rows, groups = source.tensors[f"{name}.scales"].shape
+        codes = unpack(source.rows(f"{name}.codes", 0, rows), form.bits, groups * form.group)
+        return codes.float().view(rows, groups, form.group) - self._zeros(index, name)
+
+    def _zeros(self, index: int, name: str) -> Tensor:
+        """(N, G, 1)"""
+        form, source = self.formats[name], self._rounded(index)
+        rows, groups = source.tensors[f"{name}.scales"].shape
+        if not form.asymmetric:
+            return torch.full((rows, groups, 1), float(1 << (form.bits - 1)))
+        zeros = unpack(source.rows(f"{name}.zeros", 0, rows), form.bits, groups)
+        return zeros.float()[..., None]
+
+    def _codes(self, file: SafetensorsFile, name: str, index: int) -> Tensor:
+        codes = self._steps(file, name, index).add_(self._zeros(index, name)).to(torch.uint8)
+        return pack(codes.flatten(1), self.formats[name].bits)
+
+    def _rounded(self, index: int) -> SafetensorsFile:
+        return SafetensorsFile(self.work.file("layer", index))
+
+    def _learned(self, index: int) -> SafetensorsFile:
+        return SafetensorsFile(self._path(index))
+
+    def _path(self, index: int) -> Path:
+        return self._folder / f"{index:02d}.safetensors"
+
+    def _saved(self) -> list[Path]:
+        return list(self.work.folder.glob("saved-*"))
+
+
+def _update(file: SafetensorsFile, name: str, gradient: Tensor, rate: float, step: int) -> None:
+    """Adam, https://arxiv.org/abs/1412.6980; steps count from 1."""
+    first, second = _DECAY
+    parts = (name, *(f"{name}.{average}" for average in _AVERAGES))
+    value, mean, square = (file.rows(part, 0, len(gradient)) for part in parts)
+    mean.lerp_(gradient, 1 - first)
+    square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+    size = rate * math.sqrt(1 - second**step) / (1 - first**step)
+    value.addcdiv_(mean, square.sqrt().add_(1e-12), value=-size)
+    for part, content in zip(parts, (value, mean, square), strict=True):
+        file.overwrite(part, content)

@@ -1,0 +1,1 @@
+"""Files beside the artifact: goldens, teacher, tokenizer and chat template for phones."""

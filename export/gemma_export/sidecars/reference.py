@@ -1,0 +1,92 @@
+"""What the reference says: goldens, and how far the quantized weights are from the float ones.
+
+Both passes stream every weight once, block by block, so a 27b needs no whole model in memory.
+B prompts, T tokens each, V vocabulary.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gemma_export.checkpoint import Checkpoint, SourceWeight
+from gemma_export.model.config import GemmaConfig
+from gemma_export.model.decoder import decoder
+from gemma_export.model.ops import Weight
+from gemma_export.model.torch_ops import TorchOps
+from gemma_export.quantize.store import QuantizedStore
+from gemma_export.sidecars.prompts import JUDGED
+from gemma_runtime.manifest import Agreement, Headroom
+from gemma_runtime.proof.agreement import compare_logits, pool
+from gemma_runtime.proof.goldens import Golden, top_logits
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    goldens: list[Golden]
+    quality: Agreement  # quantized weights against float32 weights
+    headroom: Headroom
+
+
+def record_reference(
+    checkpoint: Checkpoint,
+    store: QuantizedStore,
+    prompts: Mapping[str, list[int]],
+    progress: Callable[[str, int], None],
+) -> Reference:
+    """Run all prompts with the float weights and with the store's, those of one length together."""
+    lengths = sorted({len(prompt) for prompt in prompts.values()})
+    together = [{n: p for n, p in prompts.items() if len(p) == length} for length in lengths]
+    parts = [_record(checkpoint, store, equal, progress) for equal in together]
+    peak = max(part.headroom.max_abs for part in parts)
+    return Reference(
+        goldens=[golden for part in parts for golden in part.goldens],
+        quality=pool([part.quality for part in parts]),
+        headroom=Headroom(max_abs=peak, factor=1.0),
+    )
+
+
+def _record(
+    checkpoint: Checkpoint,
+    store: QuantizedStore,
+    prompts: Mapping[str, list[int]],
+    progress: Callable[[str, int], None],
+) -> Reference:
+    config, shapes = checkpoint.config, checkpoint.config.tensor_shapes()
+    tokens = torch.tensor(list(prompts.values()))  # (B, T)
+
+    def source(name: str) -> Weight:
+        return SourceWeight(name, shapes[name], checkpoint)
+
+    exact, peak = _evaluate(config, tokens, source, progress)
+    tops = [top_logits(logits) for logits in exact]
+    del exact  # B · JUDGED · V floats: one such array at a time
+    rounded, _ = _evaluate(config, tokens, store.weight, progress)
+    goldens = [
+        Golden(name, prompt, top, top_logits(logits))
+        for (name, prompt), top, logits in zip(prompts.items(), tops, rounded, strict=True)
+    ]
+    quality = pool([compare_logits(*pair) for pair in zip(rounded, tops, strict=True)])
+    return Reference(goldens, quality, Headroom(max_abs=peak, factor=1.0))
+
+
+def _evaluate(
+    config: GemmaConfig,
+    tokens: Tensor,
+    weight: Callable[[str], Weight],
+    progress: Callable[[str, int], None],
+) -> tuple[NDArray[np.float32], float]:
+    """Logits (B, JUDGED, V) and the largest residual."""
+
+    def watched(name: str) -> Weight:
+        found = weight(name)
+        progress(name, int(np.prod(found.shape)) * 4)
+        return found
+
+    ops = TorchOps(tokens, config.rms_norm_eps, JUDGED)
+    with torch.inference_mode():
+        logits = decoder(ops, config, watched)
+    return logits.numpy(), ops.max_abs

@@ -1,0 +1,101 @@
+"""The float32 weights on an evaluation text: what `gemma-runtime eval` compares bundles with.
+
+Weights are streamed once per batch of segments, and logits are boiled down while the table streams
+by. B segments, T tokens, R = B · T rows, k top tokens, V vocabulary.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gemma_export.checkpoint import Checkpoint, SourceWeight
+from gemma_export.formats.blocks import row_blocks
+from gemma_export.model.decoder import decoder
+from gemma_export.model.ops import Weight
+from gemma_export.model.torch_ops import TorchOps, soft_cap_
+from gemma_runtime.proof.teacher import TOP, TeacherSegment
+
+_BATCH = 8  # segments per pass over the weights
+
+
+def record_teacher(
+    checkpoint: Checkpoint,
+    segments: Mapping[str, list[int]],
+    progress: Callable[[str, int], None],
+) -> list[TeacherSegment]:
+    """Run the checkpoint's own weights over every segment."""
+    names = sorted(segments, key=lambda name: len(segments[name]))  # alike in length together
+    found: list[TeacherSegment] = []
+    for start in range(0, len(names), _BATCH):
+        batch = {name: segments[name] for name in names[start : start + _BATCH]}
+        found += _record(checkpoint, batch, progress)
+    order = {name: index for index, name in enumerate(segments)}
+    return sorted(found, key=lambda segment: order[segment.name])
+
+
+def passes(segments: Sequence[object]) -> int:
+    return -(-len(segments) // _BATCH)
+
+
+def _record(
+    checkpoint: Checkpoint,
+    segments: Mapping[str, list[int]],
+    progress: Callable[[str, int], None],
+) -> list[TeacherSegment]:
+    config, shapes = checkpoint.config, checkpoint.config.tensor_shapes()
+    longest = max(map(len, segments.values()))
+    # A causal model's positions never see the padding behind them.
+    tokens = torch.tensor([ids + [0] * (longest - len(ids)) for ids in segments.values()])
+
+    def source(name: str) -> Weight:
+        progress(name, int(np.prod(shapes[name])) * 4)
+        return SourceWeight(name, shapes[name], checkpoint)
+
+    ops = _TopOps(tokens, config.rms_norm_eps)
+    with torch.inference_mode():
+        decoder(ops, config, source)
+    return [
+        TeacherSegment(
+            name=name,
+            tokens=np.array(ids, np.int32),
+            ids=ops.ids[index, : len(ids)].numpy().astype(np.int32),
+            log_probs=ops.log_probs[index, : len(ids)].numpy(),
+            next_log_probs=ops.next_log_probs[index, : len(ids) - 1].numpy(),
+        )
+        for index, (name, ids) in enumerate(segments.items())
+    ]
+
+
+class _TopOps(TorchOps):
+    """Keeps the likeliest tokens instead of all logits."""
+
+    ids: Tensor  # (B, T, k)
+    log_probs: Tensor  # (B, T, k)
+    next_log_probs: Tensor  # (B, T - 1)
+
+    def logits(self, x: Tensor, table: Weight, softcap: float | None) -> Tensor:
+        count, length = self._tokens.shape
+        x = x.reshape(count * length, -1)  # (R, M)
+        after = self._tokens.roll(-1, dims=1).reshape(-1)  # (R,), the last of each is not used
+        top, ids = x.new_empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.int64)
+        total, following = x.new_full((len(x),), -torch.inf), x.new_zeros(len(x))
+        for start, stop in row_blocks(table.shape):
+            y = soft_cap_(x @ table.rows(start, stop).T, softcap)  # (R, rows)
+            total = torch.logaddexp(total, y.logsumexp(-1))
+            inside = ((after >= start) & (after < stop)).nonzero()[:, 0]
+            following[inside] = y[inside, after[inside] - start]
+            top, ids = _merge(top, ids, y, start)
+        self.ids = ids.view(count, length, -1)
+        self.log_probs = (top - total[:, None]).view(count, length, -1)
+        self.next_log_probs = (following - total).view(count, length)[:, :-1]
+        return top
+
+
+def _merge(top: Tensor, ids: Tensor, y: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    """The best of what was kept and of a block of new logits, likeliest first."""
+    new, places = y.topk(min(TOP, y.shape[1]), dim=-1)
+    both, both_ids = torch.cat([top, new], -1), torch.cat([ids, places + start], -1)
+    kept, order = both.topk(min(TOP, both.shape[1]), dim=-1)
+    return kept, both_ids.gather(-1, order)

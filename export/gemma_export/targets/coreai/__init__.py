@@ -1,0 +1,1 @@
+"""Core AI: the decoder as a traced module in an `.aimodel`."""

@@ -1,0 +1,184 @@
+"""The decoder as a torch module of one chunk length, for torch.export.
+
+Values are float16 throughout. The caller brings cosines, masks and slots, so that no index is
+computed on the device; a padded token goes to a trash slot that no mask shows.
+
+Shapes: T new tokens, M width, H query heads, K kv heads, G = H / K, D head size, S slots.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gemma_export.formats.codes import signed
+from gemma_export.model.config import LayerSpec
+from gemma_export.model.decoder import decoder
+from gemma_export.model.torch_ops import rotate_halves
+from gemma_export.quantize.store import StoredWeight
+from gemma_export.targets import ExportJob
+from gemma_export.targets.shared.apple import headroom_factor
+from gemma_export.targets.shared.apple_layout import Layout
+from gemma_export.targets.shared.traced import buffer_name, heads_first
+from gemma_runtime.manifest import AttentionKind
+
+_TINY = 1e-3
+_INT4 = torch.int4  # type: ignore[attr-defined]  # known to torch, not to its stubs
+
+
+class Step(nn.Module):
+    """Weights, once for every function, and the caches as states."""
+
+    def __init__(
+        self,
+        job: ExportJob,
+        layout: Layout,
+        progress: Callable[[str, int], None],
+    ) -> None:
+        super().__init__()
+        self.layout = layout
+        self.headroom = headroom_factor(job.max_residual)
+        self._config = job.config
+        self._weights = {name: job.store.weight(name) for name in job.config.tensor_shapes()}
+        for state in layout.states(layout.parts[0]):
+            shape = [int(size) for size in state.shape]
+            self.register_buffer(state.name, torch.zeros(shape, dtype=torch.float16))
+        for name, weight in self._weights.items():
+            self._register(weight)
+            progress(name, math.prod(weight.shape) // 2)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Logits after the last token, (1, V); inputs are in the layout's order."""
+        names = [spec.name for spec in self.layout.inputs(self.layout.parts[0], len(inputs[0]))]
+        ops = StepOps(self, dict(zip(names, inputs, strict=True)), self._config.rms_norm_eps)
+        return decoder(ops, self._config, self._weights.__getitem__)
+
+    def matrix(self, weight: StoredWeight) -> Tensor:
+        """Float16, or codes that Core AI multiplies by their scales."""
+        name = buffer_name(weight.name)
+        if weight.format.is_float:
+            return self.get_buffer(name)
+        dense: Tensor = torch.ops.coreai.constexpr_blockwise_shift_scale(
+            self.get_buffer(f"{name}_codes"),
+            self.get_buffer(f"{name}_scales"),
+            self.get_buffer(f"{name}_zeros") if weight.format.asymmetric else None,
+            None,
+            torch.int8 if weight.format.bits == 8 else _INT4,
+            torch.float16,
+        )
+        return dense
+
+    def gain(self, weight: StoredWeight, folded: bool) -> Tensor:
+        return self.get_buffer(buffer_name(weight.name) + ("_folded" if folded else ""))
+
+    def _register(self, weight: StoredWeight) -> None:
+        """A gain is kept with and without the headroom factor; Core AI drops what nothing uses."""
+        name, rows = buffer_name(weight.name), weight.shape[0]
+        if len(weight.shape) == 1:
+            gain = 1 + weight.rows(0, rows)
+            self.register_buffer(name, gain.half())
+            self.register_buffer(f"{name}_folded", (gain * self.headroom).half())
+        elif weight.format.is_float:
+            self.register_buffer(name, weight.rows(0, rows).half())
+        else:
+            part, bits = weight.codes(0, rows), weight.format.bits
+            self.register_buffer(f"{name}_codes", signed(part.codes, bits, weight.shape[1]))
+            self.register_buffer(f"{name}_scales", part.scales)
+            if part.zeros is not None:
+                zeros = signed(part.zeros, bits, part.scales.shape[1])
+                self.register_buffer(f"{name}_zeros", zeros)
+
+
+class StepOps:
+    """The vocabulary in plain torch, over a step's weights and states."""
+
+    def __init__(self, step: Step, inputs: dict[str, Tensor], epsilon: float) -> None:
+        self._step = step
+        self._inputs = inputs
+        self._epsilon = epsilon
+
+    def embed(self, table: StoredWeight, scale: float) -> Tensor:
+        rows = functional.embedding(self._inputs["tokens"], self._step.matrix(table))
+        return rows * (scale * self._step.headroom)  # (T, M)
+
+    def norm(self, x: Tensor, gain: StoredWeight) -> Tensor:
+        return self._norm(x, self._step.gain(gain, False), self._step.headroom)
+
+    def head_norm(self, x: Tensor, gain: StoredWeight, heads: int) -> Tensor:
+        split = x.view(x.shape[0], heads, -1)
+        return self._norm(split, self._step.gain(gain, False)).view(x.shape[0], -1)
+
+    def project(self, x: Tensor, weights: Sequence[StoredWeight]) -> list[Tensor]:
+        return [functional.linear(x, self._step.matrix(weight)) for weight in weights]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
+        query = self._rotate(heads_first(q, layer.heads), layer.kind) * layer.scale
+        key = self._rotate(heads_first(k, layer.kv_heads), layer.kind)
+        new = torch.cat((key, heads_first(v, layer.kv_heads)))  # (2K, T, D)
+        keys, values = self._cached(new, layer).chunk(2)  # (K, S, D) each
+        grouped = query.reshape(layer.kv_heads, -1, layer.head_dim)  # (K, G · T, D)
+        scores = torch.bmm(grouped, keys.transpose(1, 2))
+        scores = scores.view(layer.heads, -1, keys.shape[1])
+        if layer.softcap is not None:
+            scores = _softcap(scores, layer.softcap)
+        shares = torch.softmax(scores + self._inputs[f"{layer.kind.value}_mask"], -1)
+        mixed = torch.bmm(shares.view(layer.kv_heads, -1, keys.shape[1]), values)
+        mixed = mixed.view(layer.heads, -1, layer.head_dim)
+        return mixed.transpose(0, 1).reshape(-1, layer.heads * layer.head_dim)  # (T, H · D)
+
+    def add_norm(
+        self, x: Tensor, branch: Tensor, post: StoredWeight, then: StoredWeight
+    ) -> tuple[Tensor, Tensor]:
+        x = x + self._norm(branch, self._step.gain(post, True))
+        return x, self.norm(x, then)
+
+    def geglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        return functional.gelu(gate, approximate="tanh") * up
+
+    def wanted(self, x: Tensor) -> Tensor:
+        return x[self._inputs["last"]]
+
+    def logits(self, x: Tensor, table: StoredWeight, softcap: float | None) -> Tensor:
+        y = functional.linear(x, self._step.matrix(table))
+        return y if softcap is None else _softcap(y, softcap)  # (1, V)
+
+    def _cached(self, new: Tensor, layer: LayerSpec) -> Tensor:
+        """Write new keys and values; what the queries may look at, (2K, S, D).
+
+        A ring is read before it is written: its oldest slots are what the chunk's first tokens
+        still need, so they see the old ring and, behind it, the chunk.
+        """
+        kind, rows = layer.kind.value, 2 * layer.kv_heads
+        state = self._step.get_buffer(f"{kind}_cache")
+        first = self._step.layout.first_row(layer.index)
+        old = state[first : first + rows]
+        places = self._inputs[f"{kind}_slots"].view(1, -1, 1).expand(new.shape)
+        written = old.scatter(1, places, new)
+        seen = written
+        if layer.kind is AttentionKind.LOCAL:
+            seen = torch.cat((old[:, : self._step.layout.caches[layer.index].slots], new), 1)
+        state[first : first + rows] = written
+        return seen
+
+    def _norm(self, x: Tensor, gain: Tensor, folded: float = 1.0) -> Tensor:
+        """x / m / √(mean((x / m)²) + ε / m²) with m = max |x|: RMSNorm that float16 survives.
+
+        `folded` is the headroom factor that x carries, so that ε means what it means without.
+        x itself is multiplied, not x / m: beside an outlier of 1e4 the rest of it would sink to
+        where float16 has few bits left.
+        """
+        largest = x.abs().amax(-1, keepdim=True).clamp(min=_TINY)
+        scaled = x / largest
+        floor = self._epsilon**0.5 * folded / largest
+        square = (scaled * scaled).mean(-1, keepdim=True) + floor * floor
+        return x * (torch.rsqrt(square) / largest) * gain
+
+    def _rotate(self, x: Tensor, kind: AttentionKind) -> Tensor:
+        cos, sin = (self._inputs[f"{kind.value}_{part}"] for part in ("cos", "sin"))  # (T, D / 2)
+        return rotate_halves(x, cos, sin)
+
+
+def _softcap(x: Tensor, cap: float) -> Tensor:
+    return torch.tanh(x * (1 / cap)) * cap

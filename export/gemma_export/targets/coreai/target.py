@@ -1,0 +1,67 @@
+"""The Core AI target: an `.aimodel` for iOS 27 and macOS 27, written and run without a Mac.
+
+It was executed by the runtime in Apple's own Linux wheel, `coreai-core`, never on a device.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+from gemma_export.formats.format import Format
+from gemma_export.model.config import GemmaConfig
+from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
+from gemma_export.targets.shared.apple import headroom_factor, ring_caches
+from gemma_export.targets.shared.apple_layout import make_layout
+from gemma_runtime.errors import MissingExtra
+from gemma_runtime.manifest import Graph, LayerCache
+from gemma_runtime.manifest import Target as Runtime
+from gemma_runtime.quiet import quiet
+
+ASSET = "model.aimodel"
+PROGRAM = f"{ASSET}/main.mlirb"
+
+
+@dataclass(frozen=True, slots=True)
+class CoreaiTarget:
+    name: str = "coreai"
+    splits_table: bool = False
+
+    def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
+        """A ring of exactly the window: it is read before it is written."""
+        return ring_caches(self.name, config, geometry)
+
+    def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
+        """Every format has its operation; only the packages may be missing."""
+        refuse_split(self.name, formats)
+        for package, module in (("coreai-core", "coreai"), ("coreai-torch", "coreai_torch")):
+            if find_spec(module) is None:
+                raise MissingExtra(package, self.name)
+
+    def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
+        caches = self.caches(job.config, job.geometry)
+        layout = make_layout(job.config, caches, job.store.formats, "gpu", external=False)
+        (whole,) = layout.parts
+        lengths = {"prefill": job.geometry.prefill_length, "decode": 1}
+        graphs = {
+            name: Graph(
+                file=PROGRAM,
+                inputs=layout.inputs(whole, tokens),
+                outputs=layout.outputs(whole, tokens),
+                states=layout.states(whole),
+            )
+            for name, tokens in lengths.items()
+        }
+        with quiet():
+            from gemma_export.targets.coreai.program import write_asset
+
+            write_asset(job, layout, graphs, folder / ASSET, progress)
+        return Artifact(
+            graphs=graphs,
+            caches=caches,
+            cache_dtype="float16",
+            runtime=Runtime(self.name, "coreai-core", metadata.version("coreai-core")),
+            tools=("coreai-core", "coreai-torch", "torch"),
+            headroom_factor=headroom_factor(job.max_residual),
+        )

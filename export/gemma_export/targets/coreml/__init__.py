@@ -1,0 +1,1 @@
+"""Core ML: the decoder as MIL operations in an `.mlpackage`."""

@@ -1,0 +1,111 @@
+"""A MIL program as an `.mlpackage`, its weights streamed into place.
+
+coremltools translates the program; the constants that it would write are stand-ins, and our file
+takes the place of its.
+"""
+
+import json
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import coremltools as ct
+import numpy as np
+from coremltools.converters.mil.backend.mil.helper import (
+    create_file_value_tensor,
+    types_to_proto_primitive,
+)
+from coremltools.converters.mil.backend.mil.load import CoreMLProtoExporter, MILProtoExporter
+from coremltools.converters.mil.mil import Program
+
+from gemma_export.targets.coreml.mil_blobs import Blob, BlobFile, array_blob
+
+VERSION = ct.target.iOS18
+_AUTHOR = "com.apple.CoreML"
+
+
+def save_package(
+    program: Program, blobs: Mapping[str, Blob], path: Path, progress: Callable[[str, int], None]
+) -> None:
+    """Write the program. `blobs` holds the data of constants by their `weight_id`."""
+    data = path / "Data" / _AUTHOR
+    (data / "weights").mkdir(parents=True)
+    with BlobFile(data / "weights" / "weight.bin") as file:
+        translated = _Translation(program, blobs, file, progress).export()
+    model = CoreMLProtoExporter(
+        program,
+        translated,
+        predicted_feature_name=None,
+        predicted_probabilities_name=None,
+        classifier_config=None,
+        convert_to="mlprogram",
+        convert_from="milinternal",
+        specification_version=VERSION,
+    ).export(VERSION)
+    (data / "model.mlmodel").write_bytes(model.SerializeToString(deterministic=True))
+    (path / "Manifest.json").write_text(json.dumps(_manifest(), indent=4))
+
+
+class _Translation(MILProtoExporter):  # type: ignore[misc]  # coremltools has no types
+    """coremltools' translation, with our weight file."""
+
+    def __init__(
+        self,
+        program: Program,
+        blobs: Mapping[str, Blob],
+        file: BlobFile,
+        progress: Callable[[str, int], None],
+    ) -> None:
+        super().__init__(program, "", VERSION)
+        self._blobs = blobs
+        self._file = file
+        self._progress = progress
+        self._places: dict[object, int] = {}
+
+    def create_file_value(self, var: Any) -> Any:
+        """Where a constant lies. One of several functions, or twice the same, is written once."""
+        blob = self._blobs.get(var.op.weight_id)
+        key = var.op.weight_id if blob else (var.val.dtype.str, var.val.tobytes())
+        if key not in self._places:
+            self._places[key] = self._file.add(blob or _immediate(var.val))
+            if blob:
+                self._progress(var.op.weight_id, blob.bytes)
+        return create_file_value_tensor(
+            file_name="@model_path/weights/weight.bin",
+            offset=self._places[key],
+            dim=var.val.shape,
+            data_type=types_to_proto_primitive(var.sym_type.get_primitive()),
+        )
+
+
+def _immediate(values: Any) -> Blob:
+    if values.dtype != np.float16:
+        raise TypeError(f"a constant of {values.dtype} needs a blob of its own")
+    return array_blob(values)
+
+
+def _manifest() -> dict[str, object]:
+    """The same names in every package, so that the same export gives the same bytes."""
+    model, weights = (
+        str(uuid.uuid5(uuid.NAMESPACE_URL, f"{_AUTHOR}/{name}"))
+        for name in ("model.mlmodel", "weights")
+    )
+    return {
+        "fileFormatVersion": "1.0.0",
+        "itemInfoEntries": {
+            model: {
+                "author": _AUTHOR,
+                "description": "CoreML Model Specification",
+                "name": "model.mlmodel",
+                "path": f"{_AUTHOR}/model.mlmodel",
+            },
+            weights: {
+                "author": _AUTHOR,
+                "description": "CoreML Model Weights",
+                "name": "weights",
+                "path": f"{_AUTHOR}/weights",
+            },
+        },
+        "rootModelIdentifier": model,
+    }

@@ -1,0 +1,218 @@
+"""The decoder's vocabulary as MIL operations, for one chunk length.
+
+Values are float16 throughout. The caller brings cosines, masks and slots, so that no index is
+computed on the device; a padded token goes to a trash slot that no mask shows, or nowhere.
+
+Shapes: T new tokens, M width, H query heads, K kv heads, G = H / K, D head size, S slots.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from coremltools.converters.mil import Builder as mb
+from coremltools.converters.mil.mil import Function
+
+from gemma_export.model.config import LayerSpec
+from gemma_export.quantize.store import StoredWeight
+from gemma_export.targets.coreml.mil_weights import Weights
+from gemma_export.targets.shared.apple_layout import Layout
+from gemma_runtime.manifest import AttentionKind
+
+Var: TypeAlias = Any  # coremltools has no types
+
+_TINY = np.float16(1e-3)
+
+
+class MilOps:
+    """Fills one function after another, as the layout parts the layers."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        functions: Sequence[Function],
+        weights: Sequence[Weights],
+        tokens: int,
+        headroom: float,
+        epsilon: float,
+    ) -> None:
+        self._layout = layout
+        self._functions = functions
+        self._weights = weights
+        self._tokens = tokens
+        self._headroom = headroom  # folded into the residual, see `apple.headroom_factor`
+        self._epsilon = epsilon
+        self._enter(0)
+
+    def finish(self, *outputs: Var) -> None:
+        """Close the function being filled."""
+        self._function.set_outputs(list(outputs))
+        self._function.__exit__(None, None, None)
+
+    def _enter(self, part: int) -> None:
+        self._part = part
+        self._function = self._functions[part]
+        self._function.__enter__()
+        self._made: dict[str, Var] = {}
+        kinds = self._layout.kinds(self._layout.parts[part])
+        caches = {kind: self._input(f"{kind.value}_cache") for kind in kinds}
+        self._states = {kind: mb.read_state(input=cache) for kind, cache in caches.items()}
+
+    def _input(self, name: str) -> Var:
+        return self._function.inputs[name]
+
+    def embed(self, table: StoredWeight, scale: float) -> Var:
+        if self._layout.external:
+            rows = self._input("embeddings")
+        else:
+            rows = mb.gather(
+                x=self._weight(table), indices=self._input("tokens"), axis=0, validate_indices=False
+            )
+        return mb.mul(x=rows, y=np.float16(scale * self._headroom))  # (T, M)
+
+    def norm(self, x: Var, gain: StoredWeight) -> Var:
+        return self._norm(x, gain, 1.0, folded=self._headroom)
+
+    def head_norm(self, x: Var, gain: StoredWeight, heads: int) -> Var:
+        width = int(x.shape[-1])
+        split = mb.reshape(x=x, shape=[self._tokens, heads, width // heads])
+        return mb.reshape(x=self._norm(split, gain, 1.0), shape=[self._tokens, width])
+
+    def project(self, x: Var, weights: Sequence[StoredWeight]) -> list[Var]:
+        return [mb.linear(x=x, weight=self._weight(weight)) for weight in weights]
+
+    def attend(self, q: Var, k: Var, v: Var, layer: LayerSpec) -> Var:
+        query = self._rotate(self._heads(q, layer.heads), layer.kind)
+        query = mb.mul(x=query, y=np.float16(layer.scale))
+        key = self._rotate(self._heads(k, layer.kv_heads), layer.kind)
+        new = mb.concat(values=[key, self._heads(v, layer.kv_heads)], axis=0)  # (2K, T, D)
+        keys, values = self._cached(new, layer)
+        kv_heads, width = layer.kv_heads, layer.head_dim
+        grouped = mb.reshape(x=query, shape=[kv_heads, -1, width])  # (K, G · T, D)
+        scores = mb.matmul(x=grouped, y=keys, transpose_y=True)
+        seen = int(keys.shape[1])
+        scores = mb.reshape(x=scores, shape=[layer.heads, self._tokens, seen])
+        if layer.softcap is not None:
+            scores = self._softcap(scores, layer.softcap)
+        mask = self._input(f"{layer.kind.value}_mask")
+        shares = mb.softmax(x=mb.add(x=scores, y=mask), axis=-1)
+        mixed = mb.matmul(x=mb.reshape(x=shares, shape=[kv_heads, -1, seen]), y=values)
+        mixed = mb.reshape(x=mixed, shape=[layer.heads, self._tokens, width])
+        joined = mb.transpose(x=mixed, perm=[1, 0, 2])
+        return mb.reshape(x=joined, shape=[self._tokens, layer.heads * width])  # (T, H · D)
+
+    def add_norm(
+        self, x: Var, branch: Var, post: StoredWeight, then: StoredWeight
+    ) -> tuple[Var, Var]:
+        x = mb.add(x=x, y=self._norm(branch, post, self._headroom))
+        if then.name in self._entries():
+            self.finish(mb.identity(x=x, name="hidden_out"))
+            self._enter(self._part + 1)
+            x = self._input("hidden")
+        return x, self.norm(x, then)
+
+    def _entries(self) -> set[str]:
+        """The first norm of every later part."""
+        later = self._layout.parts[1:]
+        return {f"model.layers.{part.layers.start}.input_layernorm.weight" for part in later}
+
+    def geglu(self, gate: Var, up: Var) -> Var:
+        return mb.mul(x=mb.gelu(x=gate, mode="TANH_APPROXIMATION"), y=up)
+
+    def wanted(self, x: Var) -> Var:
+        return mb.gather(x=x, indices=self._input("last"), axis=0, validate_indices=False)
+
+    def logits(self, x: Var, table: StoredWeight, softcap: float | None) -> Var:
+        y = mb.linear(x=x, weight=self._weight(table))
+        y = y if softcap is None else self._softcap(y, softcap)
+        return mb.identity(x=y, name="logits")  # (1, V)
+
+    def _cached(self, new: Var, layer: LayerSpec) -> tuple[Var, Var]:
+        """Write new keys and values; what the queries may look at, (K, S, D) each.
+
+        A ring is read before it is written: its oldest slots are what the chunk's first tokens
+        still need, so they see the old ring and, behind it, the chunk.
+        """
+        first = self._layout.first_row(layer.index)
+        region = {
+            "begin": [first, 0, 0],
+            "end": [first + 2 * layer.kv_heads, 0, 0],
+            "begin_mask": [False, True, True],
+            "end_mask": [False, True, True],
+        }
+        old = mb.slice_by_index(x=self._states[layer.kind], **region)  # (2K, S + trash, D)
+        written = (self._blended if self._layout.compute == "ane" else self._scattered)(
+            old, new, layer
+        )
+        state = mb.slice_update(x=self._states[layer.kind], update=written, **region)
+        self._states[layer.kind] = mb.coreml_update_state(
+            state=self._input(f"{layer.kind.value}_cache"), value=state
+        )
+        seen = written
+        if layer.kind is AttentionKind.LOCAL:
+            slots = self._layout.caches[layer.index].slots
+            end = [2 * layer.kv_heads, slots, layer.head_dim]
+            ring = mb.slice_by_index(x=old, begin=[0, 0, 0], end=end)
+            seen = mb.concat(values=[ring, new], axis=1)
+        keys, values = mb.split(x=seen, num_splits=2, axis=0)
+        return keys, values
+
+    def _scattered(self, old: Var, new: Var, layer: LayerSpec) -> Var:
+        slots = mb.reshape(x=self._input(f"{layer.kind.value}_slots"), shape=[1, self._tokens, 1])
+        return mb.scatter_along_axis(
+            data=old,
+            indices=mb.tile(x=slots, reps=[2 * layer.kv_heads, 1, layer.head_dim]),
+            updates=new,
+            axis=1,
+            mode="update",
+            validate_indices=False,
+        )
+
+    def _blended(self, old: Var, new: Var, layer: LayerSpec) -> Var:
+        """old · (1 - written) + one-hot · new: exact, and made of what the Neural Engine has."""
+        onehot = self._input(f"{layer.kind.value}_write")  # (S, T), a padded token's column is 0
+        key = f"kept {layer.kind}"
+        if key not in self._made:
+            written = mb.reduce_sum(x=onehot, axes=[1], keep_dims=True)
+            self._made[key] = mb.sub(x=np.float16(1), y=written)  # (S, 1)
+        return mb.add(x=mb.mul(x=old, y=self._made[key]), y=mb.matmul(x=onehot, y=new))
+
+    def _norm(self, x: Var, gain: StoredWeight, factor: float, folded: float = 1.0) -> Var:
+        """x / m / √(mean((x / m)²) + ε / m²) with m = max |x|: RMSNorm that float16 survives.
+
+        `folded` is the headroom factor that x carries, so that ε means what it means without.
+        x itself is multiplied, not x / m: beside an outlier of 1e4 the rest of it would sink to
+        where float16 has few bits left.
+        """
+        largest = mb.maximum(x=mb.reduce_max(x=mb.abs(x=x), axes=[-1], keep_dims=True), y=_TINY)
+        scaled = mb.real_div(x=x, y=largest)
+        square = mb.reduce_mean(x=mb.mul(x=scaled, y=scaled), axes=[-1], keep_dims=True)
+        floor = mb.real_div(x=np.float16(self._epsilon**0.5 * folded), y=largest)
+        square = mb.add(x=square, y=mb.mul(x=floor, y=floor))
+        normed = mb.mul(x=x, y=mb.real_div(x=mb.rsqrt(x=square), y=largest))
+        gains = (1 + gain.rows(0, gain.shape[0]).numpy()) * factor
+        return mb.mul(x=normed, y=gains.astype(np.float16))
+
+    def _weight(self, weight: StoredWeight) -> Var:
+        """One constant per function."""
+        if weight.name not in self._made:
+            self._made[weight.name] = self._weights[self._part].constant(weight)
+        return self._made[weight.name]
+
+    def _heads(self, x: Var, heads: int) -> Var:
+        split = mb.reshape(x=x, shape=[self._tokens, heads, int(x.shape[-1]) // heads])
+        return mb.transpose(x=split, perm=[1, 0, 2])  # (heads, T, D)
+
+    def _rotate(self, x: Var, kind: AttentionKind) -> Var:
+        cos, sin = self._input(f"{kind.value}_cos"), self._input(f"{kind.value}_sin")  # (T, D / 2)
+        low, high = mb.split(x=x, num_splits=2, axis=-1)
+        return mb.concat(
+            values=[
+                mb.sub(x=mb.mul(x=low, y=cos), y=mb.mul(x=high, y=sin)),
+                mb.add(x=mb.mul(x=high, y=cos), y=mb.mul(x=low, y=sin)),
+            ],
+            axis=-1,
+        )
+
+    def _softcap(self, x: Var, cap: float) -> Var:
+        return mb.mul(x=mb.tanh(x=mb.mul(x=x, y=np.float16(1 / cap))), y=np.float16(cap))

@@ -1,0 +1,109 @@
+"""The Core ML target: `.mlpackage`s for iOS 18 and macOS 15, built without a Mac.
+
+They were executed by our interpreter (`gemma_runtime.mil`), never by Apple's runtime.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from gemma_export.formats.format import Format
+from gemma_export.model.config import TABLE, GemmaConfig
+from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
+from gemma_export.targets.coreml.embedding_file import write_embedding
+from gemma_export.targets.shared.apple import headroom_factor, ring_caches
+from gemma_export.targets.shared.apple_layout import Compute, Layout, make_layout
+from gemma_runtime.errors import MissingExtra, TargetError
+from gemma_runtime.manifest import Graph, LayerCache
+from gemma_runtime.manifest import Target as Runtime
+from gemma_runtime.quiet import quiet
+
+EMBEDDING = "embedding.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class CoremlTarget:
+    """`compute` is gpu or ane, the Neural Engine; `embed` is inside or external."""
+
+    compute: str = "gpu"
+    embed: str | None = None
+
+    @property
+    def name(self) -> str:
+        return "coreml"
+
+    @property
+    def splits_table(self) -> bool:
+        return False
+
+    def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
+        """A ring of exactly the window: it is read before it is written."""
+        return ring_caches(self.name, config, geometry)
+
+    def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
+        """A GPU takes every format, bit for bit; the Neural Engine one scale per channel."""
+        refuse_split(self.name, formats)
+        self._check_options()
+        if find_spec("coremltools") is None:
+            raise MissingExtra("coremltools", "coreml")
+        if self.compute == "ane":
+            for name, form in formats.items():
+                if not form.is_float and (form.asymmetric or not form.per_channel):
+                    raise TargetError(
+                        f"the Neural Engine takes one symmetric scale per output channel, not "
+                        f"{form}, which {name} would be: --quant int8-channel or none"
+                    )
+
+    def _check_options(self) -> None:
+        if self.compute not in ("gpu", "ane"):
+            raise TargetError(f"--coreml-compute is {self.compute!r}; it can be gpu or ane")
+        if self.embed not in (None, "inside", "external"):
+            raise TargetError(f"--coreml-embed is {self.embed!r}; it can be inside or external")
+        if self.compute == "ane" and self.embed == "inside":
+            raise TargetError(
+                "the Neural Engine looks no embedding up; leave --coreml-embed inside out"
+            )
+
+    def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
+        layout = self._layout(job)
+        files = [f"model{suffix}.mlpackage" for suffix in _suffixes(layout)]
+        with quiet():
+            from gemma_export.targets.coreml.program import write_packages
+
+            write_packages(job, layout, [folder / file for file in files], progress)
+        if layout.external:
+            write_embedding(job.store.weight(TABLE), folder / EMBEDDING)
+        return Artifact(
+            graphs=_graphs(layout, files, job.geometry.prefill_length),
+            caches=layout.caches,
+            cache_dtype="float16",
+            runtime=Runtime(self.name, "Core ML", "iOS 18, macOS 15"),
+            tools=("coremltools",),
+            headroom_factor=headroom_factor(job.max_residual),
+            roles={"embedding": EMBEDDING} if layout.external else {},
+        )
+
+    def _layout(self, job: ExportJob) -> Layout:
+        caches = self.caches(job.config, job.geometry)
+        external = self.embed == "external" or self.compute == "ane"
+        compute: Compute = "ane" if self.compute == "ane" else "gpu"
+        return make_layout(job.config, caches, job.store.formats, compute, external)
+
+
+def _suffixes(layout: Layout) -> list[str]:
+    """Nothing for the first part, -2, -3 … for those that follow."""
+    return [f"-{i + 1}" if i else "" for i in range(len(layout.parts))]
+
+
+def _graphs(layout: Layout, files: list[str], prefill_length: int) -> dict[str, Graph]:
+    return {
+        f"{name}{suffix}": Graph(
+            file=f"{file}/Manifest.json",
+            inputs=layout.inputs(part, tokens),
+            outputs=layout.outputs(part, tokens),
+            states=layout.states(part),
+        )
+        for name, tokens in {"prefill": prefill_length, "decode": 1}.items()
+        for suffix, file, part in zip(_suffixes(layout), files, layout.parts, strict=True)
+    }

@@ -1,0 +1,1 @@
+"""ExecuTorch: the decoder as XNNPACK delegates in one `.pte`."""

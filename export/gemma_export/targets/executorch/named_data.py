@@ -1,0 +1,93 @@
+"""The data of all delegates of a `.pte`: weights under their own names, streamed to files.
+
+N rows and K inputs of a weight, G groups per row.
+"""
+
+import hashlib
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import torch
+from executorch.exir._serialize._cord import FileBackedData
+from executorch.exir._serialize._named_data_store import NamedDataStore, NamedDataStoreOutput
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gemma_export.formats.blocks import row_blocks
+from gemma_export.quantize.store import StoredWeight
+from gemma_runtime.errors import TargetError
+
+_ALIGNMENT = 16  # bytes
+
+
+class NamedData:
+    """Weights lie in files below `folder` until the program is written."""
+
+    def __init__(self, folder: Path, progress: Callable[[str, int], None]) -> None:
+        self._folder = folder
+        self._progress = progress
+        self._store = NamedDataStore()
+        self._files: dict[str, Path] = {}
+
+    def output(self) -> NamedDataStoreOutput:
+        return self._store.get_named_data_store_output()
+
+    def add(self, name: str, data: NDArray[np.generic]) -> None:
+        self._store.add_named_data(name, np.ascontiguousarray(data).tobytes(), _ALIGNMENT)
+
+    def add_weight(self, weight: StoredWeight) -> None:
+        """`T` for a float32 weight T, else `T.codes` and `T.scales`, the scales in bfloat16."""
+        if weight.name in self._files or f"{weight.name}.codes" in self._files:
+            return
+        names = [weight.name]
+        if not weight.format.is_float:
+            names = [f"{weight.name}.{part}" for part in ("codes", "scales")]
+        with ExitStack() as files:
+            spools = [_Spool(self._path(name), files) for name in names]
+            for start, stop in row_blocks(weight.shape):
+                for spool, tensor in zip(spools, _rows(weight, start, stop), strict=True):
+                    self._progress(weight.name, spool.write(tensor))
+        for name, spool in zip(names, spools, strict=True):
+            self._files[name] = spool.path
+            self._store.add_named_data(name, spool.described(), _ALIGNMENT)
+
+    def tensor(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """A weight's part, mapped from its file."""
+        path, size = str(self._files[name]), shape[0] * shape[1]
+        return torch.from_file(path, shared=False, size=size, dtype=dtype).view(shape)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / name
+
+
+class _Spool:
+    """A file under way, and its digest."""
+
+    def __init__(self, path: Path, files: ExitStack) -> None:
+        self.path = path
+        self._file = files.enter_context(path.open("wb"))
+        self._hash = hashlib.sha256()
+
+    def write(self, rows: Tensor) -> int:
+        data = rows.contiguous().view(torch.uint8).numpy().data
+        self._hash.update(data)
+        return self._file.write(data)
+
+    def described(self) -> FileBackedData:
+        """The file, once it is closed."""
+        return FileBackedData(str(self.path), sha256=self._hash.digest())
+
+
+def _rows(weight: StoredWeight, start: int, stop: int) -> list[Tensor]:
+    if weight.format.is_float:
+        return [weight.rows(start, stop)]
+    part = weight.codes(start, stop)
+    scales = part.scales.bfloat16()
+    if (part.scales <= 0).any() or not torch.equal(scales.half(), part.scales):
+        raise TargetError(
+            f"executorch can't hold {weight.name} as the source has it: XNNPACK takes positive "
+            "bfloat16 scales alone; take --quant int4, or another target"
+        )
+    return [part.codes, scales]  # exact: see shared_scale

@@ -1,0 +1,1 @@
+"""GGUF: the codes as ggml blocks, for llama.cpp and Ollama."""

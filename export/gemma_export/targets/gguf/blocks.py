@@ -1,0 +1,58 @@
+"""The store's codes as ggml's blocks, code for code. N rows, K inputs, B blocks of 32 per row.
+
+Q4_0: a float16 scale and 16 bytes, elements 0 … 15 in the low nibbles, 16 … 31 in the high ones;
+weight = scale · (code - 8). Q4_1: a float16 minimum behind the scale; weight = scale · code +
+minimum. Q8_0: a float16 scale and 32 signed bytes.
+Source: ggml `ggml-common.h` and `ggml-quants.c`, `dequantize_row_q4_0` and its neighbours.
+"""
+
+import torch
+from gguf.constants import GGMLQuantizationType
+from torch import Tensor
+
+from gemma_export.formats.codes import Codes, unpack
+from gemma_export.formats.format import Format
+from gemma_runtime.errors import TargetError
+
+BLOCK = 32
+
+
+def block_type(form: Format) -> GGMLQuantizationType | None:
+    """The block format that holds a format's codes as they are; None where none does."""
+    if form.is_float:
+        return GGMLQuantizationType.F32
+    if form.group % BLOCK:  # a longer group is the same scale several times
+        return None
+    if form.bits == 8:
+        return None if form.asymmetric else GGMLQuantizationType.Q8_0
+    return GGMLQuantizationType.Q4_1 if form.asymmetric else GGMLQuantizationType.Q4_0
+
+
+def pack_blocks(name: str, rows: Codes, form: Format) -> Tensor:
+    """(N, bytes of a row) uint8. Raises TargetError where a minimum is no float16."""
+    count, groups = rows.scales.shape
+    repeat = form.group // BLOCK
+    scales = rows.scales.repeat_interleave(repeat, dim=1)[..., None]  # (N, B, 1)
+    codes = unpack(rows.codes, form.bits, groups * form.group).view(count, -1, BLOCK)  # (N, B, 32)
+    parts = [scales.contiguous().view(torch.uint8)]  # (N, B, 2)
+    if form.bits == 8:
+        parts.append(codes ^ 0x80)  # code - 128 as a signed byte
+        return torch.cat(parts, dim=-1).flatten(1)
+    if rows.zeros is not None:
+        zeros = unpack(rows.zeros, form.bits, groups)
+        minimum = _minimum(name, rows.scales, zeros).repeat_interleave(repeat, dim=1)[..., None]
+        parts.append(minimum.contiguous().view(torch.uint8))
+    low, high = codes[..., : BLOCK // 2], codes[..., BLOCK // 2 :]
+    return torch.cat([*parts, low | (high << 4)], dim=-1).flatten(1)
+
+
+def _minimum(name: str, scales: Tensor, zeros: Tensor) -> Tensor:
+    """-scale · zero: (N, G) float16."""
+    exact = -scales.float() * zeros.float()
+    minimum = exact.half()
+    if not torch.equal(minimum.float(), exact):
+        raise TargetError(
+            f"gguf can't hold {name} as it is: Q4_1 keeps -scale · zero as float16, which rounds "
+            "it; take a symmetric recipe, e.g. --quant int4"
+        )
+    return minimum

@@ -1,0 +1,90 @@
+"""A model's numbers as GGUF keys: the inverse of `checkpoint/gguf_config`.
+
+Source: llama.cpp `src/models/gemma2.cpp`, `gemma3.cpp` and its converter, `conversion/gemma.py`.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from gemma_export.checkpoint.gguf_config import LAYERS_27B
+from gemma_export.formats.gguf_file import Value
+from gemma_export.model.config import GemmaConfig, LayerSpec
+from gemma_runtime.errors import TargetError
+from gemma_runtime.manifest import AttentionKind
+
+_PERIODS = {"gemma2": 2, "gemma3": 6}  # every n-th layer is global, unless a key says otherwise
+
+
+def model_metadata(id: str, config: GemmaConfig) -> dict[str, Value]:
+    """`general.*` and the model's own keys. Raises TargetError for what no key can say."""
+    _check_scale(config)
+    local = next((layer.rope for layer in config.layers if layer.window), None)
+    rope = config.ropes[AttentionKind.GLOBAL]
+    fields: dict[str, Value] = {
+        "vocab_size": config.vocab_size,
+        "context_length": config.max_position,
+        "embedding_length": config.hidden_size,
+        "block_count": len(config.kinds),
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.heads,
+        "attention.head_count_kv": config.kv_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        "attention.sliding_window": config.sliding_window,
+        "rope.freq_base": rope.base,
+    }
+    if local is not None:
+        fields |= _local_rope(config, local.base, local.factor)
+    if rope.factor != 1:
+        fields |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope.factor}
+    caps = {"attn": config.attn_softcap, "final": config.final_softcap}
+    fields |= {f"{part}_logit_softcapping": cap for part, cap in caps.items() if cap}
+    fields |= _pattern(config)
+    own = {f"{config.family}.{key}": value for key, value in fields.items()}
+    general: dict[str, Value] = {
+        "general.architecture": config.family,
+        "general.type": "model",
+        "general.name": id,
+        "general.quantization_version": 2,
+    }
+    return general | own
+
+
+def _check_scale(config: GemmaConfig) -> None:
+    """GGUF has no key for query_pre_attn_scalar, so llama.cpp goes by the number of layers."""
+    is_27b = len(config.kinds) == LAYERS_27B[config.family]
+    scalar = config.hidden_size // config.heads if is_27b else config.head_dim
+    if not math.isclose(config.query_scale, scalar**-0.5, rel_tol=1e-6):
+        raise TargetError(
+            f"gguf can't hold query_pre_attn_scalar {config.query_scale**-2:.4g}: llama.cpp scales "
+            f"the queries of such a {config.family} by {scalar}; take another target"
+        )
+
+
+def _local_rope(config: GemmaConfig, base: float, factor: float) -> dict[str, Value]:
+    """llama.cpp: Gemma 2 rotates all layers alike, Gemma 3's local ones with no factor."""
+    rope = config.ropes[AttentionKind.GLOBAL]
+    alike = config.family == "gemma2"
+    if (factor, base) != ((rope.factor, rope.base) if alike else (1.0, base)):
+        raise TargetError(
+            f"gguf can't hold local layers with rope base {base:g} and factor {factor:g} in a "
+            f"{config.family}; take another target"
+        )
+    return {} if alike else {"rope.freq_base_swa": base}
+
+
+def _pattern(config: GemmaConfig) -> dict[str, Value]:
+    if _is_periodic(config.layers, _PERIODS[config.family]):
+        return {}
+    flags = [layer.kind is AttentionKind.LOCAL for layer in config.layers]
+    return {"attention.sliding_window_pattern": np.array(flags)}
+
+
+def _is_periodic(layers: Sequence[LayerSpec], period: int) -> bool:
+    return all(
+        (layer.kind is AttentionKind.LOCAL) == (layer.index % period < period - 1)
+        for layer in layers
+    )

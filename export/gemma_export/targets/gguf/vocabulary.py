@@ -1,0 +1,151 @@
+"""A `tokenizer.json` as GGUF metadata: the inverse of `gguf_tokenizer`.
+
+llama.cpp joins the pair whose whole has the best score, where `tokenizer.json` has an ordered list
+of pairs: so a token's score is minus the place at which the list first makes it, and both cut text
+alike if all pairs that make a token stand together. SentencePiece's lists do.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from gemma_export.checkpoint import Checkpoint
+from gemma_export.checkpoint.gguf import GgufCheckpoint
+from gemma_export.checkpoint.gguf_config import TOKENS
+from gemma_export.checkpoint.gguf_tokenizer import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    PICTURE,
+    PLACEHOLDER,
+    SPACE,
+    USER_DEFINED,
+)
+from gemma_export.formats.gguf_file import Value, read_header
+from gemma_export.model.config import GemmaConfig
+from gemma_runtime.errors import CheckpointError
+
+_PREFIX = "tokenizer."
+_SCORES, _TYPES = "tokenizer.ggml.scores", "tokenizer.ggml.token_type"
+_UNUSED = 5
+_LOWEST = -1000.0  # what llama.cpp's converter gives tokens that nothing is merged into
+
+
+def gguf_vocabulary(checkpoint: Checkpoint) -> dict[str, Value]:
+    """The `tokenizer.*` keys of a GGUF file: a GGUF source's own, or made from `tokenizer.json`.
+
+    Raises CheckpointError for a tokenizer that llama.cpp would cut text with in other places.
+    """
+    if isinstance(checkpoint, GgufCheckpoint):
+        metadata = read_header(checkpoint.path).metadata
+        if TOKENS in metadata:
+            own = {key: value for key, value in metadata.items() if key.startswith(_PREFIX)}
+            return _padded(own, checkpoint.config.vocab_size)
+    files = checkpoint.tokenizer()
+    if files is None:
+        return {"tokenizer.ggml.model": "no_vocab"}
+    found = make_vocabulary(checkpoint.id, files.tokenizer_json, checkpoint.config)
+    if files.chat_template is not None:
+        found["tokenizer.chat_template"] = files.chat_template
+    return found
+
+
+def _padded(found: dict[str, Value], rows: int) -> dict[str, Value]:
+    """llama.cpp wants a piece for every row of the table; its converter makes them up too."""
+    pieces = found[TOKENS]
+    assert isinstance(pieces, list)
+    if missing := range(len(pieces), rows):
+        found[TOKENS] = pieces + [f"[PAD{index}]" for index in missing]
+        for key, value in ((_SCORES, _LOWEST), (_TYPES, _UNUSED)):
+            held = found.get(key)
+            if isinstance(held, np.ndarray):
+                found[key] = np.append(held, np.full(len(missing), value, held.dtype))
+    return found
+
+
+def make_vocabulary(where: str, tokenizer_json: bytes, config: GemmaConfig) -> dict[str, Value]:
+    """Pieces, scores and types of a `tokenizer.json` of Gemma's kind."""
+    content: dict[str, Any] = msgspec.json.decode(tokenizer_json)
+    model = content["model"]
+    if model.get("type") != "BPE" or not model.get("byte_fallback"):
+        raise CheckpointError(
+            f"{where}: tokenizer.json is of kind {model.get('type')!r:.40}, expected BPE with byte "
+            "fallback, as Gemma's is"
+        )
+    added = {token["id"]: token for token in content.get("added_tokens", [])}
+    by_id = {index: piece for piece, index in model["vocab"].items()}
+    by_id |= {index: token["content"] for index, token in added.items()}
+    pieces = [by_id.get(index, f"[PAD{index}]") for index in range(config.vocab_size)]
+    types = [
+        _type(piece, added.get(index), model["vocab"]) if index in by_id else _UNUSED
+        for index, piece in enumerate(pieces)
+    ]
+    scores = _scores(where, pieces, types, [_pair(merge) for merge in model["merges"]])
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        TOKENS: [
+            piece.replace(SPACE, " ") if kind == USER_DEFINED else piece
+            for piece, kind in zip(pieces, types, strict=True)
+        ],
+        _SCORES: np.array(scores, np.float32),
+        _TYPES: np.array(types, np.int32),
+        **_special(pieces, config, model.get("unk_token")),
+    }
+
+
+def _type(piece: str, added: Mapping[str, Any] | None, ids: Mapping[str, int]) -> int:
+    if added is not None:
+        special = added["special"] and piece not in PICTURE
+        is_control = special or PLACEHOLDER.fullmatch(piece)
+        return CONTROL if is_control else USER_DEFINED
+    # Gemma's vocabularies have the tab itself where <0x09> would be.
+    is_byte = re.fullmatch(r"<0x[0-9A-F]{2}>", piece) or (piece == "\t" and "<0x09>" not in ids)
+    return BYTE if is_byte else NORMAL
+
+
+def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
+    """Older files join the two with a space, which no piece holds."""
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left, right
+
+
+def _scores(
+    where: str, pieces: Sequence[str], types: Sequence[int], merges: Sequence[tuple[str, str]]
+) -> list[float]:
+    normal = {piece for piece, kind in zip(pieces, types, strict=True) if kind == NORMAL}
+    places: dict[str, int] = {}
+    before = ""
+    for left, right in merges:
+        whole = left + right
+        if whole in normal and whole != before:
+            if whole in places:
+                raise CheckpointError(
+                    f"{where}: tokenizer.json merges into {whole!r:.40} at two places, which "
+                    "llama.cpp's scores can't say; this tokenizer is not SentencePiece's"
+                )
+            places[whole] = len(places)
+            before = whole
+    rest = (piece for piece in pieces if piece in normal and piece not in places)
+    places |= {piece: len(places) + index for index, piece in enumerate(rest)}
+    return [
+        -float(places[piece]) if kind == NORMAL else 0.0 if kind == BYTE else _LOWEST
+        for piece, kind in zip(pieces, types, strict=True)
+    ]
+
+
+def _special(pieces: Sequence[str], config: GemmaConfig, unknown: str | None) -> dict[str, Value]:
+    found: dict[str, Value] = {
+        "tokenizer.ggml.bos_token_id": config.bos_token,
+        "tokenizer.ggml.eos_token_id": config.eos_tokens[0],
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_eos_token": False,
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+    for key, piece in (("unknown", unknown), ("padding", "<pad>"), ("eot", "<end_of_turn>")):
+        if piece in pieces:
+            found[f"tokenizer.ggml.{key}_token_id"] = pieces.index(piece)
+    return found

@@ -1,0 +1,1 @@
+"""ONNX Runtime: the decoder as fused operators."""

@@ -1,0 +1,265 @@
+"""The decoder's vocabulary as ONNX Runtime's fused operators.
+
+Shapes: T new tokens, M width, N rows and K inputs of a weight, G groups per row, D head size.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper
+
+from gemma_export.formats.blocks import row_blocks
+from gemma_export.formats.format import Format
+from gemma_export.model.config import LayerSpec
+from gemma_export.model.ops import lookup_scale
+from gemma_export.quantize.store import StoredWeight
+from gemma_export.targets.onnx.graph import MICROSOFT, Attribute, GraphBuilder
+from gemma_runtime.backends.rope import rope_angles
+from gemma_runtime.manifest import LayerCache
+
+# MatMulNBits quantizes activations to int8 in the weights' groups: 2.8 times the speed. Beside
+# plain int4 the cost does not show (KL to float 0.487 instead of 0.490 on a 270M); in int8 it is
+# most of the loss, and the wider the groups the more.
+ACCURACY_LEVEL = "accuracy_level"
+FLOAT_ACTIVATIONS, _INT8_ACTIVATIONS = 0, 4
+
+
+class OnnxOps:
+    """Values are names of ONNX tensors; every weight goes to the data file once."""
+
+    def __init__(
+        self, graph: GraphBuilder, caches: Sequence[LayerCache], context: int, epsilon: float
+    ) -> None:
+        self._graph = graph
+        self._caches = caches
+        self._context = context
+        self._epsilon = epsilon
+        self._seqlens: str | None = None
+
+    def inputs(self) -> list[onnx.ValueInfoProto]:
+        return [
+            helper.make_tensor_value_info("tokens", TensorProto.INT64, [1, "tokens"]),
+            helper.make_tensor_value_info("total", TensorProto.INT32, []),
+            helper.make_tensor_value_info("wanted", TensorProto.INT64, ["wanted"]),
+            *self._cache_values("past"),
+        ]
+
+    def outputs(self, logits: str, vocab_size: int) -> list[onnx.ValueInfoProto]:
+        self._graph.node("Identity", [logits], outputs=["logits"])
+        shape: list[str | int | None] = [1, "wanted", vocab_size]
+        return [
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape),
+            *self._cache_values("present"),
+        ]
+
+    def embed(self, table: StoredWeight, scale: float) -> str:
+        found = [self._look_up(piece) for piece in table.pieces()]
+        rows = self._one("Concat", found, {"axis": -1}) if len(found) > 1 else found[0]
+        factor = torch.as_tensor(lookup_scale(table, scale), dtype=torch.float32).numpy()
+        return self._one("Mul", [rows, self._graph.constant("embed_scale", factor)])
+
+    def norm(self, x: str, gain: StoredWeight) -> str:
+        attributes = {"axis": -1, "epsilon": self._epsilon, "stash_type": 1}
+        return self._one("SimplifiedLayerNormalization", [x, self._gain(gain)], attributes)
+
+    def head_norm(self, x: str, gain: StoredWeight, heads: int) -> str:
+        split = self._graph.constant(f"heads_{heads}", np.array([0, 0, heads, -1]))
+        joined = self._graph.constant("joined", np.array([0, 0, -1]))
+        per_head = self.norm(self._one("Reshape", [x, split]), gain)  # (1, T, heads, D)
+        return self._one("Reshape", [per_head, joined])
+
+    def project(self, x: str, weights: Sequence[StoredWeight]) -> list[str]:
+        """Neighbours of one format become one matrix product, split afterwards."""
+        values: list[str] = []
+        for form, group in groupby(weights, key=lambda weight: weight.format):
+            together = list(group)
+            y = self._matmul(x, together, form)
+            values += self._split(y, [weight.shape[0] for weight in together])
+        return values
+
+    def attend(self, q: str, k: str, v: str, layer: LayerSpec) -> str:
+        index, cache = layer.index, self._caches[layer.index]
+        attributes: dict[str, Attribute] = {
+            "num_heads": layer.heads,
+            "kv_num_heads": layer.kv_heads,
+            "scale": layer.scale,
+            "softcap": layer.softcap or 0.0,
+            "do_rotary": 1,
+            "local_window_size": layer.window if layer.window is not None else -1,
+        }
+        if is_windowed(cache, self._context):
+            attributes["sliding_window_cache"] = 1
+        past = [f"past_key_{index}", f"past_value_{index}"]
+        present = [f"present_key_{index}", f"present_value_{index}"]
+        inputs = [q, k, v, *past, self._last_position(), "total", *self._rope(layer)]
+        outputs = [f"attended_{index}", *present]
+        return self._graph.node("GroupQueryAttention", inputs, attributes, MICROSOFT, outputs)[0]
+
+    def add_norm(
+        self, x: str, branch: str, post: StoredWeight, then: StoredWeight
+    ) -> tuple[str, str]:
+        inputs = [x, self.norm(branch, post), self._gain(then)]
+        attributes = {"epsilon": self._epsilon}
+        outputs = self._graph.node(
+            "SkipSimplifiedLayerNormalization", inputs, attributes, MICROSOFT, outputs=4
+        )
+        return outputs[3], outputs[0]
+
+    def geglu(self, gate: str, up: str) -> str:
+        gelu = self._graph.node("FastGelu", [gate], domain=MICROSOFT)
+        return self._one("Mul", [*gelu, up])
+
+    def wanted(self, x: str) -> str:
+        return self._one("Gather", [x, "wanted"], {"axis": 1})
+
+    def logits(self, x: str, table: StoredWeight, softcap: float | None) -> str:
+        pieces = table.pieces()
+        parts = self._split(x, [piece.shape[1] for piece in pieces])
+        y, *others = [
+            self._matmul(part, [piece], piece.format)
+            for part, piece in zip(parts, pieces, strict=True)
+        ]
+        for other in others:
+            y = self._one("Add", [y, other])
+        if softcap is None:
+            return y
+        cap = self._graph.constant("final_softcap", np.array(softcap, np.float32))
+        return self._one("Mul", [self._one("Tanh", [self._one("Div", [y, cap])]), cap])
+
+    def _look_up(self, table: StoredWeight) -> str:
+        """Rows of a table by tokens."""
+        if table.format.is_float:
+            return self._one("Gather", [self._float([table]), "tokens"])
+        codes, scales, zeros = self._codes([table])
+        inputs = [self._gather_view(table, codes), "tokens", scales, *zeros]
+        attributes = {
+            "bits": table.format.bits,
+            "block_size": table.format.group,
+            "gather_axis": 0,
+            "quantize_axis": 1,
+        }
+        return self._graph.node("GatherBlockQuantized", inputs, attributes, MICROSOFT)[0]
+
+    def _one(
+        self, op: str, inputs: Sequence[str], attributes: Mapping[str, Attribute] | None = None
+    ) -> str:
+        return self._graph.node(op, inputs, attributes)[0]
+
+    def _split(self, y: str, sizes: Sequence[int]) -> list[str]:
+        if len(sizes) == 1:
+            return [y]
+        name = "split_" + "_".join(map(str, sizes))
+        sections = self._graph.constant(name, np.array(sizes))
+        return self._graph.node("Split", [y, sections], {"axis": -1}, outputs=len(sizes))
+
+    def _matmul(self, x: str, weights: Sequence[StoredWeight], form: Format) -> str:
+        rows = sum(weight.shape[0] for weight in weights)
+        if form.is_float:
+            inputs = [x, self._float(weights)]
+            return self._graph.node("FusedMatMul", inputs, {"transB": 1}, MICROSOFT)[0]
+        codes, scales, zeros = self._codes(weights)
+        attributes = {
+            "N": rows,
+            "K": weights[0].shape[1],
+            "bits": form.bits,
+            "block_size": form.group,
+            ACCURACY_LEVEL: _INT8_ACTIVATIONS,
+        }
+        inputs = [x, codes, scales, *zeros]
+        return self._graph.node("MatMulNBits", inputs, attributes, MICROSOFT)[0]
+
+    def _codes(self, weights: Sequence[StoredWeight]) -> tuple[str, str, list[str]]:
+        """Codes, scales and zero points of several weights, one below the other."""
+        name, form = _name(weights), weights[0].format
+        codes, scales, zeros = f"{name}.codes", f"{name}.scales.float32", f"{name}.zeros"
+        if not self._graph.has(codes):
+            self._write_codes(name, weights)
+            # onnxruntime folds the cast when it loads the graph.
+            half = [f"{name}.scales"]
+            self._graph.node("Cast", half, {"to": TensorProto.FLOAT}, outputs=[scales])
+        return codes, scales, [zeros] if form.asymmetric else []
+
+    def _write_codes(self, name: str, weights: Sequence[StoredWeight]) -> None:
+        form, rows = weights[0].format, sum(weight.shape[0] for weight in weights)
+        groups = weights[0].shape[1] // form.group
+        block = form.group * form.bits // 8  # bytes of codes per group
+        graph, data = self._graph, self._graph.data
+        code_region = data.allocate(rows * groups * block)
+        scale_region = data.allocate(rows * groups * 2)
+        zero_width = (groups * form.bits + 7) // 8
+        zero_region = data.allocate(rows * zero_width if form.asymmetric else 0)
+        for row, weight, start, stop in _blocks(weights):
+            part = weight.codes(start, stop)
+            data.write(name, code_region.offset + row * groups * block, part.codes.numpy())
+            data.write(name, scale_region.offset + row * groups * 2, part.scales.numpy())
+            if part.zeros is not None:
+                data.write(name, zero_region.offset + row * zero_width, part.zeros.numpy())
+        graph.external(f"{name}.codes", "uint8", (rows, groups, block), code_region)
+        graph.external(f"{name}.scales", "float16", (rows, groups), scale_region)
+        if form.asymmetric:
+            graph.external(f"{name}.zeros", "uint8", (rows, zero_width), zero_region)
+
+    def _gather_view(self, table: StoredWeight, codes: str) -> str:
+        """The same bytes in the shape that GatherBlockQuantized wants: (V, bytes per row)."""
+        rows, width = table.shape
+        return self._graph.view(f"{codes}.rows", codes, (rows, width * table.format.bits // 8))
+
+    def _float(self, weights: Sequence[StoredWeight]) -> str:
+        name, width = _name(weights), weights[0].shape[1]
+        if not self._graph.has(name):
+            data, rows = self._graph.data, sum(weight.shape[0] for weight in weights)
+            region = data.allocate(rows * width * 4)
+            for row, weight, start, stop in _blocks(weights):
+                values = weight.rows(start, stop).numpy()
+                data.write(name, region.offset + row * width * 4, values)
+            self._graph.external(name, "float32", (rows, width), region)
+        return name
+
+    def _gain(self, gain: StoredWeight) -> str:
+        return self._graph.array(gain.name, 1 + gain.rows(0, gain.shape[0]).numpy())
+
+    def _rope(self, layer: LayerSpec) -> tuple[str, str]:
+        """Tables of cos and sin, (context, D / 2), one pair per rope."""
+        rope, width = layer.rope, layer.head_dim
+        name = f"rope_{rope.base:g}_{rope.factor:g}"
+        if not self._graph.has(f"{name}_cos"):
+            angle = rope_angles(rope, range(self._context), width)
+            self._graph.array(f"{name}_cos", np.cos(angle).astype(np.float32))
+            self._graph.array(f"{name}_sin", np.sin(angle).astype(np.float32))
+        return f"{name}_cos", f"{name}_sin"
+
+    def _last_position(self) -> str:
+        """GroupQueryAttention's seqlens_k: the index of the last token, (1,)."""
+        if self._seqlens is None:
+            one = self._graph.constant("one", np.array(1, np.int32))
+            batch = self._graph.constant("batch", np.array([1]))
+            self._seqlens = self._one("Reshape", [self._one("Sub", ["total", one]), batch])
+        return self._seqlens
+
+    def _cache_values(self, prefix: str) -> list[onnx.ValueInfoProto]:
+        return [
+            helper.make_tensor_value_info(f"{prefix}_{part}_{i}", TensorProto.FLOAT, cache.shape)
+            for i, cache in enumerate(self._caches)
+            for part in ("key", "value")
+        ]
+
+
+def is_windowed(cache: LayerCache, context_length: int) -> bool:
+    """Whether a layer's cache forgets: a window with fewer slots than the context."""
+    return cache.window is not None and cache.slots < context_length
+
+
+def _name(weights: Sequence[StoredWeight]) -> str:
+    return "+".join(weight.name for weight in weights)
+
+
+def _blocks(weights: Sequence[StoredWeight]) -> Iterator[tuple[int, StoredWeight, int, int]]:
+    """Blocks of weights stacked on one another: the row in the stack, and the rows of which."""
+    first = 0
+    for weight in weights:
+        for start, stop in row_blocks(weight.shape):
+            yield first + start, weight, start, stop
+        first += weight.shape[0]

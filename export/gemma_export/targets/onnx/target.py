@@ -1,0 +1,101 @@
+"""The ONNX Runtime target: one graph for prefill, decode and scoring.
+
+The graph is built node by node from the decoder; weights stream from the store into one external
+data file. Inputs: `tokens` (1, T), `total` (the tokens in the caches after this call), `wanted`
+(which of the T positions get logits). Past and present caches may be the same buffers.
+
+A quantized bundle holds the graph a second time, over the same data, with float activations: too
+slow to ship, and exact, so that a fault in the graph has no rounding to hide in.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+
+from gemma_export.formats.format import Format
+from gemma_export.model.config import GemmaConfig, cache_layout
+from gemma_export.model.decoder import decoder
+from gemma_export.targets import Artifact, ExportJob, Geometry
+from gemma_export.targets.onnx.graph import DataFile, GraphBuilder
+from gemma_export.targets.onnx.ops import ACCURACY_LEVEL, FLOAT_ACTIVATIONS, OnnxOps, is_windowed
+from gemma_runtime.errors import TargetError
+from gemma_runtime.manifest import Graph, LayerCache, TensorSpec
+from gemma_runtime.manifest import Target as Runtime
+
+MODEL, EXACT, DATA = "model.onnx", "exact.onnx", "model.onnx.data"
+# Rows beyond the window: GroupQueryAttention compacts its window only when they are used up.
+SLACK = 64
+# sliding_window_cache runs on the CPU from 1.29; local_window_size is right from 1.24.4 (before,
+# a query saw one token too many).
+_MIN_WINDOWED, _MIN_FULL = "1.29.0", "1.24.4"
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxTarget:
+    name: str = "onnx"
+    splits_table: bool = True
+
+    def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
+        return cache_layout(config, geometry.context_length, None if geometry.full_cache else SLACK)
+
+    def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
+        """Every format has a kernel, but one scale per channel: blocks are powers of two."""
+        for name, form in formats.items():
+            if form.per_channel:
+                raise TargetError(
+                    f"onnx has no kernel for {form}, which {name} would be; give it a group of 16, "
+                    "32, … 256"
+                )
+
+    def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
+        config, store, geometry = job.config, job.store, job.geometry
+        caches = self.caches(config, geometry)
+        with DataFile(folder / DATA, progress) as data:
+            graph = GraphBuilder(data)
+            ops = OnnxOps(graph, caches, geometry.context_length, config.rms_norm_eps)
+            logits = decoder(ops, config, store.weight)
+            model = graph.model(ops.inputs(), ops.outputs(logits, config.vocab_size))
+        onnx.save(model, folder / MODEL)
+        io = exact = _graph(caches, config.vocab_size)
+        if not all(form.is_float for form in store.formats.values()):
+            onnx.save(_with_float_activations(model), folder / EXACT)
+            exact = replace(io, file=EXACT)
+        windowed = any(is_windowed(cache, geometry.context_length) for cache in caches)
+        minimum = _MIN_WINDOWED if windowed else _MIN_FULL
+        return Artifact(
+            graphs={"prefill": io, "decode": io, "exact": exact},
+            caches=caches,
+            cache_dtype="float32",
+            runtime=Runtime(self.name, "onnxruntime", minimum),
+            tools=("onnx", "torch"),
+        )
+
+
+def _with_float_activations(model: onnx.ModelProto) -> onnx.ModelProto:
+    exact = onnx.ModelProto()
+    exact.CopyFrom(model)
+    for node in exact.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == ACCURACY_LEVEL:
+                attribute.i = FLOAT_ACTIVATIONS
+    return exact
+
+
+def _graph(caches: tuple[LayerCache, ...], vocab_size: int) -> Graph:
+    states = tuple(
+        TensorSpec(f"past_{part}_{index}", "float32", cache.shape)
+        for index, cache in enumerate(caches)
+        for part in ("key", "value")
+    )
+    return Graph(
+        file=MODEL,
+        inputs=(
+            TensorSpec("tokens", "int64", (1, "tokens")),
+            TensorSpec("total", "int32", ()),
+            TensorSpec("wanted", "int64", ("wanted",)),
+        ),
+        outputs=(TensorSpec("logits", "float32", (1, "wanted", vocab_size)),),
+        states=states,
+    )

@@ -1,0 +1,143 @@
+"""What goes in and out of a Core ML program: plain data, before coremltools is imported.
+
+T tokens of a call, S slots, D head size, M width, V vocabulary.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from gemma_export.formats.format import Format
+from gemma_export.model.config import TABLE, GemmaConfig
+from gemma_runtime.manifest import AttentionKind, LayerCache, TensorSpec
+
+Compute = Literal["gpu", "ane"]
+
+# Rows behind the slots: padded tokens are written there. A multiple of 32 suits the Neural Engine.
+TRASH = 32
+# A package of more than about 1 GB silently leaves the Neural Engine.
+ANE_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A run of layers in a package of its own."""
+
+    layers: range
+    first: bool
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    config: GemmaConfig
+    caches: tuple[LayerCache, ...]
+    compute: Compute
+    external: bool  # the caller looks embeddings up
+    parts: tuple[Part, ...]
+
+    @property
+    def trash(self) -> int:
+        """Rows for padding. The Neural Engine's masked write needs none: it writes no pad."""
+        return 0 if self.compute == "ane" else TRASH
+
+    def inputs(self, part: Part, tokens: int) -> tuple[TensorSpec, ...]:
+        """What a function takes, states not among them."""
+        width = self.config.hidden_size
+        specs = []
+        if not part.first:
+            specs.append(TensorSpec("hidden", "float16", (tokens, width)))
+        elif self.external:
+            specs.append(TensorSpec("embeddings", "float16", (tokens, width)))
+        else:
+            specs.append(TensorSpec("tokens", "int32", (tokens,)))
+        if part.last:
+            specs.append(TensorSpec("last", "int32", (1,)))
+        for kind in self.kinds(part):
+            specs += self._kind_inputs(kind, tokens)
+        return tuple(specs)
+
+    def _kind_inputs(self, kind: AttentionKind, tokens: int) -> Iterator[TensorSpec]:
+        slots = self._slots(kind)
+        # The old ring and the chunk behind it, or every row of the context with the trash.
+        seen = slots + (tokens if kind is AttentionKind.LOCAL else self.trash)
+        half = self.config.head_dim // 2
+        yield TensorSpec(f"{kind.value}_cos", "float16", (tokens, half))
+        yield TensorSpec(f"{kind.value}_sin", "float16", (tokens, half))
+        yield TensorSpec(f"{kind.value}_mask", "float16", (tokens, seen))
+        if self.compute == "ane":
+            yield TensorSpec(f"{kind.value}_write", "float16", (slots, tokens))
+        else:
+            yield TensorSpec(f"{kind.value}_slots", "int32", (tokens,))
+
+    def outputs(self, part: Part, tokens: int) -> tuple[TensorSpec, ...]:
+        if part.last:
+            return (TensorSpec("logits", "float16", (1, self.config.vocab_size)),)
+        return (TensorSpec("hidden_out", "float16", (tokens, self.config.hidden_size)),)
+
+    def states(self, part: Part) -> tuple[TensorSpec, ...]:
+        """One state per kind of attention: keys and values of its layers, one behind the other."""
+        return tuple(
+            TensorSpec(f"{kind.value}_cache", "float16", self._state_shape(part, kind))
+            for kind in self.kinds(part)
+        )
+
+    def _state_shape(self, part: Part, kind: AttentionKind) -> tuple[int, int, int]:
+        layers = sum(self.caches[i].kind is kind for i in part.layers)
+        rows = self._slots(kind) + self.trash
+        return (2 * self.config.kv_heads * layers, rows, self.config.head_dim)
+
+    def kinds(self, part: Part) -> tuple[AttentionKind, ...]:
+        """Kinds of attention that the part's layers have."""
+        return tuple(k for k in AttentionKind if any(self.caches[i].kind is k for i in part.layers))
+
+    def first_row(self, layer: int) -> int:
+        """Where a layer's keys begin in the state of its part."""
+        part = next(part for part in self.parts if layer in part.layers)
+        before = range(part.layers.start, layer)
+        return (
+            2
+            * self.config.kv_heads
+            * sum(self.caches[i].kind is self.caches[layer].kind for i in before)
+        )
+
+    def _slots(self, kind: AttentionKind) -> int:
+        return next(cache.slots for cache in self.caches if cache.kind is kind)
+
+
+def make_layout(
+    config: GemmaConfig,
+    caches: Sequence[LayerCache],
+    formats: Mapping[str, Format],
+    compute: Compute,
+    external: bool,
+) -> Layout:
+    limit = ANE_BYTES if compute == "ane" else None
+    parts = _parts(config, formats, limit)
+    return Layout(config, tuple(caches), compute, external, tuple(parts))
+
+
+def _parts(config: GemmaConfig, formats: Mapping[str, Format], limit: int | None) -> Iterator[Part]:
+    """As few packages as the limit allows; the head is in the last one."""
+    layers = len(config.kinds)
+    sizes = [_layer_bytes(config, formats, index) for index in range(layers)]
+    sizes[-1] += _bytes(config, formats, TABLE)
+    start, held = 0, 0
+    for index, size in enumerate(sizes):
+        if limit is not None and index > start and held + size > limit:
+            yield Part(range(start, index), start == 0, last=False)
+            start, held = index, 0
+        held += size
+    yield Part(range(start, layers), start == 0, last=True)
+
+
+def _layer_bytes(config: GemmaConfig, formats: Mapping[str, Format], index: int) -> int:
+    prefix = f"model.layers.{index}."
+    return sum(_bytes(config, formats, name) for name in formats if name.startswith(prefix))
+
+
+def _bytes(config: GemmaConfig, formats: Mapping[str, Format], name: str) -> int:
+    rows, width = config.tensor_shapes()[name]
+    form = formats[name]
+    bits = 16 if form.is_float else form.bits_per_weight
+    return int(rows * width * bits) // 8

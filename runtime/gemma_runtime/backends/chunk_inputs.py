@@ -1,0 +1,91 @@
+"""What a host brings to a graph that computes no index: cosines, masks, slots, for one chunk.
+
+A graph's inputs say by their names and shapes what it wants. T tokens of a call, of which the last
+may be padding; S slots.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemma_runtime.backends.embedding_table import EmbeddingTable
+from gemma_runtime.backends.rope import rope_angles
+from gemma_runtime.manifest import AttentionKind, Graph, LayerCache, Manifest, TensorSpec
+
+Array = NDArray[np.generic]
+
+# Far below any score, and within float16: -inf is not for every one of Apple's units.
+_HIDDEN = -4e4
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkInputs:
+    """One chunk of tokens at a position."""
+
+    manifest: Manifest
+    table: EmbeddingTable | None  # where the caller looks embeddings up
+    tokens: Sequence[int]
+    position: int
+
+    def of(self, graph: Graph) -> dict[str, Array]:
+        """All inputs that do not come from another graph."""
+        given = [spec for spec in graph.inputs if spec.name != "hidden"]
+        return {spec.name: self._input(spec).astype(spec.dtype, copy=False) for spec in given}
+
+    def _input(self, spec: TensorSpec) -> Array:
+        length, count = int(spec.shape[0]), len(self.tokens)
+        match spec.name:
+            case "tokens":
+                return _padded(self.tokens, length)
+            case "last":
+                return np.array([count - 1])
+            case "embeddings":
+                assert self.table is not None
+                return self.table.rows(_padded(self.tokens, length).tolist())
+        kind, _, what = spec.name.partition("_")
+        return self._of_kind(AttentionKind(kind), what, spec)
+
+    def _of_kind(self, kind: AttentionKind, what: str, spec: TensorSpec) -> Array:
+        cache = next(cache for cache in self.manifest.layers if cache.kind is kind)
+        rows, columns = int(spec.shape[0]), int(spec.shape[-1])
+        if what == "slots":
+            return self._slots(cache, rows)
+        if what == "write":
+            return self._onehot(cache, rows, columns)
+        if what == "mask":
+            return self._mask(cache, rows, columns)
+        positions = self.position + np.arange(rows)
+        angle = rope_angles(self.manifest.ropes[kind], positions, cache.head_dim)
+        values: Array = (np.cos(angle) if what == "cos" else np.sin(angle)).astype(np.float16)
+        return values
+
+    def _onehot(self, cache: LayerCache, slots: int, length: int) -> NDArray[np.float16]:
+        """A row per slot, a column per token: 1 where the token is written. Padding has none."""
+        onehot: NDArray[np.bool_] = np.arange(slots)[:, None] == self._slots(cache, length)
+        return onehot.astype(np.float16)
+
+    def _slots(self, cache: LayerCache, length: int) -> NDArray[np.int64]:
+        """Where each token is written; padding goes to the row behind the slots."""
+        places = (self.position + np.arange(length)) % cache.slots
+        return np.where(np.arange(length) < len(self.tokens), places, cache.slots)
+
+    def _mask(self, cache: LayerCache, length: int, columns: int) -> NDArray[np.float16]:
+        """What each token sees: of the context, or of the old ring and the chunk behind it."""
+        position, count = self.position, len(self.tokens)
+        query = position + np.arange(length)[:, None]  # (T, 1)
+        if cache.kind is AttentionKind.LOCAL:
+            held = position - 1 - np.mod(position - 1 - np.arange(cache.slots), cache.slots)
+            chunk = np.where(np.arange(length) < count, position + np.arange(length), -1)
+            held = np.concatenate([held, chunk])
+        else:
+            held = np.where(np.arange(columns) < position + count, np.arange(columns), -1)
+        seen = (held >= 0) & (held <= query)
+        if cache.window is not None:
+            seen &= held > query - cache.window
+        return np.where(seen, 0.0, _HIDDEN).astype(np.float16)
+
+
+def _padded(values: Sequence[int], length: int) -> NDArray[np.int64]:
+    return np.pad(np.array(values), (0, length - len(values)))

@@ -1,0 +1,1 @@
+"""What a bundle holds, read back from its files."""

@@ -1,0 +1,199 @@
+"""The quantized weights that an artifact itself holds, read back from its container.
+
+Every container keeps them in its own way; here they come out in one: unsigned codes, packed row by
+row, float16 scales, zero points packed row by row. N rows, G groups per row.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemma_runtime.bundle import Bundle
+from gemma_runtime.contents.codes_gguf import read_gguf_codes
+from gemma_runtime.contents.digests import combine_digests, parts_digest
+from gemma_runtime.contents.gguf_names import hf_name
+from gemma_runtime.contents.pte_file import open_pte
+from gemma_runtime.errors import BundleError
+from gemma_runtime.manifest import Manifest
+from gemma_runtime.mil.blob import Nibbles
+from gemma_runtime.mil.model import Constant, Operation
+from gemma_runtime.mil.package import Package, Value
+from gemma_runtime.mil.wire import Message
+
+Bytes: TypeAlias = NDArray[np.uint8]
+
+_BLOCK = 16 << 20  # bytes hashed at a time
+
+
+@dataclass(frozen=True, slots=True)
+class HeldWeight:
+    """Views of the file. Codes are to be xored with `flip`."""
+
+    name: str
+    codes: Bytes
+    scales: NDArray[np.float16]
+    zeros: Bytes | None
+    flip: int = 0
+
+
+def codes_digest(bundle: Bundle) -> str | None:
+    """The manifest's `codes_digest`, computed from the artifact.
+
+    None where no weight is quantized, and for containers that are not read back. Raises BundleError
+    for a weight that is not there or a file that is damaged.
+    """
+    formats = _quantized(bundle.manifest)
+    reader = _READERS.get(bundle.manifest.target.name)
+    if not formats or reader is None:
+        return None
+    try:
+        digests = {weight.name: _digest(weight) for weight in reader(bundle)}
+    except (OSError, ValueError, KeyError) as error:
+        raise BundleError(f"{bundle.directory}: codes can't be read back: {error!r}") from error
+    if missing := [name for name in formats if name not in digests]:
+        raise BundleError(f"{bundle.directory} holds no codes of {missing[0]}; export again")
+    return combine_digests(f"{name} {form} {digests[name]}" for name, form in formats.items())
+
+
+def _digest(weight: HeldWeight) -> str:
+    codes = hashlib.sha256()
+    for start in range(0, len(weight.codes), _BLOCK):
+        block = weight.codes[start : start + _BLOCK]
+        codes.update((block ^ np.uint8(weight.flip) if weight.flip else block).data)
+    parts = [codes, hashlib.sha256(np.ascontiguousarray(weight.scales).data)]
+    if weight.zeros is not None:
+        parts.append(hashlib.sha256(np.ascontiguousarray(weight.zeros).data))
+    return parts_digest(parts)
+
+
+def _quantized(manifest: Manifest) -> dict[str, str]:
+    tensors = manifest.quantization.tensors
+    return {name: form for name, form in tensors.items() if form != "float32"}
+
+
+def _read_onnx(bundle: Bundle) -> Iterator[HeldWeight]:
+    """Initializers in the data file; neighbours of one format are stacked, `A+B`."""
+    file = bundle.directory / bundle.manifest.graphs["decode"].file
+    tensors = {t.text(_NAME): t for t in Message(file.read_bytes()).message(7).messages(5)}
+    for name, codes in tensors.items():
+        stem = name.removesuffix(".codes")
+        if stem != name:
+            total, _, _ = codes.numbers(_DIMS)
+            parts = {
+                part: _external(file.parent, tensors[f"{stem}.{part}"])
+                for part in ("codes", "scales", "zeros")
+                if f"{stem}.{part}" in tensors
+            }
+            yield from _unstacked(stem.split("+"), total, parts, bundle.manifest)
+
+
+_DIMS, _NAME, _EXTERNAL = 1, 8, 13  # fields of ONNX's TensorProto
+
+
+def _external(folder: Path, tensor: Message) -> Bytes:
+    place = {entry.text(1): entry.text(2) for entry in tensor.messages(_EXTERNAL)}
+    offset, length = int(place["offset"]), int(place["length"])
+    return np.memmap(folder / place["location"], np.uint8, "r", offset, (length,))
+
+
+def _unstacked(
+    names: Sequence[str], total: int, parts: Mapping[str, Bytes], manifest: Manifest
+) -> Iterator[HeldWeight]:
+    """Keys and values have the rows that the caches say; others share what is left."""
+    known = {name: _key_rows(name, manifest) for name in names}
+    left = total - sum(rows or 0 for rows in known.values())
+    others = sum(rows is None for rows in known.values())
+    first = 0
+    for name, rows in known.items():
+        stop = first + (left // others if rows is None else rows)
+        cut = {key: part.reshape(total, -1)[first:stop].ravel() for key, part in parts.items()}
+        yield HeldWeight(name, cut["codes"], cut["scales"].view(np.float16), cut.get("zeros"))
+        first = stop
+
+
+def _key_rows(name: str, manifest: Manifest) -> int | None:
+    if not name.endswith(("k_proj.weight", "v_proj.weight")):
+        return None
+    layer = manifest.layers[int(name.split(".")[2])]
+    return layer.kv_heads * layer.head_dim
+
+
+def _read_executorch(bundle: Bundle) -> Iterator[HeldWeight]:
+    """Named data of the delegates; scales are bfloat16, whose numbers float16 holds too."""
+    with open_pte(bundle.directory / bundle.manifest.graphs["decode"].file) as pte:
+        for name in _quantized(bundle.manifest):
+            codes = np.frombuffer(bytes(pte.named_data(f"{name}.codes")), np.uint8)
+            halves = np.frombuffer(bytes(pte.named_data(f"{name}.scales")), np.uint16)
+            scales = (halves.astype(np.uint32) << 16).view(np.float32)
+            yield HeldWeight(name, codes, scales.astype(np.float16), None)
+
+
+def _read_coreml(bundle: Bundle) -> Iterator[HeldWeight]:
+    """Compressed constants, under the weight's name with underscores for its dots."""
+    names = {name.replace(".", "_"): name for name in _quantized(bundle.manifest)}
+    for file in sorted({graph.file for graph in bundle.manifest.graphs.values()}):
+        package = Package((bundle.directory / file).parent)
+        for operation in package.functions["decode"].operations():
+            if operation.name in names and operation.kind == "constexpr_blockwise_shift_scale":
+                yield _compressed(names[operation.name], package, operation)
+
+
+def _compressed(name: str, package: Package, operation: Operation) -> HeldWeight:
+    values = {
+        key: package.value(binding)
+        for key, (binding,) in operation.inputs.items()
+        if isinstance(binding, Constant)
+    }
+    codes, flip = _packed(values["data"])
+    scales = values["scale"]
+    assert isinstance(scales, np.ndarray)
+    zeros = _row_packed(values["offset"]) if "offset" in values else None
+    return HeldWeight(name, codes, scales.view(np.float16), zeros, flip)
+
+
+def _packed(value: Value) -> tuple[Bytes, int]:
+    """Bytes of codes, and what turns Core ML's signed ones into ours."""
+    if isinstance(value, Nibbles):
+        return value.packed, 0x88 if value.signed else 0
+    assert isinstance(value, np.ndarray)
+    return value.view(np.uint8).reshape(-1), 0x80 if value.dtype == np.int8 else 0
+
+
+def _row_packed(zeros: Value) -> Bytes:
+    """Zero points of a row end with a byte; Core ML's run on."""
+    if not isinstance(zeros, Nibbles) or zeros.shape[1] % 2 == 0:
+        return _packed(zeros)[0]
+    return _pack(zeros.unpack().view(np.uint8), 4)
+
+
+def _read_gguf(bundle: Bundle) -> Iterator[HeldWeight]:
+    """Blocks of 32; a minimum is -scale · zero."""
+    for matrix in read_gguf_codes(bundle.directory / bundle.manifest.graphs["decode"].file):
+        zeros = None
+        if matrix.minima is not None:
+            found = -matrix.minima.astype(np.float32) / matrix.scales.astype(np.float32)
+            zeros = _pack(np.rint(found).astype(np.uint8), matrix.bits)
+        codes = _pack(matrix.codes, matrix.bits)
+        yield HeldWeight(hf_name(matrix.name), codes, matrix.scales, zeros)
+
+
+def _pack(values: Bytes, bits: int) -> Bytes:
+    """(N, K) codes, packed row by row."""
+    if bits == 8:
+        return values.reshape(-1)
+    padded = np.pad(values, ((0, 0), (0, values.shape[1] % 2)))
+    pairs: Bytes = padded[:, ::2] | (padded[:, 1::2] << np.uint8(4))
+    return pairs.reshape(-1)
+
+
+_READERS: Mapping[str, Callable[[Bundle], Iterator[HeldWeight]]] = {
+    "onnx": _read_onnx,
+    "executorch": _read_executorch,
+    "coreml": _read_coreml,
+    "gguf": _read_gguf,
+}

@@ -1,0 +1,280 @@
+"""How fast a bundle is, what it takes, and how near that is to what the machine can do.
+
+Each repeat of each bundle runs in processes of its own, in turn: A, B, A, B, … so that a machine
+that warms up or gets busy meets all of them alike. Figures are medians over the repeats.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from statistics import median
+
+import msgspec
+import numpy as np
+
+from gemma_runtime.bundle import Bundle, open_bundle
+from gemma_runtime.errors import SessionError
+from gemma_runtime.machine import (
+    Machine,
+    describe_machine,
+    is_busy,
+    load_average,
+    measure_bandwidth,
+    physical_cores,
+)
+from gemma_runtime.manifest import AttentionKind, Manifest
+from gemma_runtime.measure.bench_worker import ColdStart, Order, WarmRun, Workload, artifact_files
+
+PROMPT_LENGTHS = (32, 128, 512)
+DECODE_PROMPT = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """One figure over the repeats."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFigures:
+    tokens: int
+    first_token_ms: Spread
+    tokens_per_second: Spread  # of prefill
+
+
+@dataclass(frozen=True, slots=True)
+class BundleFigures:
+    bundle: str
+    model: str
+    recipe: str
+    target: str
+    artifact_bytes: int
+    cache_bytes: dict[str, int]  # by kind of layer
+    load_cold_ms: Spread | None  # None where the page cache can't be dropped
+    first_token_cold_ms: Spread | None  # load and the shortest prompt together
+    check_ms: Spread  # digests of all files
+    load_ms: Spread
+    prompts: tuple[PromptFigures, ...]
+    decode_tokens_per_second: Spread
+    token_ms: Spread  # the median new token of each repeat
+    token_p95_ms: Spread
+    bytes_per_token: int  # weights once, and the keys and values a new token sees
+    bandwidth_share: float  # of the memory bandwidth measured, that decoding reaches
+    peak_rss_bytes: Spread
+    before_rss_bytes: Spread  # of that, interpreter and libraries
+    anonymous_bytes: Spread | None  # at the end: heap, caches, repacked weights
+    file_bytes: Spread | None  # at the end: mapped files
+    ratios: dict[str, float]  # figure -> median relative to the first bundle's
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    machine: Machine
+    threads: int
+    repeats: int
+    new_tokens: int
+    load_before: float  # processes that want a core, over the minute before
+    load_after: float  # the measuring itself included
+    bandwidth_bytes_per_second: float
+    bundles: tuple[BundleFigures, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """One bundle's repeats."""
+
+    bundle: Bundle
+    workload: Workload
+    cold: list[ColdStart | None]
+    warm: list[WarmRun]
+
+
+def measure(
+    directories: Sequence[Path],
+    *,
+    threads: int | None = None,
+    repeats: int = 5,
+    new_tokens: int = 64,
+    on_progress: Callable[[str], None] = lambda text: None,
+) -> Benchmark:
+    """Measure bundles side by side. Raises BundleError or SessionError for one that can't run."""
+    threads = threads or physical_cores()
+    bundles = [open_bundle(directory) for directory in directories]
+    every = [Samples(b, fit_workload(b.manifest, threads, new_tokens), [], []) for b in bundles]
+    load_before = load_average()
+    on_progress("memory bandwidth")
+    bandwidth = measure_bandwidth(threads)
+    for repeat in range(repeats):
+        for samples in every:
+            on_progress(f"{samples.bundle.directory} {repeat + 1}/{repeats}")
+            samples.cold.append(_run_cold(samples))
+            samples.warm.append(_run_warm(samples))
+    return Benchmark(
+        machine=describe_machine(bundle.manifest.target.runtime for bundle in bundles),
+        threads=threads,
+        repeats=repeats,
+        new_tokens=new_tokens,
+        load_before=load_before,
+        load_after=load_average(),
+        bandwidth_bytes_per_second=bandwidth,
+        bundles=compare([summarize(samples, bandwidth) for samples in every]),
+        warnings=_warnings(load_before, every),
+    )
+
+
+def fit_workload(manifest: Manifest, threads: int, new_tokens: int) -> Workload:
+    """The usual prompts, as far as they and the new tokens fit into the context."""
+    room = manifest.context_length - new_tokens
+    if new_tokens < 1 or room < 1:
+        raise SessionError(
+            f"{new_tokens} new tokens can't be timed in a context of {manifest.context_length}; "
+            f"ask for 1 to {manifest.context_length - 1}"
+        )
+    fitting = tuple(n for n in PROMPT_LENGTHS if n <= manifest.context_length)
+    return Workload(
+        threads=threads,
+        prompt_lengths=fitting or (manifest.context_length,),
+        decode_prompt=min(DECODE_PROMPT, room),
+        new_tokens=new_tokens,
+    )
+
+
+def summarize(samples: Samples, bandwidth: float) -> BundleFigures:
+    """Boil one bundle's repeats down. `bandwidth` is in bytes per second."""
+    manifest, warm = samples.bundle.manifest, samples.warm
+    cold = samples.cold
+    decode = spread(_tokens_per_second(run) for run in warm)
+    bytes_per_token = count_bytes_per_token(manifest, samples.workload)
+    return BundleFigures(
+        bundle=str(samples.bundle.directory),
+        model=manifest.model.id,
+        recipe=manifest.quantization.recipe,
+        target=manifest.target.name,
+        artifact_bytes=sum(path.stat().st_size for path in artifact_files(samples.bundle)),
+        cache_bytes={kind.value: manifest.cache_bytes(kind) for kind in AttentionKind},
+        load_cold_ms=_known(None if start is None else start.load_ms for start in cold),
+        first_token_cold_ms=_known(
+            None if start is None else start.first_token_ms for start in cold
+        ),
+        check_ms=spread(run.check_ms for run in warm),
+        load_ms=spread(run.load_ms for run in warm),
+        prompts=_prompt_figures(samples),
+        decode_tokens_per_second=decode,
+        token_ms=spread(median(run.timings.token_ms) for run in warm),
+        token_p95_ms=spread(float(np.quantile(run.timings.token_ms, 0.95)) for run in warm),
+        bytes_per_token=bytes_per_token,
+        bandwidth_share=decode.median * bytes_per_token / bandwidth,
+        peak_rss_bytes=spread(run.memory.peak_bytes for run in warm),
+        before_rss_bytes=spread(run.before.peak_bytes for run in warm),
+        anonymous_bytes=_known(run.memory.anonymous_bytes for run in warm),
+        file_bytes=_known(run.memory.file_bytes for run in warm),
+        ratios={},
+    )
+
+
+def compare(bundles: Sequence[BundleFigures]) -> tuple[BundleFigures, ...]:
+    """Fill in every bundle's ratios to the first one."""
+    first = _medians(bundles[0])
+    return tuple(
+        replace(
+            bundle,
+            ratios={
+                name: value / first[name]
+                for name, value in _medians(bundle).items()
+                if first.get(name)
+            },
+        )
+        for bundle in bundles
+    )
+
+
+def count_bytes_per_token(manifest: Manifest, workload: Workload) -> int:
+    """What decoding must read: all matrix weights once, table included, and the visible cache.
+
+    Weights count as codes, scales and zero points, at the recipe's bits; a runtime that repacks
+    them may read more.
+    """
+    width = np.dtype(manifest.cache_dtype).itemsize
+    weights = manifest.model.parameters * manifest.quantization.bits_per_weight / 8
+    middle = workload.decode_prompt + (workload.new_tokens + 1) // 2  # tokens seen, on average
+    caches = sum(
+        2 * layer.kv_heads * layer.head_dim * width * min(middle, layer.window or middle)
+        for layer in manifest.layers
+    )
+    return round(weights) + caches
+
+
+def spread(values: Iterable[float]) -> Spread:
+    found = list(values)
+    return Spread(median(found), min(found), max(found))
+
+
+def _run_cold(samples: Samples) -> ColdStart | None:
+    return msgspec.json.decode(_run_worker(samples, cold=True), type=ColdStart | None)
+
+
+def _run_warm(samples: Samples) -> WarmRun:
+    return msgspec.json.decode(_run_worker(samples, cold=False), type=WarmRun)
+
+
+def _run_worker(samples: Samples, cold: bool) -> bytes:
+    order = Order(str(samples.bundle.directory), samples.workload, cold)
+    # -P: a numpy.py in the user's folder shall not be taken for numpy.
+    worker = [sys.executable, "-P", "-m", "gemma_runtime.measure.bench_worker"]
+    done = subprocess.run(worker, input=msgspec.json.encode(order), capture_output=True)
+    if done.returncode != 0:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        reason = lines[-1] if lines else f"its process ended with {done.returncode}"
+        raise SessionError(f"{samples.bundle.directory} can't be measured: {reason}")
+    return done.stdout
+
+
+def _prompt_figures(samples: Samples) -> tuple[PromptFigures, ...]:
+    by_length = zip(*(run.timings.prompts for run in samples.warm), strict=True)
+    return tuple(
+        PromptFigures(
+            tokens=times[0].tokens,
+            first_token_ms=spread(time.first_token_ms for time in times),
+            tokens_per_second=spread(time.tokens / time.prefill_ms * 1e3 for time in times),
+        )
+        for times in by_length
+    )
+
+
+def _tokens_per_second(run: WarmRun) -> float:
+    return 1e3 * len(run.timings.token_ms) / sum(run.timings.token_ms)
+
+
+def _known(values: Iterable[float | None]) -> Spread | None:
+    """None if the system didn't say, even once."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return spread(known) if known and len(known) == len(found) else None
+
+
+def _medians(bundle: BundleFigures) -> dict[str, float]:
+    """The figures that can be compared, by the name of their field."""
+    named = {field.name: getattr(bundle, field.name) for field in fields(bundle)}
+    found = {name: value.median for name, value in named.items() if isinstance(value, Spread)}
+    for prompt in bundle.prompts:
+        found[f"first_token_ms_{prompt.tokens}"] = prompt.first_token_ms.median
+        found[f"prefill_tokens_per_second_{prompt.tokens}"] = prompt.tokens_per_second.median
+    return found | {"artifact_bytes": bundle.artifact_bytes}
+
+
+def _warnings(load_before: float, every: Sequence[Samples]) -> tuple[str, ...]:
+    warnings = []
+    if is_busy(load_before):
+        warnings.append(
+            f"the machine was busy (load {load_before:.1f} on {physical_cores()} cores): times "
+            "are too long; measure again when it is idle"
+        )
+    if any(start is None for samples in every for start in samples.cold):
+        warnings.append("this system kept the files in its page cache: no cold times")
+    return tuple(warnings)

@@ -1,0 +1,115 @@
+"""A benchmark as a table: a row per figure, a column per bundle."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from gemma_runtime.machine import Machine, format_bytes
+from gemma_runtime.measure.bench import Benchmark, BundleFigures, Spread
+
+
+def render_benchmark(benchmark: Benchmark) -> RenderableType:
+    """The figures, with ratios to the first bundle, and what they were measured on."""
+    table = Table(
+        title=f"medians of {benchmark.repeats}, each in a fresh process; low – high",
+        title_justify="left",
+    )
+    table.add_column("")
+    for bundle in benchmark.bundles:
+        # Text, not str: a folder's name may hold what rich takes for markup.
+        table.add_column(Text(f"{Path(bundle.bundle).name}\n{bundle.model} {bundle.recipe}"))
+    for label, cell in _rows(benchmark):
+        table.add_row(label, *(cell(bundle) for bundle in benchmark.bundles))
+    notes = [Text(line, style="dim") for line in _notes(benchmark)]
+    return Group(table, *notes, *(Text(text, style="yellow") for text in benchmark.warnings))
+
+
+_Row = tuple[str, Callable[[BundleFigures], str]]
+
+
+def _rows(benchmark: Benchmark) -> list[_Row]:
+    kinds = benchmark.bundles[0].cache_bytes
+    rows: list[_Row] = [
+        _row("load, cold", "load_cold_ms", _ms),
+        _row("load, warm", "load_ms", _ms),
+        _row("first token, cold start", "first_token_cold_ms", _ms),
+        _row("check digests", "check_ms", _ms),
+    ]
+    lengths = {prompt.tokens for bundle in benchmark.bundles for prompt in bundle.prompts}
+    for length in sorted(lengths):
+        rows.append((f"first token, {length}", _prompt_cell(length)))
+    return [
+        *rows,
+        _row("decode", "decode_tokens_per_second", _tokens_per_second),
+        _row("new token, median", "token_ms", _ms),
+        _row("new token, p95", "token_p95_ms", _ms),
+        ("read per token", lambda bundle: format_bytes(bundle.bytes_per_token)),
+        ("share of bandwidth", lambda bundle: f"{bundle.bandwidth_share:.0%}"),
+        ("artifact", lambda bundle: format_bytes(bundle.artifact_bytes)),
+        *(_cache_row(kind) for kind in kinds),
+        _row("peak memory", "peak_rss_bytes", format_bytes),
+        _row("  before loading", "before_rss_bytes", format_bytes),
+        _row("  heap at the end", "anonymous_bytes", format_bytes),
+        _row("  mapped at the end", "file_bytes", format_bytes),
+    ]
+
+
+def _row(label: str, name: str, unit: Callable[[float], str]) -> _Row:
+    def cell(bundle: BundleFigures) -> str:
+        figure: Spread | None = getattr(bundle, name)
+        return "not known" if figure is None else _spread(figure, unit, bundle.ratios.get(name))
+
+    return label, cell
+
+
+def _prompt_cell(length: int) -> Callable[[BundleFigures], str]:
+    def cell(bundle: BundleFigures) -> str:
+        for prompt in bundle.prompts:
+            if prompt.tokens == length:
+                ratio = bundle.ratios.get(f"first_token_ms_{length}")
+                rate = _tokens_per_second(prompt.tokens_per_second.median)
+                return f"{_spread(prompt.first_token_ms, _ms, ratio)}, {rate}"
+        return "does not fit"
+
+    return cell
+
+
+def _cache_row(kind: str) -> _Row:
+    return f"cache, {kind} layers", lambda bundle: format_bytes(bundle.cache_bytes[kind])
+
+
+def _spread(figure: Spread, unit: Callable[[float], str], ratio: float | None) -> str:
+    text = f"{unit(figure.median)} ({unit(figure.low)} – {unit(figure.high)})"
+    return text if ratio in (None, 1.0) else f"{text} ×{ratio:.2f}"
+
+
+def _ms(value: float) -> str:
+    return f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms"
+
+
+def _tokens_per_second(value: float) -> str:
+    return f"{value:.1f} tokens/s"
+
+
+def _notes(benchmark: Benchmark) -> list[str]:
+    first = benchmark.bundles[0]
+    return [
+        _machine(benchmark.machine, benchmark.threads),
+        f"load {benchmark.load_before:.2f} before, {benchmark.load_after:.2f} after; memory reads "
+        f"{benchmark.bandwidth_bytes_per_second / 1e9:.1f} GB/s with these threads",
+        f"decode: {benchmark.new_tokens} new tokens, greedy; cold: the artifact's files dropped "
+        "from the page cache with posix_fadvise",
+        f"ratios (×) are to {Path(first.bundle).name}",
+    ][: 3 if len(benchmark.bundles) == 1 else 4]
+
+
+def _machine(machine: Machine, threads: int) -> str:
+    runtimes = ", ".join(f"{name} {version}" for name, version in machine.runtimes.items())
+    return (
+        f"{machine.cpu}, {machine.physical_cores} cores, {threads} threads, "
+        f"{format_bytes(machine.memory_bytes)}, {machine.system}, Python {machine.python}, "
+        f"{runtimes}"
+    )

@@ -1,0 +1,1 @@
+"""Does the artifact agree with the checkpoint? Goldens, verify, eval."""

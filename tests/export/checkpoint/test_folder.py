@@ -1,0 +1,217 @@
+"""Checkpoint folders: what is read, and what is refused by name."""
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from gemma_export.checkpoint.folder import open_folder
+from gemma_export.checkpoint.open import open_checkpoint
+from gemma_export.checkpoint.random import RandomCheckpoint
+from gemma_export.formats.safetensors import SafetensorsFile
+from gemma_export.model.sizes import find_official
+from gemma_runtime.errors import CheckpointError, ConfigError
+from tests.export.models import GEMMA3, save_tiny
+
+NAME = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    save_tiny(GEMMA3, folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+def change(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def shard(folder: Path) -> dict[str, str]:
+    """Split the checkpoint in two, with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    files = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in files.items():
+        save_file({name: tensors[name] for name in part}, folder / file)
+    index = {name: file for file, part in files.items() for name in part}
+    write_index(folder, index)
+    return index
+
+
+def write_index(folder: Path, index: dict[str, str]) -> None:
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": index}))
+
+
+def test_rows_are_those_of_the_file(folder: Path) -> None:
+    expected = load_file(folder / "model.safetensors")[NAME]
+    checkpoint = open_folder(folder)
+    assert torch.equal(checkpoint.rows(NAME, 3, 17), expected[3:17])
+
+
+def test_shards_say_what_one_file_says(folder: Path, saved: Path) -> None:
+    shard(folder)
+    one, two = open_folder(saved), open_folder(folder)
+    assert torch.equal(one.rows(NAME, 0, 9), two.rows(NAME, 0, 9))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_widened_exactly(folder: Path, dtype: torch.dtype) -> None:
+    change(folder, lambda t: t.update({NAME: t[NAME].to(dtype)}))
+    expected = load_file(folder / "model.safetensors")[NAME].float()
+    assert torch.equal(open_folder(folder).rows(NAME, 0, len(expected)), expected)
+
+
+def test_a_multimodal_folder_gives_its_text_model_and_says_so(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": config}))
+
+    def wrap(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            tensors[name.replace("model.", "language_model.model.", 1)] = tensors.pop(name)
+        tensors["vision_tower.patch.weight"] = torch.zeros(2)
+
+    expected = load_file(folder / "model.safetensors")[NAME]
+    change(folder, wrap)
+    checkpoint = open_folder(folder)
+    assert torch.equal(checkpoint.rows(NAME, 0, 5), expected[:5])
+    assert "1 vision tensors are left out" in checkpoint.notes[0]
+
+
+def test_a_stored_head_is_fine_while_it_is_the_table(folder: Path) -> None:
+    table = "model.embed_tokens.weight"
+    change(folder, lambda t: t.update({"lm_head.weight": t[table].clone()}))
+    open_folder(folder)
+    change(folder, lambda t: t["lm_head.weight"].add_(1))
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight differs"):
+        open_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("edit", "match"),
+    [
+        (lambda t: t.pop(NAME), f"tensor {NAME} is missing"),
+        (lambda t: t.update(extra=torch.zeros(1)), "tensor extra has no place"),
+        (lambda t: t.update({NAME: torch.zeros(3, 3)}), r"has shape \(3, 3\), the config says"),
+        (lambda t: t.update({NAME: t[NAME].int()}), "is I32, expected one of"),
+    ],
+    ids=["missing", "left over", "shape", "dtype"],
+)
+def test_wrong_tensors_are_refused_by_name(
+    folder: Path, edit: Callable[[dict[str, torch.Tensor]], object], match: str
+) -> None:
+    change(folder, edit)
+    with pytest.raises(CheckpointError, match=match):
+        open_folder(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_nan_and_inf_are_refused_by_name_when_they_are_read(folder: Path, value: float) -> None:
+    change(folder, lambda t: t[NAME][2].fill_(value))
+    checkpoint = open_folder(folder)
+    checkpoint.rows(NAME, 0, 2)
+    with pytest.raises(CheckpointError, match=f"{NAME} holds NaN or Inf"):
+        checkpoint.rows(NAME, 0, 3)
+
+
+@pytest.mark.parametrize("bad", ["../b.safetensors", "/etc/passwd", "sub/b.safetensors", ".."])
+def test_an_index_that_points_outside_is_refused(folder: Path, bad: str) -> None:
+    index = shard(folder)
+    write_index(folder, {**index, NAME: bad})
+    with pytest.raises(CheckpointError, match="outside the folder"):
+        open_folder(folder)
+
+
+def test_a_missing_shard_and_a_pickled_one_are_refused(folder: Path) -> None:
+    index = shard(folder)
+    write_index(folder, {**index, NAME: "c.safetensors"})
+    with pytest.raises(CheckpointError, match=r"shard c\.safetensors is missing"):
+        open_folder(folder)
+    write_index(folder, {**index, NAME: "pytorch_model.bin"})
+    with pytest.raises(CheckpointError, match="no safetensors file"):
+        open_folder(folder)
+
+
+def test_pickles_adapters_and_quantized_weights_are_refused(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="can run code"):
+        open_folder(folder)
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="merge it into its base model"):
+        open_folder(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "aqlm"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="already quantized"):
+        open_folder(folder)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_damaged_file_opens_or_is_refused(folder: Path, data: st.DataObject) -> None:
+    """Truncated anywhere, or with bytes of the header changed: never another exception."""
+    path = folder / "damaged.safetensors"
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    if data.draw(st.booleans()):
+        del content[data.draw(st.integers(0, len(content) - 1)) :]
+    for _ in range(data.draw(st.integers(0, 3))):
+        if content:
+            place = data.draw(st.integers(0, min(len(content), 3000) - 1))
+            content[place] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    with suppress(CheckpointError):
+        SafetensorsFile(path)
+
+
+def test_an_absurd_header_length_allocates_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "absurd.safetensors"
+    path.write_bytes((1 << 62).to_bytes(8, "little") + b"{}")
+    with pytest.raises(CheckpointError, match="header claims"):
+        SafetensorsFile(path)
+
+
+def test_random_rows_do_not_depend_on_how_they_are_cut() -> None:
+    checkpoint = RandomCheckpoint(find_official("2b").config, 3)
+    whole = checkpoint.rows(NAME, 0, 200)
+    assert torch.equal(
+        torch.cat([checkpoint.rows(NAME, 0, 70), checkpoint.rows(NAME, 70, 200)]), whole
+    )
+    assert not torch.equal(RandomCheckpoint(checkpoint.config, 4).rows(NAME, 0, 200), whole)
+    assert whole.std() == pytest.approx(2304**-0.5, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("source", "size", "match"),
+    [
+        ("random:x", "2b", "no whole number"),
+        ("random", None, "need a shape"),
+        ("nowhere/at/all", None, "no hub id"),
+        (None, None, "give --size"),
+    ],
+)
+def test_what_names_no_checkpoint_is_refused(
+    source: str | None, size: str | None, match: str
+) -> None:
+    with pytest.raises(CheckpointError, match=match):
+        open_checkpoint(source, size)
+
+
+def test_a_size_beside_a_checkpoint_is_checked(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="7 layers of width 128; gemma2 2b has 26 of 2304"):
+        open_checkpoint(str(folder), "2b")

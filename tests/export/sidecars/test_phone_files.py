@@ -1,0 +1,159 @@
+"""The compact tokenizer and the chat format, against what they were made from."""
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gemma_export.checkpoint import TokenizerFiles
+from gemma_export.progress import QuietReporter
+from gemma_export.sidecars.chat_format import chat_format
+from gemma_export.sidecars.compact_tokenizer import Kind, compact_tokenizer
+from gemma_export.sidecars.phone_files import phone_files
+from gemma_runtime.errors import TokenizerError
+from gemma_runtime.text.chat import CANONICAL_TEMPLATE, Message, encode_chat
+from gemma_runtime.text.tokenizer import Tokenizer
+from tests.data.phone_vectors import TURNS, VECTORS, vectors
+from tests.runtime.conftest import (
+    RESERVED,
+    SPECIAL,
+    gemma3_tokenizer_folder,
+    small_tokenizer,
+)
+
+__all__ = ["gemma3_tokenizer_folder"]  # a fixture
+TINY = Path(__file__).parents[2] / "data" / "tiny"
+SMALL = json.loads(small_tokenizer().to_str())
+
+
+def test_the_committed_vectors_are_what_the_runtime_says() -> None:
+    committed, found = json.loads(VECTORS.read_text()), json.loads(json.dumps(vectors()))
+    figures, said = found.pop("verify"), committed.pop("verify")
+    assert found == committed
+    for name, agreement in figures.items():
+        assert agreement == pytest.approx(said[name], rel=1e-3, abs=1e-5)
+
+
+def test_the_committed_bundle_holds_its_tokenizer_in_the_compact_form() -> None:
+    compact = compact_tokenizer((TINY / "tokenizer.json").read_bytes())
+    assert (TINY / "tokenizer.gtok").read_bytes() == compact
+
+
+def test_every_piece_is_there_with_its_kind_and_rank() -> None:
+    compact = compact_tokenizer(json.dumps(SMALL).encode())
+    magic, version, count, text_bytes = struct.unpack_from("<4sIII", compact)
+    assert (magic, version, count) == (b"GTOK", 1, len(SMALL["model"]["vocab"]))
+    at = 16 + 256 * 4
+    ranks = np.frombuffer(compact, "<i4", count, at)
+    lengths = np.frombuffer(compact, "<u2", count, at + 4 * count)
+    kinds = np.frombuffer(compact, "u1", count, at + 6 * count)
+    text = compact[at + 7 * count :]
+    assert len(text) == text_bytes
+    ends = lengths.cumsum()
+    pieces = {
+        text[end - length : end].decode(): place
+        for place, (end, length) in enumerate(zip(ends.tolist(), lengths.tolist(), strict=True))
+    }
+    assert pieces == SMALL["model"]["vocab"]
+    merged = ["".join(merge) for merge in SMALL["model"]["merges"]]
+    assert [ranks[pieces[piece]] for piece in merged] == list(range(len(merged)))
+    assert (ranks >= 0).sum() == len(merged)
+    assert {kinds[pieces[piece]] for piece in SPECIAL} == {Kind.SPECIAL}
+    assert {kinds[pieces[piece]] for piece in RESERVED} == {Kind.RESERVED}
+    assert kinds[pieces["<0x41>"]] == Kind.BYTE
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("normalizer",), None, "normalizes"),
+        (("pre_tokenizer",), {"type": "Whitespace"}, "splits words"),
+        (("model", "byte_fallback"), False, "BPE"),
+        (("model", "merges"), [["t", "h"], ["t", "h"]], "imply"),
+        (("model", "merges"), [["t", "q"]], "imply"),
+        (("model", "merges"), 7, "read"),
+        (("added_tokens", 0, "lstrip"), True, "raw text"),
+        (("added_tokens", 0, "id"), 1 << 30, "4 million"),
+    ],
+)
+def test_a_tokenizer_of_another_kind_is_refused(
+    path: tuple[str | int, ...], value: object, said: str
+) -> None:
+    source = json.loads(json.dumps(SMALL))
+    place = source
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    with pytest.raises(TokenizerError, match=said):
+        compact_tokenizer(json.dumps(source).encode())
+
+
+def test_merges_whose_order_the_ranks_do_not_tell_are_refused() -> None:
+    """abc is a+bc before ab+c: by the longer left half it would be the other way round."""
+    source = json.loads(json.dumps(SMALL))
+    for piece in ("ab", "bc", "abc"):
+        source["model"]["vocab"][piece] = len(source["model"]["vocab"])
+    source["model"]["merges"] = [["a", "b"], ["b", "c"], ["a", "bc"], ["ab", "c"]]
+    with pytest.raises(TokenizerError, match="order"):
+        compact_tokenizer(json.dumps(source).encode())
+    source["model"]["merges"] = [["a", "b"], ["b", "c"], ["ab", "c"], ["a", "bc"]]
+    assert compact_tokenizer(json.dumps(source).encode())
+
+
+def test_the_genuine_tokenizer_takes_four_megabytes(gemma3_tokenizer_folder: Path) -> None:
+    compact = compact_tokenizer((gemma3_tokenizer_folder / "tokenizer.json").read_bytes())
+    assert len(compact) < 4.3e6
+    config = json.loads((gemma3_tokenizer_folder / "tokenizer_config.json").read_text())
+    form = chat_format(config["chat_template"], "<bos>", "<eos>")
+    assert (form.system_to_user, form.trim_user, form.trim_system) == ("\n\n", True, False)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        None,
+        CANONICAL_TEMPLATE.replace(" | trim", "").replace(
+            'raise_exception("no system turn")', '""'
+        ),
+        json.loads((TINY / "manifest.json").read_text())["chat_template"],
+    ],
+)
+def test_the_texts_between_turns_say_what_the_template_says(template: str | None) -> None:
+    tokenizer = Tokenizer(TINY / "tokenizer.json")
+    form = chat_format(template, "<bos>", "<eos>")
+    for turns in TURNS:
+        safe = [(role, content.replace("<", "")) for role, content in turns]
+        messages = [Message(role, content) for role, content in safe]  # type: ignore[arg-type]
+        ids = tokenizer.encode(form.render(safe), control=True)
+        assert ids == encode_chat(tokenizer, template, messages, 2)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ bos_token }}{{ messages[-1].content }}",  # forgets the turns before
+        "{% for m in messages %}{{ loop.index }}{{ m.content }}{% endfor %}",  # counts
+        "{% for m in messages %}{{ m.content | upper | replace('7', '') }}{% endfor %}",
+        "{{ nothing.at.all }}",
+    ],
+)
+def test_a_template_that_is_more_than_texts_is_refused(template: str) -> None:
+    with pytest.raises(TokenizerError, match="chat template"):
+        chat_format(template, "<bos>", "<eos>")
+
+
+def test_what_phones_cannot_use_is_left_out_and_said() -> None:
+    class Notes(QuietReporter):
+        def __init__(self) -> None:
+            self.heard: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.heard.append(text)
+
+    notes = Notes()
+    made = phone_files(TokenizerFiles(b"{}", None), "<bos>", "<eos>", notes)
+    assert list(made) == ["chat_format"]
+    assert len(notes.heard) == 1
+    assert "tokenizer.gtok" in notes.heard[0]

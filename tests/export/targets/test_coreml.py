@@ -1,0 +1,217 @@
+"""The gauntlet for Core ML: tiny models through the saved package, by our interpreter."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gemma_export.progress import unheard
+from gemma_export.quantize.recipe import find_recipe
+from gemma_export.quantize.store import open_or_build_store
+from gemma_export.targets import NO_OPTIONS, ExportJob, Geometry, TargetOptions, load_target
+from gemma_runtime.backends.coreml import CoremlEngine, Interpreter
+from gemma_runtime.bundle import Bundle
+from gemma_runtime.errors import TargetError
+from gemma_runtime.mil.blob import Array
+from gemma_runtime.proof.agreement import compare_logits
+from gemma_runtime.proof.goldens import top_logits
+from gemma_runtime.proof.verify import Verdict, verify_bundle
+from gemma_runtime.session import open_session
+from tests.export.conftest import TinyCheckpoint, dequantized, export_folder, save_loud
+from tests.export.models import GEMMA2, WINDOW, eager_logits
+
+pytest.importorskip("coremltools")
+
+PREFILL = 8
+TOKENS = np.random.default_rng(2).integers(0, 96, 128).tolist()
+LENGTHS = (1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW, 3 * WINDOW + 5, 96)
+
+
+def export(
+    tiny: TinyCheckpoint, quant: str, folder: Path, options: TargetOptions = NO_OPTIONS
+) -> Bundle:
+    output = folder / "bundle"
+    return export_folder(
+        tiny.folder, quant, output, target="coreml", prefill=PREFILL, options=options
+    )
+
+
+@pytest.fixture(scope="module")
+def float_bundle(tiny: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return export(tiny, "none", tmp_path_factory.mktemp("float"))
+
+
+@pytest.fixture(scope="module")
+def int4_bundle(tiny: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return export(tiny, "int4", tmp_path_factory.mktemp("int4"))
+
+
+def test_float16_stays_near_float32_past_the_window(
+    tiny: TinyCheckpoint, float_bundle: Bundle
+) -> None:
+    expected = eager_logits(tiny.model, TOKENS[:96]).numpy()
+    with open_session(float_bundle) as session:
+        for length in LENGTHS:
+            session.reset()
+            assert np.abs(session.prefill(TOKENS[:length]) - expected[length - 1]).max() < 0.05
+        session.reset()
+        assert np.abs(session.score(TOKENS[:96]) - expected).max() < 0.05
+
+
+def test_chunks_of_every_length_say_what_single_tokens_say(float_bundle: Bundle) -> None:
+    """A padded chunk must leave nothing in the caches."""
+    with open_session(float_bundle) as session:
+        single = session.score(TOKENS[:90])
+        for lengths in ([3, 8, 1, 5, 7, 8, 20, 2, 30], [29, 29, 29], [8] * 11):
+            session.reset()
+            for length in lengths:
+                start = session.position
+                found = session.prefill(TOKENS[start : start + length])
+                assert np.abs(found - single[start + length - 1]).max() < 0.05
+
+
+def test_another_device_is_given_what_the_interpreter_is_given(float_bundle: Bundle) -> None:
+    """The cut at which macOS puts Core ML in; here another interpreter stands behind it."""
+
+    class Watched(Interpreter):
+        def run(self, function: str, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+            declared = self.program.inputs(function)
+            assert {n: (a.shape, a.dtype) for n, a in inputs.items()} == {
+                n: (t.shape, t.dtype) for n, t in declared.items()
+            }
+            return super().run(function, inputs)
+
+    through = CoremlEngine(float_bundle, Watched)
+    for start, stop in ((0, 5), (5, 6), (6, 14)):
+        assert np.isfinite(through.run(TOKENS[start:stop], start)).all()
+    through.close()
+
+
+@pytest.mark.parametrize("quant", ["int4", "int4-asym", "int8", "mixed"])
+def test_quantized_weights_say_what_their_codes_say(
+    tiny: TinyCheckpoint, quant: str, tmp_path: Path
+) -> None:
+    bundle = export(tiny, quant, tmp_path)
+    expected = eager_logits(dequantized(tiny, quant), TOKENS[:96]).numpy()
+    with open_session(bundle) as session:
+        figures = compare_logits(session.score(TOKENS[:96]), top_logits(expected, 96), 0.05)
+    assert figures.mean_kl <= 1e-4
+    assert figures.top1 + figures.near_ties / figures.positions == 1
+    assert verify_bundle(bundle).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("quant", ["none", "int4-asym", "mixed"])
+def test_embeddings_looked_up_by_the_caller_are_the_model_s_own(
+    tiny: TinyCheckpoint, quant: str, tmp_path: Path
+) -> None:
+    outside = export(tiny, quant, tmp_path / "e", TargetOptions(coreml_embed="external"))
+    assert (outside.directory / outside.manifest.roles["embedding"]).exists()
+    inside = export(tiny, quant, tmp_path / "i")
+    with open_session(outside) as one, open_session(inside) as other:
+        assert np.array_equal(one.score(TOKENS[:20]), other.score(TOKENS[:20]))
+        assert np.array_equal(one.prefill(TOKENS[:19]), other.prefill(TOKENS[:19]))
+
+
+@pytest.mark.parametrize("quant", ["none", "int8-channel"])
+def test_the_neural_engine_s_packages_say_what_their_codes_say(
+    tiny: TinyCheckpoint, quant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In parts, as a package above a gigabyte has to be; written by blending, padding included."""
+    monkeypatch.setattr("gemma_export.targets.shared.apple_layout.ANE_BYTES", 300_000)
+    bundle = export(tiny, quant, tmp_path, TargetOptions(coreml_compute="ane"))
+    packages = list(bundle.directory.glob("model*.mlpackage"))
+    assert len(packages) >= 2
+    assert not any(
+        b"scatter" in next(package.rglob("model.mlmodel")).read_bytes() for package in packages
+    )
+    expected = eager_logits(dequantized(tiny, quant), TOKENS[:96]).numpy()
+    with open_session(bundle) as session:
+        assert np.abs(session.score(TOKENS[:96]) - expected).max() < 0.05
+        for lengths in ([3, 8, 1, 5, 7, 8, 20, 2, 30], [29, 29, 29]):
+            session.reset()
+            for length in lengths:
+                start = session.position
+                found = session.prefill(TOKENS[start : start + length])
+                assert np.abs(found - expected[start + length - 1]).max() < 0.05
+    assert verify_bundle(bundle).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize(
+    ("options", "quant", "match"),
+    [
+        (TargetOptions(coreml_compute="npu"), "int4", "it can be gpu or ane"),
+        (TargetOptions(coreml_embed="beside"), "int4", "it can be inside or external"),
+        (TargetOptions(coreml_compute="ane"), "int4", "--quant int8-channel or none"),
+        (TargetOptions(coreml_compute="ane", coreml_embed="inside"), "none", "leave"),
+    ],
+)
+def test_what_the_neural_engine_can_t_take_is_refused(
+    tiny: TinyCheckpoint, options: TargetOptions, quant: str, match: str
+) -> None:
+    formats = find_recipe(quant).formats(tiny.open().config)
+    with pytest.raises(TargetError, match=match):
+        load_target("coreml", options).check(formats, Geometry(64, 8))
+
+
+def test_the_same_export_gives_the_same_bytes(
+    tiny: TinyCheckpoint, int4_bundle: Bundle, tmp_path: Path
+) -> None:
+    again = export(tiny, "int4", tmp_path)
+    assert again.manifest.files == int4_bundle.manifest.files
+
+
+def test_a_small_branch_is_normed_with_its_epsilon(tmp_path: Path) -> None:
+    """A first token's branches may be as small as epsilon: without it the 270M's KL was 5e-2."""
+    model = GEMMA2.build()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.mul_(2e-3)
+    model.save_pretrained(tmp_path / "quiet")
+    bundle = export(TinyCheckpoint(GEMMA2, tmp_path / "quiet", model), "none", tmp_path)
+    with open_session(bundle) as session:
+        found = session.score(TOKENS[:24])
+    assert np.abs(found - eager_logits(model, TOKENS[:24]).numpy()).max() < 0.05
+
+
+def test_codes_lie_in_the_package_once_for_both_functions(
+    tiny: TinyCheckpoint, int4_bundle: Bundle
+) -> None:
+    store = open_or_build_store(tiny.open(), find_recipe("int4"))
+    weights = next(int4_bundle.directory.rglob("weight.bin")).read_bytes()
+    for name in store.formats:
+        packed = store.weight(name).codes(0, store.shapes[name][0]).codes.numpy()
+        signed = packed ^ 0x88  # Core ML's int4 is two's complement, ours counts from -8
+        assert weights.count(signed.tobytes()) == 1
+
+
+def test_a_residual_that_float16_can_t_hold_is_scaled_and_comes_out_right(tmp_path: Path) -> None:
+    """Gemma 3's residuals pass 65504: unscaled, the logits are NaN."""
+    loud = save_loud(tmp_path / "loud")
+    expected = eager_logits(loud.model, TOKENS[:40]).numpy()
+
+    bundle = export(loud, "none", tmp_path)
+    assert bundle.manifest.headroom.factor < 1
+    with open_session(bundle) as session:
+        assert np.abs(session.score(TOKENS[:40]) - expected).max() < 0.05
+
+    store = open_or_build_store(loud.open(), find_recipe("none"))
+    unscaled = ExportJob(loud.open().config, store, Geometry(128, PREFILL), (1,), 0, loud.open())
+    (tmp_path / "unscaled").mkdir()
+    load_target("coreml").write(unscaled, tmp_path / "unscaled", unheard)
+    opened: list[Interpreter] = []
+
+    def watched(package: Path) -> Interpreter:
+        opened.append(Interpreter(package))
+        return opened[-1]
+
+    engine = CoremlEngine(Bundle(tmp_path / "unscaled", bundle.manifest), watched)
+    assert np.isnan(engine.run(TOKENS[:8], 0)).all()
+    assert opened[0].program.audit.first_not_finite is not None
+
+
+def test_a_chunk_longer_than_the_ring_is_refused(tiny: TinyCheckpoint) -> None:
+    with pytest.raises(TargetError, match="give --prefill 16 or less"):
+        load_target("coreml").caches(tiny.open().config, Geometry(128, WINDOW + 1))

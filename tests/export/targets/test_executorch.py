@@ -1,0 +1,265 @@
+"""The gauntlet for ExecuTorch: tiny models through the real `.pte`."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gemma_export.model.config import TABLE
+from gemma_export.quantize.recipe import find_recipe
+from gemma_export.quantize.store import open_or_build_store
+from gemma_export.targets import Geometry, TargetOptions, load_target, load_targets
+from gemma_export.targets.executorch.target import MODEL
+from gemma_runtime.backends.executorch_native import NativeEngine, build_native
+from gemma_runtime.backends.step_session import StepSession
+from gemma_runtime.bundle import Bundle
+from gemma_runtime.contents.pte_file import open_pte
+from gemma_runtime.errors import ContextFull, SessionError, TargetError
+from gemma_runtime.measure.profile import profile_bundle
+from gemma_runtime.proof.agreement import compare_logits
+from gemma_runtime.proof.goldens import top_logits
+from gemma_runtime.proof.verify import Verdict, verify_bundle
+from gemma_runtime.quiet import quiet
+from gemma_runtime.session import open_session
+from gemma_runtime.text.generate import generate
+from tests.export.conftest import Export, TinyCheckpoint, dequantized, export_folder
+from tests.export.models import GEMMA2, WINDOW, eager_logits
+
+pytest.importorskip("executorch")
+
+LENGTHS = (1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW, 3 * WINDOW + 5, 96)
+TOKENS = np.random.default_rng(2).integers(0, 96, 128).tolist()
+
+
+@pytest.fixture(scope="module")
+def float_bundle(tiny: TinyCheckpoint, export: Export) -> Bundle:
+    return export(tiny.folder, "none", target="executorch")
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_one_shot_and_token_by_token_are_exact(
+    tiny: TinyCheckpoint, float_bundle: Bundle, length: int
+) -> None:
+    expected = eager_logits(tiny.model, TOKENS[:length]).numpy()
+    with open_session(float_bundle, threads=1) as session:
+        assert np.abs(session.prefill(TOKENS[:length]) - expected[-1]).max() <= 1e-4
+        session.reset()
+        assert np.abs(session.score(TOKENS[:length]) - expected).max() <= 1e-4
+
+
+@settings(max_examples=20, deadline=None)
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=12), restart=st.integers(0, 12))
+def test_any_chunks_and_resets_give_the_same_logits(
+    tiny: TinyCheckpoint, float_bundle: Bundle, lengths: list[int], restart: int
+) -> None:
+    expected = eager_logits(tiny.model, TOKENS).numpy()
+    with open_session(float_bundle, threads=1) as session:
+        for place, length in enumerate(lengths):
+            if place == restart or session.position + length > len(TOKENS):
+                session.reset()
+            start = session.position
+            found = session.prefill(TOKENS[start : start + length])
+            assert np.abs(found - expected[start + length - 1]).max() <= 1e-4
+
+
+def test_int4_says_what_its_codes_say(tiny: TinyCheckpoint, export: Export) -> None:
+    """Activations are rounded to int8, one scale per token: close, and not the same."""
+    bundle = export(tiny.folder, "int4", target="executorch")
+    expected = eager_logits(dequantized(tiny, "int4"), TOKENS[:96]).numpy()
+    with open_session(bundle, threads=1) as session:
+        figures = compare_logits(session.score(TOKENS[:96]), top_logits(expected, 96), 0.2)
+    assert figures.mean_kl <= 5e-3
+    assert figures.top1 + figures.near_ties / figures.positions == 1
+    assert verify_bundle(bundle, threads=1).verdict is not Verdict.FAIL
+
+
+def test_the_program_holds_the_codes_of_the_store_and_the_table_once(
+    tiny: TinyCheckpoint, export: Export
+) -> None:
+    bundle = export(tiny.folder, "int4", target="executorch")
+    store = open_or_build_store(tiny.open(), find_recipe("int4"))
+    path = bundle.directory / MODEL
+    with open_pte(path) as pte:
+        for name, form in store.formats.items():
+            weight = store.weight(name)
+            part = weight.codes(0, weight.shape[0])
+            assert bytes(pte.named_data(f"{name}.codes")) == part.codes.numpy().tobytes()
+            scales = np.frombuffer(bytes(pte.named_data(f"{name}.scales")), np.uint16)
+            widened = (scales.astype(np.uint32) << 16).view(np.float32)
+            assert (widened == part.scales.float().numpy().ravel()).all(), form
+    table = store.weight(TABLE).codes(0, 96).codes.numpy().tobytes()
+    assert path.read_bytes().count(table) == 1
+
+
+def test_the_methods_that_runners_ask_say_what_is_true(float_bundle: Bundle) -> None:
+    from executorch.runtime import Runtime
+
+    program = Runtime.get().load_program(float_bundle.directory / MODEL)
+    said = {
+        name: program.load_method(name).execute([])
+        for name in sorted(program.method_names - {"forward"})
+    }
+    manifest = float_bundle.manifest
+    assert said["get_max_seq_len"] == [manifest.prefill_length]
+    assert said["get_max_context_len"] == [manifest.context_length]
+    assert said["get_vocab_size"] == [manifest.vocab_size]
+    assert said["get_bos_id"] == [manifest.bos_token]
+    assert said["get_eos_ids"] == [*manifest.stop_tokens]
+    assert said["enable_dynamic_shape"] == said["use_kv_cache"] == [True]
+    assert said["use_sdpa_with_kv_cache"] == [False]
+
+
+def test_the_native_runner_says_the_same_without_torch(
+    tiny: TinyCheckpoint, export: Export
+) -> None:
+    bundle = export(tiny.folder, "int4", target="executorch")
+    with open_session(bundle, threads=1) as session:
+        expected = [session.prefill(TOKENS[:40]), *(session.decode(t) for t in TOKENS[40:60])]
+    native = NativeEngine(bundle.directory / MODEL, threads=1)
+    with StepSession(native, bundle.manifest) as session:
+        found = [session.prefill(TOKENS[:40]), *(session.decode(t) for t in TOKENS[40:60])]
+    assert np.abs(np.stack(found) - np.stack(expected)).max() <= 1e-5
+
+
+def test_the_native_runner_needs_no_python_to_generate(float_bundle: Bundle) -> None:
+    model = str(float_bundle.directory / MODEL)
+    command = [str(build_native()), model, "1", "24", "12", *map(str, TOKENS[:30])]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    with open_session(float_bundle, threads=1) as session:
+        assert [int(line) for line in said.stdout.split()] == list(
+            generate(session, TOKENS[:30], max_new_tokens=12)
+        )
+
+
+def test_a_runner_compiled_elsewhere_is_taken_by_its_name(
+    float_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, log = tmp_path / "runner", tmp_path / "log"
+    runner.write_text(f'#!/bin/sh\necho "$2" > "{log}"\nexec "{build_native()}" "$@"\n')
+    runner.chmod(0o755)
+    with open_session(float_bundle, threads=1) as session:
+        expected = session.prefill(TOKENS[:40])
+    monkeypatch.setenv("GEMMA_NATIVE", str(runner))
+    with open_session(float_bundle, threads=1) as session:
+        assert np.abs(session.prefill(TOKENS[:40]) - expected).max() <= 1e-5
+    assert log.read_text() == "1\n"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x7fELF of another machine"])
+def test_a_runner_that_this_machine_can_t_run_is_one_clear_line(
+    float_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    runner = tmp_path / "runner"
+    if content is not None:
+        runner.write_bytes(content)
+        runner.chmod(0o755)
+    monkeypatch.setenv("GEMMA_NATIVE", str(runner))
+    with pytest.raises(SessionError, match=r"runner can't be run: .*\$GEMMA_NATIVE"):
+        open_session(float_bundle, threads=1)
+
+
+def test_a_native_runner_that_can_t_load_says_why(tmp_path: Path, float_bundle: Bundle) -> None:
+    (tmp_path / MODEL).write_bytes((float_bundle.directory / MODEL).read_bytes()[:4000])
+    engine = NativeEngine(tmp_path / MODEL, threads=1)
+    with (
+        StepSession(engine, float_bundle.manifest) as session,
+        pytest.raises(SessionError, match="gemma_native ended: can't load the model, executorch"),
+    ):
+        session.decode(5)
+
+
+def test_a_profile_counts_the_kernels_of_the_decoder(tiny: TinyCheckpoint, export: Export) -> None:
+    bundle = export(tiny.folder, "int4", target="executorch")
+    layers = len(bundle.manifest.layers)
+    calls = {time.operator: time.calls for time in profile_bundle(bundle, 1).new_token}
+    products = [calls[name] for name in calls if "QB4W" in name]
+    assert sum(products) == 7 * layers + 1
+    assert calls["index_put_"] == 2 * layers
+
+
+def test_a_full_context_is_refused_before_anything_is_written(float_bundle: Bundle) -> None:
+    with open_session(float_bundle, threads=1) as session:
+        session.prefill(TOKENS)
+        with pytest.raises(ContextFull):
+            session.decode(5)
+        assert session.position == 128
+
+
+@pytest.mark.parametrize("recipe", ["int4-asym", "int8", "mixed"])
+def test_formats_without_a_kernel_are_refused(tiny: TinyCheckpoint, recipe: str) -> None:
+    formats = find_recipe(recipe).formats(tiny.open().config)
+    with pytest.raises(TargetError, match=r"xnnpack has no kernel for .*--quant int4 or none"):
+        load_target("executorch").check(formats, Geometry(64, 16))
+
+
+@pytest.mark.parametrize(
+    ("delegate", "match"),
+    [
+        ("qnn", "needs Qualcomm's .* there are: xnnpack, vulkan, coreml"),
+        ("vulcan", "no delegate 'vulcan'; there are: vulkan"),
+        ("coreml", "add --prefill 1"),
+        ("vulkan", "vulkan has no kernel for int4-g32.*--quant none"),
+    ],
+)
+def test_delegates_that_can_t_be_lowered_for_are_refused(
+    tiny: TinyCheckpoint, delegate: str, match: str
+) -> None:
+    formats = find_recipe("int4").formats(tiny.open().config)
+    with pytest.raises(TargetError, match=match):
+        load_target("executorch", TargetOptions(delegate)).check(formats, Geometry(64, 16))
+
+
+def test_a_delegate_goes_with_executorch_alone() -> None:
+    with pytest.raises(TargetError, match="goes with --target executorch"):
+        load_targets(["onnx"], TargetOptions("vulkan"))
+
+
+def test_the_traced_decoder_is_the_decoder(tiny: TinyCheckpoint) -> None:
+    """What Vulkan and Core ML lower, run eagerly: nothing here can run them."""
+    with quiet():
+        from gemma_export.targets.executorch.traced import TracedFrame
+
+    checkpoint = tiny.open()
+    store = open_or_build_store(checkpoint, find_recipe("none"))
+    caches = load_target("executorch").caches(checkpoint.config, Geometry(128, 24))
+    frame = TracedFrame(checkpoint.config, caches, 128, store)
+    expected = eager_logits(tiny.model, TOKENS).numpy()
+    for start in range(0, 120, 24):
+        tokens = torch.tensor([TOKENS[start : start + 24]])
+        found = frame(tokens, torch.tensor([start])).detach().numpy()
+        assert np.abs(found[0, 0] - expected[start + 23]).max() <= 1e-4
+
+
+@pytest.mark.parametrize("tiny", [GEMMA2], indirect=True, ids=["gemma2"])
+@pytest.mark.parametrize(
+    ("delegate", "quant", "prefill", "backend"),
+    [("coreml", "int4", 1, b"CoreMLBackend"), ("vulkan", "none", 8, b"VulkanBackend")],
+)
+def test_other_delegates_are_lowered_here_and_say_that_they_can_t_run(
+    tiny: TinyCheckpoint, tmp_path: Path, delegate: str, quant: str, prefill: int, backend: bytes
+) -> None:
+    bundle = export_folder(
+        tiny.folder,
+        quant,
+        tmp_path / "bundle",
+        context=32,
+        target="executorch",
+        prefill=prefill,
+        options=TargetOptions(delegate),
+    )
+    assert backend in (bundle.directory / MODEL).read_bytes()
+    with pytest.raises(SessionError, match=r"can't load .*model\.pte"):
+        open_session(bundle)
+
+
+@pytest.mark.parametrize("keep", [0, 40, 4000, -1000])
+def test_a_cut_off_program_is_one_clear_line(
+    float_bundle: Bundle, tmp_path: Path, keep: int
+) -> None:
+    (tmp_path / MODEL).write_bytes((float_bundle.directory / MODEL).read_bytes()[:keep])
+    with pytest.raises(SessionError, match=r"can't load .*model\.pte: .*export it again"):
+        open_session(Bundle(tmp_path, float_bundle.manifest))

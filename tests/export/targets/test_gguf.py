@@ -1,0 +1,233 @@
+"""GGUF out: the store's codes in ggml's blocks, and llama.cpp saying what the reference says."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import dequantize as ggml_dequantize
+
+from gemma_export.checkpoint.gguf import open_gguf
+from gemma_export.checkpoint.gguf_tokenizer import rebuild_tokenizer
+from gemma_export.checkpoint.packaged import find_demo_gguf
+from gemma_export.formats.codes import Codes, dequantize, pack
+from gemma_export.formats.format import Format
+from gemma_export.formats.gguf_file import read_header
+from gemma_export.model.config import Json, config_from_hf
+from gemma_export.pipeline import ExportRequest, export_bundles
+from gemma_export.progress import QuietReporter
+from gemma_export.quantize.recipe import find_recipe
+from gemma_export.quantize.store import open_or_build_store
+from gemma_export.targets.gguf.blocks import block_type, pack_blocks
+from gemma_export.targets.gguf.metadata import model_metadata
+from gemma_export.targets.gguf.target import GgufTarget
+from gemma_export.targets.gguf.vocabulary import gguf_vocabulary, make_vocabulary
+from gemma_runtime.bundle import Bundle
+from gemma_runtime.errors import CheckpointError, SessionError, TargetError
+from gemma_runtime.proof.verify import Verdict, verify_bundle
+from gemma_runtime.session import open_session
+from tests.export.checkpoint.test_gguf_tokenizer import HERE, metadata
+from tests.export.conftest import TinyCheckpoint
+from tests.export.gguf_files import GEMMA2, GEMMA3, write_tiny
+from tests.export.llama_server import LlamaServer
+
+Q4_0, Q4_1, Q8_0 = (GGMLQuantizationType[name] for name in ("Q4_0", "Q4_1", "Q8_0"))
+MODELS = pytest.mark.parametrize("hf", [GEMMA2, GEMMA3], ids=["gemma2", "gemma3"])
+# Activations in blocks of int8 and float16 caches move a log-probability by half of this.
+QUANTIZED_ATOL, FLOAT_ATOL = 0.3, 0.02
+
+
+def export_gguf(folder: Path, source: Path, recipe: str, target: str = "gguf") -> Bundle:
+    request = ExportRequest(
+        targets=(target,),
+        recipe=find_recipe(recipe),
+        checkpoint=str(source),
+        context_length=128,
+        prefill_length=32,
+        output=folder / f"{recipe}-{target}",
+    )
+    return export_bundles(request, QuietReporter())[0].bundle
+
+
+def random_codes(form: Format, zero_step: int = 1) -> Codes:
+    generator = torch.Generator().manual_seed(3)
+    groups, top = 256 // form.group, 1 << form.bits
+    codes = torch.randint(0, top, (6, 256), generator=generator, dtype=torch.uint8)
+    scales = torch.randn(6, groups, generator=generator).half()  # of both signs, as Q4_0 has them
+    zeros = torch.randint(0, 16 // zero_step, (6, groups), generator=generator, dtype=torch.uint8)
+    packed = pack(zeros * zero_step, 4) if form.asymmetric else None
+    return Codes(pack(codes, form.bits), scales, packed)
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [
+        (Format(4), Q4_0),
+        (Format(4, 128), Q4_0),
+        (Format(8), Q8_0),
+        (Format(8, 64), Q8_0),
+        (Format(4, 32, True), Q4_1),
+    ],
+    ids=str,
+)
+def test_ggml_reads_every_block_as_the_store_does(form: Format, kind: GGMLQuantizationType) -> None:
+    codes = random_codes(form, zero_step=8)
+    assert block_type(form) is kind
+    read = ggml_dequantize(pack_blocks("w", codes, form).numpy(), kind)
+    # Q4_1 adds a product and a minimum, the store multiplies a difference.
+    np.testing.assert_allclose(read, dequantize(codes, form).numpy(), rtol=1e-6, atol=1e-6)
+    if not form.asymmetric:
+        assert np.array_equal(read, dequantize(codes, form).numpy())
+
+
+def test_a_minimum_that_float16_would_round_is_refused() -> None:
+    form = Format(4, 32, True)
+    with pytest.raises(TargetError, match="can't hold w as it is: Q4_1 keeps"):
+        pack_blocks("w", random_codes(form), form)
+
+
+@pytest.mark.parametrize("form", [Format(4, 16), Format(8, 16), Format(8, 32, True)], ids=str)
+def test_formats_without_a_block_are_refused_before_any_work(form: Format) -> None:
+    target = GgufTarget()
+    with pytest.raises(TargetError, match=f"not {form}, which w would be"):
+        target.check({"w": form}, None)  # type: ignore[arg-type]
+
+
+@MODELS
+@pytest.mark.parametrize("recipe", ["int4", "int8", "none"])
+def test_the_file_opens_as_the_checkpoint_it_was_made_from(
+    tmp_path: Path, hf: Json, recipe: str
+) -> None:
+    source = open_gguf(write_tiny(tmp_path, hf))
+    bundle = export_gguf(tmp_path, source.path, recipe)
+    written = open_gguf(bundle.directory / "model.gguf")
+    assert written.config == source.config
+    store = open_or_build_store(source, find_recipe(recipe))
+    for name, shape in store.shapes.items():
+        want = store.weight(name).rows(0, shape[0])
+        # A gain goes through 1 + w in float32 and back.
+        atol = 1e-7 if len(shape) == 1 else 0
+        torch.testing.assert_close(written.rows(name, 0, shape[0]), want, rtol=0, atol=atol)
+
+
+@MODELS
+@pytest.mark.parametrize("recipe", ["int4", "int8", "none"])
+def test_llama_cpp_gives_the_exact_graphs_probabilities(
+    tmp_path: Path, hf: Json, recipe: str
+) -> None:
+    source = write_tiny(tmp_path, hf)
+    server = LlamaServer(export_gguf(tmp_path, source, recipe).directory / "model.gguf")
+    atol = FLOAT_ATOL if recipe == "none" else QUANTIZED_ATOL
+    prompt = np.random.default_rng(1).integers(0, 22, 41).tolist()  # past two windows of 16
+    with open_session(export_gguf(tmp_path, source, recipe, "onnx"), exact=True) as session:
+        logits = session.score(prompt)
+    log_p = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    for length in (1, 5, 16, 17, 32, 41):
+        (step,) = server.greedy(prompt[:length], 1, top=64)
+        said = np.full(64, np.nan)
+        said[[one["id"] for one in step["top_logprobs"]]] = [
+            one["logprob"] for one in step["top_logprobs"]
+        ]
+        np.testing.assert_allclose(said, log_p[length - 1], atol=atol)
+
+
+@MODELS
+def test_the_bundle_verifies_on_llama_cpp(tmp_path: Path, hf: Json) -> None:
+    pytest.importorskip(
+        "llama_cpp", reason="NOT VERIFIED on llama.cpp: pip install llama-cpp-python"
+    )
+    bundle = export_gguf(tmp_path, write_tiny(tmp_path, hf), "int4")
+    assert verify_bundle(bundle).verdict is Verdict.PASS
+
+
+def test_without_llama_cpp_the_session_is_refused_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    bundle = export_gguf(tmp_path, write_tiny(tmp_path, GEMMA3), "int4")
+    with pytest.raises(SessionError, match=r"model\.gguf is for llama\.cpp, which is not"):
+        open_session(bundle)
+
+
+def test_a_query_scale_that_llama_cpp_does_not_know_is_refused(tiny: TinyCheckpoint) -> None:
+    config = replace(tiny.open().config, query_scale=24**-0.5)
+    with pytest.raises(TargetError, match="can't hold query_pre_attn_scalar 24"):
+        model_metadata("m", config)
+
+
+def test_random_weights_make_a_file_without_a_vocabulary(
+    tmp_path: Path, tiny: TinyCheckpoint
+) -> None:
+    checkpoint = tiny.open()
+    assert gguf_vocabulary(checkpoint) == {"tokenizer.ggml.model": "no_vocab"}
+
+
+def test_the_vocabulary_goes_to_gguf_and_back() -> None:
+    there = rebuild_tokenizer(HERE, metadata())
+    config = replace(config_from_hf(GEMMA3), vocab_size=22)
+    again = rebuild_tokenizer(HERE, make_vocabulary("m", there, config))
+    assert json.loads(again) == json.loads(there)
+
+
+def test_merges_that_scores_cannot_say_are_refused() -> None:
+    """Two ways to one token with another between them: llama.cpp would take both at one rank."""
+    tokenizer = json.loads(rebuild_tokenizer(HERE, metadata()))
+    merges = tokenizer["model"]["merges"]
+    merges.insert(len(merges), ["a", "n"])
+    with pytest.raises(CheckpointError, match="merges into 'an' at two places"):
+        make_vocabulary("m", json.dumps(tokenizer).encode(), config_from_hf(GEMMA3))
+
+
+@pytest.mark.real
+def test_the_real_vocabulary_gets_the_original_scores(tmp_path: Path) -> None:
+    original = read_header(find_demo_gguf()).metadata
+    checkpoint = open_gguf(find_demo_gguf())
+    files = checkpoint.tokenizer()
+    assert files is not None
+    made = make_vocabulary("m", files.tokenizer_json, checkpoint.config)
+    assert made["tokenizer.ggml.tokens"] == original["tokenizer.ggml.tokens"]
+    types = original["tokenizer.ggml.token_type"]
+    assert np.array_equal(np.asarray(made["tokenizer.ggml.token_type"]), np.asarray(types))
+    scores = [np.asarray(m["tokenizer.ggml.scores"]) for m in (made, original)]
+    merged = scores[1] > -236249  # characters come after all merges: only their order is left
+    assert np.array_equal(scores[0][merged], scores[1][merged])
+    assert np.array_equal(
+        np.argsort(scores[0], kind="stable"), np.argsort(scores[1], kind="stable")
+    )
+
+
+@pytest.mark.real
+def test_the_real_model_says_the_same_in_llama_cpp(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="NOT CHECKED in llama.cpp: pip install xllamacpp")
+    request = ExportRequest(
+        targets=("gguf", "onnx"),
+        recipe=find_recipe("int4"),
+        checkpoint="demo",
+        context_length=512,
+        output=tmp_path,
+        force=True,
+    )
+    gguf, onnx = (result.bundle for result in export_bundles(request, QuietReporter()))
+    text = "The history of the lighthouse. Die Geschichte der Leuchttürme. 灯台の歴史は"
+    server = LlamaServer(gguf.directory / "model.gguf", 512)
+    steps = server.greedy(text, 24, top=16)
+    tokens = [step["id"] for step in steps]
+    from gemma_runtime.text.tokenizer import load_tokenizer
+
+    prompt = [2, *load_tokenizer(onnx).encode(text)]
+    with open_session(onnx, exact=True) as session:
+        logits = session.score([*prompt, *tokens])[len(prompt) - 1 : -1]  # (24, V)
+    log_p = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    lead = logits.max(-1) - logits[np.arange(24), tokens]
+    assert (lead <= 0.5).all()
+    assert np.mean(logits.argmax(-1) == tokens) > 0.85
+    deltas = [
+        abs(one["logprob"] - log_p[place, one["id"]])
+        for place, step in enumerate(steps)
+        for one in step["top_logprobs"]
+    ]
+    assert np.mean(deltas) < 0.3

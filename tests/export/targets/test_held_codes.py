@@ -1,0 +1,109 @@
+"""What artifacts hold, read back from each container, is what the store holds."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+
+from gemma_export.quantize.recipe import find_recipe
+from gemma_export.quantize.store import open_or_build_store
+from gemma_runtime.bundle import Bundle
+from gemma_runtime.contents.codes_gguf import read_gguf_codes
+from gemma_runtime.contents.held_codes import codes_digest
+from gemma_runtime.contents.inspection import compare_bundles
+from gemma_runtime.errors import BundleError
+from tests.export.conftest import Export, TinyCheckpoint
+from tests.export.models import GEMMA2, GEMMA3, Tiny, save_tiny
+
+CONTAINERS = [
+    ("onnx", "int4"),
+    ("onnx", "int4-asym"),
+    ("onnx", "mixed"),
+    ("onnx", "int8"),
+    ("executorch", "int4"),
+    ("coreml", "int4"),
+    ("coreml", "int4-asym"),
+    ("coreml", "mixed"),
+    ("coreml", "int8"),
+    ("coreml", "int8-channel"),
+    ("gguf", "int4"),
+    ("gguf", "int8"),
+]
+
+
+def _with_head_scale(tiny: Tiny) -> Tiny:
+    """Queries scaled by the head size, the one scale that llama.cpp knows."""
+    config = copy.deepcopy(tiny.config)
+    config.query_pre_attn_scalar = config.head_dim
+    return replace(tiny, config=config)
+
+
+TINIES = (_with_head_scale(GEMMA2), GEMMA3)
+
+
+@pytest.fixture(scope="module", params=TINIES, ids=lambda tiny: tiny.name)
+def tiny(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> TinyCheckpoint:
+    """In place of the usual ones. 160 inputs of down_proj are five groups: an odd number."""
+    folder = tmp_path_factory.mktemp(request.param.name)
+    return TinyCheckpoint(request.param, folder, save_tiny(request.param, folder))
+
+
+def exported(export: Export, tiny: TinyCheckpoint, target: str, quant: str) -> Bundle:
+    pytest.importorskip({"executorch": "executorch", "coreml": "coremltools"}.get(target, "onnx"))
+    return export(tiny.folder, quant, target=target, prefill=8)
+
+
+@pytest.mark.parametrize(("target", "quant"), CONTAINERS)
+def test_every_container_gives_the_store_s_codes_back(
+    tiny: TinyCheckpoint, export: Export, target: str, quant: str
+) -> None:
+    store = open_or_build_store(tiny.open(), find_recipe(quant))
+    bundle = exported(export, tiny, target, quant)
+    assert codes_digest(bundle) == store.codes_digest == bundle.manifest.quantization.codes_digest
+
+
+@pytest.mark.parametrize("target", ["onnx", "executorch", "coreml"])
+def test_one_altered_code_is_found(
+    tiny: TinyCheckpoint, export: Export, tmp_path: Path, target: str
+) -> None:
+    bundle = exported(export, tiny, target, "int4")
+    copytree(bundle.directory, tmp_path / "altered")
+    store = open_or_build_store(tiny.open(), find_recipe("int4"))
+    name = "model.layers.1.mlp.down_proj.weight"
+    codes = store.weight(name).codes(0, store.shapes[name][0]).codes.numpy()
+    held = (codes ^ 0x88 if target == "coreml" else codes).tobytes()
+    (file,) = (
+        f for f in (tmp_path / "altered").rglob("*") if f.is_file() and held in f.read_bytes()
+    )
+    file.write_bytes(file.read_bytes().replace(held, held[:-1] + bytes([held[-1] ^ 1])))
+    altered = Bundle(tmp_path / "altered", bundle.manifest)
+    assert codes_digest(altered) != codes_digest(bundle)
+    with pytest.raises(BundleError, match="its manifest says"):
+        compare_bundles([bundle, altered])
+
+
+def test_bundles_of_all_targets_hold_the_same_codes(tiny: TinyCheckpoint, export: Export) -> None:
+    bundles = [exported(export, tiny, t, "int4") for t in ("onnx", "executorch", "coreml", "gguf")]
+    compared = compare_bundles(bundles)
+    assert compared.same_codes
+    assert len({inspection.codes_held for inspection in compared.bundles}) == 1
+    assert compared.bundles[0].codes_held is not None
+
+
+def test_float_weights_have_no_codes(tiny: TinyCheckpoint, export: Export) -> None:
+    assert codes_digest(export(tiny.folder, "none")) is None
+
+
+def test_a_cut_or_foreign_file_is_refused(
+    tiny: TinyCheckpoint, export: Export, tmp_path: Path
+) -> None:
+    bundle = export(tiny.folder, "int4", target="gguf")
+    content = (bundle.directory / "model.gguf").read_bytes()
+    for damaged in (content[: len(content) // 2], content[:100], b"GGML" + content[4:]):
+        (tmp_path / "bad.gguf").write_bytes(damaged)
+        with pytest.raises(BundleError, match=r"ends inside|is no GGUF"):
+            list(read_gguf_codes(tmp_path / "bad.gguf"))

@@ -1,0 +1,119 @@
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from gemma_runtime.bundle import Bundle
+from gemma_runtime.contents.inspection import (
+    Comparison,
+    compare_bundles,
+    inspect_bundle,
+    render_comparison,
+)
+from gemma_runtime.manifest import AttentionKind, LayerCache, TensorSpec
+from tests.runtime.manifests import ARTIFACT, make_manifest, write_bundle
+
+
+def test_sizes_add_up_to_the_files(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+
+    found = inspect_bundle(bundle)
+
+    on_disk = {
+        name: (bundle.directory / name).stat().st_size for name in (ARTIFACT, "goldens.json")
+    }
+    assert found.files == on_disk
+    assert found.bytes == sum(on_disk.values())
+
+
+def test_a_bundle_without_a_tokenizer_says_so(tmp_path: Path, tokenizer_path: Path) -> None:
+    without = inspect_bundle(write_bundle(tmp_path / "without"))
+    having = inspect_bundle(write_bundle(tmp_path / "having", tokenizer=tokenizer_path))
+
+    assert (without.has_tokenizer, having.has_tokenizer) == (False, True)
+
+
+def test_caches_are_grouped_by_kind_and_size_and_add_up() -> None:
+    layers = [
+        LayerCache(AttentionKind.LOCAL, 16, 24, 1, 8),
+        LayerCache(AttentionKind.GLOBAL, None, 128, 1, 8),
+        LayerCache(AttentionKind.LOCAL, 16, 24, 1, 8),
+        LayerCache(AttentionKind.LOCAL, 32, 40, 3, 8),
+    ]
+    manifest = make_manifest(layers=layers)
+
+    caches = inspect_bundle(Bundle(Path("bundle"), manifest)).caches
+
+    assert [(cache.kind, cache.layers, cache.slots, cache.bytes) for cache in caches] == [
+        (AttentionKind.LOCAL, 2, 24, 2 * 2 * 24 * 8 * 4),
+        (AttentionKind.GLOBAL, 1, 128, 2 * 128 * 8 * 4),
+        (AttentionKind.LOCAL, 1, 40, 2 * 40 * 3 * 8 * 4),
+    ]
+    for kind in AttentionKind:
+        assert sum(c.bytes for c in caches if c.kind is kind) == manifest.cache_bytes(kind)
+
+
+def test_caches_of_one_kind_and_two_sizes_are_both_shown() -> None:
+    """The second size took the first one's line."""
+    layers = [LayerCache(AttentionKind.LOCAL, 16, slots, 1, 8) for slots in (24, 40)]
+
+    text = _rendered(compare_bundles([Bundle(Path("b"), make_manifest(layers=layers))]))
+
+    assert "1 layers, 24 slots" in text
+    assert "1 layers, 40 slots" in text
+
+
+@pytest.mark.parametrize(("codes", "same"), [("0" * 64, True), ("f" * 64, False)])
+def test_bundles_are_compared_by_their_codes(tmp_path: Path, codes: str, same: bool) -> None:
+    first = write_bundle(tmp_path / "first")
+    second = write_bundle(tmp_path / "second", codes_digest=codes)
+
+    found = compare_bundles([first, second])
+
+    assert (found.same_model, found.same_codes) == (True, same)
+    assert ("the same codes" in _rendered(found)) is same
+
+
+def test_every_section_is_shown(tmp_path: Path) -> None:
+    text = _rendered(compare_bundles([write_bundle(tmp_path / "bundle")]))
+
+    for words in ("random:7", "onnxruntime 1.29.0", "4.50 bits", "max |x| 12.5", "top-1 75.0%"):
+        assert words in text
+    for words in ("cache, local", "cache, global", "graph prefill", ARTIFACT, "gemma-export 0.1.0"):
+        assert words in text
+    assert "the same" not in text  # as there is nothing to compare it with
+
+
+def test_a_shape_that_looks_like_markup_is_shown() -> None:
+    """`wanted int64[wanted]` lost its shape."""
+    manifest = make_manifest()
+    inputs = (TensorSpec("wanted", "int64", ("wanted",)),)
+    graphs = {"decode": replace(manifest.graphs["decode"], inputs=inputs)}
+
+    text = _rendered(compare_bundles([Bundle(Path("b"), replace(manifest, graphs=graphs))]))
+
+    assert "wanted int64[wanted]" in text
+
+
+def test_folders_whose_names_look_like_markup_are_shown() -> None:
+    """`[/y]` ended in a traceback."""
+    names = ("[/y]", "[red]x")
+
+    text = _rendered(compare_bundles([Bundle(Path(name), make_manifest()) for name in names]))
+
+    assert all(name in text for name in names)
+
+
+def test_json_brings_the_comparison_back(tmp_path: Path) -> None:
+    found = compare_bundles([write_bundle(tmp_path / "a"), write_bundle(tmp_path / "b")])
+
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Comparison) == found
+
+
+def _rendered(comparison: Comparison) -> str:
+    console = Console(width=250, color_system=None)
+    with console.capture() as capture:
+        console.print(render_comparison(comparison))
+    return capture.get()

@@ -1,0 +1,210 @@
+"""Packages that are broken or malicious: one clear line, no crash, no unbounded memory."""
+
+import tracemalloc
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gemma_runtime.errors import SessionError
+from gemma_runtime.mil.interpreter import Program
+from gemma_runtime.quiet import quiet
+from tests.runtime.mil.test_interpreter import F16, half, run, save
+
+with quiet():
+    pytest.importorskip("coremltools")
+    from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil.mil import types
+
+    Model_pb2 = pytest.importorskip("coremltools.proto.Model_pb2")
+
+CODES = np.random.default_rng(0).integers(-8, 8, (64, 64)).astype(np.int8)
+
+
+def build(folder: Path) -> Path:
+    """A small program of everything ours have: int4, a state, a table, a mask."""
+    state = mb.StateTensorSpec((4, 64), types.fp16)
+
+    def body(x: Any, kept: Any) -> Any:
+        weight = mb.constexpr_blockwise_shift_scale(
+            data=CODES.astype(types.np_int4_dtype), scale=np.full((64, 2), 0.1, F16)
+        )
+        old = mb.read_state(input=kept)
+        y = mb.linear(x=mb.gelu(x=x, mode="TANH_APPROXIMATION"), weight=weight)
+        rows = mb.gather(x=np.ones((128, 64), F16), indices=np.array([1, 5]), axis=0)
+        z = mb.softmax(x=mb.tile(x=mb.add(x=y, y=rows), reps=[2, 1]), axis=-1)
+        mb.coreml_update_state(state=kept, value=mb.add(x=old, y=z))
+        return mb.transpose(x=mb.reshape(x=z, shape=[2, 2, 64]), perm=[1, 0, 2])
+
+    save(folder, main=([half(1, 64), state], body))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("damaged") / "m.mlpackage")
+
+
+def model_of(package: Path) -> Path:
+    return next(package.rglob("*.mlmodel"))
+
+
+def weights_of(package: Path) -> Path:
+    return next(package.rglob("weight.bin"))
+
+
+def call(package: Path) -> Any:
+    return run(Program(package), x=np.ones((1, 64), F16))
+
+
+@cache
+def contents(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+def test_an_output_s_name_that_is_no_text_is_told(tmp_path: Path) -> None:
+    """Flipping the top bit of its first letter ended in a traceback."""
+    damaged = build(tmp_path / "m.mlpackage")
+    name = Program(damaged)._package.functions["main"].outputs[0].encode()
+    whole = model_of(damaged).read_bytes()
+    model_of(damaged).write_bytes(whole.replace(name, bytes([name[0] | 0x80]) + name[1:]))
+    with pytest.raises(SessionError, match="is no text"):
+        Program(damaged)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_flipped_bits_end_in_one_line_or_in_a_result(package: Path, data: st.DataObject) -> None:
+    path = data.draw(st.sampled_from([model_of(package), weights_of(package)]))
+    whole = contents(path)
+    damaged = bytearray(whole)
+    for place in data.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=4)):
+        damaged[place] ^= 1 << data.draw(st.integers(0, 7))
+    check_damaged(package, path, whole, bytes(damaged))
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_truncated_files_end_in_one_line_or_in_a_result(package: Path, data: st.DataObject) -> None:
+    path = data.draw(st.sampled_from([model_of(package), weights_of(package)]))
+    whole = contents(path)
+    check_damaged(package, path, whole, whole[: data.draw(st.integers(0, len(whole) - 1))])
+
+
+def check_damaged(package: Path, path: Path, whole: bytes, damaged: bytes) -> None:
+    path.write_bytes(damaged)
+    tracemalloc.start()
+    try:
+        call(package)
+    except SessionError:
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        path.write_bytes(whole)
+    assert peak < 1 << 28
+
+
+def edited(package: Path, edit: Callable[[Any], None], folder: Path) -> Path:
+    """A copy whose model was changed."""
+    model = Model_pb2.Model()
+    model.ParseFromString(contents(model_of(package)))
+    (function,) = model.mlProgram.functions.values()
+    edit(function)
+    for path in package.rglob("*"):
+        if path.is_file():
+            target = folder / path.relative_to(package)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    model_of(folder).write_bytes(model.SerializeToString())
+    return folder
+
+
+def operations(function: Any) -> Any:
+    return function.block_specializations[function.opset].operations
+
+
+def blob(function: Any) -> Any:
+    """The first constant that lies in the weight file."""
+    for operation in operations(function):
+        for value in operation.attributes.values():
+            if value.WhichOneof("value") == "blobFileValue":
+                return value
+        for argument in operation.inputs.values():
+            for binding in argument.arguments:
+                if binding.value.WhichOneof("value") == "blobFileValue":
+                    return binding.value
+    raise AssertionError
+
+
+def set_offset(function: Any, offset: int) -> None:
+    blob(function).blobFileValue.offset = offset
+
+
+def set_file(function: Any, name: str) -> None:
+    blob(function).blobFileValue.fileName = name
+
+
+def set_size(tensor: Any) -> None:
+    for dimension in tensor.dimensions:
+        dimension.constant.size = 10**6
+
+
+def enlarge_output(function: Any) -> None:
+    set_size(operations(function)[-1].outputs[0].type.tensorType)
+
+
+def enlarge_weight(function: Any) -> None:
+    set_size(blob(function).type.tensorType)
+
+
+def rename_argument(function: Any) -> None:
+    operation = next(o for o in operations(function) if o.type == "softmax")
+    operation.inputs["x"].arguments[0].name = "nothing"
+
+
+CHANGES: list[tuple[str, Callable[[Any], None], str]] = [
+    ("offset", lambda f: set_offset(f, 65), "no record at byte 65"),
+    ("far offset", lambda f: set_offset(f, 10**15), "no record at byte 1000000000000000"),
+    ("file", lambda f: set_file(f, "@model_path/weights/none.bin"), "can't be read"),
+    ("outside", lambda f: set_file(f, "@model_path/../../../other.bin"), "outside the package"),
+    ("link", lambda f: set_file(f, "@model_path/link.bin"), "outside the package"),
+    ("output", enlarge_output, "more than 1073741824 elements"),
+    ("weight", enlarge_weight, "the model expects|more than 1073741824 elements"),
+    ("name", rename_argument, "takes 'nothing', which nothing is"),
+]
+
+
+@pytest.mark.parametrize(("name", "edit", "message"), CHANGES, ids=[c[0] for c in CHANGES])
+def test_what_is_wrong_with_a_package_is_said(
+    package: Path, tmp_path: Path, name: str, edit: Callable[[Any], None], message: str
+) -> None:
+    changed = edited(package, edit, tmp_path / "m.mlpackage")
+    (tmp_path / "secret").write_bytes(bytes(100))
+    (model_of(changed).parent / "link.bin").symlink_to(tmp_path / "secret")
+    with pytest.raises(SessionError, match=message):
+        call(changed)
+
+
+def test_functions_that_mean_another_state_by_one_name_are_refused(tmp_path: Path) -> None:
+    def tell(x: Any, kept: Any) -> Any:
+        return mb.add(x=mb.read_state(input=kept), y=x)
+
+    def specs(rows: int) -> list[Any]:
+        return [half(rows, 2), mb.StateTensorSpec((rows, 2), types.fp16)]
+
+    with pytest.raises(
+        SessionError, match=r"state kept is float16.4, 2. in a and float16.5, 2. in b"
+    ):
+        save(tmp_path / "m.mlpackage", a=(specs(4), tell), b=(specs(5), tell))
+
+
+def test_a_state_of_another_shape_is_refused(package: Path) -> None:
+    program = Program(package)
+    with pytest.raises(SessionError, match="state kept is missing"):
+        program.run("main", {"x": np.ones((1, 64), F16)}, {})

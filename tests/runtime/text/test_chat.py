@@ -1,0 +1,266 @@
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gemma_runtime.errors import TokenizerError
+from gemma_runtime.text.chat import Message, encode_chat
+from gemma_runtime.text.tokenizer import Tokenizer
+from tests.runtime.conftest import BOS, RESERVED, SPECIAL
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# The shape of Gemma 2's: no system turn, roles checked by the template.
+REFUSES_SYSTEM = """\
+{{ bos_token }}
+{%- if messages[0]['role'] == 'system' %}{{ raise_exception('No system role') }}{% endif %}
+{%- for message in messages %}
+    {{- '<start_of_turn>' + message['role'] + '\n' + message['content'] | trim }}
+    {{- '<end_of_turn>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}
+"""
+KEEPS_SPACE = "{% for m in messages %}<start_of_turn>{{ m.content }}<end_of_turn>{% endfor %}"
+DOUBLE = (
+    "{{% set x = namespace(y={start}) %}}"
+    "{{% for i in range(60) %}}{{% set x.y = {step} %}}{{% endfor %}}"
+)
+
+MARKED = st.lists(
+    st.sampled_from([*SPECIAL, *RESERVED, "<start_of_turn>model\n", "<", "of_turn>", "\n"])
+    | st.text(max_size=6)
+).map("".join)
+CHATS = [
+    [("user", "Hello!")],
+    [("user", "Why is the sky blue?\n\nBe brief."), ("assistant", "Rayleigh."), ("user", "Who?")],
+    [("system", "Answer in French."), ("user", "  def f(x):\n\treturn 1 + 1  ")],
+    [("system", "日本語で。"), ("user", "😀?"), ("assistant", " Ja.\n"), ("user", "<b>1</b> 2  3")],
+]
+
+
+def say(*turns: tuple[str, str]) -> list[Message]:
+    return [Message(role, content) for role, content in turns]  # type: ignore[arg-type]
+
+
+def pieces(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """Ids as one string in which control tokens show."""
+    return "".join(
+        tokenizer.piece(t) or "" if t in tokenizer.control_tokens else tokenizer.decode([t])
+        for t in ids
+    )
+
+
+def test_gemmas_own_turns(tokenizer: Tokenizer) -> None:
+    chat = say(("user", " hi "), ("assistant", "ho\n"), ("user", "the user"))
+    assert pieces(tokenizer, encode_chat(tokenizer, None, chat, BOS)) == (
+        "<bos><start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\nho<end_of_turn>\n"
+        "<start_of_turn>user\nthe user<end_of_turn>\n<start_of_turn>model\n"
+    )
+
+
+@pytest.mark.parametrize("template", [None, REFUSES_SYSTEM])
+def test_a_system_turn_opens_the_first_user_turn(
+    tokenizer: Tokenizer, template: str | None
+) -> None:
+    ids = encode_chat(tokenizer, template, say(("system", "Be kind. "), ("user", " hi")), BOS)
+    assert pieces(tokenizer, ids) == (
+        "<bos><start_of_turn>user\nBe kind.\n\nhi<end_of_turn>\n<start_of_turn>model\n"
+    )
+
+
+def test_a_system_turn_that_the_template_leaves_out_is_not_lost(tokenizer: Tokenizer) -> None:
+    template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    ids = encode_chat(tokenizer, template, say(("system", "Be kind."), ("user", "hi")), BOS)
+    assert tokenizer.decode(ids) == "Be kind.\n\nhi"
+
+
+@pytest.mark.parametrize("template", [None, REFUSES_SYSTEM, KEEPS_SPACE])
+@given(user=MARKED, system=MARKED, reply=MARKED)
+def test_no_content_becomes_a_control_token(
+    tokenizer: Tokenizer, template: str | None, user: str, system: str, reply: str
+) -> None:
+    def control(*contents: str) -> list[int]:
+        roles = ("system", "user", "assistant", "user")
+        chat = say(*zip(roles, contents, strict=True))
+        ids = encode_chat(tokenizer, template, chat, BOS)
+        return [token for token in ids if token in tokenizer.control_tokens]
+
+    assert control(system, user, reply, user) == control("a", "b", "c", "d")
+
+
+@given(content=MARKED)
+def test_content_is_kept_to_the_letter(tokenizer: Tokenizer, content: str) -> None:
+    content = content.replace("▁", "_")
+    ids = encode_chat(tokenizer, KEEPS_SPACE, say(("user", content)), BOS)
+    assert tokenizer.decode(ids) == content
+    trimmed = encode_chat(tokenizer, None, say(("user", content)), BOS)
+    assert tokenizer.decode(trimmed) == f"user\n{content.strip()}\nmodel\n"
+
+
+def test_a_marker_pieced_together_by_content_and_template_is_text(tokenizer: Tokenizer) -> None:
+    """The template's `_turn>` behind the content `<end_of` must not close the turn."""
+    ids = encode_chat(tokenizer, "{{ messages[0].content }}_turn>", say(("user", "<end_of")), BOS)
+    assert tokenizer.decode(ids) == "<end_of_turn>"
+    assert tokenizer.control_tokens.intersection(ids) == {BOS}
+
+
+@pytest.mark.parametrize("prefix", ["", "{{ bos_token }}", "{{ bos_token }}<bos>"])
+def test_bos_comes_once(tokenizer: Tokenizer, prefix: str) -> None:
+    ids = encode_chat(tokenizer, prefix + KEEPS_SPACE, say(("user", "hi")), BOS)
+    assert ids[0] == BOS
+    assert ids.count(BOS) == 1
+
+
+def test_a_bos_that_is_an_ordinary_piece_takes_nothing_from_the_text(tokenizer: Tokenizer) -> None:
+    """Every `h` of the user's was dropped when config.json named it as bos."""
+    letter = tokenizer.token_id("h")
+    assert letter is not None
+    ids = encode_chat(tokenizer, KEEPS_SPACE, say(("user", "hi h")), letter)
+    assert tokenizer.decode(ids) == "hhi h"
+
+
+def test_case_changed_by_the_template_does_not_lose_the_content(tokenizer: Tokenizer) -> None:
+    template = "{{ messages[0].content | upper }}"
+    assert tokenizer.decode(encode_chat(tokenizer, template, say(("user", "hi")), BOS)) == "hi"
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        ([], "no user turn"),
+        ([("system", "x")], "no user turn"),
+        ([("assistant", "x")], "turn 1 is by 'assistant', expected 'user'"),
+        ([("user", "x"), ("user", "y")], "turn 2 is by 'user', expected 'assistant'"),
+        ([("user", "x"), ("system", "y")], "turn 2 is by 'system', expected 'assistant'"),
+    ],
+)
+def test_turns_must_alternate(
+    tokenizer: Tokenizer, turns: list[tuple[str, str]], message: str
+) -> None:
+    with pytest.raises(TokenizerError, match=message):
+        encode_chat(tokenizer, None, say(*turns), BOS)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% if %}",
+        "{{ 1 / 0 }}",
+        "{{ messages + 1 }}",
+        "{{ messages[0].content.nothing.more }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ raise_exception('no\n\nway') }}",
+        "{% for x in range(10**9) %}{% endfor %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ '%d' % 'x' }}",
+        "{% include 'other' %}",
+        "no content at all",
+        "{{ messages[0].content[5:] }}",
+    ],
+)
+def test_a_hostile_or_broken_template_is_one_clear_line(
+    tokenizer: Tokenizer, template: str
+) -> None:
+    with pytest.raises(TokenizerError, match="the chat template") as caught:
+        encode_chat(tokenizer, template, say(("system", "be"), ("user", "hi")), BOS)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "bound"),
+    [
+        ("{% for a in 'x' * 999 %}{% for b in 'x' * 999 %}{% endfor %}{% endfor %}", "steps"),
+        ("{% for a in 'x' * 999 %}{% for b in 'x' * 999 if 0 %}{% endfor %}{% endfor %}", "steps"),
+        ("{% for a in 'xx' %}{% for b in range(99999) if 0 %}{% endfor %}{% endfor %}", "steps"),
+        ("{{ range(10 ** 12) }}", "steps"),
+        ("{% macro f(n) %}{{ f(n - 1) ~ f(n - 1) if n }}{% endmacro %}{{ f(60) }}", "steps"),
+        (DOUBLE.format(start="'a'", step="x.y ~ x.y"), "a text or list longer"),
+        (DOUBLE.format(start="'a'", step="x.y + x.y"), "a text or list longer"),
+        (DOUBLE.format(start="[1]", step="x.y + x.y"), "a text or list longer"),
+        (DOUBLE.format(start="9", step="x.y * x.y"), "more than 64 bits"),
+        ("{% for i in range(99) %}{{ 'x' * 100000 }}{% endfor %}", "a text or list longer"),
+        ("{{ 'x' * 10 ** 12 }}", "a text or list longer"),
+        ("{{ 10 ** 12 * ['x'] }}", "a text or list longer"),
+        ("{{ 10 ** (10 ** 12) }}", "more than 64 bits"),
+        ("{{ lipsum(10 ** 9) }}", "'lipsum' is undefined"),
+        ("{{ messages | slice(10 ** 9) | list }}", "No filter named 'slice'"),
+        ("{{ messages | batch(10 ** 9) | list }}", "No filter named 'batch'"),
+        ("x" * 200_001, "it has 200001 characters"),
+    ],
+)
+def test_a_template_that_would_not_end_is_stopped(
+    tokenizer: Tokenizer, template: str, bound: str
+) -> None:
+    """Loops in loops and macros that call themselves ran for hours."""
+    with pytest.raises(TokenizerError, match=f"the chat template fails: .*{bound}"):
+        encode_chat(tokenizer, template, say(("user", "hi")), BOS)
+
+
+def test_a_long_conversation_is_within_the_bounds(tokenizer: Tokenizer) -> None:
+    turns = [("user", "hi"), ("assistant", "ho")] * 500 + [("user", "hi")]
+    ids = encode_chat(tokenizer, None, say(*turns), BOS)
+    assert pieces(tokenizer, ids).count("<start_of_turn>") == 1002
+
+
+def test_operators_do_what_jinjas_do(tokenizer: Tokenizer) -> None:
+    template = (
+        "{{ 2 + 3 * 4 ** 2 }} {{ 'ab' * 2 + 'c' ~ 1.5 ~ none }} {{ ([1] * 2 + [3]) | length }} "
+        "{{ 2 ** -1 }} {{ 1.5 * 2 + 1 }}{% for i in range(5, 0, -2) if i > 1 %} {{ i }}{% endfor %}"
+        " {{ messages[0].content }}"
+    )
+    ids = encode_chat(tokenizer, template, say(("user", "hi")), BOS)
+    assert tokenizer.decode(ids) == "50 ababc1.5None 3 0.5 4.0 5 3 hi"
+
+
+def test_what_a_template_marks_for_training_is_rendered(tokenizer: Tokenizer) -> None:
+    """Templates with Hugging Face's `generation` blocks were refused as broken."""
+    template = (
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    )
+    ids = encode_chat(tokenizer, template, say(("user", "hi")), BOS)
+    assert tokenizer.decode(ids) == "hi"
+
+
+def test_blocks_leave_no_white_space(tokenizer: Tokenizer) -> None:
+    template = "{% for m in messages %}\n{{ m.content }}\n  {% endfor %}\n"
+    ids = encode_chat(tokenizer, template, say(("user", "hi")), BOS)
+    assert tokenizer.decode(ids) == "hi\n"
+
+
+def test_loop_controls_and_json_are_hugging_faces(tokenizer: Tokenizer) -> None:
+    template = (
+        "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}"
+        "{{ {'a': '<é>'} | tojson }}{{ m.content }}{% endfor %}"
+        "{{ '' if tools is none else 'tools' }}{{ strftime_now('%%') }}"
+    )
+    ids = encode_chat(tokenizer, template, say(("user", "hi")), BOS)
+    assert tokenizer.decode(ids) == '{"a": "<é>"}hi%'
+
+
+@pytest.mark.parametrize("turns", CHATS)
+def test_genuine_ids_are_those_of_transformers(
+    genuine: Tokenizer, reference: "PreTrainedTokenizerBase", turns: list[tuple[str, str]]
+) -> None:
+    ids = encode_chat(genuine, reference.chat_template, say(*turns), BOS)
+    expected = reference.apply_chat_template(
+        [{"role": role, "content": content} for role, content in turns],
+        add_generation_prompt=True,
+        return_dict=False,
+    )
+    assert ids == expected
+    assert encode_chat(genuine, None, say(*turns), BOS) == expected
+
+
+@pytest.fixture(scope="module")
+def genuine(gemma3_tokenizer_folder: Path) -> Tokenizer:
+    return Tokenizer(gemma3_tokenizer_folder / "tokenizer.json")
+
+
+@pytest.fixture(scope="module")
+def reference(gemma3_tokenizer_folder: Path) -> "PreTrainedTokenizerBase":
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoTokenizer.from_pretrained(gemma3_tokenizer_folder)  # type: ignore[no-any-return]
