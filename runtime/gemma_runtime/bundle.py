@@ -37,7 +37,7 @@ def open_bundle(directory: Path | str) -> Bundle:
     """Read a bundle and check it: known schema, every file present and unaltered."""
     directory = Path(directory)
     manifest = Manifest.from_json(_read_manifest(directory))
-    named = {graph.file for graph in manifest.graphs.values()} | set(manifest.roles.values())
+    named = {*manifest.graph_files(), *manifest.roles.values()}
     if unlisted := sorted(named - set(manifest.files)):
         raise BundleError(f"{directory}: manifest.json uses {unlisted[0]} but has no digest of it")
     for name, file in manifest.files.items():

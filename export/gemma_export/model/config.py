@@ -4,7 +4,7 @@ Sources: Hugging Face `configuration_gemma2.py` and `configuration_gemma3.py`, a
 google/gemma_pytorch `config.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
@@ -18,6 +18,11 @@ Family = Literal["gemma2", "gemma3"]
 
 TABLE = "model.embed_tokens.weight"  # embedding and head: one tensor, tied
 TABLE_FACTORS = "model.embed_tokens.factors"  # (M,) float32 beside it, where it has some
+# A layer's matrices; those that multiply the same input are together.
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+ATTENTION_OUT = ("self_attn.o_proj",)
+GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
+DOWN = ("mlp.down_proj",)
 
 _FAMILIES: Mapping[str, Family] = {"gemma2": "gemma2", "gemma3_text": "gemma3"}
 _KINDS = {"sliding_attention": AttentionKind.LOCAL, "full_attention": AttentionKind.GLOBAL}
@@ -116,6 +121,13 @@ class GemmaConfig:
                 shapes[f"model.layers.{index}.{name}.weight"] = shape
         shapes["model.norm.weight"] = (self.hidden_size,)
         return shapes
+
+    def products(self) -> Iterator[list[str]]:
+        """Names of all matrices; those that multiply the same input are together."""
+        yield [TABLE]
+        for index in range(len(self.kinds)):
+            for together in (QKV, ATTENTION_OUT, GATE_UP, DOWN):
+                yield [f"model.layers.{index}.{name}.weight" for name in together]
 
     def _layer_shapes(self) -> dict[str, tuple[int, ...]]:
         width, q, kv = self.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim

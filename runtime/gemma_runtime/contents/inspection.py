@@ -55,7 +55,7 @@ class Inspection:
     has_chat_template: bool
     caches: tuple[CacheFigures, ...]
     cache_dtype: str
-    graphs: dict[str, Graph]
+    graphs: dict[str, tuple[Graph, ...]]  # the parts of each
     headroom: Headroom
     quality: Agreement
     files: dict[str, int]  # path -> bytes
@@ -179,7 +179,7 @@ def _lines(inspection: Inspection) -> dict[str, str]:
         "model": f"{model.id}, {model.family}, {model.parameters / 1e6:.1f} M parameters",
         "revision": model.revision or "none",
         "model digest": model.digest[:16],
-        "target": f"{inspection.target.name}: {inspection.target.runtime} "
+        "target": f"{inspection.target.name}: {inspection.target.label} "
         f"{inspection.target.min_runtime_version} or newer",
         "weights": f"{inspection.recipe}, {inspection.bits_per_weight:.2f} bits per weight",
         "codes digest": inspection.codes_digest[:16],
@@ -195,7 +195,7 @@ def _lines(inspection: Inspection) -> dict[str, str]:
         f"{inspection.prefill_length}",
         "text": _text(inspection),
         **_cache_lines(inspection),
-        **{f"graph {name}": _graph(graph) for name, graph in inspection.graphs.items()},
+        **{f"graph {n}": "\n".join(map(_graph, parts)) for n, parts in inspection.graphs.items()},
         **{name: format_bytes(size) for name, size in inspection.files.items()},
         "all files": format_bytes(inspection.bytes),
         "written by": _join(f"{name} {version}" for name, version in inspection.tools.items()),
@@ -231,7 +231,8 @@ def _cache(cache: CacheFigures, inspection: Inspection) -> str:
 
 def _graph(graph: Graph) -> str:
     inputs = _join(_tensor(tensor) for tensor in graph.inputs)
-    outputs = _join(_tensor(tensor) for tensor in graph.outputs)
+    held = {state.role for state in graph.states}  # some runtimes give every cache back
+    outputs = _join(_tensor(tensor) for tensor in graph.outputs if tensor.role not in held)
     return f"{graph.file}: {inputs} → {outputs}, {len(graph.states)} states"
 
 
