@@ -2,8 +2,9 @@ import Foundation
 
 /// Bytes a bundle takes in memory: the artifact's files, its caches, a chunk's work.
 public func neededBytes(_ manifest: Manifest) -> Double {
-    let exact = manifest.graphs["exact"]?.file
-    let alone = exact == manifest.graphs["decode"]?.file ? 0 : exact.flatMap { manifest.artifact[$0]?.bytes } ?? 0
+    func files(_ graph: String) -> Set<String> { Set((manifest.graphs[graph] ?? []).map(\.file)) }
+    // Loaded for a verification only.
+    let alone = files("exact").subtracting(files("decode")).reduce(0) { $0 + (manifest.artifact[$1]?.bytes ?? 0) }
     return Double(manifest.artifactBytes - alone) + manifest.cacheBytes + Double(4 * workRows * manifest.vocabSize)
 }
 

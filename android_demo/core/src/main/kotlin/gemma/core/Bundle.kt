@@ -17,9 +17,12 @@ data class Bundle(val directory: File, val manifest: Manifest) {
         return File(directory, name)
     }
 
-    /** Where one of the artifact's entry points lies. */
-    fun graph(name: String): Graph = manifest.graphs[name]
-        ?: throw BundleException("the bundle ${directory.name} holds no $name graph; export the model again")
+    /** A graph in one part; raises BundleException where it is missing, or split into several. */
+    fun graph(name: String): Graph = manifest.graphs[name].orEmpty().let { parts ->
+        parts.singleOrNull() ?: throw BundleException(
+            "the bundle ${directory.name} has ${parts.size} parts of graph $name, expected 1; export the model again",
+        )
+    }
 }
 
 /**
@@ -29,7 +32,7 @@ data class Bundle(val directory: File, val manifest: Manifest) {
  */
 fun openBundle(directory: File, onProgress: (Double) -> Unit = {}): Bundle {
     val manifest = Manifest.parse(readText(File(directory, MANIFEST)))
-    val used = manifest.graphs.values.map { it.file } + manifest.roles.values
+    val used = manifest.graphs.values.flatten().map { it.file } + manifest.roles.values
     used.firstOrNull { it !in manifest.files }?.let {
         throw BundleException("manifest.json uses $it but has no digest of it; export the model again")
     }

@@ -2,8 +2,9 @@ package gemma.core
 
 /** Bytes a bundle takes in memory: the artifact's files, its caches, a chunk's work. */
 fun neededBytes(manifest: Manifest): Double {
-    val exact = manifest.graphs["exact"]?.file?.takeIf { it != manifest.graphs["decode"]?.file }
-    val artifact = manifest.artifactBytes - (manifest.files[exact]?.bytes ?: 0)
+    fun files(graph: String) = manifest.graphs[graph].orEmpty().map { it.file }.toSet()
+    val alone = files("exact") - files("decode") // loaded for a verification only
+    val artifact = manifest.artifactBytes - alone.sumOf { manifest.files[it]?.bytes ?: 0 }
     val work = 4.0 * manifest.vocabSize * WORK_ROWS
     return artifact + manifest.cacheBytes + work
 }
