@@ -18,10 +18,10 @@ BLOCK = 32
 
 
 def block_type(form: Format) -> GGMLQuantizationType | None:
-    """The block format that holds a format's codes as they are; None where none does."""
+    """The ggml type that stores the format's codes exactly, or None."""
     if form.is_float:
         return GGMLQuantizationType.F32
-    if form.group % BLOCK:  # a longer group is the same scale several times
+    if form.group % BLOCK:  # a longer group repeats its scale
         return None
     if form.bits == 8:
         return None if form.asymmetric else GGMLQuantizationType.Q8_0
@@ -29,7 +29,10 @@ def block_type(form: Format) -> GGMLQuantizationType | None:
 
 
 def pack_blocks(name: str, rows: Codes, form: Format) -> Tensor:
-    """(N, bytes of a row) uint8. Raises TargetError where a minimum is no float16."""
+    """Rows as ggml blocks: (N, bytes per row) uint8.
+
+    Raises TargetError if float16 can't hold a minimum exactly.
+    """
     count, groups = rows.scales.shape
     repeat = form.group // BLOCK
     scales = rows.scales.repeat_interleave(repeat, dim=1)[..., None]  # (N, B, 1)
@@ -52,7 +55,7 @@ def _minimum(name: str, scales: Tensor, zeros: Tensor) -> Tensor:
     minimum = exact.half()
     if not torch.equal(minimum.float(), exact):
         raise TargetError(
-            f"gguf can't hold {name} as it is: Q4_1 keeps -scale · zero as float16, which rounds "
-            "it; take a symmetric recipe, e.g. --quant int4"
+            f"gguf can't store {name} exactly: Q4_1 keeps -scale · zero as float16, which rounds "
+            "it; choose a symmetric recipe, e.g. --quant int4"
         )
     return minimum
