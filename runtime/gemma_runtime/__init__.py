@@ -17,6 +17,7 @@ from gemma_runtime.errors import (
     TokenizerError,
 )
 from gemma_runtime.manifest import SCHEMA_VERSION, Agreement, AttentionKind, LayerCache, Manifest
+from gemma_runtime.privacy import opt_out
 from gemma_runtime.proof.agreement import compare_logits
 from gemma_runtime.proof.goldens import Golden, TopLogits, load_goldens
 from gemma_runtime.proof.verify import Limits, Verdict, Verification, verify, verify_bundle
@@ -32,6 +33,8 @@ from gemma_runtime.text.generate import (
 )
 from gemma_runtime.text.sampler import Sampling
 from gemma_runtime.text.tokenizer import Tokenizer, load_tokenizer
+
+opt_out()  # before any library that collects usage statistics is imported
 
 __all__ = [
     "SCHEMA_VERSION",
