@@ -4,6 +4,7 @@
 #   PYTHON=.venv/bin/python android_demo/test.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export ORT_DISABLE_TELEMETRY=${ORT_DISABLE_TELEMETRY-1} ORT_TELEMETRY_DISABLED=${ORT_TELEMETRY_DISABLED-1}
 source tests/data/debian_packages.sh
 cache=${GEMMA_EXPORT_CACHE:-$HOME/.cache/gemma-export}/android
 python=${PYTHON:-python3}
@@ -119,7 +120,7 @@ check_app() {
         -Xfriend-paths="$out/core.jar,$out/app.jar" android_demo/desktop
     run_natively
     jars=$jars:$out/app.jar:$out/app-tests.jar:$onnxruntime/classes.jar
-    tests+=(gemma.demo.OnnxEngineTest)
+    tests+=(gemma.demo.OnnxEngineTest gemma.demo.TelemetryTest)
 }
 check_app
 

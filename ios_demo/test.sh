@@ -5,6 +5,7 @@
 #   PYTHON=.venv/bin/python ios_demo/test.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export ORT_DISABLE_TELEMETRY=${ORT_DISABLE_TELEMETRY-1} ORT_TELEMETRY_DISABLED=${ORT_TELEMETRY_DISABLED-1}
 root=$PWD
 cache=${GEMMA_EXPORT_CACHE:-$HOME/.cache/gemma-export}
 swift_root=$cache/swift-trixie
@@ -87,7 +88,10 @@ fi
 if [ "$(uname -sm)" = "Linux x86_64" ] && onnxruntime=$(bash tests/data/onnxruntime_aar.sh 2>build/ios-onnxruntime.log); then
     mkdir -p build/ios-onnxruntime
     cp -Ru "$onnxruntime/headers" "$onnxruntime/native" build/ios-onnxruntime
-    settings+=("GEMMA_ONNXRUNTIME=$here/build/ios-onnxruntime")
+    rm -rf build/ios-home
+    mkdir -p build/ios-home
+    # The home folder is empty, so a file that the library leaves there is found below.
+    settings+=("GEMMA_ONNXRUNTIME=$here/build/ios-onnxruntime" "HOME=$here/build/ios-home")
 else
     echo "SKIPPED ios: tests on ONNX Runtime's C library, which can't be had here"
 fi
@@ -99,6 +103,10 @@ linking=(-Xlinker --allow-shlib-undefined)
 run timeout 1200 env "${settings[@]}" swift test --disable-sandbox "${linking[@]}" --package-path "$here/ios_demo/GemmaKit" \
     --scratch-path "$here/build/ios" >"$log" 2>&1 || status=$?
 grep -E "error:|warning:" "$log" || true
+if [ -e build/ios-home/.cache/Microsoft ]; then
+    echo "error: ONNX Runtime left usage data in the home folder; set ORT_DISABLE_TELEMETRY=1 before it is loaded"
+    status=1
+fi
 passed=$(grep -c "^Test Case .* passed" "$log" || true)
 failed=$(grep -c "^Test Case .* failed" "$log" || true)
 skipped=$(grep -c "^Test Case .* skipped" "$log" || true)

@@ -138,7 +138,7 @@ final class ChatScreenTests: XCTestCase {
         let screen = ChatScreen()
         screen.load(tiny)
         try await idle(screen)
-        XCTAssertTrue(screen.warning?.contains("is for onnx, which this app does not run") == true, screen.warning ?? "")
+        XCTAssertTrue(screen.warning?.contains("is for onnx, which this app cannot run") == true, screen.warning ?? "")
         screen.load(tiny.appendingPathComponent("nowhere"))
         try await idle(screen)
         XCTAssertTrue(screen.warning?.contains("manifest.json can't be read") == true, screen.warning ?? "")
