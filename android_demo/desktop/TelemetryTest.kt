@@ -27,7 +27,7 @@ class TelemetryTest {
     @Test
     fun `with the app's environment ONNX Runtime leaves no file behind`() {
         val library = System.getProperty("onnxruntime.native.path")
-        assumeTrue("ONNX Runtime's native library for this machine is not here", library != null)
+        assumeTrue("ONNX Runtime's native library for this machine is not available", library != null)
         GemmaApplication().attach(Context())
         check(Os.environment["ORT_DISABLE_TELEMETRY"] == "1") // else the child would collect usage data
         val home = Files.createTempDirectory("home").toFile()

@@ -3,8 +3,8 @@ import Foundation
 /// The inputs of a Core ML program beside its tokens: the cache slots they are written to, the attention
 /// masks, and the rotary angles.
 ///
-/// The host computes them, so the program computes no index itself. T tokens of a
-/// chunk, padded to a fixed length; S slots, D head size. As in `gemma_runtime/backends/chunk_inputs.py`.
+/// The host computes them, so the program computes no index itself. T tokens of a chunk, padded to a fixed
+/// length; S slots, D head size. As in `gemma_runtime/backends/chunk_inputs.py`.
 public struct CoreMLInputs {
     public let position: Int
     public let count: Int  // tokens of the chunk that are not padding
@@ -17,9 +17,9 @@ public struct CoreMLInputs {
 
     /// Rotary angles of each token, (T, D / 2).
     public func angles(_ rope: Rope, _ cache: LayerCache) -> [[Double]] {
-        (0..<length).map { place in
+        (0..<length).map { index in
             (0..<cache.headDim / 2).map { i in
-                Double(position + place) / rope.factor * pow(rope.base, -2 * Double(i) / Double(cache.headDim))
+                Double(position + index) / rope.factor * pow(rope.base, -2 * Double(i) / Double(cache.headDim))
             }
         }
     }
@@ -30,8 +30,8 @@ public struct CoreMLInputs {
     /// layers every row of the state, including the padding row after the slots.
     public func seen(_ cache: LayerCache, columns: Int) -> [[Bool]] {
         let held = cache.kind == .local ? heldByRing(cache) : heldByContext(columns)
-        return (0..<length).map { place in
-            let query = position + place
+        return (0..<length).map { index in
+            let query = position + index
             let oldest = cache.window.map { query - $0 + 1 } ?? 0
             return held.map { $0 >= max(0, oldest) && $0 <= query }
         }

@@ -29,12 +29,12 @@ final class CoreMLInputsTests: XCTestCase {
             let inputs = CoreMLInputs(position: position, count: count, length: length)
             let chunk = (0..<length).map { $0 < count ? position + $0 : -1 }
             let before = Array(rows.dropLast())
-            for (place, slot) in inputs.slots(cache).enumerated() { rows[slot] = chunk[place] }
+            for (index, slot) in inputs.slots(cache).enumerated() { rows[slot] = chunk[index] }
             let columns = cache.kind == .local ? before + chunk : rows
             let seen = inputs.seen(cache, columns: columns.count)
-            for place in 0..<count {
-                let query = position + place
-                let visible = zip(columns, seen[place]).filter(\.1).map(\.0).sorted()
+            for index in 0..<count {
+                let query = position + index
+                let visible = zip(columns, seen[index]).filter(\.1).map(\.0).sorted()
                 let oldest = max(0, query - (cache.window ?? query + 1) + 1)
                 XCTAssertEqual(visible, Array(oldest...query), "\(cache.kind) at \(query) of \(counts)")
             }

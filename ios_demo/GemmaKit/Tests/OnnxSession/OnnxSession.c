@@ -67,7 +67,7 @@ static void bind(OnnxSession *session, const char *input, const char *output, vo
 void onnx_add_cache(OnnxSession *session, const char *past, const char *present, const int64_t *shape, size_t rank) {
     if (session->error != NULL || session->count == CACHES) abort();
     size_t elements = 1;
-    for (size_t place = 0; place < rank; place++) elements *= (size_t)shape[place];
+    for (size_t index = 0; index < rank; index++) elements *= (size_t)shape[index];
     float *floats = session->floats[session->count] = calloc(elements, sizeof *floats);
     OrtValue **kept = &session->caches[session->count++];
     bind(session, past, present, floats, elements * sizeof *floats, shape, rank, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, kept);
@@ -90,9 +90,9 @@ void onnx_run(OnnxSession *session, const int64_t *tokens, int64_t count, int32_
 void onnx_close(OnnxSession *session) {
     const OrtApi *api = session->api;
     if (session->binding != NULL) api->ReleaseIoBinding(session->binding);
-    for (size_t place = 0; place < session->count; place++) {
-        if (session->caches[place] != NULL) api->ReleaseValue(session->caches[place]);
-        free(session->floats[place]);
+    for (size_t index = 0; index < session->count; index++) {
+        if (session->caches[index] != NULL) api->ReleaseValue(session->caches[index]);
+        free(session->floats[index]);
     }
     if (session->memory != NULL) api->ReleaseMemoryInfo(session->memory);
     if (session->session != NULL) api->ReleaseSession(session->session);

@@ -106,7 +106,9 @@ class OnnxEngine(bundle: Bundle, graph: String, threads: Int) : Engine {
         val type = when (state.dtype) {
             "float32" -> OnnxJavaType.FLOAT
             "float16" -> OnnxJavaType.FLOAT16
-            else -> throw SessionException("the cache ${state.name} is ${state.dtype}, expected float32 or float16; export the model again")
+            else -> throw SessionException(
+                "the cache ${state.name} is ${state.dtype}, expected float32 or float16; export the model again",
+            )
         }
         val shape = state.shape.map { size ->
             size?.toLong() ?: throw SessionException("the cache ${state.name} has no fixed shape; export the model again")
