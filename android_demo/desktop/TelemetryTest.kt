@@ -2,12 +2,15 @@ package gemma.demo
 
 import android.content.Context
 import android.system.Os
+import gemma.core.DATA
 import gemma.core.TINY
 import gemma.core.openBundle
 import org.junit.After
 import org.junit.Assume.assumeTrue
+import org.w3c.dom.Element
 import java.io.File
 import java.nio.file.Files
+import javax.xml.parsers.DocumentBuilderFactory
 import kotlin.test.Test
 import kotlin.test.assertEquals
 
@@ -22,6 +25,23 @@ class TelemetryTest {
         Os.environment["ORT_DISABLE_TELEMETRY"] = "0"
         GemmaApplication().attach(Context())
         assertEquals("0", Os.environment["ORT_DISABLE_TELEMETRY"])
+    }
+
+    @Test
+    fun `the manifest removes what ONNX Runtime's library adds for telemetry`() {
+        val file = File(DATA, "../../android_demo/app/src/main/AndroidManifest.xml")
+        val elements = DocumentBuilderFactory.newInstance().newDocumentBuilder().parse(file).getElementsByTagName("*")
+        val removed = (0 until elements.length).map { elements.item(it) as Element }
+            .filter { it.getAttribute("tools:node") == "remove" }
+            .map { it.getAttribute("android:name") }
+        assertEquals(
+            listOf(
+                "android.permission.INTERNET",
+                "android.permission.ACCESS_NETWORK_STATE",
+                "ai.onnxruntime.TelemetryInitializer",
+            ),
+            removed,
+        )
     }
 
     @Test
