@@ -10,7 +10,7 @@ from gemma_export.checkpoint import Checkpoint
 from gemma_export.checkpoint.open import open_checkpoint, planned_config
 from gemma_export.formats.format import Format
 from gemma_export.memory import MemoryCeiling
-from gemma_export.model.config import Family, GemmaConfig
+from gemma_export.model.config import GemmaConfig
 from gemma_export.parallel import one_thread_each
 from gemma_export.plan import Plan, make_plan
 from gemma_export.progress import Reporter, guarded, guarded_stage
@@ -50,7 +50,7 @@ class ExportRequest:
     recipe: Recipe
     checkpoint: str | None = None  # None: the official one of `size`
     size: str | None = None
-    family: Family | None = None
+    family: str | None = None
     config_file: Path | None = None  # shape of random weights
     context_length: int | None = None
     prefill_length: int | None = None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.checkpoint.random import RandomCheckpoint
-from gemma_export.model.config import Family, GemmaConfig, config_from_hf
+from gemma_export.model.config import GemmaConfig, config_from_hf
 from gemma_export.model.sizes import Official, find_official
 from gemma_runtime.errors import CheckpointError, ConfigError
 
@@ -15,7 +15,7 @@ DEMO = "demo"
 def open_checkpoint(
     source: str | None,
     size: str | None = None,
-    family: Family | None = None,
+    family: str | None = None,
     config_file: Path | None = None,
 ) -> Checkpoint:
     """Open a folder, a `.gguf` file, `random[:SEED]`, `demo` or a hub id.
@@ -42,7 +42,7 @@ def open_checkpoint(
 def planned_config(
     source: str | None,
     size: str | None = None,
-    family: Family | None = None,
+    family: str | None = None,
     config_file: Path | None = None,
 ) -> GemmaConfig:
     """The config alone: from the table of official sizes where no checkpoint is named."""
