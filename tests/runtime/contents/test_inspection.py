@@ -24,8 +24,8 @@ def test_sizes_add_up_to_the_files(tmp_path: Path) -> None:
     on_disk = {
         name: (bundle.directory / name).stat().st_size for name in (ARTIFACT, "goldens.json")
     }
-    assert {name: file.bytes for name, file in found.manifest.files.items()} == on_disk
-    assert found.bytes == sum(on_disk.values())
+    assert {name: file.bytes for name, file in inspection.manifest.files.items()} == on_disk
+    assert inspection.bytes == sum(on_disk.values())
 
 
 def test_a_bundle_without_a_tokenizer_says_so(tmp_path: Path, tokenizer_path: Path) -> None:

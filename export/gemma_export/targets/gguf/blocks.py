@@ -7,25 +7,12 @@ Source: ggml `ggml-common.h` and `ggml-quants.c`, `dequantize_row_q4_0` and its 
 """
 
 import torch
-from gguf.constants import GGMLQuantizationType
 from torch import Tensor
 
 from gemma_export.formats.codes import Codes, unpack
 from gemma_export.formats.format import Format
+from gemma_export.targets.gguf.block_types import BLOCK
 from gemma_runtime.errors import TargetError
-
-BLOCK = 32
-
-
-def block_type(form: Format) -> GGMLQuantizationType | None:
-    """The ggml type that stores the format's codes exactly, or None."""
-    if form.is_float:
-        return GGMLQuantizationType.F32
-    if form.group % BLOCK:  # a longer group repeats its scale
-        return None
-    if form.bits == 8:
-        return None if form.asymmetric else GGMLQuantizationType.Q8_0
-    return GGMLQuantizationType.Q4_1 if form.asymmetric else GGMLQuantizationType.Q4_0
 
 
 def pack_blocks(name: str, rows: Codes, form: Format) -> Tensor:
