@@ -12,7 +12,7 @@ from gemma_runtime.contents.inspection import (
     inspect_bundle,
     render_comparison,
 )
-from gemma_runtime.manifest import AttentionKind, LayerCache, TensorRole, TensorSpec
+from gemma_runtime.manifest import AttentionKind, Graph, LayerCache, TensorRole, TensorSpec
 from tests.runtime.manifests import ARTIFACT, make_manifest, write_bundle
 
 
@@ -91,7 +91,9 @@ def test_a_shape_that_looks_like_markup_is_shown() -> None:
     """The shape of `wanted int64[wanted]` was missing."""
     manifest = make_manifest()
     inputs = (TensorSpec("wanted", "int64", ("wanted",), TensorRole.WANTED, None, None),)
-    graphs = {"decode": (replace(manifest.graph("decode"), inputs=inputs),)}
+    graphs: dict[str, tuple[Graph, ...]] = {
+        "decode": (replace(manifest.graph("decode"), inputs=inputs),)
+    }
 
     text = _rendered(compare_bundles([Bundle(Path("b"), replace(manifest, graphs=graphs))]))
 
@@ -101,7 +103,7 @@ def test_a_shape_that_looks_like_markup_is_shown() -> None:
 def test_every_part_of_a_graph_is_shown_and_caches_that_come_back_once() -> None:
     manifest = make_manifest()
     graph = manifest.graph("decode")
-    graphs = {"decode": (graph, replace(graph, file="model-2.onnx"))}
+    graphs: dict[str, tuple[Graph, ...]] = {"decode": (graph, replace(graph, file="model-2.onnx"))}
 
     text = _rendered(compare_bundles([Bundle(Path("b"), replace(manifest, graphs=graphs))]))
 
