@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from gemma_runtime.backends.huge_pages import use_huge_pages
@@ -22,9 +21,14 @@ from gemma_runtime.machine import physical_cores
 from gemma_runtime.manifest import Graph, Manifest, TensorRole
 from gemma_runtime.session import ChunkedSession, Logits, check_runtime
 
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
 
 def open_ort_session(bundle: Bundle, threads: int | None, graph: str) -> "OrtSession":
     """Load one of the bundle's graphs. Raises SessionError for a runtime too old for it."""
+    import onnxruntime as ort
+
     check_runtime("onnxruntime", ort.__version__, bundle.manifest.target.min_runtime_version)
     io = bundle.manifest.graph(graph)
     session = OrtSession(_load(bundle.directory / io.file, threads), bundle.manifest, io)
@@ -62,7 +66,7 @@ class _Event:
 
 
 class OrtSession(ChunkedSession):
-    def __init__(self, session: ort.InferenceSession, manifest: Manifest, io: Graph) -> None:
+    def __init__(self, session: "ort.InferenceSession", manifest: Manifest, io: Graph) -> None:
         super().__init__(manifest)
         self._session = session
         self._binding = session.io_binding()
@@ -105,7 +109,7 @@ class OrtSession(ChunkedSession):
 class _Inputs:
     """Arrays bound as inputs, and bound anew only when a shape changes: decoding never does."""
 
-    def __init__(self, binding: ort.IOBinding, io: Graph) -> None:
+    def __init__(self, binding: "ort.IOBinding", io: Graph) -> None:
         self._binding = binding
         self._io = io
         self._bound: dict[TensorRole, NDArray[np.generic]] = {}
@@ -115,13 +119,17 @@ class _Inputs:
         if held is not None and held.shape == value.shape:
             held[...] = value
             return
+        import onnxruntime as ort
+
         self._bound[role] = value
         # The graph reads the array's own memory.
         bound = ort.OrtValue.ortvalue_from_numpy(value, "cpu")
         self._binding.bind_ortvalue_input(self._io.tensor(role).name, bound)
 
 
-def _load(path: Path, threads: int | None, profile: str | None = None) -> ort.InferenceSession:
+def _load(path: Path, threads: int | None, profile: str | None = None) -> "ort.InferenceSession":
+    import onnxruntime as ort
+
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or physical_cores()
     options.inter_op_num_threads = 1
@@ -135,7 +143,7 @@ def _load(path: Path, threads: int | None, profile: str | None = None) -> ort.In
         raise SessionError(f"onnxruntime {ort.__version__} can't load {path}: {reason}") from error
 
 
-def _bind_caches(binding: ort.IOBinding, io: Graph) -> list[ort.OrtValue]:
+def _bind_caches(binding: "ort.IOBinding", io: Graph) -> "list[ort.OrtValue]":
     """One buffer per cache, as input and as output."""
     caches = []
     for state, returned in io.returned_caches():
@@ -146,5 +154,7 @@ def _bind_caches(binding: ort.IOBinding, io: Graph) -> list[ort.OrtValue]:
     return caches
 
 
-def _empty(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> ort.OrtValue:
+def _empty(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> "ort.OrtValue":
+    import onnxruntime as ort
+
     return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), "cpu")

@@ -16,7 +16,7 @@ from gemma_export.targets.onnx.target import EXACT
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.contents.held_codes import codes_digest
 from gemma_runtime.errors import ContextFull, SessionError
-from gemma_runtime.manifest import AttentionKind
+from gemma_runtime.manifest import AttentionKind, Graph
 from gemma_runtime.measure.profile import profile_bundle
 from gemma_runtime.proof.agreement import compare_logits
 from gemma_runtime.proof.goldens import load_goldens, top_logits
@@ -199,7 +199,8 @@ def _renamed(bundle: Bundle, folder: Path) -> Bundle:
         kind: tuple(replace(spec, name=new[spec.name]) for spec in reversed(specs))
         for kind, specs in (("inputs", io.inputs), ("outputs", io.outputs), ("states", io.states))
     }
-    graphs = dict.fromkeys(("prefill", "decode"), (replace(io, **kinds),))
+    renamed = replace(io, inputs=kinds["inputs"], outputs=kinds["outputs"], states=kinds["states"])
+    graphs: dict[str, tuple[Graph, ...]] = dict.fromkeys(("prefill", "decode"), (renamed,))
     return Bundle(folder, replace(bundle.manifest, graphs=graphs))
 
 

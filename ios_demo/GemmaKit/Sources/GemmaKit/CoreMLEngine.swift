@@ -2,7 +2,7 @@
 import CoreML
 import Foundation
 
-/// Core ML with the caches in its states. One engine per conversation: predictions never overlap.
+/// Core ML with the caches as model state. Predictions must not overlap, so each conversation has its own engine.
 @available(iOS 18, macOS 15, *)
 public final class CoreMLEngine: Engine {
     public let givesEveryRow = false
@@ -13,7 +13,7 @@ public final class CoreMLEngine: Engine {
     private let state: MLState
     private let graphs: (prefill: Graph, decode: Graph)
 
-    /// Compiles the bundle's package where that was not done before, and loads its two functions.
+    /// Compiles the bundle's package unless a compiled model is cached, and loads its two functions.
     public init(_ bundle: ModelBundle) async throws {
         manifest = bundle.manifest
         try checkLayout(manifest)
@@ -36,10 +36,10 @@ public final class CoreMLEngine: Engine {
         let chunk = CoreMLInputs(position: position, count: tokens.count, length: single ? 1 : manifest.prefillLength)
         let graph = single ? graphs.decode : graphs.prefill
         do {
-            let given = try MLDictionaryFeatureProvider(dictionary: features(graph, tokens, chunk))
-            let output = try (single ? decode : prefill).prediction(from: given, using: state)
+            let inputs = try MLDictionaryFeatureProvider(dictionary: features(graph, tokens, chunk))
+            let output = try (single ? decode : prefill).prediction(from: inputs, using: state)
             guard let logits = output.featureValue(for: try graph.tensor(.logits).name)?.multiArrayValue else {
-                throw GemmaError.session("the model gives no logits; export it again")
+                throw GemmaError.session("the model returns no logits; export the model again")
             }
             return [MLShapedArray<Float16>(logits).scalars.map(Float.init)]
         } catch let error as GemmaError {
@@ -50,24 +50,24 @@ public final class CoreMLEngine: Engine {
     }
 
     private func features(_ graph: Graph, _ tokens: [Int], _ chunk: CoreMLInputs) throws -> [String: Any] {
-        var found: [String: Any] = [:]
+        var features: [String: Any] = [:]
         for spec in graph.inputs {
             switch try chunk.value(of: spec, tokens: tokens, manifest: manifest) {
-            case .integers(let values): found[spec.name] = integers(values)
-            case .halves(let rows): found[spec.name] = halves(rows)
+            case .integers(let values): features[spec.name] = integers(values)
+            case .halves(let rows): features[spec.name] = halves(rows)
             }
         }
-        return found
+        return features
     }
 }
 
-/// This engine runs one package that looks its embeddings up itself.
+/// Throws unless the model is one package that contains its embedding table.
 private func checkLayout(_ manifest: Manifest) throws {
     let parts = manifest.graphs["decode"] ?? []
     let roles = Set(parts.flatMap(\.inputs).map(\.role))
     guard parts.count == 1 && roles.isSuperset(of: [.tokens, .slots]) else {
         throw GemmaError.session(
-            "this app runs packages of --coreml-compute gpu with the embedding inside; export the model again so")
+            "this app runs only packages of --coreml-compute gpu that contain the embedding table; export the model again")
     }
 }
 
@@ -78,15 +78,15 @@ private func loadFunction(_ name: String, _ compiled: URL) throws -> MLModel {
     return try MLModel(contentsOf: compiled, configuration: configuration)
 }
 
-/// The compiled model, kept by the digest of all its files, since compiling takes a while: the same codes at another
-/// context are another model.
+/// The compiled model. Compiling is slow, so the result is cached by the digest of all the artifact's files: the same
+/// codes with another context length are another model.
 private func compiledModel(_ package: URL, _ digest: String) async throws -> URL {
     let caches = try FileManager.default.url(for: .cachesDirectory, in: .userDomainMask, appropriateFor: nil, create: true)
-    let kept = caches.appendingPathComponent("\(digest).mlmodelc")
-    if FileManager.default.fileExists(atPath: kept.path) { return kept }
+    let cached = caches.appendingPathComponent("\(digest).mlmodelc")
+    if FileManager.default.fileExists(atPath: cached.path) { return cached }
     let compiled = try await MLModel.compileModel(at: package)
-    try FileManager.default.moveItem(at: compiled, to: kept)
-    return kept
+    try FileManager.default.moveItem(at: compiled, to: cached)
+    return cached
 }
 
 private func integers(_ values: [Int]) -> MLMultiArray {

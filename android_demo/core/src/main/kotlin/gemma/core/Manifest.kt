@@ -7,12 +7,12 @@ enum class AttentionKind { LOCAL, GLOBAL }
 /** One layer's KV cache: keys and values, each (1, kvHeads, slots, headDim). */
 data class LayerCache(
     val kind: AttentionKind,
-    val window: Int?, // tokens a query sees, itself included; null on global layers
+    val window: Int?, // tokens a query attends to, itself included; null on global layers
     val slots: Int,
     val kvHeads: Int,
     val headDim: Int,
 ) {
-    /** Numbers in keys and values together; not a whole number's type, which a damaged manifest could overflow. */
+    /** Elements of keys and values together; a Double, because a damaged manifest could overflow an integer. */
     val elements: Double get() = 2.0 * kvHeads * slots * headDim
 }
 
@@ -40,14 +40,14 @@ data class Graph(
     val outputs: List<TensorSpec>,
     val states: List<TensorSpec>, // caches
 ) {
-    /** The input or output of a role; raises BundleException if there is none. */
+    /** The input or output with a role; throws BundleException if there is none. */
     fun tensor(role: TensorRole): TensorSpec = (inputs + outputs).firstOrNull { it.role == role }
         ?: throw BundleException("$file has no tensor of role ${role.word}; export the model again")
 
-    /** Each state, and the output that gives it back; raises BundleException for one that no output gives back. */
+    /** Each state and the output that returns it; throws BundleException if an output is missing. */
     fun returnedCaches(): List<Pair<TensorSpec, TensorSpec>> = states.map { state ->
         val returned = outputs.firstOrNull { it.role == state.role && it.kind == state.kind && it.layer == state.layer }
-        state to (returned ?: throw BundleException("$file does not give ${state.name} back; export the model again"))
+        state to (returned ?: throw BundleException("$file does not return ${state.name}; export the model again"))
     }
 }
 
@@ -65,7 +65,7 @@ data class Target(val name: String, val minRuntimeVersion: String)
 
 data class BundleFile(val sha256: String, val bytes: Long)
 
-/** What a device must know to run a bundle; written by the exporter. */
+/** Everything a device needs to know to run a bundle; written by the exporter. */
 data class Manifest(
     val model: Model,
     val target: Target,
@@ -84,7 +84,7 @@ data class Manifest(
     /** Bytes of all key and value caches. */
     val cacheBytes: Double get() = AttentionKind.entries.sumOf(::cacheBytes)
 
-    /** Bytes of what the runtime loads: every file that plays no role beside it. */
+    /** Bytes of the files that the runtime loads: all files without a role. */
     val artifactBytes: Long get() = files.filterKeys { it !in roles.values }.values.sumOf { it.bytes }
 
     /** Bytes of the caches of one kind of layer. */
@@ -92,7 +92,7 @@ data class Manifest(
         layers.filter { it.kind == kind }.sumOf { it.elements } * cacheWidth(cacheDtype)
 
     companion object {
-        /** Raises BundleException for another schema, and for a missing or mistyped field. */
+        /** Throws BundleException for an unknown schema version and for a missing or mistyped field. */
         fun parse(text: String): Manifest = readManifest(JsonFields.parse("manifest.json", text))
     }
 }
@@ -120,10 +120,10 @@ private fun readManifest(json: JsonFields): Manifest {
     )
 }
 
-private fun checkSchema(found: Long) {
-    if (found == SCHEMA_VERSION.toLong()) return
-    val action = if (found > SCHEMA_VERSION) "update the app" else "export the model again"
-    throw BundleException("manifest.json has schema $found, this app reads $SCHEMA_VERSION; $action")
+private fun checkSchema(version: Long) {
+    if (version == SCHEMA_VERSION.toLong()) return
+    val action = if (version > SCHEMA_VERSION) "update the app" else "export the model again"
+    throw BundleException("manifest.json has schema version $version, this app reads $SCHEMA_VERSION; $action")
 }
 
 private fun atLeastOne(field: JsonFields): Int = field.count().also { if (it < 1) throw field.wrong("at least 1") }
