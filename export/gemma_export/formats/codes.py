@@ -1,7 +1,7 @@
-"""Codes as bytes. N rows, K inputs, G groups per row.
+"""Packs and unpacks quantized codes. N rows, K inputs, G groups per row.
 
-The layout is ONNX Runtime's (MatMulNBits): unsigned codes, two to a byte at 4 bits, the earlier
-one in the low nibble. Signed containers flip the top bit of each code.
+The layout is that of ONNX Runtime's MatMulNBits: unsigned codes; with 4 bits, two per byte, low
+nibble first. Targets with signed codes flip the top bit of each code.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ class Codes(NamedTuple):
     zeros: Tensor | None  # (N, ceil(G · bits / 8)) uint8; None is 2^(bits-1)
 
     def parts(self) -> dict[str, Tensor]:
-        """What there is, by name: zeros only where there are some."""
+        """The tensors by name, without zeros if there are none."""
         return {name: rows for name, rows in self._asdict().items() if rows is not None}
 
 
 def join(blocks: Sequence[Codes]) -> Codes:
-    """Rows of one matrix, one block below the other."""
+    """Concatenate blocks of rows of one matrix."""
     zeros = [block.zeros for block in blocks if block.zeros is not None]
     return Codes(
         torch.cat([block.codes for block in blocks]),
@@ -41,7 +41,7 @@ def pack(values: Tensor, bits: int) -> Tensor:
         return values
     if values.shape[1] % 2:
         values = torch.nn.functional.pad(values, (0, 1))
-    pairs = values.contiguous().view(torch.int16)  # the earlier code in the low byte
+    pairs = values.contiguous().view(torch.int16)  # the first code in the low byte
     return ((pairs & 0xF) | (pairs >> 4)).to(torch.uint8)
 
 
@@ -53,12 +53,12 @@ def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
 
 
 def signed(packed: Tensor, bits: int, width: int) -> Tensor:
-    """Codes from 0 as numbers around it: (N, K) int8."""
+    """Unpacked codes minus 2^(bits-1), as signed integers: (N, K) int8."""
     return (unpack(packed, bits, width) - (1 << (bits - 1))).to(torch.int8)  # uint8 wraps
 
 
 def dequantize(block: Codes, form: Format) -> Tensor:
-    """(N, K) float32, exactly what every container's kernel starts from."""
+    """The weights as (N, K) float32: scale · (code - zero), as every target's kernel computes."""
     rows, groups = block.scales.shape
     codes = unpack(block.codes, form.bits, groups * form.group).view(rows, groups, form.group)
     zero: Tensor | float = float(1 << (form.bits - 1))

@@ -1,4 +1,4 @@
-"""Gemma 2 and 3 as data. Code asks these fields, never which family it is.
+"""The configuration of Gemma 2 and 3. Code reads these fields instead of testing the family.
 
 Sources: Hugging Face `configuration_gemma2.py` and `configuration_gemma3.py`, and
 google/gemma_pytorch `config.py`.
@@ -17,13 +17,13 @@ Json = Mapping[str, Any]
 Family = Literal["gemma2", "gemma3"]
 
 TABLE = "model.embed_tokens.weight"  # embedding and head: one tensor, tied
-TABLE_FACTORS = "model.embed_tokens.factors"  # (M,) float32 beside it, where it has some
+TABLE_FACTORS = "model.embed_tokens.factors"  # (M,) float32, if the table has column factors
 
 _FAMILIES: Mapping[str, Family] = {"gemma2": "gemma2", "gemma3_text": "gemma3"}
 _KINDS = {"sliding_attention": AttentionKind.LOCAL, "full_attention": AttentionKind.GLOBAL}
 _HF_NAMES = {kind: name for name, kind in _KINDS.items()}
 
-# What transformers fills in where a config.json is silent; Gemma 3's multimodal ones often are.
+# transformers' defaults for fields missing in config.json, as often in multimodal Gemma 3's.
 _DEFAULTS: Mapping[Family, Json] = {
     "gemma2": {
         "vocab_size": 256000,
@@ -54,11 +54,11 @@ _DEFAULTS: Mapping[Family, Json] = {
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """All that tells one attention layer from another."""
+    """The parameters of one attention layer."""
 
     index: int
     kind: AttentionKind
-    window: int | None  # tokens a query sees, itself included; None on global layers
+    window: int | None  # tokens a query attends to, itself included; None on global layers
     rope: Rope
     heads: int
     kv_heads: int
@@ -107,7 +107,7 @@ class GemmaConfig:
         )
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every weight by its Hugging Face name. The head is the embedding table."""
+        """The shape of every weight by its Hugging Face name. The head is the embedding table."""
         shapes: dict[str, tuple[int, ...]] = {
             "model.embed_tokens.weight": (self.vocab_size, self.hidden_size)
         }
@@ -144,7 +144,7 @@ class GemmaConfig:
 def config_from_hf(config: Json) -> GemmaConfig:
     """Read a `config.json`: Gemma 2 or Gemma 3, old or nested rope fields, text or multimodal.
 
-    Raises ConfigError for another model, and for a field that is missing or makes no sense.
+    Raises ConfigError for another model, and for a missing or invalid field.
     """
     text = _text_config(config)
     family = _FAMILIES[text["model_type"]]
@@ -152,7 +152,10 @@ def config_from_hf(config: Json) -> GemmaConfig:
     hidden = _positive(text, "hidden_size")
     heads, kv_heads = _positive(text, "num_attention_heads"), _positive(text, "num_key_value_heads")
     if heads % kv_heads:
-        raise ConfigError(f"num_attention_heads {heads} is no multiple of {kv_heads} kv heads")
+        raise ConfigError(
+            f"config: num_attention_heads is {heads}, expected a multiple of num_key_value_heads, "
+            f"{kv_heads}"
+        )
     return GemmaConfig(
         family=family,
         vocab_size=_positive(text, "vocab_size"),
@@ -183,9 +186,9 @@ def is_multimodal(config: Json) -> bool:
 def cache_layout(
     config: GemmaConfig, context_length: int, local_slack: int | None
 ) -> tuple[LayerCache, ...]:
-    """Slots of every layer: the context on global layers, the window plus slack on local ones.
+    """The cache of every layer: the context on global layers, window plus slack on local ones.
 
-    `local_slack=None` gives local layers the whole context too.
+    With `local_slack=None`, local layers hold the whole context too.
     """
     return tuple(
         LayerCache(
@@ -248,7 +251,7 @@ def _pattern(text: Json) -> int:
 
 
 def _ropes(text: Json, family: Family) -> Mapping[AttentionKind, Rope]:
-    """The nested `rope_parameters` of transformers 5, or the flat fields before it."""
+    """Rope by kind, from transformers 5's nested `rope_parameters` or the older flat fields."""
     nested = text.get("rope_parameters")
     if isinstance(nested, Mapping) and set(nested) >= set(_KINDS):
         return {kind: _rope(nested[_HF_NAMES[kind]]) for kind in AttentionKind}
@@ -314,7 +317,7 @@ def _softcap(text: Json, key: str) -> float | None:
 def _positive(text: Json, key: str) -> int:
     value = text.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        _refuse(key, value, "a whole number above 0")
+        _refuse(key, value, "an integer above 0")
     return value
 
 

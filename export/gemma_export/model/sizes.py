@@ -1,4 +1,4 @@
-"""The official checkpoints: hub ids, and configs for planning and random weights.
+"""The official checkpoints: hub ids, and the configs used for planning and random weights.
 
 Sources: the `config.json` of each hub repository and google/gemma_pytorch `config.py`.
 """
@@ -24,9 +24,9 @@ class Official:
 
 
 def find_official(size: str, family: Family | None = None) -> Official:
-    """The checkpoint behind `--size`, e.g. 2b; `27b` is Gemma 2's unless `family` says gemma3.
+    """The checkpoint of a `--size`, e.g. 2b. `27b` means Gemma 2's unless `family` is gemma3.
 
-    Raises ConfigError with the choices, nearest first.
+    Raises ConfigError with the known sizes, most similar first.
     """
     for official in OFFICIAL:
         if official.size == size.lower() and family in (None, official.family):
