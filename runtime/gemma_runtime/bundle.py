@@ -2,17 +2,16 @@
 
 import hashlib
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from glob import escape
 from pathlib import Path, PurePosixPath
 
 from gemma_runtime.errors import BundleError
 from gemma_runtime.manifest import File, Manifest
+from gemma_runtime.staging import sweep_leftovers
 
 MANIFEST = "manifest.json"
 
@@ -101,20 +100,6 @@ def check_writable(output: Path, force: bool) -> None:
         raise BundleError(f"can't write into {above}: permission denied")
 
 
-def sweep_leftovers(directory: Path, stem: str) -> None:
-    """Remove `STEM.partial-PID` and `STEM.old-PID` of processes that no longer run.
-
-    Also those with this process's id: containers reuse ids, so a dead process had the same one.
-    """
-    for path in directory.glob(f"{escape(stem)}.*-*"):
-        owner = re.fullmatch(r"(?:partial|old)-(\d{1,9})", path.name[len(stem) + 1 :])
-        if owner and (int(owner[1]) == os.getpid() or not _alive(int(owner[1]))):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-
-
 def _read_manifest(directory: Path) -> bytes:
     try:
         return (directory / MANIFEST).read_bytes()
@@ -173,13 +158,3 @@ def _replace(stage: Path, output: Path, force: bool) -> None:
         old.rename(output)
         raise
     shutil.rmtree(old)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

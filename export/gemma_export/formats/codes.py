@@ -1,7 +1,7 @@
 """Packs and unpacks quantized codes. N rows, K inputs, G groups per row.
 
-The layout is that of ONNX Runtime's MatMulNBits: unsigned codes; with 4 bits, two per byte, low
-nibble first. Targets with signed codes flip the top bit of each code.
+The layout is that of ONNX Runtime's MatMulNBits: unsigned codes, two per byte at 4 bits, the
+earlier code in the low nibble. Containers with signed codes flip the top bit of each.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ class Codes(NamedTuple):
     zeros: Tensor | None  # (N, ceil(G · bits / 8)) uint8; None is 2^(bits-1)
 
     def parts(self) -> dict[str, Tensor]:
-        """The tensors by name, without zeros if there are none."""
+        """The tensors by name; `zeros` only if the format has them."""
         return {name: rows for name, rows in self._asdict().items() if rows is not None}
 
 
 def join(blocks: Sequence[Codes]) -> Codes:
-    """Concatenate blocks of rows of one matrix."""
+    """Stack blocks of rows of one matrix."""
     zeros = [block.zeros for block in blocks if block.zeros is not None]
     return Codes(
         torch.cat([block.codes for block in blocks]),
@@ -53,12 +53,12 @@ def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
 
 
 def signed(packed: Tensor, bits: int, width: int) -> Tensor:
-    """Unpacked codes minus 2^(bits-1), as signed integers: (N, K) int8."""
+    """Unsigned codes → signed numbers, code - 2^(bits-1): (N, K) int8."""
     return (unpack(packed, bits, width) - (1 << (bits - 1))).to(torch.int8)  # uint8 wraps
 
 
 def dequantize(block: Codes, form: Format) -> Tensor:
-    """The weights as (N, K) float32: scale · (code - zero), as every target's kernel computes."""
+    """(N, K) float32 weights, exactly the numbers that every container represents."""
     rows, groups = block.scales.shape
     codes = unpack(block.codes, form.bits, groups * form.group).view(rows, groups, form.group)
     zero: Tensor | float = float(1 << (form.bits - 1))

@@ -6,18 +6,18 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How a matrix is stored: `bits` per code, one fp16 scale per `group` of inputs.
+    """How a matrix is stored: `bits` per code, one float16 scale per `group` of inputs.
 
-    weight = scale · (code - zero). zero is 2^(bits-1); if asymmetric, there is one per group.
-    The first inputs of a matrix may be stored in 8 bits, if a few of them matter most, as in an
-    embedding table.
+    weight = scale · (code - zero). zero is 2^(bits-1), or one code per group if asymmetric. The
+    first `fine` inputs may be int8: a few channels of the embedding table matter far more than
+    others.
     """
 
     bits: Literal[4, 8, 32]
     group: int = 32
     asymmetric: bool = False
-    per_channel: bool = False  # one scale per row; `group` is then the row's width
-    fine: int = 0  # number of leading inputs stored as int8, in groups of 32
+    per_channel: bool = False  # one scale per row; `group` becomes the row's width
+    fine: int = 0  # number of leading inputs stored as int8 in groups of 32
 
     @property
     def is_float(self) -> bool:
@@ -25,14 +25,14 @@ class Format:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of codes, scales and zero points per weight; `fine` must be 0."""
+        """Bits of codes, scales and zero points per weight. Only for a format in one piece."""
         assert not self.fine
         if self.is_float:
             return 32.0
         return self.bits + (16 + (self.bits if self.asymmetric else 0)) / self.group
 
     def pieces(self, name: str, width: int) -> dict[str, tuple[slice, "Format"]]:
-        """The pieces of a matrix from left to right: name -> (columns, format)."""
+        """The stored pieces of a matrix from left to right: name → (columns, format)."""
         rest = {name: (slice(self.fine, width), replace(self, fine=0))}
         return {f"{name}.fine": (slice(self.fine), INT8), **rest} if self.fine else rest
 
@@ -47,7 +47,7 @@ class Format:
 INT4 = Format(4)
 INT4_ASYM = Format(4, asymmetric=True)
 INT8 = Format(8)
-# For the head of an int4 model: 20 % faster than groups of 32 and hardly less exact. In an int8
+# For the table beside an int4 body: a fifth faster than groups of 32 and hardly worse. In an int8
 # model it doubles the KL, because ONNX Runtime rounds activations in the weights' groups.
 INT8_WIDE = Format(8, group=128)
 FLOAT = Format(32)

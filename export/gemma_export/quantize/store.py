@@ -7,7 +7,6 @@ source and recipe, so the same export is rounded once.
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -28,10 +27,10 @@ from gemma_export.parallel import in_order
 from gemma_export.progress import unheard
 from gemma_export.quantize.recipe import Recipe, Rounding
 from gemma_export.quantize.round import round_rows
-from gemma_runtime.bundle import sweep_leftovers
 from gemma_runtime.cache import cache_folder
 from gemma_runtime.contents.digests import combine_digests, parts_digest
 from gemma_runtime.errors import CheckpointError
+from gemma_runtime.staging import staged_file
 
 _VERSION = "2"  # of rounding and layout: raise it when either changes
 Progress = Callable[[str, int], None]  # tensor name, float32 bytes just done
@@ -162,11 +161,11 @@ def _build(
     if recipe.rule(TABLE).has_factors:
         layout[TABLE_FACTORS] = TensorInfo("F32", shapes[TABLE][1:])
     metadata = {"recipe": recipe.name, "source": checkpoint.digest(), "codes_digest": "0" * 64}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sweep_leftovers(path.parent, path.stem)
-    partial = path.with_suffix(f".partial-{os.getpid()}")
     try:
-        with SafetensorsWriter(partial, layout, metadata) as writer:
+        with (
+            staged_file(path) as partial,
+            SafetensorsWriter(partial, layout, metadata) as writer,
+        ):
             lines = {
                 name: _write(
                     writer, checkpoint, recipe, name, shapes[name], formats, progress, rounded
@@ -174,11 +173,8 @@ def _build(
                 for name in shapes
             }
             writer.patch_metadata("codes_digest", _digest(lines, formats))
-        partial.rename(path)
     except OSError as error:
         raise CheckpointError(f"can't write the store {path}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _digest(lines: Mapping[str, list[str]], formats: Mapping[str, Format]) -> str:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from gemma_runtime.manifest import Agreement
 from gemma_runtime.proof.goldens import TopLogits, log_sum_exp
 
+Floats = NDArray[np.float64]
 # In logits. Two tokens closer than this are a near tie: they may swap without a fault. It is three
 # times the average change of a 270M logit by onnxruntime's int8 activations (0.16).
 TIE_MARGIN = 0.5
@@ -27,9 +28,9 @@ def compare_logits(
     ids = np.asarray(expected.ids)  # (T, k)
     want = np.asarray(expected.logits, np.float64)  # (T, k)
     got = np.take_along_axis(actual, ids, -1).astype(np.float64)  # (T, k)
-    kl = _bucketed_kl(
-        want - np.asarray(expected.log_sum_exp)[:, None], got - log_sum_exp(actual)[:, None]
-    )
+    log_p = want - np.asarray(expected.log_sum_exp)[:, None]
+    log_q = got - log_sum_exp(actual)[:, None]
+    kl = bucketed_kl(log_p, log_q, np.maximum(left_over(np.exp(log_q)), 1e-12))
     chosen = actual.argmax(-1)  # (T,)
     same = chosen == ids[:, 0]
     lead = want[:, 0] - np.where(ids == chosen[:, None], want, -np.inf).max(-1)
@@ -63,11 +64,20 @@ def pool(agreements: Sequence[Agreement]) -> Agreement:
     )
 
 
-def _bucketed_kl(log_p: NDArray[np.float64], log_q: NDArray[np.float64]) -> NDArray[np.float64]:
-    p, q = np.exp(log_p), np.exp(log_q)  # (T, k)
-    kl: NDArray[np.float64] = (p * (log_p - log_q)).sum(-1)  # (T,)
-    rest_p = np.clip(1 - p.sum(-1), 0, None)
-    rest_q = np.clip(1 - q.sum(-1), 1e-12, None)
-    safe = np.where(rest_p > 0, rest_p, 1.0)
-    kl += np.where(rest_p > 0, rest_p * np.log(safe / rest_q), 0.0)
+def bucketed_kl(log_p: Floats, log_q: Floats, rest_q: Floats) -> Floats:
+    """KL(p ‖ q), (T,), in nats, over k tokens, (T, k), and one bucket for all others.
+
+    q's probability of the bucket is given, (T,). No bucket counts where p leaves nothing for it.
+    """
+    p = np.exp(log_p)
+    kl: Floats = (p * (log_p - log_q)).sum(-1)
+    rest_p = left_over(p)
+    filled = (rest_p > 0) & (rest_q > 0)
+    kl[filled] += rest_p[filled] * np.log(rest_p[filled] / rest_q[filled])
     return kl
+
+
+def left_over(p: Floats) -> Floats:
+    """What probabilities (T, k) leave for all other tokens: (T,)."""
+    rest: Floats = np.clip(1 - p.sum(-1), 0, None)
+    return rest

@@ -12,12 +12,12 @@ from rich.table import Table
 
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import TokenizerError
+from gemma_runtime.proof.agreement import Floats, bucketed_kl, left_over
 from gemma_runtime.proof.goldens import log_sum_exp
 from gemma_runtime.proof.teacher import TeacherSegment, encode_segments, load_teacher
 from gemma_runtime.session import Logits, Session, open_session
 from gemma_runtime.text.tokenizer import load_tokenizer
 
-Floats = NDArray[np.float64]
 _HEADINGS = ("", "tokens", "perplexity", "teacher", "mean KL", "median", "p99", "top-1", "rest")
 _CHUNK = 32  # positions scored per call, to bound the memory of their logits
 
@@ -112,16 +112,12 @@ def render_evaluation(name: str, evaluation: Evaluation) -> Table:
     return table
 
 
-def bucketed_kl(logits: Logits, ids: NDArray[np.int32], log_p: NDArray[np.float32]) -> Floats:
+def teacher_kl(logits: Logits, ids: NDArray[np.int32], log_p: NDArray[np.float32]) -> Floats:
     """KL(teacher ‖ logits), (T,), in nats, over k tokens and one bucket for all others."""
     log_q = logits - log_sum_exp(logits)[:, None]  # (T, V) float64
     top_q = np.take_along_axis(log_q, ids, -1)  # (T, k)
-    kl: Floats = (np.exp(log_p.astype(np.float64)) * (log_p - top_q)).sum(-1)
     np.put_along_axis(log_q, ids, -np.inf, -1)
-    rest_p, rest_q = _rest(log_p), np.exp(log_q).sum(-1)  # (T,)
-    filled = (rest_p > 0) & (rest_q > 0)  # the bucket is empty if k is the whole vocabulary
-    kl[filled] += rest_p[filled] * np.log(rest_p[filled] / rest_q[filled])
-    return kl
+    return bucketed_kl(log_p.astype(np.float64), top_q, np.exp(log_q).sum(-1))
 
 
 def _measure(
@@ -136,7 +132,7 @@ def _measure(
         following.append(rows[np.arange(len(after)), after] - log_sum_exp(rows))
         if teacher is not None:
             span = slice(start, start + len(logits))
-            kl.append(bucketed_kl(logits, teacher.ids[span], teacher.log_probs[span]))
+            kl.append(teacher_kl(logits, teacher.ids[span], teacher.log_probs[span]))
             same.append(logits.argmax(-1) == teacher.ids[span, 0])
     return _MeasuredSegment(
         name, np.concatenate(following), teacher, np.concatenate(kl), np.concatenate(same)
@@ -171,7 +167,7 @@ def _teacher_figures(parts: Sequence[_MeasuredSegment]) -> TeacherFigures | None
         median_kl=float(np.median(kl)),
         p99_kl=float(np.quantile(kl, 0.99)),
         top1=float(np.concatenate([part.same for part in parts]).mean()),
-        rest=float(np.concatenate([_rest(t.log_probs) for t in teachers]).mean()),
+        rest=float(np.concatenate([_bucket(t.log_probs) for t in teachers]).mean()),
     )
 
 
@@ -179,9 +175,8 @@ def _perplexity(log_probs: Sequence[NDArray[np.floating]]) -> float:
     return float(np.exp(-np.concatenate(log_probs).mean(dtype=np.float64)))
 
 
-def _rest(log_p: NDArray[np.float32]) -> Floats:
-    rest: Floats = np.clip(1 - np.exp(log_p.astype(np.float64)).sum(-1), 0, None)
-    return rest
+def _bucket(log_probs: NDArray[np.float32]) -> Floats:
+    return left_over(np.exp(log_probs.astype(np.float64)))
 
 
 def _cells(figures: SegmentFigures) -> tuple[str, ...]:

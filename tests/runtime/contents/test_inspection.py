@@ -24,17 +24,16 @@ def test_sizes_add_up_to_the_files(tmp_path: Path) -> None:
     on_disk = {
         name: (bundle.directory / name).stat().st_size for name in (ARTIFACT, "goldens.json")
     }
-    assert inspection.files == on_disk
+    assert {name: file.bytes for name, file in inspection.manifest.files.items()} == on_disk
     assert inspection.bytes == sum(on_disk.values())
 
 
-def test_an_inspection_tells_whether_there_is_a_tokenizer(
-    tmp_path: Path, tokenizer_path: Path
-) -> None:
-    without = inspect_bundle(write_bundle(tmp_path / "without"))
-    with_one = inspect_bundle(write_bundle(tmp_path / "with", tokenizer=tokenizer_path))
+def test_a_bundle_without_a_tokenizer_says_so(tmp_path: Path, tokenizer_path: Path) -> None:
+    without = compare_bundles([write_bundle(tmp_path / "without")])
+    having = compare_bundles([write_bundle(tmp_path / "having", tokenizer=tokenizer_path)])
 
-    assert (without.has_tokenizer, with_one.has_tokenizer) == (False, True)
+    assert "no tokenizer: token ids only" in _rendered(without)
+    assert "tokenizer, without a chat template of its own" in _rendered(having)
 
 
 def test_caches_are_grouped_by_kind_and_size_and_add_up() -> None:
