@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from gemma_export import cache_command
 from gemma_runtime.command import run_app
 from gemma_runtime.errors import nearest_first
 from gemma_runtime.manifest import Agreement
@@ -45,6 +46,8 @@ with [bold]gemma-runtime[/bold].
 
   gemma-export --target onnx --size 9b --checkpoint random:7 --max-ram 2GiB
 
+  gemma-export cache list                   (what exports keep, and how to remove it)
+
 Exit codes: 0 done, 1 refused (one line says why and what to do), 2 wrong usage.
 """
 
@@ -60,8 +63,12 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.command(help=_HELP)
+app.add_typer(cache_command.app, name="cache")
+
+
+@app.callback(help=_HELP, invoke_without_command=True)
 def export(
+    context_of: typer.Context,
     target: Annotated[
         str,
         typer.Option(
@@ -168,6 +175,8 @@ def export(
         bool, typer.Option("--version", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
+    if context_of.invoked_subcommand:
+        return
     # Imported here: torch takes seconds, and --help shall not wait for it.
     from gemma_export import pipeline
     from gemma_export.memory import parse_bytes

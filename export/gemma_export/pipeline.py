@@ -16,8 +16,8 @@ from gemma_export.plan import Plan, make_plan
 from gemma_export.progress import Reporter, guarded, guarded_stage
 from gemma_export.quantize.calibrate.budget import Budget, spend_budget
 from gemma_export.quantize.calibrate.text import Calibration
-from gemma_export.quantize.calibrate.weights import CalibratedWeights, peak_bytes
-from gemma_export.quantize.calibrate.workspace import Calibrator
+from gemma_export.quantize.calibrate.workspace import Workspace
+from gemma_export.quantize.calibrated import CalibratedWeights, peak_bytes
 from gemma_export.quantize.kept import require_exact, resolve_recipe
 from gemma_export.quantize.recipe import Recipe, bits_per_weight, write_recipe
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
@@ -34,6 +34,7 @@ from gemma_export.targets import (
     load_targets,
 )
 from gemma_runtime.bundle import MANIFEST, Bundle, check_writable, describe_files, staged_folder
+from gemma_runtime.cache import writable_cache
 from gemma_runtime.errors import TargetError
 from gemma_runtime.machine import peak_rss_bytes
 from gemma_runtime.manifest import SCHEMA_VERSION, CalibratedOn, Manifest, Model, Quantization
@@ -83,6 +84,7 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
     Everything cheap is checked before a weight is read; a bundle appears whole or not at all.
     """
     started = time.monotonic()
+    writable_cache()
     targets = load_targets(request.targets, request.options)
     checkpoint = open_checkpoint(
         request.checkpoint, request.size, request.family, request.config_file
@@ -196,7 +198,9 @@ def _spend_bits(
     budget = Budget(request.recipe, request.bits)
     stage = guarded_stage(report, ceiling)
     splits_table = all(target.splits_table for target in targets)
-    recipe = spend_budget(budget, checkpoint, calibration, stage, splits_table=splits_table)
+    recipe = spend_budget(
+        budget, checkpoint, calibration, stage, splits_table=splits_table, note=report.note
+    )
     return replace(request, recipe=recipe)
 
 
@@ -208,11 +212,11 @@ def _quantize(
     ceiling: MemoryCeiling,
 ) -> QuantizedStore:
     if calibration is not None and recipe.is_calibrated:
-        work = Calibrator(checkpoint, recipe, calibration)
-        calibrated = CalibratedWeights(work, guarded_stage(report, ceiling))
-        return open_or_build_store(checkpoint, recipe, None, calibrated)
+        work = Workspace(checkpoint, recipe, calibration)
+        calibrated = CalibratedWeights(work, guarded_stage(report, ceiling), report.note)
+        return open_or_build_store(checkpoint, recipe, None, calibrated, report.note)
     with report.stage("quantize", checkpoint.config.parameters * 4) as tick:
-        return open_or_build_store(checkpoint, recipe, guarded(tick, ceiling))
+        return open_or_build_store(checkpoint, recipe, guarded(tick, ceiling), None, report.note)
 
 
 def _reference(

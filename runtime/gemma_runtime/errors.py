@@ -11,6 +11,7 @@ GemmaError                one clear line; the command line prints it and exits w
 ├── RecipeError           a quantization recipe is wrong
 ├── TargetError           the target can't hold what the recipe asks for
 ├── HubError              the hub is out of reach, the model is gated, or no token is set
+├── CacheError            the cache folder can't be written, or holds no such entry
 └── MemoryLimit           --max-ram can't be kept
 """
 
@@ -64,6 +65,10 @@ class TargetError(GemmaError):
 
 
 class HubError(GemmaError):
+    pass
+
+
+class CacheError(GemmaError):
     pass
 
 

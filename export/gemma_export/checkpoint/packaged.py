@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 from gemma_runtime.bundle import sha256_file
-from gemma_runtime.cache import cache_folder
+from gemma_runtime.cache import cache_folder, writable_cache
 from gemma_runtime.errors import CheckpointError, MissingExtra
 
 DEMO_NOTE = (
@@ -26,7 +26,7 @@ def find_demo_gguf() -> Path:
     target = cache_folder() / name
     if target.is_file() and sha256_file(target) == expected:
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    writable_cache()
     # The package's own assemble() writes in place: a second process would read half a file.
     with tempfile.TemporaryDirectory(prefix=".demo-", dir=target.parent) as folder:
         joined = Path(folder) / name

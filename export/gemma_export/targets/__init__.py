@@ -1,6 +1,6 @@
 """Targets: where a decoder can be written to. A new one is a file here and a line in TARGETS."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Protocol
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.formats.format import Format
 from gemma_export.model.config import GemmaConfig
+from gemma_export.progress import Tick
 from gemma_export.quantize.store import QuantizedStore
 from gemma_runtime.errors import MissingExtra, TargetError, nearest_first
 from gemma_runtime.manifest import Graph, LayerCache
@@ -92,7 +93,7 @@ class Target(Protocol):
         """Raise TargetError for what it has no kernel for, before any weight is read."""
         ...
 
-    def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
+    def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
         """Write the artifact; `progress` takes a tensor's name and the bytes just written."""
         ...
 

@@ -3,13 +3,14 @@
 They were executed by our interpreter (`gemma_runtime.mil`), never by Apple's runtime.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from gemma_export.formats.format import Format
 from gemma_export.model.config import TABLE, GemmaConfig
+from gemma_export.progress import Tick
 from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
 from gemma_export.targets.coreml.embedding_file import write_embedding
 from gemma_export.targets.shared.apple import headroom_factor, ring_caches
@@ -65,7 +66,7 @@ class CoremlTarget:
                 "the Neural Engine looks no embedding up; leave --coreml-embed inside out"
             )
 
-    def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
+    def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
         layout = self._layout(job)
         files = [f"model{suffix}.mlpackage" for suffix in _suffixes(layout)]
         with quiet():

@@ -4,7 +4,7 @@ What llama.cpp does by itself and no key changes: it scales embeddings by sqrt(w
 where a bfloat16 Gemma rounds that number, and queries by the head size (27b: by width / heads).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +17,7 @@ from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.format import FLOAT, Format
 from gemma_export.formats.gguf_header import ALIGNMENT, write_header
 from gemma_export.model.config import GemmaConfig, cache_layout
+from gemma_export.progress import Tick
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
 from gemma_export.targets.gguf.blocks import block_type, pack_blocks
@@ -51,7 +52,7 @@ class GgufTarget:
                     f"{form}, which {name} would be"
                 )
 
-    def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
+    def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
         metadata = model_metadata(job.checkpoint.id, job.config) | gguf_vocabulary(job.checkpoint)
         types = {name: _type(job, name) for name in job.store.shapes}
         infos = {gguf_name(n): (job.store.shapes[n], kind) for n, kind in types.items()}
@@ -75,9 +76,7 @@ def _type(job: ExportJob, name: str) -> GGMLQuantizationType:
     return kind
 
 
-def _write_tensor(
-    file: BinaryIO, weight: StoredWeight, progress: Callable[[str, int], None]
-) -> None:
+def _write_tensor(file: BinaryIO, weight: StoredWeight, progress: Tick) -> None:
     for span in row_blocks(weight.shape):
         data = _block_rows(weight, *span).contiguous().view(torch.uint8).numpy()
         file.write(data.data)

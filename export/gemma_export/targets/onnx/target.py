@@ -8,7 +8,7 @@ A quantized bundle holds the graph a second time, over the same data, with float
 slow to ship, and exact, so that a fault in the graph has no rounding to hide in.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import onnx
 from gemma_export.formats.format import Format
 from gemma_export.model.config import GemmaConfig, cache_layout
 from gemma_export.model.decoder import decoder
+from gemma_export.progress import Tick
 from gemma_export.targets import Artifact, ExportJob, Geometry
 from gemma_export.targets.onnx.graph import DataFile, GraphBuilder
 from gemma_export.targets.onnx.ops import ACCURACY_LEVEL, FLOAT_ACTIVATIONS, OnnxOps, is_windowed
@@ -49,7 +50,7 @@ class OnnxTarget:
                     "32, … 256"
                 )
 
-    def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
+    def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
         config, store, geometry = job.config, job.store, job.geometry
         caches = self.caches(config, geometry)
         with DataFile(folder / DATA, progress) as data:
