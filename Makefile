@@ -4,6 +4,10 @@ BIN    := $(VENV)/bin
 DEMO   := out/gemma-3-270m-demo
 # Compiled imports make torch load in seconds instead of a minute.
 unexport PYTHONDONTWRITEBYTECODE
+# As in gemma_runtime/privacy.py, for scripts that load a library before the package does.
+export ORT_DISABLE_TELEMETRY    ?= 1
+export ORT_TELEMETRY_DISABLED   ?= 1
+export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 .PHONY: demo test test-python test-android test-ios test-arm64 check format clean
 
@@ -31,13 +35,14 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	PYTHONPATH=export:runtime $(BIN)/lint-imports
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

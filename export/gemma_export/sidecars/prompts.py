@@ -1,12 +1,15 @@
 """The prompts whose logits every bundle carries as goldens."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from gemma_export.model.config import GemmaConfig
 from gemma_runtime.manifest import LayerCache
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 JUDGED = 32  # positions at the end of each prompt that become goldens
 PROMPTS: Mapping[str, str] = {
@@ -26,7 +29,7 @@ _LONG_BUDGET = 2e13
 
 def golden_prompts(
     config: GemmaConfig,
-    encoder: Tokenizer | None,
+    encoder: "Tokenizer | None",
     context_length: int,
     layouts: Sequence[Sequence[LayerCache]],
 ) -> dict[str, list[int]]:
@@ -69,7 +72,7 @@ def _long_text() -> str:
     return " ".join(words[place] for _ in range(40) for place in shuffle.permutation(len(words)))
 
 
-def _fit(config: GemmaConfig, encoder: Tokenizer, text: str, length: int) -> list[int]:
+def _fit(config: GemmaConfig, encoder: "Tokenizer", text: str, length: int) -> list[int]:
     ids: list[int] = encoder.encode(text, add_special_tokens=False).ids
     repeated = ids * -(-length // len(ids))
     return [config.bos_token, *repeated][:length]

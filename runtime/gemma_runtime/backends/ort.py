@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from gemma_runtime.backends.huge_pages import use_huge_pages
@@ -22,9 +21,14 @@ from gemma_runtime.machine import physical_cores
 from gemma_runtime.manifest import Manifest
 from gemma_runtime.session import ChunkedSession, Logits, check_runtime
 
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
 
 def open_ort_session(bundle: Bundle, threads: int | None, graph: str) -> "OrtSession":
     """Load one of the bundle's graphs. Raises SessionError for a runtime too old for it."""
+    import onnxruntime as ort
+
     check_runtime("onnxruntime", ort.__version__, bundle.manifest.target.min_runtime_version)
     path = bundle.directory / bundle.manifest.graphs[graph].file
     session = OrtSession(_load(path, threads), bundle.manifest)
@@ -62,7 +66,7 @@ class _Event:
 
 
 class OrtSession(ChunkedSession):
-    def __init__(self, session: ort.InferenceSession, manifest: Manifest) -> None:
+    def __init__(self, session: "ort.InferenceSession", manifest: Manifest) -> None:
         super().__init__(manifest)
         self._session = session
         self._binding = session.io_binding()
@@ -104,7 +108,7 @@ class OrtSession(ChunkedSession):
 class _Inputs:
     """Arrays bound as inputs, and bound anew only when a shape changes: decoding never does."""
 
-    def __init__(self, binding: ort.IOBinding) -> None:
+    def __init__(self, binding: "ort.IOBinding") -> None:
         self._binding = binding
         self._bound: dict[str, NDArray[np.generic]] = {}
 
@@ -113,12 +117,16 @@ class _Inputs:
         if held is not None and held.shape == value.shape:
             held[...] = value
             return
+        import onnxruntime as ort
+
         self._bound[name] = value
         # The graph reads the array's own memory.
         self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value, "cpu"))
 
 
-def _load(path: Path, threads: int | None, profile: str | None = None) -> ort.InferenceSession:
+def _load(path: Path, threads: int | None, profile: str | None = None) -> "ort.InferenceSession":
+    import onnxruntime as ort
+
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or physical_cores()
     options.inter_op_num_threads = 1
@@ -132,7 +140,7 @@ def _load(path: Path, threads: int | None, profile: str | None = None) -> ort.In
         raise SessionError(f"onnxruntime {ort.__version__} can't load {path}: {reason}") from error
 
 
-def _bind_caches(binding: ort.IOBinding, manifest: Manifest) -> list[ort.OrtValue]:
+def _bind_caches(binding: "ort.IOBinding", manifest: Manifest) -> "list[ort.OrtValue]":
     """One buffer per cache, as input and as output."""
     caches = []
     for state in manifest.graphs["decode"].states:
@@ -143,5 +151,7 @@ def _bind_caches(binding: ort.IOBinding, manifest: Manifest) -> list[ort.OrtValu
     return caches
 
 
-def _empty(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> ort.OrtValue:
+def _empty(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> "ort.OrtValue":
+    import onnxruntime as ort
+
     return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), "cpu")

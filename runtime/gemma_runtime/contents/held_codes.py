@@ -22,8 +22,8 @@ from gemma_runtime.errors import BundleError
 from gemma_runtime.manifest import Manifest
 from gemma_runtime.mil.blob import Nibbles
 from gemma_runtime.mil.model import Constant, Operation
-from gemma_runtime.mil.package import Package, Value
-from gemma_runtime.mil.wire import Message
+from gemma_runtime.mil.package import MilValue, Package
+from gemma_runtime.mil.wire import ProtoMessage
 
 Bytes: TypeAlias = NDArray[np.uint8]
 
@@ -79,7 +79,7 @@ def _quantized(manifest: Manifest) -> dict[str, str]:
 def _read_onnx(bundle: Bundle) -> Iterator[HeldWeight]:
     """Initializers in the data file; neighbours of one format are stacked, `A+B`."""
     file = bundle.directory / bundle.manifest.graphs["decode"].file
-    tensors = {t.text(_NAME): t for t in Message(file.read_bytes()).message(7).messages(5)}
+    tensors = {t.text(_NAME): t for t in ProtoMessage(file.read_bytes()).message(7).messages(5)}
     for name, codes in tensors.items():
         stem = name.removesuffix(".codes")
         if stem != name:
@@ -95,7 +95,7 @@ def _read_onnx(bundle: Bundle) -> Iterator[HeldWeight]:
 _DIMS, _NAME, _EXTERNAL = 1, 8, 13  # fields of ONNX's TensorProto
 
 
-def _external(folder: Path, tensor: Message) -> Bytes:
+def _external(folder: Path, tensor: ProtoMessage) -> Bytes:
     place = {entry.text(1): entry.text(2) for entry in tensor.messages(_EXTERNAL)}
     offset, length = int(place["offset"]), int(place["length"])
     return np.memmap(folder / place["location"], np.uint8, "r", offset, (length,))
@@ -156,7 +156,7 @@ def _compressed(name: str, package: Package, operation: Operation) -> HeldWeight
     return HeldWeight(name, codes, scales.view(np.float16), zeros, flip)
 
 
-def _packed(value: Value) -> tuple[Bytes, int]:
+def _packed(value: MilValue) -> tuple[Bytes, int]:
     """Bytes of codes, and what turns Core ML's signed ones into ours."""
     if isinstance(value, Nibbles):
         return value.packed, 0x88 if value.signed else 0
@@ -164,7 +164,7 @@ def _packed(value: Value) -> tuple[Bytes, int]:
     return value.view(np.uint8).reshape(-1), 0x80 if value.dtype == np.int8 else 0
 
 
-def _row_packed(zeros: Value) -> Bytes:
+def _row_packed(zeros: MilValue) -> Bytes:
     """Zero points of a row end with a byte; Core ML's run on."""
     if not isinstance(zeros, Nibbles) or zeros.shape[1] % 2 == 0:
         return _packed(zeros)[0]

@@ -86,7 +86,7 @@ def test_ggml_reads_every_block_as_the_store_does(form: Format, kind: GGMLQuanti
 
 def test_a_minimum_that_float16_would_round_is_refused() -> None:
     form = Format(4, 32, True)
-    with pytest.raises(TargetError, match="can't hold w as it is: Q4_1 keeps"):
+    with pytest.raises(TargetError, match="can't store w exactly: Q4_1 keeps"):
         pack_blocks("w", random_codes(form), form)
 
 

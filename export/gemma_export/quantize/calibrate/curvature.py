@@ -1,9 +1,9 @@
-"""What a matrix's rounding costs the model: a KL, not the distance of the matrix's own products.
+"""Estimates the KL that rounding a single matrix costs the model.
 
-An error E (N, K) of a matrix moves the model's distribution by a KL of about ½ tr(E A Eᵀ C) nats
-per token: A is the Gram matrix of its inputs, C = E[g gᵀ] (N, N) weighs its outputs by `fisher`'s
-gradients. They are the Kronecker factors of Fisher's information (K-FAC,
-https://arxiv.org/abs/1503.05671). C is cut into blocks along its diagonal. E is of the recipe's own
+A rounding error E (N, K) of a matrix costs about ½ tr(E A Eᵀ C) nats per token. A is the Gram
+matrix of its inputs; C = E[g gᵀ] (N, N) is the second moment of its output gradients (see
+`fisher`). They are the Kronecker factors of the Fisher information (K-FAC,
+https://arxiv.org/abs/1503.05671). Only diagonal blocks of C are kept. E comes from the recipe's own
 rounding, calibrated or not.
 """
 
@@ -45,22 +45,22 @@ from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.recipe import fine_choices
 from gemma_export.quantize.round import round_rows
 
-_WIDEST = 2048  # outputs of one block of C
-_SPARSE = 4  # of so many blocks of a table, one is rounded by gptq
-_MOST_TRIED = 5  # numbers of channels in 8 bits
-_ROUND = 20  # times as long as passing by its weights a table's loss takes
+_WIDEST = 2048  # most outputs per block of C
+_SPARSE = 4  # every n-th block of the table is rounded by gptq to estimate its loss
+_MOST_TRIED = 5  # numbers of int8 channels tried
+_ROUND = 20  # cost of a table's loss relative to reading its weights
 
 
 @dataclass(frozen=True, slots=True)
 class Losses:
     """KL per token, in nats."""
 
-    matrices: Mapping[str, float]  # that each costs when it is rounded alone
-    table: Mapping[int, float]  # that the table costs with so many of its channels in 8 bits
+    matrices: Mapping[str, float]  # loss of each matrix when only it is rounded
+    table: Mapping[int, float]  # number of int8 channels → loss of the table
 
 
 def measure_losses(work: Workspace, tick: Tick) -> Losses:
-    """Takes up what is there: the losses of a layer are kept as soon as they are known."""
+    """Measure all losses. Each layer's are stored at once, so interrupted work resumes."""
     config, table = work.checkpoint.config, work.table_losses
     if not table.exists():
         for layer in reversed(config.layers[: start_way_back(work, tick)]):
@@ -76,7 +76,7 @@ def measure_losses(work: Workspace, tick: Tick) -> Losses:
 
 
 def loss_bytes(work: Workspace) -> int:
-    """Of weights that are still to be passed by, for progress."""
+    """Progress units left: bytes of weights still to be read, weighted by cost."""
     if work.table_losses.exists():
         return 0
     shape = work.checkpoint.config.tensor_shapes()[TABLE]
@@ -84,7 +84,7 @@ def loss_bytes(work: Workspace) -> int:
 
 
 def loss_peak_bytes(config: GemmaConfig) -> int:
-    """Memory that measuring takes beside the libraries, at most."""
+    """Upper bound of the memory that measuring takes, in bytes, without the libraries."""
     shapes = [config.tensor_shapes()[name] for name in layer_names(config, 0)]
     blocks = sum(4 * s[0] ** 2 // _blocks_of(s[0]) for s in shapes if len(s) == 2)
     inputs = {s[1] for s in shapes if len(s) == 2}
@@ -93,15 +93,15 @@ def loss_peak_bytes(config: GemmaConfig) -> int:
 
 
 def _measure_layer(work: Workspace, layer: LayerSpec) -> None:
-    """The losses of a layer's matrices, and the errors that the layer in front of it gets.
+    """Store the losses of a layer's matrices, and the gradient for the layer before it.
 
-    Rounded for one half of the sequences, judged by the other: on its own text, GPTQ looks better
-    than it is.
+    GPTQ rounds for one half of the sequences and is judged on the other half: on its own text it
+    looks better than it is.
     """
     weights, formats = load_layer(work.checkpoint, layer.index), work.formats()
     source = work.float_residuals[layer.index]
     count = SafetensorsFile(source).tensors[RESIDUAL].shape[0]
-    halves = slice((count + 1) // 2), slice(count // 2, None)  # one sequence alone is in both
+    halves = slice((count + 1) // 2), slice(count // 2, None)  # a single sequence is in both
     known, unseen = (
         observe_layer(source, work.checkpoint.config, layer, weights, half) for half in halves
     )
@@ -124,7 +124,7 @@ def _outer(gradients: Tensor) -> Tensor:
 
 
 def _blocks_of(rows: int) -> int:
-    """Into how many blocks the outputs of a matrix of so many are cut."""
+    """The number of blocks of C for a matrix with this many outputs."""
     return next(n for n in range(-(-rows // _WIDEST), rows + 1) if rows % n == 0)
 
 
@@ -135,7 +135,7 @@ def _loss(error: Tensor, gram: Tensor, curvature: Tensor) -> float:
 
 
 def _fine_tried(work: Workspace) -> list[int]:
-    """Of the numbers of channels that the table may hold in 8 bits, some; where gptq rounds it."""
+    """The numbers of int8 channels to try; only a table rounded by gptq can have some."""
     width = work.checkpoint.config.hidden_size
     some = list(fine_choices(width)) if work.recipe.rule(TABLE).rounding == "gptq" else []
     return [0, *some[:: -(-len(some) // _MOST_TRIED) or 1]]
@@ -151,7 +151,7 @@ def _table_losses(work: Workspace, tick: Tick) -> dict[int, float]:
 
 
 def _table_loss(work: Workspace, fine: int, curvature: Tensor, shares: Tensor) -> float:
-    """½ Σ share · eᵀ H e over the table's rows; where they are rounded by gptq, over some."""
+    """½ Σ share · eᵀ H e over the table's rows, or over a sample if gptq rounds them."""
     form, inputs, arrangement = replace(work.formats()[TABLE], fine=fine), None, None
     spans = list(row_blocks(work.checkpoint.config.tensor_shapes()[TABLE]))
     if work.recipe.rule(TABLE).rounding == "gptq":

@@ -5,8 +5,6 @@ work goes on after it. B sequences, T tokens, M width.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from os import getpid
 from pathlib import Path
 
 import torch
@@ -22,6 +20,7 @@ from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
 from gemma_export.quantize.calibrate.arrange import ArrangedCheckpoint
 from gemma_export.quantize.calibrate.workspace import LayerFiles, Workspace
+from gemma_runtime.staging import staged_file
 
 RESIDUAL = "residual"
 _BATCH_ELEMENTS = 1 << 20  # of the widest activation of one batch
@@ -179,26 +178,14 @@ def batches(
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """A safetensors file that is there whole or not at all."""
     layout = {n: TensorInfo(_KINDS[t.dtype], tuple(t.shape)) for n, t in tensors.items()}
-    with appearing(path) as partial, SafetensorsWriter(partial, layout, {}) as writer:
+    with staged_file(path) as partial, SafetensorsWriter(partial, layout, {}) as writer:
         for name, tensor in tensors.items():
             writer.write_rows(name, 0, tensor.contiguous().view(torch.uint8).numpy())
 
 
-@contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """A name to write to that becomes `path` once all is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".partial-{getpid()}")
-    try:
-        yield partial
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _write_flow(path: Path, shape: tuple[int, ...], parts: Iterator[Tensor]) -> None:
     layout = {RESIDUAL: TensorInfo("F32", shape)}
-    with appearing(path) as partial, SafetensorsWriter(partial, layout, {}) as writer:
+    with staged_file(path) as partial, SafetensorsWriter(partial, layout, {}) as writer:
         start = 0
         for part in parts:
             writer.write_rows(RESIDUAL, start, part.contiguous().view(torch.uint8).numpy())

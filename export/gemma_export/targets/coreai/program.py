@@ -26,7 +26,7 @@ def write_asset(
 ) -> None:
     import_module("coreai_torch._compression.custom_layers")  # registers codes with scales
     step = Step(job, layout, progress)
-    # The other mode keeps stack traces, with this machine's folders in them.
+    # The debug mode would store stack traces with paths of this machine.
     converter = TorchConverter(mode=TorchConverter.Mode.RELEASE)
     for name, graph in graphs.items():
         converter.add_exported_program(
@@ -36,7 +36,7 @@ def write_asset(
             state_names=_names(graph.states),
             output_names=_names(graph.outputs),
         )
-    with redirect_stdout(StringIO()):  # coreai-torch draws bars of its own
+    with redirect_stdout(StringIO()):  # coreai-torch prints its own progress bars
         converter.to_coreai().save_asset(path)
 
 

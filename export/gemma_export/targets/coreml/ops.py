@@ -1,7 +1,7 @@
-"""The decoder's vocabulary as MIL operations, for one chunk length.
+"""The decoder's operations as MIL operations, for one chunk length.
 
-Values are float16 throughout. The caller brings cosines, masks and slots, so that no index is
-computed on the device; a padded token goes to a trash slot that no mask shows, or nowhere.
+All values are float16. The caller passes cosines, masks and slots, so the device computes no index.
+A padding token is written to a trash slot that every mask hides, or not at all.
 
 Shapes: T new tokens, M width, H query heads, K kv heads, G = H / K, D head size, S slots.
 """
@@ -19,13 +19,13 @@ from gemma_export.targets.coreml.mil_weights import Weights
 from gemma_export.targets.shared.apple_layout import Layout
 from gemma_runtime.manifest import AttentionKind
 
-Var: TypeAlias = Any  # coremltools has no types
+Var: TypeAlias = Any  # coremltools is untyped
 
 _TINY = np.float16(1e-3)
 
 
 class MilOps:
-    """Fills one function after another, as the layout parts the layers."""
+    """Implements `Ops`: fills one MIL function per part of the layout, in order."""
 
     def __init__(
         self,
@@ -40,12 +40,12 @@ class MilOps:
         self._functions = functions
         self._weights = weights
         self._tokens = tokens
-        self._headroom = headroom  # folded into the residual, see `apple.headroom_factor`
+        self._headroom = headroom  # factor of the residual, see `apple.headroom_factor`
         self._epsilon = epsilon
         self._enter(0)
 
     def finish(self, *outputs: Var) -> None:
-        """Close the function being filled."""
+        """Set the outputs of the current function and close it."""
         self._function.set_outputs(list(outputs))
         self._function.__exit__(None, None, None)
 
@@ -112,7 +112,7 @@ class MilOps:
         return x, self.norm(x, then)
 
     def _entries(self) -> set[str]:
-        """The first norm of every later part."""
+        """Name of the first norm weight of every part but the first."""
         later = self._layout.parts[1:]
         return {f"model.layers.{part.layers.start}.input_layernorm.weight" for part in later}
 
@@ -128,10 +128,10 @@ class MilOps:
         return mb.identity(x=y, name="logits")  # (1, V)
 
     def _cached(self, new: Var, layer: LayerSpec) -> tuple[Var, Var]:
-        """Write new keys and values; what the queries may look at, (K, S, D) each.
+        """Write new keys and values; returns those that the queries attend to, (K, S, D) each.
 
-        A ring is read before it is written: its oldest slots are what the chunk's first tokens
-        still need, so they see the old ring and, behind it, the chunk.
+        On local layers, attention reads the ring as it was, followed by the chunk: the chunk's
+        first tokens still need the oldest slots, which the chunk overwrites.
         """
         first = self._layout.first_row(layer.index)
         region = {
@@ -169,8 +169,8 @@ class MilOps:
         )
 
     def _blended(self, old: Var, new: Var, layer: LayerSpec) -> Var:
-        """old · (1 - written) + one-hot · new: exact, and made of what the Neural Engine has."""
-        onehot = self._input(f"{layer.kind.value}_write")  # (S, T), a padded token's column is 0
+        """old · (1 - written) + one-hot · new: exact, from operations of the Neural Engine."""
+        onehot = self._input(f"{layer.kind.value}_write")  # (S, T); a padding token's column is 0
         key = f"kept {layer.kind}"
         if key not in self._made:
             written = mb.reduce_sum(x=onehot, axes=[1], keep_dims=True)
@@ -178,11 +178,11 @@ class MilOps:
         return mb.add(x=mb.mul(x=old, y=self._made[key]), y=mb.matmul(x=onehot, y=new))
 
     def _norm(self, x: Var, gain: StoredWeight, factor: float, folded: float = 1.0) -> Var:
-        """x / m / √(mean((x / m)²) + ε / m²) with m = max |x|: RMSNorm that float16 survives.
+        """RMSNorm that does not overflow float16: x / m / √(mean((x / m)²) + ε / m²), m = max |x|.
 
-        `folded` is the headroom factor that x carries, so that ε means what it means without.
-        x itself is multiplied, not x / m: beside an outlier of 1e4 the rest of it would sink to
-        where float16 has few bits left.
+        `folded` is the headroom factor that x carries; ε is scaled by it to keep its meaning. The
+        last product takes x, not x / m: beside an outlier of 1e4, the other elements of x / m
+        would fall into float16's subnormal range and lose bits.
         """
         largest = mb.maximum(x=mb.reduce_max(x=mb.abs(x=x), axes=[-1], keep_dims=True), y=_TINY)
         scaled = mb.real_div(x=x, y=largest)
@@ -194,7 +194,7 @@ class MilOps:
         return mb.mul(x=normed, y=gains.astype(np.float16))
 
     def _weight(self, weight: StoredWeight) -> Var:
-        """One constant per function."""
+        """The weight as a constant; one per function."""
         if weight.name not in self._made:
             self._made[weight.name] = self._weights[self._part].constant(weight)
         return self._made[weight.name]

@@ -1,4 +1,4 @@
-"""Writes the `.pte`: delegates from the decoder, the frame around them from torch.export."""
+"""Writes the `.pte`: the decoder builds the delegates, torch.export traces the frame."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +37,7 @@ def write_program(
     path: Path,
     progress: Tick,
 ) -> None:
-    """One dynamic `forward(tokens, start)`, and the methods that the stock runners ask."""
+    """Write a dynamic `forward(tokens, start)` and the metadata methods of the stock runners."""
     with TemporaryDirectory(dir=path.parent) as folder:
         frame = _build(job, caches, NamedData(Path(folder), progress))
         edge = to_edge(
@@ -56,7 +56,7 @@ def write_program(
 
 
 def write_traced(job: ExportJob, caches: Sequence[LayerCache], path: Path, delegate: str) -> None:
-    """The whole decoder traced, and partitioned by a delegate's own lowering."""
+    """Trace the whole decoder and let the delegate's own partitioner lower it."""
     frame = TracedFrame(job.config, caches, job.geometry.context_length, job.store)
     edge = to_edge_transform_and_lower(
         _trace(frame, job.geometry.prefill_length),
@@ -86,7 +86,7 @@ def _partitioner(delegate: str) -> Partitioner:
 
 
 class _CachesPlannedOnce(MemoryPlanningPass):  # type: ignore[misc]
-    """Writing a cache in place gives the cache, which the stock pass gives memory of its own."""
+    """Plans a cache written in place as the same memory; the stock pass would allocate a copy."""
 
     def run(
         self, graph_module: GraphModule, graph_signature: ExportGraphSignature | None = None
@@ -121,9 +121,9 @@ def _trace(frame: CachedFrame, prefill_length: int) -> ExportedProgram:
 
 
 def _metadata(job: ExportJob) -> dict[str, object]:
-    """What ExecuTorch's TextLLMRunner asks before the first token.
+    """Constant methods that ExecuTorch's TextLLMRunner reads before the first token.
 
-    Its `get_max_seq_len` is the longest chunk: it cuts prompts by that.
+    `get_max_seq_len` is the longest chunk: the runner splits prompts into chunks of that length.
     """
     return {
         "get_bos_id": job.config.bos_token,

@@ -11,19 +11,19 @@ slow to ship, and exact, so that a fault in the graph has no rounding to hide in
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import onnx
+from typing import TYPE_CHECKING, ClassVar
 
 from gemma_export.formats.format import Format
 from gemma_export.model.config import GemmaConfig, cache_layout
-from gemma_export.model.decoder import decoder
 from gemma_export.progress import Tick
 from gemma_export.targets import Artifact, ExportJob, Geometry
-from gemma_export.targets.onnx.graph import DataFile, GraphBuilder
-from gemma_export.targets.onnx.ops import ACCURACY_LEVEL, FLOAT_ACTIVATIONS, OnnxOps, is_windowed
+from gemma_export.targets.onnx import TARGET
 from gemma_runtime.errors import TargetError
 from gemma_runtime.manifest import Graph, LayerCache, TensorSpec
 from gemma_runtime.manifest import Target as Runtime
+
+if TYPE_CHECKING:
+    import onnx
 
 MODEL, EXACT, DATA = "model.onnx", "exact.onnx", "model.onnx.data"
 # Rows beyond the window: GroupQueryAttention compacts its window only when they are used up.
@@ -35,8 +35,7 @@ _MIN_WINDOWED, _MIN_FULL = "1.29.0", "1.24.4"
 
 @dataclass(frozen=True, slots=True)
 class OnnxTarget:
-    name: str = "onnx"
-    splits_table: bool = True
+    name: ClassVar[str] = TARGET.name
 
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
         return cache_layout(config, geometry.context_length, None if geometry.full_cache else SLACK)
@@ -46,11 +45,17 @@ class OnnxTarget:
         for name, form in formats.items():
             if form.per_channel:
                 raise TargetError(
-                    f"onnx has no kernel for {form}, which {name} would be; give it a group of 16, "
-                    "32, … 256"
+                    f"onnx has no kernel for {form}, which {name} would be; it takes "
+                    f"{TARGET.formats}"
                 )
 
     def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
+        import onnx  # takes seconds, and the plan does without it
+
+        from gemma_export.model.decoder import decoder
+        from gemma_export.targets.onnx.graph import DataFile, GraphBuilder
+        from gemma_export.targets.onnx.ops import OnnxOps, is_windowed
+
         config, store, geometry = job.config, job.store, job.geometry
         caches = self.caches(config, geometry)
         with DataFile(folder / DATA, progress) as data:
@@ -74,8 +79,10 @@ class OnnxTarget:
         )
 
 
-def _with_float_activations(model: onnx.ModelProto) -> onnx.ModelProto:
-    exact = onnx.ModelProto()
+def _with_float_activations(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    from gemma_export.targets.onnx.ops import ACCURACY_LEVEL, FLOAT_ACTIVATIONS
+
+    exact = type(model)()
     exact.CopyFrom(model)
     for node in exact.graph.node:
         for attribute in node.attribute:

@@ -2,7 +2,7 @@
 import CoreML
 import Foundation
 
-/// Core ML with the caches in its states. One engine per conversation: predictions never overlap.
+/// Core ML with the caches as model state. Predictions must not overlap, so each conversation has its own engine.
 @available(iOS 18, macOS 15, *)
 public final class CoreMLEngine: Engine {
     public let givesEveryRow = false
@@ -13,11 +13,11 @@ public final class CoreMLEngine: Engine {
     private let state: MLState
     private let states: [String: [Int?]]  // shape by name
 
-    /// Compiles the bundle's package where that was not done before, and loads its two functions.
+    /// Compiles the bundle's package unless a compiled model is cached, and loads its two functions.
     public init(_ bundle: ModelBundle) async throws {
         manifest = bundle.manifest
         guard let graph = manifest.graphs["decode"] else {
-            throw GemmaError.session("the bundle holds no decode graph; export the model again")
+            throw GemmaError.session("the bundle has no decode graph; export the model again")
         }
         try checkLayout(graph, manifest)
         states = Dictionary(uniqueKeysWithValues: graph.states.map { ($0.name, $0.shape) })
@@ -38,10 +38,10 @@ public final class CoreMLEngine: Engine {
         let single = tokens.count == 1
         let chunk = CoreMLInputs(position: position, count: tokens.count, length: single ? 1 : manifest.prefillLength)
         do {
-            let given = try MLDictionaryFeatureProvider(dictionary: features(tokens, chunk))
-            let output = try (single ? decode : prefill).prediction(from: given, using: state)
+            let inputs = try MLDictionaryFeatureProvider(dictionary: features(tokens, chunk))
+            let output = try (single ? decode : prefill).prediction(from: inputs, using: state)
             guard let logits = output.featureValue(for: "logits")?.multiArrayValue else {
-                throw GemmaError.session("the model gives no logits; export it again")
+                throw GemmaError.session("the model returns no logits; export the model again")
             }
             return [MLShapedArray<Float16>(logits).scalars.map(Float.init)]
         } catch let error as GemmaError {
@@ -52,44 +52,44 @@ public final class CoreMLEngine: Engine {
     }
 
     private func features(_ tokens: [Int], _ chunk: CoreMLInputs) throws -> [String: Any] {
-        var found: [String: Any] = [
+        var features: [String: Any] = [
             "tokens": integers(padded(tokens, chunk.length)),
             "last": integers([tokens.count - 1]),
         ]
         for kind in [AttentionKind.local, .global] {
             guard let cache = manifest.layers.first(where: { $0.kind == kind }) else { continue }
             guard let rope = manifest.ropes[kind.rawValue] else {
-                throw GemmaError.session("the manifest tells no rope of \(kind.rawValue) layers; export the model again")
+                throw GemmaError.session("the manifest has no rope for \(kind.rawValue) layers; export the model again")
             }
             let angles = chunk.angles(rope, cache)
-            found["\(kind.rawValue)_cos"] = halves(angles.map { $0.map { Float16(cos($0)) } })
-            found["\(kind.rawValue)_sin"] = halves(angles.map { $0.map { Float16(sin($0)) } })
-            found["\(kind.rawValue)_slots"] = integers(chunk.slots(cache))
+            features["\(kind.rawValue)_cos"] = halves(angles.map { $0.map { Float16(cos($0)) } })
+            features["\(kind.rawValue)_sin"] = halves(angles.map { $0.map { Float16(sin($0)) } })
+            features["\(kind.rawValue)_slots"] = integers(chunk.slots(cache))
             let seen = chunk.seen(cache, columns: try columns(cache, chunk))
-            found["\(kind.rawValue)_mask"] = halves(seen.map { $0.map { $0 ? Float16(0) : hidden } })
+            features["\(kind.rawValue)_mask"] = halves(seen.map { $0.map { $0 ? Float16(0) : hidden } })
         }
-        return found
+        return features
     }
 
     private func columns(_ cache: LayerCache, _ chunk: CoreMLInputs) throws -> Int {
         if cache.kind == .local { return cache.slots + chunk.length }
         guard let shape = states["global_cache"], shape.count > 1, let rows = shape[1] else {
-            throw GemmaError.session("the manifest tells no shape of global_cache; export the model again")
+            throw GemmaError.session("the manifest has no shape for global_cache; export the model again")
         }
         return rows
     }
 }
 
-/// This engine runs one package that looks its embeddings up itself.
+/// Throws unless the model is one package that contains its embedding table.
 private func checkLayout(_ graph: Graph, _ manifest: Manifest) throws {
     let isWhole = manifest.graphs["decode-2"] == nil && graph.inputs.contains { $0.name == "tokens" }
     guard isWhole && graph.inputs.contains(where: { $0.name.hasSuffix("_slots") }) else {
         throw GemmaError.session(
-            "this app runs packages of --coreml-compute gpu with the embedding inside; export the model again so")
+            "this app runs only packages of --coreml-compute gpu that contain the embedding table; export the model again")
     }
 }
 
-/// Far below any score, and within float16: -inf is not for every one of Apple's units.
+/// Far below any attention score and within float16; not every Apple compute unit handles -inf.
 private let hidden: Float16 = -4e4
 
 @available(iOS 18, macOS 15, *)
@@ -99,15 +99,15 @@ private func loadFunction(_ name: String, _ compiled: URL) throws -> MLModel {
     return try MLModel(contentsOf: compiled, configuration: configuration)
 }
 
-/// The compiled model, kept by the digest of all its files, since compiling takes a while: the same codes at another
-/// context are another model.
+/// The compiled model. Compiling is slow, so the result is cached by the digest of all the artifact's files: the same
+/// codes with another context length are another model.
 private func compiledModel(_ package: URL, _ digest: String) async throws -> URL {
     let caches = try FileManager.default.url(for: .cachesDirectory, in: .userDomainMask, appropriateFor: nil, create: true)
-    let kept = caches.appendingPathComponent("\(digest).mlmodelc")
-    if FileManager.default.fileExists(atPath: kept.path) { return kept }
+    let cached = caches.appendingPathComponent("\(digest).mlmodelc")
+    if FileManager.default.fileExists(atPath: cached.path) { return cached }
     let compiled = try await MLModel.compileModel(at: package)
-    try FileManager.default.moveItem(at: compiled, to: kept)
-    return kept
+    try FileManager.default.moveItem(at: compiled, to: cached)
+    return cached
 }
 
 private func padded(_ values: [Int], _ length: Int) -> [Int] {

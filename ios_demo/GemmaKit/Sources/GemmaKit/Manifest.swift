@@ -9,12 +9,12 @@ public enum AttentionKind: String {
 /// One layer's KV cache: keys and values, each (1, kvHeads, slots, headDim).
 public struct LayerCache: Equatable {
     public let kind: AttentionKind
-    public let window: Int?  // tokens a query sees, itself included; nil on global layers
+    public let window: Int?  // tokens a query attends to, itself included; nil on global layers
     public let slots: Int
     public let kvHeads: Int
     public let headDim: Int
 
-    /// Numbers in keys and values together.
+    /// Elements of keys and values together; a Double, because a damaged manifest could overflow an integer.
     var elements: Double { 2 * Double(kvHeads) * Double(slots) * Double(headDim) }
 }
 
@@ -24,7 +24,7 @@ public struct Rope: Equatable {
     public let factor: Double
 }
 
-/// A size of nil varies from call to call.
+/// Shape and type of a tensor; a nil size varies from call to call.
 public struct TensorSpec: Equatable {
     public let name: String
     public let dtype: String
@@ -44,7 +44,7 @@ public struct BundleFile: Equatable {
     public let bytes: Int
 }
 
-/// What a device must know to run a bundle; written by the exporter.
+/// Everything a device needs to know to run a bundle; written by the exporter.
 public struct Manifest: Equatable {
     public let modelID: String
     public let family: String
@@ -73,22 +73,22 @@ public struct Manifest: Equatable {
         layers.filter { $0.kind == kind }.reduce(0) { $0 + $1.elements } * (cacheDtype == "float16" ? 2 : 4)
     }
 
-    /// What the runtime loads: every file that plays no role beside it.
+    /// The files that the runtime loads: all files without a role.
     public var artifact: [String: BundleFile] {
-        let apart = Set(roles.values)
-        return files.filter { !apart.contains($0.key) }
+        let sidecars = Set(roles.values)
+        return files.filter { !sidecars.contains($0.key) }
     }
 
     public var artifactBytes: Int { artifact.values.reduce(0) { $0 + $1.bytes } }
 
-    /// Another one for every other artifact: for what is made of it and kept.
+    /// A digest of the artifact's files; it names what is cached for this artifact.
     public var artifactDigest: String {
         var digest = Digest()
         for (name, file) in artifact.sorted(by: { $0.key < $1.key }) { digest.update(Data("\(name) \(file.sha256)\n".utf8)) }
         return digest.finish()
     }
 
-    /// Throws a bundle error for another schema, and for a missing or mistyped field.
+    /// Throws a bundle error for an unknown schema version and for a missing or mistyped field.
     public static func parse(_ data: Data) throws -> Manifest {
         try readManifest(JSONFields.parse(file: "manifest.json", data))
     }
@@ -120,10 +120,10 @@ private func readManifest(_ json: JSONFields) throws -> Manifest {
     )
 }
 
-private func checkSchema(_ found: Int) throws {
-    guard found != schemaVersion else { return }
-    let action = found > schemaVersion ? "update the app" : "export the model again"
-    throw GemmaError.bundle("manifest.json has schema \(found), this app reads \(schemaVersion); \(action)")
+private func checkSchema(_ version: Int) throws {
+    guard version != schemaVersion else { return }
+    let action = version > schemaVersion ? "update the app" : "export the model again"
+    throw GemmaError.bundle("manifest.json has schema version \(version), this app reads \(schemaVersion); \(action)")
 }
 
 private func atLeastOne(_ field: JSONFields) throws -> Int {

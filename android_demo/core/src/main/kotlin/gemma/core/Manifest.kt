@@ -7,16 +7,16 @@ enum class AttentionKind { LOCAL, GLOBAL }
 /** One layer's KV cache: keys and values, each (1, kvHeads, slots, headDim). */
 data class LayerCache(
     val kind: AttentionKind,
-    val window: Int?, // tokens a query sees, itself included; null on global layers
+    val window: Int?, // tokens a query attends to, itself included; null on global layers
     val slots: Int,
     val kvHeads: Int,
     val headDim: Int,
 ) {
-    /** Numbers in keys and values together; not a whole number's type, which a damaged manifest could overflow. */
+    /** Elements of keys and values together; a Double, because a damaged manifest could overflow an integer. */
     val elements: Double get() = 2.0 * kvHeads * slots * headDim
 }
 
-/** A size of null varies from call to call. */
+/** Shape and type of a tensor; a null size varies from call to call. */
 data class TensorSpec(val name: String, val dtype: String, val shape: List<Int?>)
 
 /** One entry point of the artifact. */
@@ -41,7 +41,7 @@ data class Target(val name: String, val runtime: String, val minRuntimeVersion: 
 
 data class BundleFile(val sha256: String, val bytes: Long)
 
-/** What a device must know to run a bundle; written by the exporter. */
+/** Everything a device needs to know to run a bundle; written by the exporter. */
 data class Manifest(
     val model: Model,
     val target: Target,
@@ -60,7 +60,7 @@ data class Manifest(
     /** Bytes of all key and value caches. */
     val cacheBytes: Double get() = AttentionKind.entries.sumOf(::cacheBytes)
 
-    /** Bytes of what the runtime loads: every file that plays no role beside it. */
+    /** Bytes of the files that the runtime loads: all files without a role. */
     val artifactBytes: Long get() = files.filterKeys { it !in roles.values }.values.sumOf { it.bytes }
 
     /** Bytes of the caches of one kind of layer. */
@@ -68,7 +68,7 @@ data class Manifest(
         layers.filter { it.kind == kind }.sumOf { it.elements } * cacheWidth(cacheDtype)
 
     companion object {
-        /** Raises BundleException for another schema, and for a missing or mistyped field. */
+        /** Throws BundleException for an unknown schema version and for a missing or mistyped field. */
         fun parse(text: String): Manifest = readManifest(JsonFields.parse("manifest.json", text))
     }
 }
@@ -94,10 +94,10 @@ private fun readManifest(json: JsonFields): Manifest {
     )
 }
 
-private fun checkSchema(found: Long) {
-    if (found == SCHEMA_VERSION.toLong()) return
-    val action = if (found > SCHEMA_VERSION) "update the app" else "export the model again"
-    throw BundleException("manifest.json has schema $found, this app reads $SCHEMA_VERSION; $action")
+private fun checkSchema(version: Long) {
+    if (version == SCHEMA_VERSION.toLong()) return
+    val action = if (version > SCHEMA_VERSION) "update the app" else "export the model again"
+    throw BundleException("manifest.json has schema version $version, this app reads $SCHEMA_VERSION; $action")
 }
 
 private fun atLeastOne(field: JsonFields): Int = field.count().also { if (it < 1) throw field.wrong("at least 1") }
