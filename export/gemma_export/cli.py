@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gemma_export import cache_command
 from gemma_export.model.families import FAMILIES
 from gemma_export.targets import TARGETS, all_targets, require_packages
 from gemma_export.targets.spec import Option
@@ -32,6 +33,7 @@ app = typer.Typer(
     subcommand_metavar="[COMMAND]",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(cache_command.app, name="cache")
 
 _HELP = """Turn a Gemma checkpoint into a bundle that a phone, a laptop or a board can run.
 

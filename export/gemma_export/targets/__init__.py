@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from gemma_export.formats.format import Format
 from gemma_export.model.config import GemmaConfig
-from gemma_export.progress import Tick
 from gemma_export.targets.spec import Option, TargetSpec
 from gemma_runtime.errors import MissingExtra, TargetError, nearest_first
 from gemma_runtime.manifest import Graph, LayerCache
@@ -20,6 +19,7 @@ from gemma_runtime.manifest import Target as Runtime
 
 if TYPE_CHECKING:
     from gemma_export.checkpoint import Checkpoint
+    from gemma_export.progress import Tick
     from gemma_export.quantize.store import QuantizedStore
 
 TARGETS: Mapping[str, str] = {
@@ -59,7 +59,7 @@ class ExportJob:
 class Artifact:
     """What a target wrote into the folder it was given."""
 
-    graphs: dict[str, Graph]
+    graphs: dict[str, tuple[Graph, ...]]
     caches: tuple[LayerCache, ...]
     cache_dtype: str
     runtime: Runtime
@@ -80,7 +80,7 @@ class Target(Protocol):
         """Raise TargetError for what it has no kernel for, before any weight is read."""
         ...
 
-    def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
+    def write(self, job: ExportJob, folder: Path, progress: "Tick") -> Artifact:
         """Write the artifact; `progress` takes a tensor's name and the bytes just written."""
         ...
 
