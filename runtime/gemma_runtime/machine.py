@@ -6,15 +6,20 @@ import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
-import numpy as np
 import psutil
-from numpy.typing import NDArray
+
+from gemma_runtime.errors import SessionError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _BANDWIDTH_BYTES = 256 << 20  # several times any cache
+_THREADS_PER_CORE = 4  # at most
 _BUSY = 0.5  # load per core above which timings are not to be trusted
 
 
@@ -40,6 +45,8 @@ class Memory:
 
 def describe_machine(packages: Iterable[str]) -> Machine:
     """This machine, and the versions of the given runtime packages."""
+    from importlib import metadata
+
     return Machine(
         cpu=_cpu_name(),
         physical_cores=physical_cores(),
@@ -55,6 +62,16 @@ def physical_cores() -> int:
     return psutil.cpu_count(logical=False) or 1
 
 
+def check_threads(threads: int | None) -> None:
+    """Raise SessionError for more threads than can be of use; each takes memory of its own."""
+    most = _THREADS_PER_CORE * (psutil.cpu_count() or 1)
+    if threads is not None and threads > most:
+        raise SessionError(
+            f"--threads is {threads}; this machine has {psutil.cpu_count() or 1} cores, so give "
+            f"{most} or fewer"
+        )
+
+
 def load_average() -> float:
     """Processes that want a core, averaged over the last minute."""
     return psutil.getloadavg()[0]
@@ -66,10 +83,12 @@ def is_busy(load: float) -> bool:
 
 def measure_bandwidth(threads: int, repeats: int = 7, size: int = _BANDWIDTH_BYTES) -> float:
     """Bytes per second that `threads` threads read from memory: the best of several sums."""
+    import numpy as np  # nothing else here needs it, and --plan imports this module
+
     words = np.ones(size // 8, np.uint64)
     parts = np.array_split(words, threads)
 
-    def read(part: NDArray[np.uint64]) -> int:
+    def read(part: "NDArray[np.uint64]") -> int:
         return int(part.sum())  # numpy lets go of the interpreter meanwhile
 
     best = float("inf")

@@ -18,6 +18,7 @@ from gemma_runtime.bundle import Bundle, open_bundle
 from gemma_runtime.errors import SessionError
 from gemma_runtime.machine import (
     Machine,
+    check_threads,
     describe_machine,
     is_busy,
     load_average,
@@ -104,6 +105,7 @@ def measure(
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> Benchmark:
     """Measure bundles side by side. Raises BundleError or SessionError for one that can't run."""
+    check_threads(threads)
     threads = threads or physical_cores()
     bundles = [open_bundle(directory) for directory in directories]
     every = [Samples(b, fit_workload(b.manifest, threads, new_tokens), [], []) for b in bundles]

@@ -6,7 +6,7 @@ reported. J judged tokens, V vocabulary.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -14,6 +14,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from gemma_runtime.backends import BACKENDS, Limits
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import BundleError
 from gemma_runtime.manifest import Agreement
@@ -26,22 +27,6 @@ class Verdict(StrEnum):
     PASS = "PASS"
     FAIL = "FAIL"
     AMBIGUOUS = "AMBIGUOUS"  # no limit is broken, but near ties decide: more goldens are needed
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the lowering may cost.
-
-    The reference multiplies in float32. ONNX Runtime's quantized kernels round activations to int8
-    in blocks, which alone costs the real 270M a mean KL of 2e-3 (int8) to 4e-3 (int4), and the
-    smallest faults hide below that: scores scaled by 1.5 in a single layer are 6e-3. So the same
-    graph is replayed with float activations too, which has 1e-10, and nothing can hide in it.
-    """
-
-    min_top1: float = 0.98  # near ties not counted against it
-    max_mean_kl: float = 1e-2  # of scoring, of decoding, and of one against the other
-    max_exact_kl: float = 1e-6  # mean, with float activations
-    max_near_ties: float = 0.2  # share of positions, above which PASS becomes AMBIGUOUS
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +45,6 @@ class Verification:
 
 
 _LIMITS = Limits()
-# XNNPACK rounds activations to int8 with one scale for a whole token, which alone
-# costs the real 270M at int4 a mean KL of 2e-2; it has no float kernel for int4 to judge by.
-# float16 throughout costs the 270M 2e-5.
-_LIMITS_OF: Mapping[str, Limits] = {
-    "executorch": Limits(max_mean_kl=5e-2),
-    "coreml": Limits(max_mean_kl=5e-4),
-}
 
 
 def verify_bundle(bundle: Bundle, threads: int | None = None) -> Verification:
@@ -83,7 +61,7 @@ def verify_bundle(bundle: Bundle, threads: int | None = None) -> Verification:
 
 def limits_of(target: str) -> Limits:
     """What the lowering to a target may cost."""
-    return _LIMITS_OF.get(target, _LIMITS)
+    return BACKENDS[target].limits if target in BACKENDS else _LIMITS
 
 
 def measure_lowering(session: Session, goldens: Sequence[Golden]) -> Agreement:
