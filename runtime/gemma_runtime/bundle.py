@@ -36,7 +36,7 @@ def open_bundle(directory: Path | str) -> Bundle:
     """Open a bundle. Raises BundleError unless its schema is known and all files match."""
     directory = Path(directory)
     manifest = Manifest.from_json(_read_manifest(directory))
-    used = {graph.file for graph in manifest.graphs.values()} | set(manifest.roles.values())
+    used = {*manifest.graph_files(), *manifest.roles.values()}
     if unlisted := sorted(used - set(manifest.files)):
         raise BundleError(f"{directory}: manifest.json uses {unlisted[0]} but has no digest of it")
     for name, file in manifest.files.items():

@@ -26,7 +26,7 @@ class Machine:
     memory_bytes: int
     system: str
     python: str
-    runtimes: dict[str, str]  # runtime package -> version
+    runtimes: dict[str, str | None]  # package that runs an artifact -> version; None: missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def describe_machine(packages: Iterable[str]) -> Machine:
         memory_bytes=psutil.virtual_memory().total,
         system=platform.platform(),
         python=platform.python_version(),
-        runtimes={package: metadata.version(package) for package in sorted(set(packages))},
+        runtimes={package: _version(package) for package in sorted(set(packages))},
     )
 
 
@@ -129,6 +129,13 @@ def peak_rss_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _cpu_name() -> str:

@@ -118,7 +118,7 @@ def test_a_used_file_without_a_digest_is_refused(folder: Path, field: str) -> No
     (folder / "other").write_bytes(b"")
     fields = json.loads((folder / MANIFEST).read_bytes())
     if field == "graphs":
-        fields["graphs"]["decode"]["file"] = "other"
+        fields["graphs"]["decode"][0]["file"] = "other"
     else:
         fields["roles"]["goldens"] = "other"
     (folder / MANIFEST).write_text(json.dumps(fields))
@@ -284,7 +284,7 @@ def _rename_in_manifest(folder: Path, name: str) -> None:
     """Change the artifact's name in the manifest to `name`."""
     fields = json.loads((folder / MANIFEST).read_bytes())
     fields["files"][name] = fields["files"].pop(ARTIFACT)
-    for graph in fields["graphs"].values():
+    for (graph,) in fields["graphs"].values():
         graph["file"] = name
     (folder / MANIFEST).write_text(json.dumps(fields))
 

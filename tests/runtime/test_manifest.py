@@ -21,9 +21,10 @@ from gemma_runtime.manifest import (
     Quantization,
     Rope,
     Target,
+    TensorRole,
     TensorSpec,
 )
-from tests.runtime.manifests import make_manifest
+from tests.runtime.manifests import make_cache, make_graph, make_manifest
 
 _text = st.text(max_size=12)
 _count = st.integers(0, 2**40)
@@ -31,7 +32,15 @@ _number = st.floats(allow_nan=False, allow_infinity=False)
 _layers = st.builds(
     LayerCache, st.sampled_from(AttentionKind), st.none() | _count, _count, _count, _count
 )
-_tensors = st.builds(TensorSpec, _text, _text, st.lists(_count | _text, max_size=4).map(tuple))
+_tensors = st.builds(
+    TensorSpec,
+    _text,
+    _text,
+    st.lists(_count | _text, max_size=4).map(tuple),
+    st.sampled_from(TensorRole),
+    st.none() | st.sampled_from(AttentionKind),
+    st.none() | _count,
+)
 _many_tensors = st.lists(_tensors, max_size=2).map(tuple)
 _graphs = st.builds(Graph, _text, _many_tensors, _many_tensors, _many_tensors)
 _agreements = st.builds(Agreement, _count, _number, _count, _number, _number, _number, _number)
@@ -39,7 +48,7 @@ _manifests = st.builds(
     Manifest,
     schema_version=st.just(SCHEMA_VERSION),
     model=st.builds(Model, _text, _text, _count, st.none() | _text, _text),
-    target=st.builds(Target, _text, _text, _text),
+    target=st.builds(Target, _text, _text, st.lists(_text, max_size=2).map(tuple), _text),
     quantization=st.builds(
         Quantization,
         _text,
@@ -56,7 +65,7 @@ _manifests = st.builds(
     chat_template=st.none() | _text,
     layers=st.lists(_layers, max_size=3).map(tuple),
     cache_dtype=st.sampled_from(["float32", "float16"]),
-    graphs=st.dictionaries(_text, _graphs, max_size=2),
+    graphs=st.dictionaries(_text, st.tuples(_graphs) | st.tuples(_graphs, _graphs), max_size=2),
     headroom=st.builds(Headroom, _number, _number),
     quality=_agreements,
     files=st.dictionaries(_text, st.builds(File, _text, _count), max_size=2),
@@ -156,6 +165,53 @@ def test_an_unknown_cache_dtype_is_refused() -> None:
 
     with pytest.raises(BundleError, match="cache_dtype"):
         Manifest.from_json(text)
+
+
+def test_caches_are_paired_by_role_and_layer_whatever_their_names() -> None:
+    keys = [make_cache(name, layer) for layer, name in enumerate(("past", "b"))]
+    values = [replace(key, name=f"v{key.layer}", role=TensorRole.VALUES) for key in keys]
+    states = (*keys, *values)
+    returned = tuple(replace(state, name=f"new {state.name}") for state in reversed(states))
+    graph = replace(make_graph(64), states=states, outputs=returned)
+
+    assert [(a.name, b.name) for a, b in graph.returned_caches()] == [
+        ("past", "new past"),
+        ("b", "new b"),
+        ("v0", "new v0"),
+        ("v1", "new v1"),
+    ]
+
+
+def test_a_cache_that_is_not_given_back_is_refused() -> None:
+    graph = replace(make_graph(64), outputs=(make_cache("present_key_0", layer=1),))
+
+    with pytest.raises(BundleError, match="past_key_0"):
+        list(graph.returned_caches())
+
+
+def test_a_tensor_is_found_by_its_role() -> None:
+    graph = make_graph(64)
+
+    assert graph.tensor(TensorRole.LOGITS) is graph.outputs[0]
+    with pytest.raises(BundleError, match="role total"):
+        graph.tensor(TensorRole.TOTAL)
+
+
+def test_a_graph_in_several_parts_is_not_taken_for_a_whole_one() -> None:
+    graph = make_graph(64)
+    manifest = replace(make_manifest(), graphs={"whole": (graph,), "split": (graph, graph)})
+
+    assert manifest.graph("whole") is graph
+    for name, count in (("split", 2), ("decode", 0)):
+        with pytest.raises(BundleError, match=f"{count} parts of graph {name}"):
+            manifest.graph(name)
+
+
+def test_a_graph_without_parts_is_refused() -> None:
+    empty = replace(make_manifest(), graphs={"decode": ()})
+
+    with pytest.raises(BundleError, match="graph decode is empty"):
+        Manifest.from_json(empty.to_json())
 
 
 def _parent_of(path: tuple[str | int, ...]) -> tuple[Any, Any]:

@@ -1,7 +1,11 @@
 """How a matrix is stored: bits per code, scales per group, zero points."""
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from itertools import groupby
+from typing import Literal, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,12 @@ class Format:
         grouping = "channel" if self.per_channel else f"g{self.group}"
         kind = f"int{self.bits}-{grouping}" + ("-asym" if self.asymmetric else "")
         return f"{kind} after {self.fine} inputs in {INT8}" if self.fine else kind
+
+
+def stacks(weights: Iterable[T], format_of: Callable[[T], Format]) -> Iterator[list[T]]:
+    """Neighbours of one format, which a target may store and multiply as one matrix."""
+    for _, together in groupby(weights, key=format_of):
+        yield list(together)
 
 
 INT4 = Format(4)

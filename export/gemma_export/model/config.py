@@ -3,7 +3,7 @@
 What a family fills in is in `families`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -15,6 +15,11 @@ from gemma_runtime.manifest import AttentionKind, LayerCache, Rope
 
 TABLE = "model.embed_tokens.weight"  # embedding and head: one tensor, tied
 TABLE_FACTORS = "model.embed_tokens.factors"  # (M,) float32 beside it, where it has some
+# A layer's matrices; those that multiply the same input are together.
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+ATTENTION_OUT = ("self_attn.o_proj",)
+GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
+DOWN = ("mlp.down_proj",)
 
 _KINDS = {"sliding_attention": AttentionKind.LOCAL, "full_attention": AttentionKind.GLOBAL}
 _HF_NAMES = {kind: name for name, kind in _KINDS.items()}
@@ -85,6 +90,13 @@ class GemmaConfig:
                 shapes[f"model.layers.{index}.{name}.weight"] = shape
         shapes["model.norm.weight"] = (self.hidden_size,)
         return shapes
+
+    def products(self) -> Iterator[list[str]]:
+        """Names of all matrices; those that multiply the same input are together."""
+        yield [TABLE]
+        for index in range(len(self.kinds)):
+            for together in (QKV, ATTENTION_OUT, GATE_UP, DOWN):
+                yield [f"model.layers.{index}.{name}.weight" for name in together]
 
     def _layer_shapes(self) -> dict[str, tuple[int, ...]]:
         width, q, kv = self.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from gemma_export.model.config import GemmaConfig, LayerSpec
+from gemma_export.model.config import ATTENTION_OUT, DOWN, GATE_UP, QKV, GemmaConfig, LayerSpec
 from gemma_export.model.ops import Ops, Weight
 
 V = TypeVar("V")
@@ -33,18 +33,18 @@ def decoder_layer(
     def own(name: str) -> W:
         return weight(f"model.layers.{layer.index}.{name}.weight")
 
-    q, k, v = ops.project(h, [own(f"self_attn.{n}_proj") for n in "qkv"])
+    q, k, v = ops.project(h, [own(name) for name in QKV])
     if config.qk_norm:
         q = ops.head_norm(q, own("self_attn.q_norm"), layer.heads)
         k = ops.head_norm(k, own("self_attn.k_norm"), layer.kv_heads)
     attended = ops.attend(q, k, v, layer)
     if layer.index + 1 == len(config.kinds):  # no later layer needs the other positions
         x, attended = ops.wanted(x), ops.wanted(attended)
-    (branch,) = ops.project(attended, [own("self_attn.o_proj")])
+    (branch,) = ops.project(attended, [own(name) for name in ATTENTION_OUT])
     post = own("post_attention_layernorm")
     x, h = ops.add_norm(x, branch, post, own("pre_feedforward_layernorm"))
-    gate, up = ops.project(h, [own(f"mlp.{n}_proj") for n in ("gate", "up")])
-    (branch,) = ops.project(ops.geglu(gate, up), [own("mlp.down_proj")])
+    gate, up = ops.project(h, [own(name) for name in GATE_UP])
+    (branch,) = ops.project(ops.geglu(gate, up), [own(name) for name in DOWN])
     post = own("post_feedforward_layernorm")
     return ops.add_norm(x, branch, post, weight(norm_before(config, layer.index + 1)))
 

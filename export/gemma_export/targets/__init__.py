@@ -58,7 +58,7 @@ class ExportJob:
 class Artifact:
     """What a target wrote into the folder it was given."""
 
-    graphs: dict[str, Graph]
+    graphs: dict[str, tuple[Graph, ...]]
     caches: tuple[LayerCache, ...]
     cache_dtype: str
     runtime: Runtime

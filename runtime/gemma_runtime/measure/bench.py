@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from statistics import median
 
@@ -118,7 +119,7 @@ def measure(
             samples.cold.append(_run_cold(samples))
             samples.warm.append(_run_warm(samples))
     return Benchmark(
-        machine=describe_machine(bundle.manifest.target.runtime for bundle in bundles),
+        machine=describe_machine(chain.from_iterable(b.manifest.target.packages for b in bundles)),
         threads=threads,
         repeats=repeats,
         new_tokens=new_tokens,

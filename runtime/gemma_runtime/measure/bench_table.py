@@ -107,9 +107,9 @@ def _notes(benchmark: Benchmark) -> list[str]:
 
 
 def _machine(machine: Machine, threads: int) -> str:
-    runtimes = ", ".join(f"{name} {version}" for name, version in machine.runtimes.items())
+    runtimes = [f"{name} {found or 'not installed'}" for name, found in machine.runtimes.items()]
     return (
         f"{machine.cpu}, {machine.physical_cores} cores, {threads} threads, "
-        f"{format_bytes(machine.memory_bytes)}, {machine.system}, Python {machine.python}, "
-        f"{runtimes}"
+        f"{format_bytes(machine.memory_bytes)}, {machine.system}, "
+        + ", ".join([f"Python {machine.python}", *runtimes])
     )

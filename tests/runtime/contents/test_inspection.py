@@ -12,7 +12,7 @@ from gemma_runtime.contents.inspection import (
     inspect_bundle,
     render_comparison,
 )
-from gemma_runtime.manifest import AttentionKind, LayerCache, TensorSpec
+from gemma_runtime.manifest import AttentionKind, Graph, LayerCache, TensorRole, TensorSpec
 from tests.runtime.manifests import ARTIFACT, make_manifest, write_bundle
 
 
@@ -80,7 +80,7 @@ def test_bundles_are_compared_by_their_codes(tmp_path: Path, codes: str, same: b
 def test_every_section_is_shown(tmp_path: Path) -> None:
     text = _rendered(compare_bundles([write_bundle(tmp_path / "bundle")]))
 
-    for words in ("random:7", "onnxruntime 1.29.0", "4.50 bits", "max |x| 12.5", "top-1 75.0%"):
+    for words in ("random:7", "ONNX Runtime 1.29.0", "4.50 bits", "max |x| 12.5", "top-1 75.0%"):
         assert words in text
     for words in ("cache, local", "cache, global", "graph prefill", ARTIFACT, "gemma-export 0.1.0"):
         assert words in text
@@ -90,12 +90,26 @@ def test_every_section_is_shown(tmp_path: Path) -> None:
 def test_a_shape_that_looks_like_markup_is_shown() -> None:
     """The shape of `wanted int64[wanted]` was missing."""
     manifest = make_manifest()
-    inputs = (TensorSpec("wanted", "int64", ("wanted",)),)
-    graphs = {"decode": replace(manifest.graphs["decode"], inputs=inputs)}
+    inputs = (TensorSpec("wanted", "int64", ("wanted",), TensorRole.WANTED, None, None),)
+    graphs: dict[str, tuple[Graph, ...]] = {
+        "decode": (replace(manifest.graph("decode"), inputs=inputs),)
+    }
 
     text = _rendered(compare_bundles([Bundle(Path("b"), replace(manifest, graphs=graphs))]))
 
     assert "wanted int64[wanted]" in text
+
+
+def test_every_part_of_a_graph_is_shown_and_caches_that_come_back_once() -> None:
+    manifest = make_manifest()
+    graph = manifest.graph("decode")
+    graphs: dict[str, tuple[Graph, ...]] = {"decode": (graph, replace(graph, file="model-2.onnx"))}
+
+    text = _rendered(compare_bundles([Bundle(Path("b"), replace(manifest, graphs=graphs))]))
+
+    assert f"{ARTIFACT}: tokens int64[1, tokens] → logits float32[1, wanted, 64], 1 states" in text
+    assert "model-2.onnx: tokens" in text
+    assert "present_key_0" not in text
 
 
 def test_folders_whose_names_look_like_markup_are_shown() -> None:

@@ -2,13 +2,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from shutil import copytree
 
 import msgspec
 import numpy as np
 import pytest
 from rich.console import Console
 
-from gemma_runtime.bundle import Bundle
+from gemma_runtime.bundle import MANIFEST, Bundle
 from gemma_runtime.errors import BundleError, SessionError
 from gemma_runtime.machine import (
     Machine,
@@ -300,6 +301,31 @@ def test_a_machine_is_described_with_its_runtimes() -> None:
     assert list(machine.runtimes) == ["numpy", "onnxruntime"]
 
 
+def test_a_runtime_that_is_not_installed_is_said_to_be_missing(tmp_path: Path) -> None:
+    """It ended in a traceback, after all had been measured."""
+    found = describe_machine(["no-such-runtime", "numpy"])
+    figures = summarize(_samples(tmp_path, [10.0]), 1e6)
+
+    assert found.runtimes == {"no-such-runtime": None, "numpy": np.__version__}
+    text = rendered(replace(_benchmark(figures), machine=found))
+    assert "no-such-runtime not installed" in text
+
+
+@pytest.mark.parametrize("packages", [(), ("numpy", "no-such-runtime")])
+def test_a_benchmark_ends_whatever_packages_its_bundle_names(
+    bundle: Bundle, tmp_path: Path, packages: tuple[str, ...]
+) -> None:
+    target = replace(bundle.manifest.target, packages=packages)
+    folder = copytree(bundle.directory, tmp_path / "bundle")
+    manifest = replace(bundle.manifest, target=target)
+    (folder / MANIFEST).write_bytes(manifest.to_json())
+
+    found = measure([folder], threads=1, repeats=1, new_tokens=2)
+
+    assert found.machine.runtimes.keys() == set(packages)
+    assert rendered(found)
+
+
 def test_a_load_above_half_the_cores_is_busy() -> None:
     assert is_busy(0.51 * physical_cores())
     assert not is_busy(0.49 * physical_cores())
@@ -310,7 +336,7 @@ def test_the_table_shows_known_and_unknown_figures(tmp_path: Path) -> None:
     first = summarize(replace(samples, cold=[None]), 1e6)
     second = replace(summarize(_samples(tmp_path / "[red]y", [20.0]), 1e6), prompts=())
 
-    text = _rendered(_benchmark(first, second))
+    text = rendered(_benchmark(first, second))
 
     assert "unknown" in text
     assert "does not fit" in text
@@ -345,7 +371,7 @@ def _benchmark(*bundles: BundleFigures) -> Benchmark:
     )
 
 
-def _rendered(benchmark: Benchmark) -> str:
+def rendered(benchmark: Benchmark) -> str:
     console = Console(width=160, color_system=None)
     with console.capture() as capture:
         console.print(render_benchmark(benchmark))

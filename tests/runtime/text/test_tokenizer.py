@@ -180,7 +180,7 @@ def manifest(roles: dict[str, str]) -> Manifest:
     return Manifest(
         schema_version=SCHEMA_VERSION,
         model=Model("random:0", "gemma3", 1, None, ""),
-        target=Target("onnx", "onnxruntime", "1.0"),
+        target=Target("onnx", "ONNX Runtime", ("onnxruntime",), "1.0"),
         quantization=Quantization("none", 32.0, "", {}, None),
         vocab_size=8,
         context_length=8,

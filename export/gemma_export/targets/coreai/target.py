@@ -54,10 +54,12 @@ class CoreaiTarget:
 
             write_asset(job, layout, graphs, folder / ASSET, progress)
         return Artifact(
-            graphs=graphs,
+            graphs={name: (graph,) for name, graph in graphs.items()},
             caches=caches,
             cache_dtype="float16",
-            runtime=Runtime(self.name, "coreai-core", metadata.version("coreai-core")),
+            runtime=Runtime(
+                self.name, "Core AI", ("coreai-core",), metadata.version("coreai-core")
+            ),
             tools=("coreai-core", "coreai-torch", "torch"),
             headroom_factor=headroom_factor(job.max_residual),
         )

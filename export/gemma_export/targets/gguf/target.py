@@ -15,7 +15,7 @@ from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
 from gemma_export.targets.gguf import TARGET
 from gemma_export.targets.gguf.block_types import block_type
 from gemma_runtime.errors import TargetError
-from gemma_runtime.manifest import Graph, LayerCache, TensorSpec
+from gemma_runtime.manifest import Graph, LayerCache, TensorRole, TensorSpec
 from gemma_runtime.manifest import Target as Runtime
 
 MODEL = "model.gguf"
@@ -44,10 +44,10 @@ class GgufTarget:
         write_gguf(job, folder / MODEL, progress)
         io = _graph(job.config.vocab_size)
         return Artifact(
-            graphs={"prefill": io, "decode": io},
+            graphs={"prefill": (io,), "decode": (io,)},
             caches=self.caches(job.config, job.geometry),
             cache_dtype="float16",
-            runtime=Runtime(self.name, "llama.cpp", _MIN_RUNTIME),
+            runtime=Runtime(self.name, "llama.cpp", ("llama-cpp-python",), _MIN_RUNTIME),
             tools=("gguf", "torch"),
         )
 
@@ -57,9 +57,11 @@ def _graph(vocab_size: int) -> Graph:
     return Graph(
         file=MODEL,
         inputs=(
-            TensorSpec("tokens", "int32", ("tokens",)),
-            TensorSpec("positions", "int32", ("tokens",)),
+            TensorSpec("tokens", "int32", ("tokens",), TensorRole.TOKENS, None, None),
+            TensorSpec("positions", "int32", ("tokens",), TensorRole.POSITIONS, None, None),
         ),
-        outputs=(TensorSpec("logits", "float32", ("wanted", vocab_size)),),
+        outputs=(
+            TensorSpec("logits", "float32", ("wanted", vocab_size), TensorRole.LOGITS, None, None),
+        ),
         states=(),
     )
