@@ -3,7 +3,7 @@
 The folder's `__init__.py` declares a `TARGET`, as data; its Target is imported when it is needed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,6 +19,7 @@ from gemma_runtime.manifest import Target as Runtime
 
 if TYPE_CHECKING:
     from gemma_export.checkpoint import Checkpoint
+    from gemma_export.progress import Tick
     from gemma_export.quantize.store import QuantizedStore
 
 TARGETS: Mapping[str, str] = {
@@ -79,7 +80,7 @@ class Target(Protocol):
         """Raise TargetError for what it has no kernel for, before any weight is read."""
         ...
 
-    def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
+    def write(self, job: ExportJob, folder: Path, progress: "Tick") -> Artifact:
         """Write the artifact; `progress` takes a tensor's name and the bytes just written."""
         ...
 
