@@ -19,17 +19,7 @@ from typer.main import get_command
 
 ROOT = Path(__file__).resolve().parents[1]
 _PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-# Until gemma_export has an `__init__.py` with `__all__`.
-_EXPORT = (
-    "gemma_export.pipeline.export_bundles",
-    "gemma_export.pipeline.plan_exports",
-    "gemma_export.pipeline.ExportRequest",
-    "gemma_export.pipeline.ExportResult",
-    "gemma_export.plan.Plan",
-    "gemma_export.quantize.recipe.Recipe",
-    "gemma_export.quantize.recipe.load_recipe",
-    "gemma_export.quantize.recipe.find_recipe",
-)
+_EVERYWHERE = ("version", "help", "install_completion", "show_completion")
 _PACKAGES = (ROOT / "export/gemma_export", ROOT / "runtime/gemma_runtime")
 
 
@@ -50,16 +40,15 @@ def stale_pages() -> Iterator[tuple[Path, str]]:
     """Pages whose generated parts differ from the code, with the text they should have."""
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         text = page.read_text("utf-8")
-        new = _PART.sub(lambda part: part[1] + PARTS[part[2]]() + part[3], text)
+        new = _PART.sub(lambda part: f"{part[1]}\n{PARTS[part[2]]()}\n{part[3]}", text)
         if new != text:
             yield page, new
 
 
 def export_flags() -> str:
-    from gemma_export.cli import app
+    from gemma_export.cli import command_line
 
-    (command,) = _commands(app, "gemma-export")
-    return command.markdown()
+    return "\n".join(command.markdown() for command in _commands(command_line(), "gemma-export"))
 
 
 def runtime_commands() -> str:
@@ -78,7 +67,7 @@ class _Command:
     def markdown(self) -> str:
         arguments = (name.strip("`") for name, _ in self.arguments)
         usage = " ".join([self.name, *arguments, "[OPTIONS]"])
-        lines = [f"### {self.name}", "", *([self.help, ""] if self.help else [])]
+        lines = [f"## {self.name}", "", *([self.help, ""] if self.help else [])]
         lines += ["```text", usage, "```", ""]
         if self.arguments:
             lines += _table(("argument", "meaning"), self.arguments)
@@ -89,8 +78,8 @@ class _Command:
 def _commands(app: Typer, name: str) -> Iterator[_Command]:
     command = get_command(app)
     subcommands: Mapping[str, object] = getattr(command, "commands", {})
-    if not subcommands:
-        yield _command(command, name, "")
+    if (whole := _command(command, name, "")).options:
+        yield whole
     for sub, inner in subcommands.items():
         yield _command(inner, f"{name} {sub}", _plain(getattr(inner, "help", "") or ""))
 
@@ -101,7 +90,7 @@ def _command(command: object, name: str, help: str) -> _Command:
         text = _plain(parameter.help or "")
         if parameter.param_type_name == "argument":
             arguments.append((f"`{parameter.metavar or parameter.name.upper()}`", text))
-        elif not parameter.hidden and parameter.name not in ("version", "help"):
+        elif not parameter.hidden and parameter.name not in _EVERYWHERE:
             text, default = _split_default(text, parameter.default, parameter.is_flag)
             options.append((f"`{parameter.opts[0]}`", default, text))
     return _Command(name, help, tuple(arguments), tuple(options))
@@ -147,9 +136,8 @@ def recipes() -> str:
 
 def sizes() -> str:
     """Every official size, with what `gemma-export --plan` says of its int4 ONNX bundle."""
+    from gemma_export import ExportRequest, find_recipe, plan_exports
     from gemma_export.model.sizes import OFFICIAL
-    from gemma_export.pipeline import ExportRequest, plan_exports
-    from gemma_export.quantize.recipe import RECIPES
     from gemma_runtime.machine import format_bytes
 
     rows = []
@@ -157,7 +145,7 @@ def sizes() -> str:
         config = official.config
         request = ExportRequest(
             targets=("onnx",),
-            recipe=RECIPES["int4"],
+            recipe=find_recipe("int4"),
             size=official.size,
             family=official.family,
             context_length=4096,
@@ -226,8 +214,8 @@ def runtime_api() -> str:
 
 def _reference(package: str, module: Path) -> str:
     """A mkdocstrings entry for every name of the package's `__all__`."""
-    names = [f"{package}.{name}" for name in public_names(module)] if module.exists() else _EXPORT
-    return "\n".join(f"::: {name}\n" for name in names)
+    names = (name for name in public_names(module) if name != "__version__")
+    return "\n".join(f"::: {package}.{name}\n" for name in names)
 
 
 def public_names(module: Path) -> list[str]:

@@ -41,7 +41,7 @@ def _show(console: Console, arguments: list[str], folder: Path) -> None:
         cwd=folder,
         env={**os.environ, "FORCE_COLOR": "1", "COLUMNS": str(_WIDTH)},
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.DEVNULL,  # speed: it tells of the moment's load
         text=True,
         check=True,
     )
