@@ -299,8 +299,13 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run with the given arguments; returns the exit code."""
+    return run_app(command_line(), "gemma-export", arguments)
+
+
+def command_line() -> typer.Typer:
+    """The command line, with the flags that targets declare."""
     app.callback(invoke_without_command=True, help=_HELP)(_with_target_flags())
-    return run_app(app, "gemma-export", arguments)
+    return app
 
 
 def _with_target_flags() -> Callable[..., None]:
