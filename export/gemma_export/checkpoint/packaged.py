@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 
 from gemma_runtime.bundle import sha256_file
-from gemma_runtime.cache import cache_folder
+from gemma_runtime.cache import cache_folder, writable_cache
 from gemma_runtime.errors import CheckpointError, MissingExtra
 from gemma_runtime.staging import staged_file
 
@@ -26,6 +26,7 @@ def find_demo_gguf() -> Path:
     target = cache_folder() / name
     if target.is_file() and sha256_file(target) == expected:
         return target
+    writable_cache()
     # Not the package's assemble(): it writes in place, so another process could read half a file.
     with staged_file(target) as joined:
         _join(parts, joined)

@@ -17,6 +17,7 @@ from gemma_export.model.config import GemmaConfig
 from gemma_export.model.decoder import decoder
 from gemma_export.model.ops import Weight
 from gemma_export.model.torch_ops import TorchOps
+from gemma_export.progress import Tick
 from gemma_export.quantize.store import QuantizedStore
 from gemma_export.sidecars.prompts import JUDGED
 from gemma_runtime.manifest import Agreement, Headroom
@@ -35,7 +36,7 @@ def record_reference(
     checkpoint: Checkpoint,
     store: QuantizedStore,
     prompts: Mapping[str, list[int]],
-    progress: Callable[[str, int], None],
+    progress: Tick,
 ) -> Reference:
     """Run all prompts with the float weights and with the store's; batch prompts of one length."""
     lengths = sorted({len(prompt) for prompt in prompts.values()})
@@ -53,7 +54,7 @@ def _record(
     checkpoint: Checkpoint,
     store: QuantizedStore,
     prompts: Mapping[str, list[int]],
-    progress: Callable[[str, int], None],
+    progress: Tick,
 ) -> Reference:
     config, shapes = checkpoint.config, checkpoint.config.tensor_shapes()
     tokens = torch.tensor(list(prompts.values()))  # (B, T)
@@ -77,7 +78,7 @@ def _evaluate(
     config: GemmaConfig,
     tokens: Tensor,
     weight: Callable[[str], Weight],
-    progress: Callable[[str, int], None],
+    progress: Tick,
 ) -> tuple[NDArray[np.float32], float]:
     """Logits, (B, JUDGED, V), and the largest |residual|."""
 

@@ -4,7 +4,7 @@ Weights are read once per batch of segments. While the table is read by blocks, 
 are kept. B segments, T tokens, R = B · T rows, k top tokens, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from gemma_export.formats.blocks import row_blocks
 from gemma_export.model.decoder import decoder
 from gemma_export.model.ops import Weight
 from gemma_export.model.torch_ops import TorchOps, soft_cap_
+from gemma_export.progress import Tick
 from gemma_runtime.proof.teacher import TOP, TeacherSegment
 
 _BATCH = 8  # segments per pass over the weights
@@ -23,7 +24,7 @@ _BATCH = 8  # segments per pass over the weights
 def record_teacher(
     checkpoint: Checkpoint,
     segments: Mapping[str, list[int]],
-    progress: Callable[[str, int], None],
+    progress: Tick,
 ) -> list[TeacherSegment]:
     """Run the checkpoint's own weights over every segment."""
     names = sorted(segments, key=lambda name: len(segments[name]))  # to batch similar lengths
@@ -42,7 +43,7 @@ def passes(segments: Sequence[object]) -> int:
 def _record(
     checkpoint: Checkpoint,
     segments: Mapping[str, list[int]],
-    progress: Callable[[str, int], None],
+    progress: Tick,
 ) -> list[TeacherSegment]:
     config, shapes = checkpoint.config, checkpoint.config.tensor_shapes()
     longest = max(map(len, segments.values()))

@@ -1,5 +1,14 @@
 import Foundation
 
+/// The values of an input, before they are rounded to the program's type.
+public enum CoreMLValue: Equatable {
+    case integers([Int])
+    case halves([[Double]])
+}
+
+/// Far below any attention score and within float16; not every Apple compute unit handles -inf.
+private let hidden = -4e4
+
 /// The inputs of a Core ML program beside its tokens: the cache slots they are written to, the attention
 /// masks, and the rotary angles.
 ///
@@ -9,6 +18,37 @@ public struct CoreMLInputs {
     public let position: Int
     public let count: Int  // tokens of the chunk that are not padding
     public let length: Int  // T
+
+    /// The value of one input, by its role and its kind of layers.
+    public func value(of spec: TensorSpec, tokens: [Int], manifest: Manifest) throws -> CoreMLValue {
+        switch spec.role {
+        case .tokens: return .integers(tokens + [Int](repeating: 0, count: length - count))
+        case .last: return .integers([count - 1])
+        case .slots: return .integers(slots(try cache(of: spec, manifest)))
+        case .cos: return .halves(try angles(of: spec, manifest).map { $0.map { cos($0) } })
+        case .sin: return .halves(try angles(of: spec, manifest).map { $0.map { sin($0) } })
+        case .mask:
+            guard spec.shape.count == 2, let columns = spec.shape[1] else { throw unfit(spec) }
+            let visible = seen(try cache(of: spec, manifest), columns: columns)
+            return .halves(visible.map { $0.map { $0 ? 0 : hidden } })
+        default: throw unfit(spec)
+        }
+    }
+
+    private func angles(of spec: TensorSpec, _ manifest: Manifest) throws -> [[Double]] {
+        let layout = try cache(of: spec, manifest)
+        guard let rope = manifest.ropes[layout.kind.rawValue] else { throw unfit(spec) }
+        return angles(rope, layout)
+    }
+
+    private func cache(of spec: TensorSpec, _ manifest: Manifest) throws -> LayerCache {
+        guard let cache = manifest.layers.first(where: { $0.kind == spec.kind }) else { throw unfit(spec) }
+        return cache
+    }
+
+    private func unfit(_ spec: TensorSpec) -> GemmaError {
+        .session("this app can't fill the input \(spec.name) of role \(spec.role.rawValue); export the model again")
+    }
 
     /// The slot each token is written to, (T); padding goes to the row after the slots, which is always masked.
     public func slots(_ cache: LayerCache) -> [Int] {

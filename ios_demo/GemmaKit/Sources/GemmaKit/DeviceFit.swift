@@ -2,8 +2,9 @@ import Foundation
 
 /// Bytes of memory that a bundle needs: the artifact's files, its caches and its logits.
 public func neededBytes(_ manifest: Manifest) -> Double {
-    let exact = manifest.graphs["exact"]?.file
-    let exactBytes = exact == manifest.graphs["decode"]?.file ? 0 : exact.flatMap { manifest.artifact[$0]?.bytes } ?? 0
+    func files(_ graph: String) -> Set<String> { Set((manifest.graphs[graph] ?? []).map(\.file)) }
+    let exactOnly = files("exact").subtracting(files("decode"))  // loaded only to verify the bundle
+    let exactBytes = exactOnly.reduce(0) { $0 + (manifest.artifact[$1]?.bytes ?? 0) }
     return Double(manifest.artifactBytes - exactBytes) + manifest.cacheBytes + Double(4 * logitRows * manifest.vocabSize)
 }
 

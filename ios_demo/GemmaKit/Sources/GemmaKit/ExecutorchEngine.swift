@@ -9,10 +9,7 @@ public final class ExecutorchEngine: Engine {
     private let module: Module
 
     public init(_ bundle: ModelBundle, graph name: String) throws {
-        guard let graph = bundle.manifest.graphs[name] else {
-            throw GemmaError.session("the bundle has no \(name) graph; export the model again")
-        }
-        module = Module(filePath: bundle.directory.appendingPathComponent(graph.file).path)
+        module = Module(filePath: bundle.directory.appendingPathComponent(try bundle.graph(name).file).path)
         do {
             try module.load("forward")
         } catch {

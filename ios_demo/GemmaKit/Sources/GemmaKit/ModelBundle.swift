@@ -21,12 +21,24 @@ public struct ModelBundle {
         return directory.appendingPathComponent(name)
     }
 
+    /// A graph that has one part; throws a bundle error if it is missing or split into several.
+    public func graph(_ name: String) throws -> Graph {
+        let parts = manifest.graphs[name] ?? []
+        guard parts.count == 1 else {
+            throw GemmaError.bundle(
+                "the bundle \(directory.lastPathComponent) has \(parts.count) parts of graph \(name), expected 1; "
+                    + "export the model again"
+            )
+        }
+        return parts[0]
+    }
+
     /// Opens a bundle and checks it: known schema version, every file present and unaltered.
     ///
     /// Calls `onProgress` with the share of bytes read, 0 to 1. Cancelling the task stops it.
     public static func open(_ directory: URL, onProgress: (Double) -> Void = { _ in }) throws -> ModelBundle {
         let manifest = try Manifest.parse(readFile(directory.appendingPathComponent("manifest.json")))
-        let used = manifest.graphs.values.map(\.file) + manifest.roles.values
+        let used = manifest.graphs.values.flatMap { $0 }.map(\.file) + manifest.roles.values
         if let unlisted = used.first(where: { manifest.files[$0] == nil }) {
             throw GemmaError.bundle("manifest.json uses \(unlisted) but has no digest for it; export the model again")
         }

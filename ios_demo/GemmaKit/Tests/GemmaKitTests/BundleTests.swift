@@ -22,7 +22,7 @@ final class BundleTests: XCTestCase {
             [manifest.vocabSize, manifest.contextLength, manifest.prefillLength, manifest.bosToken], [376, 96, 16, 2])
         XCTAssertEqual(manifest.stopTokens, [1, 5])
         XCTAssertEqual(manifest.layers[0], LayerCache(kind: .local, window: 8, slots: 72, kvHeads: 2, headDim: 32))
-        XCTAssertEqual(manifest.graphs["decode"]?.inputs[0].shape, [1, nil])
+        XCTAssertEqual(manifest.graphs["decode"]?.map { $0.inputs[0].shape }, [[1, nil]])
         XCTAssertEqual(manifest.cacheBytes, Double(2 * 2 * 32 * 4 * (72 + 96) * 2))
         XCTAssertEqual(shares.last, 1)
     }
@@ -60,7 +60,10 @@ final class BundleTests: XCTestCase {
         let manifest = folder.appendingPathComponent("manifest.json")
         let text = try String(contentsOf: manifest, encoding: .utf8)
         let cases = [
-            ("\"schema_version\": 1", "\"schema_version\": 2", "update the app"),
+            ("\"schema_version\": 2", "\"schema_version\": 3", "update the app"),
+            ("\"schema_version\": 2", "\"schema_version\": 1", "export the model again"),
+            ("\"role\": \"total\"", "\"role\": \"sum\"", "inputs[1].role is \"sum\""),
+            ("\"kind\": \"local\"", "\"kind\": \"far\"", "expected local or global"),
             ("\"vocab_size\": 376", "\"vocab_size\": \"376\"", "$.vocab_size is \"376\""),
             ("\"vocab_size\": 376", "\"words\": 376", "no \"vocab_size\""),
             ("\"context_length\": 96", "\"context_length\": -1", "$.context_length"),
@@ -72,6 +75,31 @@ final class BundleTests: XCTestCase {
             try text.replacingOccurrences(of: old, with: new).write(to: manifest, atomically: true, encoding: .utf8)
             try assertRefused(message)
         }
+    }
+
+    func testTensorsAreFoundByRoleAndCachesPairedByLayerWhateverTheirNames() throws {
+        let text = try String(contentsOf: folder.appendingPathComponent("manifest.json"), encoding: .utf8)
+            .replacingOccurrences(of: "\"past_key_1\"", with: "\"a\"")
+            .replacingOccurrences(of: "\"present_key_1\"", with: "\"b\"")
+            .replacingOccurrences(of: "\"name\": \"wanted\"", with: "\"name\": \"rows\"")
+        let graph = try ModelBundle(directory: folder, manifest: Manifest.parse(Data(text.utf8))).graph("decode")
+        XCTAssertEqual(try graph.tensor(.wanted).name, "rows")
+        let pairs = try graph.returnedCaches()
+        XCTAssertEqual(pairs.count, 8)
+        XCTAssertEqual(pairs[1...2].map(\.past.name), ["past_value_0", "a"])
+        XCTAssertEqual(pairs[1...2].map(\.present.name), ["present_value_0", "b"])
+        assertFails("role cos") { try graph.tensor(.cos) }
+        let forgetful = Graph(file: graph.file, inputs: graph.inputs, outputs: [], states: graph.states)
+        assertFails("past_key_0") { try forgetful.returnedCaches() }
+    }
+
+    func testAGraphInSeveralPartsIsNotTakenForAWholeOne() throws {
+        let path = folder.appendingPathComponent("manifest.json")
+        let text = try String(contentsOf: path, encoding: .utf8)
+        XCTAssertEqual(try ModelBundle.open(folder).graph("exact").file, "exact.onnx")
+        let renamed = text.replacingOccurrences(of: "\"exact\": [", with: "\"other\": [")
+        let bundle = ModelBundle(directory: folder, manifest: try Manifest.parse(Data(renamed.utf8)))
+        assertFails("0 parts of graph exact") { try bundle.graph("exact") }
     }
 
     func testDamagedFilesAreRefusedAndNeverCrash() throws {
@@ -138,6 +166,12 @@ final class BundleTests: XCTestCase {
         }
         let error = await task.value
         XCTAssertTrue(error is CancellationError, "\(String(describing: error))")
+    }
+
+    private func assertFails<T>(_ message: String, _ work: () throws -> T) {
+        XCTAssertThrowsError(try work()) { error in
+            XCTAssertTrue((error as? GemmaError)?.message.contains(message) == true, "\(error)")
+        }
     }
 
     private func assertRefused(_ message: String) throws {

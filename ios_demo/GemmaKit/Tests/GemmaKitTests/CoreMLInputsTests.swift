@@ -21,6 +21,24 @@ final class CoreMLInputsTests: XCTestCase {
         XCTAssertEqual(angles.map { $0.map { ($0 * 1e9).rounded() / 1e9 } }, [[3, 0.3], [3.5, 0.35]])
     }
 
+    func testInputsAreFilledByRoleAndKindWhateverTheirNames() throws {
+        let manifest = try ModelBundle.open(tiny).manifest  // local layers of 72 slots, global ones of 96
+        let inputs = CoreMLInputs(position: 71, count: 3, length: 4)
+        func value(_ role: TensorRole, _ kind: AttentionKind?, _ shape: [Int?]) throws -> CoreMLValue {
+            let spec = TensorSpec(name: "any", dtype: "float16", shape: shape, role: role, kind: kind, layer: nil)
+            return try inputs.value(of: spec, tokens: [7, 8, 9], manifest: manifest)
+        }
+        XCTAssertEqual(try value(.tokens, nil, [4]), .integers([7, 8, 9, 0]))
+        XCTAssertEqual(try value(.last, nil, [1]), .integers([2]))
+        XCTAssertEqual(try value(.slots, .local, [4]), .integers([71, 0, 1, 72]))
+        XCTAssertEqual(try value(.slots, .global, [4]), .integers([71, 72, 73, 96]))
+        guard case .halves(let mask) = try value(.mask, .global, [4, 128]) else { return XCTFail("no mask") }
+        XCTAssertEqual(mask.map { $0.filter { $0 == 0 }.count }, [72, 73, 74, 74])
+        XCTAssertEqual(mask.map(\.count), [128, 128, 128, 128])
+        XCTAssertThrowsError(try value(.mask, nil, [4, 128]))
+        XCTAssertThrowsError(try value(.write, .local, [72, 4]))
+    }
+
     private func check(_ cache: LayerCache, _ counts: [Int], length: Int) {
         var rows = [Int](repeating: -1, count: cache.slots + 1)  // the position each row holds; the last row takes the padding
         var position = 0

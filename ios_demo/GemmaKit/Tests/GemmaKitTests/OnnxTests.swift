@@ -12,13 +12,13 @@ final class OnnxEngine: Engine {
     private let vocabSize: Int
 
     init(_ bundle: ModelBundle, graph name: String) throws {
-        let graph = try XCTUnwrap(bundle.manifest.graphs[name])
+        let graph = try bundle.graph(name)
         vocabSize = bundle.manifest.vocabSize
         session = onnx_open(bundle.directory.appendingPathComponent(graph.file).path)
         try check()
-        for state in graph.states {
-            let shape = try state.shape.map { Int64(try XCTUnwrap($0)) }
-            onnx_add_cache(session, state.name, state.name.replacingOccurrences(of: "past", with: "present"), shape, shape.count)
+        for (past, present) in try graph.returnedCaches() {
+            let shape = try past.shape.map { Int64(try XCTUnwrap($0)) }
+            onnx_add_cache(session, past.name, present.name, shape, shape.count)
             try check()
         }
     }

@@ -8,6 +8,7 @@ import ai.onnxruntime.OrtSession
 import gemma.core.Bundle
 import gemma.core.Engine
 import gemma.core.SessionException
+import gemma.core.TensorRole
 import gemma.core.TensorSpec
 import gemma.core.checkRuntime
 import java.io.File
@@ -26,9 +27,11 @@ class OnnxEngine(bundle: Bundle, graph: String, threads: Int) : Engine {
         checkRuntime("onnxruntime-android", it.version, bundle.manifest.target.minRuntimeVersion)
     }
     private val vocabSize = bundle.manifest.vocabSize
-    private val session = load(File(bundle.directory, bundle.graph(graph).file), threads)
-    private val caches = emptyCaches(bundle.graph(graph).states)
-    private val presents = caches.mapKeys { it.key.replace("past", "present") }
+    private val io = bundle.graph(graph)
+    private val returned = io.returnedCaches()
+    private val session = load(File(bundle.directory, io.file), threads)
+    private val caches = emptyCaches(io.states)
+    private val presents = returned.associate { (past, present) -> present.name to caches.getValue(past.name) }
     private val last = lazy { Rows(1) } // logits of one token, reused for every new token
 
     override fun run(tokens: IntArray, position: Int, rows: Int): List<FloatArray> = attempt("run the model") {
@@ -50,7 +53,7 @@ class OnnxEngine(bundle: Bundle, graph: String, threads: Int) : Engine {
         val inputs = openInputs(tokens, position + tokens.size, rows)
         try {
             // All outputs are bound to our buffers, so the result owns nothing.
-            session.run(inputs + caches, presents + ("logits" to logits.tensor)).close()
+            session.run(inputs + caches, presents + (io.tensor(TensorRole.LOGITS).name to logits.tensor)).close()
         } finally {
             inputs.values.forEach { it.close() }
         }
@@ -72,11 +75,12 @@ class OnnxEngine(bundle: Bundle, graph: String, threads: Int) : Engine {
     private fun openInputs(tokens: IntArray, total: Int, rows: Int): Map<String, OnnxTensor> {
         val ids = LongArray(tokens.size) { tokens[it].toLong() }
         val wanted = LongArray(rows) { (tokens.size - rows + it).toLong() }
-        return mapOf(
-            "tokens" to OnnxTensor.createTensor(environment, LongBuffer.wrap(ids), longArrayOf(1, ids.size.toLong())),
-            "total" to OnnxTensor.createTensor(environment, IntBuffer.wrap(intArrayOf(total)), longArrayOf()),
-            "wanted" to OnnxTensor.createTensor(environment, LongBuffer.wrap(wanted), longArrayOf(rows.toLong())),
+        val made = mapOf(
+            TensorRole.TOKENS to OnnxTensor.createTensor(environment, LongBuffer.wrap(ids), longArrayOf(1, tokens.size.toLong())),
+            TensorRole.TOTAL to OnnxTensor.createTensor(environment, IntBuffer.wrap(intArrayOf(total)), longArrayOf()),
+            TensorRole.WANTED to OnnxTensor.createTensor(environment, LongBuffer.wrap(wanted), longArrayOf(rows.toLong())),
         )
+        return made.mapKeys { io.tensor(it.key).name }
     }
 
     private fun load(path: File, threads: Int): OrtSession = attempt("load ${path.name}") {

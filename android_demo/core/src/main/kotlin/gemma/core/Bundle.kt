@@ -17,9 +17,12 @@ data class Bundle(val directory: File, val manifest: Manifest) {
         return File(directory, name)
     }
 
-    /** One of the artifact's entry points; throws BundleException if there is none. */
-    fun graph(name: String): Graph = manifest.graphs[name]
-        ?: throw BundleException("the bundle ${directory.name} has no $name graph; export the model again")
+    /** A graph that has one part; throws BundleException if it is missing or split into several. */
+    fun graph(name: String): Graph = manifest.graphs[name].orEmpty().let { parts ->
+        parts.singleOrNull() ?: throw BundleException(
+            "the bundle ${directory.name} has ${parts.size} parts of graph $name, expected 1; export the model again",
+        )
+    }
 }
 
 /**
@@ -29,7 +32,7 @@ data class Bundle(val directory: File, val manifest: Manifest) {
  */
 fun openBundle(directory: File, onProgress: (Double) -> Unit = {}): Bundle {
     val manifest = Manifest.parse(readText(File(directory, MANIFEST)))
-    val used = manifest.graphs.values.map { it.file } + manifest.roles.values
+    val used = manifest.graphs.values.flatten().map { it.file } + manifest.roles.values
     used.firstOrNull { it !in manifest.files }?.let {
         throw BundleException("manifest.json uses $it but has no digest for it; export the model again")
     }

@@ -2,8 +2,9 @@ package gemma.core
 
 /** Bytes of memory that a bundle needs: the artifact's files, its caches and its logits. */
 fun neededBytes(manifest: Manifest): Double {
-    val exact = manifest.graphs["exact"]?.file?.takeIf { it != manifest.graphs["decode"]?.file }
-    val artifact = manifest.artifactBytes - (manifest.files[exact]?.bytes ?: 0)
+    fun files(graph: String) = manifest.graphs[graph].orEmpty().map { it.file }.toSet()
+    val exactOnly = files("exact") - files("decode") // loaded only to verify the bundle
+    val artifact = manifest.artifactBytes - exactOnly.sumOf { manifest.files[it]?.bytes ?: 0 }
     val logits = 4.0 * manifest.vocabSize * LOGIT_ROWS
     return artifact + manifest.cacheBytes + logits
 }

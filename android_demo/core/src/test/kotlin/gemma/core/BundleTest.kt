@@ -28,7 +28,7 @@ class BundleTest {
         assertEquals(listOf(376, 96, 16, 2), numbers)
         assertEquals(setOf(1, 5), manifest.stopTokens)
         assertEquals(LayerCache(AttentionKind.LOCAL, 8, 72, 2, 32), manifest.layers[0])
-        assertEquals(listOf(1, null), manifest.graphs.getValue("decode").inputs[0].shape)
+        assertEquals(listOf(1, null), manifest.graphs.getValue("decode").single().inputs[0].shape)
         assertEquals(2.0 * 2 * 32 * 4 * (72 + 96) * 2, manifest.cacheBytes)
         assertEquals("tokenizer.gtok", manifest.roles["tokenizer_compact"])
         assertEquals(1.0, shares.last())
@@ -62,7 +62,10 @@ class BundleTest {
     @Test
     fun `an unknown schema version, a missing field and a wrong type are refused by name`() {
         val cases = listOf(
-            Triple("\"schema_version\": 1", "\"schema_version\": 2", "update the app"),
+            Triple("\"schema_version\": 2", "\"schema_version\": 3", "update the app"),
+            Triple("\"schema_version\": 2", "\"schema_version\": 1", "export the model again"),
+            Triple("\"role\": \"total\"", "\"role\": \"sum\"", "\$.graphs.prefill[0].inputs[1].role is \"sum\""),
+            Triple("\"kind\": \"local\"", "\"kind\": \"far\"", "expected local or global"),
             Triple("\"vocab_size\": 376", "\"vocab_size\": \"376\"", "\$.vocab_size is \"376\""),
             Triple("\"vocab_size\": 376", "\"words\": 376", "no \"vocab_size\""),
             Triple("\"context_length\": 96", "\"context_length\": -1", "\$.context_length"),
@@ -116,6 +119,32 @@ class BundleTest {
         assertNull(memoryProblem(manifest, 1L shl 30, 256_000_000))
         assertContains(assertNotNull(memoryProblem(manifest, 1L shl 30, 192_000_000)), "shorter --context")
     }
+
+    @Test
+    fun `tensors are found by role and caches paired by layer, whatever their names`() {
+        alter("\"past_key_1\"", "\"a\"")
+        alter("\"present_key_1\"", "\"b\"")
+        alter("\"name\": \"wanted\"", "\"name\": \"rows\"")
+        val manifest = Manifest.parse(File(folder, MANIFEST).readText())
+        val graph = Bundle(folder, manifest).graph("decode")
+        assertEquals("rows", graph.tensor(TensorRole.WANTED).name)
+        val pairs = graph.returnedCaches().map { (past, present) -> past.name to present.name }
+        assertEquals(8, pairs.size)
+        assertEquals(listOf("past_value_0" to "present_value_0", "a" to "b"), pairs.subList(1, 3))
+        assertContains(failure { graph.tensor(TensorRole.COS) }, "role cos")
+        assertContains(failure { graph.copy(outputs = emptyList()).returnedCaches() }, "past_key_0")
+    }
+
+    @Test
+    fun `a graph in several parts is not taken for a whole one`() {
+        val manifest = openBundle(folder).manifest
+        val graph = manifest.graphs.getValue("decode").single()
+        val split = Bundle(folder, manifest.copy(graphs = mapOf("decode" to listOf(graph, graph))))
+        assertContains(failure { split.graph("decode") }, "2 parts of graph decode")
+        assertContains(failure { split.graph("exact") }, "0 parts of graph exact")
+    }
+
+    private fun failure(work: () -> Unit): String = assertFailsWith<BundleException> { work() }.message.orEmpty()
 
     private fun refusal(): String = assertFailsWith<BundleException> { openBundle(folder) }.message.orEmpty()
 
