@@ -130,7 +130,7 @@ def test_a_file_knows_its_digest_its_name_and_that_it_is_quantized(tmp_path: Pat
     assert checkpoint.digest() == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (checkpoint.id, checkpoint.revision) == ("model.gguf", None)
     first, second = checkpoint.notes
-    assert "quantized already (Q8_0)" in first
+    assert "already quantized (Q8_0)" in first
     assert second == "a word more"
 
 
