@@ -11,6 +11,7 @@ GemmaError                one line; the command line prints it and exits with 1
 ├── RecipeError           a quantization recipe is wrong
 ├── TargetError           the target doesn't support the recipe
 ├── HubError              the hub is unreachable, the model is gated, or no token is set
+├── CacheError            the cache folder can't be written, or holds no such entry
 └── MemoryLimit           the export would need more memory than --max-ram
 """
 
@@ -64,6 +65,10 @@ class TargetError(GemmaError):
 
 
 class HubError(GemmaError):
+    pass
+
+
+class CacheError(GemmaError):
     pass
 
 

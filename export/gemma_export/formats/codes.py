@@ -1,4 +1,4 @@
-"""Packs codes into bytes. N rows, K inputs, G groups per row.
+"""Packs and unpacks quantized codes. N rows, K inputs, G groups per row.
 
 The layout is that of ONNX Runtime's MatMulNBits: unsigned codes, two per byte at 4 bits, the
 earlier code in the low nibble. Containers with signed codes flip the top bit of each.
@@ -41,7 +41,7 @@ def pack(values: Tensor, bits: int) -> Tensor:
         return values
     if values.shape[1] % 2:
         values = torch.nn.functional.pad(values, (0, 1))
-    pairs = values.contiguous().view(torch.int16)  # the earlier code in the low byte
+    pairs = values.contiguous().view(torch.int16)  # the first code in the low byte
     return ((pairs & 0xF) | (pairs >> 4)).to(torch.uint8)
 
 

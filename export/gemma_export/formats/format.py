@@ -1,4 +1,4 @@
-"""How a matrix is stored: bits per code, scales per group, zero points."""
+"""The format of a quantized matrix: bits per code, group size, zero points."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace

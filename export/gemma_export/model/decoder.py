@@ -1,4 +1,4 @@
-"""Gemma, once. Every target is an implementation of `Ops` that this function drives."""
+"""The decoder of Gemma, written once. Every target implements the `Ops` that it calls."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,7 +11,7 @@ W = TypeVar("W", bound=Weight)
 
 
 def decoder(ops: Ops[V, W], config: GemmaConfig, weight: Callable[[str], W]) -> V:
-    """Tokens to logits. `weight` finds a weight by its Hugging Face name."""
+    """Compute logits from tokens. `weight` returns a weight by its Hugging Face name."""
     table = weight("model.embed_tokens.weight")
     x = ops.embed(table, config.embed_scale)
     h = ops.norm(x, weight(norm_before(config, 0)))
@@ -28,7 +28,7 @@ def decoder_layer(
     x: V,
     h: V,
 ) -> tuple[V, V]:
-    """One layer: residual x and its norm h, to the same of the next layer, or of the head."""
+    """Apply one layer to the residual x and its norm h; return both for the next layer or head."""
 
     def own(name: str) -> W:
         return weight(f"model.layers.{layer.index}.{name}.weight")
@@ -50,7 +50,7 @@ def decoder_layer(
 
 
 def norm_before(config: GemmaConfig, index: int) -> str:
-    """The gain in front of a layer; in front of the head for the index after the last."""
+    """Name of the norm gain before a layer; for the index after the last, before the head."""
     if index == len(config.kinds):
         return "model.norm.weight"
     return f"model.layers.{index}.input_layernorm.weight"

@@ -28,7 +28,6 @@ from gemma_export.quantize.calibrate.fisher import (
     information_peak_bytes,
     leave_errors,
     pass_back,
-    residuals_before,
     start_way_back,
     table_information,
     way_bytes,
@@ -42,7 +41,7 @@ from gemma_export.quantize.calibrate.stream import (
     observe_layer,
     write_tensors,
 )
-from gemma_export.quantize.calibrate.workspace import Calibrator
+from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.recipe import fine_choices
 from gemma_export.quantize.round import round_rows
 
@@ -60,9 +59,9 @@ class Losses:
     table: Mapping[int, float]  # number of int8 channels → loss of the table
 
 
-def measure_losses(work: Calibrator, tick: Tick) -> Losses:
+def measure_losses(work: Workspace, tick: Tick) -> Losses:
     """Measure all losses. Each layer's are stored at once, so interrupted work resumes."""
-    config, table = work.checkpoint.config, work.file("loss-table")
+    config, table = work.checkpoint.config, work.table_losses
     if not table.exists():
         for layer in reversed(config.layers[: start_way_back(work, tick)]):
             _measure_layer(work, layer)
@@ -72,13 +71,13 @@ def measure_losses(work: Calibrator, tick: Tick) -> Losses:
     end_way_back(work)
     matrices: dict[str, float] = {}
     for layer in config.layers:
-        matrices |= _read_losses(work.file("loss", layer.index))
+        matrices |= _read_losses(work.losses[layer.index])
     return Losses(matrices, {int(fine): loss for fine, loss in _read_losses(table).items()})
 
 
-def loss_bytes(work: Calibrator) -> int:
+def loss_bytes(work: Workspace) -> int:
     """Progress units left: bytes of weights still to be read, weighted by cost."""
-    if work.file("loss-table").exists():
+    if work.table_losses.exists():
         return 0
     shape = work.checkpoint.config.tensor_shapes()[TABLE]
     return way_bytes(work) + len(_fine_tried(work)) * _ROUND * 4 * shape[0] * shape[1]
@@ -93,14 +92,14 @@ def loss_peak_bytes(config: GemmaConfig) -> int:
     return information_peak_bytes(config, blocks) + 4 * (grams + 5 * max(inputs) ** 2)
 
 
-def _measure_layer(work: Calibrator, layer: LayerSpec) -> None:
+def _measure_layer(work: Workspace, layer: LayerSpec) -> None:
     """Store the losses of a layer's matrices, and the gradient for the layer before it.
 
     GPTQ rounds for one half of the sequences and is judged on the other half: on its own text it
     looks better than it is.
     """
     weights, formats = load_layer(work.checkpoint, layer.index), work.formats()
-    source = residuals_before(work, layer)
+    source = work.float_residuals[layer.index]
     count = SafetensorsFile(source).tensors[RESIDUAL].shape[0]
     halves = slice((count + 1) // 2), slice(count // 2, None)  # a single sequence is in both
     known, unseen = (
@@ -114,7 +113,7 @@ def _measure_layer(work: Calibrator, layer: LayerSpec) -> None:
         return _loss(error, unseen[name], curvatures[name])
 
     losses = dict(zip(curvatures, in_order(measure, curvatures), strict=True))
-    write_tensors(work.file("loss", layer.index), {n: torch.tensor([v]) for n, v in losses.items()})
+    write_tensors(work.losses[layer.index], {n: torch.tensor([v]) for n, v in losses.items()})
     leave_errors(work, layer, errors)
 
 
@@ -135,14 +134,14 @@ def _loss(error: Tensor, gram: Tensor, curvature: Tensor) -> float:
     return 0.5 * float((products * (curvature @ error.view_as(products))).sum())
 
 
-def _fine_tried(work: Calibrator) -> list[int]:
+def _fine_tried(work: Workspace) -> list[int]:
     """The numbers of int8 channels to try; only a table rounded by gptq can have some."""
     width = work.checkpoint.config.hidden_size
     some = list(fine_choices(width)) if work.recipe.rule(TABLE).rounding == "gptq" else []
     return [0, *some[:: -(-len(some) // _MOST_TRIED) or 1]]
 
 
-def _table_losses(work: Calibrator, tick: Tick) -> dict[int, float]:
+def _table_losses(work: Workspace, tick: Tick) -> dict[int, float]:
     curvature, shares = table_information(work)
     found: dict[int, float] = {}
     for fine in _fine_tried(work):
@@ -151,7 +150,7 @@ def _table_losses(work: Calibrator, tick: Tick) -> dict[int, float]:
     return found
 
 
-def _table_loss(work: Calibrator, fine: int, curvature: Tensor, shares: Tensor) -> float:
+def _table_loss(work: Workspace, fine: int, curvature: Tensor, shares: Tensor) -> float:
     """½ Σ share · eᵀ H e over the table's rows, or over a sample if gptq rounds them."""
     form, inputs, arrangement = replace(work.formats()[TABLE], fine=fine), None, None
     spans = list(row_blocks(work.checkpoint.config.tensor_shapes()[TABLE]))

@@ -9,7 +9,6 @@ pass runs each layer again. B sequences, T tokens, M width, V vocabulary, P = B 
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,12 +28,13 @@ from gemma_export.quantize.calibrate.stream import (
     layer_bytes,
     layer_names,
     load_layer,
+    pass_layers,
     run_layer,
     short,
     write_tensors,
 )
 from gemma_export.quantize.calibrate.text import LENGTH
-from gemma_export.quantize.calibrate.workspace import Calibrator, pass_layers
+from gemma_export.quantize.calibrate.workspace import Workspace
 
 _SEQUENCES = 64  # of the calibration text
 _TOGETHER = 2  # sequences per backward pass
@@ -43,24 +43,18 @@ _BACK = 4  # cost of a layer's backward pass relative to its forward pass
 _SEED = 0
 
 
-def start_way_back(work: Calibrator, tick: Tick) -> int:
+def start_way_back(work: Workspace, tick: Tick) -> int:
     """Run the forward pass and sample labels, unless done; returns the layers left to go back."""
-    lowest = _lowest(work)
+    lowest = work.errors.lowest()
     if lowest is not None:
         return lowest
-    pass_layers(work, tick, "probe", _SEQUENCES, keep=True)
-    count = len(work.checkpoint.config.kinds)
-    write_tensors(_errors(work, count), _draw_errors(work, tick))
-    return count
-
-
-def residuals_before(work: Calibrator, layer: LayerSpec) -> Path:
-    """File of the layer's inputs from the forward pass."""
-    return work.file("probe", layer.index)
+    pass_layers(work, work.float_residuals, tick, _SEQUENCES, keep=True)
+    write_tensors(work.errors.last, _draw_errors(work, tick))
+    return len(work.checkpoint.config.kinds)
 
 
 def pass_back(
-    work: Calibrator, layer: LayerSpec, square: Callable[[Tensor], Tensor] | None = None
+    work: Workspace, layer: LayerSpec, square: Callable[[Tensor], Tensor] | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Run one layer backward: the gradient with respect to its input (B, T, M).
 
@@ -68,8 +62,8 @@ def pass_back(
     (P without bos, outputs).
     """
     config = work.checkpoint.config
-    residuals = SafetensorsFile(residuals_before(work, layer))
-    errors = SafetensorsFile(_errors(work, layer.index + 1))
+    residuals = SafetensorsFile(work.float_residuals[layer.index])
+    errors = SafetensorsFile(work.errors[layer.index + 1])
     held = hold(short(load_layer(work.checkpoint, layer.index)))
     count, length, _ = errors.tensors[RESIDUAL].shape
 
@@ -96,23 +90,23 @@ def pass_back(
     return torch.cat(before), {name: values.div_(positions) for name, values in found.items()}
 
 
-def leave_errors(work: Calibrator, layer: LayerSpec, errors: Tensor) -> None:
+def leave_errors(work: Workspace, layer: LayerSpec, errors: Tensor) -> None:
     """Store the gradient that `pass_back` returned and delete the later layer's."""
-    path = _errors(work, layer.index + 1)
+    path = work.errors[layer.index + 1]
     file = SafetensorsFile(path)
     rest = {n: file.rows(n, 0, i.shape[0]) for n, i in file.tensors.items() if n != RESIDUAL}
-    write_tensors(_errors(work, layer.index), {RESIDUAL: errors, **rest})
+    write_tensors(work.errors[layer.index], {RESIDUAL: errors, **rest})
     path.unlink()
 
 
-def table_information(work: Calibrator) -> tuple[Tensor, Tensor]:
+def table_information(work: Workspace) -> tuple[Tensor, Tensor]:
     """Curvature (M, M) of the error of a table row, and each row's share (V,) of it.
 
     The table is both embedding and head, and a token is looked up about as often as it is likely.
     So the curvature is E[h hᵀ] over the head's inputs plus E[g gᵀ] over the gradients with respect
     to embedded rows. Requires the backward pass of all layers.
     """
-    config, file = work.checkpoint.config, SafetensorsFile(_errors(work, 0))
+    config, file = work.checkpoint.config, SafetensorsFile(work.errors[0])
     found = {name: file.rows(name, 0, info.shape[0]) for name, info in file.tensors.items()}
     errors = found[RESIDUAL][:, 1:].flatten(
         0, 1
@@ -121,16 +115,15 @@ def table_information(work: Calibrator) -> tuple[Tensor, Tensor]:
     return found["gram"] + looked_up, found["share"]
 
 
-def end_way_back(work: Calibrator) -> None:
+def end_way_back(work: Workspace) -> None:
     """Delete the files between layers."""
-    count = len(work.checkpoint.config.kinds)
-    for path in (_errors(work, 0), *(work.file("probe", i) for i in range(count + 1))):
-        path.unlink(missing_ok=True)
+    work.errors.delete()
+    work.float_residuals.delete()
 
 
-def way_bytes(work: Calibrator) -> int:
+def way_bytes(work: Workspace) -> int:
     """Progress units left: bytes of weights still to be read, weighted by cost."""
-    config, lowest = work.checkpoint.config, _lowest(work)
+    config, lowest = work.checkpoint.config, work.errors.lowest()
     if lowest is not None:
         return lowest * back_bytes(config)
     layers = len(config.kinds) * (layer_bytes(config) + back_bytes(config))
@@ -155,30 +148,20 @@ def information_peak_bytes(config: GemmaConfig, squares: int = 0) -> int:
     return max(table, layer)
 
 
-def _lowest(work: Calibrator) -> int | None:
-    """The lowest layer whose input gradient is on disk, or None."""
-    layers = range(len(work.checkpoint.config.kinds) + 1)
-    return next((i for i in layers if _errors(work, i).exists()), None)
-
-
-def _errors(work: Calibrator, index: int) -> Path:
-    return work.file("errors", index)
-
-
 def _gradient(outputs: Tensor) -> Tensor:
     """The gradient of (B, T, N) outputs, without bos: (P, N)."""
     assert outputs.grad is not None
     return outputs.grad[:, 1:].flatten(0, 1)
 
 
-def _draw_errors(work: Calibrator, tick: Tick) -> dict[str, Tensor]:
+def _draw_errors(work: Workspace, tick: Tick) -> dict[str, Tensor]:
     """Gradient of the sampled labels with respect to the last residual (B, T, M), and the
     statistics that `table_information` needs.
     """
     config = work.checkpoint.config
     last = norm_before(config, len(config.kinds))
     gain = work.checkpoint.rows(last, 0, config.hidden_size)
-    file = SafetensorsFile(work.file("probe", len(config.kinds)))
+    file = SafetensorsFile(work.float_residuals.last)
     x = file.rows(RESIDUAL, 0, file.tensors[RESIDUAL].shape[0]).requires_grad_()
     with torch.enable_grad():
         y = functional.rms_norm(x, x.shape[-1:], 1 + gain, config.rms_norm_eps)
@@ -189,7 +172,7 @@ def _draw_errors(work: Calibrator, tick: Tick) -> dict[str, Tensor]:
     return {RESIDUAL: x.grad, "gram": h.T @ h / len(h), "share": share}
 
 
-def _label_gradient(work: Calibrator, h: Tensor, tick: Tick) -> tuple[Tensor, Tensor]:
+def _label_gradient(work: Workspace, h: Tensor, tick: Tick) -> tuple[Tensor, Tensor]:
     """Gradient of sampled labels' log-likelihood with respect to the head's inputs (P, M), and the
     mean probability of each token (V,).
 

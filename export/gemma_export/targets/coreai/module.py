@@ -7,7 +7,7 @@ Shapes: T new tokens, M width, H query heads, K kv heads, G = H / K, D head size
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -18,6 +18,7 @@ from gemma_export.formats.codes import signed
 from gemma_export.model.config import LayerSpec
 from gemma_export.model.decoder import decoder
 from gemma_export.model.torch_ops import rotate_halves
+from gemma_export.progress import Tick
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets import ExportJob
 from gemma_export.targets.shared.apple import headroom_factor
@@ -39,7 +40,7 @@ class Step(nn.Module):
         self,
         job: ExportJob,
         layout: Layout,
-        progress: Callable[[str, int], None],
+        progress: Tick,
     ) -> None:
         super().__init__()
         self.layout = layout

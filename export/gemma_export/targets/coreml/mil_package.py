@@ -6,7 +6,7 @@ instead of coremltools' weight file.
 
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,14 @@ from coremltools.converters.mil.backend.mil.helper import (
 from coremltools.converters.mil.backend.mil.load import CoreMLProtoExporter, MILProtoExporter
 from coremltools.converters.mil.mil import Program
 
+from gemma_export.progress import Tick
 from gemma_export.targets.coreml.mil_blobs import Blob, BlobFile, array_blob
 
 VERSION = ct.target.iOS18
 _AUTHOR = "com.apple.CoreML"
 
 
-def save_package(
-    program: Program, blobs: Mapping[str, Blob], path: Path, progress: Callable[[str, int], None]
-) -> None:
+def save_package(program: Program, blobs: Mapping[str, Blob], path: Path, progress: Tick) -> None:
     """Write the program. `blobs` maps a constant's `weight_id` to its bytes."""
     data = path / "Data" / _AUTHOR
     (data / "weights").mkdir(parents=True)
@@ -55,7 +54,7 @@ class _Translation(MILProtoExporter):  # type: ignore[misc]  # coremltools is un
         program: Program,
         blobs: Mapping[str, Blob],
         file: BlobFile,
-        progress: Callable[[str, int], None],
+        progress: Tick,
     ) -> None:
         super().__init__(program, "", VERSION)
         self._blobs = blobs

@@ -3,13 +3,14 @@
 They were executed by our interpreter (`gemma_runtime.mil`), never by Apple's runtime.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from gemma_export.formats.format import Format
 from gemma_export.model.config import TABLE, GemmaConfig
+from gemma_export.progress import Tick
 from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
 from gemma_export.targets.coreml import TARGET
 from gemma_export.targets.shared.apple import headroom_factor, ring_caches
@@ -47,7 +48,7 @@ class CoremlTarget:
                         f"{form}, which {name} would be: --quant int8-channel or none"
                     )
 
-    def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
+    def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
         layout = self._layout(job)
         files = [f"model{_suffix(index)}.mlpackage" for index in range(len(layout.parts))]
         with quiet():

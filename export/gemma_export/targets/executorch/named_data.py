@@ -4,7 +4,6 @@ A weight has N rows, K inputs and G groups per row.
 """
 
 import hashlib
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gemma_export.formats.blocks import row_blocks
+from gemma_export.progress import Tick
 from gemma_export.quantize.store import StoredWeight
 from gemma_runtime.errors import TargetError
 
@@ -25,7 +25,7 @@ _ALIGNMENT = 16  # bytes
 class NamedData:
     """Keeps weights in files below `folder` until the program is written."""
 
-    def __init__(self, folder: Path, progress: Callable[[str, int], None]) -> None:
+    def __init__(self, folder: Path, progress: Tick) -> None:
         self._folder = folder
         self._progress = progress
         self._store = NamedDataStore()

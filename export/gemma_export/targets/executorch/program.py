@@ -1,6 +1,6 @@
 """Writes the `.pte`: the decoder builds the delegates, torch.export traces the frame."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
@@ -21,6 +21,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from gemma_export.model.config import TABLE
 from gemma_export.model.decoder import decoder
+from gemma_export.progress import Tick
 from gemma_export.targets import ExportJob
 from gemma_export.targets.executorch.frame import CachedFrame, Frame
 from gemma_export.targets.executorch.named_data import NamedData
@@ -34,7 +35,7 @@ def write_program(
     job: ExportJob,
     caches: Sequence[LayerCache],
     path: Path,
-    progress: Callable[[str, int], None],
+    progress: Tick,
 ) -> None:
     """Write a dynamic `forward(tokens, start)` and the metadata methods of the stock runners."""
     with TemporaryDirectory(dir=path.parent) as folder:

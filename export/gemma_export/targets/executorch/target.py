@@ -1,12 +1,13 @@
 """The ExecuTorch target: one `.pte` with XNNPACK delegates, for the stock LLM runners."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from gemma_export.formats.format import Format
 from gemma_export.model.config import GemmaConfig, cache_layout
+from gemma_export.progress import Tick
 from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
 from gemma_export.targets.executorch import TARGET
 from gemma_runtime.errors import TargetError
@@ -47,7 +48,7 @@ class ExecutorchTarget:
                     f"{taken}"
                 )
 
-    def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
+    def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
         caches = self.caches(job.config, job.geometry)
         with quiet():
             from gemma_export.targets.executorch.program import write_program, write_traced

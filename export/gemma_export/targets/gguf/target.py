@@ -4,13 +4,14 @@ What llama.cpp does by itself and no key changes: it scales embeddings by sqrt(w
 where a bfloat16 Gemma rounds that number, and queries by the head size (27b: by width / heads).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from gemma_export.formats.format import Format
 from gemma_export.model.config import GemmaConfig, cache_layout
+from gemma_export.progress import Tick
 from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
 from gemma_export.targets.gguf import TARGET
 from gemma_export.targets.gguf.block_types import block_type
@@ -38,7 +39,7 @@ class GgufTarget:
             if block_type(form) is None:
                 raise TargetError(f"gguf takes {TARGET.formats}, not {form}, which {name} would be")
 
-    def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
+    def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
         from gemma_export.targets.gguf.file import write_gguf
 
         write_gguf(job, folder / MODEL, progress)

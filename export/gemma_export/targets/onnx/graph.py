@@ -1,6 +1,6 @@
 """An ONNX graph under construction, and the file its weights stream into."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeAlias
@@ -10,6 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from gemma_export.progress import Tick
 from gemma_runtime.manifest import TensorSpec
 
 MICROSOFT = "com.microsoft"
@@ -37,7 +38,7 @@ class Region:
 class DataFile:
     """External tensor data, written at offsets while the graph grows."""
 
-    def __init__(self, path: Path, progress: Callable[[str, int], None]) -> None:
+    def __init__(self, path: Path, progress: Tick) -> None:
         self.location = path.name
         self._file = path.open("wb")
         self._progress = progress

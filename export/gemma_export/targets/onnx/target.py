@@ -8,13 +8,14 @@ A quantized bundle holds the graph a second time, over the same data, with float
 slow to ship, and exact, so that a fault in the graph has no rounding to hide in.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from gemma_export.formats.format import Format
 from gemma_export.model.config import GemmaConfig, cache_layout
+from gemma_export.progress import Tick
 from gemma_export.targets import Artifact, ExportJob, Geometry
 from gemma_export.targets.onnx import TARGET
 from gemma_runtime.errors import TargetError
@@ -48,7 +49,7 @@ class OnnxTarget:
                     f"{TARGET.formats}"
                 )
 
-    def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
+    def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
         import onnx  # takes seconds, and the plan does without it
 
         from gemma_export.model.decoder import decoder
