@@ -117,6 +117,7 @@ def render(found: list[Figures]) -> Table:
 
 def serve(kind: str, path: Path, threads: int) -> None:
     """Answer `PROMPT NEW` lines on stdin with a line of JSON each."""
+    # gemma_runtime comes before the peer's library, since it opts out of that one's telemetry.
     from gemma_runtime.machine import peak_rss_bytes
 
     run = OPENERS[kind](path, threads)

@@ -1,16 +1,23 @@
 """What may import what, and what the public names are."""
 
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
 import gemma_runtime
+from gemma_runtime.backends import BACKENDS as TABLE
 
-RUNTIME = Path(gemma_runtime.__file__).parent
-MODULES = [f"gemma_runtime.{path.stem}" for path in sorted(RUNTIME.glob("[!_]*.py"))]
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(gemma_runtime.__path__, "gemma_runtime.")
+    if not module.ispkg
+]
+BACKENDS = [name for name in MODULES if name.startswith("gemma_runtime.backends.")]
+EXPORTER = ["torch", "gemma_export", "onnx", "transformers", "huggingface_hub"]
+RUNTIMES = ["onnxruntime", "executorch", "coremltools", "coreai", "llama_cpp"]
 
 _IMPORT = """
 import sys
@@ -24,30 +31,28 @@ print(*sorted(loaded))
 """
 
 
-def test_the_runtime_imports_without_torch_and_the_exporter() -> None:
-    loaded = _loaded_by(["gemma_runtime", *MODULES], absent=["torch", "gemma_export"])
+def test_every_module_of_the_runtime_imports_without_torch_and_the_exporter() -> None:
+    loaded = _loaded_by(MODULES, absent=EXPORTER)
 
     assert "gemma_runtime" in loaded
-    assert "torch" not in loaded
+    assert len(MODULES) > 40
 
 
-def test_the_onnx_backend_imports_without_torch_and_the_exporter() -> None:
-    loaded = _loaded_by(["gemma_runtime.backends.ort"], absent=["torch", "gemma_export", "onnx"])
-
-    assert "onnxruntime" in loaded
-
-
-def test_a_beta_is_not_imported_before_its_session_is_opened() -> None:
-    loaded = _loaded_by(["gemma_runtime.backends.coreai"], absent=["torch", "gemma_export"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_backend_imports_its_runtime_only_when_a_session_is_opened(backend: str) -> None:
+    loaded = _loaded_by([backend], absent=[*EXPORTER, *RUNTIMES])
 
     assert "gemma_runtime" in loaded
-    assert "coreai" not in loaded
+
+
+def test_every_target_has_a_backend_among_those_tested() -> None:
+    assert {own.opener.partition(":")[0] for own in TABLE.values()} <= set(BACKENDS)
 
 
 def test_no_backend_and_no_terminal_is_loaded_by_importing_the_package() -> None:
-    loaded = _loaded_by(["gemma_runtime"], absent=["onnxruntime", "typer", "gemma_export"])
+    loaded = _loaded_by(["gemma_runtime"], absent=[*RUNTIMES, "typer", "gemma_export"])
 
-    assert "onnxruntime" not in loaded
+    assert "gemma_runtime" in loaded
 
 
 def test_a_module_that_imports_torch_would_be_noticed() -> None:

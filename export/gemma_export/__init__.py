@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from gemma_runtime.errors import MissingExtra
+from gemma_runtime.privacy import opt_out
 
 if TYPE_CHECKING:
     from gemma_export.pipeline import ExportResult, export_bundles
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from gemma_export.request import ExportRequest, plan_exports
 
     __version__: str
+
+opt_out()  # before any library that collects usage statistics is imported
 
 __all__ = [
     "ExportRequest",

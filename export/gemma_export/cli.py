@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gemma_export import cache_command
 from gemma_export.model.families import FAMILIES
 from gemma_export.targets import TARGETS, all_targets, require_packages
 from gemma_export.targets.spec import Option
@@ -32,6 +33,7 @@ app = typer.Typer(
     subcommand_metavar="[COMMAND]",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(cache_command.app, name="cache")
 
 _HELP = """Turn a Gemma checkpoint into a bundle that a phone, a laptop or a board can run.
 
@@ -49,6 +51,8 @@ with [bold]gemma-runtime[/bold].
   gemma-export --size 27b --plan            (sizes and memory; reads no weights)
 
   gemma-export --target onnx --size 9b --checkpoint random:7 --max-ram 2GiB
+
+  gemma-export cache list                   (what exports keep in the cache, and how old it is)
 
 Exit codes: 0 done, 1 refused (one line says why and what to do), 2 wrong usage.
 """
@@ -295,8 +299,13 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run with the given arguments; returns the exit code."""
+    return run_app(command_line(), "gemma-export", arguments)
+
+
+def command_line() -> typer.Typer:
+    """The command line, with the flags that targets declare."""
     app.callback(invoke_without_command=True, help=_HELP)(_with_target_flags())
-    return run_app(app, "gemma-export", arguments)
+    return app
 
 
 def _with_target_flags() -> Callable[..., None]:

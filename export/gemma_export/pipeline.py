@@ -15,8 +15,8 @@ from gemma_export.parallel import one_thread_each
 from gemma_export.progress import QuietReporter, Reporter, guarded, guarded_stage
 from gemma_export.quantize.calibrate.budget import Budget, spend_budget
 from gemma_export.quantize.calibrate.text import Calibration
-from gemma_export.quantize.calibrate.weights import CalibratedWeights, peak_bytes
-from gemma_export.quantize.calibrate.workspace import Calibrator
+from gemma_export.quantize.calibrate.workspace import Workspace
+from gemma_export.quantize.calibrated import CalibratedWeights, peak_bytes
 from gemma_export.quantize.kept import require_exact, resolve_recipe
 from gemma_export.quantize.recipe import Recipe, bits_per_weight, write_recipe
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
@@ -34,6 +34,7 @@ from gemma_export.targets import (
     target_spec,
 )
 from gemma_runtime.bundle import MANIFEST, Bundle, check_writable, describe_files, staged_folder
+from gemma_runtime.cache import writable_cache
 from gemma_runtime.machine import peak_rss_bytes
 from gemma_runtime.manifest import SCHEMA_VERSION, CalibratedOn, Manifest, Model, Quantization
 from gemma_runtime.proof.goldens import save_goldens
@@ -58,6 +59,7 @@ def export_bundles(request: ExportRequest, report: Reporter | None = None) -> li
     """
     started = time.monotonic()
     report = report or QuietReporter()
+    writable_cache()
     targets = load_targets(request.targets, request.options)
     for target in targets:
         require_packages(target.name)
@@ -145,7 +147,9 @@ def _spend_bits(
     budget = Budget(request.recipe, request.bits)
     stage = guarded_stage(report, ceiling)
     splits_table = all(target_spec(target.name).splits_table for target in targets)
-    recipe = spend_budget(budget, checkpoint, calibration, stage, splits_table=splits_table)
+    recipe = spend_budget(
+        budget, checkpoint, calibration, stage, splits_table=splits_table, note=report.note
+    )
     return replace(request, recipe=recipe)
 
 
@@ -157,11 +161,11 @@ def _quantize(
     ceiling: MemoryCeiling,
 ) -> QuantizedStore:
     if calibration is not None and recipe.is_calibrated:
-        work = Calibrator(checkpoint, recipe, calibration)
-        calibrated = CalibratedWeights(work, guarded_stage(report, ceiling))
-        return open_or_build_store(checkpoint, recipe, None, calibrated)
+        work = Workspace(checkpoint, recipe, calibration)
+        calibrated = CalibratedWeights(work, guarded_stage(report, ceiling), report.note)
+        return open_or_build_store(checkpoint, recipe, None, calibrated, report.note)
     with report.stage("quantize", checkpoint.config.parameters * 4) as tick:
-        return open_or_build_store(checkpoint, recipe, guarded(tick, ceiling))
+        return open_or_build_store(checkpoint, recipe, guarded(tick, ceiling), None, report.note)
 
 
 def _reference(

@@ -8,11 +8,10 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Literal
 
 from gemma_export.formats.blocks import BLOCK_ELEMENTS
-from gemma_export.formats.format import FLOAT, Format
+from gemma_export.formats.format import FLOAT, Format, stacks
 from gemma_export.model.config import TABLE, GemmaConfig
 from gemma_export.quantize.recipe import bits_per_weight
 from gemma_export.sidecars.prompts import JUDGED, PROMPTS, long_length
@@ -176,9 +175,9 @@ def _regions(
 ) -> Iterator[tuple[Component, int]]:
     """Every tensor of the data file, as `targets/onnx/ops.py` lays them out."""
     shapes = config.tensor_shapes()
-    for names in _products(config):
-        for form, together in groupby(names, key=lambda name: formats.get(name, FLOAT)):
-            stack = list(together)
+    for names in config.products():
+        for stack in stacks(names, lambda name: formats.get(name, FLOAT)):
+            form = formats.get(stack[0], FLOAT)
             rows, width = sum(shapes[name][0] for name in stack), shapes[stack[0]][1]
             component = _component(stack[0], shapes[stack[0]])
             for columns, own in form.pieces("", width).values():
@@ -191,15 +190,6 @@ def _regions(
     ropes = {layer.rope for layer in config.layers} if costs.has_ropes else ()
     for _ in range(2 * len(ropes)):  # cos and sin of each
         yield "ropes", context_length * config.head_dim // 2 * _FLOAT_BYTES
-
-
-def _products(config: GemmaConfig) -> Iterator[list[str]]:
-    """Matrices that share an input: those of one format are stored as one."""
-    yield [TABLE]
-    for index in range(len(config.kinds)):
-        for together in ("self_attn.q k v", "self_attn.o", "mlp.gate up", "mlp.down"):
-            block, parts = together.split(".")
-            yield [f"model.layers.{index}.{block}.{part}_proj.weight" for part in parts.split()]
 
 
 def _matrix_regions(

@@ -11,6 +11,8 @@ runtime by `open_session`.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from gemma_runtime.privacy import opt_out
+
 if TYPE_CHECKING:
     from gemma_runtime.backends import Limits
     from gemma_runtime.bundle import Bundle, open_bundle
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
     from gemma_runtime.text.tokenizer import Tokenizer, load_tokenizer
 
     __version__: str
+
+opt_out()  # before any library that collects usage statistics is imported
 
 __all__ = [
     "SCHEMA_VERSION",

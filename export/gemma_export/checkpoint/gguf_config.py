@@ -1,4 +1,4 @@
-"""GGUF metadata as the `config.json` it was converted from, with what llama.cpp knows by itself.
+"""Converts GGUF metadata to the fields of `config.json`, adding what llama.cpp hard-codes.
 
 Source: llama.cpp `src/models/gemma2.cpp`, `gemma3.cpp` and its converter, `conversion/gemma.py`.
 """
@@ -27,7 +27,7 @@ _SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 
 
 def config_from_gguf(header: GgufHeader) -> GemmaConfig:
-    """Translate the metadata and read it as any `config.json`. Raises ConfigError."""
+    """Convert the metadata and read it like a `config.json`. Raises ConfigError."""
     name = header.metadata.get("general.architecture")
     if not isinstance(name, str) or name not in FAMILIES:
         raise ConfigError(
@@ -36,7 +36,7 @@ def config_from_gguf(header: GgufHeader) -> GemmaConfig:
     family = FAMILIES[name]
     fields = _Fields(family, _scalars(header.metadata, name))
     layers = fields.count("block_count")
-    if layers > len(header.tensors):  # before anything is made per layer
+    if layers > len(header.tensors):  # before anything is allocated per layer
         raise ConfigError(f"{name}.block_count is {layers}, more than there are tensors")
     rows = _vocabulary(header)
     return config_from_hf(
@@ -54,7 +54,7 @@ def config_from_gguf(header: GgufHeader) -> GemmaConfig:
 
 
 def _scalars(metadata: Mapping[str, Value], family: str) -> dict[str, int | float | str]:
-    """The model's own fields. Gemma's layers share every number, so none may be a list."""
+    """The family's fields by key. In Gemma all layers share them, so none may be a list."""
     prefix = f"{family}."
     found: dict[str, int | float | str] = {}
     for key, value in metadata.items():
@@ -88,7 +88,7 @@ class _Fields:
 
 
 def _vocabulary(header: GgufHeader) -> int:
-    """Rows of the table, which may be more than there are tokens, never fewer."""
+    """The number of rows of the table; at least the number of tokens."""
     table = header.tensors.get(_TABLE)
     if table is None:
         raise ConfigError(f"tensor {_TABLE} is missing; expected a whole text model")
@@ -131,7 +131,7 @@ def _attention(fields: _Fields) -> dict[str, object]:
 
 
 def _layer_types(pattern: Value | None, layers: int) -> dict[str, list[str]]:
-    """A period or a list, where the file has it; else the family's own pattern holds."""
+    """`layer_types` from the file's period or list; empty if it has neither."""
     if pattern is None:
         return {}
     if isinstance(pattern, np.ndarray) and len(pattern) == layers:
@@ -144,7 +144,7 @@ def _layer_types(pattern: Value | None, layers: int) -> dict[str, list[str]]:
 
 
 def _tokens(metadata: Mapping[str, Value], rows: int) -> dict[str, object]:
-    """Generation stops at the end of text and, where the vocabulary has it, of a turn."""
+    """The bos and stop tokens; <end_of_turn> is a stop token if the vocabulary has it."""
     ends = [_token(metadata, "eos", rows), _token(metadata, "eot", rows)]
     tokens = metadata.get(TOKENS)
     if isinstance(tokens, list) and _END_OF_TURN in tokens:

@@ -1,4 +1,4 @@
-"""From what the user typed to an open checkpoint."""
+"""Opens the checkpoint that the user named."""
 
 import json
 from collections.abc import Iterator
@@ -21,8 +21,8 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a folder, a `.gguf` file, `random[:SEED]`, `demo` or a hub id.
 
-    `source=None` means the official checkpoint of `size`. `config_file` gives random weights any
-    other shape.
+    `source=None` selects the official checkpoint of `size`. Random weights take their shape from
+    `size` or `config_file`.
     """
     official = find_official(size, family) if size else None
     if source is not None and _is_random(source):
@@ -32,7 +32,7 @@ def open_checkpoint(
 
             return RandomCheckpoint(config, seed)
     if config_file is not None:
-        raise CheckpointError("--config goes with --checkpoint random; a checkpoint has its own")
+        raise CheckpointError("--config works only with --checkpoint random; leave it out")
     if source is None and official is None:
         raise CheckpointError("no checkpoint: give --size, e.g. 2b, or --checkpoint")
     with _packages():
@@ -51,7 +51,7 @@ def planned_config(
     family: str | None = None,
     config_file: Path | None = None,
 ) -> GemmaConfig:
-    """The config alone; nothing is opened for an official size or for random weights."""
+    """The config only. Opens nothing for an official size or for random weights."""
     official = find_official(size, family) if size else None
     if source is None and official is not None and config_file is None:
         return official.config
@@ -62,7 +62,7 @@ def planned_config(
 
 @contextmanager
 def _packages() -> Iterator[None]:
-    """Reading a checkpoint needs torch, and GGUF the package of that name."""
+    """Raise MissingExtra if torch, or for GGUF files the gguf package, is not installed."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -76,12 +76,12 @@ def _is_random(source: str) -> bool:
 def _random_shape(
     source: str, official: Official | None, config_file: Path | None
 ) -> tuple[GemmaConfig, int]:
-    """The shape of random weights, and their seed."""
+    """The config and the seed of random weights."""
     seed = source.partition(":")[2] or "0"
     if not seed.isdecimal():
-        raise CheckpointError(f"seed {seed!r} is no whole number; write random:7")
+        raise CheckpointError(f"seed {seed!r} is not a number; write e.g. random:7")
     if (official is None) == (config_file is None):
-        raise CheckpointError("random weights need a shape: give either --size or --config FILE")
+        raise CheckpointError("random weights need a shape; give either --size or --config FILE")
     if official is not None:
         return official.config, int(seed)
     assert config_file is not None
@@ -102,7 +102,7 @@ def _demo() -> Checkpoint:
 
 
 def _existing(source: str) -> Checkpoint | None:
-    """What lies on this disk under that name, if anything does."""
+    """Open a local file or folder; None if there is none of that name."""
     path = Path(source).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         from gemma_export.checkpoint.gguf import open_gguf
@@ -115,7 +115,7 @@ def _existing(source: str) -> Checkpoint | None:
     if path.exists():
         raise CheckpointError(
             f"{path} is neither a folder with safetensors nor a .gguf file; pickles (.bin, .pt) "
-            "are refused, since reading one can run code"
+            "are refused, because reading one can run code"
         )
     return None
 
@@ -126,15 +126,15 @@ def _from_hub(repo_id: str) -> Checkpoint:
 
     if not looks_like_hub_id(repo_id):
         raise CheckpointError(
-            f"{repo_id} does not exist, and is no hub id (owner/name); expected a folder, a .gguf "
-            "file, a hub id, random[:SEED] or demo"
+            f"{repo_id} does not exist, and is not a hub id (owner/name); expected a folder, a "
+            ".gguf file, a hub id, random[:SEED] or demo"
         )
     snapshot = fetch_hub(repo_id)
     return open_folder(snapshot.folder, repo_id, snapshot.revision)
 
 
 def _check_size(found: Checkpoint, official: Official | None) -> None:
-    """`--size` beside `--checkpoint` is a promise that can be checked."""
+    """Raise CheckpointError if `--size` doesn't match `--checkpoint`."""
     if official is None:
         return
     want, have = official.config, found.config

@@ -1,11 +1,11 @@
-"""One Gemma as data. Code asks these fields, never which family it is.
+"""The configuration of one Gemma. Code reads these fields instead of testing the family.
 
-What a family fills in is in `families`.
+Defaults of each family are in `families`.
 """
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -15,6 +15,11 @@ from gemma_runtime.manifest import AttentionKind, LayerCache, Rope
 
 TABLE = "model.embed_tokens.weight"  # embedding and head: one tensor, tied
 TABLE_FACTORS = "model.embed_tokens.factors"  # (M,) float32 beside it, where it has some
+# A layer's matrices; those that multiply the same input are together.
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+ATTENTION_OUT = ("self_attn.o_proj",)
+GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
+DOWN = ("mlp.down_proj",)
 
 _KINDS = {"sliding_attention": AttentionKind.LOCAL, "full_attention": AttentionKind.GLOBAL}
 _HF_NAMES = {kind: name for name, kind in _KINDS.items()}
@@ -23,11 +28,11 @@ _BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES.values()}
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """All that tells one attention layer from another."""
+    """The parameters of one attention layer."""
 
     index: int
     kind: AttentionKind
-    window: int | None  # tokens a query sees, itself included; None on global layers
+    window: int | None  # tokens a query attends to, itself included; None on global layers
     rope: Rope
     heads: int
     kv_heads: int
@@ -76,7 +81,7 @@ class GemmaConfig:
         )
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every weight by its Hugging Face name. The head is the embedding table."""
+        """The shape of every weight by its Hugging Face name. The head is the embedding table."""
         shapes: dict[str, tuple[int, ...]] = {
             "model.embed_tokens.weight": (self.vocab_size, self.hidden_size)
         }
@@ -85,6 +90,13 @@ class GemmaConfig:
                 shapes[f"model.layers.{index}.{name}.weight"] = shape
         shapes["model.norm.weight"] = (self.hidden_size,)
         return shapes
+
+    def products(self) -> Iterator[list[str]]:
+        """Names of all matrices; those that multiply the same input are together."""
+        yield [TABLE]
+        for index in range(len(self.kinds)):
+            for together in (QKV, ATTENTION_OUT, GATE_UP, DOWN):
+                yield [f"model.layers.{index}.{name}.weight" for name in together]
 
     def _layer_shapes(self) -> dict[str, tuple[int, ...]]:
         width, q, kv = self.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -113,7 +125,7 @@ class GemmaConfig:
 def config_from_hf(config: Json) -> GemmaConfig:
     """Read a `config.json`: any family, old or nested rope fields, text or multimodal.
 
-    Raises ConfigError for another model, and for a field that is missing or makes no sense.
+    Raises ConfigError for another model, and for a missing or invalid field.
     """
     text = _text_config(config)
     family = _BY_MODEL_TYPE[text["model_type"]]
@@ -121,7 +133,10 @@ def config_from_hf(config: Json) -> GemmaConfig:
     hidden = _positive(text, "hidden_size")
     heads, kv_heads = _positive(text, "num_attention_heads"), _positive(text, "num_key_value_heads")
     if heads % kv_heads:
-        raise ConfigError(f"num_attention_heads {heads} is no multiple of {kv_heads} kv heads")
+        raise ConfigError(
+            f"config: num_attention_heads is {heads}, expected a multiple of num_key_value_heads, "
+            f"{kv_heads}"
+        )
     return GemmaConfig(
         family=family.name,
         vocab_size=_positive(text, "vocab_size"),
@@ -152,9 +167,9 @@ def is_multimodal(config: Json) -> bool:
 def cache_layout(
     config: GemmaConfig, context_length: int, local_slack: int | None
 ) -> tuple[LayerCache, ...]:
-    """Slots of every layer: the context on global layers, the window plus slack on local ones.
+    """The cache of every layer: the context on global layers, window plus slack on local ones.
 
-    `local_slack=None` gives local layers the whole context too.
+    With `local_slack=None`, local layers hold the whole context too.
     """
     return tuple(
         LayerCache(
@@ -217,7 +232,7 @@ def _period(text: Json, family: Family) -> int:
 
 
 def _ropes(text: Json, family: Family) -> Mapping[AttentionKind, Rope]:
-    """The nested `rope_parameters` of transformers 5, or the flat fields before it."""
+    """Rope by kind, from transformers 5's nested `rope_parameters` or the older flat fields."""
     nested = text.get("rope_parameters")
     if isinstance(nested, Mapping) and set(nested) >= set(_KINDS):
         return {kind: _rope(nested[_HF_NAMES[kind]]) for kind in AttentionKind}
@@ -280,7 +295,7 @@ def _softcap(text: Json, key: str) -> float | None:
 def _positive(text: Json, key: str) -> int:
     value = text.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        _refuse(key, value, "a whole number above 0")
+        _refuse(key, value, "an integer above 0")
     return value
 
 

@@ -1,6 +1,6 @@
-"""The families of Gemma as data: a new one is an entry of FAMILIES, and nothing else names it.
+"""The families of Gemma as data. To add a family, add an entry to FAMILIES.
 
-Configuration, `--family`, `--size`, and the GGUF reader and writer take what they need from here.
+The config reader, `--family`, `--size`, and the GGUF reader and writer all use it.
 
 Sources: Hugging Face `configuration_gemma2.py` and `configuration_gemma3.py`, the `config.json` of
 each hub repository, google/gemma_pytorch `config.py`, llama.cpp `src/models/gemma2.cpp`,
@@ -16,7 +16,7 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class GgufFamily:
-    """What llama.cpp knows about a family without reading it from the file."""
+    """What llama.cpp hard-codes for a family instead of storing it in the file."""
 
     required: tuple[str, ...]  # keys that have no default, without the architecture's prefix
     width_scaled_layers: int  # the layer count at which queries are scaled by width / heads
@@ -24,16 +24,16 @@ class GgufFamily:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One family: `name` is the value of `--family`, of GGUF's architecture and of manifests."""
+    """One family. `name` is used for `--family`, for GGUF's architecture and in manifests."""
 
     name: str
     title: str
     model_type: str  # in config.json
-    defaults: Json  # what transformers fills in where a config.json is silent
+    defaults: Json  # transformers' defaults for fields missing in config.json
     global_every: int  # every n-th layer is global, unless config.json lists the layers
-    period_keys: tuple[str, ...]  # where config.json may give another n
+    period_keys: tuple[str, ...]  # fields of config.json that override n
     rope_base: float
-    local_rope_base: float | None  # None: local layers rotate as the global ones do
+    local_rope_base: float | None  # None: the same as on global layers
     qk_norm: bool
     gguf: GgufFamily
     hub_id: str  # of an official checkpoint, with {size}
@@ -50,7 +50,7 @@ def _shape(layers: int, width: int, ffn: int, heads: int, kv_heads: int) -> dict
     }
 
 
-# What transformers fills in for both families.
+# transformers' defaults for both families.
 _DEFAULTS: Json = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,

@@ -31,7 +31,7 @@ OFFICIAL: tuple[Official, ...] = tuple(
 def find_official(size: str, family: str | None = None) -> Official:
     """The checkpoint behind `--size`, e.g. 2b; `27b` is Gemma 2's unless `family` says gemma3.
 
-    Raises ConfigError with the choices, nearest first.
+    Raises ConfigError with the known sizes, most similar first.
     """
     for official in OFFICIAL:
         if official.size == size.lower() and family in (None, official.family):

@@ -5,7 +5,7 @@ The folder's `__init__.py` declares a `TARGET`, as data; its Target is imported 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gemma_export.checkpoint import Checkpoint
     from gemma_export.formats.format import Format
     from gemma_export.model.config import GemmaConfig
+    from gemma_export.progress import Tick
     from gemma_export.quantize.store import QuantizedStore
     from gemma_runtime.manifest import Graph, LayerCache
     from gemma_runtime.manifest import Target as Runtime
@@ -60,7 +61,7 @@ class ExportJob:
 class Artifact:
     """What a target wrote into the folder it was given."""
 
-    graphs: dict[str, Graph]
+    graphs: dict[str, tuple[Graph, ...]]
     caches: tuple[LayerCache, ...]
     cache_dtype: str
     runtime: Runtime
@@ -81,7 +82,7 @@ class Target(Protocol):
         """Raise TargetError for what it has no kernel for, before any weight is read."""
         ...
 
-    def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
+    def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
         """Write the artifact; `progress` takes a tensor's name and the bytes just written."""
         ...
 

@@ -19,9 +19,9 @@ from gemma_runtime.session import ChunkedSession, Logits
 def open_llama_session(bundle: Bundle, threads: int | None, graph: str) -> "LlamaSession":
     """Load the bundle's GGUF file.
 
-    Raises MissingExtra where llama.cpp is not installed, SessionError where it refuses the file.
+    Raises MissingExtra if llama.cpp is not installed, SessionError if it refuses the file.
     """
-    path = bundle.directory / bundle.manifest.graphs[graph].file
+    path = bundle.directory / bundle.manifest.graph(graph).file
     try:
         import llama_cpp
     except ModuleNotFoundError as error:

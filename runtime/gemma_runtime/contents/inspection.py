@@ -10,16 +10,7 @@ from rich.text import Text
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import BundleError
 from gemma_runtime.machine import format_bytes
-from gemma_runtime.manifest import (
-    Agreement,
-    AttentionKind,
-    Graph,
-    Headroom,
-    Manifest,
-    Model,
-    Target,
-    TensorSpec,
-)
+from gemma_runtime.manifest import AttentionKind, Graph, Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,30 +28,14 @@ class CacheFigures:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
+    """A bundle's manifest, and what has to be computed from it or from the files."""
+
     bundle: str
-    schema_version: int
-    model: Model
-    target: Target
-    recipe: str
-    bits_per_weight: float
-    codes_digest: str  # as the manifest has it
-    codes_held: str | None  # the same, computed from the artifact; None where it was not
+    manifest: Manifest
+    codes_held: str | None  # the codes digest, computed from the artifact; None where it was not
     formats: dict[str, int]  # e.g. "int4-g32" -> tensors in it
-    vocab_size: int
-    context_length: int
-    prefill_length: int
-    bos_token: int
-    stop_tokens: tuple[int, ...]
-    has_tokenizer: bool
-    has_chat_template: bool
     caches: tuple[CacheFigures, ...]
-    cache_dtype: str
-    graphs: dict[str, Graph]
-    headroom: Headroom
-    quality: Agreement
-    files: dict[str, int]  # path -> bytes
     bytes: int  # of all files
-    tools: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,42 +53,24 @@ def inspect_bundle(bundle: Bundle, read_codes: bool = False) -> Inspection:
     Raises BundleError for weights that are not those of the manifest.
     """
     manifest = bundle.manifest
-    sizes = {name: file.bytes for name, file in manifest.files.items()}
     return Inspection(
         bundle=str(bundle.directory),
-        schema_version=manifest.schema_version,
-        model=manifest.model,
-        target=manifest.target,
-        recipe=manifest.quantization.recipe,
-        bits_per_weight=manifest.quantization.bits_per_weight,
-        codes_digest=manifest.quantization.codes_digest,
+        manifest=manifest,
         codes_held=_held_codes(bundle) if read_codes else None,
         formats=dict(Counter(manifest.quantization.tensors.values())),
-        vocab_size=manifest.vocab_size,
-        context_length=manifest.context_length,
-        prefill_length=manifest.prefill_length,
-        bos_token=manifest.bos_token,
-        stop_tokens=manifest.stop_tokens,
-        has_tokenizer="tokenizer" in manifest.roles,
-        has_chat_template=manifest.chat_template is not None,
         caches=_caches(manifest),
-        cache_dtype=manifest.cache_dtype,
-        graphs=manifest.graphs,
-        headroom=manifest.headroom,
-        quality=manifest.quality,
-        files=sizes,
-        bytes=sum(sizes.values()),
-        tools=manifest.tools,
+        bytes=sum(file.bytes for file in manifest.files.values()),
     )
 
 
 def compare_bundles(bundles: Sequence[Bundle]) -> Comparison:
     """Inspect several bundles and say in what they are alike, by the weights that they hold."""
     found = tuple(inspect_bundle(bundle, read_codes=len(bundles) > 1) for bundle in bundles)
+    manifests = [inspection.manifest for inspection in found]
     return Comparison(
         bundles=found,
-        same_model=len({inspection.model.digest for inspection in found}) == 1,
-        same_codes=len({inspection.codes_digest for inspection in found}) == 1,
+        same_model=len({manifest.model.digest for manifest in manifests}) == 1,
+        same_codes=len({manifest.quantization.codes_digest for manifest in manifests}) == 1,
     )
 
 
@@ -173,32 +130,33 @@ def _caches(manifest: Manifest) -> tuple[CacheFigures, ...]:
 
 
 def _lines(inspection: Inspection) -> dict[str, str]:
-    model, quality = inspection.model, inspection.quality
+    manifest, held = inspection.manifest, inspection.codes_held
+    model, target, quality = manifest.model, manifest.target, manifest.quality
     return {
         "folder": inspection.bundle,
         "model": f"{model.id}, {model.family}, {model.parameters / 1e6:.1f} M parameters",
         "revision": model.revision or "none",
         "model digest": model.digest[:16],
-        "target": f"{inspection.target.name}: {inspection.target.runtime} "
-        f"{inspection.target.min_runtime_version} or newer",
-        "weights": f"{inspection.recipe}, {inspection.bits_per_weight:.2f} bits per weight",
-        "codes digest": inspection.codes_digest[:16],
-        "codes read back": inspection.codes_held[:16] if inspection.codes_held else "no",
+        "target": f"{target.name}: {target.label} {target.min_runtime_version} or newer",
+        "weights": f"{manifest.quantization.recipe}, "
+        f"{manifest.quantization.bits_per_weight:.2f} bits per weight",
+        "codes digest": manifest.quantization.codes_digest[:16],
+        "codes read back": held[:16] if held else "no",
         "formats": _join(f"{count} {name}" for name, count in inspection.formats.items()),
         "quality": f"top-1 {quality.top1:.1%}, mean KL {quality.mean_kl:.4f}, p99 "
         f"{quality.p99_kl:.3f}, to float32 over {quality.positions} golden tokens",
-        "headroom": f"max |x| {inspection.headroom.max_abs:.4g}, folded factor "
-        f"{inspection.headroom.factor:g}",
-        "vocabulary": f"{inspection.vocab_size}; bos {inspection.bos_token}, stops at "
-        f"{_join(map(str, inspection.stop_tokens))}",
-        "context": f"{inspection.context_length} tokens, prefill in chunks of "
-        f"{inspection.prefill_length}",
-        "text": _text(inspection),
+        "headroom": f"max |x| {manifest.headroom.max_abs:.4g}, folded factor "
+        f"{manifest.headroom.factor:g}",
+        "vocabulary": f"{manifest.vocab_size}; bos {manifest.bos_token}, stops at "
+        f"{_join(map(str, manifest.stop_tokens))}",
+        "context": f"{manifest.context_length} tokens, prefill in chunks of "
+        f"{manifest.prefill_length}",
+        "text": _text_parts(manifest),
         **_cache_lines(inspection),
-        **{f"graph {name}": _graph(graph) for name, graph in inspection.graphs.items()},
-        **{name: format_bytes(size) for name, size in inspection.files.items()},
+        **{f"graph {n}": "\n".join(map(_signature, parts)) for n, parts in manifest.graphs.items()},
+        **{name: format_bytes(file.bytes) for name, file in manifest.files.items()},
         "all files": format_bytes(inspection.bytes),
-        "written by": _join(f"{name} {version}" for name, version in inspection.tools.items()),
+        "written by": _join(f"{name} {version}" for name, version in manifest.tools.items()),
     }
 
 
@@ -206,10 +164,10 @@ def _join(parts: Iterable[str]) -> str:
     return ", ".join(parts)
 
 
-def _text(inspection: Inspection) -> str:
-    if not inspection.has_tokenizer:
+def _text_parts(manifest: Manifest) -> str:
+    if "tokenizer" not in manifest.roles:
         return "no tokenizer: token ids only"
-    template = "with" if inspection.has_chat_template else "without"
+    template = "without" if manifest.chat_template is None else "with"
     return f"tokenizer, {template} a chat template of its own"
 
 
@@ -217,23 +175,18 @@ def _cache_lines(inspection: Inspection) -> dict[str, str]:
     """A label per kind; layers of one kind that differ in size share it, a line each."""
     lines: dict[str, list[str]] = {}
     for cache in inspection.caches:
-        lines.setdefault(f"cache, {cache.kind}", []).append(_cache(cache, inspection))
+        window = "" if cache.window is None else f" for a window of {cache.window}"
+        lines.setdefault(f"cache, {cache.kind}", []).append(
+            f"{cache.layers} layers, {cache.slots} slots{window}, {cache.kv_heads} heads of "
+            f"{cache.head_dim}, {inspection.manifest.cache_dtype}: {format_bytes(cache.bytes)}"
+        )
     return {label: "\n".join(found) for label, found in lines.items()}
 
 
-def _cache(cache: CacheFigures, inspection: Inspection) -> str:
-    window = "" if cache.window is None else f" for a window of {cache.window}"
-    return (
-        f"{cache.layers} layers, {cache.slots} slots{window}, {cache.kv_heads} heads of "
-        f"{cache.head_dim}, {inspection.cache_dtype}: {format_bytes(cache.bytes)}"
+def _signature(graph: Graph) -> str:
+    held = {state.role for state in graph.states}  # some runtimes return every cache
+    inputs, outputs = (
+        _join(f"{t.name} {t.dtype}[{_join(map(str, t.shape))}]" for t in tensors)
+        for tensors in (graph.inputs, [t for t in graph.outputs if t.role not in held])
     )
-
-
-def _graph(graph: Graph) -> str:
-    inputs = _join(_tensor(tensor) for tensor in graph.inputs)
-    outputs = _join(_tensor(tensor) for tensor in graph.outputs)
     return f"{graph.file}: {inputs} → {outputs}, {len(graph.states)} states"
-
-
-def _tensor(tensor: TensorSpec) -> str:
-    return f"{tensor.name} {tensor.dtype}[{_join(map(str, tensor.shape))}]"

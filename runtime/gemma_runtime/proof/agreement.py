@@ -1,4 +1,4 @@
-"""How far logits are from a golden. One definition, for export, verify and benchmarks.
+"""Measures how far logits are from a golden. Export, verify and benchmarks all use it.
 
 T positions, k top tokens, V vocabulary.
 """
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from gemma_runtime.manifest import Agreement
 from gemma_runtime.proof.goldens import TopLogits, log_sum_exp
 
-# Logits; tokens closer than this may swap places without a fault. Three times what onnxruntime's
-# int8 rounding of activations moves a logit of the 270M on average (0.16).
+Floats = NDArray[np.float64]
+# In logits. Two tokens closer than this are a near tie: they may swap without a fault. It is three
+# times the average change of a 270M logit by onnxruntime's int8 activations (0.16).
 TIE_MARGIN = 0.5
 
 
@@ -21,15 +22,15 @@ def compare_logits(
 ) -> Agreement:
     """Compare (T, V) logits with T positions of a golden.
 
-    KL(expected ‖ actual) is over the k stored tokens and one bucket for all others, in nats:
-    a lower bound of the true KL, and tight, since the bucket is what k tokens leave over.
+    KL(expected ‖ actual), in nats, is over the k stored tokens and one bucket for all others. It is
+    a lower bound of the true KL, and a tight one, because the bucket's probability is small.
     """
     ids = np.asarray(expected.ids)  # (T, k)
     want = np.asarray(expected.logits, np.float64)  # (T, k)
     got = np.take_along_axis(actual, ids, -1).astype(np.float64)  # (T, k)
-    kl = _bucketed_kl(
-        want - np.asarray(expected.log_sum_exp)[:, None], got - log_sum_exp(actual)[:, None]
-    )
+    log_p = want - np.asarray(expected.log_sum_exp)[:, None]
+    log_q = got - log_sum_exp(actual)[:, None]
+    kl = bucketed_kl(log_p, log_q, np.maximum(left_over(np.exp(log_q)), 1e-12))
     chosen = actual.argmax(-1)  # (T,)
     same = chosen == ids[:, 0]
     lead = want[:, 0] - np.where(ids == chosen[:, None], want, -np.inf).max(-1)
@@ -46,7 +47,7 @@ def compare_logits(
 
 
 def pool(agreements: Sequence[Agreement]) -> Agreement:
-    """One figure over several prompts: means by position, the worst p99 and maximum."""
+    """Combine the agreements of several prompts: means over positions, the largest p99 and max."""
     positions = sum(a.positions for a in agreements)
 
     def mean(values: Sequence[float]) -> float:
@@ -63,11 +64,20 @@ def pool(agreements: Sequence[Agreement]) -> Agreement:
     )
 
 
-def _bucketed_kl(log_p: NDArray[np.float64], log_q: NDArray[np.float64]) -> NDArray[np.float64]:
-    p, q = np.exp(log_p), np.exp(log_q)  # (T, k)
-    kl: NDArray[np.float64] = (p * (log_p - log_q)).sum(-1)  # (T,)
-    rest_p = np.clip(1 - p.sum(-1), 0, None)
-    rest_q = np.clip(1 - q.sum(-1), 1e-12, None)
-    safe = np.where(rest_p > 0, rest_p, 1.0)
-    kl += np.where(rest_p > 0, rest_p * np.log(safe / rest_q), 0.0)
+def bucketed_kl(log_p: Floats, log_q: Floats, rest_q: Floats) -> Floats:
+    """KL(p ‖ q), (T,), in nats, over k tokens, (T, k), and one bucket for all others.
+
+    q's probability of the bucket is given, (T,). No bucket counts where p leaves nothing for it.
+    """
+    p = np.exp(log_p)
+    kl: Floats = (p * (log_p - log_q)).sum(-1)
+    rest_p = left_over(p)
+    filled = (rest_p > 0) & (rest_q > 0)
+    kl[filled] += rest_p[filled] * np.log(rest_p[filled] / rest_q[filled])
     return kl
+
+
+def left_over(p: Floats) -> Floats:
+    """What probabilities (T, k) leave for all other tokens: (T,)."""
+    rest: Floats = np.clip(1 - p.sum(-1), 0, None)
+    return rest

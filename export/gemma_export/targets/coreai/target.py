@@ -3,7 +3,7 @@
 It was executed by the runtime in Apple's own Linux wheel, `coreai-core`, never on a device.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from gemma_export.formats.format import Format
 from gemma_export.model.config import GemmaConfig
+from gemma_export.progress import Tick
 from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
 from gemma_export.targets.coreai import TARGET
 from gemma_export.targets.shared.apple import headroom_factor, ring_caches
@@ -35,7 +36,7 @@ class CoreaiTarget:
         """Every format has its operation."""
         refuse_split(self.name, formats)
 
-    def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
+    def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
         caches = self.caches(job.config, job.geometry)
         layout = make_layout(job.config, caches, job.store.formats, "gpu", external=False)
         (whole,) = layout.parts
@@ -54,10 +55,12 @@ class CoreaiTarget:
 
             write_asset(job, layout, graphs, folder / ASSET, progress)
         return Artifact(
-            graphs=graphs,
+            graphs={name: (graph,) for name, graph in graphs.items()},
             caches=caches,
             cache_dtype="float16",
-            runtime=Runtime(self.name, "coreai-core", metadata.version("coreai-core")),
+            runtime=Runtime(
+                self.name, "Core AI", ("coreai-core",), metadata.version("coreai-core")
+            ),
             tools=("coreai-core", "coreai-torch", "torch"),
             headroom_factor=headroom_factor(job.max_residual),
         )

@@ -3,13 +3,14 @@
 They were executed by our interpreter (`gemma_runtime.mil`), never by Apple's runtime.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from gemma_export.formats.format import Format
 from gemma_export.model.config import TABLE, GemmaConfig
+from gemma_export.progress import Tick
 from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
 from gemma_export.targets.coreml import TARGET
 from gemma_export.targets.shared.apple import headroom_factor, ring_caches
@@ -47,9 +48,9 @@ class CoremlTarget:
                         f"{form}, which {name} would be: --quant int8-channel or none"
                     )
 
-    def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
+    def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
         layout = self._layout(job)
-        files = [f"model{suffix}.mlpackage" for suffix in _suffixes(layout)]
+        files = [f"model{_suffix(index)}.mlpackage" for index in range(len(layout.parts))]
         with quiet():
             from gemma_export.targets.coreml.embedding_file import write_embedding
             from gemma_export.targets.coreml.program import write_packages
@@ -61,7 +62,10 @@ class CoremlTarget:
             graphs=_graphs(layout, files, job.geometry.prefill_length),
             caches=layout.caches,
             cache_dtype="float16",
-            runtime=Runtime(self.name, "Core ML", "iOS 18, macOS 15"),
+            # On macOS and, by our interpreter, elsewhere.
+            runtime=Runtime(
+                self.name, "Core ML", ("coremltools", "gemma-export"), "iOS 18, macOS 15"
+            ),
             tools=("coremltools",),
             headroom_factor=headroom_factor(job.max_residual),
             roles={"embedding": EMBEDDING} if layout.external else {},
@@ -74,19 +78,21 @@ class CoremlTarget:
         return make_layout(job.config, caches, job.store.formats, compute, external)
 
 
-def _suffixes(layout: Layout) -> list[str]:
+def _suffix(index: int) -> str:
     """Nothing for the first part, -2, -3 … for those that follow."""
-    return [f"-{i + 1}" if i else "" for i in range(len(layout.parts))]
+    return f"-{index + 1}" if index else ""
 
 
-def _graphs(layout: Layout, files: list[str], prefill_length: int) -> dict[str, Graph]:
+def _graphs(layout: Layout, files: list[str], prefill_length: int) -> dict[str, tuple[Graph, ...]]:
     return {
-        f"{name}{suffix}": Graph(
-            file=f"{file}/Manifest.json",
-            inputs=layout.inputs(part, tokens),
-            outputs=layout.outputs(part, tokens),
-            states=layout.states(part),
+        name: tuple(
+            Graph(
+                file=f"{file}/Manifest.json",
+                inputs=layout.inputs(part, tokens),
+                outputs=layout.outputs(part, tokens),
+                states=layout.states(part),
+            )
+            for file, part in zip(files, layout.parts, strict=True)
         )
         for name, tokens in {"prefill": prefill_length, "decode": 1}.items()
-        for suffix, file, part in zip(_suffixes(layout), files, layout.parts, strict=True)
     }

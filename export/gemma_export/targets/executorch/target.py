@@ -1,16 +1,17 @@
 """The ExecuTorch target: one `.pte` with XNNPACK delegates, for the stock LLM runners."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from gemma_export.formats.format import Format
 from gemma_export.model.config import GemmaConfig, cache_layout
+from gemma_export.progress import Tick
 from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
 from gemma_export.targets.executorch import TARGET
 from gemma_runtime.errors import TargetError
-from gemma_runtime.manifest import Graph, LayerCache, TensorSpec
+from gemma_runtime.manifest import Graph, LayerCache, TensorRole, TensorSpec
 from gemma_runtime.manifest import Target as Runtime
 from gemma_runtime.quiet import quiet
 
@@ -47,7 +48,7 @@ class ExecutorchTarget:
                     f"{taken}"
                 )
 
-    def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
+    def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
         caches = self.caches(job.config, job.geometry)
         with quiet():
             from gemma_export.targets.executorch.program import write_program, write_traced
@@ -56,13 +57,13 @@ class ExecutorchTarget:
                 write_program(job, caches, folder / MODEL, progress)
             else:
                 write_traced(job, caches, folder / MODEL, self.delegate)
-        io = _graph(job.config.vocab_size)
+        io = (_graph(job.config.vocab_size),)
         is_exact = all(form.is_float for form in job.store.formats.values())
         return Artifact(
             graphs={"prefill": io, "decode": io, **({"exact": io} if is_exact else {})},
             caches=caches,
             cache_dtype="float32",
-            runtime=Runtime(self.name, "executorch", _MIN_RUNTIME),
+            runtime=Runtime(self.name, "ExecuTorch", ("executorch",), _MIN_RUNTIME),
             tools=("executorch", "torch"),
         )
 
@@ -72,9 +73,11 @@ def _graph(vocab_size: int) -> Graph:
     return Graph(
         file=MODEL,
         inputs=(
-            TensorSpec("tokens", "int64", (1, "tokens")),
-            TensorSpec("start", "int64", (1,)),
+            TensorSpec("tokens", "int64", (1, "tokens"), TensorRole.TOKENS, None, None),
+            TensorSpec("start", "int64", (1,), TensorRole.START, None, None),
         ),
-        outputs=(TensorSpec("logits", "float32", (1, 1, vocab_size)),),
+        outputs=(
+            TensorSpec("logits", "float32", (1, 1, vocab_size), TensorRole.LOGITS, None, None),
+        ),
         states=(),
     )

@@ -1,4 +1,4 @@
-"""Which of ggml's block formats holds a format's codes as they are."""
+"""The ggml block type that stores a format's codes exactly."""
 
 from gemma_export.formats.format import Format
 
@@ -6,10 +6,10 @@ BLOCK = 32
 
 
 def block_type(form: Format) -> str | None:
-    """The block format by ggml's name; None where none holds the codes."""
+    """The name of the ggml type that stores the format's codes exactly, or None."""
     if form.is_float:
         return "F32"
-    if form.group % BLOCK:  # a longer group is the same scale several times
+    if form.group % BLOCK:  # a longer group repeats its scale
         return None
     if form.bits == 8:
         return None if form.asymmetric else "Q8_0"

@@ -16,7 +16,10 @@ from gemma_runtime.errors import TargetError
 
 
 def pack_blocks(name: str, rows: Codes, form: Format) -> Tensor:
-    """(N, bytes of a row) uint8. Raises TargetError where a minimum is no float16."""
+    """Rows as ggml blocks: (N, bytes per row) uint8.
+
+    Raises TargetError if float16 can't hold a minimum exactly.
+    """
     count, groups = rows.scales.shape
     repeat = form.group // BLOCK
     scales = rows.scales.repeat_interleave(repeat, dim=1)[..., None]  # (N, B, 1)
@@ -39,7 +42,7 @@ def _minimum(name: str, scales: Tensor, zeros: Tensor) -> Tensor:
     minimum = exact.half()
     if not torch.equal(minimum.float(), exact):
         raise TargetError(
-            f"gguf can't hold {name} as it is: Q4_1 keeps -scale · zero as float16, which rounds "
-            "it; take a symmetric recipe, e.g. --quant int4"
+            f"gguf can't store {name} exactly: Q4_1 keeps -scale · zero as float16, which rounds "
+            "it; choose a symmetric recipe, e.g. --quant int4"
         )
     return minimum

@@ -1,6 +1,5 @@
 """The store's codes and the model's metadata as one GGUF file."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.format import FLOAT
 from gemma_export.formats.gguf_header import ALIGNMENT, write_header
+from gemma_export.progress import Tick
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets import ExportJob
 from gemma_export.targets.gguf.block_types import block_type
@@ -20,7 +20,7 @@ from gemma_export.targets.gguf.vocabulary import gguf_vocabulary
 from gemma_runtime.contents.gguf_names import gguf_name
 
 
-def write_gguf(job: ExportJob, path: Path, progress: Callable[[str, int], None]) -> None:
+def write_gguf(job: ExportJob, path: Path, progress: Tick) -> None:
     metadata = model_metadata(job.checkpoint.id, job.config) | gguf_vocabulary(job.checkpoint)
     types = {name: _type(job, name) for name in job.store.shapes}
     infos = {gguf_name(n): (job.store.shapes[n], kind) for n, kind in types.items()}
@@ -36,9 +36,7 @@ def _type(job: ExportJob, name: str) -> GGMLQuantizationType:
     return GGMLQuantizationType[kind]
 
 
-def _write_tensor(
-    file: BinaryIO, weight: StoredWeight, progress: Callable[[str, int], None]
-) -> None:
+def _write_tensor(file: BinaryIO, weight: StoredWeight, progress: Tick) -> None:
     for span in row_blocks(weight.shape):
         data = _block_rows(weight, *span).contiguous().view(torch.uint8).numpy()
         file.write(data.data)

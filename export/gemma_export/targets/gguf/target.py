@@ -4,18 +4,19 @@ What llama.cpp does by itself and no key changes: it scales embeddings by sqrt(w
 where a bfloat16 Gemma rounds that number, and queries by the head size (27b: by width / heads).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from gemma_export.formats.format import Format
 from gemma_export.model.config import GemmaConfig, cache_layout
+from gemma_export.progress import Tick
 from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
 from gemma_export.targets.gguf import TARGET
 from gemma_export.targets.gguf.block_types import block_type
 from gemma_runtime.errors import TargetError
-from gemma_runtime.manifest import Graph, LayerCache, TensorSpec
+from gemma_runtime.manifest import Graph, LayerCache, TensorRole, TensorSpec
 from gemma_runtime.manifest import Target as Runtime
 
 MODEL = "model.gguf"
@@ -38,16 +39,16 @@ class GgufTarget:
             if block_type(form) is None:
                 raise TargetError(f"gguf takes {TARGET.formats}, not {form}, which {name} would be")
 
-    def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
+    def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
         from gemma_export.targets.gguf.file import write_gguf
 
         write_gguf(job, folder / MODEL, progress)
         io = _graph(job.config.vocab_size)
         return Artifact(
-            graphs={"prefill": io, "decode": io},
+            graphs={"prefill": (io,), "decode": (io,)},
             caches=self.caches(job.config, job.geometry),
             cache_dtype="float16",
-            runtime=Runtime(self.name, "llama.cpp", _MIN_RUNTIME),
+            runtime=Runtime(self.name, "llama.cpp", ("llama-cpp-python",), _MIN_RUNTIME),
             tools=("gguf", "torch"),
         )
 
@@ -57,9 +58,11 @@ def _graph(vocab_size: int) -> Graph:
     return Graph(
         file=MODEL,
         inputs=(
-            TensorSpec("tokens", "int32", ("tokens",)),
-            TensorSpec("positions", "int32", ("tokens",)),
+            TensorSpec("tokens", "int32", ("tokens",), TensorRole.TOKENS, None, None),
+            TensorSpec("positions", "int32", ("tokens",), TensorRole.POSITIONS, None, None),
         ),
-        outputs=(TensorSpec("logits", "float32", ("wanted", vocab_size)),),
+        outputs=(
+            TensorSpec("logits", "float32", ("wanted", vocab_size), TensorRole.LOGITS, None, None),
+        ),
         states=(),
     )
