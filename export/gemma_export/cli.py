@@ -250,13 +250,6 @@ def export(
     del version
     if ctx.invoked_subcommand is not None:
         return
-    if checkpoint is None and size is None:
-        print(
-            "error: no checkpoint: give --size, e.g. 2b, or --checkpoint; gemma-export --help "
-            "lists all flags",
-            file=sys.stderr,
-        )
-        raise typer.Exit(2)
     from gemma_export.memory import parse_bytes
     from gemma_export.quantize.recipe import load_recipe
     from gemma_export.request import ExportRequest, check_request, plan_exports
@@ -281,6 +274,13 @@ def export(
         bits=bits,
     )
     check_request(request)
+    if checkpoint is None and size is None:
+        print(
+            "error: no checkpoint: give --size, e.g. 2b, or --checkpoint; gemma-export --help "
+            "lists all flags",
+            file=sys.stderr,
+        )
+        raise typer.Exit(2)
     if not plan:
         for name in request.targets:
             require_packages(name)
