@@ -22,7 +22,15 @@ def block(names: list[str]) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 
     installed = importlib.metadata.version
-    importlib.metadata.version = lambda name: missing(name) if name in names else installed(name)
+
+    def version(distribution_name: str) -> str:
+        return (
+            missing(distribution_name)
+            if distribution_name in names
+            else installed(distribution_name)
+        )
+
+    importlib.metadata.version = version
     for name in names:
         sys.modules[name] = None  # type: ignore[assignment]
 
@@ -32,7 +40,8 @@ def answer(words: list[str]) -> dict[str, object]:
     from gemma_runtime.cli import run_command
 
     program = {"gemma-export": run, "gemma-runtime": run_command}[words[0]]
-    out, err = io.TextIOWrapper(io.BytesIO()), io.StringIO()
+    raw = io.BytesIO()
+    out, err = io.TextIOWrapper(raw), io.StringIO()
     code: int | str
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -40,7 +49,7 @@ def answer(words: list[str]) -> dict[str, object]:
         except BaseException:
             code = traceback.format_exc()
     out.flush()
-    shown = out.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    shown = raw.getvalue().decode()
     return {"code": code, "out": shown, "err": err.getvalue()}
 
 

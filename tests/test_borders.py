@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 import gemma_runtime
-from gemma_runtime.backends import BACKENDS as TABLE
+from gemma_runtime.backend_table import BACKENDS as TABLE
 
 MODULES = [
     module.name

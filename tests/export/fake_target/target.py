@@ -7,11 +7,12 @@ from typing import ClassVar
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from gemma_export.formats.format import Format
 from gemma_export.model.config import GemmaConfig, cache_layout
 from gemma_export.targets import Artifact, ExportJob, Geometry
-from gemma_runtime.manifest import Graph, LayerCache, Target, TensorSpec
+from gemma_runtime.manifest import Graph, LayerCache, Target, TensorRole, TensorSpec
 from tests.export.fake_target import TARGET
 
 MODEL, CONFIG = "model.npz", "model.json"
@@ -30,22 +31,31 @@ class FakeTarget:
 
     def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
         dtype = np.float16 if self.fake_precision == "half" else np.float32
-        weights = {}
+        weights: dict[str, NDArray[np.floating]] = {}
         for name, shape in job.store.shapes.items():
             weights[name] = job.store.weight(name).rows(0, shape[0]).numpy().astype(dtype)
             progress(name, weights[name].nbytes)
-        np.savez(folder / MODEL, **weights)
+        np.savez(folder / MODEL, allow_pickle=False, **weights)
         (folder / CONFIG).write_bytes(msgspec.json.encode(job.config))
         io = Graph(
             file=MODEL,
-            inputs=(TensorSpec("tokens", "int64", ("tokens",)),),
-            outputs=(TensorSpec("logits", "float32", ("tokens", job.config.vocab_size)),),
+            inputs=(TensorSpec("tokens", "int64", ("tokens",), TensorRole.TOKENS, None, None),),
+            outputs=(
+                TensorSpec(
+                    "logits",
+                    "float32",
+                    ("tokens", job.config.vocab_size),
+                    TensorRole.LOGITS,
+                    None,
+                    None,
+                ),
+            ),
             states=(),
         )
         return Artifact(
-            graphs={"prefill": io, "decode": io},
+            graphs={"prefill": (io,), "decode": (io,)},
             caches=self.caches(job.config, job.geometry),
             cache_dtype="float32",
-            runtime=Target(self.name, "numpy", "1.26"),
+            runtime=Target(self.name, TARGET.label, ("numpy",), "1.26"),
             tools=("numpy",),
         )

@@ -9,7 +9,7 @@ import pytest
 
 from gemma_export.cli import run
 from gemma_export.targets import TARGETS
-from gemma_runtime.backends import BACKENDS
+from gemma_runtime.backend_table import BACKENDS
 from gemma_runtime.cli import run_command
 from tests.export.fake_target import BACKEND
 from tests.export.models import GEMMA3, save_tiny
@@ -19,7 +19,7 @@ Captured = pytest.CaptureFixture[str]
 
 # What a process of `bench` starts with: it can't see what this one has patched.
 _SITE = """
-from gemma_runtime.backends import BACKENDS
+from gemma_runtime.backend_table import BACKENDS
 from tests.export.fake_target import BACKEND
 
 BACKENDS["fake"] = BACKEND
