@@ -1,4 +1,4 @@
-"""The codes in a GGUF file, read back without llama.cpp: what `--target gguf` wrote.
+"""Reads the codes back from a GGUF file that `--target gguf` wrote, without llama.cpp.
 
 N rows, K inputs, B blocks of 32 per row. Source: ggml `docs/gguf.md`, `ggml-common.h`.
 """
@@ -23,7 +23,7 @@ _STRING, _ARRAY = 8, 9
 class GgufCodes:
     """A matrix: weight = scale · (code - zero), one scale and zero per 32 inputs."""
 
-    name: str  # llama.cpp's
+    name: str  # llama.cpp's name
     bits: int
     codes: NDArray[np.uint8]  # (N, K)
     scales: NDArray[np.float16]  # (N, B)
@@ -36,12 +36,14 @@ def read_gguf_codes(path: Path) -> Iterator[GgufCodes]:
     try:
         tensors, start = _read_header(data.data)
     except (struct.error, KeyError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path} is no GGUF file that was written here: {error!r}") from error
+        raise BundleError(
+            f"{path} is not a GGUF file written by gemma-export: {error!r}"
+        ) from error
     for name, (shape, kind, offset) in tensors.items():
         if kind == _F32:
             continue
         if kind not in _BLOCK_BYTES:
-            raise BundleError(f"{path}: {name} is of type {kind}, expected Q4_0, Q4_1 or Q8_0")
+            raise BundleError(f"{path}: {name} has type {kind}, expected Q4_0, Q4_1 or Q8_0")
         rows, blocks = shape[0], shape[1] // 32
         size = rows * blocks * _BLOCK_BYTES[kind]
         raw = data[start + offset : start + offset + size]
@@ -63,7 +65,7 @@ def _unpack(name: str, kind: int, blocks: NDArray[np.uint8]) -> GgufCodes:
 def _read_header(
     data: memoryview,
 ) -> tuple[Mapping[str, tuple[tuple[int, ...], int, int]], int]:
-    """Tensors by name: shape, rows first, type and offset; and where the data begins."""
+    """Tensors by name (shape with rows first, type, offset), and the offset of the data."""
     magic, version, count, pairs = struct.unpack_from("<4sIQQ", data)
     if magic != b"GGUF" or version != 3:
         raise KeyError(magic)
