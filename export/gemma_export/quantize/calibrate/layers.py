@@ -48,7 +48,7 @@ def weigh_table(work: Workspace, tick: Tick) -> None:
     """Find an order of channels, and what errors of the table's rows cost in that order.
 
     For tables that are rounded by gptq. Writes `channel_order`, with the factors of columns where
-    some channels are fine.
+    some of its columns are int8.
     """
     config = work.checkpoint.config
     for layer in reversed(config.layers[: start_way_back(work, tick)]):
