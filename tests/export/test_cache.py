@@ -48,7 +48,8 @@ torch.set_num_threads(1)
 checkpoint, recipe = open_folder(Path(sys.argv[1])), find_recipe(sys.argv[2])
 work = Workspace(checkpoint, recipe, Calibration("test", torch.arange(8 * 24).view(8, 24) % 96))
 rounded = CalibratedWeights(work, QuietReporter().stage)
-print(open_or_build_store(checkpoint, recipe, None, rounded).codes_digest)
+store = open_or_build_store(checkpoint, recipe, None, rounded)
+print(store.file.metadata["content_digest"])
 """
 
 
