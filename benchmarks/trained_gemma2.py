@@ -29,8 +29,8 @@ from gemma_export.model.batch_ops import BatchOps, hold
 from gemma_export.model.decoder import decoder
 from gemma_export.progress import QuietReporter
 from gemma_export.quantize.calibrate.text import Calibration, default_texts
-from gemma_export.quantize.calibrate.weights import CalibratedWeights
-from gemma_export.quantize.calibrate.workspace import Calibrator
+from gemma_export.quantize.calibrate.workspace import Workspace
+from gemma_export.quantize.calibrated import CalibratedWeights
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import open_or_build_store
 
@@ -108,7 +108,7 @@ def compare(
     checkpoint: Checkpoint, recipe: str, calibration: Calibration, unseen: Tensor
 ) -> Outcome:
     chosen, shapes = find_recipe(recipe), checkpoint.config.tensor_shapes()
-    rounded = CalibratedWeights(Calibrator(checkpoint, chosen, calibration), QuietReporter().stage)
+    rounded = CalibratedWeights(Workspace(checkpoint, chosen, calibration), QuietReporter().stage)
     store = open_or_build_store(checkpoint, chosen, None, rounded if chosen.is_calibrated else None)
     exact = {name: checkpoint.rows(name, 0, shape[0]) for name, shape in shapes.items()}
     stored = {name: store.weight(name).rows(0, shape[0]) for name, shape in shapes.items()}

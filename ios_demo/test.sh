@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Builds GemmaKit and runs its tests on Linux, and checks the syntax of what only Apple's systems compile.
-# Swift is the machine's own, else Debian 13's in a folder that is made once, in the cache (2.6 GB).
-# What can't be had is said, and skipped.
+# Builds GemmaKit and runs its tests on Linux, and checks the syntax of the files that only Apple's systems compile.
+# Uses the installed Swift, else installs Debian 13's once into a folder in the cache (2.6 GB).
+# If something is not available, prints why and skips its tests.
 #   PYTHON=.venv/bin/python ios_demo/test.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export ORT_DISABLE_TELEMETRY=${ORT_DISABLE_TELEMETRY-1} ORT_TELEMETRY_DISABLED=${ORT_TELEMETRY_DISABLED-1}
 root=$PWD
 cache=${GEMMA_EXPORT_CACHE:-$HOME/.cache/gemma-export}
 swift_root=$cache/swift-trixie
@@ -20,9 +21,9 @@ skip() {
 }
 
 make_swift_root() {
-    [ "$(id -u)" = 0 ] || skip "Swift is not installed, and making a folder for it needs root"
+    [ "$(id -u)" = 0 ] || skip "Swift is not installed, and installing it into a folder needs root"
     command -v debootstrap >/dev/null || { apt-get update -qq && apt-get install -qq --no-install-recommends debootstrap; } >/dev/null 2>&1 \
-        || skip "Swift is not installed, and debootstrap can't be had"
+        || skip "Swift is not installed, and debootstrap could not be installed"
     local stage=$swift_root.partial mirror
     rm -rf "$stage"
     mirror=$(apt-get indextargets --format '$(SITE)' | head -n 1)
@@ -31,11 +32,11 @@ make_swift_root() {
         && chroot "$stage" apt-get update -qq \
         && chroot "$stage" apt-get install -y -qq --no-install-recommends swiftlang libc6-dev libstdc++-14-dev \
         && chroot "$stage" apt-get clean; } >build/swift-root.log 2>&1 \
-        || { rm -rf "$stage"; skip "Debian 13's Swift can't be had: $(tail -n 1 build/swift-root.log)"; }
+        || { rm -rf "$stage"; skip "Debian 13's Swift could not be fetched: $(tail -n 1 build/swift-root.log)"; }
     mv "$stage" "$swift_root"
 }
 
-# A command, with this repository at /gemma, in its own mount namespace: nothing stays mounted.
+# Runs a command in the folder with this repository at /gemma, in a mount namespace, so that nothing stays mounted.
 in_swift_root() {
     mkdir -p "$swift_root/gemma"
     unshare -m bash -c '
@@ -51,17 +52,17 @@ else
     [ -L "$swift_root/usr/bin/swift" ] || make_swift_root
     here=/gemma
     run() { in_swift_root "$@"; }
-    run true 2>/dev/null || skip "mounting into $swift_root is not allowed here"
+    run true 2>/dev/null || skip "mounting into $swift_root is not permitted"
 fi
 
-# SwiftUI and Core ML are not on Linux: their files are only parsed.
+# Linux has no SwiftUI and Core ML, so these files are only parsed.
 for source in ios_demo/GemmaDemo/*.swift ios_demo/GemmaKit/Sources/*/*.swift; do
     [ -e "$source" ] || continue
     run swiftc -frontend -parse "$here/$source"
 done
 echo "ios: every Swift file parses"
 status=0
-# From within the folder: swift-format cuts a letter off absolute paths when it is started in /.
+# Run inside of the folder: started in /, swift-format cuts a letter off absolute paths.
 run env -C "$here/ios_demo" swift format lint --strict --recursive --configuration .swift-format \
     GemmaKit/Sources GemmaKit/Tests GemmaDemo || status=1
 
@@ -83,22 +84,29 @@ if PYTHONPATH=export:runtime "$python" -c "import gemma_runtime" 2>/dev/null; th
     fi
 fi
 
-# ONNX Runtime's C library, copied to where Swift's folder sees it.
+# Copies ONNX Runtime's C library into the repository, which the Swift folder can see.
 if [ "$(uname -sm)" = "Linux x86_64" ] && onnxruntime=$(bash tests/data/onnxruntime_aar.sh 2>build/ios-onnxruntime.log); then
     mkdir -p build/ios-onnxruntime
     cp -Ru "$onnxruntime/headers" "$onnxruntime/native" build/ios-onnxruntime
-    settings+=("GEMMA_ONNXRUNTIME=$here/build/ios-onnxruntime")
+    rm -rf build/ios-home
+    mkdir -p build/ios-home
+    # The tests get an empty home folder, so that the check below finds files that the library leaves there.
+    settings+=("GEMMA_ONNXRUNTIME=$here/build/ios-onnxruntime" "HOME=$here/build/ios-home")
 else
-    echo "SKIPPED ios: tests on ONNX Runtime's C library, which can't be had here"
+    echo "SKIPPED ios: tests on ONNX Runtime's C library, which could not be fetched"
 fi
 
-# Swift 6.0's Observation for Linux asks for a function that its library doesn't give, and never calls it.
+# Swift 6.0's Observation library for Linux refers to a function that is missing but never called.
 linking=(-Xlinker --allow-shlib-undefined)
 
-# A bridge that died leaves the tests waiting at its pipes: they get a limit.
+# If the bridge dies, the tests wait at its pipes forever; hence the time limit.
 run timeout 1200 env "${settings[@]}" swift test --disable-sandbox "${linking[@]}" --package-path "$here/ios_demo/GemmaKit" \
     --scratch-path "$here/build/ios" >"$log" 2>&1 || status=$?
 grep -E "error:|warning:" "$log" || true
+if [ -e build/ios-home/.cache/Microsoft ]; then
+    echo "error: ONNX Runtime left usage data in the home folder; set ORT_DISABLE_TELEMETRY=1 before it is loaded"
+    status=1
+fi
 passed=$(grep -c "^Test Case .* passed" "$log" || true)
 failed=$(grep -c "^Test Case .* failed" "$log" || true)
 skipped=$(grep -c "^Test Case .* skipped" "$log" || true)

@@ -21,7 +21,7 @@ android {
         targetCompatibility = JavaVersion.VERSION_1_8
     }
     kotlinOptions { jvmTarget = "1.8" }
-    // Both runtimes bring the C++ library.
+    // Both runtimes contain the C++ library.
     packaging { jniLibs { pickFirsts += "**/libc++_shared.so" } }
 }
 

@@ -39,68 +39,68 @@ import kotlin.test.assertFailsWith
 import kotlin.test.assertNotNull
 import kotlin.test.assertTrue
 
-/** The app's own backend on the real ONNX Runtime, with the Java classes and the JNI library of Android's AAR. */
+/** Tests the app's backend on ONNX Runtime, with the Java classes and the JNI library of Android's AAR. */
 class OnnxEngineTest {
     private val bundle by lazy { openBundle(TINY) }
 
     @Before
     fun needsTheNativeLibrary() {
         val folder = System.getProperty("onnxruntime.native.path")
-        assumeTrue("ONNX Runtime's native library for this machine is not here", folder != null)
+        assumeTrue("ONNX Runtime's native library for this machine is not available", folder != null)
     }
 
     private fun <T> onGraph(graph: String, work: (Session) -> T): T =
         EngineSession(OnnxEngine(bundle, graph, 1), bundle.manifest).use(work)
 
-    private fun loaded() = BundleSession(bundle.manifest) { OnnxEngine(bundle, it, 1) }
+    private fun openSession() = BundleSession(bundle.manifest) { OnnxEngine(bundle, it, 1) }
 
     @Test
-    fun `the app's backend says the same 64 tokens as Python's`() = onGraph("exact") { session ->
-        val said = json(File(DATA, "tiny_tokens.json"))
-        repeat(2) { // the second over the first one's caches
+    fun `the 64 greedy tokens equal Python's`() = onGraph("exact") { session ->
+        val expected = json(File(DATA, "tiny_tokens.json"))
+        repeat(2) { // the second time over the used caches
             session.reset()
-            val request = GenerationRequest(said.of("prompt").ints(), IntArray(0), 64, emptySet())
+            val request = GenerationRequest(expected.of("prompt").ints(), IntArray(0), 64, emptySet())
             val generation = TokenGeneration(session, request, Sampler(Sampling()))
-            assertEquals(said.of("tokens").ints().asList(), runBlocking { generation.flow().toList() })
+            assertEquals(expected.of("tokens").ints().asList(), runBlocking { generation.flow().toList() })
             assertEquals(StopReason.LENGTH, generation.reason)
         }
     }
 
     @Test
-    fun `a bundle's verdict and figures are those of gemma-runtime verify`() = loaded().use { session ->
-        val heard = ArrayList<Int>()
-        val found = verifyBundle(bundle, session) { done, all ->
+    fun `verdict and figures equal those of gemma-runtime verify`() = openSession().use { session ->
+        val progress = ArrayList<Int>()
+        val verification = verifyBundle(bundle, session) { done, all ->
             assertEquals(10, all)
-            heard += done
+            progress += done
         }
-        assertEquals(Verdict.PASS, found.verdict, "${found.failures}")
-        assertEquals((1..10).toList(), heard)
-        val exact = assertNotNull(found.exact)
+        assertEquals(Verdict.PASS, verification.verdict, "${verification.failures}")
+        assertEquals((1..10).toList(), progress)
+        val exact = assertNotNull(verification.exact)
         checkFigures(vectors.of("verify").of("lowering"), exact)
-        assertTrue(found.lowering.meanKl > exact.meanKl, "the shipped graph rounds activations")
-        checkReport(bundle, found, measureSpeed(session, bundle.manifest.vocabSize, Workload.of(96), repeats = 2))
+        assertTrue(verification.lowering.meanKl > exact.meanKl, "the shipped graph rounds activations")
+        checkReport(bundle, verification, measureSpeed(session, bundle.manifest.vocabSize, Workload.of(96), repeats = 2))
     }
 
     @Test
-    fun `another graph's fault is a failed verdict`() {
-        // The exact graph rounds activations, too.
+    fun `an exact graph that rounds activations fails verification`() {
+        // The manifest names the shipped graph, which rounds activations, as the exact one.
         val altered = altered { it.replace("\"file\": \"exact.onnx\"", "\"file\": \"model.onnx\"") }
         BundleSession(altered.manifest) { OnnxEngine(altered, it, 1) }.use { session ->
-            val found = verifyBundle(altered, session)
-            assertEquals(Verdict.FAIL, found.verdict)
-            assertTrue(found.failures.single().startsWith("mean KL of the float kernels is "), "${found.failures}")
+            val verification = verifyBundle(altered, session)
+            assertEquals(Verdict.FAIL, verification.verdict)
+            assertTrue(verification.failures.single().startsWith("mean KL of the float kernels is "), "${verification.failures}")
         }
     }
 
     @Test
-    fun `a stopped benchmark leaves nothing that a conversation could take for its own`() = loaded().use { session ->
-        val talk = Conversation(session, Voice.load(bundle), Sampler(Sampling()))
-        val first = runBlocking { talk.send("the user in the inn", 8).pieces.toList().joinToString("") }
+    fun `a conversation is unaffected by a stopped verification`() = openSession().use { session ->
+        val chat = Conversation(session, Voice.load(bundle), Sampler(Sampling()))
+        val first = runBlocking { chat.send("the user in the inn", 8).pieces.toList().joinToString("") }
         assertFailsWith<CancellationException> {
             verifyBundle(bundle, session) { done, _ -> if (done == 7) throw CancellationException() }
         }
         assertEquals(0, session.position)
-        val again = runBlocking { talk.send("the", 8).also { it.pieces.toList() }.text }
+        val again = runBlocking { chat.send("the", 8).also { it.pieces.toList() }.text }
         val fresh = Conversation(session, Voice.load(bundle), Sampler(Sampling()))
         runBlocking { fresh.send("the user in the inn", 8).pieces.toList() }
         assertEquals(first, fresh.messages.last().content)
@@ -108,7 +108,7 @@ class OnnxEngineTest {
     }
 
     @Test
-    fun `chunks of any length give the same logits, and the context ends in words`() = onGraph("exact") { session ->
+    fun `chunks of any length give the same logits, and a full context throws`() = onGraph("exact") { session ->
         val tokens = IntArray(60) { 6 + it * 5 }
         val whole = session.score(tokens)
         session.reset()
@@ -121,9 +121,9 @@ class OnnxEngineTest {
     }
 
     @Test
-    fun `an artifact that is no model is refused in words`() {
+    fun `a file that is not a model is refused by name`() {
         val broken = altered { it }
-        File(broken.directory, "model.onnx").writeText("no model")
+        File(broken.directory, "model.onnx").writeText("not a model")
         val error = assertFailsWith<SessionException> { OnnxEngine(broken, "decode", 1) }
         assertTrue("can't load model.onnx" in error.message.orEmpty(), error.message)
     }

@@ -1,5 +1,5 @@
-// What ONNX Runtime's JNI library for Android wants of Android's libc, on glibc: so that it, and with it
-// the app's own backend, runs on a Linux JVM. Both keep a stack guard in the same place on x86-64.
+// The symbols of Android's libc that ONNX Runtime's JNI library for Android needs, implemented on glibc, so
+// that the app's backend runs on a Linux JVM. Both libcs keep the stack guard at the same address on x86-64.
 #include <dlfcn.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -25,7 +25,7 @@ BIONIC(void, free, (void *memory), (memory))
 BIONIC(void, __cxa_finalize, (void *library), (library))
 BIONIC(void, __stack_chk_fail, (void), ())
 
-// Desktop libraries have no NNAPI; nothing here asks for it.
+// Desktop builds have no NNAPI, and nothing here uses it.
 void *no_nnapi(void *options, uint32_t flags) {
     (void)options;
     (void)flags;

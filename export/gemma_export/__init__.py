@@ -1,5 +1,62 @@
-"""Turns Gemma checkpoints into bundles that phones, laptops and boards can run."""
+"""Turn a Gemma checkpoint into bundles that a phone, a laptop or a board can run.
 
+    request = ExportRequest(("onnx",), find_recipe("int4"), checkpoint="./my-fine-tune")
+    plans = plan_exports(request)
+    (result,) = export_bundles(request)
+
+Importing the package loads nothing: a name is imported when it is first used. Exporting needs
+torch, which the extras bring; planning does not.
+"""
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING
+
+from gemma_runtime.errors import MissingExtra
 from gemma_runtime.privacy import opt_out
 
+if TYPE_CHECKING:
+    from gemma_export.pipeline import ExportResult, export_bundles
+    from gemma_export.plan import Plan
+    from gemma_export.quantize.recipe import Recipe, find_recipe, load_recipe
+    from gemma_export.request import ExportRequest, plan_exports
+
+    __version__: str
+
 opt_out()  # before any library that collects usage statistics is imported
+
+__all__ = [
+    "ExportRequest",
+    "ExportResult",
+    "Plan",
+    "Recipe",
+    "__version__",
+    "export_bundles",
+    "find_recipe",
+    "load_recipe",
+    "plan_exports",
+]
+
+_HOMES = {
+    "gemma_export.pipeline": ("ExportResult", "export_bundles"),
+    "gemma_export.plan": ("Plan",),
+    "gemma_export.quantize.recipe": ("Recipe", "find_recipe", "load_recipe"),
+    "gemma_export.request": ("ExportRequest", "plan_exports"),
+}
+
+if not TYPE_CHECKING:  # else every misspelt name would pass the type checker
+
+    def __getattr__(name: str) -> object:
+        """Import a public name from its module (PEP 562). Raises MissingExtra without torch."""
+        if name == "__version__":
+            return metadata.version("gemma-export")
+        for home, names in _HOMES.items():
+            if name in names:
+                try:
+                    return getattr(import_module(home), name)
+                except ModuleNotFoundError as error:
+                    package = (error.name or "torch").partition(".")[0]
+                    raise MissingExtra(package, "export") from error
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted(__all__)

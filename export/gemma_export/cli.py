@@ -1,32 +1,39 @@
-"""`gemma-export`: flags to an ExportRequest, then one call."""
+"""`gemma-export`: flags to an ExportRequest, then one call.
+
+What --target can be, and the flags of single targets, come from what the targets declare. torch is
+imported last: whatever is wrong with the flags is answered at once, and also where it is missing.
+"""
 
 import sys
-from dataclasses import dataclass
-from enum import StrEnum
-from importlib import metadata
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from gemma_export import cache_command
+from gemma_export.model.families import FAMILIES
+from gemma_export.targets import TARGETS, all_targets, require_packages
+from gemma_export.targets.spec import Option
 from gemma_runtime.command import run_app
 from gemma_runtime.errors import nearest_first
-from gemma_runtime.manifest import Agreement
 
 if TYPE_CHECKING:
     from gemma_export.pipeline import ExportResult
     from gemma_export.plan import Plan
     from gemma_export.quantize.recipe import Recipe
+    from gemma_export.request import ExportRequest
+    from gemma_runtime.manifest import Agreement
 
 app = typer.Typer(
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
+    subcommand_metavar="[COMMAND]",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(cache_command.app, name="cache")
 
 _HELP = """Turn a Gemma checkpoint into a bundle that a phone, a laptop or a board can run.
 
@@ -45,146 +52,226 @@ with [bold]gemma-runtime[/bold].
 
   gemma-export --target onnx --size 9b --checkpoint random:7 --max-ram 2GiB
 
+  gemma-export cache list                   (what exports keep in the cache, and how old it is)
+
 Exit codes: 0 done, 1 refused (one line says why and what to do), 2 wrong usage.
 """
 
 
-class _Family(StrEnum):
-    GEMMA2 = "gemma2"
-    GEMMA3 = "gemma3"
-
-
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib import metadata
+
         print(f"gemma-export {metadata.version('gemma-export')}")
         raise typer.Exit
 
 
-@app.command(help=_HELP)
-def export(
-    target: Annotated[
-        str,
-        typer.Option(
-            help="Where it shall run: onnx, executorch, coreml, gguf. Several with commas, or all."
-        ),
-    ] = "onnx",
-    size: Annotated[
-        str | None,
-        typer.Option(help="Official size: 2b 9b 27b (Gemma 2), 270m 1b 4b 12b (Gemma 3 text)."),
-    ] = None,
-    family: Annotated[
-        _Family | None, typer.Option(help="Tells the two 27b apart; gemma2 unless given.")
-    ] = None,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="Hugging Face folder, hub id, .gguf file, random[:SEED], or demo (the Gemma 3 "
-            "270M of the \\[demo] extra). Without it, --size is fetched from the hub."
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="A config.json: the shape of random weights.")
-    ] = None,
-    quant: Annotated[
-        str,
-        typer.Option(
-            help="Recipe: int4, int4-asym, int4-table8 or mixed, each alone or calibrated "
-            "(int4-gptq, int4-distilled, …); int8, int8-channel, none; source "
-            "keeps a quantized checkpoint's codes (Q4_0, Q8_0, Q5_0, GPTQ, AWQ, QAT) and names "
-            "what it can't keep."
-        ),
-    ] = "int4",
-    recipe: Annotated[
-        Path | None,
-        typer.Option(
-            help="A YAML file: tensor patterns → bits, group, asymmetric, fine, rounding."
-        ),
-    ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(help="Text for the -gptq and -distilled recipes: a file or a folder."),
-    ] = None,
-    bits: Annotated[
-        float | None,
-        typer.Option(
-            help="Most bits per weight: --quant's int4, and int8 where measuring says it saves "
-            "most. The choice is in the bundle's recipe.yaml, for --recipe."
-        ),
-    ] = None,
-    context: Annotated[
-        int | None, typer.Option(help="Tokens the caches hold. [4096, or the model's limit]")
-    ] = None,
-    prefill: Annotated[
-        int | None, typer.Option(help="Longest chunk of a prompt, in tokens. [512]")
-    ] = None,
-    full_cache: Annotated[
-        bool,
-        typer.Option(help="Keep the whole context on local layers too: runs on older runtimes."),
-    ] = False,
-    delegate: Annotated[
-        str,
-        typer.Option(
-            help="What an ExecuTorch program runs on: xnnpack, vulkan, coreml. The last two are "
-            "lowered here and were never run."
-        ),
-    ] = "xnnpack",
-    coreml_compute: Annotated[
-        str,
-        typer.Option(
-            help="What a Core ML package is laid out for: gpu, or ane (the Neural Engine; never "
-            "run on one)."
-        ),
-    ] = "gpu",
-    coreml_embed: Annotated[
-        str | None,
-        typer.Option(
-            help="Where a Core ML bundle keeps the embedding: inside the model, or external, a "
-            "file that the app maps. \\[inside for gpu, external for ane]"
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="The bundle's folder. \\[out/MODEL-QUANT-TARGET]")
-    ] = None,
-    max_ram: Annotated[
-        str | None, typer.Option(help="Memory the export keeps to, e.g. 6GiB, or it refuses.")
-    ] = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Print sizes, caches, memory and phones; then stop.")
-    ] = False,
-    require_exact: Annotated[
-        bool,
-        typer.Option("--require-exact", help="Fail, by name, if a tensor had to be rounded."),
-    ] = False,
-    eval_text: Annotated[
-        Path | None,
-        typer.Option(
-            help="A file or folder of text: keep what the float32 weights say of it, for "
-            "gemma-runtime eval."
-        ),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the bundle at --output.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Figures as JSON on stdout.")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True)
-    ] = False,
-) -> None:
-    # Imported here: torch takes seconds, and --help shall not wait for it.
-    from gemma_export import pipeline
-    from gemma_export.memory import parse_bytes
-    from gemma_export.progress import ConsoleReporter, QuietReporter
-    from gemma_export.targets import TargetOptions
+def _completing(choices: Iterable[str]) -> Callable[[str], list[str]]:
+    """What the shell proposes for a flag with these choices."""
+    known = list(choices)
 
-    request = pipeline.ExportRequest(
+    def complete(incomplete: str) -> list[str]:
+        return [choice for choice in known if choice.startswith(incomplete)]
+
+    return complete
+
+
+def _complete_recipe(incomplete: str) -> list[str]:
+    from gemma_export.quantize.recipe import RECIPES
+
+    return _completing(RECIPES)(incomplete)
+
+
+_SIZES = dict.fromkeys(size for family in FAMILIES.values() for size in family.sizes)
+_SIZES_HELP = "; ".join(f"{' '.join(f.sizes)} ({f.title})" for f in FAMILIES.values())
+
+# The panels of --help.
+_MODEL, _QUANTIZATION, _LAYOUT = "Model", "Quantization", "Layout"
+_TARGET, _OUTPUT = "Target options", "Output"
+
+_Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=_MODEL,
+        help="A Hugging Face folder, a hub id, a .gguf file, random\\[:SEED], or demo (the Gemma 3 "
+        "270M of the \\[demo] extra). Without it, --size is fetched from the hub.",
+    ),
+]
+_Size = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=_MODEL,
+        help=f"An official size: {_SIZES_HELP}.",
+        autocompletion=_completing(_SIZES),
+    ),
+]
+_Family = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=_MODEL,
+        help=f"Tells sizes of one name apart: {', '.join(FAMILIES)}. \\[the first that has it]",
+        autocompletion=_completing(FAMILIES),
+    ),
+]
+_Config = Annotated[
+    Path | None,
+    typer.Option(
+        rich_help_panel=_MODEL,
+        help="A config.json with the shape of the model, for --checkpoint random.",
+    ),
+]
+_Quant = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=_QUANTIZATION,
+        help="Recipe: int4, int4-asym, int4-table8 or mixed, each alone or calibrated "
+        "(int4-gptq, int4-distilled, …); int8, int8-channel, none; source keeps a quantized "
+        "checkpoint's codes (Q4_0, Q8_0, Q5_0, GPTQ, AWQ, QAT) and names what it can't keep.",
+        autocompletion=_complete_recipe,
+    ),
+]
+_RecipeFile = Annotated[
+    Path | None,
+    typer.Option(
+        rich_help_panel=_QUANTIZATION,
+        help="A recipe of your own in YAML: tensor patterns → bits, group, asymmetric, fine, "
+        "rounding.",
+    ),
+]
+_Bits = Annotated[
+    float | None,
+    typer.Option(
+        rich_help_panel=_QUANTIZATION,
+        help="The most bits per weight: --quant's int4, and int8 where it helps most, as measured. "
+        "The bundle's recipe.yaml holds the choice; --recipe reads it.",
+    ),
+]
+_Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        rich_help_panel=_QUANTIZATION,
+        help="Text for --bits and for the -gptq and -distilled recipes: a file or a folder. "
+        "\\[a text that gemma-export brings]",
+    ),
+]
+_RequireExact = Annotated[
+    bool,
+    typer.Option(
+        "--require-exact",
+        rich_help_panel=_QUANTIZATION,
+        help="Fail, and name the tensors, if any had to be rounded.",
+    ),
+]
+_Context = Annotated[
+    int | None,
+    typer.Option(
+        rich_help_panel=_LAYOUT,
+        help="Tokens that the caches hold. \\[4096, or the model's limit]",
+    ),
+]
+_Prefill = Annotated[
+    int | None,
+    typer.Option(rich_help_panel=_LAYOUT, help="Longest chunk of a prompt, in tokens. \\[512]"),
+]
+_FullCache = Annotated[
+    bool,
+    typer.Option(
+        "--full-cache",
+        rich_help_panel=_LAYOUT,
+        help="Keep the whole context on local layers too, for older runtimes.",
+    ),
+]
+_Output = Annotated[
+    Path | None,
+    typer.Option(rich_help_panel=_OUTPUT, help="The bundle's folder. \\[out/MODEL-QUANT-TARGET]"),
+]
+_Force = Annotated[
+    bool,
+    typer.Option("--force", rich_help_panel=_OUTPUT, help="Replace the bundle at --output."),
+]
+_MaxRam = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=_OUTPUT,
+        help="The most memory that the export may use, e.g. 6GiB. It refuses to use more.",
+    ),
+]
+_EvalText = Annotated[
+    Path | None,
+    typer.Option(
+        rich_help_panel=_OUTPUT,
+        help="A file or folder of text: store the float32 model's probabilities for it, for "
+        "gemma-runtime eval.",
+    ),
+]
+_Plan = Annotated[
+    bool,
+    typer.Option(
+        "--plan",
+        rich_help_panel=_OUTPUT,
+        help="Print sizes, caches, memory and which phones fit, then stop.",
+    ),
+]
+_Json = Annotated[
+    bool,
+    typer.Option("--json", rich_help_panel=_OUTPUT, help="Figures as JSON on stdout."),
+]
+_Version = Annotated[
+    bool,
+    typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+]
+
+
+def export(
+    ctx: typer.Context,
+    *,
+    checkpoint: _Checkpoint = None,
+    size: _Size = None,
+    family: _Family = None,
+    config: _Config = None,
+    quant: _Quant = "int4",
+    recipe: _RecipeFile = None,
+    bits: _Bits = None,
+    calibration: _Calibration = None,
+    require_exact: _RequireExact = False,
+    context: _Context = None,
+    prefill: _Prefill = None,
+    full_cache: _FullCache = False,
+    target: str = "onnx",
+    output: _Output = None,
+    force: _Force = False,
+    max_ram: _MaxRam = None,
+    eval_text: _EvalText = None,
+    plan: _Plan = False,
+    json: _Json = False,
+    version: _Version = False,
+    **options: str | None,  # of single targets
+) -> None:
+    del version
+    if ctx.invoked_subcommand is not None:
+        return
+    if checkpoint is None and size is None:
+        print(
+            "error: no checkpoint: give --size, e.g. 2b, or --checkpoint; gemma-export --help "
+            "lists all flags",
+            file=sys.stderr,
+        )
+        raise typer.Exit(2)
+    from gemma_export.memory import parse_bytes
+    from gemma_export.quantize.recipe import load_recipe
+    from gemma_export.request import ExportRequest, check_request, plan_exports
+
+    request = ExportRequest(
         targets=_targets(target),
-        recipe=_recipe(quant, recipe),
+        recipe=_recipe(quant),
         checkpoint=checkpoint,
         size=size,
-        family=family.value if family else None,
+        family=_family(family),
         config_file=config,
         context_length=context,
         prefill_length=prefill,
         full_cache=full_cache,
-        options=TargetOptions(delegate, coreml_compute, coreml_embed),
+        options=_given(options),
         output=output,
         max_ram=parse_bytes(max_ram) if max_ram else None,
         force=force,
@@ -193,11 +280,16 @@ def export(
         calibration=calibration,
         bits=bits,
     )
+    check_request(request)
+    if not plan:
+        for name in request.targets:
+            require_packages(name)
+    if recipe is not None:
+        request = replace(request, recipe=load_recipe(recipe))
     if plan:
-        _print_plans(pipeline.plan_exports(request), json)
-        return
-    report = QuietReporter() if json else ConsoleReporter(Console(stderr=True))
-    _print_results(pipeline.export_bundles(request, report), json)
+        _print_plans(plan_exports(request), json)
+    else:
+        _print_results(_export(request, json), json)
 
 
 def main() -> None:
@@ -207,41 +299,107 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run with the given arguments; returns the exit code."""
+    app.callback(invoke_without_command=True, help=_HELP)(_with_target_flags())
     return run_app(app, "gemma-export", arguments)
 
 
-def _targets(text: str) -> tuple[str, ...]:
-    from gemma_export.targets import BETAS, TARGETS
+def _with_target_flags() -> Callable[..., None]:
+    """`export`, as typer reads it: with --target and the targets' own flags spelt out."""
 
+    def command(ctx: typer.Context, **values: object) -> None:
+        export(ctx, **values)  # type: ignore[arg-type]
+
+    known = signature(export).parameters.values()
+    flags = [flag for flag in known if flag.kind is not Parameter.VAR_KEYWORD]
+    own = [_flag(option) for spec in all_targets() for option in spec.options]
+    place = [flag.name for flag in flags].index("target")
+    flags[place : place + 1] = [flags[place].replace(annotation=_target_annotation()), *own]
+    command.__signature__ = signature(export).replace(parameters=flags)  # type: ignore[attr-defined]
+    return command
+
+
+def _flag(option: Option) -> Parameter:
+    shown = typer.Option(
+        option.flag,
+        rich_help_panel=_TARGET,
+        help=option.help,
+        autocompletion=_completing(option.choices),
+    )
+    annotation = Annotated[str | None, shown]
+    return Parameter(
+        option.name, Parameter.KEYWORD_ONLY, default=option.default, annotation=annotation
+    )
+
+
+def _target_annotation() -> object:
+    specs = all_targets()
+    stable = ", ".join(f"{spec.name} ({spec.label})" for spec in specs if not spec.is_beta)
+    betas = ", ".join(f"{spec.name} ({spec.label})" for spec in specs if spec.is_beta)
+    shown = typer.Option(
+        rich_help_panel=_TARGET,
+        help=f"What to export for: {stable}; in beta: {betas}. Several with commas, or all, which "
+        "leaves betas out.",
+        autocompletion=_completing([*TARGETS, "all"]),
+    )
+    return Annotated[str, shown]
+
+
+def _targets(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if names == ("all",):
-        return tuple(name for name in TARGETS if name not in BETAS)
+        return tuple(spec.name for spec in all_targets() if not spec.is_beta)
     for name in names or ("",):
         if name not in TARGETS:
-            raise typer.BadParameter(_choices(name, list(TARGETS)), param_hint="--target")
+            raise typer.BadParameter(_choices(name, TARGETS), param_hint="--target")
     return names
 
 
-def _recipe(quant: str, file: Path | None) -> "Recipe":
-    from gemma_export.quantize.recipe import RECIPES, load_recipe
+def _recipe(name: str) -> "Recipe":
+    from gemma_export.quantize.recipe import RECIPES
 
-    if file is not None:
-        return load_recipe(file)
-    if quant not in RECIPES:
-        raise typer.BadParameter(_choices(quant, list(RECIPES)), param_hint="--quant")
-    return RECIPES[quant]
+    if name not in RECIPES:
+        raise typer.BadParameter(_choices(name, RECIPES), param_hint="--quant")
+    return RECIPES[name]
 
 
-def _choices(found: str, choices: list[str]) -> str:
+def _family(name: str | None) -> str | None:
+    if name is not None and name not in FAMILIES:
+        raise typer.BadParameter(_choices(name, FAMILIES), param_hint="--family")
+    return name
+
+
+def _choices(found: str, choices: Iterable[str]) -> str:
     return f"no {found!r}; choose from {nearest_first(found, choices)}"
 
 
+def _given(options: Mapping[str, str | None]) -> dict[str, str]:
+    """What differs from the targets' defaults."""
+    defaults = {option.name: option.default for spec in all_targets() for option in spec.options}
+    return {
+        name: value
+        for name, value in options.items()
+        if value is not None and value != defaults[name]
+    }
+
+
+def _export(request: "ExportRequest", json: bool) -> "list[ExportResult]":
+    from rich.console import Console
+
+    from gemma_export.pipeline import export_bundles
+    from gemma_export.progress import ConsoleReporter, QuietReporter
+
+    report = QuietReporter() if json else ConsoleReporter(Console(stderr=True))
+    return export_bundles(request, report)
+
+
 def _print_plans(plans: "list[Plan]", json: bool) -> None:
+    if json:
+        _print_json(plans)
+        return
+    from rich.console import Console
+
     from gemma_export.plan_table import render_plan
 
-    if json:
-        sys.stdout.buffer.write(msgspec.json.encode(plans) + b"\n")
-        return
     for plan in plans:
         Console().print(render_plan(plan))
 
@@ -249,13 +407,22 @@ def _print_plans(plans: "list[Plan]", json: bool) -> None:
 def _print_results(results: "list[ExportResult]", json: bool) -> None:
     summaries = [_summary(result) for result in results]
     if json:
-        sys.stdout.buffer.write(msgspec.json.encode(summaries) + b"\n")
+        _print_json(summaries)
         return
+    from rich.console import Console
+    from rich.table import Table
+
     for summary in summaries:
         table = Table(show_header=False, box=None, title=summary.bundle, title_justify="left")
         for label, value in _lines(summary):
             table.add_row(label, value)
         Console().print(table)
+
+
+def _print_json(value: object) -> None:
+    import msgspec
+
+    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
 
 
 def _summary(result: "ExportResult") -> "_Summary":
@@ -277,7 +444,7 @@ def _summary(result: "ExportResult") -> "_Summary":
 
 @dataclass(frozen=True, slots=True)
 class _Summary:
-    """What one export tells, on the console and as JSON."""
+    """What one export reports, on the console and as JSON."""
 
     bundle: str
     target: str
@@ -287,7 +454,7 @@ class _Summary:
     codes_digest: str
     bytes: int
     context_length: int
-    quality: Agreement  # quantized against float32, both in the reference
+    quality: "Agreement"  # quantized against float32, both in the reference
     seconds: float
     peak_rss_bytes: int
 

@@ -7,67 +7,42 @@ from importlib import metadata
 from pathlib import Path
 
 from gemma_export.checkpoint import Checkpoint
-from gemma_export.checkpoint.open import open_checkpoint, planned_config
+from gemma_export.checkpoint.open import open_checkpoint
 from gemma_export.formats.format import Format
 from gemma_export.memory import MemoryCeiling
-from gemma_export.model.config import Family, GemmaConfig
+from gemma_export.model.config import GemmaConfig
 from gemma_export.parallel import one_thread_each
-from gemma_export.plan import Plan, make_plan
-from gemma_export.progress import Reporter, guarded, guarded_stage
+from gemma_export.progress import QuietReporter, Reporter, guarded, guarded_stage
 from gemma_export.quantize.calibrate.budget import Budget, spend_budget
 from gemma_export.quantize.calibrate.text import Calibration
-from gemma_export.quantize.calibrate.weights import CalibratedWeights, peak_bytes
-from gemma_export.quantize.calibrate.workspace import Calibrator
+from gemma_export.quantize.calibrate.workspace import Workspace
+from gemma_export.quantize.calibrated import CalibratedWeights, peak_bytes
 from gemma_export.quantize.kept import require_exact, resolve_recipe
 from gemma_export.quantize.recipe import Recipe, bits_per_weight, write_recipe
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
+from gemma_export.request import ExportRequest, export_geometry, plan_export
 from gemma_export.sidecars.reference import Reference, record_reference
 from gemma_export.sidecars.teacher import passes, record_teacher
 from gemma_export.sidecars.text import ExportText, WantedText, read_text
 from gemma_export.targets import (
-    NO_OPTIONS,
     Artifact,
     ExportJob,
     Geometry,
     Target,
-    TargetOptions,
     load_targets,
+    require_packages,
+    target_spec,
 )
 from gemma_runtime.bundle import MANIFEST, Bundle, check_writable, describe_files, staged_folder
-from gemma_runtime.errors import TargetError
+from gemma_runtime.cache import writable_cache
 from gemma_runtime.machine import peak_rss_bytes
 from gemma_runtime.manifest import SCHEMA_VERSION, CalibratedOn, Manifest, Model, Quantization
 from gemma_runtime.proof.goldens import save_goldens
 from gemma_runtime.proof.teacher import TEACHER, TeacherSegment, save_teacher
 
 _TOKENIZER, _GOLDENS, _RECIPE = "tokenizer.json", "goldens.json", "recipe.yaml"
-_DEFAULT_CONTEXT, _DEFAULT_PREFILL = 4096, 512
 
-
-@dataclass(frozen=True, slots=True)
-class ExportRequest:
-    targets: tuple[str, ...]
-    recipe: Recipe
-    checkpoint: str | None = None  # None: the official one of `size`
-    size: str | None = None
-    family: Family | None = None
-    config_file: Path | None = None  # shape of random weights
-    context_length: int | None = None
-    prefill_length: int | None = None
-    full_cache: bool = False
-    options: TargetOptions = NO_OPTIONS
-    output: Path | None = None
-    max_ram: int | None = None  # bytes
-    force: bool = False
-    require_exact: bool = False
-    eval_text: Path | None = None  # whose teacher every bundle shall hold
-    calibration: Path | None = None  # text of the user's own, for recipes that are calibrated
-    bits: float | None = None  # per weight: the recipe's int4, and int8 as far as that goes
-
-    @property
-    def is_calibrated(self) -> bool:
-        """Whether calibration text is read, by the recipe or to spend the bits."""
-        return self.recipe.is_calibrated or self.bits is not None
+__all__ = ["ExportRequest", "ExportResult", "export_bundles"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +52,17 @@ class ExportResult:
     peak_rss_bytes: int
 
 
-def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResult]:
-    """Write one bundle per target, all from one quantized store.
+def export_bundles(request: ExportRequest, report: Reporter | None = None) -> list[ExportResult]:
+    """Write one bundle per target, all from one quantized store. `report=None` says nothing.
 
     Everything cheap is checked before a weight is read; a bundle appears whole or not at all.
     """
     started = time.monotonic()
+    report = report or QuietReporter()
+    writable_cache()
     targets = load_targets(request.targets, request.options)
+    for target in targets:
+        require_packages(target.name)
     checkpoint = open_checkpoint(
         request.checkpoint, request.size, request.family, request.config_file
     )
@@ -91,13 +70,13 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
     if request.require_exact:
         require_exact(resolved)
     request = replace(request, recipe=resolved.recipe)
-    geometry = _geometry(request, checkpoint.config)
+    geometry = export_geometry(request, checkpoint.config)
     outputs = [_output(request, checkpoint, target.name) for target in targets]
     for output in outputs:
         check_writable(output, request.force)
     ceiling = MemoryCeiling(request.max_ram)
     for target in targets:
-        ceiling.check_estimate(_plan(checkpoint.config, request, target).export_peak_bytes)
+        ceiling.check_estimate(plan_export(checkpoint.config, request, target).export_peak_bytes)
     if request.is_calibrated:
         ceiling.check_estimate(peak_bytes(checkpoint.config, request.recipe, request.bits))
     for note in (*checkpoint.notes, *resolved.notes):
@@ -126,16 +105,6 @@ def export_bundles(request: ExportRequest, report: Reporter) -> list[ExportResul
     return results
 
 
-def plan_exports(request: ExportRequest) -> list[Plan]:
-    """What each bundle would weigh and need, without reading a weight."""
-    targets = load_targets(request.targets, request.options)
-    if request.checkpoint and any(rule.rounding == "kept" for rule in request.recipe.rules):
-        checkpoint = open_checkpoint(request.checkpoint, request.size, request.family)
-        request = replace(request, recipe=resolve_recipe(request.recipe, checkpoint).recipe)
-    config = planned_config(request.checkpoint, request.size, request.family, request.config_file)
-    return [_plan(config, request, target) for target in targets]
-
-
 @dataclass(frozen=True, slots=True)
 class _Work:
     """All that one bundle is made from."""
@@ -154,17 +123,6 @@ def _wanted_text(request: ExportRequest) -> WantedText:
     return WantedText(request.eval_text, request.is_calibrated, request.calibration)
 
 
-def _geometry(request: ExportRequest, config: GemmaConfig) -> Geometry:
-    longest = config.max_position
-    context = request.context_length or min(_DEFAULT_CONTEXT, longest)
-    prefill = request.prefill_length or min(_DEFAULT_PREFILL, context)
-    if not 2 <= context <= longest:
-        raise TargetError(f"--context is {context}; this model reads 2 to {longest} tokens")
-    if not 1 <= prefill <= context:
-        raise TargetError(f"--prefill is {prefill}; it can be 1 to the context of {context}")
-    return Geometry(context, prefill, request.full_cache)
-
-
 def _output(request: ExportRequest, checkpoint: Checkpoint, target: str) -> Path:
     """`--output` itself for one target, a folder in it for each of several."""
     model = Path(checkpoint.id).name.removesuffix(".gguf").replace(":", "-")
@@ -173,13 +131,6 @@ def _output(request: ExportRequest, checkpoint: Checkpoint, target: str) -> Path
     if request.output is None:
         return Path("out") / name
     return request.output if len(request.targets) == 1 else request.output / name
-
-
-def _plan(config: GemmaConfig, request: ExportRequest, target: Target) -> Plan:
-    geometry = _geometry(request, config)
-    formats = request.recipe.formats(config)
-    target.check(formats, geometry)
-    return make_plan(config, formats, target.caches(config, geometry), geometry, target.name)
 
 
 def _spend_bits(
@@ -195,8 +146,10 @@ def _spend_bits(
         return request
     budget = Budget(request.recipe, request.bits)
     stage = guarded_stage(report, ceiling)
-    splits_table = all(target.splits_table for target in targets)
-    recipe = spend_budget(budget, checkpoint, calibration, stage, splits_table=splits_table)
+    splits_table = all(target_spec(target.name).splits_table for target in targets)
+    recipe = spend_budget(
+        budget, checkpoint, calibration, stage, splits_table=splits_table, note=report.note
+    )
     return replace(request, recipe=recipe)
 
 
@@ -208,11 +161,11 @@ def _quantize(
     ceiling: MemoryCeiling,
 ) -> QuantizedStore:
     if calibration is not None and recipe.is_calibrated:
-        work = Calibrator(checkpoint, recipe, calibration)
-        calibrated = CalibratedWeights(work, guarded_stage(report, ceiling))
-        return open_or_build_store(checkpoint, recipe, None, calibrated)
+        work = Workspace(checkpoint, recipe, calibration)
+        calibrated = CalibratedWeights(work, guarded_stage(report, ceiling), report.note)
+        return open_or_build_store(checkpoint, recipe, None, calibrated, report.note)
     with report.stage("quantize", checkpoint.config.parameters * 4) as tick:
-        return open_or_build_store(checkpoint, recipe, guarded(tick, ceiling))
+        return open_or_build_store(checkpoint, recipe, guarded(tick, ceiling), None, report.note)
 
 
 def _reference(

@@ -7,24 +7,24 @@ sessions (`tests/export/test_plan.py` keeps the two together).
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Literal
 
 import numpy as np
 
 from gemma_export.formats.blocks import BLOCK_ELEMENTS
-from gemma_export.formats.format import FLOAT, Format
+from gemma_export.formats.format import FLOAT, Format, stacks
 from gemma_export.model.config import TABLE, GemmaConfig
 from gemma_export.quantize.recipe import bits_per_weight
 from gemma_export.sidecars.prompts import JUDGED, PROMPTS, long_length
-from gemma_export.targets import Geometry
+from gemma_export.targets import Geometry, target_spec
+from gemma_export.targets.spec import Costs
 from gemma_runtime.machine import format_bytes
 from gemma_runtime.manifest import AttentionKind, LayerCache
 
 Component = Literal["table", "attention", "mlp", "norms", "ropes"]
 Verdict = Literal["fits", "tight", "does not fit"]
 
-_MIB, _GIB = 1 << 20, 1 << 30
+_GIB = 1 << 30
 _FLOAT_BYTES = 4  # of caches, logits, norms and rope tables, and of scales in memory
 _SCALE_BYTES = 2  # in the file
 
@@ -34,37 +34,6 @@ _SCALE_BYTES = 2  # in the file
 _PHONES_GB = (4, 6, 8, 12)
 _BUDGET_SHARE = 0.45
 _COMFORT = 0.75  # of the budget: the rest is for the app itself, its screens and its web views
-
-
-# Measured on Linux x86 with 270m to 27b shapes.
-@dataclass(frozen=True, slots=True)
-class _Costs:
-    """What a target takes beyond the bytes themselves."""
-
-    runtime: int  # bytes of code and graph, and of Python where it runs in Python
-    packed: float  # of the matrices' bytes: the copy in the order the kernels read
-    packing: float  # of the table's bytes, while it is packed
-    table_kept: bool  # the table stays mapped for looking tokens up, beside the head's packed copy
-    exporting: int  # bytes that the exporter's libraries take
-    tables_exported: float  # copies of the table that an export holds
-    caches_exported: int  # copies of the caches
-    weight_exported: float = 0  # bytes per weight
-    float_bytes: int = 4  # of caches, norms and weights that are not quantized
-    has_ropes: bool = True  # as tables in the file
-    alignment: int = 4096  # of a tensor in the file
-
-
-# onnxruntime 1.32 in Python, executorch 1.5.1 in the native runner.
-_COSTS: Mapping[str, _Costs] = {
-    "onnx": _Costs(80 * _MIB, 1.17, 1.2, False, 240 * _MIB, 0, 0),
-    # Running is for Apple's machines. Exporting was measured: with coremltools 9, loaded once the
-    # goldens are done, and with coreai-torch 0.4.3 at 0.3 and 0.5 billion weights.
-    "coreml": _Costs(20 * _MIB, 1.0, 0, False, 400 * _MIB, 0, 0, 0, 2, False, 64),
-    "coreai": _Costs(20 * _MIB, 1.0, 0, False, 1200 * _MIB, 0, 0, 4.8, 2, False, 64),
-    "executorch": _Costs(20 * _MIB, 0.95, 0.9, True, 640 * _MIB, 3.5, 1),
-    # llama.cpp maps the file, and copies what its kernels want in another order.
-    "gguf": _Costs(40 * _MIB, 1.0, 0, False, 160 * _MIB, 0, 0),
-}
 _ARENA = 2  # of what is alive: the arena grows by doubling
 
 # An export, measured with torch 2.13 (CPU) on Linux x86: 270m with its tokenizer, 2b to 27b shapes.
@@ -157,7 +126,7 @@ def make_plan(
 ) -> Plan:
     """Sizes, caches, memory and phones from the shapes alone."""
     parameters = _parameters(config)
-    costs = _COSTS[target]
+    costs = target_spec(target).costs
     artifact = _artifact(config, formats, geometry.context_length, costs)
     cache_bytes = _caches(caches, geometry.context_length, costs.float_bytes)
     run = _run(config, formats, caches, geometry, artifact, costs)
@@ -192,7 +161,7 @@ def _component(name: str, shape: tuple[int, ...]) -> Component:
 
 
 def _artifact(
-    config: GemmaConfig, formats: Mapping[str, Format], context_length: int, costs: _Costs
+    config: GemmaConfig, formats: Mapping[str, Format], context_length: int, costs: Costs
 ) -> ArtifactBytes:
     counts: dict[Component, int] = dict.fromkeys(("table", "attention", "mlp", "norms", "ropes"), 0)
     pages = 0
@@ -203,13 +172,13 @@ def _artifact(
 
 
 def _regions(
-    config: GemmaConfig, formats: Mapping[str, Format], context_length: int, costs: _Costs
+    config: GemmaConfig, formats: Mapping[str, Format], context_length: int, costs: Costs
 ) -> Iterator[tuple[Component, int]]:
     """Every tensor of the data file, as `targets/onnx/ops.py` lays them out."""
     shapes = config.tensor_shapes()
-    for names in _products(config):
-        for form, together in groupby(names, key=lambda name: formats.get(name, FLOAT)):
-            stack = list(together)
+    for names in config.products():
+        for stack in stacks(names, lambda name: formats.get(name, FLOAT)):
+            form = formats.get(stack[0], FLOAT)
             rows, width = sum(shapes[name][0] for name in stack), shapes[stack[0]][1]
             component = _component(stack[0], shapes[stack[0]])
             for columns, own in form.pieces("", width).values():
@@ -222,15 +191,6 @@ def _regions(
     ropes = {layer.rope for layer in config.layers} if costs.has_ropes else ()
     for _ in range(2 * len(ropes)):  # cos and sin of each
         yield "ropes", context_length * config.head_dim // 2 * _FLOAT_BYTES
-
-
-def _products(config: GemmaConfig) -> Iterator[list[str]]:
-    """Matrices that share an input: those of one format are stored as one."""
-    yield [TABLE]
-    for index in range(len(config.kinds)):
-        for together in ("self_attn.q k v", "self_attn.o", "mlp.gate up", "mlp.down"):
-            block, parts = together.split(".")
-            yield [f"model.layers.{index}.{block}.{part}_proj.weight" for part in parts.split()]
 
 
 def _matrix_regions(
@@ -281,7 +241,7 @@ def _run(
     caches: Sequence[LayerCache],
     geometry: Geometry,
     artifact: ArtifactBytes,
-    costs: _Costs,
+    costs: Costs,
 ) -> RunBytes:
     form = formats.get(TABLE, FLOAT)
     held = {n: _held_bytes(config, n, f, costs.float_bytes) for n, f in formats.items()}
@@ -322,7 +282,7 @@ def _export_peak(
     formats: Mapping[str, Format],
     caches: Sequence[LayerCache],
     geometry: Geometry,
-    costs: _Costs,
+    costs: Costs,
 ) -> int:
     """Parsing the tokenizer, evaluating the goldens or making rope tables: whichever takes most.
 

@@ -19,11 +19,17 @@ from gemma_runtime.machine import format_bytes, peak_rss_bytes
 
 Tick = Callable[[str, int], None]  # tensor name, bytes just done
 Stage = Callable[[str, int], AbstractContextManager[Tick]]  # title, bytes in all
+Note = Callable[[str], None]  # tells the user a sentence
 
 
 def unheard(name: str, done: int) -> None:
     """The tick of work whose progress nobody follows."""
     del name, done
+
+
+def silent(text: str) -> None:
+    """A note that nobody reads."""
+    del text
 
 
 class Reporter(Protocol):

@@ -1,7 +1,7 @@
 import GemmaChat
 import SwiftUI
 
-/// Replays the bundle's goldens on this device, with the figures of `gemma-runtime verify`.
+/// Verifies the bundle against its goldens and measures its speed on this device.
 struct BenchmarkView: View {
     let screen: ChatScreen
 

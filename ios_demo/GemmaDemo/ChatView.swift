@@ -5,8 +5,8 @@ import SwiftUI
 struct ChatView: View {
     let screen: ChatScreen
     @State private var question = ""
-    @State private var picking = false
-    @State private var writingSchema = false
+    @State private var showsBundles = false
+    @State private var showsSchema = false
 
     var body: some View {
         VStack(spacing: 8) {
@@ -15,8 +15,8 @@ struct ChatView: View {
                     ForEach(screen.turns) { turn in
                         Text(turn.text)
                             .textSelection(.enabled)
-                            .foregroundStyle(turn.mine ? .secondary : .primary)
-                            .frame(maxWidth: .infinity, alignment: turn.mine ? .trailing : .leading)
+                            .foregroundStyle(turn.isUser ? .secondary : .primary)
+                            .frame(maxWidth: .infinity, alignment: turn.isUser ? .trailing : .leading)
                     }
                 }
             }
@@ -29,15 +29,15 @@ struct ChatView: View {
                 if screen.busy { Button("Stop", action: screen.stop) } else { Button("Send", action: send) }
             }
             HStack {
-                Button("Bundle") { picking = true }.disabled(screen.busy)
-                Button(screen.schema == nil ? "Schema" : "Schema ✓") { writingSchema = true }.disabled(screen.busy)
+                Button("Bundle") { showsBundles = true }.disabled(screen.busy)
+                Button(screen.schema == nil ? "Schema" : "Schema ✓") { showsSchema = true }.disabled(screen.busy)
                 Spacer()
                 Button("New chat", action: screen.reset)
             }
         }
         .padding()
-        .sheet(isPresented: $picking) { BundlePicker(screen: screen) }
-        .sheet(isPresented: $writingSchema) {
+        .sheet(isPresented: $showsBundles) { BundlePicker(screen: screen) }
+        .sheet(isPresented: $showsSchema) {
             SchemaEditor(screen: screen, text: screen.schema?.description ?? exampleSchema)
         }
     }
@@ -50,7 +50,7 @@ struct ChatView: View {
     }
 }
 
-/// A JSON Schema that answers have to match.
+/// Edits the JSON Schema that answers must match.
 struct SchemaEditor: View {
     let screen: ChatScreen
     @State var text: String
@@ -62,7 +62,7 @@ struct SchemaEditor: View {
                 .font(.body.monospaced())
                 .autocorrectionDisabled()
                 .textInputAutocapitalization(.never)
-                .navigationTitle("Answers match")
+                .navigationTitle("JSON Schema")
                 .toolbar {
                     ToolbarItem(placement: .cancellationAction) { Button("Any answer") { use("") } }
                     ToolbarItem(placement: .confirmationAction) { Button("Use") { use(text) } }
@@ -91,9 +91,9 @@ struct BundlePicker: View {
         .overlay {
             if bundles.isEmpty {
                 ContentUnavailableView(
-                    "No bundle is here yet",
+                    "There is no bundle yet",
                     systemImage: "shippingbox",
-                    description: Text("Put a whole bundle folder into On My iPhone › Gemma demo, with the Files app or Finder.")
+                    description: Text("Copy a whole bundle folder to On My iPhone › Gemma demo, with the Files app or Finder.")
                 )
             }
         }

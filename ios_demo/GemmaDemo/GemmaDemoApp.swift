@@ -12,9 +12,9 @@ struct GemmaDemoApp: App {
                 Tab("Chat", systemImage: "bubble.left") { ChatView(screen: screen) }
                 Tab("Benchmark", systemImage: "gauge") { BenchmarkView(screen: screen) }
             }
-            // The system ends apps that compute in the background.
+            // The system terminates apps that compute in the background.
             .onChange(of: phase) { _, now in if now == .background { screen.stop() } }
-            // Else the display's sleep would end a long benchmark.
+            // Keeps the display on, since sleep would end a long benchmark.
             .onChange(of: screen.busy) { _, busy in UIApplication.shared.isIdleTimerDisabled = busy }
             .onReceive(NotificationCenter.default.publisher(for: UIApplication.didReceiveMemoryWarningNotification)) { _ in
                 screen.unload()

@@ -5,7 +5,7 @@ import PackageDescription
 var targets: [Target] = [.target(name: "GemmaKit"), .target(name: "GemmaChat", dependencies: ["GemmaKit"])]
 var tests: [Target.Dependency] = ["GemmaKit"]
 
-// On Linux the tests run a bundle on the C library of ONNX Runtime, where test.sh found one.
+// On Linux the tests run a bundle on ONNX Runtime's C library, if test.sh could fetch it.
 if let folder = ProcessInfo.processInfo.environment["GEMMA_ONNXRUNTIME"] {
     let library = folder + "/native"
     targets.append(

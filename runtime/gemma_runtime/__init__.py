@@ -4,35 +4,49 @@
     with open_session(bundle) as session:
         logits = session.prefill([2, 651, 5253])
 
-A backend's runtime is imported by `open_session`, not before.
+Importing the package loads nothing: a name is imported when it is first used, and a backend's
+runtime by `open_session`.
 """
 
-from gemma_runtime.bundle import Bundle, open_bundle
-from gemma_runtime.errors import (
-    BundleError,
-    ContextFull,
-    GemmaError,
-    MissingExtra,
-    SessionError,
-    TokenizerError,
-)
-from gemma_runtime.manifest import SCHEMA_VERSION, Agreement, AttentionKind, LayerCache, Manifest
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING
+
 from gemma_runtime.privacy import opt_out
-from gemma_runtime.proof.agreement import compare_logits
-from gemma_runtime.proof.goldens import Golden, TopLogits, load_goldens
-from gemma_runtime.proof.verify import Limits, Verdict, Verification, verify, verify_bundle
-from gemma_runtime.session import FakeSession, Session, open_session
-from gemma_runtime.text.chat import Message, encode_chat
-from gemma_runtime.text.generate import (
-    Conversation,
-    Generation,
-    StopReason,
-    TextGeneration,
-    generate,
-    generate_text,
-)
-from gemma_runtime.text.sampler import Sampling
-from gemma_runtime.text.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from gemma_runtime.bundle import Bundle, open_bundle
+    from gemma_runtime.errors import (
+        BundleError,
+        ContextFull,
+        GemmaError,
+        MissingExtra,
+        SessionError,
+        TokenizerError,
+    )
+    from gemma_runtime.manifest import (
+        SCHEMA_VERSION,
+        Agreement,
+        AttentionKind,
+        LayerCache,
+        Manifest,
+    )
+    from gemma_runtime.proof.agreement import compare_logits
+    from gemma_runtime.proof.goldens import Golden, TopLogits, load_goldens
+    from gemma_runtime.proof.verify import Limits, Verdict, Verification, verify, verify_bundle
+    from gemma_runtime.session import FakeSession, Session, open_session
+    from gemma_runtime.text.chat import Message, encode_chat
+    from gemma_runtime.text.generate import (
+        Conversation,
+        Generation,
+        StopReason,
+        TextGeneration,
+        generate,
+        generate_text,
+    )
+    from gemma_runtime.text.sampler import Sampling
+    from gemma_runtime.text.tokenizer import Tokenizer, load_tokenizer
+
+    __version__: str
 
 opt_out()  # before any library that collects usage statistics is imported
 
@@ -63,6 +77,7 @@ __all__ = [
     "TopLogits",
     "Verdict",
     "Verification",
+    "__version__",
     "compare_logits",
     "encode_chat",
     "generate",
@@ -74,3 +89,51 @@ __all__ = [
     "verify",
     "verify_bundle",
 ]
+
+_HOMES = {
+    "gemma_runtime.bundle": ("Bundle", "open_bundle"),
+    "gemma_runtime.errors": (
+        "BundleError",
+        "ContextFull",
+        "GemmaError",
+        "MissingExtra",
+        "SessionError",
+        "TokenizerError",
+    ),
+    "gemma_runtime.manifest": (
+        "SCHEMA_VERSION",
+        "Agreement",
+        "AttentionKind",
+        "LayerCache",
+        "Manifest",
+    ),
+    "gemma_runtime.proof.agreement": ("compare_logits",),
+    "gemma_runtime.proof.goldens": ("Golden", "TopLogits", "load_goldens"),
+    "gemma_runtime.proof.verify": ("Limits", "Verdict", "Verification", "verify", "verify_bundle"),
+    "gemma_runtime.session": ("FakeSession", "Session", "open_session"),
+    "gemma_runtime.text.chat": ("Message", "encode_chat"),
+    "gemma_runtime.text.generate": (
+        "Conversation",
+        "Generation",
+        "StopReason",
+        "TextGeneration",
+        "generate",
+        "generate_text",
+    ),
+    "gemma_runtime.text.sampler": ("Sampling",),
+    "gemma_runtime.text.tokenizer": ("Tokenizer", "load_tokenizer"),
+}
+
+if not TYPE_CHECKING:  # else every misspelt name would pass the type checker
+
+    def __getattr__(name: str) -> object:
+        """Import a public name from its module (PEP 562)."""
+        if name == "__version__":
+            return metadata.version("gemma-export")
+        for home, names in _HOMES.items():
+            if name in names:
+                return getattr(import_module(home), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted(__all__)

@@ -1,4 +1,4 @@
-"""Bundles on disk: a folder with `manifest.json` and the files it names and digests."""
+"""Reads and writes bundles: folders with a `manifest.json` that lists every file's digest."""
 
 import hashlib
 import os
@@ -18,26 +18,26 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A checked folder. Paths come from the manifest and lie inside the folder."""
+    """An opened folder. All paths in its manifest are inside the folder."""
 
     directory: Path
     manifest: Manifest
 
     def path(self, role: str) -> Path:
-        """The file that plays a role, e.g. `tokenizer`; raises BundleError if there is none."""
+        """The file of a role, e.g. `tokenizer`. Raises BundleError if there is none."""
         if role not in self.manifest.roles:
             raise BundleError(
-                f"{self.directory} holds no {role}; it has: {', '.join(self.manifest.roles)}"
+                f"{self.directory} has no {role}; it has: {', '.join(self.manifest.roles)}"
             )
         return self.directory / self.manifest.roles[role]
 
 
 def open_bundle(directory: Path | str) -> Bundle:
-    """Read a bundle and check it: known schema, every file present and unaltered."""
+    """Open a bundle. Raises BundleError unless its schema is known and all files match."""
     directory = Path(directory)
     manifest = Manifest.from_json(_read_manifest(directory))
-    named = {graph.file for graph in manifest.graphs.values()} | set(manifest.roles.values())
-    if unlisted := sorted(named - set(manifest.files)):
+    used = {*manifest.graph_files(), *manifest.roles.values()}
+    if unlisted := sorted(used - set(manifest.files)):
         raise BundleError(f"{directory}: manifest.json uses {unlisted[0]} but has no digest of it")
     for name, file in manifest.files.items():
         _check_present(directory, name, file)
@@ -53,7 +53,7 @@ def open_bundle(directory: Path | str) -> Bundle:
 
 
 def describe_files(directory: Path) -> Mapping[str, File]:
-    """Digest and size of every file below `directory`, manifest excepted; by POSIX path."""
+    """Digest and size of every file below `directory` except the manifest, by POSIX path."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
     return {
         path.relative_to(directory).as_posix(): File(sha256_file(path), path.stat().st_size)
@@ -69,10 +69,10 @@ def sha256_file(path: Path) -> str:
 
 @contextmanager
 def staged_folder(output: Path, force: bool = False) -> Iterator[Path]:
-    """A folder to fill, which becomes `output` when the block ends, or vanishes when it fails.
+    """Yield a temporary folder to fill, then rename it to `output`; delete it if the block fails.
 
-    An existing `output` is refused, or with `force` replaced in the last step. What a killed
-    process left behind is swept by the next one.
+    Raises BundleError if `output` exists, unless `force` is set: then it is replaced at the end.
+    Also deletes what killed processes left behind.
     """
     check_writable(output, force)
     sweep_leftovers(output.parent, f".{output.name}")
@@ -88,7 +88,7 @@ def staged_folder(output: Path, force: bool = False) -> Iterator[Path]:
 
 
 def check_writable(output: Path, force: bool) -> None:
-    """Raise BundleError, before any work, if `output` can't be created or is in the way."""
+    """Raise BundleError if `output` can't be created, or exists and may not be replaced."""
     if output.exists() and not force:
         raise BundleError(f"{output} exists; give another --output, or --force to replace it")
     if output.exists() and not (output / MANIFEST).exists():
@@ -119,7 +119,7 @@ def _check_present(directory: Path, name: str, file: File) -> None:
         inside = path.resolve().is_relative_to(directory.resolve())
         present = path.is_file()
         size = path.stat().st_size if present else 0
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before 3.13
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before 3.13
         raise _unreadable(path, error) from error
     if not inside:
         raise BundleError(f"{path} is a link that leaves the bundle")
@@ -140,7 +140,7 @@ def _read_digest(path: Path) -> str:
 
 
 def _unreadable(path: Path, error: OSError | RuntimeError) -> BundleError:
-    reason = error.strerror if isinstance(error, OSError) else "links in a circle"
+    reason = error.strerror if isinstance(error, OSError) else "a loop of links"
     return BundleError(f"{path} can't be read: {reason}; copy or export the bundle again")
 
 

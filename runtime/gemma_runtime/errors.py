@@ -1,17 +1,18 @@
-"""Everything a user can get wrong, as one tree.
+"""The errors that users can cause, as one tree.
 
-GemmaError                one clear line; the command line prints it and exits with 1
-├── BundleError           a bundle is missing, altered, or of another schema
+GemmaError                one line; the command line prints it and exits with 1
+├── BundleError           a bundle is missing, altered, or has another schema
 ├── SessionError          the artifact can't be loaded or run
-│   └── ContextFull       the next token would not fit into the cache
+│   └── ContextFull       the next token doesn't fit into the context
 ├── TokenizerError        the bundle has no tokenizer, or text can't be encoded
-├── MissingExtra          a package is not installed; the message is the pip command
-├── CheckpointError       weights are missing, broken, or of a kind we refuse
-├── ConfigError           config.json or GGUF metadata describes no Gemma we know
+├── MissingExtra          a package is not installed; the message names the pip command
+├── CheckpointError       weights are missing, broken, or of an unsupported kind
+├── ConfigError           config.json or GGUF metadata doesn't describe a supported Gemma
 ├── RecipeError           a quantization recipe is wrong
-├── TargetError           the target can't hold what the recipe asks for
-├── HubError              the hub is out of reach, the model is gated, or no token is set
-└── MemoryLimit           --max-ram can't be kept
+├── TargetError           the target doesn't support the recipe
+├── HubError              the hub is unreachable, the model is gated, or no token is set
+├── CacheError            the cache folder can't be written, or holds no such entry
+└── MemoryLimit           the export would need more memory than --max-ram
 """
 
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from difflib import get_close_matches
 
 
 class GemmaError(Exception):
-    """The root: a sentence a user can act on."""
+    """The root of all errors. The message is one line that tells the user what to do."""
 
 
 class BundleError(GemmaError):
@@ -67,11 +68,15 @@ class HubError(GemmaError):
     pass
 
 
+class CacheError(GemmaError):
+    pass
+
+
 class MemoryLimit(GemmaError):
     pass
 
 
 def nearest_first(name: str, choices: Iterable[str]) -> str:
-    """The choices for an error line about `name`, most alike first."""
+    """The choices joined for an error message, most similar to `name` first."""
     known = list(choices)
     return ", ".join(get_close_matches(name, known, n=len(known), cutoff=0.0))

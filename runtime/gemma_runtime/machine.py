@@ -1,4 +1,4 @@
-"""The machine a figure comes from: its parts, its load, and what a process takes of its memory."""
+"""Describes the machine: hardware, load, memory bandwidth, and the memory of this process."""
 
 import os
 import platform
@@ -14,8 +14,8 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-_BANDWIDTH_BYTES = 256 << 20  # several times any cache
-_BUSY = 0.5  # load per core above which timings are not to be trusted
+_BANDWIDTH_BYTES = 256 << 20  # several times larger than any cache
+_BUSY = 0.5  # load per core above which timings are unreliable
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,20 +26,20 @@ class Machine:
     memory_bytes: int
     system: str
     python: str
-    runtimes: dict[str, str]  # package that runs an artifact -> version
+    runtimes: dict[str, str | None]  # package that runs an artifact -> version; None: missing
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What this process has in memory. None where the system doesn't say."""
+    """The resident memory of this process. None if the system doesn't report a figure."""
 
-    peak_bytes: int  # resident, at most
-    anonymous_bytes: int | None  # resident now: heap, caches, repacked weights
-    file_bytes: int | None  # resident now: mapped files, which the system may drop and read again
+    peak_bytes: int  # the maximum so far
+    anonymous_bytes: int | None  # now: heap, caches, repacked weights
+    file_bytes: int | None  # now: mapped files, which the system may drop and read again
 
 
 def describe_machine(packages: Iterable[str]) -> Machine:
-    """This machine, and the versions of the given runtime packages."""
+    """This machine, with the installed versions of the given runtime packages."""
     return Machine(
         cpu=_cpu_name(),
         physical_cores=physical_cores(),
@@ -47,7 +47,7 @@ def describe_machine(packages: Iterable[str]) -> Machine:
         memory_bytes=psutil.virtual_memory().total,
         system=platform.platform(),
         python=platform.python_version(),
-        runtimes={package: metadata.version(package) for package in sorted(set(packages))},
+        runtimes={package: _version(package) for package in sorted(set(packages))},
     )
 
 
@@ -56,7 +56,7 @@ def physical_cores() -> int:
 
 
 def load_average() -> float:
-    """Processes that want a core, averaged over the last minute."""
+    """The number of runnable processes, averaged over the last minute."""
     return psutil.getloadavg()[0]
 
 
@@ -65,12 +65,12 @@ def is_busy(load: float) -> bool:
 
 
 def measure_bandwidth(threads: int, repeats: int = 7, size: int = _BANDWIDTH_BYTES) -> float:
-    """Bytes per second that `threads` threads read from memory: the best of several sums."""
+    """Bytes per second that `threads` threads read from memory: the best of `repeats` runs."""
     words = np.ones(size // 8, np.uint64)
     parts = np.array_split(words, threads)
 
     def read(part: NDArray[np.uint64]) -> int:
-        return int(part.sum())  # numpy lets go of the interpreter meanwhile
+        return int(part.sum())  # numpy releases the GIL here
 
     best = float("inf")
     with ThreadPoolExecutor(threads) as pool:
@@ -82,7 +82,7 @@ def measure_bandwidth(threads: int, repeats: int = 7, size: int = _BANDWIDTH_BYT
 
 
 def measure_memory() -> Memory:
-    """This process's memory so far and now."""
+    """This process's memory: its peak so far, and its parts now."""
     rollup = _fields(Path("/proc/self/smaps_rollup"))
     resident, anonymous = rollup.get("Rss"), rollup.get("Anonymous")
     file = None if resident is None or anonymous is None else resident - anonymous
@@ -90,7 +90,7 @@ def measure_memory() -> Memory:
 
 
 def storage_bytes_read() -> int | None:
-    """Bytes this process has made the system fetch from storage; None where it doesn't say."""
+    """Bytes read from storage for this process so far; None if the system doesn't report it."""
     try:
         lines = Path("/proc/self/io").read_text().splitlines()
     except OSError:
@@ -99,13 +99,13 @@ def storage_bytes_read() -> int | None:
 
 
 def drop_page_cache(paths: Iterable[Path]) -> bool:
-    """Ask the system to forget what it holds of these files; False where it can't be asked."""
+    """Ask the system to drop these files from its page cache; False if it has no such call."""
     if not hasattr(os, "posix_fadvise"):
         return False
     for path in paths:
         file = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(file)  # pages not yet written stay in memory
+            os.fsync(file)  # unwritten pages can't be dropped
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(file)
@@ -121,14 +121,21 @@ def format_bytes(count: float) -> str:
 
 
 def peak_rss_bytes() -> int:
-    """The most resident memory this process has had."""
-    # getrusage would count what the parent held when it started this process.
+    """The peak resident memory of this process so far."""
+    # getrusage would include the parent's memory at the time it started this process.
     if (peak := _fields(Path("/proc/self/status")).get("VmHWM")) is not None:
         return peak
-    import resource  # Windows has none
+    import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _cpu_name() -> str:
@@ -141,7 +148,7 @@ def _cpu_name() -> str:
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """The `Name: 12 kB` lines of a file in /proc, in bytes; nothing where there is no such file."""
+    """The `Name: 12 kB` lines of a file in /proc, in bytes; empty if there is no such file."""
     try:
         lines = path.read_text().splitlines()
     except OSError:

@@ -4,6 +4,7 @@ Written by `gemma_export`, read by Python, Kotlin and Swift. No number in an app
 of these: it comes from here. After the first release, a new field is a new `SCHEMA_VERSION`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
@@ -12,7 +13,7 @@ import msgspec
 
 from gemma_runtime.errors import BundleError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _CACHE_WIDTHS = {"float32": 4, "float16": 2}  # bytes
 
 
@@ -49,21 +50,70 @@ class Rope:
     factor: float
 
 
+class TensorRole(StrEnum):
+    """What a tensor is for. A runner goes by this; names are the artifact's own.
+
+    T tokens of a call, of which the last may be padding; S slots, D head size, V vocabulary.
+    """
+
+    TOKENS = "tokens"  # ids, (T) or (1, T)
+    START = "start"  # tokens in the caches before the call
+    POSITIONS = "positions"  # of each token
+    TOTAL = "total"  # tokens in the caches after the call
+    WANTED = "wanted"  # which of the T tokens get logits
+    LAST = "last"  # which of the T tokens is the last that is not padding
+    EMBEDDINGS = "embeddings"  # rows of the table that the caller looks up
+    HIDDEN = "hidden"  # from one part of a graph to the next
+    COS = "cos"  # of a kind of layers, (T, D / 2)
+    SIN = "sin"
+    MASK = "mask"  # of a kind of layers: 0 where a token sees, far below 0 where it does not
+    SLOTS = "slots"  # of a kind of layers: where each token is written, (T)
+    WRITE = "write"  # the same as a one-hot matrix, (S, T)
+    KEYS = "keys"  # a layer's cache
+    VALUES = "values"
+    CACHE = "cache"  # keys and values of all layers of a kind
+    LOGITS = "logits"  # (…, V)
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     name: str
     dtype: str  # numpy's name for it
     shape: tuple[int | str, ...]  # a string names a dimension that varies from call to call
+    role: TensorRole
+    kind: AttentionKind | None  # of the layers it is for; None: for none or for all
+    layer: int | None  # the layer it belongs to
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """One entry point of the artifact: what goes in, comes out, and is carried along."""
+    """A program of the artifact: what goes in, comes out, and is carried along."""
 
     file: str  # path in the bundle
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    states: tuple[TensorSpec, ...]
+    states: tuple[TensorSpec, ...]  # caches
+
+    def tensor(self, role: TensorRole) -> TensorSpec:
+        """The input or output of a role. Raises BundleError where there is none."""
+        for spec in (*self.inputs, *self.outputs):
+            if spec.role is role:
+                return spec
+        raise BundleError(f"manifest.json: {self.file} has no tensor of role {role}; export again")
+
+    def returned_caches(self) -> Iterator[tuple[TensorSpec, TensorSpec]]:
+        """Each state, and the output that gives it back: for runtimes that update none in place.
+
+        Raises BundleError for a state that no output gives back.
+        """
+        outputs = {(spec.role, spec.kind, spec.layer): spec for spec in self.outputs}
+        for state in self.states:
+            returned = outputs.get((state.role, state.kind, state.layer))
+            if returned is None:
+                raise BundleError(
+                    f"manifest.json: {self.file} does not give {state.name} back; export again"
+                )
+            yield state, returned
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +149,8 @@ class Quantization:
 @dataclass(frozen=True, slots=True)
 class Target:
     name: str
-    runtime: str  # the package that runs the artifact
+    label: str  # the runtime's name, for people
+    packages: tuple[str, ...]  # on PyPI: what runs the artifact in Python; may be empty
     min_runtime_version: str
 
 
@@ -146,7 +197,9 @@ class Manifest:
     chat_template: str | None  # Jinja, Hugging Face's conventions
     layers: tuple[LayerCache, ...]
     cache_dtype: str
-    graphs: dict[str, Graph]  # "prefill", "decode"; where there is one, "exact": float activations
+    # "prefill", "decode"; where there is one, "exact": float activations. The parts of each run one
+    # after the other; most artifacts have one.
+    graphs: dict[str, tuple[Graph, ...]]
     headroom: Headroom
     quality: Agreement  # quantized reference against float32 reference, on the goldens
     files: dict[str, File]  # path in the bundle -> digest; everything but manifest.json
@@ -173,7 +226,22 @@ class Manifest:
             )
         for kind in {layer.kind for layer in manifest.layers} - set(manifest.ropes):
             raise BundleError(f"manifest.json is not valid: no rope of {kind} layers; export again")
+        for name in [name for name, parts in manifest.graphs.items() if not parts]:
+            raise BundleError(f"manifest.json is not valid: graph {name} is empty; export again")
         return manifest
+
+    def graph(self, name: str) -> Graph:
+        """A graph in one part. Raises BundleError where it is missing, or split into several."""
+        parts = self.graphs.get(name, ())
+        if len(parts) != 1:
+            raise BundleError(
+                f"manifest.json has {len(parts)} parts of graph {name}, expected 1; export again"
+            )
+        return parts[0]
+
+    def graph_files(self) -> list[str]:
+        """Files of all graphs, each once."""
+        return sorted({part.file for parts in self.graphs.values() for part in parts})
 
     def cache_bytes(self, kind: AttentionKind) -> int:
         """Bytes of all key and value caches of one kind of layer."""

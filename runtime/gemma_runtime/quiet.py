@@ -1,4 +1,4 @@
-"""Keeps libraries from telling users what only their own developers can mend."""
+"""Silences libraries' warnings that users can't act on."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from warnings import catch_warnings, simplefilter
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No Python warnings, and no log below an error."""
+    """Suppress Python warnings, and log records below ERROR."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -25,14 +25,14 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def captured_stderr() -> Iterator[IO[bytes]]:
-    """A file that takes what native code writes to the process's standard error meanwhile."""
+    """Redirect the process's standard error, native code's included, to the file it yields."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    original = os.dup(2)
     with TemporaryFile() as file:
         os.dup2(file.fileno(), 2)
         try:
             yield file
         finally:
             sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(original, 2)
+            os.close(original)

@@ -7,6 +7,7 @@ from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from packaging.version import InvalidVersion, Version
 
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import ContextFull, SessionError
@@ -136,15 +137,18 @@ def check_room(position: int, new: int, context_length: int) -> None:
 
 def check_runtime(package: str, installed: str, minimum: str) -> None:
     """Raise SessionError if the installed runtime is older than the bundle needs."""
-    if _version(installed) < _version(minimum):
+    try:
+        is_older = Version(installed) < Version(minimum)
+    except InvalidVersion as error:
+        raise SessionError(
+            f"{package} {installed} can't be compared with {minimum}, which this bundle needs: "
+            f"{error}; export again"
+        ) from error
+    if is_older:
         raise SessionError(
             f"{package} {installed} would give wrong tokens, this bundle needs {minimum}; "
             f"run: pip install -U {package}"
         )
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split("+")[0].split(".")[:3] if part.isdigit())
 
 
 class FakeSession:

@@ -1,8 +1,8 @@
-// Runs a bundle's model.pte without Python: an example for embedded Linux, and the process behind
-// gemma-runtime where torch is not installed.
+// Runs a bundle's model.pte without Python. It is an example for embedded Linux, and the process
+// that gemma-runtime starts if torch is not installed.
 //
-//   gemma_native MODEL THREADS PREFILL COUNT ID...   prints COUNT greedy tokens after the given ones
-//   gemma_native MODEL THREADS                       serves logits: see serve()
+//   gemma_native MODEL THREADS PREFILL COUNT ID...   prints COUNT greedy tokens that follow the IDs
+//   gemma_native MODEL THREADS                       serves logits over stdin and stdout: see serve()
 
 #include <algorithm>
 #include <cstdint>
@@ -17,7 +17,7 @@
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
 
-// The wheel ships this library without its header.
+// Declared here because the wheel ships this library without its header.
 namespace executorch::extension::threadpool {
 class ThreadPool {
  public:
@@ -37,14 +37,14 @@ class Model {
     check(module_.load_forward(), "can't load the model");
   }
 
-  // Appends tokens at a position; the logits after the last of them, valid until the next call.
+  // Appends tokens at a position. Returns the logits after the last one, valid until the next call.
   std::span<const float> forward(std::span<int64_t> tokens, int64_t position) {
     const auto count = static_cast<executorch::aten::SizesType>(tokens.size());
     auto ids = from_blob(tokens.data(), {1, count}, executorch::aten::ScalarType::Long);
     auto start = from_blob(&position, {1}, executorch::aten::ScalarType::Long);
     auto outputs = module_.forward({*ids, *start});
     check(outputs.error(), "can't run the model");
-    const auto logits = outputs->at(0).toTensor();  // in the model's own memory
+    const auto logits = outputs->at(0).toTensor();  // owned by the model
     return {logits.const_data_ptr<float>(), static_cast<size_t>(logits.numel())};
   }
 
@@ -63,8 +63,8 @@ void generate(Model& model, size_t prefill, int count, std::vector<int64_t> toke
   int64_t position = 0;
   while (count-- > 0) {
     std::span<const float> logits;
-    for (size_t at = 0; at < tokens.size(); at += prefill) {
-      auto chunk = std::span(tokens).subspan(at, std::min(prefill, tokens.size() - at));
+    for (size_t start = 0; start < tokens.size(); start += prefill) {
+      auto chunk = std::span(tokens).subspan(start, std::min(prefill, tokens.size() - start));
       logits = model.forward(chunk, position);
       position += static_cast<int64_t>(chunk.size());
     }
@@ -74,8 +74,9 @@ void generate(Model& model, size_t prefill, int count, std::vector<int64_t> toke
   }
 }
 
-// Reads int64 words in the machine's byte order: a count, a position, that many tokens. Writes an
-// int64, the size of the vocabulary, and that many float32 logits. Ends with its input.
+// Answers requests until stdin ends, all in the machine's byte order. A request is int64 values: a
+// count, a position, and `count` tokens. The reply is an int64, the vocabulary's size, and that many
+// float32 logits.
 void serve(Model& model) {
   int64_t header[2];
   while (std::fread(header, sizeof(int64_t), 2, stdin) == 2) {

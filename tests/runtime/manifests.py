@@ -1,4 +1,4 @@
-"""Manifests and bundles made by hand: valid, tiny, and without an artifact that runs."""
+"""Builds valid, tiny manifests and bundles by hand; their artifact doesn't run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +17,7 @@ from gemma_runtime.manifest import (
     Quantization,
     Rope,
     Target,
+    TensorRole,
     TensorSpec,
 )
 from gemma_runtime.proof.goldens import Golden, save_goldens
@@ -40,7 +41,7 @@ def make_manifest(
     return Manifest(
         schema_version=SCHEMA_VERSION,
         model=Model("random:7", "gemma3", 4096, None, DIGEST),
-        target=Target(target, "onnxruntime", "1.29.0"),
+        target=Target(target, "ONNX Runtime", ("onnxruntime",), "1.29.0"),
         quantization=Quantization(
             "int4", 4.5, codes_digest, {"model.norm.weight": "float32"}, None
         ),
@@ -52,7 +53,7 @@ def make_manifest(
         chat_template=None,
         layers=tuple(make_layers(context_length) if layers is None else layers),
         cache_dtype="float32",
-        graphs={"prefill": graph, "decode": graph},
+        graphs={"prefill": (graph,), "decode": (graph,)},
         headroom=Headroom(12.5, 1.0),
         quality=Agreement(64, 0.75, 3, 1.5, 0.25, 0.125, 0.5),
         files=dict(files or {ARTIFACT: File(DIGEST, 8)}),
@@ -70,10 +71,19 @@ def make_layers(context_length: int = 128) -> list[LayerCache]:
 def make_graph(vocab_size: int) -> Graph:
     return Graph(
         ARTIFACT,
-        (TensorSpec("tokens", "int64", (1, "tokens")),),
-        (TensorSpec("logits", "float32", (1, "wanted", vocab_size)),),
-        (TensorSpec("past_key_0", "float32", (1, 1, 24, 8)),),
+        (TensorSpec("tokens", "int64", (1, "tokens"), TensorRole.TOKENS, None, None),),
+        (
+            TensorSpec(
+                "logits", "float32", (1, "wanted", vocab_size), TensorRole.LOGITS, None, None
+            ),
+            make_cache("present_key_0"),
+        ),
+        (make_cache("past_key_0"),),
     )
+
+
+def make_cache(name: str, layer: int = 0) -> TensorSpec:
+    return TensorSpec(name, "float32", (1, 1, 24, 8), TensorRole.KEYS, AttentionKind.LOCAL, layer)
 
 
 def write_bundle(
@@ -85,7 +95,7 @@ def write_bundle(
     vocab_size: int = 64,
     codes_digest: str = DIGEST,
 ) -> Bundle:
-    """A folder that `open_bundle` takes; its artifact is a few bytes of nothing."""
+    """Write a folder that `open_bundle` accepts; its artifact is only a few bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ARTIFACT).write_bytes(b"artifact")
     roles = {"goldens": "goldens.json"}

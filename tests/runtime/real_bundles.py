@@ -1,4 +1,4 @@
-"""A bundle whose artifact runs: random weights and a small tokenizer, written by the exporter."""
+"""Exports a bundle that runs, with random weights and a small tokenizer."""
 
 import json
 from dataclasses import replace
@@ -12,7 +12,7 @@ from gemma_runtime.manifest import Manifest
 
 
 def export_random(folder: Path, tokenizer: Path, *, context_length: int = 64) -> Bundle:
-    """Export a tiny Gemma 3 of random weights with this vocabulary; skips without torch."""
+    """Export a tiny Gemma 3 with random weights and this tokenizer; skip without torch."""
     pytest.importorskip("torch")
     from gemma_export.pipeline import ExportRequest, export_bundles
     from gemma_export.progress import QuietReporter
@@ -61,7 +61,7 @@ def _config(vocabulary: int) -> dict[str, object]:
 
 
 def _with_tokenizer(bundle: Bundle, tokenizer: Path) -> Bundle:
-    """Random checkpoints have no text; this gives the bundle one afterwards."""
+    """Add a tokenizer, which an export of random weights doesn't have."""
     (bundle.directory / "tokenizer.json").write_bytes(tokenizer.read_bytes())
     manifest: Manifest = replace(
         bundle.manifest,

@@ -18,15 +18,15 @@ def folder(tmp_path: Path) -> Path:
     return write_bundle(tmp_path / "bundle").directory
 
 
-def test_a_whole_bundle_opens(folder: Path) -> None:
+def test_an_intact_bundle_opens(folder: Path) -> None:
     bundle = open_bundle(folder)
 
     assert set(bundle.manifest.files) == {ARTIFACT, "goldens.json"}
     assert bundle.path("goldens") == folder / "goldens.json"
 
 
-def test_a_role_nobody_plays_is_named_with_those_there_are(folder: Path) -> None:
-    with pytest.raises(BundleError, match="holds no tokenizer; it has: goldens"):
+def test_the_error_for_a_missing_role_lists_the_existing_ones(folder: Path) -> None:
+    with pytest.raises(BundleError, match="has no tokenizer; it has: goldens"):
         open_bundle(folder).path("tokenizer")
 
 
@@ -58,16 +58,16 @@ def _link_to_itself(folder: Path) -> None:
     (folder / ARTIFACT).symlink_to(folder / ARTIFACT)
 
 
-def _lose_manifest(folder: Path) -> None:
+def _remove_manifest(folder: Path) -> None:
     (folder / MANIFEST).unlink()
 
 
-def _spoil_manifest(folder: Path) -> None:
+def _damage_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_bytes(b"\x00garbage")
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         (_remove, "is missing"),
         (_alter, "was altered"),
@@ -75,14 +75,14 @@ def _spoil_manifest(folder: Path) -> None:
         (_make_folder, "is missing"),
         (_link_outside, "leaves the bundle"),
         (_link_to_itself, "can't be read"),
-        (_lose_manifest, "is not a bundle"),
-        (_spoil_manifest, "not a manifest"),
+        (_remove_manifest, "is not a bundle"),
+        (_damage_manifest, "not a manifest"),
     ],
 )
-def test_a_spoilt_bundle_is_refused(
-    folder: Path, spoil: Callable[[Path], None], message: str
+def test_a_damaged_bundle_is_refused(
+    folder: Path, damage: Callable[[Path], None], message: str
 ) -> None:
-    spoil(folder)
+    damage(folder)
 
     with pytest.raises(BundleError, match=message):
         open_bundle(folder)
@@ -98,15 +98,15 @@ def test_a_path_that_leaves_the_folder_is_refused(folder: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["", ".", "a\0b", "n" * 5000], ids=["empty", "dot", "nul", "long"])
-def test_a_name_no_file_can_have_is_refused(folder: Path, name: str) -> None:
-    """A NUL raised ValueError, a name too long OSError."""
+def test_an_impossible_file_name_is_refused(folder: Path, name: str) -> None:
+    """A NUL raised ValueError, a name that is too long OSError."""
     _rename_in_manifest(folder, name)
 
     with pytest.raises(BundleError):
         open_bundle(folder)
 
 
-def test_a_link_within_the_folder_is_a_file_like_any_other(folder: Path) -> None:
+def test_a_link_within_the_folder_is_accepted(folder: Path) -> None:
     (folder / ARTIFACT).rename(folder / "elsewhere")
     (folder / ARTIFACT).symlink_to("elsewhere")
 
@@ -118,7 +118,7 @@ def test_a_used_file_without_a_digest_is_refused(folder: Path, field: str) -> No
     (folder / "other").write_bytes(b"")
     fields = json.loads((folder / MANIFEST).read_bytes())
     if field == "graphs":
-        fields["graphs"]["decode"]["file"] = "other"
+        fields["graphs"]["decode"][0]["file"] = "other"
     else:
         fields["roles"]["goldens"] = "other"
     (folder / MANIFEST).write_text(json.dumps(fields))
@@ -129,7 +129,7 @@ def test_a_used_file_without_a_digest_is_refused(folder: Path, field: str) -> No
 
 @pytest.fixture
 def unprivileged() -> Iterator[Path]:
-    """A bundle read as a user who is not root, since root may read everything."""
+    """A bundle, with the test running as a user other than root, who could read everything."""
     with tempfile.TemporaryDirectory() as name:
         folder = write_bundle(Path(name) / "bundle").directory
         os.chmod(name, 0o755)
@@ -141,9 +141,9 @@ def unprivileged() -> Iterator[Path]:
         os.seteuid(user)
 
 
-@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="no users here")
-def test_a_file_that_may_not_be_read_is_refused(unprivileged: Path) -> None:
-    """It raised PermissionError."""
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="no seteuid on this system")
+def test_a_file_without_read_permission_is_refused(unprivileged: Path) -> None:
+    """PermissionError was raised instead."""
     user = os.geteuid()
     os.seteuid(os.getuid())
     (unprivileged / ARTIFACT).chmod(0)
@@ -164,7 +164,7 @@ def test_files_are_described_by_posix_path_without_the_manifest(folder: Path) ->
     assert files[ARTIFACT].sha256 == sha256_file(folder / ARTIFACT)
 
 
-def test_a_filled_folder_appears_whole(tmp_path: Path) -> None:
+def test_a_filled_folder_appears_only_when_complete(tmp_path: Path) -> None:
     output = tmp_path / "deep" / "bundle"
 
     with staged_folder(output) as stage:
@@ -192,7 +192,7 @@ def test_force_replaces_a_bundle_in_the_last_step(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
-def test_force_does_not_replace_what_is_no_bundle(tmp_path: Path, kind: str) -> None:
+def test_force_does_not_replace_anything_but_a_bundle(tmp_path: Path, kind: str) -> None:
     output = tmp_path / "photos"
     if kind == "folder":
         output.mkdir()
@@ -206,14 +206,14 @@ def test_force_does_not_replace_what_is_no_bundle(tmp_path: Path, kind: str) -> 
     assert (output / "holiday" if kind == "folder" else output).read_bytes() == b"dear"
 
 
-def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failure_leaves_no_files(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         _write_and_fail(tmp_path / "bundle", force=False)
 
     assert _names(tmp_path) == []
 
 
-def test_a_failure_keeps_the_bundle_that_was_to_be_replaced(folder: Path) -> None:
+def test_a_failure_keeps_the_existing_bundle(folder: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         _write_and_fail(folder, force=True)
 
@@ -221,7 +221,7 @@ def test_a_failure_keeps_the_bundle_that_was_to_be_replaced(folder: Path) -> Non
     assert _names(folder.parent) == ["bundle"]
 
 
-def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+def test_an_output_that_appears_during_the_export_is_not_replaced(tmp_path: Path) -> None:
     output = tmp_path / "bundle"
 
     with pytest.raises(BundleError, match="appeared during the export"), staged_folder(output):
@@ -231,8 +231,8 @@ def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["bundle", "model [q4]"])
-def test_what_a_dead_process_left_is_swept(tmp_path: Path, name: str) -> None:
-    """Brackets in the name were read as a glob pattern."""
+def test_leftovers_of_a_dead_process_are_removed(tmp_path: Path, name: str) -> None:
+    """Brackets in the name were parsed as a glob pattern."""
     dead = _dead_process()
     (tmp_path / f".{name}.partial-{dead}").mkdir()
     (tmp_path / f".{name}.old-{dead}").mkdir()
@@ -243,8 +243,8 @@ def test_what_a_dead_process_left_is_swept(tmp_path: Path, name: str) -> None:
     assert _names(tmp_path) == [name]
 
 
-def test_a_leftover_of_this_process_id_is_swept(tmp_path: Path) -> None:
-    """In a container every export has the same process id: the leftover was in the way."""
+def test_leftovers_with_this_process_id_are_removed(tmp_path: Path) -> None:
+    """In a container every export has the same process id, so a leftover blocked the next one."""
     (tmp_path / f".bundle.partial-{os.getpid()}").mkdir()
 
     with staged_folder(tmp_path / "bundle") as stage:
@@ -254,15 +254,17 @@ def test_a_leftover_of_this_process_id_is_swept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("owner", [str(os.getppid()), "mine", "9" * 30])
-def test_what_a_living_process_or_someone_else_owns_is_kept(tmp_path: Path, owner: str) -> None:
-    """A folder whose name ends in no process id was deleted."""
-    theirs = tmp_path / f".bundle.partial-{owner}"
-    theirs.mkdir()
+def test_folders_of_running_processes_or_without_a_process_id_are_kept(
+    tmp_path: Path, owner: str
+) -> None:
+    """A folder whose name doesn't end in a process id was deleted."""
+    kept = tmp_path / f".bundle.partial-{owner}"
+    kept.mkdir()
 
     with staged_folder(tmp_path / "bundle") as stage:
         write_bundle(stage)
 
-    assert _names(tmp_path) == [theirs.name, "bundle"]
+    assert _names(tmp_path) == [kept.name, "bundle"]
 
 
 def test_an_output_below_a_file_is_refused(tmp_path: Path) -> None:
@@ -279,10 +281,10 @@ def _write_and_fail(output: Path, force: bool) -> None:
 
 
 def _rename_in_manifest(folder: Path, name: str) -> None:
-    """Let the manifest call the artifact `name`."""
+    """Change the artifact's name in the manifest to `name`."""
     fields = json.loads((folder / MANIFEST).read_bytes())
     fields["files"][name] = fields["files"].pop(ARTIFACT)
-    for graph in fields["graphs"].values():
+    for (graph,) in fields["graphs"].values():
         graph["file"] = name
     (folder / MANIFEST).write_text(json.dumps(fields))
 

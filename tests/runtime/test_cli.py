@@ -29,14 +29,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -> Bu
 
 
 def _error(captured: Captured) -> str:
-    """The one line on stderr, checked to be one."""
+    """The error on stderr, which must be one line."""
     (line,) = captured.readouterr().err.splitlines()
     assert line.startswith("error: ")
     return line
 
 
 @pytest.mark.parametrize("command", ["run", "chat", "verify", "bench", "inspect"])
-def test_what_is_no_bundle_is_refused_in_one_line(
+def test_a_folder_that_is_not_a_bundle_gives_one_error_line(
     tmp_path: Path, capsys: Captured, command: str
 ) -> None:
     arguments = [command, str(tmp_path), *(["text"] if command == "run" else [])]
@@ -64,8 +64,8 @@ def test_wrong_usage_exits_with_2(capsys: Captured, arguments: list[str]) -> Non
 
 
 @pytest.mark.parametrize("command", ["run", "chat", "verify", "bench", "inspect"])
-def test_every_command_explains_itself(capsys: Captured, command: str) -> None:
-    """The default of --threads was read as markup and vanished."""
+def test_every_command_has_help(capsys: Captured, command: str) -> None:
+    """The default of --threads was parsed as markup and not shown."""
     assert run_command([command, "--help"]) == 0
 
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
@@ -74,7 +74,7 @@ def test_every_command_explains_itself(capsys: Captured, command: str) -> None:
     assert ("[the physical cores]" in text) is (command != "inspect")
 
 
-def test_version_is_the_distributions(capsys: Captured) -> None:
+def test_version_is_that_of_the_distribution(capsys: Captured) -> None:
     assert run_command(["--version"]) == 0
 
     assert capsys.readouterr().out == f"gemma-runtime {metadata.version('gemma-export')}\n"
@@ -90,12 +90,13 @@ def test_run_streams_text_to_stdout_and_speed_to_stderr(bundle: Bundle, capsys: 
     assert "ended by length" in captured.err
 
 
-def test_run_as_json_tells_text_and_times(bundle: Bundle, capsys: Captured) -> None:
+def test_run_as_json_prints_text_and_times(bundle: Bundle, capsys: Captured) -> None:
     assert _run(bundle, "the user", "--max-new-tokens", "6", "--json") == 0
 
-    found = json.loads(capsys.readouterr().out)
-    assert set(found) == set(Generation.__dataclass_fields__)
-    assert (found["prompt_tokens"], found["new_tokens"], found["reason"]) == (4, 6, "length")
+    generation = json.loads(capsys.readouterr().out)
+    assert set(generation) == set(Generation.__dataclass_fields__)
+    assert (generation["prompt_tokens"], generation["new_tokens"]) == (4, 6)
+    assert generation["reason"] == "length"
 
 
 def test_run_draws_the_same_text_from_the_same_seed(bundle: Bundle, capsys: Captured) -> None:
@@ -104,21 +105,21 @@ def test_run_draws_the_same_text_from_the_same_seed(bundle: Bundle, capsys: Capt
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_run_hands_every_option_of_sampling_on(bundle: Bundle, capsys: Captured) -> None:
+def test_run_applies_every_sampling_option(bundle: Bundle, capsys: Captured) -> None:
     greedy = _text(bundle, capsys)
-    hot = ("--temperature", "2", "--seed", "1")
+    sampled = ("--temperature", "2", "--seed", "1")
 
-    assert _text(bundle, capsys, *hot) != greedy
-    assert _text(bundle, capsys, *hot, "--top-k", "1") == greedy
-    assert _text(bundle, capsys, *hot, "--top-p", "1e-6") == greedy
-    assert _text(bundle, capsys, *hot, "--min-p", "1") == greedy
+    assert _text(bundle, capsys, *sampled) != greedy
+    assert _text(bundle, capsys, *sampled, "--top-k", "1") == greedy
+    assert _text(bundle, capsys, *sampled, "--top-p", "1e-6") == greedy
+    assert _text(bundle, capsys, *sampled, "--min-p", "1") == greedy
     assert _text(bundle, capsys, "--repetition-penalty", "50") != greedy
 
 
 def test_run_stops_before_a_stop_string(bundle: Bundle, capsys: Captured) -> None:
-    whole = _text(bundle, capsys)
+    full = _text(bundle, capsys)
 
-    assert _text(bundle, capsys, "--stop", whole[2:4]) == whole[: whole.index(whole[2:4])]
+    assert _text(bundle, capsys, "--stop", full[2:4]) == full[: full.index(full[2:4])]
 
 
 def test_run_reads_its_prompt_from_stdin(
@@ -130,10 +131,10 @@ def test_run_reads_its_prompt_from_stdin(
     assert _text(bundle, capsys, prompt="-") == direct
 
 
-def test_run_refuses_a_stdin_that_is_no_utf8(
+def test_run_refuses_stdin_that_is_not_utf_8(
     bundle: Bundle, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ended in a traceback."""
+    """It caused a traceback."""
     _type(monkeypatch, b"a\xffb")
 
     assert _run(bundle, "-") == 1
@@ -141,7 +142,7 @@ def test_run_refuses_a_stdin_that_is_no_utf8(
     assert "byte 1 of stdin is not UTF-8" in _error(capsys)
 
 
-def test_run_wraps_a_users_turn_only_when_asked(bundle: Bundle, capsys: Captured) -> None:
+def test_run_applies_the_chat_template_only_with_chat(bundle: Bundle, capsys: Captured) -> None:
     def prompt_tokens(*options: str) -> int:
         assert _run(bundle, "the user", "--max-new-tokens", "1", "--json", *options) == 0
         return int(json.loads(capsys.readouterr().out)["prompt_tokens"])
@@ -160,7 +161,7 @@ def test_run_wraps_a_users_turn_only_when_asked(bundle: Bundle, capsys: Captured
         (["--stop", ""], "stop string is empty"),
     ],
 )
-def test_run_refuses_what_it_cannot_draw_by(
+def test_run_refuses_invalid_sampling_options(
     bundle: Bundle, capsys: Captured, options: list[str], message: str
 ) -> None:
     assert _run(bundle, "the user", *options) == 1
@@ -213,16 +214,16 @@ def test_chat_ends_with_1_when_a_piped_turn_does_not_fit(
     assert "the conversation has" in _error(capsys)
 
 
-@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals here")
-def test_chat_goes_on_when_a_typed_turn_does_not_fit(bundle: Bundle) -> None:
-    """One long line ended the whole conversation."""
-    ours, theirs = os.openpty()
-    process = _start(["chat", str(bundle.directory), "--max-new-tokens", "2", "--json"], theirs)
-    os.close(theirs)
-    os.write(ours, b"x" * 200 + b"\nthe\n/quit\n")
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no openpty on this system")
+def test_chat_continues_when_a_typed_turn_does_not_fit(bundle: Bundle) -> None:
+    """One long line ended the conversation."""
+    terminal, stdin = os.openpty()
+    process = _start(["chat", str(bundle.directory), "--max-new-tokens", "2", "--json"], stdin)
+    os.close(stdin)
+    os.write(terminal, b"x" * 200 + b"\nthe\n/quit\n")
 
     out, err = process.communicate(timeout=60)
-    os.close(ours)
+    os.close(terminal)
 
     assert process.returncode == 0
     assert "error: the conversation has" in err
@@ -230,13 +231,13 @@ def test_chat_goes_on_when_a_typed_turn_does_not_fit(bundle: Bundle) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
-def test_ctrl_c_exits_with_130_and_says_nothing(bundle: Bundle) -> None:
+def test_ctrl_c_exits_with_130_and_prints_nothing(bundle: Bundle) -> None:
     process = _start(["chat", str(bundle.directory), "--max-new-tokens", "1"], subprocess.PIPE)
     assert process.stdin is not None
     assert process.stderr is not None
     process.stdin.write("the\n")
     process.stdin.flush()
-    process.stderr.readline()  # the speed of the first reply: it waits for the next line now
+    process.stderr.readline()  # the first reply's speed; chat now waits for input
     process.send_signal(signal.SIGINT)
 
     _, err = process.communicate(timeout=60)
@@ -244,13 +245,13 @@ def test_ctrl_c_exits_with_130_and_says_nothing(bundle: Bundle) -> None:
     assert (process.returncode, err) == (130, "")
 
 
-def test_verify_passes_a_bundle_as_it_was_exported(bundle: Bundle, capsys: Captured) -> None:
+def test_verify_passes_an_unchanged_export(bundle: Bundle, capsys: Captured) -> None:
     assert run_command(["verify", str(bundle.directory), "--threads", "1"]) == 0
 
     assert "PASS" in capsys.readouterr().out
 
 
-def test_verify_fails_a_bundle_whose_goldens_say_otherwise(
+def test_verify_fails_if_the_goldens_have_other_logits(
     bundle: Bundle, tmp_path: Path, capsys: Captured
 ) -> None:
     folder = _with_other_goldens(bundle, tmp_path / "bundle")
@@ -258,9 +259,9 @@ def test_verify_fails_a_bundle_whose_goldens_say_otherwise(
     assert run_command(["verify", str(folder), "--json"]) == 1
 
     captured = capsys.readouterr()
-    found = json.loads(captured.out)
-    assert found["verdict"] == "FAIL"
-    assert any("mean KL of scoring" in failure for failure in found["failures"])
+    verification = json.loads(captured.out)
+    assert verification["verdict"] == "FAIL"
+    assert any("mean KL of scoring" in failure for failure in verification["failures"])
     assert captured.err == ""
 
 
@@ -277,20 +278,21 @@ def test_verify_refuses_an_altered_artifact(
     assert "was altered" in _error(capsys)
 
 
-def test_inspect_compares_several(bundle: Bundle, capsys: Captured) -> None:
+def test_inspect_compares_several_bundles(bundle: Bundle, capsys: Captured) -> None:
     assert run_command(["inspect", str(bundle.directory), str(bundle.directory), "--json"]) == 0
 
-    found = json.loads(capsys.readouterr().out)
-    assert (len(found["bundles"]), found["same_model"], found["same_codes"]) == (2, True, True)
+    comparison = json.loads(capsys.readouterr().out)
+    assert len(comparison["bundles"]) == 2
+    assert (comparison["same_model"], comparison["same_codes"]) == (True, True)
 
 
-def test_bench_measures_several_in_turn(bundle: Bundle, capsys: Captured) -> None:
+def test_bench_measures_several_bundles(bundle: Bundle, capsys: Captured) -> None:
     options = ["--repeats", "1", "--new-tokens", "2", "--threads", "1", "--json"]
 
     assert run_command(["bench", str(bundle.directory), str(bundle.directory), *options]) == 0
 
-    found = json.loads(capsys.readouterr().out)
-    assert (found["threads"], found["repeats"], len(found["bundles"])) == (1, 1, 2)
+    benchmark = json.loads(capsys.readouterr().out)
+    assert (benchmark["threads"], benchmark["repeats"], len(benchmark["bundles"])) == (1, 1, 2)
 
 
 def _run(bundle: Bundle, prompt: str, *options: str) -> int:
@@ -324,21 +326,21 @@ def _start(arguments: Sequence[str], stdin: int) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell's background jobs ignore SIGINT, and so would their children.
+        # Background jobs of a shell ignore SIGINT, and their children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
 def _with_other_goldens(bundle: Bundle, folder: Path) -> Path:
-    """A copy whose goldens are those of other prompts, digests and all."""
+    """A copy in which each golden has another prompt's logits, with right digests."""
     shutil.copytree(bundle.directory, folder)
     goldens = load_goldens(bundle.path("goldens"))
     shifted = [*goldens[1:], goldens[0]]
     save_goldens(
         folder / "goldens.json",
         [
-            Golden(one.name, one.tokens, other.reference, other.quantized)
-            for one, other in zip(goldens, shifted, strict=True)
+            Golden(golden.name, golden.tokens, other.reference, other.quantized)
+            for golden, other in zip(goldens, shifted, strict=True)
         ],
     )
     fields = json.loads((folder / MANIFEST).read_bytes())

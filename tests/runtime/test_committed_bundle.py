@@ -1,4 +1,4 @@
-"""The bundle in tests/data: every version of the runtime goes on reading it, and so do the apps."""
+"""Every version of the runtime must read the bundle in tests/data, and so must the apps."""
 
 import json
 from pathlib import Path
@@ -11,13 +11,13 @@ from gemma_runtime.text.generate import generate
 TINY = Path(__file__).parents[1] / "data" / "tiny"
 
 
-def test_it_opens_and_says_what_its_goldens_say() -> None:
+def test_it_passes_verification() -> None:
     assert verify_bundle(open_bundle(TINY), threads=1).verdict is Verdict.PASS
 
 
-def test_its_float_kernels_go_on_saying_the_same_tokens() -> None:
-    said = json.loads(TINY.with_name("tiny_tokens.json").read_text())
+def test_its_exact_graph_generates_the_recorded_tokens() -> None:
+    recorded = json.loads(TINY.with_name("tiny_tokens.json").read_text())
     with open_session(open_bundle(TINY), threads=1, exact=True) as session:
-        tokens = generate(session, said["prompt"], max_new_tokens=len(said["tokens"]))
-        assert list(tokens) == said["tokens"]
-        assert len(set(said["tokens"])) > 30  # a model that repeats itself would prove little
+        tokens = generate(session, recorded["prompt"], max_new_tokens=len(recorded["tokens"]))
+        assert list(tokens) == recorded["tokens"]
+        assert len(set(recorded["tokens"])) > 30  # not a model that repeats itself

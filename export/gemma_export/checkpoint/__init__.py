@@ -1,15 +1,15 @@
-"""Checkpoints: tensors one block of rows at a time, whatever file they come from."""
+"""Checkpoints: one interface to read tensors by blocks of rows from any file format."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from gemma_export.model.config import GemmaConfig
 from gemma_runtime.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Checkpoint(Protocol):
@@ -31,22 +31,22 @@ class Checkpoint(Protocol):
         """Sentences the user should see, e.g. that the vision tower is left out."""
         ...
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) of a tensor, float32. Reads no more than those rows."""
+    def rows(self, name: str, start: int, stop: int) -> "Tensor":
+        """Rows [start, stop) of a tensor as float32. Reads only those rows."""
         ...
 
     def digest(self) -> str:
-        """sha256 over config and weights, hex."""
+        """sha256 over config and weights, in hex."""
         ...
 
     def tokenizer(self) -> "TokenizerFiles | None":
-        """What encodes text for this model; None where there is nothing (random weights)."""
+        """The tokenizer's files; None if there are none, as for random weights."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFiles:
-    """A `tokenizer.json`, and the chat template that goes with it."""
+    """A `tokenizer.json` and its chat template."""
 
     tokenizer_json: bytes
     chat_template: str | None
@@ -54,21 +54,21 @@ class TokenizerFiles:
 
 @dataclass(frozen=True, slots=True)
 class SourceWeight:
-    """A weight as the checkpoint has it, for the float32 reference."""
+    """An unquantized weight of a checkpoint, for the float32 reference."""
 
     name: str
     shape: tuple[int, ...]
     checkpoint: Checkpoint
-    factors: Tensor | None = None
+    factors: "Tensor | None" = None
 
-    def rows(self, start: int, stop: int) -> Tensor:
+    def rows(self, start: int, stop: int) -> "Tensor":
         return self.checkpoint.rows(self.name, start, stop)
 
 
 def check_tensors(
     where: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Raise CheckpointError, by name, for a missing, left-over or wrong-shape tensor."""
+    """Raise CheckpointError naming the tensor if one is missing, unexpected or of wrong shape."""
     for name, shape in expected.items():
         if name not in found:
             raise CheckpointError(f"{where}: tensor {name} is missing, expected shape {shape}")
@@ -79,12 +79,15 @@ def check_tensors(
     if left := sorted(set(found) - set(expected)):
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise CheckpointError(
-            f"{where}: tensor {left[0]}{more} has no place in this Gemma; adapters must be "
-            "merged and quantized weights dequantized first"
+            f"{where}: tensor {left[0]}{more} is not part of this Gemma; merge adapters and "
+            "dequantize quantized weights first"
         )
 
 
-def check_finite(where: Path, name: str, values: Tensor) -> None:
-    # aminmax passes NaN and Inf through, at a twenty-fifth of the cost of testing every element.
+def check_finite(where: Path, name: str, values: "Tensor") -> None:
+    """Raise CheckpointError naming the tensor if it contains NaN or Inf."""
+    import torch  # here, so that the size of a model is known without it
+
+    # aminmax propagates NaN and Inf, and is 25 times faster than testing every element.
     if values.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(values))).all()):
-        raise CheckpointError(f"{where}: tensor {name} holds NaN or Inf; the file is damaged")
+        raise CheckpointError(f"{where}: tensor {name} contains NaN or Inf; the file is damaged")

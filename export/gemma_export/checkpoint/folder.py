@@ -1,4 +1,4 @@
-"""Hugging Face folders: `config.json` and safetensors, in one file or sharded with an index."""
+"""Reads Hugging Face folders: `config.json` and safetensors, in one file or sharded."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ from gemma_runtime.errors import CheckpointError, ConfigError
 
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-# Multimodal Gemma 3 puts the text model below one of these; its other tensors see pictures.
+# In multimodal Gemma 3 the text model's tensors have one of these prefixes.
 _TEXT_PREFIXES = ("language_model.model.", "model.language_model.")
 _VISION_PREFIXES = (
     "vision_tower.",
@@ -44,9 +44,13 @@ class FolderCheckpoint:
     folder: Path
     config: GemmaConfig
     notes: tuple[str, ...]
-    _places: Mapping[str, tuple[SafetensorsFile, str]] = field(repr=False)  # our name → place
+    _places: Mapping[str, tuple[SafetensorsFile, str]] = field(
+        repr=False
+    )  # our name → file, stored name
     _files: frozenset[Path] = field(repr=False)
-    _packed: Mapping[str, PackedMatrix] = field(default_factory=dict, repr=False)  # GPTQ and such
+    _packed: Mapping[str, PackedMatrix] = field(
+        default_factory=dict, repr=False
+    )  # GPTQ, AWQ, bitsandbytes
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         if name in self._packed:
@@ -59,7 +63,10 @@ class FolderCheckpoint:
         return values
 
     def stored(self, name: str) -> Stored:
-        """Packed, or on the Q4_0 grid, as quantization-aware training leaves it, or neither."""
+        """How a matrix is stored: packed, as floats on the Q4_0 grid, or as other floats.
+
+        Quantization-aware training leaves floats on the Q4_0 grid.
+        """
         if name in self._packed:
             return self._packed[name].stored()
         dtype = self._dtype(name)
@@ -68,9 +75,9 @@ class FolderCheckpoint:
     def codes(self, name: str, start: int, stop: int) -> Codes:
         if name in self._packed:
             return self._packed[name].codes(start, stop)
-        found = grid_codes(self.rows(name, start, stop), self._dtype(name))
-        assert found is not None, name  # `stored` has seen to it
-        return found
+        codes = grid_codes(self.rows(name, start, stop), self._dtype(name))
+        assert codes is not None, name  # `stored` has checked it
+        return codes
 
     def _dtype(self, name: str) -> torch.dtype:
         file, stored = self._places[name]
@@ -94,10 +101,10 @@ class FolderCheckpoint:
 def open_folder(
     folder: Path, id: str | None = None, revision: str | None = None
 ) -> FolderCheckpoint:
-    """Open a checkpoint folder and check every tensor's name and shape; no weight is read.
+    """Open a checkpoint folder and check every tensor's name and shape, without reading weights.
 
-    Raises CheckpointError or ConfigError: pickled weights, quantized ones that can't be read,
-    adapters, missing shards.
+    Raises CheckpointError or ConfigError, e.g. for pickled weights, unsupported quantization,
+    adapters and missing shards.
     """
     hf_config = _read_json(folder / "config.json")
     with _naming(folder):
@@ -112,8 +119,8 @@ def open_folder(
     shapes |= {name: matrix.shape for name, matrix in packed.items()}
     check_tensors(folder, shapes, config.tensor_shapes())
     notes += (
-        (f"{folder.name} is multimodal: its text model is exported, {left_out} vision tensors "
-         "are left out",)
+        (f"{folder.name} is multimodal: only its text model is exported, without its "
+         f"{left_out} vision tensors",)
         if is_multimodal(hf_config)
         else ()
     )  # fmt: skip
@@ -140,7 +147,7 @@ def _check_floats(folder: Path, places: Places) -> None:
 
 
 def _open_files(folder: Path) -> dict[str, SafetensorsFile]:
-    """Every tensor's stored name → the file that holds it."""
+    """Every tensor's stored name → its file."""
     if not (folder / _INDEX).exists():
         files = [SafetensorsFile(path) for path in sorted(folder.glob("*.safetensors"))]
         if not files:
@@ -152,7 +159,9 @@ def _open_files(folder: Path) -> dict[str, SafetensorsFile]:
     opened = {shard: _open_shard(folder, shard) for shard in sorted(set(map(str, index.values())))}
     for name, shard in index.items():
         if name not in opened[str(shard)].tensors:
-            raise CheckpointError(f"{folder}: {_INDEX} looks for {name} in {shard}: not there")
+            raise CheckpointError(
+                f"{folder}: {_INDEX} lists {name} in {shard}, which doesn't have it"
+            )
     unlisted = {n for file in opened.values() for n in file.tensors} - set(index)
     if unlisted:
         raise CheckpointError(f"{folder}: tensor {sorted(unlisted)[0]} is missing from {_INDEX}")
@@ -163,7 +172,9 @@ def _open_shard(folder: Path, shard: str) -> SafetensorsFile:
     if Path(shard).name != shard or shard in ("", ".", ".."):
         raise CheckpointError(f"{folder}: {_INDEX} names {shard!r}, outside the folder")
     if not shard.endswith(".safetensors"):
-        raise CheckpointError(f"{folder}: {_INDEX} names {shard!r}, which is no safetensors file")
+        raise CheckpointError(
+            f"{folder}: {_INDEX} names {shard!r}, which is not a safetensors file"
+        )
     if not (folder / shard).is_file():
         raise CheckpointError(f"{folder}: shard {shard} is missing; download it")
     return SafetensorsFile(folder / shard)
@@ -171,19 +182,19 @@ def _open_shard(folder: Path, shard: str) -> SafetensorsFile:
 
 def _why_empty(folder: Path) -> str:
     if (folder / "adapter_config.json").exists():
-        return f"{folder} holds an adapter, not a model; merge it into its base model first"
+        return f"{folder} contains an adapter, not a model; merge it into its base model first"
     if any(path for pattern in _PICKLES for path in folder.glob(pattern)):
         return (
-            f"{folder} holds pickled weights (.bin, .pt), which can run code when they are read; "
-            "save the model again with safetensors"
+            f"{folder} contains pickled weights (.bin, .pt), which can run code when read; save "
+            "the model again as safetensors"
         )
-    return f"{folder} holds no .safetensors file; expected a Hugging Face checkpoint folder"
+    return f"{folder} has no .safetensors file; expected a Hugging Face checkpoint folder"
 
 
 def _text_places(
     files: Mapping[str, SafetensorsFile], multimodal: bool
 ) -> tuple[dict[str, tuple[SafetensorsFile, str]], int]:
-    """Our names → (file, stored name), and how many vision tensors were left out."""
+    """Our names → (file, stored name), and the number of vision tensors left out."""
     places: dict[str, tuple[SafetensorsFile, str]] = {}
     left_out = 0
     for stored, file in files.items():
@@ -205,7 +216,7 @@ def _text_name(stored: str) -> str:
 
 
 def _check_tied(file: SafetensorsFile, head: str, table_file: SafetensorsFile, table: str) -> None:
-    """A stored head is fine as long as it is the embedding table once more."""
+    """Raise CheckpointError unless a stored head equals the embedding table."""
     shape = file.tensors[head].shape
     tied = shape == table_file.tensors[table].shape and all(
         torch.equal(file.rows(head, *span), table_file.rows(table, *span))

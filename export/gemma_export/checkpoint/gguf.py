@@ -1,4 +1,4 @@
-"""GGUF files of Gemma 2 and 3, as llama.cpp writes them."""
+"""Reads GGUF files of Gemma 2 and 3, as written by llama.cpp."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -48,11 +48,11 @@ class GgufCheckpoint:
         tensor = self._tensors[name]
         values = torch.from_numpy(read_rows(self.path, tensor, start, stop))
         check_finite(self.path, name, values)
-        # llama.cpp's converter stores norm gains as 1 + w; everyone else counts on w.
+        # llama.cpp's converter stores norm gains as 1 + w; Hugging Face stores w.
         return values - 1 if len(tensor.shape) == 1 else values
 
     def stored(self, name: str) -> Stored:
-        """How a matrix is held; float ones are searched for the Q4_0 grid, and read for it."""
+        """How a matrix is stored. Reads a float matrix to test whether it is on the Q4_0 grid."""
         kind = self._tensors[name].type
         if kind.name in _FLOATS:
             return grid_stored(self, name, kind.name, _FLOATS[kind.name])
@@ -61,12 +61,12 @@ class GgufCheckpoint:
     def codes(self, name: str, start: int, stop: int) -> Codes:
         tensor = self._tensors[name]
         if tensor.type not in STORED:
-            found = grid_codes(self.rows(name, start, stop), _FLOATS[tensor.type.name])
-            assert found is not None, name  # `stored` has seen to it
-            return found
-        found = blocks_to_codes(read_blocks(self.path, tensor, start, stop), tensor.type)
-        check_finite(self.path, name, found.scales)
-        return found
+            on_grid = grid_codes(self.rows(name, start, stop), _FLOATS[tensor.type.name])
+            assert on_grid is not None, name  # `stored` has checked it
+            return on_grid
+        codes = blocks_to_codes(read_blocks(self.path, tensor, start, stop), tensor.type)
+        check_finite(self.path, name, codes.scales)
+        return codes
 
     def digest(self) -> str:
         return self._digest
@@ -76,7 +76,7 @@ class GgufCheckpoint:
         return sha256_file(self.path)
 
     def tokenizer(self) -> TokenizerFiles | None:
-        """Rebuild `tokenizer.json`. The vocabulary is read again, not kept while weights are."""
+        """Rebuild `tokenizer.json`. Reads the vocabulary again instead of keeping it in memory."""
         metadata = read_header(self.path).metadata
         if TOKENS not in metadata:
             return None
@@ -87,10 +87,10 @@ class GgufCheckpoint:
 
 
 def open_gguf(path: Path, notes: tuple[str, ...] = ()) -> GgufCheckpoint:
-    """Open a `.gguf` file and check every tensor's name and shape; no weight is read.
+    """Open a `.gguf` file and check every tensor's name and shape, without reading weights.
 
-    `notes` are further sentences for the user. Raises CheckpointError or ConfigError: damaged
-    files, parts of split ones, other models, block formats that can't be read, an untied head.
+    `notes` are additional notes for the user. Raises CheckpointError or ConfigError, e.g. for
+    damaged files, parts of split files, other models, unsupported block formats, an untied head.
     """
     header = read_header(path)
     try:
@@ -99,8 +99,8 @@ def open_gguf(path: Path, notes: tuple[str, ...] = ()) -> GgufCheckpoint:
         raise ConfigError(f"{path}: {error}") from error
     if _HEAD in header.tensors:
         raise CheckpointError(
-            f"{path}: tensor {_HEAD} is a head of its own; Gemma's head is its embedding table, "
-            "and an untied head is not supported"
+            f"{path}: tensor {_HEAD} is a separate head; Gemma's head is its embedding table, and "
+            "an untied head is not supported"
         )
     tensors = {hf_name(name): tensor for name, tensor in header.tensors.items()}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
@@ -114,6 +114,6 @@ def _quantized_note(path: Path, header: GgufHeader) -> tuple[str, ...]:
     if not quantized:
         return ()
     return (
-        f"{path.name} is quantized already ({', '.join(quantized)}): its values are what the "
-        "export is measured against, not those it was made from",
+        f"{path.name} is already quantized ({', '.join(quantized)}): the export is compared with "
+        "its values, not with those of the original model",
     )

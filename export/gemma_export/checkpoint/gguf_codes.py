@@ -1,8 +1,8 @@
-"""ggml's blocks as the store's codes, code for code. N rows, B blocks per row.
+"""Converts ggml blocks to our codes without changing any code. N rows, B blocks per row.
 
-Scales keep their sign: Q4_0's is negative wherever a group's largest weight is positive, and since
-that weight has the code -8, which has no opposite, no positive scale holds the same group.
-Source: ggml `ggml-quants.c`, `dequantize_row_q4_0` and its neighbours.
+Scales keep their sign. Q4_0's scale is negative if a group's largest weight is positive. That
+weight has the code -8; there is no code +8, so a positive scale couldn't represent the group.
+Source: `dequantize_row_q4_0` and similar functions in ggml's `ggml-quants.c`.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,13 +22,13 @@ STORED: Mapping[GGMLQuantizationType, Stored] = {
     GGMLQuantizationType.Q4_0: Stored("Q4_0", Format(4)),
     GGMLQuantizationType.Q8_0: Stored("Q8_0", Format(8)),
     GGMLQuantizationType.Q5_0: Stored("Q5_0", Format(8)),
-    # Its scales are a float16 times an int8: 18 bits.
+    # Its scales are a float16 times an int8, which needs 18 bits.
     GGMLQuantizationType.Q6_K: Stored("Q6_K", Format(8, 16), is_exact=False),
 }
 
 
 def blocks_to_codes(data: NDArray[np.uint8], kind: GGMLQuantizationType) -> Codes:
-    """Rows of blocks, (N, bytes), of a type in STORED."""
+    """Convert rows of blocks, (N, bytes), of a type in STORED."""
     blocks = data.reshape(len(data), -1, GGML_QUANT_SIZES[kind][1])
     form = STORED[kind].format
     assert form is not None
@@ -46,14 +46,14 @@ def _q8_0(blocks: Blocks) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
 
 
 def _q5_0(blocks: Blocks) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
-    """The fifth bits of all 32 elements stand in four bytes before the nibbles."""
+    """The fifth bits of all 32 elements are in four bytes before the nibbles."""
     fifth = np.unpackbits(blocks[..., 2:6], axis=-1, bitorder="little")  # (N, B, 32)
     codes = _nibbles(blocks[..., 6:]) | (fifth << 4)
     return (codes + np.uint8(128 - 16)).astype(np.uint8), _float16(blocks[..., :2])
 
 
 def _q6_k(blocks: Blocks) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
-    """256 elements in 16 groups: 128 bytes of low nibbles, 64 of upper pairs of bits, 16 scales."""
+    """256 elements in 16 groups: 128 bytes of low nibbles, 64 of high bit pairs, 16 scales."""
     rows, count = blocks.shape[:2]
     low, high = blocks[..., :128], blocks[..., 128:192]
     low = low.reshape(rows, count, 2, 1, 64) >> np.array([0, 4], np.uint8).reshape(2, 1)

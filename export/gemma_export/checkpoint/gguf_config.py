@@ -1,4 +1,4 @@
-"""GGUF metadata as the `config.json` it was converted from, with what llama.cpp knows by itself.
+"""Converts GGUF metadata to the fields of `config.json`, adding what llama.cpp hard-codes.
 
 Source: llama.cpp `src/models/gemma2.cpp`, `gemma3.cpp` and its converter, `conversion/gemma.py`.
 """
@@ -10,17 +10,13 @@ import numpy as np
 
 from gemma_export.formats.gguf_file import GgufHeader, Value
 from gemma_export.model.config import GemmaConfig, config_from_hf
+from gemma_export.model.families import FAMILIES, Family
 from gemma_runtime.errors import ConfigError
 
 TOKENS = "tokenizer.ggml.tokens"
 _TABLE = "token_embd.weight"
 _END_OF_TURN = "<end_of_turn>"
 _PATTERN = "attention.sliding_window_pattern"
-_MODEL_TYPES = {"gemma2": "gemma2", "gemma3": "gemma3_text"}
-# Layers of the 27b models, which scale queries by width / heads: GGUF has no field for it.
-LAYERS_27B = {"gemma2": 46, "gemma3": 62}
-# Gemma 2 files leave these out, and llama.cpp and our config agree on the defaults.
-_REQUIRED = {"gemma2": (), "gemma3": ("attention.sliding_window", "rope.freq_base")}
 _OPTIONAL = {
     "context_length": "max_position_embeddings",
     "rope.freq_base": "rope_theta",
@@ -31,33 +27,34 @@ _SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 
 
 def config_from_gguf(header: GgufHeader) -> GemmaConfig:
-    """Translate the metadata and read it as any `config.json`. Raises ConfigError."""
-    family = header.metadata.get("general.architecture")
-    if not isinstance(family, str) or family not in _MODEL_TYPES:
+    """Convert the metadata and read it like a `config.json`. Raises ConfigError."""
+    name = header.metadata.get("general.architecture")
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ConfigError(
-            f"architecture {family!r:.40} is not supported; expected gemma2 or gemma3"
+            f"architecture {name!r:.40} is not supported; expected {' or '.join(FAMILIES)}"
         )
-    fields = _Fields(family, _scalars(header.metadata, family))
+    family = FAMILIES[name]
+    fields = _Fields(family, _scalars(header.metadata, name))
     layers = fields.count("block_count")
-    if layers > len(header.tensors):  # before anything is made per layer
-        raise ConfigError(f"{family}.block_count is {layers}, more than there are tensors")
+    if layers > len(header.tensors):  # before anything is allocated per layer
+        raise ConfigError(f"{name}.block_count is {layers}, more than there are tensors")
     rows = _vocabulary(header)
     return config_from_hf(
         {
-            "model_type": _MODEL_TYPES[family],
+            "model_type": family.model_type,
             "dtype": "bfloat16",  # what Gemma was trained in, whatever the file stores
             "vocab_size": rows,
             "num_hidden_layers": layers,
             **_sizes(fields, layers),
             **_attention(fields),
-            **_layer_types(header.metadata.get(f"{family}.{_PATTERN}"), layers),
+            **_layer_types(header.metadata.get(f"{name}.{_PATTERN}"), layers),
             **_tokens(header.metadata, rows),
         }
     )
 
 
 def _scalars(metadata: Mapping[str, Value], family: str) -> dict[str, int | float | str]:
-    """The model's own fields. Gemma's layers share every number, so none may be a list."""
+    """The family's fields by key. In Gemma all layers share them, so none may be a list."""
     prefix = f"{family}."
     found: dict[str, int | float | str] = {}
     for key, value in metadata.items():
@@ -71,25 +68,27 @@ def _scalars(metadata: Mapping[str, Value], family: str) -> dict[str, int | floa
 
 @dataclass(frozen=True, slots=True)
 class _Fields:
-    family: str
+    family: Family
     values: Mapping[str, int | float | str]
 
     def require(self, key: str) -> int | float | str:
         if key not in self.values:
-            raise ConfigError(f"GGUF metadata has no {self.family}.{key}; convert the model again")
+            raise ConfigError(
+                f"GGUF metadata has no {self.family.name}.{key}; convert the model again"
+            )
         return self.values[key]
 
     def count(self, key: str) -> int:
         value = self.require(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(
-                f"{self.family}.{key} is {value!r:.40}, expected a whole number above 0"
+                f"{self.family.name}.{key} is {value!r:.40}, expected a whole number above 0"
             )
         return value
 
 
 def _vocabulary(header: GgufHeader) -> int:
-    """Rows of the table, which may be more than there are tokens, never fewer."""
+    """The number of rows of the table; at least the number of tokens."""
     table = header.tensors.get(_TABLE)
     if table is None:
         raise ConfigError(f"tensor {_TABLE} is missing; expected a whole text model")
@@ -109,15 +108,16 @@ def _sizes(fields: _Fields, layers: int) -> dict[str, object]:
         "num_attention_heads": heads,
         "num_key_value_heads": fields.count("attention.head_count_kv"),
         "head_dim": head_dim,
+        # GGUF has no field for it: llama.cpp goes by the number of layers.
         "query_pre_attn_scalar": width // heads
-        if layers == LAYERS_27B[fields.family]
+        if layers == fields.family.gguf.width_scaled_layers
         else head_dim,
         "rms_norm_eps": fields.require("attention.layer_norm_rms_epsilon"),
     }
 
 
 def _attention(fields: _Fields) -> dict[str, object]:
-    for key in _REQUIRED[fields.family]:
+    for key in fields.family.gguf.required:
         fields.require(key)
     values = fields.values
     found: dict[str, object] = {hf: values[key] for key, hf in _OPTIONAL.items() if key in values}
@@ -131,7 +131,7 @@ def _attention(fields: _Fields) -> dict[str, object]:
 
 
 def _layer_types(pattern: Value | None, layers: int) -> dict[str, list[str]]:
-    """A period or a list, where the file has it; else the family's own pattern holds."""
+    """`layer_types` from the file's period or list; empty if it has neither."""
     if pattern is None:
         return {}
     if isinstance(pattern, np.ndarray) and len(pattern) == layers:
@@ -144,7 +144,7 @@ def _layer_types(pattern: Value | None, layers: int) -> dict[str, list[str]]:
 
 
 def _tokens(metadata: Mapping[str, Value], rows: int) -> dict[str, object]:
-    """Generation stops at the end of text and, where the vocabulary has it, of a turn."""
+    """The bos and stop tokens; <end_of_turn> is a stop token if the vocabulary has it."""
     ends = [_token(metadata, "eos", rows), _token(metadata, "eot", rows)]
     tokens = metadata.get(TOKENS)
     if isinstance(tokens, list) and _END_OF_TURN in tokens:

@@ -1,8 +1,8 @@
-"""`tokenizer.json` out of GGUF metadata: the same ids for any text as the genuine one.
+"""Rebuilds `tokenizer.json` from GGUF metadata. It gives the same ids as the original.
 
-GGUF keeps SentencePiece's pieces with scores; `tokenizer.json` wants BPE merges in order. The order
-is that of transformers' `convert_slow_tokenizer.generate_merges`, ties included: for Gemma 2 and
-3 it gives the genuine list, merge by merge.
+GGUF stores SentencePiece's pieces with scores; `tokenizer.json` needs an ordered list of merges.
+Their order is that of transformers' `convert_slow_tokenizer.generate_merges`, ties included. For
+Gemma 2 and 3 this gives exactly the original list.
 """
 
 import re
@@ -19,25 +19,28 @@ from gemma_runtime.errors import CheckpointError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # llama.cpp's llama_token_type
 SPACE = "▁"
-# Where the genuine tokenizers' idea of special is not GGUF's: placeholders aren't, pictures are.
+# Tokens for which the original's `special` flag differs from GGUF's: not set for placeholders, set
+# for image tokens.
 PLACEHOLDER = re.compile(r"<unused\d+>|<mask>")
 PICTURE = ("<start_of_image>", "<end_of_image>")
 
 
 def rebuild_tokenizer(where: Path, metadata: Mapping[str, Value]) -> bytes:
-    """The bytes of a `tokenizer.json`. Raises CheckpointError where the vocabulary is not whole.
+    """The bytes of a `tokenizer.json`. Raises CheckpointError if the vocabulary is incomplete.
 
-    Lost in GGUF are only tokens beyond the text model's: <image_soft_token>.
+    Only <image_soft_token> is missing, because GGUF leaves out tokens that the text model lacks.
     """
     stored, scores, types = _vocabulary(where, metadata)
     tokens = [
-        # llama.cpp unescapes runs of spaces.
+        # llama.cpp stores runs of U+2581 as runs of spaces.
         SPACE * len(token) if kind == USER_DEFINED and not token.strip(" ") else token
         for token, kind in zip(stored, types, strict=True)
     ]
     ids = {token: index for index, token in enumerate(tokens)}
     if len(ids) != len(tokens):
-        raise CheckpointError(f"{where}: the vocabulary has tokens twice; convert the model again")
+        raise CheckpointError(
+            f"{where}: the vocabulary has duplicate tokens; convert the model again"
+        )
     bos, unknown = (_named(where, metadata, name, tokens) for name in ("bos", "unknown"))
     model = {
         "type": "BPE",
@@ -58,12 +61,12 @@ def rebuild_tokenizer(where: Path, metadata: Mapping[str, Value]) -> bytes:
 def _vocabulary(
     where: Path, metadata: Mapping[str, Value]
 ) -> tuple[list[str], list[float], list[int]]:
-    """Tokens, their scores and their types, as GGUF has them."""
+    """The tokens, scores and types in the metadata."""
     kind = metadata.get("tokenizer.ggml.model")
     if kind != "llama":
         raise CheckpointError(
-            f"{where}: the tokenizer is of kind {kind!r:.40}, expected 'llama', SentencePiece's; "
-            "convert the model again from a folder that has its tokenizer.model"
+            f"{where}: tokenizer.ggml.model is {kind!r:.40}, expected 'llama' (SentencePiece); "
+            "convert the model again from a folder with its tokenizer.model"
         )
     tokens, scores, types = (
         metadata.get(key) for key in (TOKENS, "tokenizer.ggml.scores", "tokenizer.ggml.token_type")
@@ -75,8 +78,8 @@ def _vocabulary(
         and len(tokens) == len(scores) == len(types)
     ):
         raise CheckpointError(
-            f"{where}: the vocabulary needs a score and a type for every token; convert the model "
-            "again"
+            f"{where}: expected a score and a type for every token of the vocabulary; convert the "
+            "model again"
         )
     return tokens, scores.tolist(), types.tolist()
 
@@ -96,16 +99,19 @@ def _merges(
 ) -> list[tuple[str, str]]:
     """Every split of a token into two tokens, best first.
 
-    Best is the whole's score, then the longer left half, then the longer right half, then the
-    lower ids. User-defined tokens score 0 in SentencePiece, as high as it goes; GGUF says -1000.
+    Splits are ordered by the token's score, then the longer left half, then the longer right half,
+    then the lower ids. User-defined tokens have the highest score in SentencePiece, 0; GGUF stores
+    -1000.
     """
-    whole = {
+    score_of = {
         index: 0.0 if kind == USER_DEFINED else score
         for index, (score, kind) in enumerate(zip(scores, types, strict=True))
         if kind in (NORMAL, USER_DEFINED)
     }
     merges: list[tuple[str, str]] = []
-    for _, equals in groupby(sorted(whole, key=lambda index: -whole[index]), whole.__getitem__):
+    for _, equals in groupby(
+        sorted(score_of, key=lambda index: -score_of[index]), score_of.__getitem__
+    ):
         splits = [split for index in equals for split in _splits(tokens, ids, index)]
         merges += sorted(splits, key=lambda split: (-len(split[0]), -len(split[1])))
     return merges
@@ -113,16 +119,16 @@ def _merges(
 
 def _splits(tokens: Sequence[str], ids: Mapping[str, int], index: int) -> list[tuple[str, str]]:
     token = tokens[index]
-    found: list[tuple[int, int]] = []
+    splits: list[tuple[int, int]] = []
     for cut in range(1, len(token)):
         left = ids.get(token[:cut])
         if left is not None and (right := ids.get(token[cut:])) is not None:
-            found.append((left, right))
-    return [(tokens[left], tokens[right]) for left, right in sorted(found)]
+            splits.append((left, right))
+    return [(tokens[left], tokens[right]) for left, right in sorted(splits)]
 
 
 def _added_tokens(tokens: Sequence[str], types: Sequence[int]) -> list[dict[str, object]]:
-    """Tokens that are found in the text before anything else looks at it."""
+    """The tokens that are matched in raw text, before BPE."""
     return [
         {
             "id": index,
@@ -140,10 +146,12 @@ def _added_tokens(tokens: Sequence[str], types: Sequence[int]) -> list[dict[str,
 
 
 def _frame(bos: str, bos_id: int) -> dict[str, object]:
-    """What every Gemma tokenizer does around its vocabulary."""
+    """The parts of `tokenizer.json` that are the same for every Gemma."""
     begin = {"SpecialToken": {"id": bos, "type_id": 0}}
     second = {"SpecialToken": {"id": bos, "type_id": 1}}
-    text, other = ({"Sequence": {"id": name, "type_id": at}} for at, name in enumerate("AB"))
+    text, other = (
+        {"Sequence": {"id": name, "type_id": type_id}} for type_id, name in enumerate("AB")
+    )
     return {
         "version": "1.0",
         "truncation": None,

@@ -1,8 +1,8 @@
-"""Float weights that lie on the Q4_0 grid: unquantized checkpoints of quantization-aware training.
+"""Recovers Q4_0 codes from float weights: unquantized checkpoints of quantization-aware training.
 
-Such a file holds round(d · q) in its own dtype, d a float16 per 32 inputs and q from -8 to 7. The
-search brings d and q back; it succeeds only if every weight is met to the last bit.
-N rows, G groups per row, U groups not solved yet.
+Such a file stores d · q rounded to its dtype, with a float16 d per 32 inputs and q from -8 to 7.
+The search finds d and q, and succeeds only if they reproduce every weight bit for bit.
+N rows, G groups per row, U unsolved groups.
 """
 
 import torch
@@ -11,19 +11,19 @@ from torch import Tensor
 from gemma_export.formats.codes import Codes, pack
 from gemma_export.formats.format import INT4
 
-# What code the largest weight has: -8 by ggml's own rule, others where training chose the scale.
+# Codes to try for the largest weight: -8 by ggml's rule; others if training chose the scale.
 _CODES = (-8, 7, -7, 6, -6, 5, -5, 4, -4, 3, -3, 2, -2, 1, -1, 8)
-# float16 steps around the quotient: rounding to 8 bits hides three of a scale's 11.
+# float16 steps to try around the quotient, because rounding to bfloat16 loses three bits of it.
 _STEPS = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 5}
 
 
 def grid_codes(values: Tensor, dtype: torch.dtype) -> Codes | None:
-    """Codes of (N, K) float32 rows that a `dtype` file holds; None if one group is off the grid."""
+    """Codes of (N, K) float32 rows from a `dtype` file; None if any group is not on the grid."""
     if values.shape[1] % INT4.group:
         return None
     groups = values.reshape(-1, INT4.group)  # (N · G, 32)
     distinct = 1 + (groups.sort(-1)[0].diff() != 0).sum(-1)
-    if (distinct > 1 << INT4.bits).any():  # what tells nearly every other checkpoint
+    if (distinct > 1 << INT4.bits).any():  # rejects nearly every other checkpoint quickly
         return None
     scales = torch.zeros(len(groups), dtype=torch.float16)
     codes = torch.zeros(groups.shape, dtype=torch.int8)
@@ -48,12 +48,12 @@ def _solve(
     scales: Tensor,
     codes: Tensor,
 ) -> Tensor:
-    """Try one scale on the groups that are left; fills in what it solves, returns the rest."""
+    """Try one scale on the unsolved groups; store the solved ones, return the rest."""
     part = groups[left]  # (U, 32)
     largest = part.gather(-1, part.abs().argmax(-1, keepdim=True))  # (U, 1)
     bits = (largest / code).half().view(torch.int16) + step
     scale = bits.view(torch.float16).float()
-    steps = (part / scale).round_().clamp_(-8, 7)  # NaN where the scale is 0: equals nothing
+    steps = (part / scale).round_().clamp_(-8, 7)  # NaN if the scale is 0: never equal
     solved = (steps.mul(scale).to(dtype).float() == part).all(-1)
     scales[left[solved]] = scale[solved, 0].half()
     codes[left[solved]] = steps[solved].to(torch.int8)

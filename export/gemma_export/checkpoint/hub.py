@@ -1,7 +1,7 @@
-"""Checkpoints from the Hugging Face hub: the local cache first, then the network.
+"""Gets checkpoints from the Hugging Face hub: first from the local cache, then the network.
 
-Only what an export reads is fetched: configuration, tokenizer and safetensors, never a pickle or
-code. Every failure becomes one line that says which it is and the way out.
+Downloads only the files that an export reads: configuration, tokenizer and safetensors, never
+pickles or code. Every failure becomes one line with its reason and what to do.
 """
 
 import json
@@ -34,7 +34,7 @@ class HubSnapshot:
 
 
 def looks_like_hub_id(text: str) -> bool:
-    """Whether a text could be `owner/name`, as opposed to a path."""
+    """Whether a string could be a hub id, `owner/name`, rather than a path."""
     return (
         _HUB_ID.fullmatch(text) is not None
         and not text.endswith(_PATH_LIKE)
@@ -44,14 +44,14 @@ def looks_like_hub_id(text: str) -> bool:
 
 
 def fetch_hub(repo_id: str, revision: str | None = None) -> HubSnapshot:
-    """The snapshot of a repository; no request is made when the cache holds a complete one.
+    """The snapshot of a repository. Makes no request if the cache has a complete one.
 
-    Raises HubError: gated, no token, unknown repository or revision, out of reach.
+    Raises HubError if the repository is gated or unknown, no token is set, or the hub unreachable.
     """
     try:
         from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
     except ImportError as error:
-        raise MissingExtra("huggingface_hub", "onnx") from error
+        raise MissingExtra("huggingface_hub", "export") from error
 
     if (cached := _cached(repo_id, revision)) is not None:
         return cached
@@ -61,17 +61,17 @@ def fetch_hub(repo_id: str, revision: str | None = None) -> HubSnapshot:
         raise HubError(_explain(repo_id, revision, error)) from error
     if not _has_weights(folder):
         raise HubError(
-            f"{repo_id}: neither the hub nor the cache holds all of config.json and its "
-            ".safetensors files; choose a repository that has them, or pass --checkpoint DIR"
+            f"{repo_id}: config.json or a .safetensors file is missing on the hub and in the "
+            "cache; choose a repository that has them, or pass --checkpoint DIR"
         )
     return HubSnapshot(folder, folder.name)
 
 
 def _cached(repo_id: str, revision: str | None) -> HubSnapshot | None:
-    """The snapshot on this disk, unless something an export wants is missing from it.
+    """The snapshot in the local cache, or None if it lacks a file that an export needs.
 
-    transformers leaves snapshots without a tokenizer there, and interrupted downloads others
-    without shards.
+    transformers leaves snapshots without a tokenizer there; interrupted downloads leave snapshots
+    without some shards.
     """
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -110,31 +110,31 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _explain(repo_id: str, revision: str | None, error: Exception) -> str:
-    """One line: which failure it is, and the way out.
+    """One line: the reason of a failure, and what to do.
 
-    huggingface_hub wraps most of them in a LocalEntryNotFoundError, so the causes are asked too.
+    Also tests the causes, because huggingface_hub wraps most errors in a LocalEntryNotFoundError.
     """
     from huggingface_hub import errors
 
     for cause in _causes(error):
-        if isinstance(cause, errors.GatedRepoError):  # a RepositoryNotFoundError: asked first
+        if isinstance(cause, errors.GatedRepoError):  # before its base class
             return _gated(repo_id)
         if isinstance(cause, errors.RevisionNotFoundError):
             return f"{repo_id} has no revision {revision or 'main'!r}; give a branch, tag or commit"
         if isinstance(cause, errors.OfflineModeIsEnabled):
             return (
-                f"{repo_id} is not in the cache and HF_HUB_OFFLINE forbids to fetch it; unset "
-                "that, or download it elsewhere and pass --checkpoint DIR"
+                f"{repo_id} is not in the cache and HF_HUB_OFFLINE forbids downloads; unset it, "
+                "or download the model elsewhere and pass --checkpoint DIR"
             )
         if isinstance(cause, errors.HfHubHTTPError):
             return _refused(repo_id, cause.response.status_code)
         if isinstance(cause, errors.HFValidationError):
-            return f"{repo_id!r} is no hub id; expected owner/name"
+            return f"{repo_id!r} is not a hub id; expected owner/name"
     return _unreachable(repo_id, error)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it was raised from, and so on."""
+    """The error and its chain of causes."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -149,7 +149,7 @@ def _gated(repo_id: str) -> str:
 
 
 def _refused(repo_id: str, status: int) -> str:
-    """The hub answers 401 to strangers for what is private, gated or not there at all."""
+    """Explain a status code. Without a token, 401 means private, gated or nonexistent."""
     if status == 401 and not _has_token():
         return (
             f"{repo_id} is private, gated or does not exist, and no token is set; check the name, "
@@ -158,10 +158,10 @@ def _refused(repo_id: str, status: int) -> str:
     if status in (401, 403):
         return (
             f"the hub refused your token for {repo_id} ({status}); run `hf auth login` with a "
-            "token that may read it, then retry"
+            "token that can read it, then retry"
         )
     if status == 404:
-        return f"{repo_id} does not exist on the hub; check the name, it is owner/name"
+        return f"{repo_id} does not exist on the hub; check the name (owner/name)"
     return (
         f"the hub answered {status} for {repo_id}; retry later, or download it elsewhere and pass "
         "--checkpoint DIR"

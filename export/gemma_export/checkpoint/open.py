@@ -1,13 +1,14 @@
-"""From what the user typed to an open checkpoint."""
+"""Opens the checkpoint that the user named."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gemma_export.checkpoint import Checkpoint
-from gemma_export.checkpoint.random import RandomCheckpoint
-from gemma_export.model.config import Family, GemmaConfig, config_from_hf
+from gemma_export.model.config import GemmaConfig, config_from_hf
 from gemma_export.model.sizes import Official, find_official
-from gemma_runtime.errors import CheckpointError, ConfigError
+from gemma_runtime.errors import CheckpointError, ConfigError, MissingExtra
 
 DEMO = "demo"
 
@@ -15,26 +16,31 @@ DEMO = "demo"
 def open_checkpoint(
     source: str | None,
     size: str | None = None,
-    family: Family | None = None,
+    family: str | None = None,
     config_file: Path | None = None,
 ) -> Checkpoint:
     """Open a folder, a `.gguf` file, `random[:SEED]`, `demo` or a hub id.
 
-    `source=None` means the official checkpoint of `size`. `config_file` gives random weights any
-    other shape.
+    `source=None` selects the official checkpoint of `size`. Random weights take their shape from
+    `size` or `config_file`.
     """
     official = find_official(size, family) if size else None
-    if source is not None and source.partition(":")[0] == "random":
-        return _random(source, official, config_file)
+    if source is not None and _is_random(source):
+        config, seed = _random_shape(source, official, config_file)
+        with _packages():
+            from gemma_export.checkpoint.random import RandomCheckpoint
+
+            return RandomCheckpoint(config, seed)
     if config_file is not None:
-        raise CheckpointError("--config goes with --checkpoint random; a checkpoint has its own")
+        raise CheckpointError("--config works only with --checkpoint random; leave it out")
     if source is None and official is None:
         raise CheckpointError("no checkpoint: give --size, e.g. 2b, or --checkpoint")
-    if source == DEMO:
-        return _demo()
-    found = _existing(source) if source is not None else None
-    if found is None:
-        found = _from_hub(source or (official.hub_id if official else ""))
+    with _packages():
+        if source == DEMO:
+            return _demo()
+        found = _existing(source) if source is not None else None
+        if found is None:
+            found = _from_hub(source or (official.hub_id if official else ""))
     _check_size(found, official)
     return found
 
@@ -42,23 +48,42 @@ def open_checkpoint(
 def planned_config(
     source: str | None,
     size: str | None = None,
-    family: Family | None = None,
+    family: str | None = None,
     config_file: Path | None = None,
 ) -> GemmaConfig:
-    """The config alone: from the table of official sizes where no checkpoint is named."""
-    if source is None and size is not None and config_file is None:
-        return find_official(size, family).config
+    """The config only. Opens nothing for an official size or for random weights."""
+    official = find_official(size, family) if size else None
+    if source is None and official is not None and config_file is None:
+        return official.config
+    if source is not None and _is_random(source):
+        return _random_shape(source, official, config_file)[0]
     return open_checkpoint(source, size, family, config_file).config
 
 
-def _random(source: str, official: Official | None, config_file: Path | None) -> Checkpoint:
+@contextmanager
+def _packages() -> Iterator[None]:
+    """Raise MissingExtra if torch, or for GGUF files the gguf package, is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtra((error.name or "torch").partition(".")[0], "export") from error
+
+
+def _is_random(source: str) -> bool:
+    return source.partition(":")[0] == "random"
+
+
+def _random_shape(
+    source: str, official: Official | None, config_file: Path | None
+) -> tuple[GemmaConfig, int]:
+    """The config and the seed of random weights."""
     seed = source.partition(":")[2] or "0"
     if not seed.isdecimal():
-        raise CheckpointError(f"seed {seed!r} is no whole number; write random:7")
+        raise CheckpointError(f"seed {seed!r} is not a number; write e.g. random:7")
     if (official is None) == (config_file is None):
-        raise CheckpointError("random weights need a shape: give either --size or --config FILE")
+        raise CheckpointError("random weights need a shape; give either --size or --config FILE")
     if official is not None:
-        return RandomCheckpoint(official.config, int(seed))
+        return official.config, int(seed)
     assert config_file is not None
     try:
         config = json.loads(config_file.read_text("utf-8"))
@@ -66,7 +91,7 @@ def _random(source: str, official: Official | None, config_file: Path | None) ->
         raise ConfigError(f"can't read {config_file}: {error}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{config_file} is not a JSON object")
-    return RandomCheckpoint(config_from_hf(config), int(seed))
+    return config_from_hf(config), int(seed)
 
 
 def _demo() -> Checkpoint:
@@ -77,7 +102,7 @@ def _demo() -> Checkpoint:
 
 
 def _existing(source: str) -> Checkpoint | None:
-    """What lies on this disk under that name, if anything does."""
+    """Open a local file or folder; None if there is none of that name."""
     path = Path(source).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         from gemma_export.checkpoint.gguf import open_gguf
@@ -90,7 +115,7 @@ def _existing(source: str) -> Checkpoint | None:
     if path.exists():
         raise CheckpointError(
             f"{path} is neither a folder with safetensors nor a .gguf file; pickles (.bin, .pt) "
-            "are refused, since reading one can run code"
+            "are refused, because reading one can run code"
         )
     return None
 
@@ -101,15 +126,15 @@ def _from_hub(repo_id: str) -> Checkpoint:
 
     if not looks_like_hub_id(repo_id):
         raise CheckpointError(
-            f"{repo_id} does not exist, and is no hub id (owner/name); expected a folder, a .gguf "
-            "file, a hub id, random[:SEED] or demo"
+            f"{repo_id} does not exist, and is not a hub id (owner/name); expected a folder, a "
+            ".gguf file, a hub id, random[:SEED] or demo"
         )
     snapshot = fetch_hub(repo_id)
     return open_folder(snapshot.folder, repo_id, snapshot.revision)
 
 
 def _check_size(found: Checkpoint, official: Official | None) -> None:
-    """`--size` beside `--checkpoint` is a promise that can be checked."""
+    """Raise CheckpointError if `--size` doesn't match `--checkpoint`."""
     if official is None:
         return
     want, have = official.config, found.config

@@ -1,7 +1,7 @@
-"""Packed matrices of quantized Hugging Face folders: GPTQ, AWQ, bitsandbytes.
+"""Reads packed matrices of quantized Hugging Face folders: GPTQ, AWQ, bitsandbytes.
 
-N rows (outputs), K inputs, G groups, g inputs per group. GPTQ and AWQ store the transpose, packed
-into int32, so a matrix is unpacked as a whole: one is held at a time.
+N rows (outputs), K inputs, G groups. GPTQ and AWQ store the transpose, packed into int32, so a
+matrix must be unpacked as a whole; one unpacked matrix is kept at a time.
 Sources: AutoGPTQ `qlinear_cuda.py`, AutoAWQ `packing_utils.py`, bitsandbytes `functional.py`.
 """
 
@@ -21,8 +21,8 @@ from gemma_export.formats.format import Format
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_runtime.errors import ConfigError
 
-Places = Mapping[str, tuple[SafetensorsFile, str]]  # part of a module, e.g. qweight → where it lies
-_AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # the nibble that holds each of eight columns
+Places = Mapping[str, tuple[SafetensorsFile, str]]  # e.g. qweight → file, stored name
+_AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # for each of eight columns, its nibble
 
 
 class PackedMatrix(Protocol):
@@ -34,13 +34,13 @@ class PackedMatrix(Protocol):
     def codes(self, start: int, stop: int) -> Codes: ...
 
 
-class Whole(NamedTuple):
-    """A matrix, unpacked: weight = scale · (code - zero)."""
+class Unpacked(NamedTuple):
+    """An unpacked matrix: weight = scale · (code - zero)."""
 
     codes: Tensor  # (N, K) uint8
     scales: Tensor  # (N, G) as stored
     zeros: Tensor  # (N, G) int32
-    group_of: Tensor  # (K,)
+    group_of: Tensor  # (K,), the group of each input
 
 
 @dataclass(frozen=True)
@@ -50,40 +50,40 @@ class IntMatrix:
     kind: str
     bits: int
     shape: tuple[int, ...]
-    unpack: Callable[[], Whole]
+    unpack: Callable[[], Unpacked]
     holder: "Holder"
 
     def rows(self, start: int, stop: int) -> Tensor:
-        whole = self.holder.get(self)
-        zeros = whole.zeros[start:stop, whole.group_of]  # (N, K)
-        scales = whole.scales[start:stop, whole.group_of].float()
-        return (whole.codes[start:stop].float() - zeros) * scales
+        unpacked = self.holder.get(self)
+        zeros = unpacked.zeros[start:stop, unpacked.group_of]  # (N, K)
+        scales = unpacked.scales[start:stop, unpacked.group_of].float()
+        return (unpacked.codes[start:stop].float() - zeros) * scales
 
     def stored(self) -> Stored:
         return self._stored
 
     @cached_property
     def _stored(self) -> Stored:
-        """No grid takes groups out of order, a zero point above the codes, or other scales."""
-        whole = self.holder.get(self)
-        count = whole.scales.shape[1]
+        """Only ordered groups, float16 scales and zero points within the codes fit a format."""
+        unpacked = self.holder.get(self)
+        count = unpacked.scales.shape[1]
         group, rest = divmod(self.shape[1], count)
         in_order = torch.arange(self.shape[1]) // max(group, 1)
-        if rest or not torch.equal(whole.group_of, in_order):
-            return Stored(f"{self.kind} with desc_act, its groups out of order")
-        if not torch.equal(whole.scales.half().float(), whole.scales.float()):
+        if rest or not torch.equal(unpacked.group_of, in_order):
+            return Stored(f"{self.kind} with desc_act (groups out of order)")
+        if not torch.equal(unpacked.scales.half().float(), unpacked.scales.float()):
             return Stored(f"{self.kind} with scales beyond float16")
-        if int(whole.zeros.max()) >= 1 << self.bits:
-            return Stored(f"{self.kind} with a zero point of {int(whole.zeros.max())}")
-        return Stored(self.kind, self._format(group, whole.zeros))
+        if int(unpacked.zeros.max()) >= 1 << self.bits:
+            return Stored(f"{self.kind} with a zero point of {int(unpacked.zeros.max())}")
+        return Stored(self.kind, self._format(group, unpacked.zeros))
 
     def codes(self, start: int, stop: int) -> Codes:
-        whole, form = self.holder.get(self), self._stored.format
+        unpacked, form = self.holder.get(self), self._stored.format
         assert form is not None, self.kind
-        zeros = whole.zeros[start:stop].to(torch.uint8)
+        zeros = unpacked.zeros[start:stop].to(torch.uint8)
         return Codes(
-            pack(whole.codes[start:stop].contiguous(), form.bits),
-            whole.scales[start:stop].half().contiguous(),
+            pack(unpacked.codes[start:stop].contiguous(), form.bits),
+            unpacked.scales[start:stop].half().contiguous(),
             pack(zeros.contiguous(), form.bits) if form.asymmetric else None,
         )
 
@@ -94,18 +94,18 @@ class IntMatrix:
 
 @dataclass
 class Holder:
-    """The last matrix, unpacked: blocks of its rows are asked for one after the other."""
+    """Caches the last unpacked matrix, because its rows are read in consecutive blocks."""
 
     _matrix: IntMatrix | None = None
-    _whole: Whole | None = None
+    _unpacked: Unpacked | None = None
     _lock: Lock = field(default_factory=Lock)
 
-    def get(self, matrix: IntMatrix) -> Whole:
+    def get(self, matrix: IntMatrix) -> Unpacked:
         with self._lock:
-            if self._whole is None or self._matrix is not matrix:
-                self._whole = None
-                self._whole, self._matrix = matrix.unpack(), matrix
-            return self._whole
+            if self._unpacked is None or self._matrix is not matrix:
+                self._unpacked = None
+                self._unpacked, self._matrix = matrix.unpack(), matrix
+            return self._unpacked
 
 
 def gptq_matrix(places: Places, config: Mapping[str, Any], holder: Holder) -> IntMatrix:
@@ -113,10 +113,10 @@ def gptq_matrix(places: Places, config: Mapping[str, Any], holder: Holder) -> In
     bits = _bits(config, "bits", (4, 8))
     words, columns = _shape(places, "qweight")
     inputs = words * 32 // bits
-    # Files of the first format keep zero - 1.
+    # The first version of the format stores zero - 1.
     shift = 0 if config.get("checkpoint_format") == "gptq_v2" else 1
 
-    def unpack() -> Whole:
+    def unpack() -> Unpacked:
         codes = _unpack(_read(places, "qweight").t(), bits)  # (N, K)
         zeros = _unpack(_read(places, "qzeros"), bits).t().int() + shift  # (N, G)
         scales = _read(places, "scales").t()  # (N, G)
@@ -124,7 +124,7 @@ def gptq_matrix(places: Places, config: Mapping[str, Any], holder: Holder) -> In
             group_of = _read(places, "g_idx").long()
         else:
             group_of = torch.arange(inputs) // (inputs // scales.shape[1])
-        return Whole(codes, scales, zeros, group_of)
+        return Unpacked(codes, scales, zeros, group_of)
 
     return IntMatrix(f"gptq int{bits}", bits, (columns, inputs), unpack, holder)
 
@@ -138,17 +138,17 @@ def awq_matrix(places: Places, config: Mapping[str, Any], holder: Holder) -> Int
         nibbles = _unpack(_read(places, part), 4).view(-1, words, 8)
         return nibbles[..., _AWQ_ORDER].flatten(1).t()  # (N, K) or (N, G)
 
-    def unpack() -> Whole:
+    def unpack() -> Unpacked:
         scales = _read(places, "scales").t()
         group_of = torch.arange(inputs) // (inputs // scales.shape[1])
-        return Whole(columns("qweight").contiguous(), scales, columns("qzeros").int(), group_of)
+        return Unpacked(columns("qweight").contiguous(), scales, columns("qzeros").int(), group_of)
 
     return IntMatrix("awq int4", 4, (words * 8, inputs), unpack, holder)
 
 
 @dataclass(frozen=True)
 class BitsAndBytesMatrix:
-    """nf4, fp4 or int8 by row: not our grid, so it is dequantized."""
+    """nf4, fp4, or int8 per row. It fits none of our formats, so it is only dequantized."""
 
     kind: str
     shape: tuple[int, ...]
@@ -164,9 +164,9 @@ class BitsAndBytesMatrix:
         packed = _read(self.places, "weight", start * width // 2, stop * width // 2).flatten()
         codes = torch.stack((packed >> 4, packed & 15), dim=-1).flatten().long()
         block = self.state["blocksize"]
-        places = torch.arange(start * width, stop * width) // block
+        block_of = torch.arange(start * width, stop * width) // block
         values = _read(self.places, "weight.quant_map")[codes]
-        return (values * self._scales()[places]).view(stop - start, width)
+        return (values * self._scales()[block_of]).view(stop - start, width)
 
     def stored(self) -> Stored:
         return Stored(self.kind)
@@ -175,7 +175,7 @@ class BitsAndBytesMatrix:
         raise AssertionError(self.kind)
 
     def _scales(self) -> Tensor:
-        """One per block; doubly quantized ones are looked up first."""
+        """One scale per block, dequantized first if the scales are quantized too."""
         scales = _read(self.places, "weight.absmax")
         if "nested_blocksize" not in self.state:
             return scales
@@ -188,12 +188,12 @@ class BitsAndBytesMatrix:
 def bitsandbytes_matrix(
     places: Places, config: Mapping[str, Any], holder: Holder
 ) -> BitsAndBytesMatrix:
-    """4 bits: `weight` (N · K / 2, 1) and its quant_state as JSON in bytes; 8: `weight`, `SCB`."""
+    """4 bits: `weight` (N · K / 2, 1) and quant_state, JSON as bytes. 8 bits: `weight`, `SCB`."""
     if "SCB" in places:
         return BitsAndBytesMatrix("bitsandbytes int8", _shape(places, "weight"), places, {})
     part = next((name for name in places if "quant_state" in name), None)
     if part is None:
-        raise ConfigError("bitsandbytes weights without a quant_state; save the model again")
+        raise ConfigError("bitsandbytes weights have no quant_state; save the model again")
     state = msgspec.json.decode(bytes(_read(places, part).tolist()))
     kind = f"bitsandbytes {state['quant_type']}"
     return BitsAndBytesMatrix(kind, tuple(state["shape"]), places, state)

@@ -1,4 +1,4 @@
-"""Which tensors of a folder belong to packed matrices, by the folder's `quantization_config`."""
+"""Finds the packed matrices of a folder, by its `quantization_config`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,15 +25,15 @@ _BITSANDBYTES = ("SCB", "weight_format")
 def split_packed(
     places: Places, hf_config: Mapping[str, Any]
 ) -> tuple[Places, dict[str, PackedMatrix], tuple[str, ...]]:
-    """Plain tensors, packed matrices by the name of the weight they stand for, and notes."""
+    """The plain tensors, the packed matrices by weight name, and notes for the user."""
     method = check_method(hf_config)
     if not method:
         return places, {}, ()
     config = dict(hf_config["quantization_config"])
     modules: dict[str, dict[str, Any]] = {}
     for name, place in places.items():
-        if (found := _module(name, places)) is not None:
-            module, part = found
+        if (packed := _module(name, places)) is not None:
+            module, part = packed
             modules.setdefault(module, {})[part] = place
     holder = Holder()
     matrices = {
@@ -45,20 +45,20 @@ def split_packed(
 
 
 def check_method(hf_config: Mapping[str, Any]) -> str:
-    """Raise ConfigError for a method that can't be read; "" where nothing is quantized."""
+    """The quantization method, "" if there is none. Raises ConfigError for an unsupported one."""
     if "quantization_config" not in hf_config:
         return ""
     method = str(dict(hf_config["quantization_config"]).get("quant_method"))
     if method not in METHODS:
         raise ConfigError(
-            f"the weights are already quantized ({method}); {', '.join(METHODS)} can be read, else "
-            "give the checkpoint they were made from"
+            f"the weights are already quantized ({method}), expected one of {', '.join(METHODS)}; "
+            "give the original checkpoint instead"
         )
     return method
 
 
 def _module(name: str, places: Places) -> tuple[str, str] | None:
-    """The module and its part, where a tensor is a part of a packed matrix."""
+    """(module, part) if a tensor is part of a packed matrix, else None."""
     module, _, part = name.rpartition(".")
     if part in _PARTS and f"{module}.qweight" in places:
         return module, part
@@ -76,6 +76,6 @@ def _notes(method: str) -> tuple[str, ...]:
     if method != "bitsandbytes":
         return ()
     return (
-        "bitsandbytes weights are dequantized: their grid (nf4, or int8 by row) is none of ours, "
-        "so any recipe but none rounds them again",
+        "bitsandbytes weights are dequantized, because their format (nf4, or int8 per row) is not "
+        "one of ours; every recipe except none rounds them again",
     )

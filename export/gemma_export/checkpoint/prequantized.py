@@ -1,7 +1,7 @@
-"""Sources that hold codes already: what of them fits a grid of ours exactly, and what doesn't.
+"""Already quantized checkpoints: which of their codes can be kept exactly in one of our formats.
 
-A checkpoint that can tell offers two methods beside `Checkpoint`'s. A recipe asks for them with the
-rounding `kept`; what can't be kept is rounded to the rule's own format, and named.
+Such a checkpoint has two methods in addition to `Checkpoint`'s. A recipe with the rounding `kept`
+uses them. Matrices that can't be kept are rounded to the rule's format, and reported.
 """
 
 from dataclasses import dataclass
@@ -20,28 +20,28 @@ _PROBED = 8  # rows
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """How the source holds a matrix."""
+    """How the source stores a matrix."""
 
-    kind: str  # its own word, e.g. Q4_0, BF16, gptq
-    format: Format | None = None  # that takes its codes; None where none does
+    kind: str  # the source's name for it, e.g. Q4_0, BF16, gptq
+    format: Format | None = None  # our format with the same codes; None if there is none
     is_exact: bool = True  # False: scales are rounded to float16
 
 
 @runtime_checkable
 class Prequantized(Protocol):
-    """Beside `Checkpoint`."""
+    """The methods that an already quantized checkpoint has in addition."""
 
     def stored(self, name: str) -> Stored:
-        """How a matrix is held; may read it once, to see whether it lies on a grid."""
+        """How a matrix is stored. May read it once, to test whether it is on the Q4_0 grid."""
         ...
 
     def codes(self, name: str, start: int, stop: int) -> Codes:
-        """Rows [start, stop) in the format that `stored` names."""
+        """Codes of rows [start, stop) in the format that `stored` returns."""
         ...
 
 
 def grid_stored(checkpoint: Checkpoint, name: str, kind: str, dtype: torch.dtype) -> Stored:
-    """Whether float weights lie on the Q4_0 grid: a few rows tell at once where they don't."""
+    """Test whether float weights are on the Q4_0 grid; a few rows first, to fail early."""
     shape = checkpoint.config.tensor_shapes()[name]
     probe = (0, min(_PROBED, shape[0]))
     for span in (probe, *row_blocks(shape)):

@@ -1,6 +1,6 @@
-"""Random weights of any size: made when they are read, the same for every read.
+"""Random weights of any size, generated when they are read, and the same for every read.
 
-Rows are drawn in strips, each from its own seed, so a 27b never exists anywhere as a whole.
+Rows are drawn in strips, each from its own seed, so even a 27b takes little memory.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ _NORM_SPREAD = 0.2  # norm gains are 1 ± this
 
 @dataclass(frozen=True, slots=True)
 class RandomCheckpoint:
-    """Normal weights of variance 1 / inputs, so that activations keep their size."""
+    """Normally distributed weights with variance 1 / inputs, which keeps activations' size."""
 
     config: GemmaConfig
     seed: int = 0
@@ -34,7 +34,7 @@ class RandomCheckpoint:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return ("the weights are random: the model babbles, by design",)
+        return ("the weights are random, so the model's text is meaningless",)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         shape = self.config.tensor_shapes()[name]

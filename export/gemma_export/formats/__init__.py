@@ -1,1 +1,1 @@
-"""Files and codes as bytes: safetensors, GGUF, packed int4 and int8. Knows no model."""
+"""File formats and packed codes: safetensors, GGUF, int4 and int8. Independent of the model."""

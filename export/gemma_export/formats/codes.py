@@ -1,7 +1,7 @@
-"""Codes as bytes. N rows, K inputs, G groups per row.
+"""Packs and unpacks quantized codes. N rows, K inputs, G groups per row.
 
-The layout is ONNX Runtime's (MatMulNBits): unsigned codes, two to a byte at 4 bits, the earlier
-one in the low nibble. Signed containers flip the top bit of each code.
+The layout is that of ONNX Runtime's MatMulNBits: unsigned codes, two per byte at 4 bits, the
+earlier code in the low nibble. Containers with signed codes flip the top bit of each.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ class Codes(NamedTuple):
     zeros: Tensor | None  # (N, ceil(G · bits / 8)) uint8; None is 2^(bits-1)
 
     def parts(self) -> dict[str, Tensor]:
-        """What there is, by name: zeros only where there are some."""
+        """The tensors by name; `zeros` only if the format has them."""
         return {name: rows for name, rows in self._asdict().items() if rows is not None}
 
 
 def join(blocks: Sequence[Codes]) -> Codes:
-    """Rows of one matrix, one block below the other."""
+    """Stack blocks of rows of one matrix."""
     zeros = [block.zeros for block in blocks if block.zeros is not None]
     return Codes(
         torch.cat([block.codes for block in blocks]),
@@ -41,7 +41,7 @@ def pack(values: Tensor, bits: int) -> Tensor:
         return values
     if values.shape[1] % 2:
         values = torch.nn.functional.pad(values, (0, 1))
-    pairs = values.contiguous().view(torch.int16)  # the earlier code in the low byte
+    pairs = values.contiguous().view(torch.int16)  # the first code in the low byte
     return ((pairs & 0xF) | (pairs >> 4)).to(torch.uint8)
 
 
@@ -53,12 +53,12 @@ def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
 
 
 def signed(packed: Tensor, bits: int, width: int) -> Tensor:
-    """Codes from 0 as numbers around it: (N, K) int8."""
+    """Unsigned codes → signed numbers, code - 2^(bits-1): (N, K) int8."""
     return (unpack(packed, bits, width) - (1 << (bits - 1))).to(torch.int8)  # uint8 wraps
 
 
 def dequantize(block: Codes, form: Format) -> Tensor:
-    """(N, K) float32, exactly what every container's kernel starts from."""
+    """(N, K) float32 weights, exactly the numbers that every container represents."""
     rows, groups = block.scales.shape
     codes = unpack(block.codes, form.bits, groups * form.group).view(rows, groups, form.group)
     zero: Tensor | float = float(1 << (form.bits - 1))

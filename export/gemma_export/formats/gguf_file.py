@@ -1,9 +1,8 @@
-"""GGUF by rows: the header is checked before a number in it is trusted, the data is never mapped.
+"""Reads GGUF files by rows: checks every number in the header, and doesn't map the data.
 
 The format: a counted list of typed key-value pairs, a counted list of tensor infos, padding, the
 tensors (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md). The gguf package's reader maps
-the whole file and believes what the header says, so the header is read here; the package knows the
-block formats.
+the whole file and trusts the header, so only its block formats are used here.
 """
 
 import math
@@ -55,12 +54,12 @@ _NUMBERS: Mapping[int, str] = {
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
     type: GGMLQuantizationType
-    shape: tuple[int, ...]  # rows first, as everywhere but in GGUF
+    shape: tuple[int, ...]  # rows first; GGUF stores the reverse
     offset: int = 0  # from the start of the file
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row; of one element where there is a single dimension."""
+        """Bytes of one row; of one element if the tensor has one dimension."""
         block, block_bytes = GGML_QUANT_SIZES[self.type]
         return math.prod(self.shape[1:]) // block * block_bytes
 
@@ -76,9 +75,9 @@ class GgufHeader:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Read and check the header: every tensor lies in the file, end to end, of a type we know.
+    """Read the header, and check that the tensors fill the file and have supported types.
 
-    Raises CheckpointError, and reads no more than MAX_HEADER whatever the file claims.
+    Raises CheckpointError. Reads at most MAX_HEADER bytes, whatever the file claims.
     """
     try:
         with path.open("rb") as file:
@@ -92,13 +91,13 @@ def read_header(path: Path) -> GgufHeader:
 def read_rows(path: Path, tensor: GgufTensor, start: int, stop: int) -> NDArray[np.float32]:
     """Rows [start, stop) of a tensor, dequantized."""
     data = read_blocks(path, tensor, start, stop)
-    with np.errstate(all="ignore"):  # a damaged scale is told by the values, which are checked
+    with np.errstate(all="ignore"):  # a damaged scale gives NaN or Inf, which callers check
         values: NDArray[np.float32] = dequantize(data, tensor.type)
     return values.reshape(stop - start, *tensor.shape[1:])
 
 
 def read_blocks(path: Path, tensor: GgufTensor, start: int, stop: int) -> NDArray[np.uint8]:
-    """Rows [start, stop) of a tensor as they are stored: (rows, bytes of a row)."""
+    """The stored bytes of rows [start, stop) of a tensor: (rows, bytes per row)."""
     data = np.empty((stop - start, tensor.row_bytes), np.uint8)
     with path.open("rb", buffering=0) as file:
         file.seek(tensor.offset + start * tensor.row_bytes)
@@ -132,10 +131,10 @@ class _Cursor:
         try:
             return self.take(self.number(8)).decode()
         except UnicodeDecodeError as error:
-            raise ValueError(f"the text before byte {self.position} is not UTF-8") from error
+            raise ValueError(f"the string before byte {self.position} is not UTF-8") from error
 
     def name(self) -> str:
-        """A text fit for an error message."""
+        """A string that is short and printable, so that errors can show it."""
         name = self.text()
         if len(name) > _LONGEST_NAME or not name.isprintable():
             raise ValueError(f"the name before byte {self.position} is damaged")
@@ -144,7 +143,7 @@ class _Cursor:
 
 def _header(cursor: _Cursor) -> GgufHeader:
     if (magic := cursor.take(min(4, cursor.size))) != b"GGUF":
-        raise ValueError(f"starts with {magic!r}, expected b'GGUF'; this is no GGUF file")
+        raise ValueError(f"starts with {magic!r}, expected b'GGUF'; this is not a GGUF file")
     if (version := cursor.number(4)) not in (2, 3):
         raise ValueError(f"is GGUF version {version}, expected 2 or 3, little-endian")
     tensor_count, pair_count = cursor.number(8), cursor.number(8)
@@ -165,7 +164,7 @@ def _value(cursor: _Cursor, key: str) -> Value:
     if kind == _ARRAY:
         return _array(cursor, key)
     number = np.frombuffer(cursor.take(_number_type(key, kind).itemsize), _NUMBERS[kind])[0]
-    # 1e-06 as config.json has it, not 9.999999974752427e-07.
+    # 1e-06 as in config.json, not 9.999999974752427e-07.
     return float(str(number)) if kind == _FLOAT32 else number.item()
 
 
@@ -179,7 +178,7 @@ def _array(cursor: _Cursor, key: str) -> Value:
 
 def _number_type(key: str, kind: int) -> np.dtype[np.generic]:
     if kind not in _NUMBERS:
-        raise ValueError(f"{key} has value type {kind}, which GGUF doesn't know here")
+        raise ValueError(f"{key} has the unknown value type {kind}; the file is damaged")
     return np.dtype(_NUMBERS[kind])
 
 
@@ -200,7 +199,7 @@ def _alignment(metadata: Mapping[str, Value]) -> int:
 
 
 def _tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, GgufTensor]:
-    """Place the tensors: each begins where the one before ended, padded to the alignment."""
+    """Read the tensor infos, and check that each tensor begins at the padded end of the last."""
     found: dict[str, tuple[GgufTensor, int]] = {}
     for _ in range(count):
         name = cursor.name()
@@ -211,12 +210,12 @@ def _tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, GgufTenso
     tensors: dict[str, GgufTensor] = {}
     for name, (tensor, offset) in found.items():
         if start + offset != end:
-            raise ValueError(f"tensor {name} begins at {start + offset}, expected {end}")
+            raise ValueError(f"tensor {name} begins at byte {start + offset}, expected {end}")
         tensors[name] = GgufTensor(tensor.type, tensor.shape, end)
         if end + tensor.bytes > cursor.size:
             raise ValueError(
                 f"tensor {name} ends at byte {end + tensor.bytes}, the file at {cursor.size}; "
-                "it is cut off, download it again"
+                "the file is cut off, download it again"
             )
         end += tensor.bytes + -tensor.bytes % alignment
     return tensors
@@ -232,7 +231,7 @@ def _tensor(cursor: _Cursor, name: str) -> GgufTensor:
         known = GGMLQuantizationType(kind).name if kind in GGML_QUANT_SIZES else f"type {kind}"
         raise ValueError(
             f"tensor {name} is {known}, which can't be read; expected one of "
-            f"{', '.join(one.name for one in _SUPPORTED)}"
+            f"{', '.join(supported.name for supported in _SUPPORTED)}"
         )
     tensor = GgufTensor(GGMLQuantizationType(kind), shape)
     block, _ = GGML_QUANT_SIZES[tensor.type]

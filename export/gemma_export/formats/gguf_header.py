@@ -1,4 +1,4 @@
-"""GGUF's header, written: the inverse of `gguf_file.read_header`, version 3."""
+"""Writes GGUF headers, version 3: the inverse of `gguf_file.read_header`."""
 
 import math
 import struct
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gemma_export.formats.gguf_file import Value
 
-ALIGNMENT = 32  # of every tensor, where no key says otherwise
+ALIGNMENT = 32  # of every tensor, unless a key overrides it
 _STRING, _ARRAY = 8, 9
 _DTYPES: Mapping[str, int] = {
     "uint8": 0,
@@ -33,7 +33,7 @@ TensorType = tuple[tuple[int, ...], GGMLQuantizationType]  # shape, rows first
 def write_header(
     file: BinaryIO, metadata: Mapping[str, Value], tensors: Mapping[str, TensorType]
 ) -> None:
-    """Keys, tensor infos and padding; the tensors follow in this order, each padded."""
+    """Write keys, tensor infos and padding. The tensors must follow in this order, each padded."""
     file.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
     for key, value in metadata.items():
         file.write(_text(key) + _value(value))
@@ -55,7 +55,7 @@ def padded(length: int) -> int:
 
 
 def _value(value: Value) -> bytes:
-    """A type and the value: whole numbers are uint32, others float32, as llama.cpp reads them."""
+    """The type and the value. As llama.cpp expects, int becomes uint32, float becomes float32."""
     if isinstance(value, str):
         return struct.pack("<I", _STRING) + _text(value)
     if isinstance(value, list):
@@ -63,10 +63,10 @@ def _value(value: Value) -> bytes:
         return counted + b"".join(map(_text, value))
     if isinstance(value, np.ndarray):
         return _array(value)
-    kind, form = ("bool", "?") if isinstance(value, bool) else ("uint32", "I")
+    kind, code = ("bool", "?") if isinstance(value, bool) else ("uint32", "I")
     if isinstance(value, float):
-        kind, form = "float32", "f"
-    return struct.pack(f"<I{form}", _DTYPES[kind], value)
+        kind, code = "float32", "f"
+    return struct.pack(f"<I{code}", _DTYPES[kind], value)
 
 
 def _array(values: NDArray[np.generic]) -> bytes:

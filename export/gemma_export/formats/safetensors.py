@@ -1,4 +1,4 @@
-"""Safetensors by rows: read and written at offsets, never mapped, so memory stays one block.
+"""Reads and writes safetensors by rows, without mapping the file, so memory stays at one block.
 
 The format: 8 bytes of header length, a JSON header, the tensors back to back
 (https://github.com/huggingface/safetensors#format).
@@ -46,7 +46,7 @@ class TensorInfo:
 
 
 class SafetensorsFile:
-    """Header checked on opening; data read row by row."""
+    """A file whose header is checked on opening. Data is read by rows."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -76,7 +76,7 @@ class SafetensorsFile:
 
 
 class SafetensorsWriter:
-    """Writes tensors of known shapes in any order of rows."""
+    """Writes tensors of known shapes, with rows in any order."""
 
     def __init__(
         self, path: Path, layout: Mapping[str, TensorInfo], metadata: Mapping[str, str]
@@ -90,7 +90,7 @@ class SafetensorsWriter:
         _write_all(self._file.fileno(), data.tobytes(), info.offset + start * info.row_bytes)
 
     def patch_metadata(self, key: str, value: str) -> None:
-        """Replace a metadata value by one of the same length, once the data is known."""
+        """Replace a metadata value, such as a digest, by one of the same length."""
         assert len(value) == len(self._metadata[key])
         old = msgspec.json.encode(self._metadata)
         self._metadata[key] = value
@@ -137,7 +137,7 @@ def _read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, MAX_HEADER):
             raise CheckpointError(
-                f"{path} is no complete safetensors file: the header claims {length} bytes, the "
+                f"{path} is not a complete safetensors file: the header claims {length} bytes, the "
                 f"file has {size}; download it again"
             )
         text = file.read(length)
@@ -160,12 +160,12 @@ def _info(name: str, entry: Mapping[str, Any], start: int) -> TensorInfo:
         raise ValueError(f"tensor {name} has shape {shape} at {begin}…{end}")
     info = TensorInfo(dtype, shape, start + begin)
     if info.bytes != end - begin:
-        raise ValueError(f"tensor {name} takes {info.bytes} bytes, its span is {end - begin}")
+        raise ValueError(f"tensor {name} needs {info.bytes} bytes, its span has {end - begin}")
     return info
 
 
 def _check_spans(path: Path, tensors: Mapping[str, TensorInfo], start: int, size: int) -> None:
-    """Tensors must fill the file end to end: no hole, no overlap, nothing cut off."""
+    """Check that the tensors fill the file without holes or overlaps."""
     end = start
     for info in sorted(tensors.values(), key=lambda info: (info.offset, info.bytes)):
         if info.offset != end:

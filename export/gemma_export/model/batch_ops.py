@@ -1,7 +1,7 @@
-"""The reference's vocabulary for many sequences and few weights: whole matrices, gradients.
+"""Torch operations for calibration: one layer's weights in memory, many sequences, gradients.
 
-`TorchOps` streams a model past a few prompts; this one takes a layer, held in memory, past a whole
-calibration set. Shapes: B batch, T tokens, M width, H query heads, K kv heads, D head size.
+`TorchOps` instead streams all of a model's weights over a few prompts.
+Shapes: B batch, T tokens, M width, H query heads, K kv heads, D head size.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,18 +40,18 @@ def hold(tensors: Mapping[str, Tensor]) -> dict[str, HeldWeight]:
 
 @cache
 def product_dtype() -> torch.dtype:
-    """What large products of activations are computed in: bfloat16 where that is faster.
+    """The dtype of large matrix products: bfloat16 if it is faster than float32.
 
-    Its rounding is a fiftieth of int4's; sums, residuals, norms and softmax stay float32. Intel's
-    processors without matrix tiles take twice as long for it as for float32.
+    Its rounding error is a fiftieth of int4's. Sums, residuals, norms and softmax stay float32.
+    Intel processors without matrix tiles (AMX) take twice as long for bfloat16 as for float32.
     """
-    known = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    slow = "Intel" in describe_machine(()).cpu and not torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if known and not slow else torch.float32
+    is_supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    is_slow = "Intel" in describe_machine(()).cpu and not torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if is_supported and not is_slow else torch.float32
 
 
 class BatchOps(TorchOps):
-    """Products in the weights' own dtype, the rest in float32; every operation has a gradient."""
+    """Computes products in the weights' dtype, the rest in float32; supports gradients."""
 
     def project(self, x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
         matrices = [weight.rows(0, weight.shape[0]) for weight in weights]
@@ -62,16 +62,16 @@ class BatchOps(TorchOps):
         q = rotate(split_heads(q, layer.heads), layer.rope)  # (B, H, T, D)
         k = rotate(split_heads(k, layer.kv_heads), layer.rope)  # (B, K, T, D)
         v = split_heads(v, layer.kv_heads)
-        seen = visible(q.shape[-2], layer.window)
+        mask = visible(q.shape[-2], layer.window)
         if layer.softcap is None:
             y = functional.scaled_dot_product_attention(
-                q, k, v, attn_mask=seen, scale=layer.scale, enable_gqa=True
+                q, k, v, attn_mask=mask, scale=layer.scale, enable_gqa=True
             )
         else:  # torch's fused attention has no softcap
             shared = layer.heads // layer.kv_heads
             k, v = (x.repeat_interleave(shared, 1) for x in (k, v))  # (B, H, T, D)
             scores = q @ k.transpose(-1, -2) * layer.scale  # (B, H, T, T)
-            y = soft_capped(scores, layer.softcap).masked_fill(~seen, float("-inf")).softmax(-1) @ v
+            y = soft_capped(scores, layer.softcap).masked_fill(~mask, float("-inf")).softmax(-1) @ v
         return y.transpose(1, 2).flatten(-2)  # (B, T, H · D)
 
     def add_norm(
@@ -82,7 +82,7 @@ class BatchOps(TorchOps):
 
 
 class ObservingOps(BatchOps):
-    """Notes what each projection multiplies, by the name of every weight of it: (B · T, inputs)."""
+    """Records the input of each projection, (B · T, inputs), by the name of each of its weights."""
 
     def __init__(self, tokens: Tensor, epsilon: float, inputs: dict[str, Tensor]) -> None:
         super().__init__(tokens, epsilon)
@@ -90,21 +90,21 @@ class ObservingOps(BatchOps):
 
     def project(self, x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
         rows = x.flatten(0, -2)
-        for weight in weights:  # one tensor for all of them
+        for weight in weights:  # all share one tensor
             self._inputs[weight.name] = rows
         return super().project(x, weights)
 
 
 class GradientOps(BatchOps):
-    """Keeps what each projection gives, and its gradient: by weight, (B, T, outputs)."""
+    """Records each projection's output, (B, T, outputs), with its gradient, by weight name."""
 
     def __init__(self, tokens: Tensor, epsilon: float, outputs: dict[str, Tensor]) -> None:
         super().__init__(tokens, epsilon)
         self._outputs = outputs
 
     def project(self, x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
-        found = super().project(x, weights)
-        for weight, y in zip(weights, found, strict=True):
+        outputs = super().project(x, weights)
+        for weight, y in zip(weights, outputs, strict=True):
             y.retain_grad()
             self._outputs[weight.name] = y
-        return found
+        return outputs

@@ -1,64 +1,38 @@
-"""Gemma 2 and 3 as data. Code asks these fields, never which family it is.
+"""The configuration of one Gemma. Code reads these fields instead of testing the family.
 
-Sources: Hugging Face `configuration_gemma2.py` and `configuration_gemma3.py`, and
-google/gemma_pytorch `config.py`.
+Defaults of each family are in `families`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
+from gemma_export.model.families import FAMILIES, Family, Json
 from gemma_runtime.errors import ConfigError
 from gemma_runtime.manifest import AttentionKind, LayerCache, Rope
 
-Json = Mapping[str, Any]
-Family = Literal["gemma2", "gemma3"]
-
 TABLE = "model.embed_tokens.weight"  # embedding and head: one tensor, tied
 TABLE_FACTORS = "model.embed_tokens.factors"  # (M,) float32 beside it, where it has some
+# A layer's matrices; those that multiply the same input are together.
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+ATTENTION_OUT = ("self_attn.o_proj",)
+GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
+DOWN = ("mlp.down_proj",)
 
-_FAMILIES: Mapping[str, Family] = {"gemma2": "gemma2", "gemma3_text": "gemma3"}
 _KINDS = {"sliding_attention": AttentionKind.LOCAL, "full_attention": AttentionKind.GLOBAL}
 _HF_NAMES = {kind: name for name, kind in _KINDS.items()}
-
-# What transformers fills in where a config.json is silent; Gemma 3's multimodal ones often are.
-_DEFAULTS: Mapping[Family, Json] = {
-    "gemma2": {
-        "vocab_size": 256000,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "max_position_embeddings": 8192,
-        "query_pre_attn_scalar": 256,
-        "sliding_window": 4096,
-        "rms_norm_eps": 1e-6,
-        "attn_logit_softcapping": 50.0,
-        "final_logit_softcapping": 30.0,
-        "eos_token_id": 1,
-    },
-    "gemma3": {
-        "vocab_size": 262208,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "max_position_embeddings": 131072,
-        "query_pre_attn_scalar": 256,
-        "sliding_window": 4096,
-        "rms_norm_eps": 1e-6,
-        "eos_token_id": 1,
-    },
-}
+_BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES.values()}
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """All that tells one attention layer from another."""
+    """The parameters of one attention layer."""
 
     index: int
     kind: AttentionKind
-    window: int | None  # tokens a query sees, itself included; None on global layers
+    window: int | None  # tokens a query attends to, itself included; None on global layers
     rope: Rope
     heads: int
     kv_heads: int
@@ -69,7 +43,7 @@ class LayerSpec:
 
 @dataclass(frozen=True, slots=True)
 class GemmaConfig:
-    family: Family
+    family: str
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -107,7 +81,7 @@ class GemmaConfig:
         )
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every weight by its Hugging Face name. The head is the embedding table."""
+        """The shape of every weight by its Hugging Face name. The head is the embedding table."""
         shapes: dict[str, tuple[int, ...]] = {
             "model.embed_tokens.weight": (self.vocab_size, self.hidden_size)
         }
@@ -116,6 +90,13 @@ class GemmaConfig:
                 shapes[f"model.layers.{index}.{name}.weight"] = shape
         shapes["model.norm.weight"] = (self.hidden_size,)
         return shapes
+
+    def products(self) -> Iterator[list[str]]:
+        """Names of all matrices; those that multiply the same input are together."""
+        yield [TABLE]
+        for index in range(len(self.kinds)):
+            for together in (QKV, ATTENTION_OUT, GATE_UP, DOWN):
+                yield [f"model.layers.{index}.{name}.weight" for name in together]
 
     def _layer_shapes(self) -> dict[str, tuple[int, ...]]:
         width, q, kv = self.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -142,19 +123,22 @@ class GemmaConfig:
 
 
 def config_from_hf(config: Json) -> GemmaConfig:
-    """Read a `config.json`: Gemma 2 or Gemma 3, old or nested rope fields, text or multimodal.
+    """Read a `config.json`: any family, old or nested rope fields, text or multimodal.
 
-    Raises ConfigError for another model, and for a field that is missing or makes no sense.
+    Raises ConfigError for another model, and for a missing or invalid field.
     """
     text = _text_config(config)
-    family = _FAMILIES[text["model_type"]]
+    family = _BY_MODEL_TYPE[text["model_type"]]
     _check_supported(text)
     hidden = _positive(text, "hidden_size")
     heads, kv_heads = _positive(text, "num_attention_heads"), _positive(text, "num_key_value_heads")
     if heads % kv_heads:
-        raise ConfigError(f"num_attention_heads {heads} is no multiple of {kv_heads} kv heads")
+        raise ConfigError(
+            f"config: num_attention_heads is {heads}, expected a multiple of num_key_value_heads, "
+            f"{kv_heads}"
+        )
     return GemmaConfig(
-        family=family,
+        family=family.name,
         vocab_size=_positive(text, "vocab_size"),
         hidden_size=hidden,
         intermediate_size=_positive(text, "intermediate_size"),
@@ -167,7 +151,7 @@ def config_from_hf(config: Json) -> GemmaConfig:
         query_scale=_positive_float(text, "query_pre_attn_scalar") ** -0.5,
         ropes=_ropes(text, family),
         rms_norm_eps=_positive_float(text, "rms_norm_eps"),
-        qk_norm=family == "gemma3",
+        qk_norm=family.qk_norm,
         attn_softcap=_softcap(text, "attn_logit_softcapping"),
         final_softcap=_softcap(text, "final_logit_softcapping"),
         embed_scale=_embed_scale(hidden, _dtype(config, text)),
@@ -183,9 +167,9 @@ def is_multimodal(config: Json) -> bool:
 def cache_layout(
     config: GemmaConfig, context_length: int, local_slack: int | None
 ) -> tuple[LayerCache, ...]:
-    """Slots of every layer: the context on global layers, the window plus slack on local ones.
+    """The cache of every layer: the context on global layers, window plus slack on local ones.
 
-    `local_slack=None` gives local layers the whole context too.
+    With `local_slack=None`, local layers hold the whole context too.
     """
     return tuple(
         LayerCache(
@@ -204,12 +188,12 @@ def cache_layout(
 def _text_config(config: Json) -> Json:
     text = config["text_config"] if is_multimodal(config) else config
     kind = str(text.get("model_type"))
-    if kind not in _FAMILIES:
+    if kind not in _BY_MODEL_TYPE:
         raise ConfigError(
-            f"model_type {kind!r} is not supported; expected gemma2, gemma3_text, or a gemma3 "
-            "config with a text_config"
+            f"model_type {kind!r} is not supported; expected {', '.join(_BY_MODEL_TYPE)}, or a "
+            "config with such a text_config"
         )
-    return {**_DEFAULTS[_FAMILIES[kind]], **text}
+    return {**_BY_MODEL_TYPE[kind].defaults, **text}
 
 
 def _check_supported(text: Json) -> None:
@@ -225,11 +209,11 @@ def _check_supported(text: Json) -> None:
 
 
 def _kinds(text: Json, family: Family) -> tuple[AttentionKind, ...]:
-    """Gemma 2: even layers are local. Gemma 3: every sixth layer is global."""
+    """The listed kinds, or else every n-th layer global, with the family's n."""
     count = _positive(text, "num_hidden_layers")
     types = text.get("layer_types")
     if types is None:
-        period = 2 if family == "gemma2" else _pattern(text)
+        period = _period(text, family)
         last = period - 1
         return tuple(
             AttentionKind.GLOBAL if index % period == last else AttentionKind.LOCAL
@@ -240,28 +224,26 @@ def _kinds(text: Json, family: Family) -> tuple[AttentionKind, ...]:
     return tuple(_KINDS[name] for name in types)
 
 
-def _pattern(text: Json) -> int:
-    for key in ("sliding_window_pattern", "_sliding_window_pattern"):
+def _period(text: Json, family: Family) -> int:
+    for key in family.period_keys:
         if key in text:
             return _positive(text, key)
-    return 6
+    return family.global_every
 
 
 def _ropes(text: Json, family: Family) -> Mapping[AttentionKind, Rope]:
-    """The nested `rope_parameters` of transformers 5, or the flat fields before it."""
+    """Rope by kind, from transformers 5's nested `rope_parameters` or the older flat fields."""
     nested = text.get("rope_parameters")
     if isinstance(nested, Mapping) and set(nested) >= set(_KINDS):
         return {kind: _rope(nested[_HF_NAMES[kind]]) for kind in AttentionKind}
-    if isinstance(nested, Mapping) and family == "gemma2":
+    if isinstance(nested, Mapping) and family.local_rope_base is None:
         return dict.fromkeys(AttentionKind, _rope(nested))
     scaling = text.get("rope_scaling") or {}
-    if family == "gemma2":
-        rope = _rope({"rope_theta": text.get("rope_theta", 10_000.0), **scaling})
+    rope = _rope({"rope_theta": text.get("rope_theta", family.rope_base), **scaling})
+    if family.local_rope_base is None:
         return dict.fromkeys(AttentionKind, rope)
-    return {
-        AttentionKind.LOCAL: Rope(float(text.get("rope_local_base_freq", 10_000.0)), 1.0),
-        AttentionKind.GLOBAL: _rope({"rope_theta": text.get("rope_theta", 1_000_000.0), **scaling}),
-    }
+    local_base = float(text.get("rope_local_base_freq", family.local_rope_base))
+    return {AttentionKind.LOCAL: Rope(local_base, 1.0), AttentionKind.GLOBAL: rope}
 
 
 def _rope(fields: Json) -> Rope:
@@ -314,7 +296,7 @@ def _softcap(text: Json, key: str) -> float | None:
 def _positive(text: Json, key: str) -> int:
     value = text.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        _refuse(key, value, "a whole number above 0")
+        _refuse(key, value, "an integer above 0")
     return value
 
 

@@ -1,9 +1,9 @@
-"""Gemma, once. Every target is an implementation of `Ops` that this function drives."""
+"""The decoder of Gemma, written once. Every target implements the `Ops` that it calls."""
 
 from collections.abc import Callable
 from typing import TypeVar
 
-from gemma_export.model.config import GemmaConfig, LayerSpec
+from gemma_export.model.config import ATTENTION_OUT, DOWN, GATE_UP, QKV, GemmaConfig, LayerSpec
 from gemma_export.model.ops import Ops, Weight
 
 V = TypeVar("V")
@@ -11,7 +11,7 @@ W = TypeVar("W", bound=Weight)
 
 
 def decoder(ops: Ops[V, W], config: GemmaConfig, weight: Callable[[str], W]) -> V:
-    """Tokens to logits. `weight` finds a weight by its Hugging Face name."""
+    """Compute logits from tokens. `weight` returns a weight by its Hugging Face name."""
     table = weight("model.embed_tokens.weight")
     x = ops.embed(table, config.embed_scale)
     h = ops.norm(x, weight(norm_before(config, 0)))
@@ -28,29 +28,29 @@ def decoder_layer(
     x: V,
     h: V,
 ) -> tuple[V, V]:
-    """One layer: residual x and its norm h, to the same of the next layer, or of the head."""
+    """Apply one layer to the residual x and its norm h; return both for the next layer or head."""
 
     def own(name: str) -> W:
         return weight(f"model.layers.{layer.index}.{name}.weight")
 
-    q, k, v = ops.project(h, [own(f"self_attn.{n}_proj") for n in "qkv"])
+    q, k, v = ops.project(h, [own(name) for name in QKV])
     if config.qk_norm:
         q = ops.head_norm(q, own("self_attn.q_norm"), layer.heads)
         k = ops.head_norm(k, own("self_attn.k_norm"), layer.kv_heads)
     attended = ops.attend(q, k, v, layer)
     if layer.index + 1 == len(config.kinds):  # no later layer needs the other positions
         x, attended = ops.wanted(x), ops.wanted(attended)
-    (branch,) = ops.project(attended, [own("self_attn.o_proj")])
+    (branch,) = ops.project(attended, [own(name) for name in ATTENTION_OUT])
     post = own("post_attention_layernorm")
     x, h = ops.add_norm(x, branch, post, own("pre_feedforward_layernorm"))
-    gate, up = ops.project(h, [own(f"mlp.{n}_proj") for n in ("gate", "up")])
-    (branch,) = ops.project(ops.geglu(gate, up), [own("mlp.down_proj")])
+    gate, up = ops.project(h, [own(name) for name in GATE_UP])
+    (branch,) = ops.project(ops.geglu(gate, up), [own(name) for name in DOWN])
     post = own("post_feedforward_layernorm")
     return ops.add_norm(x, branch, post, weight(norm_before(config, layer.index + 1)))
 
 
 def norm_before(config: GemmaConfig, index: int) -> str:
-    """The gain in front of a layer; in front of the head for the index after the last."""
+    """Name of the norm gain before a layer; for the index after the last, before the head."""
     if index == len(config.kinds):
         return "model.norm.weight"
     return f"model.layers.{index}.input_layernorm.weight"

@@ -1,6 +1,6 @@
-"""The vocabulary that the decoder is written in, and that every target implements.
+"""The operations that the decoder calls and every target implements.
 
-Granularity follows the fused kernels of the runtimes: one call here is at most one of them there.
+Their granularity follows the runtimes' fused kernels: one call maps to at most one fused kernel.
 Shapes: B batch, T new tokens, M width, H query heads, K kv heads, D head size, V vocabulary.
 """
 
@@ -13,7 +13,7 @@ from gemma_export.model.config import LayerSpec
 
 
 class Weight(Protocol):
-    """A named weight, read a block of rows at a time."""
+    """A named weight that is read by blocks of rows."""
 
     @property
     def name(self) -> str: ...
@@ -23,7 +23,7 @@ class Weight(Protocol):
 
     @property
     def factors(self) -> Tensor | None:
-        """(M,) by which a table's columns are multiplied; the final gain is divided by them."""
+        """(M,) factors of a table's columns, or None. The final norm gain is divided by them."""
         ...
 
     def rows(self, start: int, stop: int) -> Tensor:
@@ -36,13 +36,13 @@ W = TypeVar("W", bound=Weight, contravariant=True)
 
 
 def lookup_scale(table: Weight, scale: float) -> Tensor | float:
-    """What a table's rows are multiplied with to be embeddings: one number, or (M,)."""
+    """The multiplier that turns a table's rows into embeddings: a number, or (M,)."""
     return scale if table.factors is None else scale / table.factors
 
 
 class Ops(Protocol[V, W]):
     def embed(self, table: W, scale: float) -> V:
-        """The new tokens' rows of the table, times scale, without its factors: (B, T, M)."""
+        """The table's rows of the new tokens, times scale, divided by its factors: (B, T, M)."""
         ...
 
     def norm(self, x: V, gain: W) -> V:
@@ -50,11 +50,11 @@ class Ops(Protocol[V, W]):
         ...
 
     def head_norm(self, x: V, gain: W, heads: int) -> V:
-        """The same over each head: x is (B, T, heads · D)."""
+        """RMSNorm over each head of x, (B, T, heads · D)."""
         ...
 
     def project(self, x: V, weights: Sequence[W]) -> list[V]:
-        """x · wᵀ for each of several weights of one input."""
+        """x · wᵀ for each weight."""
         ...
 
     def attend(self, q: V, k: V, v: V, layer: LayerSpec) -> V:
@@ -62,7 +62,7 @@ class Ops(Protocol[V, W]):
         ...
 
     def add_norm(self, x: V, branch: V, post: W, then: W) -> tuple[V, V]:
-        """x + norm(branch, post), and norm(that, then)."""
+        """y = x + norm(branch, post); returns y and norm(y, then)."""
         ...
 
     def geglu(self, gate: V, up: V) -> V:
@@ -70,9 +70,9 @@ class Ops(Protocol[V, W]):
         ...
 
     def wanted(self, x: V) -> V:
-        """The positions whose logits the caller asked for."""
+        """The positions of x whose logits the caller asked for."""
         ...
 
     def logits(self, x: V, table: W, softcap: float | None) -> V:
-        """x · tableᵀ, then cap · tanh(· / cap) where there is a cap."""
+        """y = x · tableᵀ; returns softcap · tanh(y / softcap), or y if softcap is None."""
         ...

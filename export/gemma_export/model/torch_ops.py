@@ -1,7 +1,7 @@
-"""The reference: float32, eager, the whole prompt at once.
+"""The reference implementation: float32, eager, a whole prompt in one call.
 
-Weights stream through in blocks of rows, so a 27b is evaluated in the memory of one block.
-Checked against transformers' eager attention; its sdpa path drops Gemma 2's softcap.
+Weights are read by blocks of rows, so even a 27b needs memory for only one block of weights.
+Tested against transformers' eager attention, because its sdpa path drops Gemma 2's softcap.
 
 Shapes: B batch, T tokens, M width, H query heads, K kv heads, G = H / K, D head size, V vocabulary.
 """
@@ -26,20 +26,20 @@ def rms_norm(x: Tensor, gain: Tensor, epsilon: float) -> Tensor:
 
 
 class TorchOps:
-    """Gives the logits of the last `judged` positions of every prompt: (B, judged, V)."""
+    """Computes the logits of the last `judged` positions of every prompt: (B, judged, V)."""
 
     def __init__(self, tokens: Tensor, epsilon: float, judged: int | None = None) -> None:
         self._tokens = tokens  # (B, T)
         self._epsilon = epsilon
         self._judged = min(judged or tokens.shape[1], tokens.shape[1])
-        self.max_abs = 0.0  # largest |residual|, what fp16 has to hold
+        self.max_abs = 0.0  # largest |residual|, which fp16 must be able to hold
 
     def embed(self, table: Weight, scale: float) -> Tensor:
         rows = [table.rows(t, t + 1) for t in self._tokens.flatten().tolist()]
         return torch.cat(rows).view(*self._tokens.shape, -1) * lookup_scale(table, scale)
 
     def norm(self, x: Tensor, gain: Weight) -> Tensor:
-        return rms_norm(x, _whole(gain), self._epsilon)
+        return rms_norm(x, _read_all(gain), self._epsilon)
 
     def head_norm(self, x: Tensor, gain: Weight, heads: int) -> Tensor:
         return self.norm(x.view(*x.shape[:-1], heads, -1), gain).flatten(-2)
@@ -51,11 +51,11 @@ class TorchOps:
         q = rotate(split_heads(q, layer.heads), layer.rope)  # (B, H, T, D)
         k = rotate(split_heads(k, layer.kv_heads), layer.rope)  # (B, K, T, D)
         v = split_heads(v, layer.kv_heads)
-        seen = visible(q.shape[-2], layer.window)
-        # A kv head at a time: the scores of all of them at 4096 tokens are gigabytes.
+        mask = visible(q.shape[-2], layer.window)
+        # One kv head at a time, because at 4096 tokens the scores of all heads are gigabytes.
         queries, keys, values = (x.chunk(layer.kv_heads, 1) for x in (q, k, v))
         heads = [
-            _attend(*shared, layer, seen) for shared in zip(queries, keys, values, strict=True)
+            _attend(*shared, layer, mask) for shared in zip(queries, keys, values, strict=True)
         ]
         return torch.cat(heads, 1).transpose(1, 2).flatten(-2)  # (B, T, H · D)
 
@@ -78,7 +78,7 @@ class TorchOps:
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
-    """Rotary embedding of (B, heads, T, D), halves paired as in Hugging Face's Gemma."""
+    """Apply rotary embedding to (B, heads, T, D); halves are paired as in Hugging Face's Gemma."""
     length, width = x.shape[-2:]
     angle = torch.from_numpy(rope_angles(rope, range(length), width))  # (T, D / 2)
     cos, sin = angle.cos().float(), angle.sin().float()
@@ -86,45 +86,48 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
 
 
 def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn (…, T, D) by angles whose cosines and sines are (T, D / 2)."""
+    """Rotate (…, T, D) by angles given as their cosines and sines, (T, D / 2)."""
     low, high = x.chunk(2, dim=-1)
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
 
 
 def soft_capped(x: Tensor, cap: float | None) -> Tensor:
-    """cap · tanh(x / cap), where there is a cap."""
+    """cap · tanh(x / cap), or x if there is no cap."""
     return x if cap is None else (x / cap).tanh() * cap
 
 
 def soft_cap_(x: Tensor, cap: float | None) -> Tensor:
-    """The same in place."""
+    """`soft_capped` in place."""
     return x if cap is None else x.div_(cap).tanh_().mul_(cap)
 
 
 def visible(length: int, window: int | None) -> Tensor:
-    """Which keys a query sees: (T, T) bool. The window counts the query's own position."""
+    """Causal mask, (T, T) bool: True if query row sees key column.
+
+    The window includes the query's own position.
+    """
     position = torch.arange(length)
     distance = position[:, None] - position
     return (distance >= 0) & (distance < (window or length))
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec, seen: Tensor) -> Tensor:
-    """Queries (B, G, T, D) on the key and value (B, 1, T, D) that they share."""
+def _attend(q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec, mask: Tensor) -> Tensor:
+    """Attention of queries (B, G, T, D) on their shared key and value (B, 1, T, D)."""
     scores = q @ k.transpose(-1, -2) * layer.scale  # (B, G, T, T)
     scores = soft_cap_(scores, layer.softcap)
-    return scores.masked_fill_(~seen, float("-inf")).softmax(-1) @ v
+    return scores.masked_fill_(~mask, float("-inf")).softmax(-1) @ v
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)  # (B, heads, T, D)
 
 
-def _whole(weight: Weight) -> Tensor:
+def _read_all(weight: Weight) -> Tensor:
     return weight.rows(0, weight.shape[0])
 
 
 def _matmul(x: Tensor, weight: Weight) -> Tensor:
-    """x · wᵀ, a block of w to each core."""
+    """x · wᵀ, with blocks of w's rows distributed to the cores."""
     y = x.new_empty((*x.shape[:-1], weight.shape[0]))
 
     def multiply(span: tuple[int, int]) -> None:

@@ -11,7 +11,7 @@ import msgspec
 
 from gemma_export.formats.format import FLOAT, INT4, INT4_ASYM, INT8, INT8_WIDE, Format
 from gemma_export.model.config import TABLE, GemmaConfig
-from gemma_runtime.errors import RecipeError, nearest_first
+from gemma_runtime.errors import MissingExtra, RecipeError, nearest_first
 
 _FINE_STEP = 128  # what a number of fine inputs is a multiple of
 # gptq needs calibration text; kept are the source's own codes.
@@ -160,8 +160,10 @@ def load_recipe(path: Path) -> Recipe:
 
     Raises RecipeError with the place of the mistake.
     """
-    import yaml
-
+    try:
+        import yaml
+    except ModuleNotFoundError as error:
+        raise MissingExtra("pyyaml", "export") from error
     try:
         content = yaml.safe_load(path.read_text("utf-8")) or {}
         wanted = msgspec.convert(content, type=_RecipeFile)

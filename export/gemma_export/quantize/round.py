@@ -1,8 +1,8 @@
-"""From floats to codes. N rows, K inputs, G groups per row, g inputs per group.
+"""Rounds floats to codes. N rows, K inputs, G groups per row, g inputs per group.
 
-A rounding is a function of one block of rows; `ROUNDINGS` names them. Scales are chosen on the
-grid that float16 and bfloat16 share, before the weights are rounded to them, so that a container
-that keeps scales in either holds the same numbers.
+A rounding is a function of one block of rows; `ROUNDINGS` lists them. Scales are rounded to values
+that both float16 and bfloat16 hold before the weights are rounded, so containers with either type
+hold the same numbers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +15,10 @@ from gemma_export.formats.codes import Codes, join, pack
 from gemma_export.formats.format import Format
 from gemma_export.quantize.recipe import Rounding
 
-# Shares of the full range that a searched scale may cover: clipping the largest weight of a group
-# often costs less than the coarser steps for all others.
+# Candidate scales cover these shares of the full range: clipping a group's largest weight often
+# costs less than coarser steps for all other weights.
 _SHRINKS = (0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7)
-_SLICE = 1 << 17  # elements rounded at a time: they and their temporaries stay in the cache
+_SLICE = 1 << 17  # elements rounded at a time, so that temporaries fit the processor's cache
 
 
 def round_rows(rows: Tensor, form: Format, rounding: Rounding) -> Codes:
@@ -28,7 +28,7 @@ def round_rows(rows: Tensor, form: Format, rounding: Rounding) -> Codes:
 
 
 def shared_scale(scale: Tensor) -> Tensor:
-    """The nearest number that bfloat16 and float16 both hold, as float32; never below 2^-24.
+    """The nearest number that both bfloat16 and float16 hold, as float32; at least 2^-24.
 
     bfloat16 has 8 significant bits, float16 has 11, and fewer below 2^-14 but always 2^-24 steps.
     """
@@ -36,7 +36,7 @@ def shared_scale(scale: Tensor) -> Tensor:
 
 
 def cover(low: Tensor, high: Tensor, form: Format) -> tuple[Tensor, Tensor]:
-    """Scale and zero whose codes reach from low to high, and hold zero exactly: (N, G) each."""
+    """Scale and zero, (N, G) each, of codes that cover [low, high] and represent 0 exactly."""
     low, high = low.clamp(max=0), high.clamp(min=0)
     top = (1 << form.bits) - 1
     if form.asymmetric:
@@ -48,12 +48,12 @@ def cover(low: Tensor, high: Tensor, form: Format) -> tuple[Tensor, Tensor]:
 
 
 def nearest(groups: Tensor, form: Format) -> tuple[Tensor, Tensor]:
-    """(N, G, g) → scales (N, G) that cover the whole range, zeros (N, G)."""
+    """(N, G, g) → scales and zeros, (N, G) each, that cover the whole range."""
     return cover(groups.amin(-1), groups.amax(-1), form)
 
 
 def searched(groups: Tensor, form: Format) -> tuple[Tensor, Tensor]:
-    """The candidate range with the least squared error, group by group."""
+    """Scales and zeros of least squared error among the candidate ranges, per group."""
     return search(
         groups, form, _SHRINKS, lambda scale, zero: _squared_error(groups, scale, zero, form)
     )
@@ -65,7 +65,7 @@ def search(
     shrinks: Sequence[float],
     error: Callable[[Tensor, Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Of the whole range and its shares: scale and zero with the least error, (N, G) each."""
+    """Scale and zero, (N, G) each, with the least error among the full range and its shares."""
     low, high = groups.amin(-1), groups.amax(-1)
     best_scale, best_zero = cover(low, high, form)
     best = error(best_scale, best_zero)
@@ -79,7 +79,7 @@ def search(
     return best_scale, best_zero
 
 
-# Those that look at the weights alone.
+# Roundings that use the weights alone, no calibration text.
 ROUNDINGS: Mapping[Rounding, Callable[[Tensor, Format], tuple[Tensor, Tensor]]] = {
     "nearest": nearest,
     "searched": searched,
@@ -107,11 +107,11 @@ def _steps(groups: Tensor, scale: Tensor, zero: Tensor, form: Format) -> Tensor:
 
 
 def _squared_error(groups: Tensor, scale: Tensor, zero: Tensor, form: Format) -> Tensor:
-    """Σ (w - s·q)² less Σ w², which no choice changes: s (s Σ q² - 2 Σ w q), (N, G)."""
+    """Σ (w - s·q)² minus the constant Σ w²: s (s Σ q² - 2 Σ w q), (N, G)."""
     steps = _steps(groups, scale, zero, form)
     error: Tensor = scale * (scale * vecdot(steps, steps) - 2 * vecdot(groups, steps))
     return error
 
 
 def _bytes(codes: Tensor) -> Tensor:
-    return codes.to(torch.int16).to(torch.uint8)  # five times as fast as in one step
+    return codes.to(torch.int16).to(torch.uint8)  # five times faster than a direct conversion

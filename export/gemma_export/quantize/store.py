@@ -7,24 +7,26 @@ source and recipe, so the same export is rounded once.
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import torch
 from torch import Tensor
 
+from gemma_export.cache_lock import InUse, exclusive
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.checkpoint.prequantized import Prequantized
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.codes import Codes, dequantize
 from gemma_export.formats.format import FLOAT, Format
 from gemma_export.formats.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
-from gemma_export.model.config import TABLE, TABLE_FACTORS, GemmaConfig
+from gemma_export.model.config import TABLE, TABLE_FACTORS
 from gemma_export.parallel import in_order
-from gemma_export.progress import unheard
+from gemma_export.progress import Note, Tick, silent, unheard
 from gemma_export.quantize.recipe import Recipe, Rounding
 from gemma_export.quantize.round import round_rows
 from gemma_runtime.cache import cache_folder
@@ -32,8 +34,8 @@ from gemma_runtime.contents.digests import combine_digests, parts_digest
 from gemma_runtime.errors import CheckpointError
 from gemma_runtime.staging import staged_file
 
-_VERSION = "2"  # of rounding and layout: raise it when either changes
-Progress = Callable[[str, int], None]  # tensor name, float32 bytes just done
+_VERSION = "3"  # of rounding and layout: raise it when either changes
+_Hashes = Mapping[str, "hashlib._Hash"]  # of what the file holds, by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class QuantizedStore:
     formats: Mapping[str, Format]
     file: SafetensorsFile
     shapes: Mapping[str, tuple[int, ...]]
+    use: InUse  # as long as this object lives, `gemma-export cache` does not remove the file
 
     def weight(self, name: str) -> StoredWeight:
         return StoredWeight(name, self.shapes[name], self.formats.get(name, FLOAT), self.file)
@@ -113,37 +116,60 @@ class Rounded(Protocol):
 def open_or_build_store(
     checkpoint: Checkpoint,
     recipe: Recipe,
-    progress: Progress | None = None,
+    progress: Tick | None = None,
     rounded: Rounded | None = None,
+    note: Note = silent,
 ) -> QuantizedStore:
     """The store for this checkpoint and recipe: from the cache, or quantized now.
 
-    A recipe that is calibrated comes with its weights `rounded`.
+    A calibrated recipe comes with its weights `rounded`. A cached store is read whole, and built
+    again if it is damaged.
     """
     formats = recipe.formats(checkpoint.config)
     path = store_path(checkpoint, recipe, rounded)
-    if not path.exists():
-        if rounded is not None:
-            rounded.round_all()
-        _build(path, checkpoint, recipe, formats, progress or unheard, rounded)
-    return _open(path, checkpoint.config, recipe.name, formats)
+    with exclusive(path, f"quantizing {checkpoint.id} ({recipe.name})", note):
+        use = InUse(path)
+        if path.exists() and not _is_intact(path, formats):
+            note(f"the cached store {path} is damaged; building it again")
+            path.unlink()
+        if not path.exists():
+            if rounded is not None:
+                rounded.round_all()
+            _build(path, checkpoint, recipe, formats, progress or unheard, rounded)
+        os.utime(path)  # `gemma-export cache` tells when it was used last
+    file, shapes = SafetensorsFile(path), checkpoint.config.tensor_shapes()
+    digest = file.metadata["codes_digest"]
+    return QuantizedStore(path, recipe.name, digest, formats, file, shapes, use)
 
 
 def store_path(checkpoint: Checkpoint, recipe: Recipe, rounded: Rounded | None = None) -> Path:
-    key = f"{_VERSION} {checkpoint.digest()} {recipe.rules}".encode()
-    if rounded is not None:
-        key += f" {rounded.key}".encode()
-    return cache_folder() / "stores" / f"{hashlib.sha256(key).hexdigest()[:32]}.safetensors"
+    key = (_VERSION, checkpoint.digest(), recipe.rules, rounded.key if rounded else None)
+    name = hashlib.sha256(msgspec.json.encode(key)).hexdigest()[:32]
+    return cache_folder() / "stores" / f"{name}.safetensors"
 
 
-def _open(
-    path: Path, config: GemmaConfig, recipe: str, formats: Mapping[str, Format]
-) -> QuantizedStore:
-    file = SafetensorsFile(path)
-    digest = file.metadata.get("codes_digest", "")
-    if len(digest) != 64:
-        raise CheckpointError(f"{path} is no quantized store; delete it and export again")
-    return QuantizedStore(path, recipe, digest, formats, file, config.tensor_shapes())
+def _is_intact(path: Path, formats: Mapping[str, Format]) -> bool:
+    """Whether a store holds what was written: it takes as long as reading it."""
+    try:
+        file = SafetensorsFile(path)
+    except CheckpointError:
+        return False
+    hashes = dict(in_order(lambda name: (name, _hash(file, name)), file.tensors))
+    found = _content_digest(hashes, file.tensors)
+    return found == file.metadata.get("content_digest") and (
+        _codes_digest(hashes, formats) == file.metadata.get("codes_digest")
+    )
+
+
+def _hash(file: SafetensorsFile, name: str) -> "hashlib._Hash":
+    found = hashlib.sha256()
+    for span in row_blocks(file.tensors[name].shape):
+        found.update(_bytes(file.rows(name, *span)))
+    return found
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.contiguous().view(torch.uint8).numpy().data
 
 
 def _build(
@@ -151,7 +177,7 @@ def _build(
     checkpoint: Checkpoint,
     recipe: Recipe,
     formats: Mapping[str, Format],
-    progress: Progress,
+    progress: Tick,
     rounded: Rounded | None,
 ) -> None:
     shapes = checkpoint.config.tensor_shapes()
@@ -160,27 +186,48 @@ def _build(
         layout |= _layout(name, shape, formats.get(name, FLOAT))
     if recipe.rule(TABLE).has_factors:
         layout[TABLE_FACTORS] = TensorInfo("F32", shapes[TABLE][1:])
-    metadata = {"recipe": recipe.name, "source": checkpoint.digest(), "codes_digest": "0" * 64}
+    metadata = {
+        "model": checkpoint.id,
+        "recipe": recipe.name,
+        "source": checkpoint.digest(),
+        "codes_digest": "0" * 64,
+        "content_digest": "0" * 64,
+    }
     try:
         with (
             staged_file(path) as partial,
             SafetensorsWriter(partial, layout, metadata) as writer,
         ):
-            lines = {
-                name: _write(
-                    writer, checkpoint, recipe, name, shapes[name], formats, progress, rounded
-                )
-                for name in shapes
-            }
-            writer.patch_metadata("codes_digest", _digest(lines, formats))
+            hashes: dict[str, hashlib._Hash] = {}
+            for name, shape in shapes.items():
+                form = formats.get(name, FLOAT)
+                hashes |= _write(writer, checkpoint, recipe, name, shape, form, progress, rounded)
+            writer.patch_metadata("codes_digest", _codes_digest(hashes, formats))
+            writer.patch_metadata("content_digest", _content_digest(hashes, layout))
     except OSError as error:
         raise CheckpointError(f"can't write the store {path}: {error.strerror}") from error
 
 
-def _digest(lines: Mapping[str, list[str]], formats: Mapping[str, Format]) -> str:
+def _codes_digest(hashes: _Hashes, formats: Mapping[str, Format]) -> str:
     """Of the quantized weights, which any container gives back; of all where none is quantized."""
-    quantized = [ls for n, ls in lines.items() if not formats.get(n, FLOAT).is_float]
-    return combine_digests(chain.from_iterable(quantized or lines.values()))
+    pieces = [
+        (piece, own, [f"{piece}.{part}" for part in Codes._fields])
+        for name, form in formats.items()
+        if not form.is_float
+        for piece, (_, own) in form.pieces(name, 0).items()  # whatever the width
+    ]
+    return combine_digests(
+        f"{piece} {own} {parts_digest(hashes[part] for part in parts if part in hashes)}"
+        for piece, own, parts in pieces or [(name, FLOAT, [name]) for name in hashes]
+    )
+
+
+def _content_digest(hashes: _Hashes, layout: Mapping[str, TensorInfo]) -> str:
+    """Of all that the file holds."""
+    return combine_digests(
+        f"{name} {info.dtype} {list(info.shape)} {hashes[name].hexdigest()}"
+        for name, info in layout.items()
+    )
 
 
 def _layout(name: str, shape: tuple[int, ...], form: Format) -> dict[str, TensorInfo]:
@@ -212,12 +259,11 @@ def _write(
     recipe: Recipe,
     name: str,
     shape: tuple[int, ...],
-    formats: Mapping[str, Format],
-    progress: Progress,
+    form: Format,
+    progress: Tick,
     rounded: Rounded | None,
-) -> list[str]:
-    """Write one tensor; returns its lines for the digest."""
-    form = formats.get(name, FLOAT)
+) -> dict[str, "hashlib._Hash"]:
+    """Write one tensor; returns hashes of what the file holds of it."""
 
     def quantize(span: tuple[int, int]) -> tuple[int, int, dict[str, Tensor]]:
         elements = (span[1] - span[0]) * math.prod(shape[1:])
@@ -232,16 +278,7 @@ def _write(
             hashes.setdefault(part, hashlib.sha256()).update(data.data)
             writer.write_rows(part, start, data)
         progress(name, done)
-    if form.is_float:
-        return [f"{name} {form} {parts_digest(hashes.values())}"]
-    return [
-        f"{piece} {own} {parts_digest(h for part, h in hashes.items() if _stem(part) == piece)}"
-        for piece, (_, own) in form.pieces(name, shape[1]).items()
-    ]
-
-
-def _stem(part: str) -> str:
-    return part.rpartition(".")[0]
+    return hashes
 
 
 def _parts(

@@ -1,1 +1,1 @@
-"""Files beside the artifact: goldens, teacher, tokenizer and chat template for phones."""
+"""Files next to the artifact: goldens, teacher, tokenizer and chat template for phones."""

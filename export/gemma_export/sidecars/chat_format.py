@@ -1,7 +1,7 @@
-"""A chat template as the few texts between turns: what phones have in place of Jinja.
+"""Reduces a chat template to the fixed texts between turns, for phones, which have no Jinja.
 
-The texts are rendered from the template itself, and hold it only where they say what it says for
-every conversation tried.
+The texts are rendered with the template itself. They are accepted only if they reproduce its output
+for a set of test conversations.
 """
 
 from collections.abc import Sequence
@@ -13,24 +13,25 @@ from gemma_runtime.errors import TokenizerError
 from gemma_runtime.text.chat import CANONICAL_TEMPLATE, ChatFrame
 from gemma_runtime.text.template import TemplateRefusal
 
-_USER, _REPLY, _AGAIN, _SYSTEM = (f"{place}{'7' * 38}{place}" for place in range(4))
+_USER, _REPLY, _USER_2, _SYSTEM = (f"{index}{'7' * 38}{index}" for index in range(4))
 _PAD = " \n"
 
 
 @dataclass(frozen=True, slots=True)
 class ChatFormat:
-    """What stands before, between and after the contents of user and assistant, in turns.
+    """The texts before, between and after the contents of alternating turns.
 
-    Control tokens are written as their names. Bos comes once in front, whether named or not.
+    Control tokens are written as their names. Readers put bos at the start exactly once, whether
+    or not these texts name it.
     """
 
-    first: str  # before the first user's content, without a system's
+    first: str  # before the first user content, if there is no system turn
     user_to_assistant: str
     assistant_to_user: str
-    reply: str  # after the last user's content
-    system: str  # before the system's content, where there is one
+    reply: str  # after the last user content
+    system: str  # before the system content, if there is one
     system_to_user: str
-    trim_user: bool  # white space around a content is dropped
+    trim_user: bool  # whether outer white space of the content is removed
     trim_assistant: bool
     trim_system: bool
 
@@ -38,7 +39,7 @@ class ChatFormat:
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
     def render(self, messages: Sequence[tuple[str, str]]) -> str:
-        """The text of (role, content) turns, up to where the reply begins."""
+        """Render (role, content) turns as text, up to the start of the reply."""
         text, before = "", self.first
         for role, content in messages:
             trim, after = {
@@ -53,14 +54,16 @@ class ChatFormat:
 
 
 def chat_format(template: str | None, bos: str, eos: str) -> ChatFormat:
-    """Raises TokenizerError for a template that these texts can't hold."""
+    """The format of a template. Raises TokenizerError if fixed texts can't reproduce it."""
     frame = ChatFrame(CANONICAL_TEMPLATE if template is None else template, bos, eos)
-    turns = [("user", _USER), ("assistant", _REPLY), ("user", _AGAIN)]
-    first, user_to_assistant, assistant_to_user, reply = _cut(frame, turns)
-    fold = _folds_system(frame)
-    # A template that has no place for a system's text gets it in front of the first user's.
-    system, between = (first, "\n\n") if fold else _cut(frame, [("system", _SYSTEM), turns[0]])[:2]
-    found = ChatFormat(
+    turns = [("user", _USER), ("assistant", _REPLY), ("user", _USER_2)]
+    first, user_to_assistant, assistant_to_user, reply = _texts_between(frame, turns)
+    fold = _refuses_system(frame)
+    # If the template refuses a system turn, the system text goes in front of the first user's.
+    system, between = (
+        (first, "\n\n") if fold else _texts_between(frame, [("system", _SYSTEM), turns[0]])[:2]
+    )
+    result = ChatFormat(
         first=first,
         user_to_assistant=user_to_assistant,
         assistant_to_user=assistant_to_user,
@@ -71,22 +74,22 @@ def chat_format(template: str | None, bos: str, eos: str) -> ChatFormat:
         trim_assistant=_trims(frame, turns, 1),
         trim_system=fold or _trims(frame, [("system", _SYSTEM), turns[0]], 0),
     )
-    _check(found, frame, fold)
-    return found
+    _check(result, frame, fold)
+    return result
 
 
-def _cut(frame: ChatFrame, turns: Sequence[tuple[str, str]]) -> list[str]:
-    """What stands around the contents."""
+def _texts_between(frame: ChatFrame, turns: Sequence[tuple[str, str]]) -> list[str]:
+    """The rendered texts before, between and after the contents."""
     text, parts = frame.render(turns), []
     for _, content in turns:
-        before, found, text = text.partition(content)
-        if not found:
+        before, separator, text = text.partition(content)
+        if not separator:
             raise TokenizerError("the chat template leaves out or alters a turn")
         parts.append(before)
     return [*parts, text]
 
 
-def _folds_system(frame: ChatFrame) -> bool:
+def _refuses_system(frame: ChatFrame) -> bool:
     try:
         frame.render([("system", _SYSTEM), ("user", _USER)])
     except TemplateRefusal:
@@ -94,35 +97,35 @@ def _folds_system(frame: ChatFrame) -> bool:
     return False
 
 
-def _trims(frame: ChatFrame, turns: Sequence[tuple[str, str]], place: int) -> bool:
-    role, content = turns[place]
-    padded = [*turns[:place], (role, _PAD + content + _PAD), *turns[place + 1 :]]
+def _trims(frame: ChatFrame, turns: Sequence[tuple[str, str]], index: int) -> bool:
+    role, content = turns[index]
+    padded = [*turns[:index], (role, _PAD + content + _PAD), *turns[index + 1 :]]
     return _PAD + content + _PAD not in frame.render(padded)
 
 
-def _check(found: ChatFormat, frame: ChatFrame, fold: bool) -> None:
-    """Conversations of one to nine turns, tight and padded, with a system's text and without."""
+def _check(result: ChatFormat, frame: ChatFrame, fold: bool) -> None:
+    """Compare conversations of 1 to 9 turns, with and without padding and a system turn."""
     for pad in ("", _PAD):
         for turns in range(1, 10, 2):
             messages = [
-                (("user", "assistant")[place % 2], f"{pad}{place}{'8' * 39}{pad}")
-                for place in range(turns)
+                (("user", "assistant")[index % 2], f"{pad}{index}{'8' * 39}{pad}")
+                for index in range(turns)
             ]
-            _compare(found, frame, messages, messages)
+            _compare(result, frame, messages, messages)
             system = f"{pad}{_SYSTEM}{pad}"
-            asked = [("system", system), *messages]
+            with_system = [("system", system), *messages]
             folded = [("user", f"{system.strip()}\n\n{messages[0][1].strip()}"), *messages[1:]]
-            _compare(found, frame, asked, folded if fold else asked)
+            _compare(result, frame, with_system, folded if fold else with_system)
 
 
 def _compare(
-    found: ChatFormat,
+    result: ChatFormat,
     frame: ChatFrame,
     messages: Sequence[tuple[str, str]],
-    asked: Sequence[tuple[str, str]],
+    template_messages: Sequence[tuple[str, str]],
 ) -> None:
-    if found.render(messages) != frame.render(asked):
+    if result.render(messages) != frame.render(template_messages):
         raise TokenizerError(
-            f"the chat template writes a conversation of {len(messages)} turns otherwise than its "
-            "turns, one by one, would be written; phones can't render it"
+            f"the chat template renders a conversation of {len(messages)} turns differently from "
+            "its single turns; phones can't render it"
         )

@@ -1,22 +1,23 @@
-"""`tokenizer.json` boiled down for phones: 4 MB instead of 33, read without a JSON parser.
+"""Converts `tokenizer.json` to a compact binary file for phones: 4 MB instead of 33.
 
-Numbers are little-endian; V is the count of ids.
+Layout, with little-endian numbers; V is the number of ids:
 
     4 bytes      magic "GTOK"
     uint32       version, 1
     uint32       V
-    uint32       bytes of text
-    int32[256]   the id of each byte's token, -1 where the byte is a piece as it is
-    int32[V]     rank of the merge that makes the piece, -1 where none does
-    uint16[V]    bytes of the piece's text; 0 where the id has no piece
+    uint32       size of all texts in bytes
+    int32[256]   id of each byte's token, -1 if the byte is an ordinary piece
+    int32[V]     rank of the merges that produce the piece, -1 if there are none
+    uint16[V]    size of the piece's text in bytes; 0 if the id has no piece
     uint8[V]     kind: 0 piece, 1 added, 2 special, 3 reserved, 4 byte
     the pieces' texts, UTF-8, in order of their ids
 
-Text is encoded in three steps. Added, special and reserved pieces are found in the raw text,
-leftmost first, then longest; special ones stay text. What is between them has its spaces turned to
-U+2581 and is cut into single characters, or their bytes' tokens. Then the neighbours whose joined
-text is a piece with a rank merge: the lowest rank first, then the longer left half, the longer
-right half, and the leftmost. That this is the list of merges, the writer checks.
+A reader encodes text in three steps. It finds added, special and reserved pieces in the raw text,
+leftmost first, then longest; special ones stay text. In the text between them it replaces spaces by
+U+2581 and splits it into characters, or into byte tokens for unknown characters. Then it merges
+neighbours whose joined text is a piece with a rank: lowest rank first, then the longer left half,
+then the longer right half, then the leftmost. The writer checks that this order equals the
+tokenizer's list of merges.
 """
 
 import re
@@ -38,18 +39,18 @@ _Merge = tuple[str, str]
 
 class Kind(IntEnum):
     PIECE = 0
-    ADDED = 1  # found in raw text, whole
-    SPECIAL = 2  # a template's alone; in a user's text its name is letters
-    RESERVED = 3  # as well, but found in raw text: there it has to be cut in two
+    ADDED = 1  # matched in raw text, and encoded as one token
+    SPECIAL = 2  # only templates write it; in user text its name is ordinary text
+    RESERVED = 3  # like SPECIAL, but tokenizers matches it in raw text, so user text is split there
     BYTE = 4
 
 
 def compact_tokenizer(tokenizer_json: bytes) -> bytes:
-    """The compact file; raises TokenizerError for a tokenizer that is not built as Gemma's is."""
+    """The compact file. Raises TokenizerError for a tokenizer that is not built like Gemma's."""
     try:
         source = msgspec.json.decode(tokenizer_json, type=_Source)
     except msgspec.DecodeError as error:
-        raise _unlike(f"can't be read: {error}") from error
+        raise _unsupported(f"can't be read: {error}") from error
     _check_steps(source)
     pieces = _pieces(source)
     byte_tokens = _byte_tokens(source)
@@ -59,7 +60,7 @@ def compact_tokenizer(tokenizer_json: bytes) -> bytes:
         kinds[added.id] = _kind(added)
     texts = [piece.encode() for piece in pieces]
     if max(map(len, texts)) > 0xFFFF:
-        raise _unlike("has a piece longer than 65535 bytes")
+        raise _unsupported("has a piece longer than 65535 bytes")
     blob = b"".join(texts)
     return b"".join(
         (
@@ -113,38 +114,38 @@ class _Source:
     pre_tokenizer: _Step | None
 
 
-def _unlike(what: str) -> TokenizerError:
-    return TokenizerError(f"tokenizer.json {what}, which the compact form for phones can't hold")
+def _unsupported(reason: str) -> TokenizerError:
+    return TokenizerError(f"tokenizer.json {reason}, which tokenizer.gtok doesn't support")
 
 
 def _check_steps(source: _Source) -> None:
     model, normalizer, cut = source.model, source.normalizer, source.pre_tokenizer
     if model.type != "BPE" or not model.byte_fallback or model.ignore_merges or model.dropout:
-        raise _unlike("is not BPE with a fallback to bytes")
+        raise _unsupported("is not BPE with byte fallback")
     if model.continuing_subword_prefix or model.end_of_word_suffix:
-        raise _unlike("marks the pieces of a word")
+        raise _unsupported("marks the pieces of a word")
     if normalizer != _Step("Replace", {"String": " "}, _SPACE):
-        raise _unlike("normalizes other than by turning spaces into U+2581")
-    # There is no space left to split at.
+        raise _unsupported("has another normalizer than spaces to U+2581")
+    # Splitting at spaces has no effect, because the normalizer leaves none.
     if cut is not None and (cut.type, cut.pattern) != ("Split", {"String": " "}):
-        raise _unlike("splits words before it merges")
+        raise _unsupported("has a pre-tokenizer that splits words")
     for added in source.added_tokens:
         if added.single_word or added.lstrip or added.rstrip or added.normalized:
-            raise _unlike(f"finds {added.content!r} in other than raw text")
+            raise _unsupported(f"doesn't match the token {added.content!r} in raw text exactly")
         if len(added.content) < 2 and model.vocab.get(added.content) != added.id:
-            raise _unlike(f"adds the character {added.content!r} outside of its vocabulary")
+            raise _unsupported(f"adds the character {added.content!r} outside its vocabulary")
 
 
 def _pieces(source: _Source) -> list[str]:
-    """By id; empty where an id has none."""
+    """The piece of every id; "" for an id without one."""
     ids = source.model.vocab | {added.content: added.id for added in source.added_tokens}
     largest = max(ids.values(), default=-1)
     if min(ids.values(), default=-1) < 0 or largest >= 1 << 22:
-        raise _unlike("has ids below 0 or above 4 million, or none")
+        raise _unsupported("has no ids, or ids below 0 or above 4 million")
     pieces = [""] * (largest + 1)
     for piece, token in ids.items():
         if pieces[token]:
-            raise _unlike(f"gives the id {token} twice")
+            raise _unsupported(f"uses the id {token} twice")
         pieces[token] = piece
     return pieces
 
@@ -153,7 +154,7 @@ def _byte_tokens(source: _Source) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     vocab = source.model.vocab
     for byte in range(256):
         if f"<0x{byte:02X}>" not in vocab and (byte >= 0x80 or chr(byte) not in vocab):
-            raise _unlike(f"has no token for the byte {byte:#04x}")
+            raise _unsupported(f"has no token for the byte {byte:#04x}")
     return np.array([vocab.get(f"<0x{byte:02X}>", -1) for byte in range(256)], np.int64)
 
 
@@ -164,7 +165,7 @@ def _kind(added: _Added) -> Kind:
 
 
 def _ranks(source: _Source, pieces: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """A rank for each piece that merges make, from the list of merges."""
+    """The rank of each piece, (V,): its merges' position in the list; -1 without merges."""
     vocab = source.model.vocab
     merges = [_split(merge) for merge in source.model.merges]
     _check_splits(merges, vocab)
@@ -184,33 +185,36 @@ def _split(merge: str | _Merge) -> _Merge:
 
 
 def _check_splits(merges: Sequence[_Merge], vocab: dict[str, int]) -> None:
-    """Each way to cut a merged piece into two pieces is a merge, once, and nothing else is."""
+    """Check that the merges are exactly all splits of the merged pieces into two pieces."""
     products = {left + right for left, right in merges}
-    known = products <= vocab.keys() and all(a in vocab and b in vocab for a, b in merges)
+    all_in_vocab = products <= vocab.keys() and all(a in vocab and b in vocab for a, b in merges)
     splits = sum(
         1
         for piece in products
         for cut in range(1, len(piece))
         if piece[:cut] in vocab and piece[cut:] in vocab
     )
-    if not known or not splits == len(merges) == len(set(merges)):
-        raise _unlike("lists merges that its vocabulary does not imply")
+    if not all_in_vocab or not splits == len(merges) == len(set(merges)):
+        raise _unsupported("has other merges than its vocabulary implies")
 
 
 def _groups(merges: Sequence[_Merge]) -> Iterator[Sequence[_Merge]]:
-    """The merges cut into the shortest runs that hold every merge of the pieces they make."""
-    last = {left + right: place for place, (left, right) in enumerate(merges)}
+    """Split the merges into the shortest runs such that no piece has merges in two runs."""
+    last = {left + right: index for index, (left, right) in enumerate(merges)}
     start = end = 0
-    for place, (left, right) in enumerate(merges):
+    for index, (left, right) in enumerate(merges):
         end = max(end, last[left + right])
-        if place == end:
-            yield merges[start : place + 1]
-            start = place + 1
+        if index == end:
+            yield merges[start : index + 1]
+            start = index + 1
 
 
 def _check_order(group: Sequence[_Merge]) -> None:
-    """Longer left halves come first; a run of several pieces is of runs of one character."""
+    """Check the order within a run: longer left halves first.
+
+    A run of several pieces is allowed only if each piece repeats one character.
+    """
     lengths = [(-len(left), -len(right)) for left, right in group]
     mixed = len({left + right for left, right in group}) > 1
     if lengths != sorted(lengths) or (mixed and any(len(set(a + b)) > 1 for a, b in group)):
-        raise _unlike(f"orders the merges of {''.join(group[0])!r} in a way of its own")
+        raise _unsupported(f"has an unusual order of the merges of {''.join(group[0])!r}")

@@ -1,4 +1,4 @@
-"""What phones read in place of `tokenizer.json` and a Jinja template."""
+"""The files that phones read instead of `tokenizer.json` and a Jinja template."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class PhoneFile:
 def phone_files(
     files: TokenizerFiles, bos: str, eos: str, report: Reporter
 ) -> Mapping[str, PhoneFile]:
-    """By role. What can't be written for this checkpoint is left out, and noted."""
+    """The files by role. One that can't represent this checkpoint is left out, with a note."""
     makers: Mapping[str, tuple[str, Callable[[], bytes]]] = {
         "tokenizer_compact": ("tokenizer.gtok", lambda: compact_tokenizer(files.tokenizer_json)),
         "chat_format": (
@@ -27,10 +27,10 @@ def phone_files(
             lambda: chat_format(files.chat_template, bos, eos).to_json(),
         ),
     }
-    made: dict[str, PhoneFile] = {}
+    written: dict[str, PhoneFile] = {}
     for role, (name, make) in makers.items():
         try:
-            made[role] = PhoneFile(name, make())
+            written[role] = PhoneFile(name, make())
         except TokenizerError as error:
-            report.note(f"{error}; the bundle has no {name}, and the phone apps can't use it")
-    return made
+            report.note(f"{error}; the bundle gets no {name}, so the phone apps can't use it")
+    return written

@@ -1,12 +1,15 @@
-"""The prompts whose logits every bundle carries as goldens."""
+"""The prompts whose logits every bundle contains as goldens."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from gemma_export.model.config import GemmaConfig
 from gemma_runtime.manifest import LayerCache
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 JUDGED = 32  # positions at the end of each prompt that become goldens
 PROMPTS: Mapping[str, str] = {
@@ -20,19 +23,21 @@ PROMPTS: Mapping[str, str] = {
     '"date": "2033-01-10", "amount": 1204.50}. Again: {"order": "20330110-7741", "date": "2033-',
 }
 LONG = "long"
-# Multiplications that the long prompt may cost, twice: some four minutes each on two cores.
+# Limit for tokens · parameters of the long prompt, which is run twice: about four minutes each on
+# two cores.
 _LONG_BUDGET = 2e13
 
 
 def golden_prompts(
     config: GemmaConfig,
-    encoder: Tokenizer | None,
+    encoder: "Tokenizer | None",
     context_length: int,
     layouts: Sequence[Sequence[LayerCache]],
 ) -> dict[str, list[int]]:
-    """Token ids by name, bos first; random ids where there is no tokenizer.
+    """Token ids by name, bos first; random ids if there is no tokenizer.
 
-    The long prompt is there if a cache of one of the layouts forgets: see `long_length`.
+    The long prompt is included if one of the layouts has a cache that overwrites old tokens: see
+    `long_length`.
     """
     lengths = dict.fromkeys(PROMPTS, min(JUDGED, context_length))
     longest = long_length(config, context_length, layouts)
@@ -48,9 +53,9 @@ def golden_prompts(
 def long_length(
     config: GemmaConfig, context_length: int, layouts: Sequence[Sequence[LayerCache]]
 ) -> int:
-    """Tokens of the prompt that overflows every cache that forgets, with the judged ones after it.
+    """The length of a prompt that overflows every ring cache before its judged positions.
 
-    0 where no cache forgets, and where it would cost more than four minutes.
+    0 if there is no ring cache, or if the prompt would take more than four minutes.
     """
     slots = [
         cache.slots
@@ -63,13 +68,13 @@ def long_length(
 
 
 def _long_text() -> str:
-    """The words of all prompts, shuffled: text that repeats itself would be copied, not read."""
+    """The words of all prompts, shuffled, because a model would just copy text that repeats."""
     words = " ".join(PROMPTS.values()).split(" ")
     shuffle = np.random.default_rng(0)
-    return " ".join(words[place] for _ in range(40) for place in shuffle.permutation(len(words)))
+    return " ".join(words[index] for _ in range(40) for index in shuffle.permutation(len(words)))
 
 
-def _fit(config: GemmaConfig, encoder: Tokenizer, text: str, length: int) -> list[int]:
+def _fit(config: GemmaConfig, encoder: "Tokenizer", text: str, length: int) -> list[int]:
     ids: list[int] = encoder.encode(text, add_special_tokens=False).ids
     repeated = ids * -(-length // len(ids))
     return [config.bos_token, *repeated][:length]

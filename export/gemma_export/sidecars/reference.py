@@ -1,6 +1,6 @@
-"""What the reference says: goldens, and how far the quantized weights are from the float ones.
+"""Runs the reference: records goldens, and compares quantized weights with the float ones.
 
-Both passes stream every weight once, block by block, so a 27b needs no whole model in memory.
+Each of the two passes reads every weight once, by blocks, so a 27b never is in memory as a whole.
 B prompts, T tokens each, V vocabulary.
 """
 
@@ -17,6 +17,7 @@ from gemma_export.model.config import GemmaConfig
 from gemma_export.model.decoder import decoder
 from gemma_export.model.ops import Weight
 from gemma_export.model.torch_ops import TorchOps
+from gemma_export.progress import Tick
 from gemma_export.quantize.store import QuantizedStore
 from gemma_export.sidecars.prompts import JUDGED
 from gemma_runtime.manifest import Agreement, Headroom
@@ -35,9 +36,9 @@ def record_reference(
     checkpoint: Checkpoint,
     store: QuantizedStore,
     prompts: Mapping[str, list[int]],
-    progress: Callable[[str, int], None],
+    progress: Tick,
 ) -> Reference:
-    """Run all prompts with the float weights and with the store's, those of one length together."""
+    """Run all prompts with the float weights and with the store's; batch prompts of one length."""
     lengths = sorted({len(prompt) for prompt in prompts.values()})
     together = [{n: p for n, p in prompts.items() if len(p) == length} for length in lengths]
     parts = [_record(checkpoint, store, equal, progress) for equal in together]
@@ -53,7 +54,7 @@ def _record(
     checkpoint: Checkpoint,
     store: QuantizedStore,
     prompts: Mapping[str, list[int]],
-    progress: Callable[[str, int], None],
+    progress: Tick,
 ) -> Reference:
     config, shapes = checkpoint.config, checkpoint.config.tensor_shapes()
     tokens = torch.tensor(list(prompts.values()))  # (B, T)
@@ -63,7 +64,7 @@ def _record(
 
     exact, peak = _evaluate(config, tokens, source, progress)
     tops = [top_logits(logits) for logits in exact]
-    del exact  # B · JUDGED · V floats: one such array at a time
+    del exact  # B · JUDGED · V floats: keep only one such array
     rounded, _ = _evaluate(config, tokens, store.weight, progress)
     goldens = [
         Golden(name, prompt, top, top_logits(logits))
@@ -77,14 +78,14 @@ def _evaluate(
     config: GemmaConfig,
     tokens: Tensor,
     weight: Callable[[str], Weight],
-    progress: Callable[[str, int], None],
+    progress: Tick,
 ) -> tuple[NDArray[np.float32], float]:
-    """Logits (B, JUDGED, V) and the largest residual."""
+    """Logits, (B, JUDGED, V), and the largest |residual|."""
 
     def watched(name: str) -> Weight:
-        found = weight(name)
-        progress(name, int(np.prod(found.shape)) * 4)
-        return found
+        loaded = weight(name)
+        progress(name, int(np.prod(loaded.shape)) * 4)
+        return loaded
 
     ops = TorchOps(tokens, config.rms_norm_eps, JUDGED)
     with torch.inference_mode():

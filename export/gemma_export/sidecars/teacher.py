@@ -1,10 +1,10 @@
-"""The float32 weights on an evaluation text: what `gemma-runtime eval` compares bundles with.
+"""Runs the float32 weights on an evaluation text, for `gemma-runtime eval` to compare with.
 
-Weights are streamed once per batch of segments, and logits are boiled down while the table streams
-by. B segments, T tokens, R = B · T rows, k top tokens, V vocabulary.
+Weights are read once per batch of segments. While the table is read by blocks, only the top logits
+are kept. B segments, T tokens, R = B · T rows, k top tokens, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from gemma_export.formats.blocks import row_blocks
 from gemma_export.model.decoder import decoder
 from gemma_export.model.ops import Weight
 from gemma_export.model.torch_ops import TorchOps, soft_cap_
+from gemma_export.progress import Tick
 from gemma_runtime.proof.teacher import TOP, TeacherSegment
 
 _BATCH = 8  # segments per pass over the weights
@@ -23,16 +24,16 @@ _BATCH = 8  # segments per pass over the weights
 def record_teacher(
     checkpoint: Checkpoint,
     segments: Mapping[str, list[int]],
-    progress: Callable[[str, int], None],
+    progress: Tick,
 ) -> list[TeacherSegment]:
     """Run the checkpoint's own weights over every segment."""
-    names = sorted(segments, key=lambda name: len(segments[name]))  # alike in length together
-    found: list[TeacherSegment] = []
+    names = sorted(segments, key=lambda name: len(segments[name]))  # to batch similar lengths
+    recorded: list[TeacherSegment] = []
     for start in range(0, len(names), _BATCH):
         batch = {name: segments[name] for name in names[start : start + _BATCH]}
-        found += _record(checkpoint, batch, progress)
+        recorded += _record(checkpoint, batch, progress)
     order = {name: index for index, name in enumerate(segments)}
-    return sorted(found, key=lambda segment: order[segment.name])
+    return sorted(recorded, key=lambda segment: order[segment.name])
 
 
 def passes(segments: Sequence[object]) -> int:
@@ -42,11 +43,11 @@ def passes(segments: Sequence[object]) -> int:
 def _record(
     checkpoint: Checkpoint,
     segments: Mapping[str, list[int]],
-    progress: Callable[[str, int], None],
+    progress: Tick,
 ) -> list[TeacherSegment]:
     config, shapes = checkpoint.config, checkpoint.config.tensor_shapes()
     longest = max(map(len, segments.values()))
-    # A causal model's positions never see the padding behind them.
+    # Causal attention never sees the padding at the end.
     tokens = torch.tensor([ids + [0] * (longest - len(ids)) for ids in segments.values()])
 
     def source(name: str) -> Weight:
@@ -69,7 +70,7 @@ def _record(
 
 
 class _TopOps(TorchOps):
-    """Keeps the likeliest tokens instead of all logits."""
+    """Keeps the k most likely tokens instead of all logits."""
 
     ids: Tensor  # (B, T, k)
     log_probs: Tensor  # (B, T, k)
@@ -78,7 +79,7 @@ class _TopOps(TorchOps):
     def logits(self, x: Tensor, table: Weight, softcap: float | None) -> Tensor:
         count, length = self._tokens.shape
         x = x.reshape(count * length, -1)  # (R, M)
-        after = self._tokens.roll(-1, dims=1).reshape(-1)  # (R,), the last of each is not used
+        after = self._tokens.roll(-1, dims=1).reshape(-1)  # (R,); each segment's last is unused
         top, ids = x.new_empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.int64)
         total, following = x.new_full((len(x),), -torch.inf), x.new_zeros(len(x))
         for start, stop in row_blocks(table.shape):
@@ -94,8 +95,8 @@ class _TopOps(TorchOps):
 
 
 def _merge(top: Tensor, ids: Tensor, y: Tensor, start: int) -> tuple[Tensor, Tensor]:
-    """The best of what was kept and of a block of new logits, likeliest first."""
-    new, places = y.topk(min(TOP, y.shape[1]), dim=-1)
-    both, both_ids = torch.cat([top, new], -1), torch.cat([ids, places + start], -1)
+    """Merge the top tokens so far with a block of new logits, most likely first."""
+    new, indices = y.topk(min(TOP, y.shape[1]), dim=-1)
+    both, both_ids = torch.cat([top, new], -1), torch.cat([ids, indices + start], -1)
     kept, order = both.topk(min(TOP, both.shape[1]), dim=-1)
     return kept, both_ids.gather(-1, order)

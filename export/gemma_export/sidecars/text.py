@@ -1,4 +1,4 @@
-"""What an export needs of the tokenizer, which itself takes half a gigabyte: read, and let go."""
+"""Computes everything that needs the tokenizer first, so that its 0.5 GB can be freed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,23 +21,23 @@ _TURN_END, _END = "<end_of_turn>", "<eos>"
 
 @dataclass(frozen=True, slots=True)
 class ExportText:
-    """Texts as token ids, and the tokenizer's files."""
+    """All texts as token ids, and the tokenizer's files."""
 
-    files: TokenizerFiles | None  # random weights have none
-    prompts: Mapping[str, list[int]]  # of the goldens
-    segments: Mapping[str, list[int]]  # of --eval-text
-    turn_end: int | None
+    files: TokenizerFiles | None  # None for random weights
+    prompts: Mapping[str, list[int]]  # for the goldens, by name
+    segments: Mapping[str, list[int]]  # of --eval-text, by name
+    turn_end: int | None  # id of <end_of_turn>
     phone_files: Mapping[str, PhoneFile]  # by role
     calibration: Calibration | None
 
 
 @dataclass(frozen=True, slots=True)
 class WantedText:
-    """What is to be encoded beside the goldens."""
+    """The texts to encode besides the goldens."""
 
-    evaluation: Path | None = None
+    evaluation: Path | None = None  # of --eval-text
     is_calibrated: bool = False
-    calibration: Path | None = None  # the user's own instead of ours
+    calibration: Path | None = None  # the user's text; None selects ours
 
 
 def read_text(
@@ -47,7 +47,7 @@ def read_text(
     wanted: WantedText,
     report: Reporter,
 ) -> ExportText:
-    """Encode all there is to encode, and let the tokenizer go."""
+    """Encode all texts, then free the tokenizer."""
     texts = read_segments(wanted.evaluation) if wanted.evaluation else {}
     files = checkpoint.tokenizer()
     encoder = _load_encoder(checkpoint, files) if files else None
@@ -71,9 +71,9 @@ def _encode_segments(
     texts: Mapping[str, str],
     context_length: int,
 ) -> dict[str, list[int]]:
-    """As the runtime encodes them, or the teacher would not be found again."""
+    """Encode segments as the runtime does, because it looks them up by their token ids."""
     if encoder is None:
-        raise CheckpointError(f"{checkpoint.id} has no tokenizer, so --eval-text can't be read")
+        raise CheckpointError(f"{checkpoint.id} has no tokenizer, so --eval-text can't be encoded")
 
     def encode(text: str) -> list[int]:
         return list(encoder.encode(text, add_special_tokens=False).ids)
@@ -82,11 +82,11 @@ def _encode_segments(
     try:
         return encode_segments(texts, encode, checkpoint.config.bos_token, context_length)
     finally:
-        encoder.encode_special_tokens = False  # calibration text may hold control tokens
+        encoder.encode_special_tokens = False  # calibration text may contain control tokens
 
 
 def _load_encoder(checkpoint: Checkpoint, files: TokenizerFiles) -> Tokenizer:
     try:
         return Tokenizer.from_buffer(files.tokenizer_json)
-    except Exception as error:  # what tokenizers raises has no type of its own
+    except Exception as error:  # tokenizers raises bare Exception
         raise CheckpointError(f"{checkpoint.id}: tokenizer.json can't be read: {error}") from error

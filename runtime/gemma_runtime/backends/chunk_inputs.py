@@ -1,7 +1,7 @@
 """What a host brings to a graph that computes no index: cosines, masks, slots, for one chunk.
 
-A graph's inputs say by their names and shapes what it wants. T tokens of a call, of which the last
-may be padding; S slots.
+Each input's role and shape say what it takes. T tokens of a call, of which the last may be padding;
+S slots.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from gemma_runtime.backends.embedding_table import EmbeddingTable
 from gemma_runtime.backends.rope import rope_angles
-from gemma_runtime.manifest import AttentionKind, Graph, LayerCache, Manifest, TensorSpec
+from gemma_runtime.errors import BundleError
+from gemma_runtime.manifest import (
+    AttentionKind,
+    Graph,
+    LayerCache,
+    Manifest,
+    TensorRole,
+    TensorSpec,
+)
 
 Array = NDArray[np.generic]
 
@@ -30,36 +38,47 @@ class ChunkInputs:
     position: int
 
     def of(self, graph: Graph) -> dict[str, Array]:
-        """All inputs that do not come from another graph."""
-        given = [spec for spec in graph.inputs if spec.name != "hidden"]
+        """All inputs that do not come from another part."""
+        given = [spec for spec in graph.inputs if spec.role is not TensorRole.HIDDEN]
         return {spec.name: self._input(spec).astype(spec.dtype, copy=False) for spec in given}
 
     def _input(self, spec: TensorSpec) -> Array:
-        length, count = int(spec.shape[0]), len(self.tokens)
-        match spec.name:
-            case "tokens":
+        length = int(spec.shape[0])
+        match spec.role:
+            case TensorRole.TOKENS:
                 return _padded(self.tokens, length)
-            case "last":
-                return np.array([count - 1])
-            case "embeddings":
+            case TensorRole.LAST:
+                return np.array([len(self.tokens) - 1])
+            case TensorRole.EMBEDDINGS:
                 assert self.table is not None
                 return self.table.rows(_padded(self.tokens, length).tolist())
-        kind, _, what = spec.name.partition("_")
-        return self._of_kind(AttentionKind(kind), what, spec)
+        return self._of_kind(spec, self._cache(spec))
 
-    def _of_kind(self, kind: AttentionKind, what: str, spec: TensorSpec) -> Array:
-        cache = next(cache for cache in self.manifest.layers if cache.kind is kind)
+    def _of_kind(self, spec: TensorSpec, cache: LayerCache) -> Array:
         rows, columns = int(spec.shape[0]), int(spec.shape[-1])
-        if what == "slots":
-            return self._slots(cache, rows)
-        if what == "write":
-            return self._onehot(cache, rows, columns)
-        if what == "mask":
-            return self._mask(cache, rows, columns)
-        positions = self.position + np.arange(rows)
-        angle = rope_angles(self.manifest.ropes[kind], positions, cache.head_dim)
-        values: Array = (np.cos(angle) if what == "cos" else np.sin(angle)).astype(np.float16)
-        return values
+        match spec.role:
+            case TensorRole.SLOTS:
+                return self._slots(cache, rows)
+            case TensorRole.WRITE:
+                return self._onehot(cache, rows, columns)
+            case TensorRole.MASK:
+                return self._mask(cache, rows, columns)
+            case TensorRole.COS:
+                return np.cos(self._angles(cache, rows)).astype(np.float16)
+            case TensorRole.SIN:
+                return np.sin(self._angles(cache, rows)).astype(np.float16)
+        raise BundleError(f"this runtime has no value for an input of role {spec.role}; update it")
+
+    def _cache(self, spec: TensorSpec) -> LayerCache:
+        """The layout of the layers that an input is for."""
+        for cache in self.manifest.layers:
+            if cache.kind is spec.kind:
+                return cache
+        raise BundleError(f"manifest.json: input {spec.name} is for no layer; export again")
+
+    def _angles(self, cache: LayerCache, length: int) -> NDArray[np.float64]:
+        positions = self.position + np.arange(length)
+        return rope_angles(self.manifest.ropes[cache.kind], positions, cache.head_dim)
 
     def _onehot(self, cache: LayerCache, slots: int, length: int) -> NDArray[np.float16]:
         """A row per slot, a column per token: 1 where the token is written. Padding has none."""

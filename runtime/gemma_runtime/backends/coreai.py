@@ -36,7 +36,7 @@ def open_coreai_session(bundle: Bundle, threads: int | None, graph: str) -> Step
     Raises SessionError for another version of the runtime, and for an asset that it can't load.
     """
     _check_version(bundle.manifest.target.min_runtime_version)
-    program = bundle.directory / bundle.manifest.graphs[graph].file
+    program = bundle.directory / bundle.manifest.graph(graph).file
     _check_program(program)
     return StepSession(CoreaiEngine(program.parent, bundle.manifest), bundle.manifest)
 
@@ -63,7 +63,7 @@ class CoreaiEngine:
 
     def run(self, tokens: Sequence[int], position: int) -> Logits:
         name = "decode" if len(tokens) == 1 else "prefill"
-        graph = self._manifest.graphs[name]
+        graph = self._manifest.graph(name)
         inputs = ChunkInputs(self._manifest, None, tokens, position).of(graph)
         return self._wait(self._call(self._functions[name], inputs))
 
@@ -88,7 +88,7 @@ class CoreaiEngine:
                     "export it again"
                 ) from error
         for name, function in functions.items():
-            _check_signature(asset, self._manifest.graphs[name], function.desc)
+            _check_signature(asset, self._manifest.graph(name), function.desc)
         return functions
 
     async def _call(self, function: "InferenceFunction", inputs: dict[str, Array]) -> Logits:
@@ -104,7 +104,7 @@ class CoreaiEngine:
 
         return {
             state.name: NDArray(np.zeros([int(size) for size in state.shape], state.dtype))
-            for state in self._manifest.graphs["decode"].states
+            for state in self._manifest.graph("decode").states
         }
 
     def _wait(self, work: Coroutine[object, object, T]) -> T:

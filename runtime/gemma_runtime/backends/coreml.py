@@ -16,8 +16,8 @@ from gemma_runtime.backends.chunk_inputs import Array, ChunkInputs
 from gemma_runtime.backends.embedding_table import EmbeddingTable
 from gemma_runtime.backends.step_session import StepSession
 from gemma_runtime.bundle import Bundle
-from gemma_runtime.errors import MissingExtra
-from gemma_runtime.manifest import Graph, Manifest
+from gemma_runtime.errors import BundleError, MissingExtra
+from gemma_runtime.manifest import Graph, TensorRole
 from gemma_runtime.mil.interpreter import Program
 from gemma_runtime.quiet import quiet
 from gemma_runtime.session import Logits
@@ -95,17 +95,18 @@ class CoremlEngine:
 
     def __init__(self, bundle: Bundle, open_device: Callable[[Path], Device]) -> None:
         self._manifest = bundle.manifest
-        self._table = _open_table(bundle)
-        self._parts = [_open(bundle, suffix, open_device) for suffix in _suffixes(bundle.manifest)]
+        graphs = _graphs(bundle)
+        self._table = _open_table(bundle, graphs[0]["decode"])
+        self._parts = [_open(bundle, own, open_device) for own in graphs]
 
     def run(self, tokens: Sequence[int], position: int) -> Logits:
         function = "decode" if len(tokens) == 1 else "prefill"
         chunk = ChunkInputs(self._manifest, self._table, tokens, position)
-        hidden: dict[str, Array] = {}
+        result: Array = np.empty(0)
         for part in self._parts:
-            inputs = chunk.of(part.graphs[function]) | hidden
-            (result,) = part.device.run(function, inputs).values()
-            hidden = {"hidden": result}
+            graph = part.graphs[function]
+            hidden = {s.name: result for s in graph.inputs if s.role is TensorRole.HIDDEN}
+            (result,) = part.device.run(function, chunk.of(graph) | hidden).values()
         return result.reshape(-1).astype(np.float32)
 
     def close(self) -> None:
@@ -114,18 +115,24 @@ class CoremlEngine:
         self._parts.clear()
 
 
-def _open(bundle: Bundle, suffix: str, open_device: Callable[[Path], Device]) -> _Part:
-    graphs = {name: bundle.manifest.graphs[name + suffix] for name in FUNCTIONS}
+def _graphs(bundle: Bundle) -> list[dict[str, Graph]]:
+    """Of each part, its graph by function."""
+    every = [bundle.manifest.graphs.get(name, ()) for name in FUNCTIONS]
+    if not every[0] or len(every[0]) != len(every[1]):
+        raise BundleError(
+            f"manifest.json has {len(every[0])} parts of prefill and {len(every[1])} of decode; "
+            "export again"
+        )
+    return [dict(zip(FUNCTIONS, parts, strict=True)) for parts in zip(*every, strict=True)]
+
+
+def _open(bundle: Bundle, graphs: dict[str, Graph], open_device: Callable[[Path], Device]) -> _Part:
     return _Part(open_device((bundle.directory / graphs["decode"].file).parent), graphs)
 
 
-def _open_table(bundle: Bundle) -> EmbeddingTable | None:
-    shapes = {spec.name: spec.shape for spec in bundle.manifest.graphs["decode"].inputs}
-    if "embeddings" not in shapes:
-        return None
-    return EmbeddingTable(bundle.path("embedding"), int(shapes["embeddings"][1]))
-
-
-def _suffixes(manifest: Manifest) -> list[str]:
-    """Graphs of later packages have a number behind their names."""
-    return [name.removeprefix("decode") for name in manifest.graphs if name.startswith("decode")]
+def _open_table(bundle: Bundle, first: Graph) -> EmbeddingTable | None:
+    """The table whose rows the caller looks up, where it does."""
+    for spec in first.inputs:
+        if spec.role is TensorRole.EMBEDDINGS:
+            return EmbeddingTable(bundle.path("embedding"), int(spec.shape[1]))
+    return None

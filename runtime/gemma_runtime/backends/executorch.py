@@ -30,7 +30,7 @@ def open_executorch_session(bundle: Bundle, threads: int | None, graph: str) -> 
     Raises SessionError for a runtime too old for it, and for a file it can't load.
     """
     check_runtime("executorch", _installed(), bundle.manifest.target.min_runtime_version)
-    path = bundle.directory / bundle.manifest.graphs[graph].file
+    path = bundle.directory / bundle.manifest.graph(graph).file
     native = named_runner() or find_spec("torch") is None
     engine = NativeEngine if native else PythonEngine
     return StepSession(engine(path, threads or physical_cores()), bundle.manifest)
@@ -40,7 +40,7 @@ def profile_executorch(
     bundle: Bundle, threads: int | None, chunks: Sequence[Sequence[int]]
 ) -> list[list[tuple[str, float]]]:
     """Operators and seconds of each chunk, by ETDump: XNNPACK's kernels and what is around them."""
-    path = bundle.directory / bundle.manifest.graphs["decode"].file
+    path = bundle.directory / bundle.manifest.graph("decode").file
     with quiet(), captured_stderr(), TemporaryDirectory() as folder:
         import torch  # noqa: TID251  the runtime takes and gives its tensors
         from executorch.devtools import Inspector

@@ -18,7 +18,7 @@ from gemma_runtime.session import ChunkedSession, Logits
 
 def open_llama_session(bundle: Bundle, threads: int | None, graph: str) -> "LlamaSession":
     """Load the bundle's GGUF file; raises SessionError where llama.cpp is missing or refuses it."""
-    path = bundle.directory / bundle.manifest.graphs[graph].file
+    path = bundle.directory / bundle.manifest.graph(graph).file
     try:
         import llama_cpp
     except ModuleNotFoundError as error:

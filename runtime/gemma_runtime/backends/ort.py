@@ -18,7 +18,7 @@ from gemma_runtime.backends.huge_pages import use_huge_pages
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import SessionError
 from gemma_runtime.machine import physical_cores
-from gemma_runtime.manifest import Manifest
+from gemma_runtime.manifest import Graph, Manifest, TensorRole
 from gemma_runtime.session import ChunkedSession, Logits, check_runtime
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ def open_ort_session(bundle: Bundle, threads: int | None, graph: str) -> "OrtSes
     import onnxruntime as ort
 
     check_runtime("onnxruntime", ort.__version__, bundle.manifest.target.min_runtime_version)
-    path = bundle.directory / bundle.manifest.graphs[graph].file
-    session = OrtSession(_load(path, threads), bundle.manifest)
+    io = bundle.manifest.graph(graph)
+    session = OrtSession(_load(bundle.directory / io.file, threads), bundle.manifest, io)
     use_huge_pages()
     return session
 
@@ -40,10 +40,10 @@ def profile_ort(
     bundle: Bundle, threads: int | None, chunks: Sequence[Sequence[int]]
 ) -> list[list[tuple[str, float]]]:
     """Operators and seconds of each chunk, by onnxruntime's own trace."""
-    path = bundle.directory / bundle.manifest.graphs["decode"].file
+    io = bundle.manifest.graph("decode")
     with TemporaryDirectory() as folder:
-        raw = _load(path, threads, profile=str(Path(folder) / "trace"))
-        with OrtSession(raw, bundle.manifest) as session:
+        raw = _load(bundle.directory / io.file, threads, profile=str(Path(folder) / "trace"))
+        with OrtSession(raw, bundle.manifest, io) as session:
             for chunk in chunks:
                 session.prefill(chunk)
             trace = msgspec.json.decode(Path(raw.end_profiling()).read_bytes(), type=list[_Event])
@@ -66,12 +66,13 @@ class _Event:
 
 
 class OrtSession(ChunkedSession):
-    def __init__(self, session: "ort.InferenceSession", manifest: Manifest) -> None:
+    def __init__(self, session: "ort.InferenceSession", manifest: Manifest, io: Graph) -> None:
         super().__init__(manifest)
         self._session = session
         self._binding = session.io_binding()
-        self._caches = _bind_caches(self._binding, manifest)
-        self._inputs = _Inputs(self._binding)
+        self._caches = _bind_caches(self._binding, io)
+        self._inputs = _Inputs(self._binding, io)
+        self._output = io.tensor(TensorRole.LOGITS).name
         self._logits = np.empty((1, manifest.vocab_size), np.float32)
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
@@ -96,11 +97,11 @@ class OrtSession(ChunkedSession):
     def _run(self, chunk: Sequence[int], wanted: Sequence[int], logits: Logits) -> None:
         """One call of the graph; the logits of the wanted positions go where `logits` lies."""
         total = self._position + len(chunk)
-        self._inputs.set("tokens", np.array([chunk]))
-        self._inputs.set("total", np.array(total, np.int32))
-        self._inputs.set("wanted", np.array(wanted))
+        self._inputs.set(TensorRole.TOKENS, np.array([chunk]))
+        self._inputs.set(TensorRole.TOTAL, np.array(total, np.int32))
+        self._inputs.set(TensorRole.WANTED, np.array(wanted))
         shape = (1, *logits.shape)
-        self._binding.bind_output("logits", "cpu", 0, np.float32, shape, logits.ctypes.data)
+        self._binding.bind_output(self._output, "cpu", 0, np.float32, shape, logits.ctypes.data)
         self._session.run_with_iobinding(self._binding)
         self._position = total
 
@@ -108,20 +109,22 @@ class OrtSession(ChunkedSession):
 class _Inputs:
     """Arrays bound as inputs, and bound anew only when a shape changes: decoding never does."""
 
-    def __init__(self, binding: "ort.IOBinding") -> None:
+    def __init__(self, binding: "ort.IOBinding", io: Graph) -> None:
         self._binding = binding
-        self._bound: dict[str, NDArray[np.generic]] = {}
+        self._io = io
+        self._bound: dict[TensorRole, NDArray[np.generic]] = {}
 
-    def set(self, name: str, value: NDArray[np.generic]) -> None:
-        held = self._bound.get(name)
+    def set(self, role: TensorRole, value: NDArray[np.generic]) -> None:
+        held = self._bound.get(role)
         if held is not None and held.shape == value.shape:
             held[...] = value
             return
         import onnxruntime as ort
 
-        self._bound[name] = value
+        self._bound[role] = value
         # The graph reads the array's own memory.
-        self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value, "cpu"))
+        bound = ort.OrtValue.ortvalue_from_numpy(value, "cpu")
+        self._binding.bind_ortvalue_input(self._io.tensor(role).name, bound)
 
 
 def _load(path: Path, threads: int | None, profile: str | None = None) -> "ort.InferenceSession":
@@ -140,13 +143,13 @@ def _load(path: Path, threads: int | None, profile: str | None = None) -> "ort.I
         raise SessionError(f"onnxruntime {ort.__version__} can't load {path}: {reason}") from error
 
 
-def _bind_caches(binding: "ort.IOBinding", manifest: Manifest) -> "list[ort.OrtValue]":
+def _bind_caches(binding: "ort.IOBinding", io: Graph) -> "list[ort.OrtValue]":
     """One buffer per cache, as input and as output."""
     caches = []
-    for state in manifest.graphs["decode"].states:
+    for state, returned in io.returned_caches():
         value = _empty(np.dtype(state.dtype), tuple(int(n) for n in state.shape))
         binding.bind_ortvalue_input(state.name, value)
-        binding.bind_ortvalue_output(state.name.replace("past", "present"), value)
+        binding.bind_ortvalue_output(returned.name, value)
         caches.append(value)
     return caches
 

@@ -5,11 +5,12 @@ row, float16 scales, zero points packed row by row. N rows, G groups per row.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,8 +23,8 @@ from gemma_runtime.errors import BundleError
 from gemma_runtime.manifest import Manifest
 from gemma_runtime.mil.blob import Nibbles
 from gemma_runtime.mil.model import Constant, Operation
-from gemma_runtime.mil.package import Package, Value
-from gemma_runtime.mil.wire import Message
+from gemma_runtime.mil.package import MilValue, Package
+from gemma_runtime.mil.wire import ProtoMessage
 
 Bytes: TypeAlias = NDArray[np.uint8]
 
@@ -77,55 +78,35 @@ def _quantized(manifest: Manifest) -> dict[str, str]:
 
 
 def _read_onnx(bundle: Bundle) -> Iterator[HeldWeight]:
-    """Initializers in the data file; neighbours of one format are stacked, `A+B`."""
-    file = bundle.directory / bundle.manifest.graphs["decode"].file
-    tensors = {t.text(_NAME): t for t in Message(file.read_bytes()).message(7).messages(5)}
-    for name, codes in tensors.items():
-        stem = name.removesuffix(".codes")
-        if stem != name:
-            total, _, _ = codes.numbers(_DIMS)
-            parts = {
-                part: _external(file.parent, tensors[f"{stem}.{part}"])
-                for part in ("codes", "scales", "zeros")
-                if f"{stem}.{part}" in tensors
-            }
-            yield from _unstacked(stem.split("+"), total, parts, bundle.manifest)
+    """Initializers in the data file; their metadata say which rows belong to which weight."""
+    file = bundle.directory / bundle.manifest.graph("decode").file
+    found: dict[str, dict[str, Bytes]] = {}
+    for tensor in ProtoMessage(file.read_bytes()).message(7).messages(5):
+        notes = {entry.text(1): entry.text(2) for entry in tensor.messages(_METADATA)}
+        if "part" not in notes:
+            continue
+        total, *_ = tensor.numbers(_DIMS)
+        whole = _external(file.parent, tensor).reshape(total, -1)
+        spans = msgspec.json.decode(notes["rows"], type=dict[str, tuple[int, int]])
+        for name, (start, stop) in spans.items():
+            found.setdefault(name, {})[notes["part"]] = whole[start:stop].ravel()
+    for name, parts in found.items():
+        scales = parts["scales"].view(np.float16)
+        yield HeldWeight(name, parts["codes"], scales, parts.get("zeros"))
 
 
-_DIMS, _NAME, _EXTERNAL = 1, 8, 13  # fields of ONNX's TensorProto
+_DIMS, _EXTERNAL, _METADATA = 1, 13, 16  # fields of ONNX's TensorProto
 
 
-def _external(folder: Path, tensor: Message) -> Bytes:
+def _external(folder: Path, tensor: ProtoMessage) -> Bytes:
     place = {entry.text(1): entry.text(2) for entry in tensor.messages(_EXTERNAL)}
     offset, length = int(place["offset"]), int(place["length"])
     return np.memmap(folder / place["location"], np.uint8, "r", offset, (length,))
 
 
-def _unstacked(
-    names: Sequence[str], total: int, parts: Mapping[str, Bytes], manifest: Manifest
-) -> Iterator[HeldWeight]:
-    """Keys and values have the rows that the caches say; others share what is left."""
-    known = {name: _key_rows(name, manifest) for name in names}
-    left = total - sum(rows or 0 for rows in known.values())
-    others = sum(rows is None for rows in known.values())
-    first = 0
-    for name, rows in known.items():
-        stop = first + (left // others if rows is None else rows)
-        cut = {key: part.reshape(total, -1)[first:stop].ravel() for key, part in parts.items()}
-        yield HeldWeight(name, cut["codes"], cut["scales"].view(np.float16), cut.get("zeros"))
-        first = stop
-
-
-def _key_rows(name: str, manifest: Manifest) -> int | None:
-    if not name.endswith(("k_proj.weight", "v_proj.weight")):
-        return None
-    layer = manifest.layers[int(name.split(".")[2])]
-    return layer.kv_heads * layer.head_dim
-
-
 def _read_executorch(bundle: Bundle) -> Iterator[HeldWeight]:
     """Named data of the delegates; scales are bfloat16, whose numbers float16 holds too."""
-    with open_pte(bundle.directory / bundle.manifest.graphs["decode"].file) as pte:
+    with open_pte(bundle.directory / bundle.manifest.graph("decode").file) as pte:
         for name in _quantized(bundle.manifest):
             codes = np.frombuffer(bytes(pte.named_data(f"{name}.codes")), np.uint8)
             halves = np.frombuffer(bytes(pte.named_data(f"{name}.scales")), np.uint16)
@@ -136,7 +117,7 @@ def _read_executorch(bundle: Bundle) -> Iterator[HeldWeight]:
 def _read_coreml(bundle: Bundle) -> Iterator[HeldWeight]:
     """Compressed constants, under the weight's name with underscores for its dots."""
     names = {name.replace(".", "_"): name for name in _quantized(bundle.manifest)}
-    for file in sorted({graph.file for graph in bundle.manifest.graphs.values()}):
+    for file in bundle.manifest.graph_files():
         package = Package((bundle.directory / file).parent)
         for operation in package.functions["decode"].operations():
             if operation.name in names and operation.kind == "constexpr_blockwise_shift_scale":
@@ -156,7 +137,7 @@ def _compressed(name: str, package: Package, operation: Operation) -> HeldWeight
     return HeldWeight(name, codes, scales.view(np.float16), zeros, flip)
 
 
-def _packed(value: Value) -> tuple[Bytes, int]:
+def _packed(value: MilValue) -> tuple[Bytes, int]:
     """Bytes of codes, and what turns Core ML's signed ones into ours."""
     if isinstance(value, Nibbles):
         return value.packed, 0x88 if value.signed else 0
@@ -164,7 +145,7 @@ def _packed(value: Value) -> tuple[Bytes, int]:
     return value.view(np.uint8).reshape(-1), 0x80 if value.dtype == np.int8 else 0
 
 
-def _row_packed(zeros: Value) -> Bytes:
+def _row_packed(zeros: MilValue) -> Bytes:
     """Zero points of a row end with a byte; Core ML's run on."""
     if not isinstance(zeros, Nibbles) or zeros.shape[1] % 2 == 0:
         return _packed(zeros)[0]
@@ -173,7 +154,7 @@ def _row_packed(zeros: Value) -> Bytes:
 
 def _read_gguf(bundle: Bundle) -> Iterator[HeldWeight]:
     """Blocks of 32; a minimum is -scale · zero."""
-    for matrix in read_gguf_codes(bundle.directory / bundle.manifest.graphs["decode"].file):
+    for matrix in read_gguf_codes(bundle.directory / bundle.manifest.graph("decode").file):
         zeros = None
         if matrix.minima is not None:
             found = -matrix.minima.astype(np.float32) / matrix.scales.astype(np.float32)

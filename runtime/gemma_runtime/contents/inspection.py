@@ -137,7 +137,7 @@ def _lines(inspection: Inspection) -> dict[str, str]:
         "model": f"{model.id}, {model.family}, {model.parameters / 1e6:.1f} M parameters",
         "revision": model.revision or "none",
         "model digest": model.digest[:16],
-        "target": f"{target.name}: {target.runtime} {target.min_runtime_version} or newer",
+        "target": f"{target.name}: {target.label} {target.min_runtime_version} or newer",
         "weights": f"{manifest.quantization.recipe}, "
         f"{manifest.quantization.bits_per_weight:.2f} bits per weight",
         "codes digest": manifest.quantization.codes_digest[:16],
@@ -153,7 +153,7 @@ def _lines(inspection: Inspection) -> dict[str, str]:
         f"{manifest.prefill_length}",
         "text": _text_parts(manifest),
         **_cache_lines(inspection),
-        **{f"graph {name}": _signature(graph) for name, graph in manifest.graphs.items()},
+        **{f"graph {n}": "\n".join(map(_signature, parts)) for n, parts in manifest.graphs.items()},
         **{name: format_bytes(file.bytes) for name, file in manifest.files.items()},
         "all files": format_bytes(inspection.bytes),
         "written by": _join(f"{name} {version}" for name, version in manifest.tools.items()),
@@ -184,8 +184,9 @@ def _cache_lines(inspection: Inspection) -> dict[str, str]:
 
 
 def _signature(graph: Graph) -> str:
+    held = {state.role for state in graph.states}  # some runtimes return every cache
     inputs, outputs = (
         _join(f"{t.name} {t.dtype}[{_join(map(str, t.shape))}]" for t in tensors)
-        for tensors in (graph.inputs, graph.outputs)
+        for tensors in (graph.inputs, [t for t in graph.outputs if t.role not in held])
     )
     return f"{graph.file}: {inputs} → {outputs}, {len(graph.states)} states"

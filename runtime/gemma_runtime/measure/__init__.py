@@ -1,1 +1,1 @@
-"""Speed and memory: bench and profile."""
+"""Measures speed and memory: bench and profile."""

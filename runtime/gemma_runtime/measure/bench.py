@@ -1,13 +1,14 @@
-"""How fast a bundle is, what it takes, and how near that is to what the machine can do.
+"""Measures a bundle's speed and memory, and compares its speed with the memory bandwidth.
 
-Each repeat of each bundle runs in processes of its own, in turn: A, B, A, B, … so that a machine
-that warms up or gets busy meets all of them alike. Figures are medians over the repeats.
+Each repeat of each bundle runs in its own processes. Bundles take turns (A, B, A, B, …), so that
+all are affected alike when the machine warms up or gets busy. Figures are medians over the repeats.
 """
 
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from statistics import median
 
@@ -25,7 +26,7 @@ from gemma_runtime.machine import (
     physical_cores,
 )
 from gemma_runtime.manifest import AttentionKind, Manifest
-from gemma_runtime.measure.bench_worker import ColdStart, Order, WarmRun, Workload, artifact_files
+from gemma_runtime.measure.bench_worker import ColdStart, Job, WarmRun, Workload, artifact_files
 
 PROMPT_LENGTHS = (32, 128, 512)
 DECODE_PROMPT = 128
@@ -33,7 +34,7 @@ DECODE_PROMPT = 128
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """One figure over the repeats."""
+    """Median, smallest and largest value of one figure over the repeats."""
 
     median: float
     low: float
@@ -54,22 +55,22 @@ class BundleFigures:
     recipe: str
     target: str
     artifact_bytes: int
-    cache_bytes: dict[str, int]  # by kind of layer
-    load_cold_ms: Spread | None  # None where the page cache can't be dropped
+    cache_bytes: dict[str, int]  # by attention kind
+    load_cold_ms: Spread | None  # None if the page cache can't be dropped
     first_token_cold_ms: Spread | None  # load and the shortest prompt together
-    check_ms: Spread  # digests of all files
+    check_ms: Spread  # opening the bundle, with the digests of all files
     load_ms: Spread
     prompts: tuple[PromptFigures, ...]
     decode_tokens_per_second: Spread
-    token_ms: Spread  # the median new token of each repeat
+    token_ms: Spread  # median time per new token, for each repeat
     token_p95_ms: Spread
-    bytes_per_token: int  # weights once, and the keys and values a new token sees
-    bandwidth_share: float  # of the memory bandwidth measured, that decoding reaches
+    bytes_per_token: int  # all weights once, and the keys and values that a new token attends to
+    bandwidth_share: float  # bytes read by decoding per second / measured memory bandwidth
     peak_rss_bytes: Spread
-    before_rss_bytes: Spread  # of that, interpreter and libraries
+    before_rss_bytes: Spread  # peak before the artifact is loaded: interpreter and libraries
     anonymous_bytes: Spread | None  # at the end: heap, caches, repacked weights
     file_bytes: Spread | None  # at the end: mapped files
-    ratios: dict[str, float]  # figure -> median relative to the first bundle's
+    ratios: dict[str, float]  # figure -> its median / the first bundle's median
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,8 @@ class Benchmark:
     threads: int
     repeats: int
     new_tokens: int
-    load_before: float  # processes that want a core, over the minute before
-    load_after: float  # the measuring itself included
+    load_before: float  # load average over the minute before
+    load_after: float  # load average afterwards, including the benchmark itself
     bandwidth_bytes_per_second: float
     bundles: tuple[BundleFigures, ...]
     warnings: tuple[str, ...]
@@ -87,7 +88,7 @@ class Benchmark:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """One bundle's repeats."""
+    """The results of all repeats of one bundle."""
 
     bundle: Bundle
     workload: Workload
@@ -103,50 +104,52 @@ def measure(
     new_tokens: int = 64,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> Benchmark:
-    """Measure bundles side by side. Raises BundleError or SessionError for one that can't run."""
+    """Measure bundles in turn. Raises BundleError or SessionError if one can't run."""
     threads = threads or physical_cores()
     bundles = [open_bundle(directory) for directory in directories]
-    every = [Samples(b, fit_workload(b.manifest, threads, new_tokens), [], []) for b in bundles]
+    all_samples = [
+        Samples(b, fit_workload(b.manifest, threads, new_tokens), [], []) for b in bundles
+    ]
     load_before = load_average()
     on_progress("memory bandwidth")
     bandwidth = measure_bandwidth(threads)
     for repeat in range(repeats):
-        for samples in every:
+        for samples in all_samples:
             on_progress(f"{samples.bundle.directory} {repeat + 1}/{repeats}")
             samples.cold.append(_run_cold(samples))
             samples.warm.append(_run_warm(samples))
     return Benchmark(
-        machine=describe_machine(bundle.manifest.target.runtime for bundle in bundles),
+        machine=describe_machine(chain.from_iterable(b.manifest.target.packages for b in bundles)),
         threads=threads,
         repeats=repeats,
         new_tokens=new_tokens,
         load_before=load_before,
         load_after=load_average(),
         bandwidth_bytes_per_second=bandwidth,
-        bundles=compare([summarize(samples, bandwidth) for samples in every]),
-        warnings=_warnings(load_before, every),
+        bundles=compare([summarize(samples, bandwidth) for samples in all_samples]),
+        warnings=_warnings(load_before, all_samples),
     )
 
 
 def fit_workload(manifest: Manifest, threads: int, new_tokens: int) -> Workload:
-    """The usual prompts, as far as they and the new tokens fit into the context."""
-    room = manifest.context_length - new_tokens
-    if new_tokens < 1 or room < 1:
+    """The standard prompt lengths, limited to what fits into the context."""
+    free = manifest.context_length - new_tokens
+    if new_tokens < 1 or free < 1:
         raise SessionError(
-            f"{new_tokens} new tokens can't be timed in a context of {manifest.context_length}; "
-            f"ask for 1 to {manifest.context_length - 1}"
+            f"{new_tokens} new tokens don't fit into a context of {manifest.context_length}; "
+            f"give 1 to {manifest.context_length - 1}"
         )
     fitting = tuple(n for n in PROMPT_LENGTHS if n <= manifest.context_length)
     return Workload(
         threads=threads,
         prompt_lengths=fitting or (manifest.context_length,),
-        decode_prompt=min(DECODE_PROMPT, room),
+        decode_prompt=min(DECODE_PROMPT, free),
         new_tokens=new_tokens,
     )
 
 
 def summarize(samples: Samples, bandwidth: float) -> BundleFigures:
-    """Boil one bundle's repeats down. `bandwidth` is in bytes per second."""
+    """Reduce one bundle's repeats to its figures. `bandwidth` is in bytes per second."""
     manifest, warm = samples.bundle.manifest, samples.warm
     cold = samples.cold
     decode = spread(_tokens_per_second(run) for run in warm)
@@ -179,7 +182,7 @@ def summarize(samples: Samples, bandwidth: float) -> BundleFigures:
 
 
 def compare(bundles: Sequence[BundleFigures]) -> tuple[BundleFigures, ...]:
-    """Fill in every bundle's ratios to the first one."""
+    """Add to each bundle the ratios to the first one."""
     first = _medians(bundles[0])
     return tuple(
         replace(
@@ -195,14 +198,14 @@ def compare(bundles: Sequence[BundleFigures]) -> tuple[BundleFigures, ...]:
 
 
 def count_bytes_per_token(manifest: Manifest, workload: Workload) -> int:
-    """What decoding must read: all matrix weights once, table included, and the visible cache.
+    """Bytes that decoding reads per token: all weights once, and the visible part of the cache.
 
-    Weights count as codes, scales and zero points, at the recipe's bits; a runtime that repacks
-    them may read more.
+    Weights, the embedding table included, count with the recipe's bits (codes, scales and zero
+    points). A runtime that repacks them may read more.
     """
     width = np.dtype(manifest.cache_dtype).itemsize
     weights = manifest.model.parameters * manifest.quantization.bits_per_weight / 8
-    middle = workload.decode_prompt + (workload.new_tokens + 1) // 2  # tokens seen, on average
+    middle = workload.decode_prompt + (workload.new_tokens + 1) // 2  # attended, on average
     caches = sum(
         2 * layer.kv_heads * layer.head_dim * width * min(middle, layer.window or middle)
         for layer in manifest.layers
@@ -211,8 +214,8 @@ def count_bytes_per_token(manifest: Manifest, workload: Workload) -> int:
 
 
 def spread(values: Iterable[float]) -> Spread:
-    found = list(values)
-    return Spread(median(found), min(found), max(found))
+    samples = list(values)
+    return Spread(median(samples), min(samples), max(samples))
 
 
 def _run_cold(samples: Samples) -> ColdStart | None:
@@ -224,13 +227,13 @@ def _run_warm(samples: Samples) -> WarmRun:
 
 
 def _run_worker(samples: Samples, cold: bool) -> bytes:
-    order = Order(str(samples.bundle.directory), samples.workload, cold)
-    # -P: a numpy.py in the user's folder shall not be taken for numpy.
+    job = Job(str(samples.bundle.directory), samples.workload, cold)
+    # -P: don't import a numpy.py from the working directory.
     worker = [sys.executable, "-P", "-m", "gemma_runtime.measure.bench_worker"]
-    done = subprocess.run(worker, input=msgspec.json.encode(order), capture_output=True)
+    done = subprocess.run(worker, input=msgspec.json.encode(job), capture_output=True)
     if done.returncode != 0:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
-        reason = lines[-1] if lines else f"its process ended with {done.returncode}"
+        reason = lines[-1] if lines else f"its process exited with {done.returncode}"
         raise SessionError(f"{samples.bundle.directory} can't be measured: {reason}")
     return done.stdout
 
@@ -252,29 +255,29 @@ def _tokens_per_second(run: WarmRun) -> float:
 
 
 def _known(values: Iterable[float | None]) -> Spread | None:
-    """None if the system didn't say, even once."""
-    found = list(values)
-    known = [value for value in found if value is not None]
-    return spread(known) if known and len(known) == len(found) else None
+    """The spread, or None if any value is missing."""
+    samples = list(values)
+    known = [value for value in samples if value is not None]
+    return spread(known) if known and len(known) == len(samples) else None
 
 
 def _medians(bundle: BundleFigures) -> dict[str, float]:
-    """The figures that can be compared, by the name of their field."""
+    """The medians of all comparable figures, by field name."""
     named = {field.name: getattr(bundle, field.name) for field in fields(bundle)}
-    found = {name: value.median for name, value in named.items() if isinstance(value, Spread)}
+    medians = {name: value.median for name, value in named.items() if isinstance(value, Spread)}
     for prompt in bundle.prompts:
-        found[f"first_token_ms_{prompt.tokens}"] = prompt.first_token_ms.median
-        found[f"prefill_tokens_per_second_{prompt.tokens}"] = prompt.tokens_per_second.median
-    return found | {"artifact_bytes": bundle.artifact_bytes}
+        medians[f"first_token_ms_{prompt.tokens}"] = prompt.first_token_ms.median
+        medians[f"prefill_tokens_per_second_{prompt.tokens}"] = prompt.tokens_per_second.median
+    return medians | {"artifact_bytes": bundle.artifact_bytes}
 
 
-def _warnings(load_before: float, every: Sequence[Samples]) -> tuple[str, ...]:
+def _warnings(load_before: float, all_samples: Sequence[Samples]) -> tuple[str, ...]:
     warnings = []
     if is_busy(load_before):
         warnings.append(
-            f"the machine was busy (load {load_before:.1f} on {physical_cores()} cores): times "
+            f"the machine was busy (load {load_before:.1f} on {physical_cores()} cores), so times "
             "are too long; measure again when it is idle"
         )
-    if any(start is None for samples in every for start in samples.cold):
-        warnings.append("this system kept the files in its page cache: no cold times")
+    if any(start is None for samples in all_samples for start in samples.cold):
+        warnings.append("no cold times: the system did not drop the files from its page cache")
     return tuple(warnings)

@@ -1,4 +1,4 @@
-"""A benchmark as a table: a row per figure, a column per bundle."""
+"""Renders a benchmark as a table: one row per figure, one column per bundle."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +12,14 @@ from gemma_runtime.measure.bench import Benchmark, BundleFigures, Spread
 
 
 def render_benchmark(benchmark: Benchmark) -> RenderableType:
-    """The figures, with ratios to the first bundle, and what they were measured on."""
+    """The figures with ratios to the first bundle; below them the machine and the warnings."""
     table = Table(
         title=f"medians of {benchmark.repeats}, each in a fresh process; low – high",
         title_justify="left",
     )
     table.add_column("")
     for bundle in benchmark.bundles:
-        # Text, not str: a folder's name may hold what rich takes for markup.
+        # Text, not str: rich would parse brackets in a folder's name as markup.
         table.add_column(Text(f"{Path(bundle.bundle).name}\n{bundle.model} {bundle.recipe}"))
     for label, cell in _rows(benchmark):
         table.add_row(label, *(cell(bundle) for bundle in benchmark.bundles))
@@ -60,7 +60,7 @@ def _rows(benchmark: Benchmark) -> list[_Row]:
 def _row(label: str, name: str, unit: Callable[[float], str]) -> _Row:
     def cell(bundle: BundleFigures) -> str:
         figure: Spread | None = getattr(bundle, name)
-        return "not known" if figure is None else _spread(figure, unit, bundle.ratios.get(name))
+        return "unknown" if figure is None else _spread(figure, unit, bundle.ratios.get(name))
 
     return label, cell
 
@@ -107,9 +107,9 @@ def _notes(benchmark: Benchmark) -> list[str]:
 
 
 def _machine(machine: Machine, threads: int) -> str:
-    runtimes = ", ".join(f"{name} {version}" for name, version in machine.runtimes.items())
+    runtimes = [f"{name} {found or 'not installed'}" for name, found in machine.runtimes.items()]
     return (
         f"{machine.cpu}, {machine.physical_cores} cores, {threads} threads, "
-        f"{format_bytes(machine.memory_bytes)}, {machine.system}, Python {machine.python}, "
-        f"{runtimes}"
+        f"{format_bytes(machine.memory_bytes)}, {machine.system}, "
+        + ", ".join([f"Python {machine.python}", *runtimes])
     )

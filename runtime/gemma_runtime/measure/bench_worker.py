@@ -1,6 +1,6 @@
-"""What one process measures of one bundle, so that memory and first times are the bundle's own.
+"""Measures one bundle in its own process, so that memory and cold times are that bundle's alone.
 
-`python -m gemma_runtime.measure.bench_worker` reads an Order from stdin and writes the figures to
+`python -m gemma_runtime.measure.bench_worker` reads a Job from stdin and writes the figures to
 stdout, both as JSON.
 """
 
@@ -23,58 +23,58 @@ Clock = Callable[[], float]  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """The tokens that are run. Lengths of prompts, shortest first."""
+    """What one run of a bundle processes."""
 
     threads: int
-    prompt_lengths: tuple[int, ...]
+    prompt_lengths: tuple[int, ...]  # in tokens, shortest first
     decode_prompt: int  # tokens in the cache before the first timed new token
     new_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class Job:
     directory: str
     workload: Workload
-    cold: bool  # a ColdStart is wanted, else a WarmRun
+    cold: bool  # measure a ColdStart, else a WarmRun
 
 
 @dataclass(frozen=True, slots=True)
 class ColdStart:
-    """A start with none of the bundle's artifact in the page cache."""
+    """A start with no part of the artifact in the page cache."""
 
     load_ms: float
-    first_token_ms: float  # load, shortest prompt and choice together
-    read_bytes: int  # what the system fetched from storage meanwhile
+    first_token_ms: float  # load, prefill of the shortest prompt, and argmax
+    read_bytes: int  # bytes that the system read from storage during the start
 
 
 @dataclass(frozen=True, slots=True)
 class PromptTime:
     tokens: int
     prefill_ms: float
-    first_token_ms: float  # prefill, and the choice of the most likely token
+    first_token_ms: float  # prefill and argmax
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
     prompts: tuple[PromptTime, ...]
-    token_ms: tuple[float, ...]  # each new token: decode, and the choice of the most likely one
+    token_ms: tuple[float, ...]  # decode and argmax, for each new token
 
 
 @dataclass(frozen=True, slots=True)
 class WarmRun:
-    check_ms: float  # opening the bundle, digests included
+    check_ms: float  # opening the bundle, with the digests of all files
     load_ms: float
     timings: Timings
-    before: Memory  # interpreter and libraries, before the artifact was loaded
-    memory: Memory
+    before: Memory  # before the artifact is loaded: interpreter and libraries
+    memory: Memory  # at the end
 
 
 def measure_cold(
     bundle: Bundle, workload: Workload, clock: Clock = perf_counter
 ) -> ColdStart | None:
-    """Drop the artifact from the page cache, then load it and choose a token.
+    """Drop the artifact from the page cache, then load it and compute the first token.
 
-    None if the system can't drop pages, or kept them: then hardly anything is read from storage.
+    None if the system can't drop pages or kept them, which shows in few bytes read from storage.
     """
     files = artifact_files(bundle)
     read_before = storage_bytes_read()
@@ -93,23 +93,24 @@ def measure_cold(
 
 
 def measure_warm(directory: Path, workload: Workload, clock: Clock = perf_counter) -> WarmRun:
-    """Open, load and run a bundle whose files are in the page cache."""
+    """Open, load and run a bundle with its files in the page cache."""
     started = clock()
     bundle = open_bundle(directory)  # reads every file
     checked = clock()
     before = measure_memory()
-    begun = clock()
+    load_started = clock()
     with open_session(bundle, workload.threads) as session:
         loaded = clock()
         timings = measure_session(session, bundle.manifest.vocab_size, workload, clock)
         memory = measure_memory()
-    return WarmRun((checked - started) * 1e3, (loaded - begun) * 1e3, timings, before, memory)
+    check_ms, load_ms = (checked - started) * 1e3, (loaded - load_started) * 1e3
+    return WarmRun(check_ms, load_ms, timings, before, memory)
 
 
 def measure_session(
     session: Session, vocab_size: int, workload: Workload, clock: Clock = perf_counter
 ) -> Timings:
-    """Time prompts and new tokens, after one untimed prompt of the longest length."""
+    """Time prompts and new tokens, after an untimed prompt of the longest length."""
     session.prefill(random_tokens(vocab_size, workload.prompt_lengths[-1]))
     prompts = tuple(
         _time_prompt(session, random_tokens(vocab_size, length), clock)
@@ -127,12 +128,12 @@ def measure_session(
 
 
 def random_tokens(vocab_size: int, count: int) -> list[int]:
-    """The same ids every time: speed doesn't depend on what they mean."""
+    """`count` ids, the same every time. Speed doesn't depend on their meaning."""
     return [int(token) for token in np.random.default_rng(count).integers(0, vocab_size, count)]
 
 
 def artifact_files(bundle: Bundle) -> list[Path]:
-    """What the runtime loads: every file that plays no role beside it."""
+    """The files that the runtime loads: all except those with a role, such as the tokenizer."""
     names = sorted(set(bundle.manifest.files) - set(bundle.manifest.roles.values()))
     return [bundle.directory / name for name in names]
 
@@ -141,20 +142,20 @@ def _time_prompt(session: Session, tokens: list[int], clock: Clock) -> PromptTim
     session.reset()
     started = clock()
     logits = session.prefill(tokens)
-    filled = clock()
+    prefilled = clock()
     int(logits.argmax())
     chosen = clock()
-    return PromptTime(len(tokens), (filled - started) * 1e3, (chosen - started) * 1e3)
+    return PromptTime(len(tokens), (prefilled - started) * 1e3, (chosen - started) * 1e3)
 
 
 def main() -> int:
-    order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
-    directory = Path(order.directory)
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    directory = Path(job.directory)
     try:
         figures = (
-            measure_cold(open_bundle(directory), order.workload)
-            if order.cold
-            else measure_warm(directory, order.workload)
+            measure_cold(open_bundle(directory), job.workload)
+            if job.cold
+            else measure_warm(directory, job.workload)
         )
     except GemmaError as error:
         print(error, file=sys.stderr)

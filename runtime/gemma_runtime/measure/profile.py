@@ -1,7 +1,7 @@
-"""Where the time of a prompt and of a new token goes, operator by operator.
+"""Profiles a prompt and new tokens: the time in each operator.
 
-The runtimes' own profilers give the figures: onnxruntime's trace, executorch's ETDump. Profiling
-slows the work down, so shares are what counts; `bench` gives the times.
+Uses the runtimes' own profilers: onnxruntime's trace, executorch's ETDump. Profiling slows the work
+down, so only the shares are meaningful. Use `bench` for times.
 """
 
 from collections import Counter, defaultdict
@@ -21,7 +21,7 @@ PROFILERS: Mapping[str, str] = {
 }
 _PROMPT, _NEW_TOKENS = 128, 16
 
-# One call of the graph: operators and the seconds each took, as often as it ran.
+# One call of the graph: (operator, seconds) for every operator that ran, in order.
 Call = Sequence[tuple[str, float]]
 
 
@@ -29,37 +29,38 @@ Call = Sequence[tuple[str, float]]
 class OperatorTime:
     operator: str
     calls: float  # per prompt or new token
-    milliseconds: float  # of all its calls together
-    share: float  # of the time in all operators
+    milliseconds: float  # per prompt or new token, of all its calls
+    share: float  # of the time of all operators
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
     prompt_tokens: int
     prompt: tuple[OperatorTime, ...]  # longest first
-    new_token: tuple[OperatorTime, ...]  # mean over several
+    new_token: tuple[OperatorTime, ...]  # means over several new tokens, longest first
 
 
 def profile_bundle(bundle: Bundle, threads: int | None = None) -> Profile:
-    """Profile a prompt, after one that warms up, and new tokens.
+    """Profile a prompt, after a warm-up prompt, and then new tokens.
 
-    Raises SessionError for a target whose runtime has no profiler.
+    Raises SessionError if the target's runtime has no profiler.
     """
     target = bundle.manifest.target.name
     if target not in PROFILERS:
-        raise SessionError(f"no profiler for target {target!r}; there are: {', '.join(PROFILERS)}")
+        known = ", ".join(PROFILERS)
+        raise SessionError(f"target {target!r} has no profiler; these targets have one: {known}")
     module, name = PROFILERS[target].split(":")
     run: Callable[[Bundle, int | None, Sequence[Sequence[int]]], list[Call]]
     run = getattr(import_module(module), name)
     manifest = bundle.manifest
-    room = min(manifest.prefill_length, manifest.context_length - _NEW_TOKENS, _PROMPT)
-    prompt = random_tokens(manifest.vocab_size, max(1, room))
+    length = min(manifest.prefill_length, manifest.context_length - _NEW_TOKENS, _PROMPT)
+    prompt = random_tokens(manifest.vocab_size, max(1, length))
     calls = run(bundle, threads, [prompt, prompt, *([token] for token in prompt[:_NEW_TOKENS])])
     return Profile(len(prompt), _sum_up(calls[1:2]), _sum_up(calls[2:]))
 
 
 def render_profile(profile: Profile, rows: int = 12) -> Table:
-    """The operators that take most of a new token, beside their part in a prompt."""
+    """The slowest operators of a new token, with their times in a prompt."""
     table = Table(title=f"operators, {profile.prompt_tokens} prompt tokens and one new token")
     for heading in ("operator", "calls", "new token", "", "prompt", ""):
         table.add_column(heading, justify="left" if heading == "operator" else "right")
@@ -76,11 +77,11 @@ def _sum_up(calls: Sequence[Call]) -> tuple[OperatorTime, ...]:
     seconds: defaultdict[str, float] = defaultdict(float)
     counts: Counter[str] = Counter()
     for call in calls:
-        for operator, took in call:
-            seconds[operator] += took
+        for operator, duration in call:
+            seconds[operator] += duration
             counts[operator] += 1
-    whole = sum(seconds.values()) or 1.0
+    total = sum(seconds.values()) or 1.0
     return tuple(
-        OperatorTime(name, counts[name] / len(calls), took * 1e3 / len(calls), took / whole)
-        for name, took in sorted(seconds.items(), key=lambda item: -item[1])
+        OperatorTime(name, counts[name] / len(calls), spent * 1e3 / len(calls), spent / total)
+        for name, spent in sorted(seconds.items(), key=lambda item: -item[1])
     )

@@ -1,16 +1,18 @@
-"""Runs Core ML's ML Programs on any machine: a saved `.mlpackage`, op by op, in numpy alone.
+"""Runs Core ML's ML Programs on any machine: interprets a saved `.mlpackage` in numpy alone.
 
-It proves what is in the file: weights, graph, states, shapes, and that nothing leaves float16. It
-doesn't prove what Apple's compiler makes of it, nor speed. Matrices stay compressed in the mapped
-file; a block of rows is widened at a time, rounded to the declared type as on a device.
+This checks the file: weights, graph, states, shapes, and that no value exceeds float16's range. It
+doesn't check what Apple's compiler does with the file, or how fast that runs. Matrices stay
+compressed in the mapped file; one block of rows at a time is dequantized to float32 and rounded to
+the declared type, as on a device.
 
     program = Program(path)
     outputs = program.run("main", inputs, program.make_state("main"))
     program.audit.largest(10)  # the operations nearest to overflowing
     program.audit.first_not_finite
 
-Shapes are fixed, a tensor has at most 2^30 elements, and an operation that is not known fails by
-name before anything runs. These are known (gelu in all modes, tables of scalars, scatters in all):
+Shapes are fixed, and a tensor has at most 2^30 elements. An unsupported operation raises an error
+with its name before anything runs. The supported operations (gelu and scatters in every mode,
+lookup tables of scalars only):
 
     const, abs, add, band_part, cast, ceil, clip, concat, constexpr_blockwise_shift_scale,
     constexpr_lut_to_dense, cos, cumsum, elu, equal, erf, exp, exp2, expand_dims, fill, floor,

@@ -1,4 +1,4 @@
-"""What operations read their arguments with. A wrong kind of value is a Damaged program."""
+"""Reads an operation's arguments by name and type. Raises Damaged for a value of another type."""
 
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
@@ -6,37 +6,37 @@ from typing import TypeAlias
 import numpy as np
 
 from gemma_runtime.mil.blob import Array, Nibbles
-from gemma_runtime.mil.package import Value
+from gemma_runtime.mil.package import MilValue
 from gemma_runtime.mil.weights import BlockWeight, Floats, PlainWeight, TableWeight, Weight, dense
 from gemma_runtime.mil.wire import Damaged
 
-Arguments: TypeAlias = Mapping[str, Value]
+Arguments: TypeAlias = Mapping[str, MilValue]
 Result: TypeAlias = Array | list[Array]
-Operation: TypeAlias = Callable[[Arguments], Result]
+Kernel: TypeAlias = Callable[[Arguments], Result]
 
 
 def array(arguments: Arguments, name: str) -> Array:
-    """The value as it is stored; a compressed weight as a whole."""
+    """The value in its stored type; a compressed weight is dequantized."""
     if name not in arguments:
         raise Damaged(f"argument {name} is missing")
     return as_array(arguments[name])
 
 
-def as_array(value: Value) -> Array:
+def as_array(value: MilValue) -> Array:
     if isinstance(value, np.ndarray | np.generic):
         return np.asarray(value)
     if isinstance(value, Nibbles):
         return value.unpack()
     if isinstance(value, BlockWeight | TableWeight | PlainWeight):
         return dense(value)
-    raise Damaged("a text or a list where a tensor is expected")
+    raise Damaged("found a string or a list, expected a tensor")
 
 
 def weight(arguments: Arguments, name: str) -> Weight:
-    """A matrix that may be compressed."""
-    given = arguments.get(name)
-    if isinstance(given, BlockWeight | TableWeight | PlainWeight):
-        return given
+    """A matrix, (N, K), compressed or plain."""
+    value = arguments.get(name)
+    if isinstance(value, BlockWeight | TableWeight | PlainWeight):
+        return value
     values = array(arguments, name)
     if values.ndim != 2:
         raise Damaged(f"{name} is {values.shape}, expected a matrix")
@@ -44,10 +44,10 @@ def weight(arguments: Arguments, name: str) -> Weight:
 
 
 def arrays(arguments: Arguments, name: str) -> list[Array]:
-    given = arguments.get(name)
-    if not isinstance(given, list):
-        raise Damaged(f"{name} is no list of values")
-    return [as_array(item) for item in given]
+    values = arguments.get(name)
+    if not isinstance(values, list):
+        raise Damaged(f"{name} is not a list of tensors")
+    return [as_array(value) for value in values]
 
 
 def floats(arguments: Arguments, name: str) -> Floats:
@@ -55,9 +55,9 @@ def floats(arguments: Arguments, name: str) -> Floats:
 
 
 def numeric(arguments: Arguments, name: str) -> Array:
-    """Float16 widened to float32; whole numbers as they are."""
-    found = array(arguments, name)
-    return found.astype(np.float32) if found.dtype == np.float16 else found
+    """The value, with float16 converted to float32; other types unchanged."""
+    value = array(arguments, name)
+    return value.astype(np.float32) if value.dtype == np.float16 else value
 
 
 def integers(arguments: Arguments, name: str) -> tuple[int, ...]:
@@ -81,7 +81,7 @@ def flag(arguments: Arguments, name: str) -> bool:
 
 
 def text(arguments: Arguments, name: str, default: str) -> str:
-    given = arguments.get(name, default)
-    if not isinstance(given, str):
-        raise Damaged(f"{name} is no text")
-    return given
+    value = arguments.get(name, default)
+    if not isinstance(value, str):
+        raise Damaged(f"{name} is not a string")
+    return value

@@ -1,4 +1,4 @@
-"""What the calls of a program reached, for the question whether float16 holds it."""
+"""Records the largest values of every operation, to show whether float16 can hold them."""
 
 import heapq
 from dataclasses import dataclass, field
@@ -7,12 +7,12 @@ import numpy as np
 
 from gemma_runtime.mil.blob import Array
 
-_NO_SIGN = np.uint16(0x7FFF)
+_WITHOUT_SIGN = np.uint16(0x7FFF)
 
 
 @dataclass(frozen=True, slots=True)
-class Reached:
-    """An operation's largest magnitude over all calls."""
+class Peak:
+    """The largest finite magnitude of one operation's result, over all calls."""
 
     name: str
     kind: str
@@ -21,43 +21,43 @@ class Reached:
 
 @dataclass(slots=True)
 class Audit:
-    """`largest(10)` are the ten operations that came nearest to overflowing."""
+    """Peaks by operation. `largest(10)` returns the ten operations nearest to overflowing."""
 
-    first_not_finite: str | None = None  # the operation's name
-    _reached: dict[str, Reached] = field(default_factory=dict)
+    first_not_finite: str | None = None  # name of the first operation that gave Inf or NaN
+    _peaks: dict[str, Peak] = field(default_factory=dict)
 
     @property
     def max_abs(self) -> float:
-        return max((reached.max_abs for reached in self._reached.values()), default=0.0)
+        return max((peak.max_abs for peak in self._peaks.values()), default=0.0)
 
     @property
     def max_operation(self) -> str:
-        return next((reached.name for reached in self.largest(1)), "")
+        return next((peak.name for peak in self.largest(1)), "")
 
-    def largest(self, count: int) -> list[Reached]:
+    def largest(self, count: int) -> list[Peak]:
         """The operations with the largest finite values, the largest first."""
-        return heapq.nlargest(count, self._reached.values(), key=lambda reached: reached.max_abs)
+        return heapq.nlargest(count, self._peaks.values(), key=lambda peak: peak.max_abs)
 
     def by_kind(self) -> dict[str, float]:
         """The largest magnitude of each kind of operation."""
-        found: dict[str, float] = {}
-        for reached in self._reached.values():
-            found[reached.kind] = max(found.get(reached.kind, 0.0), reached.max_abs)
-        return found
+        maxima: dict[str, float] = {}
+        for peak in self._peaks.values():
+            maxima[peak.kind] = max(maxima.get(peak.kind, 0.0), peak.max_abs)
+        return maxima
 
-    def note(self, name: str, kind: str, value: Array) -> None:
+    def record(self, name: str, kind: str, value: Array) -> None:
         if value.dtype.kind != "f" or value.size == 0:
             return
         largest = _max_abs(value)
         if not np.isfinite(largest):
             self.first_not_finite = self.first_not_finite or name
-        elif name not in self._reached or largest > self._reached[name].max_abs:
-            self._reached[name] = Reached(name, kind, largest)
+        elif name not in self._peaks or largest > self._peaks[name].max_abs:
+            self._peaks[name] = Peak(name, kind, largest)
 
 
 def _max_abs(value: Array) -> float:
     if value.dtype != np.float16:
         return float(np.abs(value).max())
-    # Without its sign, a float16 is ordered as its bits are; Inf and NaN are the largest.
-    bits = np.ascontiguousarray(value).view(np.uint16) & _NO_SIGN
+    # Without the sign bit, float16 values sort like their bits; Inf and NaN sort last.
+    bits = np.ascontiguousarray(value).view(np.uint16) & _WITHOUT_SIGN
     return float(bits.max().view(np.float16))

@@ -1,4 +1,4 @@
-"""Executes the functions of a package: operations in order, states between calls, an audit."""
+"""Executes a package's functions: runs operations in order, keeps states, audits values."""
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,15 +11,15 @@ from gemma_runtime.machine import physical_cores
 from gemma_runtime.mil.arguments import Arguments, Result, as_array, floats, weight
 from gemma_runtime.mil.audit import Audit
 from gemma_runtime.mil.blob import Array
+from gemma_runtime.mil.instructions import Instruction, prepare
 from gemma_runtime.mil.model import Function, NamedType, TensorType
 from gemma_runtime.mil.ops import OPERATIONS
-from gemma_runtime.mil.package import Package, Value
-from gemma_runtime.mil.steps import Step, prepare
+from gemma_runtime.mil.package import MilValue, Package
 from gemma_runtime.mil.weights import Weight, multiply
 
 State = dict[str, Array]
 
-# What numpy raises for arguments that don't fit; the program is at fault, not we.
+# What numpy raises for unsuitable arguments. The program is at fault, not this interpreter.
 _WRONG_ARGUMENTS = (
     ValueError,
     TypeError,
@@ -31,14 +31,14 @@ _WRONG_ARGUMENTS = (
 
 
 class Program:
-    """A package's functions, over one set of constants."""
+    """A package's functions, which share one set of constants."""
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
-        """`threads=None` takes the physical cores. Raises SessionError for a damaged package."""
+        """`threads=None` uses one thread per physical core. Raises SessionError if damaged."""
         self._package = Package(path)
-        self._count = threads or physical_cores()
-        self._threads = ThreadPoolExecutor(self._count)
-        self._steps: dict[str, tuple[list[Step], dict[str, Value]]] = {}
+        self._thread_count = threads or physical_cores()
+        self._pool = ThreadPoolExecutor(self._thread_count)
+        self._instructions: dict[str, tuple[list[Instruction], dict[str, MilValue]]] = {}
         self._decoded: dict[tuple[object, ...], Array | Weight] = {}
         self.audit = Audit()
         _check_states(self._package.functions)
@@ -48,109 +48,114 @@ class Program:
         return tuple(self._package.functions)
 
     def inputs(self, function: str) -> dict[str, TensorType]:
-        """Names, types and shapes of what a call takes, states not among them."""
-        found = self._function(function).inputs.values()
-        return {given.name: given.type for given in found if not given.is_state}
+        """Type and shape of each input by name, without the states."""
+        declared = self._function(function).inputs.values()
+        return {tensor.name: tensor.type for tensor in declared if not tensor.is_state}
 
     def make_state(self, function: str) -> State:
-        """Zeros for every state; functions of one model share it by name."""
+        """Zeros for every state by name. All functions of the model can use the same states."""
         return {
-            given.name: np.zeros(given.type.shape, given.type.dtype)
-            for given in self._function(function).inputs.values()
-            if given.is_state
+            tensor.name: np.zeros(tensor.type.shape, tensor.type.dtype)
+            for tensor in self._function(function).inputs.values()
+            if tensor.is_state
         }
 
     def prepare(self, function: str) -> None:
-        """Read a function and its constants, which its first call does otherwise.
+        """Read a function and its constants now; otherwise its first call does.
 
-        Raises SessionError by name for an operation that is not known, and for whatever in the
-        function can't be run.
+        Raises SessionError, naming the operation, if an operation is not supported or can't be run.
         """
-        if function not in self._steps:
-            self._steps[function] = prepare(self._package, self._function(function), self._decoded)
+        if function not in self._instructions:
+            self._instructions[function] = prepare(
+                self._package, self._function(function), self._decoded
+            )
 
     def run(self, function: str, inputs: Mapping[str, Array], state: State) -> dict[str, Array]:
-        """Call a function; `state` is changed in place.
+        """Call a function and return its outputs by name; update `state` in place.
 
-        Raises SessionError for a wrong input or state, and by name for an operation whose result
-        is not what the program declares.
+        Raises SessionError for a wrong input or state, and for an operation whose result doesn't
+        have the declared shape.
         """
         self.prepare(function)
-        steps, constants = self._steps[function]
-        values: dict[str, Value] = dict(constants)
+        instructions, constants = self._instructions[function]
+        values: dict[str, MilValue] = dict(constants)
         declared = self._function(function)
-        for given in declared.inputs.values():
-            if given.is_state:
-                _checked("state", given, state)
+        for tensor in declared.inputs.values():
+            if tensor.is_state:
+                _checked("state", tensor, state)
             else:
-                values[given.name] = _checked("input", given, inputs).astype(given.type.dtype)
-        with np.errstate(all="ignore"):  # the audit tells of what overflows
-            for step in steps:
-                self._execute(step, values, state)
+                values[tensor.name] = _checked("input", tensor, inputs).astype(tensor.type.dtype)
+        with np.errstate(all="ignore"):  # the audit reports overflows
+            for instruction in instructions:
+                self._execute(instruction, values, state)
         return {name: as_array(values[name]) for name in declared.outputs}
 
     def close(self) -> None:
-        self._threads.shutdown()
+        self._pool.shutdown()
 
-    def _execute(self, step: Step, values: dict[str, Value], state: State) -> None:
+    def _execute(self, instruction: Instruction, values: dict[str, MilValue], state: State) -> None:
         try:
-            if step.kind == "write_state":
-                state[step.state] = np.array(step.arguments(values)["data"])
-            elif step.kind == "read_state":
-                values[step.name] = state[step.state]
-            elif step.kind == "linear":
-                self._keep(step, self._linear(step.arguments(values)), values)
+            if instruction.kind == "write_state":
+                state[instruction.state] = np.array(instruction.arguments(values)["data"])
+            elif instruction.kind == "read_state":
+                values[instruction.name] = state[instruction.state]
+            elif instruction.kind == "linear":
+                self._keep(instruction, self._linear(instruction.arguments(values)), values)
             else:
-                self._keep(step, OPERATIONS[step.kind](step.arguments(values)), values)
+                self._keep(
+                    instruction, OPERATIONS[instruction.kind](instruction.arguments(values)), values
+                )
         except _WRONG_ARGUMENTS as error:
-            raise SessionError(f"{step.kind} {step.name}: {error or 'no memory'}") from error
-        for name in step.last_uses:
+            raise SessionError(
+                f"{instruction.kind} {instruction.name}: {error or 'no memory'}"
+            ) from error
+        for name in instruction.last_uses:
             del values[name]
 
     def _linear(self, arguments: Arguments) -> Array:
         x, matrix = floats(arguments, "x"), weight(arguments, "weight")
-        y = multiply(x, matrix, self._threads, self._count)
+        y = multiply(x, matrix, self._pool, self._thread_count)
         return y + floats(arguments, "bias") if "bias" in arguments else y
 
-    def _keep(self, step: Step, result: Result, values: dict[str, Value]) -> None:
-        """Round to the declared type, and check the declared shape."""
-        found = result if isinstance(result, list) else [result]
-        for output, value in zip(step.outputs, found, strict=True):
+    def _keep(self, instruction: Instruction, result: Result, values: dict[str, MilValue]) -> None:
+        """Check each result's shape, convert it to the declared type, audit and store it."""
+        results = result if isinstance(result, list) else [result]
+        for output, value in zip(instruction.outputs, results, strict=True):
             if value.shape != output.type.shape:
-                raise ValueError(f"gives {value.shape}, the program says {output.type.shape}")
+                raise ValueError(f"gives {value.shape}, the program declares {output.type.shape}")
             rounded = value.astype(output.type.dtype, copy=False)
-            if step.is_audited:
-                self.audit.note(output.name, step.kind, rounded)
+            if instruction.is_audited:
+                self.audit.record(output.name, instruction.kind, rounded)
             values[output.name] = rounded
 
     def _function(self, name: str) -> Function:
         if name not in self._package.functions:
             known = ", ".join(self._package.functions)
-            raise SessionError(f"the model has no function {name!r}; there are: {known}")
+            raise SessionError(f"the model has no function {name!r}; it has: {known}")
         return self._package.functions[name]
 
 
 def _check_states(functions: Mapping[str, Function]) -> None:
-    """Functions share a state by its name, so they must mean the same by it."""
+    """Functions share a state by name, so all must declare the same type and shape for it."""
     seen: dict[str, tuple[str, TensorType]] = {}
-    for function, given in _states(functions):
-        first, declared = seen.setdefault(given.name, (function, given.type))
-        if declared != given.type:
+    for function, state in _states(functions):
+        first, declared = seen.setdefault(state.name, (function, state.type))
+        if declared != state.type:
             raise SessionError(
-                f"state {given.name} is {declared.dtype}{list(declared.shape)} in {first} and "
-                f"{given.type.dtype}{list(given.type.shape)} in {function}; export the model again"
+                f"state {state.name} is {declared.dtype}{list(declared.shape)} in {first} and "
+                f"{state.type.dtype}{list(state.type.shape)} in {function}; export the model again"
             )
 
 
 def _states(functions: Mapping[str, Function]) -> Iterable[tuple[str, NamedType]]:
     for name, function in sorted(functions.items()):
-        yield from ((name, given) for given in function.inputs.values() if given.is_state)
+        yield from ((name, tensor) for tensor in function.inputs.values() if tensor.is_state)
 
 
-def _checked(what: str, declared: NamedType, given: Mapping[str, Array]) -> Array:
+def _checked(role: str, declared: NamedType, tensors: Mapping[str, Array]) -> Array:
     name, expected = declared.name, declared.type.shape
-    if name not in given:
-        raise SessionError(f"{what} {name} is missing; the function takes {expected}")
-    if given[name].shape != expected:
-        raise SessionError(f"{what} {name} is {given[name].shape}, expected {expected}")
-    return given[name]
+    if name not in tensors:
+        raise SessionError(f"{role} {name} is missing; the function expects {expected}")
+    if tensors[name].shape != expected:
+        raise SessionError(f"{role} {name} is {tensors[name].shape}, expected {expected}")
+    return tensors[name]

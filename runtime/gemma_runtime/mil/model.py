@@ -1,4 +1,4 @@
-"""A Core ML model file as frozen data: functions, operations, types and constants.
+"""Parses a Core ML model file into frozen data: functions, operations, types and constants.
 
 Field numbers are those of coremltools' `Model.proto` and `MIL.proto`.
 """
@@ -9,9 +9,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from gemma_runtime.mil.wire import Damaged, Message
+from gemma_runtime.mil.wire import Damaged, ProtoMessage
 
-# MIL's DataType numbers. Narrow integers are held in bytes.
+# MIL's DataType numbers. int4 and uint4 are stored in bytes.
 DTYPES: dict[int, np.dtype[np.generic]] = {
     1: np.dtype(np.bool_),
     10: np.dtype(np.float16),
@@ -27,7 +27,7 @@ DTYPES: dict[int, np.dtype[np.generic]] = {
     35: np.dtype(np.uint8),  # uint4
 }
 _STRING = 2
-MAX_ELEMENTS = 1 << 30  # of one tensor; Gemma 2 27b's largest cache at 8192 tokens has 2^29.6
+MAX_ELEMENTS = 1 << 30  # per tensor; Gemma 2 27b's largest cache at 8192 tokens has 2^29.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +38,22 @@ class TensorType:
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """A value written in the model, or the place in a weight file that holds it."""
+    """A value stored in the model file itself, or in a weight file."""
 
-    type: TensorType | None  # None for texts and lists
-    file: str | None
-    offset: int
-    immediate: bytes  # an ImmediateValue
+    type: TensorType | None  # None for strings and lists
+    file: str | None  # None if the value is in the model file
+    offset: int  # of the record in the weight file, in bytes
+    immediate: bytes  # the serialized ImmediateValue
 
 
 @dataclass(frozen=True, slots=True)
-class Name:
-    """A value that another operation, an input or a state gives."""
+class Reference:
+    """A reference, by name, to an input, a state or another operation's output."""
 
-    text: str
+    name: str
 
 
-Binding: TypeAlias = Name | Constant
+Binding: TypeAlias = Reference | Constant
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,22 +66,22 @@ class NamedType:
 @dataclass(frozen=True, slots=True)
 class Operation:
     kind: str
-    name: str  # its first output's
+    name: str  # the name of its first output
     inputs: dict[str, tuple[Binding, ...]]
     outputs: tuple[NamedType, ...]
     attributes: dict[str, Constant]
 
 
 class Function:
-    """Inputs and outputs by name; the operations are read when they are asked for."""
+    """Inputs and outputs by name; `operations()` parses the operations."""
 
     def __init__(self, data: bytes) -> None:
-        function = Message(data)
+        function = ProtoMessage(data)
         opset, blocks = function.text(2), function.mapping(3)
         if opset not in blocks:
-            raise Damaged(f"no block of operations for {opset!r}")
+            raise Damaged(f"the function has no block of operations for opset {opset!r}")
         self.inputs = {n.name: n for n in map(_named, function.messages(1))}
-        self._block = Message(blocks[opset])
+        self._block = ProtoMessage(blocks[opset])
         self.outputs = tuple(self._block.texts(2))
 
     def operations(self) -> list[Operation]:
@@ -89,37 +89,37 @@ class Function:
 
 
 def read_functions(data: bytes) -> dict[str, Function]:
-    """The functions of an ML Program; none if the model is of another kind. Raises Damaged."""
-    program = Message(data).message(502)
+    """The functions of an ML Program by name; empty for any other model type. Raises Damaged."""
+    program = ProtoMessage(data).message(502)
     return {name: Function(function) for name, function in program.mapping(2).items()}
 
 
-def check_elements(what: str, shape: tuple[int, ...]) -> None:
-    """Raises Damaged for a tensor that nobody means, before anything is set aside for it."""
+def check_elements(name: str, shape: tuple[int, ...]) -> None:
+    """Raise Damaged for a tensor that is too large, before any memory is allocated for it."""
     if math.prod(shape) > MAX_ELEMENTS:
-        raise Damaged(f"{what} is declared {shape}, more than {MAX_ELEMENTS} elements")
+        raise Damaged(f"{name} has the shape {shape}, more than {MAX_ELEMENTS} elements")
 
 
-def _operation(operation: Message) -> Operation:
+def _operation(operation: ProtoMessage) -> Operation:
     outputs = tuple(map(_named, operation.messages(3)))
     kind = operation.text(1)
     return Operation(
         kind,
         outputs[0].name if outputs else kind,
-        {key: _bindings(Message(value)) for key, value in operation.mapping(2).items()},
+        {key: _bindings(ProtoMessage(value)) for key, value in operation.mapping(2).items()},
         outputs,
-        {key: _constant(Message(value)) for key, value in operation.mapping(5).items()},
+        {key: _constant(ProtoMessage(value)) for key, value in operation.mapping(5).items()},
     )
 
 
-def _bindings(argument: Message) -> tuple[Binding, ...]:
+def _bindings(argument: ProtoMessage) -> tuple[Binding, ...]:
     return tuple(
-        _constant(binding.message(2)) if 2 in binding else Name(binding.text(1))
+        _constant(binding.message(2)) if 2 in binding else Reference(binding.text(1))
         for binding in argument.messages(1)
     )
 
 
-def _constant(value: Message) -> Constant:
+def _constant(value: ProtoMessage) -> Constant:
     declared, file = value.message(2), value.message(5)
     tensor = declared.message(1)
     is_tensor = 1 in declared and tensor.number(1) != _STRING
@@ -131,21 +131,21 @@ def _constant(value: Message) -> Constant:
     )
 
 
-def _named(named: Message) -> NamedType:
-    """Name and type of a tensor, or of the tensor that a state wraps."""
+def _named(named: ProtoMessage) -> NamedType:
+    """Name and type of a tensor; for a state, the type of the tensor in it."""
     name, declared = named.text(1), named.message(2)
     if 5 in declared:
         wrapped = declared.message(5).message(1)
         return NamedType(name, _tensor_type(wrapped.message(1)), is_state=True)
-    found = _tensor_type(declared.message(1))
-    check_elements(name, found.shape)
-    return NamedType(name, found)
+    tensor = _tensor_type(declared.message(1))
+    check_elements(name, tensor.shape)
+    return NamedType(name, tensor)
 
 
-def _tensor_type(tensor: Message) -> TensorType:
+def _tensor_type(tensor: ProtoMessage) -> TensorType:
     kind = tensor.number(1)
     dimensions = list(tensor.messages(3))
     if any(2 in dimension for dimension in dimensions):
-        raise Damaged("a flexible shape; only fixed ones run here")
+        raise Damaged("a tensor has a flexible shape; only fixed shapes are supported")
     shape = tuple(dimension.message(1).number(1) for dimension in dimensions)
     return TensorType(DTYPES.get(kind, np.dtype(np.object_)), shape)

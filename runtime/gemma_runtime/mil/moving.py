@@ -1,4 +1,4 @@
-"""The operations of MIL that move, select or place values, and compute none."""
+"""MIL operations that move, select or place values; also cast, cumsum and the scatters."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from gemma_runtime.mil.arguments import (
     Arguments,
-    Operation,
+    Kernel,
     array,
     arrays,
     flag,
@@ -25,7 +25,7 @@ from gemma_runtime.mil.wire import Damaged
 
 Region = tuple[slice | int, ...]
 
-_NAMES = {
+_DTYPES = {
     "bool": np.bool_,
     "fp16": np.float16,
     "fp32": np.float32,
@@ -36,7 +36,7 @@ _NAMES = {
     "uint16": np.uint16,
 }
 _PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
-_UPDATES: Mapping[str, Callable[..., None]] = {
+_SCATTER_MODES: Mapping[str, Callable[..., None]] = {
     "add": np.add.at,
     "div": np.true_divide.at,
     "max": np.maximum.at,
@@ -48,17 +48,17 @@ _UPDATES: Mapping[str, Callable[..., None]] = {
 
 def _cast(arguments: Arguments) -> Array:
     name = text(arguments, "dtype", "")
-    if name not in _NAMES:
-        raise Damaged(f"a cast to {name!r}; there are: {', '.join(_NAMES)}")
-    return array(arguments, "x").astype(_NAMES[name])
+    if name not in _DTYPES:
+        raise Damaged(f"cast to {name!r} is not supported; supported: {', '.join(_DTYPES)}")
+    return array(arguments, "x").astype(_DTYPES[name])
 
 
 def _reshape(arguments: Arguments) -> Array:
-    """A size of 0 keeps the axis, counted from the end; -1 takes what is left."""
+    """A size of 0 keeps the input's size of that axis, counted from the end; -1 is inferred."""
     x, sizes = array(arguments, "x"), integers(arguments, "shape")
     first = x.ndim - len(sizes)
-    kept = (*(1,) * -first, *x.shape[max(first, 0) :])
-    return x.reshape([k if n == 0 else n for k, n in zip(kept, sizes, strict=True)])
+    current = (*(1,) * -first, *x.shape[max(first, 0) :])
+    return x.reshape([c if n == 0 else n for c, n in zip(current, sizes, strict=True)])
 
 
 def _concat(arguments: Arguments) -> Array:
@@ -77,7 +77,7 @@ def _split(arguments: Arguments) -> list[Array]:
     if "split_sizes" in arguments:
         sizes = integers(arguments, "split_sizes")
         if min(sizes) < 0 or sum(sizes) != x.shape[axis]:
-            raise Damaged(f"a split of {x.shape[axis]} into {sizes}")
+            raise Damaged(f"can't split {x.shape[axis]} elements into {sizes}")
         return np.split(x, np.cumsum(sizes)[:-1], axis)
     return np.split(x, integer(arguments, "num_splits"), axis)
 
@@ -90,23 +90,23 @@ def _squeeze(arguments: Arguments) -> Array:
 def _tile(arguments: Arguments) -> Array:
     x, repeats = array(arguments, "x"), integers(arguments, "reps")
     if len(repeats) != x.ndim or min(repeats, default=1) < 0:
-        raise Damaged(f"a tile of {x.shape} by {repeats}")
-    check_elements("a tile", tuple(n * r for n, r in zip(x.shape, repeats, strict=True)))
+        raise Damaged(f"can't tile {x.shape} by {repeats}")
+    check_elements("the tiled result", tuple(n * r for n, r in zip(x.shape, repeats, strict=True)))
     return np.tile(x, repeats)
 
 
 def _region(arguments: Arguments, x: Array) -> Region:
-    """What begin, end, stride and their masks select."""
+    """The index that begin, end, stride and their masks select, one entry per axis."""
 
-    def given(name: str, default: int) -> tuple[int, ...]:
+    def entries(name: str, default: int) -> tuple[int, ...]:
         values = integers(arguments, name) if name in arguments else (default,) * x.ndim
         if len(values) != x.ndim:
             raise Damaged(f"{name} has {len(values)} entries for {x.ndim} axes")
         return values
 
-    begin, end, stride = given("begin", 0), given("end", 0), given("stride", 1)
-    no_begin, no_end = given("begin_mask", 0), given("end_mask", 0)
-    single = given("squeeze_mask", 0)
+    begin, end, stride = entries("begin", 0), entries("end", 0), entries("stride", 1)
+    no_begin, no_end = entries("begin_mask", 0), entries("end_mask", 0)
+    single = entries("squeeze_mask", 0)
     return tuple(
         begin[d]
         if single[d]
@@ -121,7 +121,7 @@ def _slice_by_index(arguments: Arguments) -> Array:
 
 
 def _slice_by_size(arguments: Arguments) -> Array:
-    """A size of -1 takes all that follows."""
+    """A size of -1 selects everything from `begin` on."""
     x = array(arguments, "x")
     begin, size = integers(arguments, "begin"), integers(arguments, "size")
     starts = [b % n if b < 0 else b for b, n in zip(begin, x.shape, strict=True)]
@@ -132,109 +132,116 @@ def _slice_by_size(arguments: Arguments) -> Array:
 def _slice_update(arguments: Arguments) -> Array:
     x, update = array(arguments, "x").copy(), array(arguments, "update")
     region = _region(arguments, x)
-    if x[region].shape != update.shape:  # Core ML doesn't check, and would write elsewhere
-        raise Damaged(f"puts {update.shape} where {x[region].shape} is")
+    if x[region].shape != update.shape:  # Core ML doesn't check this, and writes out of bounds
+        raise Damaged(f"writes {update.shape} into a region of {x[region].shape}")
     x[region] = update
     return x
 
 
 def _pad(arguments: Arguments) -> Array:
-    """Amounts before and after for the last axes, in pairs."""
+    """`pad` holds pairs (before, after) for the last axes."""
     x, amounts = array(arguments, "x"), integers(arguments, "pad")
     mode = text(arguments, "mode", "constant")
     if mode not in _PAD_MODES or len(amounts) > 2 * x.ndim or min(amounts, default=0) < 0:
-        raise Damaged(f"a pad of {x.shape} by {amounts}, mode {mode}")
+        raise Damaged(f"can't pad {x.shape} by {amounts} with mode {mode!r}")
     pairs = [(0, 0)] * (x.ndim - len(amounts) // 2)
     pairs += list(zip(amounts[::2], amounts[1::2], strict=True))
-    check_elements("a pad", tuple(n + a + b for n, (a, b) in zip(x.shape, pairs, strict=True)))
+    check_elements(
+        "the padded result", tuple(n + a + b for n, (a, b) in zip(x.shape, pairs, strict=True))
+    )
     if mode == "constant":
         value = array(arguments, "constant_val").item() if "constant_val" in arguments else 0
         return np.pad(x, pairs, "constant", constant_values=value)
     return np.pad(x, pairs, "reflect" if mode == "reflect" else "edge")
 
 
-def _places(indices: Array, size: int) -> NDArray[np.int64]:
-    """Indices, counted from the end where negative. Core ML doesn't check, and reads elsewhere."""
-    found = indices.astype(np.int64)
-    if found.size and not (-size <= int(found.min()) and int(found.max()) < size):
-        raise Damaged(
-            f"takes index {found.max() if found.max() >= size else found.min()} of {size}"
-        )
-    return np.where(found < 0, found + size, found)
+def _positions(indices: Array, size: int) -> NDArray[np.int64]:
+    """Indices as positions from 0 on; negative ones count from the end.
+
+    Raises Damaged for an index out of range. Core ML doesn't check this, and reads out of bounds.
+    """
+    positions = indices.astype(np.int64)
+    if positions.size and not (-size <= int(positions.min()) and int(positions.max()) < size):
+        wrong = positions.max() if positions.max() >= size else positions.min()
+        raise Damaged(f"index {wrong} is out of range for {size} elements")
+    return np.where(positions < 0, positions + size, positions)
 
 
 def _gather(arguments: Arguments) -> Array:
-    given, indices = arguments.get("x"), array(arguments, "indices")
+    source, indices = arguments.get("x"), array(arguments, "indices")
     axis, batch = integer(arguments, "axis", 0), integer(arguments, "batch_dims", 0)
-    if isinstance(given, BlockWeight | TableWeight) and axis in (0, -2) and batch == 0:
-        check_elements("a gather", (*indices.shape, given.shape[1]))
-        return take_rows(given, _places(indices, given.shape[0]))
+    if isinstance(source, BlockWeight | TableWeight) and axis in (0, -2) and batch == 0:
+        check_elements("the gathered result", (*indices.shape, source.shape[1]))
+        return take_rows(source, _positions(indices, source.shape[0]))
     x = array(arguments, "x")
     axis = axis % x.ndim
-    places = _places(indices, x.shape[axis])
-    check_elements("a gather", (*x.shape[:axis], *places.shape[batch:], *x.shape[axis + 1 :]))
+    positions = _positions(indices, x.shape[axis])
+    shape = (*x.shape[:axis], *positions.shape[batch:], *x.shape[axis + 1 :])
+    check_elements("the gathered result", shape)
     if batch == 0:
-        return np.take(x, places, axis)
+        return np.take(x, positions, axis)
     rows = x.reshape(-1, *x.shape[batch:])
-    chosen = places.reshape(-1, *places.shape[batch:])
+    chosen = positions.reshape(-1, *positions.shape[batch:])
     taken = [np.take(row, p, axis - batch) for row, p in zip(rows, chosen, strict=True)]
     return np.stack(taken).reshape(*x.shape[:batch], *taken[0].shape)
 
 
 def _gather_along_axis(arguments: Arguments) -> Array:
     x, axis = array(arguments, "x"), integer(arguments, "axis", 0)
-    return np.take_along_axis(x, _places(array(arguments, "indices"), x.shape[axis]), axis)
+    return np.take_along_axis(x, _positions(array(arguments, "indices"), x.shape[axis]), axis)
 
 
 def _gather_nd(arguments: Arguments) -> Array:
     x, indices = array(arguments, "x"), array(arguments, "indices")
     batch = integer(arguments, "batch_dims", 0)
     if batch == 0:
-        return np.asarray(x[_tuples(indices, x.shape)])
+        return np.asarray(x[_index_tuple(indices, x.shape)])
     rows = x.reshape(-1, *x.shape[batch:])
     chosen = indices.reshape(-1, *indices.shape[batch:])
-    taken = [row[_tuples(c, row.shape)] for row, c in zip(rows, chosen, strict=True)]
+    taken = [row[_index_tuple(c, row.shape)] for row, c in zip(rows, chosen, strict=True)]
     return np.stack(taken).reshape(*x.shape[:batch], *taken[0].shape)
 
 
-def _tuples(indices: Array, shape: tuple[int, ...]) -> tuple[NDArray[np.int64], ...]:
-    """Indices (…, axes) as numpy takes them: one array for each of the first axes."""
-    return tuple(_places(indices[..., d], shape[d]) for d in range(indices.shape[-1]))
+def _index_tuple(indices: Array, shape: tuple[int, ...]) -> tuple[NDArray[np.int64], ...]:
+    """Indices (…, axes) as a numpy index: a tuple of one array per leading axis."""
+    return tuple(_positions(indices[..., d], shape[d]) for d in range(indices.shape[-1]))
 
 
 def _scatter(arguments: Arguments) -> Array:
     data, axis = array(arguments, "data"), integer(arguments, "axis", 0)
-    places = _places(array(arguments, "indices"), data.shape[axis])
-    return _updated(arguments, (*(slice(None),) * (axis % data.ndim), places))
+    positions = _positions(array(arguments, "indices"), data.shape[axis])
+    return _scattered(arguments, (*(slice(None),) * (axis % data.ndim), positions))
 
 
 def _scatter_along_axis(arguments: Arguments) -> Array:
     data, axis = array(arguments, "data"), integer(arguments, "axis", 0)
-    places = _places(array(arguments, "indices"), data.shape[axis])
-    grid: list[Array] = list(np.ogrid[tuple(slice(n) for n in places.shape)])
-    grid[axis] = places
-    return _updated(arguments, tuple(grid))
+    positions = _positions(array(arguments, "indices"), data.shape[axis])
+    grid: list[Array] = list(np.ogrid[tuple(slice(n) for n in positions.shape)])
+    grid[axis] = positions
+    return _scattered(arguments, tuple(grid))
 
 
 def _scatter_nd(arguments: Arguments) -> Array:
-    return _updated(arguments, _tuples(array(arguments, "indices"), array(arguments, "data").shape))
+    return _scattered(
+        arguments, _index_tuple(array(arguments, "indices"), array(arguments, "data").shape)
+    )
 
 
-def _updated(arguments: Arguments, places: tuple[Array | slice, ...]) -> Array:
+def _scattered(arguments: Arguments, positions: tuple[Array | slice, ...]) -> Array:
     mode = text(arguments, "mode", "add")
     if mode == "update":
         data = array(arguments, "data").copy()
         updates = array(arguments, "updates")
     else:
         data, updates = numeric(arguments, "data").copy(), numeric(arguments, "updates")
-    if data[places].shape != updates.shape:
-        raise Damaged(f"puts {updates.shape} where {data[places].shape} is")
+    if data[positions].shape != updates.shape:
+        raise Damaged(f"scatters {updates.shape} into a region of {data[positions].shape}")
     if mode == "update":
-        data[places] = updates
-    elif mode in _UPDATES:
-        _UPDATES[mode](data, places, updates)
+        data[positions] = updates
+    elif mode in _SCATTER_MODES:
+        _SCATTER_MODES[mode](data, positions, updates)
     else:
-        raise Damaged(f"a scatter's mode {mode} is not known here")
+        raise Damaged(f"scatter mode {mode!r} is not supported")
     return data
 
 
@@ -254,19 +261,19 @@ def _cumsum(arguments: Arguments) -> Array:
 def _range(arguments: Arguments) -> Array:
     start, end, step = (numeric(arguments, name) for name in ("start", "end", "step"))
     count = (float(end.item()) - float(start.item())) / float(step.item())
-    check_elements("a range", (math.ceil(max(0.0, count)),))
+    check_elements("the range", (math.ceil(max(0.0, count)),))
     return np.arange(start.item(), end.item(), step.item(), dtype=start.dtype)
 
 
 def _fill(arguments: Arguments) -> Array:
     shape, value = integers(arguments, "shape"), array(arguments, "value")
-    check_elements("a fill", shape)
+    check_elements("the filled tensor", shape)
     return np.full(shape, value.reshape(()), value.dtype)
 
 
 def _select(arguments: Arguments) -> Array:
     condition, a, b = (array(arguments, name) for name in ("cond", "a", "b"))
-    check_elements("a result", np.broadcast_shapes(condition.shape, a.shape, b.shape))
+    check_elements("the result", np.broadcast_shapes(condition.shape, a.shape, b.shape))
     return np.where(condition, a, b)
 
 
@@ -274,7 +281,7 @@ def _one_hot(arguments: Arguments) -> Array:
     indices, size = array(arguments, "indices"), integer(arguments, "one_hot_vector_size")
     on = array(arguments, "on_value") if "on_value" in arguments else np.int32(1)
     off = array(arguments, "off_value") if "off_value" in arguments else np.int32(0)
-    check_elements("a result", (*indices.shape, size))
+    check_elements("the result", (*indices.shape, size))
     hot = np.where(indices[..., None] == np.arange(size), on, off)
     return np.moveaxis(hot, -1, integer(arguments, "axis", -1))
 
@@ -298,7 +305,7 @@ def _shape(arguments: Arguments) -> Array:
     return cast(Array, np.array(array(arguments, "x").shape, np.int32))
 
 
-MOVING_OPERATIONS: Mapping[str, Operation] = {
+MOVING_OPERATIONS: Mapping[str, Kernel] = {
     "band_part": _band_part,
     "cast": _cast,
     "concat": _concat,

@@ -1,7 +1,7 @@
-"""The operations of MIL that are known here, in numpy.
+"""The supported MIL operations, in numpy.
 
-Floats are computed in float32; whoever calls rounds the result to the type the program declares,
-as a device that stores float16 would. Names and meanings are those of coremltools' MIL reference.
+Floating-point operations compute in float32; the caller rounds the result to the declared type, as
+a device that stores float16 does. Names and semantics are those of coremltools' MIL reference.
 """
 
 import math
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gemma_runtime.mil.arguments import (
     Arguments,
-    Operation,
+    Kernel,
     array,
     flag,
     floats,
@@ -33,25 +33,25 @@ _Number = TypeVar("_Number", bound=np.generic)
 _erf = np.frompyfunc(math.erf, 1, 1)
 
 
-def _unary(function: Callable[[Floats], Array]) -> Operation:
+def _unary(function: Callable[[Floats], Array]) -> Kernel:
     return lambda arguments: function(floats(arguments, "x"))
 
 
-def _whole(function: Callable[..., Array]) -> Operation:
-    """Of one argument, and exact for whole numbers."""
+def _exact_unary(function: Callable[..., Array]) -> Kernel:
+    """A kernel with one argument that computes integers exactly, without float32."""
     return lambda arguments: function(numeric(arguments, "x"))
 
 
-def _binary(function: Callable[..., Array]) -> Operation:
+def _binary(function: Callable[..., Array]) -> Kernel:
     def apply(arguments: Arguments) -> Array:
         x, y = numeric(arguments, "x"), numeric(arguments, "y")
-        check_elements("a result", np.broadcast_shapes(x.shape, y.shape))
+        check_elements("the result", np.broadcast_shapes(x.shape, y.shape))
         return function(x, y)
 
     return apply
 
 
-def _reduction(function: Callable[..., Array]) -> Operation:
+def _reduction(function: Callable[..., Array]) -> Kernel:
     def reduce(arguments: Arguments) -> Array:
         x = numeric(arguments, "x")
         axes = integers(arguments, "axes") if "axes" in arguments else tuple(range(x.ndim))
@@ -60,7 +60,7 @@ def _reduction(function: Callable[..., Array]) -> Operation:
     return reduce
 
 
-def _place_of(function: Callable[..., Array]) -> Operation:
+def _arg_reduction(function: Callable[..., Array]) -> Kernel:
     def reduce(arguments: Arguments) -> Array:
         axis = integer(arguments, "axis", -1)
         return function(array(arguments, "x"), axis, keepdims=flag(arguments, "keep_dims"))
@@ -82,8 +82,8 @@ def _l2(x: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
 
 def _log_sum_exp(x: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
     largest = x.max(axis, keepdims=True)
-    found: Array = np.log(np.exp(x - largest).sum(axis, keepdims=True)) + largest
-    return found if keepdims else np.squeeze(found, axis)
+    result: Array = np.log(np.exp(x - largest).sum(axis, keepdims=True)) + largest
+    return result if keepdims else np.squeeze(result, axis)
 
 
 def _mean(x: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
@@ -126,24 +126,24 @@ def _elu(arguments: Arguments) -> Array:
 
 
 def _softmax(arguments: Arguments) -> Array:
-    return _shares(floats(arguments, "x"), integer(arguments, "axis", -1))
+    return _stable_softmax(floats(arguments, "x"), integer(arguments, "axis", -1))
 
 
-def _shares(x: Floats, axis: int) -> Floats:
-    shares = np.exp(x - x.max(axis, keepdims=True))
-    return cast(Floats, shares / shares.sum(axis, keepdims=True))
+def _stable_softmax(x: Floats, axis: int) -> Floats:
+    exponentials = np.exp(x - x.max(axis, keepdims=True))
+    return cast(Floats, exponentials / exponentials.sum(axis, keepdims=True))
 
 
 def _gelu(arguments: Arguments) -> Array:
     mode, x = text(arguments, "mode", "EXACT"), floats(arguments, "x")
     if mode == "TANH_APPROXIMATION":
-        cube = x * x * x  # numpy's power takes forty times as long
+        cube = x * x * x  # x**3 takes numpy forty times as long
         return cast(Array, 0.5 * x * (1 + np.tanh(0.7978845608 * (x + 0.044715 * cube))))
     if mode == "SIGMOID_APPROXIMATION":
         return x * _sigmoid(1.702 * x)
     if mode == "EXACT":
         return cast(Array, 0.5 * x * (1 + _error_function(x / np.float32(2**0.5))))
-    raise Damaged(f"gelu's mode {mode} is not known here")
+    raise Damaged(f"gelu mode {mode!r} is not supported")
 
 
 def _error_function(x: Floats) -> Floats:
@@ -169,46 +169,46 @@ def _matmul(arguments: Arguments) -> Array:
     y = y.swapaxes(-1, -2) if flag(arguments, "transpose_y") else y
     if x.ndim > 1 and y.ndim > 1:
         batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
-        check_elements("a product", (*batch, x.shape[-2], y.shape[-1]))
+        check_elements("the product", (*batch, x.shape[-2], y.shape[-1]))
     return cast(Array, x @ y)
 
 
 def _attention(arguments: Arguments) -> Array:
-    """scaled_dot_product_attention; a mask is added, or where it is of bools says what is seen."""
+    """scaled_dot_product_attention. A float mask is added; a bool mask is True where visible."""
     query, key = floats(arguments, "query"), floats(arguments, "key")
     scores = query @ key.swapaxes(-1, -2) / np.float32(query.shape[-1] ** 0.5)
     if "attn_mask" in arguments:
         mask = array(arguments, "attn_mask")
-        hidden = np.float32(-np.inf)
-        is_seen = mask.dtype == np.bool_
-        scores = np.where(mask, scores, hidden) if is_seen else scores + mask.astype(np.float32)
-    return cast(Array, _shares(scores, -1) @ floats(arguments, "value"))
+        masked = np.float32(-np.inf)
+        is_bool = mask.dtype == np.bool_
+        scores = np.where(mask, scores, masked) if is_bool else scores + mask.astype(np.float32)
+    return cast(Array, _stable_softmax(scores, -1) @ floats(arguments, "value"))
 
 
 def dequantize_blocks(arguments: Arguments) -> Array:
-    """constexpr_blockwise_shift_scale: scale · (data - offset), a scale for each block."""
+    """constexpr_blockwise_shift_scale: scale · (data - offset), with one scale per block."""
     data, scale = array(arguments, "data"), floats(arguments, "scale")
     values = data.astype(np.float32)
     if "offset" in arguments:
-        values -= _spread(floats(arguments, "offset"), data.shape)
-    values *= _spread(scale, data.shape)
+        values -= _repeat_blocks(floats(arguments, "offset"), data.shape)
+    values *= _repeat_blocks(scale, data.shape)
     return values
 
 
 def look_up(arguments: Arguments) -> Array:
-    """constexpr_lut_to_dense with scalar entries: indices into tables, (…, entries, 1)."""
-    given = arguments.get("indices")
-    indices = given.unpack() if isinstance(given, Nibbles) else array(arguments, "indices")
+    """constexpr_lut_to_dense with scalar entries: look indices up in tables, (…, entries, 1)."""
+    packed = arguments.get("indices")
+    indices = packed.unpack() if isinstance(packed, Nibbles) else array(arguments, "indices")
     tables = array(arguments, "lut")
     if tables.ndim != indices.ndim + 2 or tables.shape[-1] != 1:
-        raise Damaged(f"a table {tables.shape}; only scalar entries are known here")
+        raise Damaged(f"a lookup table has the shape {tables.shape}; only scalar entries work")
     blocks = np.arange(math.prod(tables.shape[:-2])).reshape(tables.shape[:-2])
-    places = _spread(blocks, indices.shape) * tables.shape[-2] + indices
-    return cast(Array, np.take(tables, places))
+    positions = _repeat_blocks(blocks, indices.shape) * tables.shape[-2] + indices
+    return cast(Array, np.take(tables, positions))
 
 
-def _spread(small: NDArray[_Number], shape: tuple[int, ...]) -> NDArray[_Number]:
-    """Repeat each entry over its block."""
+def _repeat_blocks(small: NDArray[_Number], shape: tuple[int, ...]) -> NDArray[_Number]:
+    """Repeat each block's entry so that the result has `shape`."""
     if small.ndim != len(shape) or any(
         n == 0 or size % n for size, n in zip(shape, small.shape, strict=True)
     ):
@@ -218,14 +218,14 @@ def _spread(small: NDArray[_Number], shape: tuple[int, ...]) -> NDArray[_Number]
     return small
 
 
-# `linear` and the states are the interpreter's own: they need its threads and its memory.
-OWN = frozenset({"linear", "read_state", "write_state"})
-# Their results hold nothing that their inputs don't.
+# The interpreter implements these itself: they need its threads and its states.
+BUILT_IN = frozenset({"linear", "read_state", "write_state"})
+# Operations that compute no new values: every value of the result is in the inputs.
 MOVING = frozenset(MOVING_OPERATIONS) - {"cast", "cumsum"}
-OPERATIONS: Mapping[str, Operation] = {
-    "abs": _whole(np.abs),
+OPERATIONS: Mapping[str, Kernel] = {
+    "abs": _exact_unary(np.abs),
     "add": _binary(np.add),
-    "ceil": _whole(np.ceil),
+    "ceil": _exact_unary(np.ceil),
     "clip": _clip,
     "constexpr_blockwise_shift_scale": dequantize_blocks,
     "constexpr_lut_to_dense": look_up,
@@ -235,7 +235,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "erf": _unary(_error_function),
     "exp": _unary(np.exp),
     "exp2": _unary(np.exp2),
-    "floor": _whole(np.floor),
+    "floor": _exact_unary(np.floor),
     "floor_div": _binary(np.floor_divide),
     "gelu": _gelu,
     "greater": _binary(np.greater),
@@ -258,8 +258,8 @@ OPERATIONS: Mapping[str, Operation] = {
     "not_equal": _binary(np.not_equal),
     "pow": _binary(np.power),
     "real_div": _binary(np.true_divide),
-    "reduce_argmax": _place_of(np.argmax),
-    "reduce_argmin": _place_of(np.argmin),
+    "reduce_argmax": _arg_reduction(np.argmax),
+    "reduce_argmin": _arg_reduction(np.argmin),
     "reduce_l1_norm": _reduction(_l1),
     "reduce_l2_norm": _reduction(_l2),
     "reduce_log_sum_exp": _reduction(_log_sum_exp),
@@ -270,20 +270,20 @@ OPERATIONS: Mapping[str, Operation] = {
     "reduce_sum": _reduction(np.sum),
     "reduce_sum_square": _reduction(_sum_square),
     "relu": _unary(lambda x: np.maximum(x, 0)),
-    "round": _whole(np.round),
+    "round": _exact_unary(np.round),
     "rsqrt": _rsqrt,
     "scaled_dot_product_attention": _attention,
     "sigmoid": _unary(_sigmoid),
-    "sign": _whole(np.sign),
+    "sign": _exact_unary(np.sign),
     "silu": _unary(lambda x: x * _sigmoid(x)),
     "sin": _unary(np.sin),
     "softmax": _softmax,
     "softplus": _unary(_softplus),
     "sqrt": _unary(np.sqrt),
-    "square": _whole(np.square),
+    "square": _exact_unary(np.square),
     "sub": _binary(np.subtract),
     "tan": _unary(np.tan),
     "tanh": _unary(np.tanh),
     **MOVING_OPERATIONS,
 }
-KNOWN = tuple(sorted({*OPERATIONS, *OWN}))
+KNOWN = tuple(sorted({*OPERATIONS, *BUILT_IN}))

@@ -1,4 +1,4 @@
-"""Opens an `.mlpackage`: the program's functions, and the values its operations name."""
+"""Opens an `.mlpackage`: reads the program's functions and its constants."""
 
 import json
 import math
@@ -11,20 +11,20 @@ from gemma_runtime.errors import SessionError
 from gemma_runtime.mil.blob import Array, Nibbles, WeightFile
 from gemma_runtime.mil.model import Constant, TensorType, read_functions
 from gemma_runtime.mil.weights import Weight
-from gemma_runtime.mil.wire import Damaged, Message
+from gemma_runtime.mil.wire import Damaged, ProtoMessage
 
-Value: TypeAlias = "Array | Nibbles | Weight | str | list[Value]"
+MilValue: TypeAlias = "Array | Nibbles | Weight | str | list[MilValue]"
 
-_MAX_REPEATED = 1 << 16  # elements that a single written value may stand for
+_MAX_REPEATED = 1 << 16  # elements to which one stored value may be repeated
 _FLOATS, _INTS, _BOOLS, _STRINGS, _LONGS, _DOUBLES, _BYTES = range(1, 8)
-_PLAIN = {_FLOATS: "<f4", _DOUBLES: "<f8"}
+_FLOAT_TYPES = {_FLOATS: "<f4", _DOUBLES: "<f8"}
 
 
 class Package:
-    """A saved model. `functions` are its programs by name."""
+    """A saved model. `functions` maps names to functions."""
 
     def __init__(self, path: Path) -> None:
-        """Raises SessionError for what is no ML Program, and for paths that leave the package."""
+        """Raises SessionError if it isn't an ML Program, or if a path leads out of the package."""
         self._path = path
         self._model = _model_file(path)
         try:
@@ -32,16 +32,16 @@ class Package:
         except (OSError, Damaged) as error:
             raise SessionError(f"{path} can't be read as a Core ML model: {error}") from error
         if not self.functions:
-            raise SessionError(f"{path} holds no ML Program; export it for iOS 15 or newer")
+            raise SessionError(f"{path} is not an ML Program; export it for iOS 15 or newer")
         self._weights: dict[str, WeightFile] = {}
 
-    def value(self, constant: Constant) -> Value:
-        """What a constant says: from the weight file, or from the model itself. Raises Damaged."""
+    def value(self, constant: Constant) -> MilValue:
+        """The value of a constant, from the weight file or the model file. Raises Damaged."""
         if constant.file is not None:
             if constant.type is None:
-                raise Damaged("a text or a list can't lie in a weight file")
+                raise Damaged("a string or a list is stored in the weight file; expected a tensor")
             return self._file(constant.file).read(constant.offset, constant.type.shape)
-        return _immediate(Message(constant.immediate), constant.type)
+        return _immediate(ProtoMessage(constant.immediate), constant.type)
 
     def _file(self, name: str) -> WeightFile:
         if name not in self._weights:
@@ -50,39 +50,39 @@ class Package:
         return self._weights[name]
 
 
-def _immediate(value: Message, declared: TensorType | None) -> Value:
+def _immediate(value: ProtoMessage, declared: TensorType | None) -> MilValue:
     if 3 in value:
         return [_text(item.message(3).message(1)) for item in value.message(3).messages(1)]
     tensor = value.message(1)
     return _text(tensor) if declared is None else _tensor(tensor, declared)
 
 
-def _text(tensor: Message) -> str:
+def _text(tensor: ProtoMessage) -> str:
     texts = list(tensor.message(_STRINGS).every(1))
     if not texts:
-        raise Damaged("a text is missing")
+        raise Damaged("a string constant has no value")
     return texts[0].decode(errors="replace")
 
 
-def _tensor(tensor: Message, declared: TensorType) -> Array:
+def _tensor(tensor: ProtoMessage, declared: TensorType) -> Array:
     kind = next((k for k in range(_FLOATS, _BYTES + 1) if k in tensor), None)
     if kind is None or declared.dtype == np.object_:
-        raise Damaged("a constant of an unknown type")
+        raise Damaged("a constant has an unknown type")
     values = tensor.message(kind)
     if kind in (_FLOATS, _DOUBLES, _BYTES):
-        plain = np.dtype(_PLAIN[kind]) if kind in _PLAIN else declared.dtype
+        stored = np.dtype(_FLOAT_TYPES[kind]) if kind in _FLOAT_TYPES else declared.dtype
         data = b"".join(values.every(1))
-        if len(data) % plain.itemsize:
-            raise Damaged(f"a constant of {len(data)} bytes is no array of {plain}")
-        array: Array = np.frombuffer(data, plain).astype(declared.dtype)
+        if len(data) % stored.itemsize:
+            raise Damaged(f"a constant has {len(data)} bytes, expected a multiple of {stored}")
+        array: Array = np.frombuffer(data, stored).astype(declared.dtype)
     else:
-        whole = np.array(values.numbers(1), np.uint64).view(np.int64)  # two's complement
-        array = whole.astype(declared.dtype)
+        integers = np.array(values.numbers(1), np.uint64).view(np.int64)  # two's complement
+        array = integers.astype(declared.dtype)
     count = math.prod(declared.shape)
-    if array.size == 1 and count <= _MAX_REPEATED:  # one value may stand for all
+    if array.size == 1 and count <= _MAX_REPEATED:  # one stored value fills the tensor
         return np.broadcast_to(array.reshape(()), declared.shape)
     if array.size != count:
-        raise Damaged(f"a constant of {array.size} values is declared {declared.shape}")
+        raise Damaged(f"a constant has {array.size} values, declared are {declared.shape}")
     return array.reshape(declared.shape)
 
 
@@ -91,14 +91,14 @@ def _model_file(path: Path) -> Path:
         manifest = json.loads((path / "Manifest.json").read_bytes())
         entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SessionError(f"{path} is no .mlpackage: its Manifest.json says {error!r}") from error
+        raise SessionError(f"{path} is not an .mlpackage: Manifest.json: {error!r}") from error
     return _inside(path, path / "Data", str(entry))
 
 
 def _inside(package: Path, folder: Path, name: str) -> Path:
-    """A file of the package. Raises SessionError for a name or a link that leads out of it."""
+    """The path of a file in the package. Raises SessionError if it or a link leads outside."""
     pure = PurePosixPath(name)
     outside = pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name
     if outside or not (folder / pure).resolve().is_relative_to(package.resolve()):
-        raise SessionError(f"{folder}: the model names {name!r}, outside the package")
+        raise SessionError(f"{folder}: the model refers to {name!r}, outside the package")
     return folder / pure

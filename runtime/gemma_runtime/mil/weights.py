@@ -1,7 +1,7 @@
-"""Compressed weights, multiplied from where they lie: a block of rows is widened at a time.
+"""Multiplies by compressed weights, dequantizing one block of rows at a time.
 
-What a device multiplies is the weight rounded to its declared type, so that is what a block holds.
-N rows, K columns, T tokens.
+A device multiplies by weights that are rounded to their declared type, so each dequantized block is
+rounded too. N rows, K columns, T tokens.
 """
 
 import math
@@ -21,34 +21,34 @@ from gemma_runtime.mil.wire import Damaged
 
 Floats: TypeAlias = NDArray[np.float32]
 
-_BLOCK = 1 << 17  # elements widened at a time, half of a core's cache
-_WIDE_BLOCK = 1 << 21  # of a product with several tokens, which BLAS divides among threads
-_GEMV = 9000  # elements of a matrix that OpenBLAS multiplies in the calling thread
-_SPLIT = np.float32(2**13 + 1)
-_SIGN_EXPONENT_FRACTION = np.uint32(0x8FFFE000).view(np.int32)  # where float16's bits end up
+_BLOCK = 1 << 17  # elements dequantized at a time: half of a core's cache
+_WIDE_BLOCK = 1 << 21  # the same for several tokens, where BLAS uses all threads
+_GEMV = 9000  # up to this many elements OpenBLAS multiplies in the calling thread
+_SPLIT = np.float32(2**13 + 1)  # Veltkamp's factor: keeps 24 - 13 = 11 bits
+_SIGN_EXPONENT_FRACTION = np.uint32(0x8FFFE000).view(np.int32)  # float16's bits within float32's
 _MAX_HALF = 65504
 _local = threading.local()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockWeight:
-    """constexpr_blockwise_shift_scale of a matrix: scale · (code - offset), one of each per block.
+    """A matrix of constexpr_blockwise_shift_scale: scale · (code - offset).
 
-    Blocks divide rows and columns evenly.
+    Each block has one scale and one offset. Blocks divide rows and columns evenly.
     """
 
     codes: Nibbles | Array  # (N, K)
     scale: Floats  # (N or a divisor, a divisor of K)
-    offset: Floats | None
+    offset: Floats | None  # the scale's shape
     dtype: np.dtype[np.generic]
-    is_split_exact: bool  # integers times float16's, within float16's range
+    is_split_exact: bool  # whether all products are an integer times a float16, within its range
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.codes.shape
 
     def widen_rows(self, start: int, stop: int, out: Floats) -> None:
-        """Rows as float32, each rounded to the declared type first."""
+        """Write rows [start, stop) to `out` as float32, rounded to the declared type."""
         _widen_codes(self.codes, start, stop, out)
         blocks = out.reshape(stop - start, self.scale.shape[1], -1)
         rows = np.arange(start, stop) // (self.shape[0] // len(self.scale))
@@ -61,7 +61,7 @@ class BlockWeight:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TableWeight:
-    """constexpr_lut_to_dense of a matrix, a scalar per code; a table for each block."""
+    """A matrix of constexpr_lut_to_dense: one table per block gives a scalar for each code."""
 
     codes: Nibbles | Array  # (N, K)
     tables: Array  # (N or a divisor, a divisor of K, entries)
@@ -72,7 +72,7 @@ class TableWeight:
         return self.codes.shape
 
     def widen_rows(self, start: int, stop: int, out: Floats) -> None:
-        """Rows as float32."""
+        """Write rows [start, stop) to `out` as float32."""
         row_blocks, column_blocks, entries = self.tables.shape
         tables = self.tables.astype(np.float32)
         codes = _code_rows(self.codes, start, stop).astype(np.intp)
@@ -81,13 +81,13 @@ class TableWeight:
             return
         rows = np.arange(start, stop) // (self.shape[0] // row_blocks)
         columns = np.arange(self.shape[1]) // (self.shape[1] // column_blocks)
-        places = (rows[:, None] * column_blocks + columns) * entries + codes
-        np.take(tables.reshape(-1), places, out=out, mode="clip")
+        positions = (rows[:, None] * column_blocks + columns) * entries + codes
+        np.take(tables.reshape(-1), positions, out=out, mode="clip")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlainWeight:
-    """A matrix stored as it is."""
+    """A matrix that is not compressed."""
 
     values: Array  # (N, K)
 
@@ -112,15 +112,15 @@ def open_block_weight(
     offset: Array | Nibbles | None,
     dtype: np.dtype[np.generic],
 ) -> BlockWeight:
-    """Raises Damaged for shapes that don't divide."""
+    """Raises Damaged if the blocks don't divide the matrix."""
     shift = offset.unpack() if isinstance(offset, Nibbles) else offset
     _check_blocks(codes.shape, scale.shape)
     if shift is not None and shift.shape != scale.shape:
-        raise Damaged(f"offsets {shift.shape} beside scales {scale.shape}")
+        raise Damaged(f"offsets have the shape {shift.shape}, scales {scale.shape}")
     scales = scale.astype(np.float32)
     largest = float(np.abs(scales).max(initial=0))
-    farthest = 256 if shift is None or shift.dtype.kind in "iu" else math.inf
-    exact = scale.dtype == np.float16 and largest * farthest < _MAX_HALF
+    largest_code = 256 if shift is None or shift.dtype.kind in "iu" else math.inf
+    exact = scale.dtype == np.float16 and largest * largest_code < _MAX_HALF
     return BlockWeight(
         codes, scales, None if shift is None else shift.astype(np.float32), dtype, bool(exact)
     )
@@ -129,33 +129,33 @@ def open_block_weight(
 def open_table_weight(
     codes: Nibbles | Array, tables: Array, dtype: np.dtype[np.generic]
 ) -> TableWeight:
-    """Tables are (…, entries, 1). Raises Damaged for shapes that don't divide, and for vectors."""
+    """`tables` is (…, entries, 1). Raises Damaged for vector entries and uneven blocks."""
     if tables.ndim != len(codes.shape) + 2 or tables.shape[-1] != 1:
-        raise Damaged(f"a table {tables.shape}; only scalar entries are known here")
+        raise Damaged(f"a lookup table has the shape {tables.shape}; only scalar entries work")
     _check_blocks(codes.shape, tables.shape[:-2])
     return TableWeight(codes, tables[..., 0], dtype)
 
 
 def dense(weight: Weight) -> Array:
-    """The whole matrix in its declared type."""
+    """The dequantized matrix in its declared type, (N, K)."""
     if isinstance(weight, PlainWeight):
         return weight.values
     return take_rows(weight, np.arange(weight.shape[0]))
 
 
 def take_rows(weight: Weight, indices: Array) -> Array:
-    """Some rows in the declared type: (…, K)."""
+    """The rows at `indices`, (…), in the declared type: (…, K)."""
     width = weight.shape[1]
-    found = np.empty((indices.size, width), weight.dtype)
+    rows = np.empty((indices.size, width), weight.dtype)
     row = np.empty((1, width), np.float32)
-    for place, index in enumerate(indices.reshape(-1).tolist()):
+    for position, index in enumerate(indices.reshape(-1).tolist()):
         weight.widen_rows(index, index + 1, row)
-        found[place] = row
-    return found.reshape(*indices.shape, width)
+        rows[position] = row
+    return rows.reshape(*indices.shape, width)
 
 
 def multiply(x: Floats, weight: Weight, threads: ThreadPoolExecutor, count: int) -> Floats:
-    """x @ weight.T, (…, K) to (…, N), by `count` threads."""
+    """x @ weight.T, (…, K) → (…, N), on `count` threads."""
     rows, width = weight.shape
     flat = np.ascontiguousarray(x).reshape(-1, width)  # (T, K)
     y = np.empty((len(flat), rows), np.float32)
@@ -175,19 +175,22 @@ def multiply(x: Floats, weight: Weight, threads: ThreadPoolExecutor, count: int)
 
 
 def widen(weight: Array) -> Floats:
-    """float16 to float32 by moving its bits, four times as fast as numpy's own; finite values."""
+    """Convert float16 to float32 by shifting bits: four times as fast as numpy.
+
+    Right for finite values only. Other types are converted by numpy.
+    """
     if weight.dtype != np.float16:
         return weight.astype(np.float32)
-    bits = weight.view(np.int16).astype(np.int32)  # the sign fills the upper half
+    bits = weight.view(np.int16).astype(np.int32)  # sign-extended
     bits <<= 13
     bits &= _SIGN_EXPONENT_FRACTION
     values = bits.view(np.float32)
-    values *= np.float32(2.0**112)  # from float16's exponent bias to float32's
+    values *= np.float32(2.0**112)  # float32's exponent bias is 112 larger
     return values
 
 
 def _multiply_vector(x: Floats, weight: Weight, start: int, stop: int, y: Floats) -> None:
-    """A stack of small products, so that OpenBLAS starts no threads of its own beside ours."""
+    """y[start:stop] = weight[start:stop] @ x, as products too small for OpenBLAS to use threads."""
     width = len(x)
     few = max(1, _GEMV // width)
     step = max(1, _BLOCK // width // few) * few
@@ -195,11 +198,11 @@ def _multiply_vector(x: Floats, weight: Weight, start: int, stop: int, y: Floats
         last = min(first + step, stop)
         block = _scratch("block", step * width)[: (last - first) * width]
         weight.widen_rows(first, last, block.reshape(last - first, width))
-        whole = (last - first) // few
-        stack = block[: whole * few * width].reshape(whole, few, width)
-        y[first : first + whole * few] = (stack @ x).reshape(-1)
-        if whole * few < last - first:
-            y[first + whole * few : last] = block[whole * few * width :].reshape(-1, width) @ x
+        stacked = (last - first) // few * few
+        stack = block[: stacked * width].reshape(-1, few, width)
+        y[first : first + stacked] = (stack @ x).reshape(-1)
+        if stacked < last - first:
+            y[first + stacked : last] = block[stacked * width :].reshape(-1, width) @ x
 
 
 def _widen_wide(
@@ -210,22 +213,22 @@ def _widen_wide(
     step = max(1, _BLOCK // width)
     parts = [(first, min(first + step, stop)) for first in range(start, stop, step)]
 
-    def widen_some(mine: Sequence[tuple[int, int]]) -> None:
-        for first, last in mine:
+    def widen_parts(own: Sequence[tuple[int, int]]) -> None:
+        for first, last in own:
             weight.widen_rows(first, last, out[first - start : last - start])
 
-    list(threads.map(widen_some, [parts[part::count] for part in range(count)]))
+    list(threads.map(widen_parts, [parts[part::count] for part in range(count)]))
     return out
 
 
 def _round_to_half(values: Floats, is_split_exact: bool) -> None:
-    """In place. Veltkamp's split keeps float16's eleven bits, ties to even as IEEE 754 rounds.
+    """Round to float16 in place. Veltkamp's split keeps eleven bits and rounds ties to even.
 
-    Below float16's normal range nothing is to be rounded: an integer times a float16 is a multiple
-    of its smallest step. Every product with integers up to 255 was compared.
+    Below float16's normal range there is nothing to round: an integer times a float16 is a multiple
+    of its smallest step. Checked for every product with integers up to 255.
     """
     if not is_split_exact:
-        with np.errstate(over="ignore"):  # what overflows does so on a device too
+        with np.errstate(over="ignore"):  # it overflows on a device too
             values[...] = values.astype(np.float16)
         return
     split = _scratch("split", values.size).reshape(values.shape)
@@ -254,24 +257,24 @@ def _code_rows(codes: Nibbles | Array, start: int, stop: int) -> Array:
 
 
 def _signed(values: Array, signed: bool) -> Array:
-    """Nibbles as two's complement."""
+    """Interpret 4-bit values as two's complement if `signed`."""
     return (values.astype(np.uint8) ^ 8).astype(np.int8) - np.int8(8) if signed else values
 
 
 @cache
 def _quads(signed: bool) -> NDArray[np.complex128]:
-    """Four codes as float32 for each value of two bytes, as items of 16 bytes."""
+    """Lookup table from two bytes to their four codes as float32, each entry 16 bytes."""
     two_bytes = np.arange(1 << 16, dtype="<u2").view(np.uint8)
     return unpack_nibbles(two_bytes, signed).astype(np.float32).view(np.complex128)
 
 
 def _scratch(name: str, size: int) -> Floats:
-    """This thread's own, used again: fresh memory costs more than what is done in it."""
-    held: Floats | None = getattr(_local, name, None)
-    if held is None or held.size < size:
-        held = np.empty(size, np.float32)
-        setattr(_local, name, held)
-    return held[:size]
+    """A buffer of this thread, reused because allocating costs more than the work in it."""
+    buffer: Floats | None = getattr(_local, name, None)
+    if buffer is None or buffer.size < size:
+        buffer = np.empty(size, np.float32)
+        setattr(_local, name, buffer)
+    return buffer[:size]
 
 
 def _check_blocks(shape: tuple[int, ...], blocks: tuple[int, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Protocol Buffers' wire format, as far as a Core ML model needs it: no schema, no package.
+"""Reads Protocol Buffers' wire format without a schema, as far as a Core ML model needs it.
 
 https://protobuf.dev/programming-guides/encoding/
 """
@@ -10,16 +10,16 @@ _MAX_VARINT_BYTES = 10
 
 
 class Damaged(ValueError):
-    """The bytes are no message, or hold something else where a field is expected."""
+    """The bytes are not a valid message, or a field has the wrong type."""
 
 
-class Message:
-    """A message's fields by number. One that is absent has the default of its kind."""
+class ProtoMessage:
+    """A message's fields by number. A missing field reads as 0, b"" or an empty message."""
 
     __slots__ = ("_fields",)
 
     def __init__(self, data: bytes) -> None:
-        """Raises Damaged for bytes that are no message."""
+        """Raises Damaged if the bytes are not a message."""
         self._fields = _split(data)
 
     def __contains__(self, field: int) -> bool:
@@ -28,44 +28,44 @@ class Message:
     def number(self, field: int) -> int:
         value = self._last(field, 0)
         if not isinstance(value, int):
-            raise Damaged(f"field {field} is no number")
+            raise Damaged(f"field {field} is not a number")
         return value
 
     def data(self, field: int) -> bytes:
         value = self._last(field, b"")
         if not isinstance(value, bytes):
-            raise Damaged(f"field {field} is a number")
+            raise Damaged(f"field {field} is a number, expected bytes")
         return value
 
     def text(self, field: int) -> str:
         return _decoded(self.data(field), field)
 
     def texts(self, field: int) -> list[str]:
-        """A repeated field of texts."""
+        """A repeated field of strings."""
         return [_decoded(value, field) for value in self.every(field)]
 
-    def message(self, field: int) -> "Message":
-        return Message(self.data(field))
+    def message(self, field: int) -> "ProtoMessage":
+        return ProtoMessage(self.data(field))
 
     def every(self, field: int) -> Iterator[bytes]:
-        """Each value of a repeated field of bytes, texts or messages."""
+        """The values of a repeated field of bytes, strings or messages."""
         for value in self._fields.get(field, ()):
             if not isinstance(value, bytes):
-                raise Damaged(f"field {field} is a number")
+                raise Damaged(f"field {field} is a number, expected bytes")
             yield value
 
-    def messages(self, field: int) -> Iterator["Message"]:
-        return map(Message, self.every(field))
+    def messages(self, field: int) -> Iterator["ProtoMessage"]:
+        return map(ProtoMessage, self.every(field))
 
     def numbers(self, field: int) -> list[int]:
-        """A repeated field of whole numbers, packed or not."""
-        found: list[int] = []
+        """A repeated field of integers, packed or not."""
+        numbers: list[int] = []
         for value in self._fields.get(field, ()):
-            found += [value] if isinstance(value, int) else _varints(value)
-        return found
+            numbers += [value] if isinstance(value, int) else _varints(value)
+        return numbers
 
     def mapping(self, field: int) -> dict[str, bytes]:
-        """A map from text to messages."""
+        """A map from strings to serialized messages."""
         return {entry.text(1): entry.data(2) for entry in self.messages(field)}
 
     def _last(self, field: int, default: int | bytes) -> int | bytes:
@@ -76,47 +76,47 @@ def _decoded(data: bytes, field: int) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise Damaged(f"field {field} is no text") from error
+        raise Damaged(f"field {field} is not a UTF-8 string") from error
 
 
 def _split(data: bytes) -> dict[int, list[int | bytes]]:
     fields: dict[int, list[int | bytes]] = {}
-    place, end = 0, len(data)
+    offset, end = 0, len(data)
     value: int | bytes
-    while place < end:
-        tag, place = _varint(data, place)
+    while offset < end:
+        tag, offset = _varint(data, offset)
         kind = tag & 7
         if kind == _VARINT:
-            value, place = _varint(data, place)
+            value, offset = _varint(data, offset)
         else:
             length = 4 if kind == _FOUR_BYTES else 8
             if kind == _BYTES:
-                length, place = _varint(data, place)
+                length, offset = _varint(data, offset)
             elif kind not in (_EIGHT_BYTES, _FOUR_BYTES):
-                raise Damaged(f"no wire type {kind}")
-            if length > end - place:
-                raise Damaged(f"{length} bytes expected where {end - place} are left")
-            value = data[place : place + length]
-            place += length
+                raise Damaged(f"wire type {kind} is unknown")
+            if length > end - offset:
+                raise Damaged(f"a field has {length} bytes, but only {end - offset} are left")
+            value = data[offset : offset + length]
+            offset += length
         fields.setdefault(tag >> 3, []).append(value)
     return fields
 
 
-def _varint(data: bytes, place: int) -> tuple[int, int]:
-    """A number of seven bits per byte, and the place behind it."""
+def _varint(data: bytes, offset: int) -> tuple[int, int]:
+    """A number of seven bits per byte, and the offset behind it."""
     value = shift = 0
-    for byte in data[place : place + _MAX_VARINT_BYTES]:
+    for byte in data[offset : offset + _MAX_VARINT_BYTES]:
         value |= (byte & 0x7F) << shift
-        place += 1
+        offset += 1
         if byte < 0x80:
-            return value & 0xFFFFFFFFFFFFFFFF, place
+            return value & 0xFFFFFFFFFFFFFFFF, offset
         shift += 7
-    raise Damaged("a number has no end")
+    raise Damaged("a varint does not end")
 
 
 def _varints(data: bytes) -> list[int]:
-    found, place = [], 0
-    while place < len(data):
-        value, place = _varint(data, place)
-        found.append(value)
-    return found
+    values, offset = [], 0
+    while offset < len(data):
+        value, offset = _varint(data, offset)
+        values.append(value)
+    return values

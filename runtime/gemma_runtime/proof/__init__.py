@@ -1,1 +1,1 @@
-"""Does the artifact agree with the checkpoint? Goldens, verify, eval."""
+"""Checks an artifact against its checkpoint: goldens, verify, eval."""

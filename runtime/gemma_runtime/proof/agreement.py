@@ -1,4 +1,4 @@
-"""How far logits are from a golden. One definition, for export, verify and benchmarks.
+"""Measures how far logits are from a golden. Export, verify and benchmarks all use it.
 
 T positions, k top tokens, V vocabulary.
 """
@@ -12,8 +12,8 @@ from gemma_runtime.manifest import Agreement
 from gemma_runtime.proof.goldens import TopLogits, log_sum_exp
 
 Floats = NDArray[np.float64]
-# Logits; tokens closer than this may swap places without a fault. Three times what onnxruntime's
-# int8 rounding of activations moves a logit of the 270M on average (0.16).
+# In logits. Two tokens closer than this are a near tie: they may swap without a fault. It is three
+# times the average change of a 270M logit by onnxruntime's int8 activations (0.16).
 TIE_MARGIN = 0.5
 
 
@@ -22,8 +22,8 @@ def compare_logits(
 ) -> Agreement:
     """Compare (T, V) logits with T positions of a golden.
 
-    KL(expected ‖ actual) is over the k stored tokens and one bucket for all others, in nats:
-    a lower bound of the true KL, and tight, since the bucket is what k tokens leave over.
+    KL(expected ‖ actual), in nats, is over the k stored tokens and one bucket for all others. It is
+    a lower bound of the true KL, and a tight one, because the bucket's probability is small.
     """
     ids = np.asarray(expected.ids)  # (T, k)
     want = np.asarray(expected.logits, np.float64)  # (T, k)
@@ -47,7 +47,7 @@ def compare_logits(
 
 
 def pool(agreements: Sequence[Agreement]) -> Agreement:
-    """One figure over several prompts: means by position, the worst p99 and maximum."""
+    """Combine the agreements of several prompts: means over positions, the largest p99 and max."""
     positions = sum(a.positions for a in agreements)
 
     def mean(values: Sequence[float]) -> float:

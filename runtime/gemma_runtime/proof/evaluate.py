@@ -1,6 +1,6 @@
-"""How well the shipped artifact models a text: perplexity, and its distance to the teacher.
+"""Evaluates a bundle on a text: perplexity, and KL divergence from the float32 teacher.
 
-llama.cpp's set of figures, segment by segment. T positions, k top tokens, V vocabulary.
+The figures are llama.cpp's, for every segment. T positions, k top tokens, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -19,23 +19,23 @@ from gemma_runtime.session import Logits, Session, open_session
 from gemma_runtime.text.tokenizer import load_tokenizer
 
 _HEADINGS = ("", "tokens", "perplexity", "teacher", "mean KL", "median", "p99", "top-1", "rest")
-_CHUNK = 32  # positions whose logits are held at a time
+_CHUNK = 32  # positions scored per call, to bound the memory of their logits
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherFigures:
-    """Against the teacher's stored probabilities, in nats.
+    """Comparison with the teacher's stored probabilities. KL is in nats.
 
-    KL is over its top tokens and one bucket for all others: never above the true one, and below it
-    by `rest` times the divergence within the bucket.
+    KL is over the teacher's top tokens and one bucket for all others. It is at most the true KL,
+    and below it by `rest` times the divergence within the bucket.
     """
 
     perplexity: float  # the teacher's own
     mean_kl: float
     median_kl: float
     p99_kl: float
-    top1: float  # share of positions with the same likeliest token: llama.cpp's "same top p"
-    rest: float  # the teacher's mean probability of the bucket
+    top1: float  # share of positions with the same most likely token: llama.cpp's "same top p"
+    rest: float  # the teacher's probability of the bucket, averaged over positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,37 +43,37 @@ class SegmentFigures:
     name: str
     positions: int
     perplexity: float
-    teacher: TeacherFigures | None  # None where the bundle has no teacher of this text
+    teacher: TeacherFigures | None  # None if the bundle has no teacher for this text
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    total: SegmentFigures  # all positions alike
+    total: SegmentFigures  # over the positions of all segments
     segments: tuple[SegmentFigures, ...]
-    note: str  # what the figures are measured against
+    note: str  # tells for which segments the bundle has a teacher
 
 
 @dataclass(frozen=True, slots=True)
-class _Measured:
+class _MeasuredSegment:
     name: str
     next_log_probs: Floats  # (T - 1,)
     teacher: TeacherSegment | None
     kl: Floats  # (T,), empty without a teacher
-    same: NDArray[np.bool_]  # (T,)
+    same: NDArray[np.bool_]  # (T,), whether the most likely token is the teacher's
 
 
 def evaluate_bundle(
     bundle: Bundle, texts: dict[str, str] | None = None, threads: int | None = None
 ) -> Evaluation:
-    """Score texts by name, or the text whose teacher the bundle holds.
+    """Score `texts`, given by name, or the text that the bundle's teacher is for.
 
-    Raises TokenizerError for neither: export with --eval-text, or give a text.
+    Raises TokenizerError if there is neither.
     """
     stored = "teacher" in bundle.manifest.roles
     teachers = load_teacher(bundle.path("teacher")) if stored else {}
     if texts is None and not teachers:
         raise TokenizerError(
-            f"{bundle.directory} holds no evaluation text; give --text, or export with --eval-text"
+            f"{bundle.directory} has no evaluation text; give --text, or export with --eval-text"
         )
     tokens = {name: segment.tokens.tolist() for name, segment in teachers.items()}
     if texts is not None:
@@ -88,17 +88,17 @@ def evaluate_bundle(
     return summarize(measured)
 
 
-def summarize(measured: Sequence[_Measured]) -> Evaluation:
-    with_teacher = [one for one in measured if one.teacher is not None]
+def summarize(measured: Sequence[_MeasuredSegment]) -> Evaluation:
+    with_teacher = [segment for segment in measured if segment.teacher is not None]
     if len(with_teacher) == len(measured):
         note = "against the float32 teacher's stored probabilities"
     elif with_teacher:
-        note = f"teacher of {len(with_teacher)} of {len(measured)} segments; perplexity of all"
+        note = f"{len(with_teacher)} of {len(measured)} segments have a teacher"
     else:
-        note = "perplexity alone: the bundle holds no teacher of this text, see --eval-text"
+        note = "perplexity only: the bundle has no teacher for this text, see --eval-text"
     return Evaluation(
         total=_figures("total", measured),
-        segments=tuple(_figures(one.name, [one]) for one in measured),
+        segments=tuple(_figures(segment.name, [segment]) for segment in measured),
         note=note,
     )
 
@@ -113,7 +113,7 @@ def render_evaluation(name: str, evaluation: Evaluation) -> Table:
 
 
 def teacher_kl(logits: Logits, ids: NDArray[np.int32], log_p: NDArray[np.float32]) -> Floats:
-    """KL(teacher ‖ logits) over k tokens and the bucket of all others: (T,)."""
+    """KL(teacher ‖ logits), (T,), in nats, over k tokens and one bucket for all others."""
     log_q = logits - log_sum_exp(logits)[:, None]  # (T, V) float64
     top_q = np.take_along_axis(log_q, ids, -1)  # (T, k)
     np.put_along_axis(log_q, ids, -np.inf, -1)
@@ -122,7 +122,7 @@ def teacher_kl(logits: Logits, ids: NDArray[np.int32], log_p: NDArray[np.float32
 
 def _measure(
     session: Session, name: str, tokens: list[int], teacher: TeacherSegment | None
-) -> _Measured:
+) -> _MeasuredSegment:
     session.reset()
     following, kl, same = [], [np.empty(0)], [np.empty(0, np.bool_)]
     for start in range(0, len(tokens), _CHUNK):
@@ -134,7 +134,7 @@ def _measure(
             span = slice(start, start + len(logits))
             kl.append(teacher_kl(logits, teacher.ids[span], teacher.log_probs[span]))
             same.append(logits.argmax(-1) == teacher.ids[span, 0])
-    return _Measured(
+    return _MeasuredSegment(
         name, np.concatenate(following), teacher, np.concatenate(kl), np.concatenate(same)
     )
 
@@ -142,12 +142,12 @@ def _measure(
 def _teacher_of(
     teachers: dict[str, TeacherSegment], name: str, tokens: list[int]
 ) -> TeacherSegment | None:
-    """The stored segment of the very same tokens, whatever it is called."""
-    found = [t for t in teachers.values() if t.tokens.tolist() == tokens]
-    return next((t for t in found if t.name == name), found[0] if found else None)
+    """The stored segment with exactly these tokens; if several, the one with this name."""
+    same = [t for t in teachers.values() if t.tokens.tolist() == tokens]
+    return next((t for t in same if t.name == name), same[0] if same else None)
 
 
-def _figures(name: str, parts: Sequence[_Measured]) -> SegmentFigures:
+def _figures(name: str, parts: Sequence[_MeasuredSegment]) -> SegmentFigures:
     return SegmentFigures(
         name=name,
         positions=sum(len(part.next_log_probs) for part in parts),
@@ -156,7 +156,7 @@ def _figures(name: str, parts: Sequence[_Measured]) -> SegmentFigures:
     )
 
 
-def _teacher_figures(parts: Sequence[_Measured]) -> TeacherFigures | None:
+def _teacher_figures(parts: Sequence[_MeasuredSegment]) -> TeacherFigures | None:
     teachers = [part.teacher for part in parts if part.teacher is not None]
     if not teachers:
         return None

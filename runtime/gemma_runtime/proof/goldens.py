@@ -1,6 +1,6 @@
-"""Goldens: what the reference said, in a file small enough to ship.
+"""Goldens: prompts with the reference's top logits, in a file small enough to ship.
 
-T positions, J of them judged: the last ones. k top tokens, V vocabulary.
+T positions, of which the last J are judged. k top tokens, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -25,21 +25,24 @@ class TopLogits:
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """One prompt. `reference` judges quantization, `quantized` judges the lowering."""
+    """One prompt with logits of two references.
+
+    `reference` measures the quantization, `quantized` measures the lowering.
+    """
 
     name: str
     tokens: list[int]  # (T,)
-    reference: TopLogits  # float32 weights
-    quantized: TopLogits  # the store's weights, in float32 arithmetic
+    reference: TopLogits  # from the float32 weights
+    quantized: TopLogits  # from the quantized weights, computed in float32
 
     @property
     def judged(self) -> int:
-        """The positions, from the end, that have logits."""
+        """How many positions, from the end, have logits: J."""
         return len(self.reference.ids)
 
 
 def top_logits(logits: NDArray[np.float32], k: int = 32) -> TopLogits:
-    """Boil (T, V) logits down to the k largest and the normalizer."""
+    """Reduce (T, V) logits to the k largest and the log-sum-exp of each position."""
     k = min(k, logits.shape[-1])
     part = np.argpartition(-logits, k - 1, axis=-1)[:, :k]  # (T, k)
     order = np.argsort(-np.take_along_axis(logits, part, -1), axis=-1, kind="stable")
@@ -53,7 +56,7 @@ def top_logits(logits: NDArray[np.float32], k: int = 32) -> TopLogits:
 
 
 def log_sum_exp(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(T, V) → (T,), row by row so that no float64 copy of all logits is made."""
+    """(T, V) → (T,), row by row to avoid a float64 copy of all logits."""
     return np.array([_log_sum_exp(row.astype(np.float64)) for row in logits])
 
 
@@ -62,11 +65,11 @@ def save_goldens(path: Path, goldens: Sequence[Golden]) -> None:
 
 
 def load_goldens(path: Path) -> list[Golden]:
-    """Raises BundleError if the file is not what `save_goldens` writes."""
+    """Read a file of `save_goldens`. Raises BundleError if it is not one."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=list[Golden])
     except (OSError, msgspec.DecodeError) as error:
-        raise BundleError(f"{path} holds no goldens: {error}; export the model again") from error
+        raise BundleError(f"{path} is not a goldens file: {error}; export again") from error
 
 
 def _log_sum_exp(row: NDArray[np.float64]) -> float:
@@ -75,5 +78,5 @@ def _log_sum_exp(row: NDArray[np.float64]) -> float:
 
 
 def _short(x: float) -> float:
-    """float32 in decimal: nine digits bring every bit back."""
+    """Round to nine significant digits, which keep every bit of a float32."""
     return float(f"{x:.9g}")

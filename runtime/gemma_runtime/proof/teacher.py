@@ -1,6 +1,6 @@
-"""What the float32 teacher said of a text, small enough to ship: its likeliest tokens and the rest.
+"""Stores the float32 teacher's top probabilities for a text, in a file small enough to ship.
 
-T positions of all segments, one after the other; k top tokens. The file is a numpy `.npz`.
+T positions, k top tokens. The file is a numpy `.npz` with all segments concatenated.
 """
 
 import zipfile
@@ -15,47 +15,50 @@ from gemma_runtime.errors import BundleError, TokenizerError
 
 TEACHER = "teacher.npz"
 TOP = 256  # tokens kept per position
-LONGEST = 256  # tokens of a segment that are read
+LONGEST = 256  # tokens used per segment, bos included
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherSegment:
-    """One text: `log_probs` of the tokens `ids` after each of `tokens`, likeliest first."""
+    """One text with the teacher's k most likely next tokens after each of its tokens."""
 
     name: str
     tokens: NDArray[np.int32]  # (T,), bos first
-    ids: NDArray[np.int32]  # (T, k)
-    log_probs: NDArray[np.float32]  # (T, k)
-    next_log_probs: NDArray[np.float32]  # (T - 1,), of the token that follows
+    ids: NDArray[np.int32]  # (T, k), most likely first
+    log_probs: NDArray[np.float32]  # (T, k), of `ids`
+    next_log_probs: NDArray[np.float32]  # (T - 1,), of the token that does follow
 
 
 def read_segments(path: Path) -> dict[str, str]:
-    """Texts by name: every file of a folder, or a file's paragraphs, which a blank line parts.
+    """Texts by name: every file of a folder, or the paragraphs of a file.
 
-    Raises TokenizerError where there is nothing to read, or where it is not UTF-8.
+    Blank lines separate paragraphs. Raises TokenizerError if there is no text or it is not UTF-8.
     """
     try:
         if path.is_dir():
             files = sorted(file for file in path.iterdir() if file.is_file())
-            found = {file.stem: file.read_text("utf-8") for file in files}
+            parts = {file.stem: file.read_text("utf-8") for file in files}
         else:
-            parts = path.read_text("utf-8").split("\n\n")
-            found = {str(index): part for index, part in enumerate(parts, 1)}
+            paragraphs = path.read_text("utf-8").split("\n\n")
+            parts = {str(index): text for index, text in enumerate(paragraphs, 1)}
     except (OSError, UnicodeDecodeError) as error:
         raise TokenizerError(f"can't read {path}: {error}") from error
-    texts = {name: text for name, text in found.items() if text.strip()}
+    texts = {name: text for name, text in parts.items() if text.strip()}
     if not texts:
-        raise TokenizerError(f"{path} holds no text; expected paragraphs, or a folder of files")
+        raise TokenizerError(f"{path} has no text; expected a text file or a folder of them")
     return texts
 
 
 def encode_segments(
     texts: Mapping[str, str], encode: Callable[[str], list[int]], bos: int, context_length: int
 ) -> dict[str, list[int]]:
-    """Token ids by name, bos first, cut to what is read; the exporter's are found again by them."""
+    """Token ids by name, bos first, cut to LONGEST; texts without tokens are left out.
+
+    Exporter and runtime both use this, because a stored segment is looked up by its token ids.
+    """
     longest = min(LONGEST, context_length)
-    found = {name: [bos, *encode(text)][:longest] for name, text in texts.items()}
-    return {name: ids for name, ids in found.items() if len(ids) > 1}
+    segments = {name: [bos, *encode(text)][:longest] for name, text in texts.items()}
+    return {name: ids for name, ids in segments.items() if len(ids) > 1}
 
 
 def save_teacher(path: Path, segments: list[TeacherSegment]) -> None:
@@ -72,16 +75,16 @@ def save_teacher(path: Path, segments: list[TeacherSegment]) -> None:
 
 
 def load_teacher(path: Path) -> dict[str, TeacherSegment]:
-    """Segments by name. Raises BundleError if the file is not what `save_teacher` writes."""
+    """Segments by name, from a file of `save_teacher`. Raises BundleError if it is not one."""
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             parts: Mapping[str, NDArray[np.generic]] = {name: file[name] for name in file.files}
-        return {segment.name: segment for segment in _cut(parts)}
+        return {segment.name: segment for segment in _split_segments(parts)}
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise BundleError(f"{path} holds no teacher: {error}; export the model again") from error
+        raise BundleError(f"{path} is not a teacher file: {error}; export again") from error
 
 
-def _cut(parts: Mapping[str, NDArray[np.generic]]) -> list[TeacherSegment]:
+def _split_segments(parts: Mapping[str, NDArray[np.generic]]) -> list[TeacherSegment]:
     ends = np.cumsum(parts["lengths"])
     segments = []
     for index, (name, end) in enumerate(zip(parts["names"].tolist(), ends.tolist(), strict=True)):

@@ -1,8 +1,8 @@
-"""Does the artifact say what the checkpoint says? Goldens replayed on the machine at hand.
+"""Verifies an artifact on this machine: replays the goldens and compares the logits.
 
-Two yardsticks, never one. *Lowering*: the artifact against the reference holding the same codes;
-small, and judged. *Quantization*: against the float32 weights; it belongs to the recipe, and is
-reported. J judged tokens, V vocabulary.
+Reports two errors separately. *Lowering* compares the artifact with the reference that has the same
+codes: it must be small, and decides between PASS and FAIL. *Quantization* compares it with the
+float32 weights: it depends on the recipe and is only reported. J judged tokens, V vocabulary.
 """
 
 import sys
@@ -25,44 +25,44 @@ from gemma_runtime.session import Logits, Session, open_session
 class Verdict(StrEnum):
     PASS = "PASS"
     FAIL = "FAIL"
-    AMBIGUOUS = "AMBIGUOUS"  # no limit is broken, but near ties decide: more goldens are needed
+    AMBIGUOUS = "AMBIGUOUS"  # within the limits, but with too many near ties to be sure
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the lowering may cost.
+    """The largest lowering error that passes.
 
     The reference multiplies in float32. ONNX Runtime's quantized kernels round activations to int8
-    in blocks, which alone costs the real 270M a mean KL of 2e-3 (int8) to 4e-3 (int4), and the
-    smallest faults hide below that: scores scaled by 1.5 in a single layer are 6e-3. So the same
-    graph is replayed with float activations too, which has 1e-10, and nothing can hide in it.
+    in blocks. That alone costs the real 270M a mean KL of 2e-3 (int8) to 4e-3 (int4), which could
+    hide small faults: attention scores scaled by 1.5 in one layer cost only 6e-3. So the goldens
+    are also replayed on the same graph with float activations, whose KL is only 1e-10.
     """
 
-    min_top1: float = 0.98  # near ties not counted against it
-    max_mean_kl: float = 1e-2  # of scoring, of decoding, and of one against the other
-    max_exact_kl: float = 1e-6  # mean, with float activations
-    max_near_ties: float = 0.2  # share of positions, above which PASS becomes AMBIGUOUS
+    min_top1: float = 0.98  # share of positions; near ties count as agreeing
+    max_mean_kl: float = 1e-2  # of scoring, of decoding, and of decoding against scoring
+    max_exact_kl: float = 1e-6  # mean KL with float activations
+    max_near_ties: float = 0.2  # share of positions; above it PASS becomes AMBIGUOUS
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
     verdict: Verdict
-    failures: tuple[str, ...]  # which limit was broken, and by what
+    failures: tuple[str, ...]  # one line for each limit that was exceeded
     limits: Limits
-    lowering: Agreement  # artifact against the reference with the same codes; all that follows
-    scored: Agreement  # lowering, whole prompts in one call
-    decoded: Agreement  # lowering, half a prompt in one call and the rest token by token
-    exact: Agreement | None  # lowering with float activations, where the bundle has such a graph
-    engines: Agreement | None  # Core ML against our interpreter of it, where there are both
-    paths: Agreement  # decoded against scored, on the positions that both have
+    lowering: Agreement  # artifact against the reference with the same codes: scored and decoded
+    scored: Agreement  # lowering, with each prompt in one call
+    decoded: Agreement  # lowering, with half a prompt in one call and the rest token by token
+    exact: Agreement | None  # lowering with float activations, if the bundle has such a graph
+    engines: Agreement | None  # Core ML against our interpreter, if both can run
+    paths: Agreement  # decoded against scored, on the positions of both
     quantization: Agreement  # artifact against the float32 reference
     by_golden: dict[str, Agreement]  # lowering, by the golden's name
 
 
 _LIMITS = Limits()
-# XNNPACK rounds activations to int8 with one scale for a whole token, which alone
-# costs the real 270M at int4 a mean KL of 2e-2; it has no float kernel for int4 to judge by.
-# float16 throughout costs the 270M 2e-5.
+# executorch: XNNPACK rounds activations to int8 with one scale per token. That alone costs the real
+# 270M at int4 a mean KL of 2e-2, and there is no float kernel for int4 to compare with.
+# coreml: float16 arithmetic costs the 270M 2e-5.
 _LIMITS_OF: Mapping[str, Limits] = {
     "executorch": Limits(max_mean_kl=5e-2),
     "coreml": Limits(max_mean_kl=5e-4),
@@ -70,7 +70,7 @@ _LIMITS_OF: Mapping[str, Limits] = {
 
 
 def verify_bundle(bundle: Bundle, threads: int | None = None) -> Verification:
-    """Replay a bundle's goldens on its exact graph, if it has one, and on the one it ships."""
+    """Replay a bundle's goldens on its main graph, and on its exact graph if it has one."""
     goldens = load_goldens(bundle.path("goldens"))
     exact = None
     if "exact" in bundle.manifest.graphs:
@@ -82,22 +82,22 @@ def verify_bundle(bundle: Bundle, threads: int | None = None) -> Verification:
 
 
 def limits_of(target: str) -> Limits:
-    """What the lowering to a target may cost."""
+    """The limits for a target's lowering error."""
     return _LIMITS_OF.get(target, _LIMITS)
 
 
 def measure_lowering(session: Session, goldens: Sequence[Golden]) -> Agreement:
-    """How far a session is from the reference holding the same codes, by both ways to get there."""
+    """A session's lowering error: scored and decoded logits against the same codes' reference."""
     replays = [_compare(golden, *replay(session, golden)) for golden in goldens]
     return pool([part for r in replays for part in (r.scored, r.decoded)])
 
 
 def compare_sessions(session: Session, other: Session, goldens: Sequence[Golden]) -> Agreement:
-    """How far one session is from another on the goldens' tokens."""
+    """Compare one session's logits with another's on the goldens' tokens."""
     parts = []
     for golden in goldens:
-        found, expected = replay(session, golden), replay(other, golden)
-        parts += [compare_logits(f, top_logits(e)) for f, e in zip(found, expected, strict=True)]
+        actual, expected = replay(session, golden), replay(other, golden)
+        parts += [compare_logits(a, top_logits(e)) for a, e in zip(actual, expected, strict=True)]
     return pool(parts)
 
 
@@ -117,15 +117,15 @@ def verify(
     exact: Agreement | None = None,
     engines: Agreement | None = None,
 ) -> Verification:
-    """Replay every golden by scoring, and by prefill and decode; judge the lowering.
+    """Replay every golden, once scored and once with prefill and decode; judge the lowering.
 
-    `exact` is what `measure_lowering` found with float activations, and is judged more strictly;
-    `engines` is what `compare_sessions` found between two that run the same artifact.
-    Raises BundleError if there are no goldens: nothing can be said then.
+    `exact` is the result of `measure_lowering` with float activations, which has a stricter limit.
+    `engines` is the result of `compare_sessions` for two engines that run the same artifact.
+    Raises BundleError if there are no goldens.
     """
     if not goldens:
-        raise BundleError("the bundle holds no goldens, so nothing can be verified; export again")
-    # A NaN or Inf fails below, by every figure it touches; numpy need not warn of it too.
+        raise BundleError("the bundle has no goldens, so it can't be verified; export again")
+    # A NaN or Inf exceeds a limit below, so numpy's warning is not needed.
     with np.errstate(invalid="ignore", over="ignore"):
         replays = [_compare(golden, *replay(session, golden)) for golden in goldens]
     scored, decoded = pool([r.scored for r in replays]), pool([r.decoded for r in replays])
@@ -157,7 +157,10 @@ def verify(
 
 
 def replay(session: Session, golden: Golden) -> tuple[Logits, Logits]:
-    """Logits at the J judged positions by scoring, and from J // 2 - 1 on by prefill and decode."""
+    """Logits of a golden from the two paths: scored, (J, V), and decoded.
+
+    The decoded ones, by prefill and then token by token, start at judged position J // 2 - 1.
+    """
     tokens, start = golden.tokens, len(golden.tokens) - golden.judged
     half = start + max(1, golden.judged // 2)
     session.reset()
@@ -172,9 +175,9 @@ def replay(session: Session, golden: Golden) -> tuple[Logits, Logits]:
 
 
 def render_verification(name: str, verification: Verification) -> Table:
-    """The figures as a table, the verdict above and what decided it below."""
+    """The figures as a table, with the verdict as its title and the reasons below."""
     color = {"PASS": "green", "FAIL": "red", "AMBIGUOUS": "yellow"}[verification.verdict]
-    # Text, not str: a folder's name may hold what rich takes for markup.
+    # Text, not str: rich would parse brackets in a folder's name as markup.
     title = Text.assemble(f"{name}: ", (verification.verdict.value, color))
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in _HEADINGS:
@@ -200,7 +203,7 @@ _HEADINGS = ("", "tokens", "top-1", "near\nties", "max\n|Δ|", "mean\n|Δ|", "me
 
 @dataclass(frozen=True, slots=True)
 class _Replay:
-    """One golden's figures."""
+    """The figures of one golden."""
 
     scored: Agreement
     decoded: Agreement
@@ -235,7 +238,7 @@ def _top1_failures(lowering: Agreement, limits: Limits) -> tuple[str, ...]:
 
 
 def _kl_failures(what: str, figures: Agreement, limit: float) -> tuple[str, ...]:
-    if figures.mean_kl <= limit:  # a NaN is not
+    if figures.mean_kl <= limit:  # False for NaN
         return ()
     return (f"mean KL of {what} is {figures.mean_kl:.2e}, above {limit:.0e}",)
 
@@ -266,10 +269,11 @@ def _caption(verification: Verification) -> str:
     if verification.verdict is Verdict.AMBIGUOUS:
         share = verification.lowering.near_ties / verification.lowering.positions
         return (
-            f"{share:.0%} of the positions are near ties that fell the other way, more than "
-            f"{verification.limits.max_near_ties:.0%}: these goldens can't tell"
+            f"{share:.0%} of the positions are near ties that went the other way, more than "
+            f"{verification.limits.max_near_ties:.0%}: these goldens can't decide"
         )
     return (
-        "lowering: against the reference with the same codes, judged; quantization: against the "
-        f"float32 weights, the recipe's, not judged; near ties: leads below {TIE_MARGIN} logits"
+        "lowering: error against the reference with the same codes, decides the verdict; "
+        "quantization: error against the float32 weights, depends on the recipe; "
+        f"near ties: leads below {TIE_MARGIN} logits"
     )

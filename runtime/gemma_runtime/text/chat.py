@@ -1,8 +1,8 @@
-"""Messages to token ids, by the checkpoint's chat template.
+"""Turns chat messages into token ids with the checkpoint's chat template.
 
-A template is untrusted, and so is what users write. The template runs in a sandbox and sees a
-random number in place of each content; contents come in afterwards, as text that can't become a
-control token.
+Neither the template nor the messages are trusted. The template runs in a sandbox and sees a random
+number instead of each message's content. The contents are filled in afterwards, as text that can't
+become a control token.
 """
 
 import re
@@ -15,7 +15,7 @@ from gemma_runtime.errors import TokenizerError
 from gemma_runtime.text.template import TemplateRefusal, render_template
 from gemma_runtime.text.tokenizer import Tokenizer
 
-# For checkpoints that come without one: Gemma's turns, in our words.
+# For checkpoints without a template: Gemma's turn format, written by us.
 CANONICAL_TEMPLATE = """\
 {{ bos_token }}
 {%- for message in messages %}
@@ -38,11 +38,11 @@ class Message:
 def encode_chat(
     tokenizer: Tokenizer, template: str | None, messages: Sequence[Message], bos_token: int
 ) -> list[int]:
-    """Ids of a conversation, up to where the model's next turn begins; bos once, in front.
+    """Token ids of a conversation, up to the start of the model's next turn.
 
-    `template` is Jinja with Hugging Face's conventions; None is Gemma's own. Where it knows no
-    system turn, the system's text opens the first user turn. Raises TokenizerError for turns that
-    don't alternate and for a template that fails.
+    bos comes once, at the start. `template` is Jinja with Hugging Face's conventions; None selects
+    Gemma's format. If the template rejects a system turn, the system text is put in front of the
+    first user turn. Raises TokenizerError if turns don't alternate or the template fails.
     """
     _check_turns(messages)
     frame = ChatFrame(
@@ -55,22 +55,22 @@ def encode_chat(
     for part in tokenizer.split_control(text):
         if part == bos_token:
             continue
-        # Between two markers the template's words and the user's are encoded as one text, as
-        # they would be without the wall: ids are those of transformers.
+        # The template's and the user's text between two control tokens are encoded together, as
+        # transformers does, so that the ids are the same.
         ids += [part] if isinstance(part, int) else tokenizer.encode(_fill(part, contents))
     return ids
 
 
 @dataclass(frozen=True, slots=True)
 class ChatFrame:
-    """A template and the names of the tokens that it writes."""
+    """A template, and the bos and eos pieces that it may write."""
 
     template: str
     bos: str
     eos: str
 
     def render(self, turns: Sequence[tuple[str, str]]) -> str:
-        """The text of (role, content) turns, up to where the reply begins."""
+        """Render (role, content) turns as text, up to the start of the reply."""
         names = {
             "messages": [{"role": role, "content": content} for role, content in turns],
             "add_generation_prompt": True,
@@ -83,7 +83,7 @@ class ChatFrame:
 
 
 def _piece(tokenizer: Tokenizer, token: int | None) -> str:
-    """How a template writes a control token; nothing if the vocabulary has no such token."""
+    """The text of a control token, or "" if the vocabulary doesn't have it."""
     if token is None or token not in tokenizer.control_tokens:
         return ""
     return tokenizer.piece(token) or ""
@@ -95,17 +95,17 @@ def _check_turns(messages: Sequence[Message]) -> None:
         turns = turns[1:]
     if not turns:
         raise TokenizerError("the conversation has no user turn; begin with one")
-    for place, role in enumerate(turns):
-        expected = ("user", "assistant")[place % 2]
+    for index, role in enumerate(turns):
+        expected = ("user", "assistant")[index % 2]
         if role != expected:
             raise TokenizerError(
-                f"turn {place + 1} is by {role!r}, expected {expected!r}: after an optional system "
+                f"turn {index + 1} is by {role!r}, expected {expected!r}: after an optional system "
                 "turn, user and assistant alternate"
             )
 
 
 def _render_folded(frame: ChatFrame, messages: Sequence[Message]) -> tuple[str, dict[str, str]]:
-    """Render; once more with the system's text in the user's turn, if the template has no place."""
+    """Render. If the template rejects the system turn, fold it into the user turn and retry."""
     if messages[0].role != "system":
         return _render(frame, messages)
     try:
@@ -121,29 +121,30 @@ def _fold_system(messages: Sequence[Message]) -> list[Message]:
 
 
 def _render(frame: ChatFrame, messages: Sequence[Message]) -> tuple[str, dict[str, str]]:
-    """The template's text with placeholders, and what they stand for."""
+    """The rendered text with placeholders, and the content of each placeholder."""
     contents: dict[str, str] = {}
     text = frame.render([(m.role, _hide(m.content, contents)) for m in messages])
-    for hidden, content in contents.items():
-        if hidden not in text:
+    for placeholder, content in contents.items():
+        if placeholder not in text:
             raise TemplateRefusal(
-                f"the chat template leaves out or alters {content[:40]!r}; change it"
+                f"the chat template leaves out or alters {content[:40]!r}; fix the template"
             )
     return text, contents
 
 
 def _hide(content: str, contents: dict[str, str]) -> str:
-    """A placeholder in the content's own white space, so that the template trims or keeps that.
+    """Replace the content by a placeholder, keeping its outer white space.
 
-    Digits, because no change of case alters them. Nothing can be hidden in white space alone.
+    The template can then trim or keep that white space. The placeholder is digits because a
+    template may change the case of letters. Content that is only white space is returned as it is.
     """
     stripped = content.strip()
     if not stripped:
         return content
-    hidden = f"{secrets.randbelow(10**40):040}"
-    contents[hidden] = stripped
+    placeholder = f"{secrets.randbelow(10**40):040}"
+    contents[placeholder] = stripped
     left = len(content) - len(content.lstrip())
-    return content[:left] + hidden + content[left + len(stripped) :]
+    return content[:left] + placeholder + content[left + len(stripped) :]
 
 
 def _fill(text: str, contents: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Tokens and text out of a session."""
+"""Generates tokens and text with a session, and holds conversations."""
 
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,20 +17,20 @@ _GREEDY = Sampling()
 class StopReason(StrEnum):
     STOP_TOKEN = "stop_token"
     STOP_STRING = "stop_string"
-    LENGTH = "length"  # max_new_tokens were made
-    CONTEXT = "context"  # the caches are full
+    LENGTH = "length"  # max_new_tokens were generated
+    CONTEXT = "context"  # the context is full
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What came of a prompt, and how long it took."""
+    """The result of a generation, with its timing."""
 
-    text: str  # up to a stop string, which is left out
-    prompt_tokens: int  # fed for this text; not those that were in the cache before
+    text: str  # without the stop string
+    prompt_tokens: int  # fed for this text, without those already in the cache
     new_tokens: int  # without the stop token
     reason: StopReason
-    first_token_seconds: float  # from the start to the first choice, prefill included
-    seconds: float
+    first_token_seconds: float  # from the start to the first chosen token, prefill included
+    seconds: float  # in total
 
 
 def generate(
@@ -41,11 +41,11 @@ def generate(
     sampling: Sampling = _GREEDY,
     stop_tokens: Collection[int] = (),
 ) -> Iterator[int]:
-    """Feed `prompt` and yield new tokens, until a stop token (not yielded) or a full context.
+    """Feed `prompt` and yield new tokens, up to a stop token (not yielded) or a full context.
 
-    Raises ContextFull at once, before anything is written, if the prompt doesn't fit.
+    Raises ContextFull immediately, before feeding anything, if the prompt doesn't fit.
     """
-    return iter(_Steps(session, prompt, (), max_new_tokens, sampling, stop_tokens))
+    return iter(_TokenLoop(session, prompt, (), max_new_tokens, sampling, stop_tokens))
 
 
 def generate_text(
@@ -59,24 +59,27 @@ def generate_text(
     stop_strings: Sequence[str] = (),
     history: Sequence[int] = (),
 ) -> "TextGeneration":
-    """Feed `prompt` and stream the text that follows it.
+    """Feed `prompt` and stream the generated text.
 
-    `history` are the tokens the session holds already; only a repetition penalty reads them.
-    Raises ContextFull at once, before anything is written, if the prompt doesn't fit.
+    `history` is the tokens already in the session; only the repetition penalty uses them.
+    Raises ContextFull immediately, before feeding anything, if the prompt doesn't fit.
     """
-    steps = _Steps(session, prompt, history, max_new_tokens, sampling, stop_tokens)
-    return TextGeneration(steps, tokenizer, stop_strings)
+    loop = _TokenLoop(session, prompt, history, max_new_tokens, sampling, stop_tokens)
+    return TextGeneration(loop, tokenizer, stop_strings)
 
 
 class TextGeneration:
-    """A text under way: iterate it once, for whole characters as they come; then read `result`."""
+    """A text being generated. Iterate it once for its pieces, each of whole characters.
+
+    Afterwards read `result`.
+    """
 
     def __init__(
-        self, steps: "_Steps", tokenizer: Tokenizer, stop_strings: Sequence[str] = ()
+        self, loop: "_TokenLoop", tokenizer: Tokenizer, stop_strings: Sequence[str] = ()
     ) -> None:
-        self._steps = steps
+        self._loop = loop
         self._tokenizer = tokenizer
-        self._cut = StopStrings(stop_strings)
+        self._stop_strings = StopStrings(stop_strings)
         self._pieces = self._run()
         self._text = ""
         self._result: Generation | None = None
@@ -86,28 +89,28 @@ class TextGeneration:
 
     @property
     def text(self) -> str:
-        """What was streamed so far."""
+        """The text streamed so far."""
         return self._text
 
     @property
     def tokens(self) -> Sequence[int]:
-        """The new tokens so far, the stop token left out."""
-        return self._steps.tokens
+        """The new tokens so far, without the stop token."""
+        return self._loop.tokens
 
     @property
     def finished(self) -> bool:
-        """Whether `result` can be read."""
+        """Whether the generation has ended, so that `result` is available."""
         return self._result is not None
 
     @property
     def result(self) -> Generation:
-        """The whole; raises SessionError while there is more to iterate."""
+        """The finished text with its figures. Raises SessionError before the iteration ends."""
         if self._result is None:
-            raise SessionError("the text is not finished; iterate it to its end, then ask again")
+            raise SessionError("the text is not finished; iterate to its end first")
         return self._result
 
     def close(self) -> None:
-        """End it here: nothing more is iterated."""
+        """Stop generating: the iteration yields nothing more."""
         self._pieces.close()
 
     def _run(self) -> Generator[str]:
@@ -115,37 +118,39 @@ class TextGeneration:
         first: float | None = None
         decoder = self._tokenizer.stream()
         reason = None
-        for token in self._steps:
+        for token in self._loop:
             if first is None:
                 first = perf_counter() - started
-            yield from self._say(self._cut.push(decoder.push(token)))
-            if self._cut.found:
+            yield from self._emit(self._stop_strings.push(decoder.push(token)))
+            if self._stop_strings.found:
                 reason = StopReason.STOP_STRING
                 break
         if reason is None:
-            yield from self._say(self._cut.push(decoder.flush()) + self._cut.flush())
-            reason = StopReason.STOP_STRING if self._cut.found else self._steps.reason
+            last = self._stop_strings.push(decoder.flush())
+            yield from self._emit(last + self._stop_strings.flush())
+            reason = StopReason.STOP_STRING if self._stop_strings.found else self._loop.reason
         seconds = perf_counter() - started
         self._result = Generation(
             text=self._text,
-            prompt_tokens=len(self._steps.prompt),
-            new_tokens=len(self._steps.tokens),
+            prompt_tokens=len(self._loop.prompt),
+            new_tokens=len(self._loop.tokens),
             reason=reason,
             first_token_seconds=seconds if first is None else first,
             seconds=seconds,
         )
 
-    def _say(self, text: str) -> Iterator[str]:
+    def _emit(self, text: str) -> Iterator[str]:
         if text:
             self._text += text
             yield text
 
 
 class Conversation:
-    """Turns between a user and the model, sharing one cache.
+    """Turns between a user and the model in one session.
 
-    Each turn feeds only what the cache lacks. When the template writes an earlier turn otherwise
-    than the model did (it trims the reply, say), the cache is emptied and fed anew.
+    Each turn feeds only the tokens that the cache lacks. If the template renders an earlier turn
+    differently from what is in the cache (for example with the reply trimmed), the session is reset
+    and the conversation is fed again from the start.
     """
 
     def __init__(
@@ -167,31 +172,31 @@ class Conversation:
         self._stop_tokens = stop_tokens
         self._stop_strings = stop_strings
         self._sampling = sampling
-        self._begin = [] if system is None else [Message("system", system)]
+        self._system = [] if system is None else [Message("system", system)]
         self.reset()
 
     def reset(self) -> None:
-        """Forget every turn but the system's."""
-        self._messages = list(self._begin)
+        """Forget every turn except the system turn."""
+        self._messages = list(self._system)
         self._fed: list[int] = []
         self._reply: TextGeneration | None = None
         self._session.reset()
 
     @property
     def messages(self) -> list[Message]:
-        """The turns so far. A reply broken off counts as far as it came."""
+        """The turns so far. An interrupted reply counts with its text so far."""
         reply = self._reply
         if reply is None:
             return list(self._messages)
         if not reply.tokens and not reply.finished:
-            return self._messages[:-1]  # never answered: as if not asked
+            return self._messages[:-1]  # the user turn has no reply, so drop it
         return [*self._messages, Message("assistant", reply.text)]
 
     def send(self, content: str, max_new_tokens: int | None = None) -> TextGeneration:
-        """The model's reply to `content`, to be iterated before the next turn is sent.
+        """The model's reply to `content`. Iterate it before sending the next turn.
 
-        Without `max_new_tokens` it may fill the context. Raises ContextFull, and stays as it was,
-        if the conversation no longer fits.
+        Without `max_new_tokens` the reply may fill the context. Raises ContextFull if the
+        conversation no longer fits; its state doesn't change then.
         """
         messages = [*self.messages, Message("user", content)]
         tokens = encode_chat(self._tokenizer, self._template, messages, self._bos_token)
@@ -218,7 +223,7 @@ class Conversation:
         return self._reply
 
     def _cached(self) -> list[int]:
-        """What the session has been fed, as far as this conversation knows."""
+        """The tokens that this conversation has fed into the session."""
         new = [] if self._reply is None else self._reply.tokens
         return [*self._fed, *new][: self._session.position]
 
@@ -226,53 +231,57 @@ class Conversation:
         if len(tokens) > self._session.context_length:
             raise ContextFull(
                 f"the conversation has {len(tokens)} tokens, the context holds "
-                f"{self._session.context_length}; start a new one, say less, or export with a "
-                "larger --context"
+                f"{self._session.context_length}; start a new one, shorten the message, or export "
+                "with a larger --context"
             )
 
 
 class StopStrings:
-    """Lets text through up to the first stop string, holding back only what could begin one."""
+    """Passes streamed text on up to the first stop string.
+
+    Holds back the end of the text while it could be the beginning of a stop string.
+    """
 
     def __init__(self, stop_strings: Sequence[str]) -> None:
         if "" in stop_strings:
-            raise SessionError("a stop string is empty; give at least one character, or none")
+            raise SessionError("a stop string is empty; give at least one character or omit it")
         self._stops = tuple(stop_strings)
         self._longest = max(map(len, self._stops), default=0)
         self._held = ""
         self.found = False
 
     def push(self, text: str) -> str:
-        """The text that is safe to show; after a stop string nothing is."""
+        """Add text; return the text that can be shown now, "" after a stop string."""
         if self.found:
             return ""
         held = self._held + text
-        # The one that ends first wins: what is shown can't depend on where the pieces were cut.
-        places = ((stop, held.find(stop)) for stop in self._stops)
-        ends = [(at + len(stop), at) for stop, at in places if at >= 0]
+        # The stop string that ends first wins, so that the result doesn't depend on how the text
+        # is split into pieces.
+        starts = ((stop, held.find(stop)) for stop in self._stops)
+        ends = [(start + len(stop), start) for stop, start in starts if start >= 0]
         if ends:
             self.found = True
             self._held = ""
             return held[: min(ends)[1]]
-        keep = len(held) - self._beginning(held)
-        self._held = held[keep:]
-        return held[:keep]
+        safe = len(held) - self._partial_match(held)
+        self._held = held[safe:]
+        return held[:safe]
 
     def flush(self) -> str:
-        """What was held back, when no more text comes."""
+        """Return the text held back. Call it when no more text follows."""
         held, self._held = self._held, ""
         return held
 
-    def _beginning(self, text: str) -> int:
-        """Length of the longest end of `text` that begins a stop string."""
+    def _partial_match(self, text: str) -> int:
+        """Length of the longest suffix of `text` that is a prefix of a stop string."""
         for length in range(min(self._longest - 1, len(text)), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stops):
                 return length
         return 0
 
 
-class _Steps:
-    """The loop: choose a token, yield it, feed it."""
+class _TokenLoop:
+    """The decoding loop: choose a token, yield it, feed it."""
 
     def __init__(
         self,

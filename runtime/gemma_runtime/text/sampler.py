@@ -1,6 +1,6 @@
-"""From logits to a token: greedy, or drawn by temperature, top-k, top-p and min-p.
+"""Chooses a token from logits: greedily, or sampled with temperature, top-k, top-p and min-p.
 
-Filters and their order are those of transformers' `generate`. V vocabulary, C candidates.
+The filters and their order are those of transformers' `generate`. V vocabulary, C candidates.
 """
 
 import math
@@ -18,11 +18,11 @@ from gemma_runtime.session import Logits
 class Sampling:
     """How to choose a token. The defaults are greedy."""
 
-    temperature: float = 0.0  # 0 is greedy: the filters below don't matter then
+    temperature: float = 0.0  # 0 is greedy and ignores top_k, top_p and min_p
     top_k: int = 0  # keep the k most likely tokens; 0 keeps all
-    top_p: float = 1.0  # keep the fewest tokens that hold this share of probability
-    min_p: float = 0.0  # keep tokens at least this likely relative to the best
-    repetition_penalty: float = 1.0  # https://arxiv.org/abs/1909.05858; 1 is none
+    top_p: float = 1.0  # keep the fewest tokens whose probabilities sum to at least this
+    min_p: float = 0.0  # keep tokens at least this likely relative to the most likely one
+    repetition_penalty: float = 1.0  # https://arxiv.org/abs/1909.05858; 1 is no penalty
     seed: int | None = None  # None draws differently each time
 
     def __post_init__(self) -> None:
@@ -44,46 +44,49 @@ class Sampler:
         self._random = np.random.Generator(np.random.PCG64(sampling.seed))
 
     def pick(self, logits: Logits, previous: Sequence[int]) -> int:
-        """One token by its logits, (V,); `previous` are the tokens so far, prompt included."""
+        """Choose one token from `logits`, (V,). `previous` is all tokens so far, with the prompt.
+
+        Raises SessionError if the largest logit is Inf or NaN.
+        """
         if self._sampling.temperature == 0:
             return _best(_penalize(logits, previous, self._sampling.repetition_penalty))
-        tokens, shares = _candidates(logits, previous, self._sampling)
-        sums = shares.cumsum()  # (C,)
-        at = int(sums.searchsorted(self._random.random() * sums[-1], side="right"))
-        return int(tokens[min(at, len(tokens) - 1)])
+        tokens, weights = _candidates(logits, previous, self._sampling)
+        sums = weights.cumsum()  # (C,)
+        index = int(sums.searchsorted(self._random.random() * sums[-1], side="right"))
+        return int(tokens[min(index, len(tokens) - 1)])
 
 
 def distribution(
     logits: Logits, previous: Sequence[int], sampling: Sampling
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Tokens that may be drawn and their probabilities, most likely first, (C,) each.
+    """The candidate tokens, most likely first, and their probabilities: (C,) each.
 
-    The temperature must not be 0.
+    `sampling.temperature` must not be 0.
     """
-    tokens, shares = _candidates(logits, previous, sampling)
-    order = np.argsort(-shares, kind="stable")
-    return tokens[order], shares[order] / shares.sum()
+    tokens, weights = _candidates(logits, previous, sampling)
+    order = np.argsort(-weights, kind="stable")
+    return tokens[order], weights[order] / weights.sum()
 
 
 def _candidates(
     logits: Logits, previous: Sequence[int], sampling: Sampling
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Tokens that may be drawn and their likelihood relative to the best, (C,) each."""
+    """The candidate tokens and their weights, (C,) each. The most likely token's weight is 1."""
     penalized = _penalize(logits, previous, sampling.repetition_penalty)
-    tokens = _top_k(penalized, sampling.top_k)  # the temperature keeps the order
+    tokens = _top_k(penalized, sampling.top_k)  # the temperature doesn't change the order
     scores = penalized[tokens].astype(np.float64)
-    with np.errstate(over="ignore"):  # near 0 a temperature leaves the best alone: exp(-inf)
-        shares = np.exp((scores - scores.max()) / sampling.temperature)
+    with np.errstate(over="ignore"):  # a temperature near 0 gives all other tokens exp(-inf)
+        weights = np.exp((scores - scores.max()) / sampling.temperature)
     if sampling.top_p < 1:
-        tokens, shares = _top_p(tokens, shares, sampling.top_p)
+        tokens, weights = _top_p(tokens, weights, sampling.top_p)
     if sampling.min_p > 0:
-        likely = shares >= sampling.min_p
-        tokens, shares = tokens[likely], shares[likely]
-    return tokens, shares
+        likely = weights >= sampling.min_p
+        tokens, weights = tokens[likely], weights[likely]
+    return tokens, weights
 
 
-def _check(name: str, value: float, right: bool, expected: str) -> None:
-    if not right:
+def _check(name: str, value: float, is_valid: bool, expected: str) -> None:
+    if not is_valid:
         raise SessionError(f"{name} is {value}, expected {expected}")
 
 
@@ -94,7 +97,7 @@ def _best(logits: Logits) -> int:
 
 
 def _penalize(logits: Logits, previous: Sequence[int], penalty: float) -> Logits:
-    """Make tokens that were there before less likely, each once."""
+    """Apply the repetition penalty once to every token in `previous`."""
     if penalty == 1 or len(previous) == 0:
         return logits
     logits = logits.copy()
@@ -107,7 +110,7 @@ def _penalize(logits: Logits, previous: Sequence[int], penalty: float) -> Logits
 
 
 def _top_k(logits: Logits, k: int) -> NDArray[np.intp]:
-    """Tokens no less likely than the k-th; more than k where they tie."""
+    """Tokens at least as likely as the k-th: more than k if some tie with it."""
     _check_number(float(logits.max()))
     if k == 0 or k >= len(logits):
         return np.arange(len(logits))
@@ -115,21 +118,22 @@ def _top_k(logits: Logits, k: int) -> NDArray[np.intp]:
 
 
 def _top_p(
-    tokens: NDArray[np.intp], shares: NDArray[np.float64], top_p: float
+    tokens: NDArray[np.intp], weights: NDArray[np.float64], top_p: float
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """The fewest most likely tokens that hold `top_p` of the whole; at least one."""
-    whole = shares.sum()
-    # Even all tokens together, each this rare, are no more than what may be left out: only the
-    # others have to be sorted.
-    common = np.flatnonzero(shares >= (1 - top_p) * whole / len(shares))
-    common = common[np.argsort(-shares[common], kind="stable")]
-    above = shares[common].cumsum() - shares[common]  # held by the more likely ones
-    kept = common[: max(1, int((above < top_p * whole).sum()))]
-    return tokens[kept], shares[kept]
+    """The fewest most likely tokens that hold `top_p` of the total weight; at least one."""
+    total = weights.sum()
+    # Tokens rarer than this hold at most 1 - top_p even all together, so only the others have to
+    # be sorted.
+    common = np.flatnonzero(weights >= (1 - top_p) * total / len(weights))
+    common = common[np.argsort(-weights[common], kind="stable")]
+    above = weights[common].cumsum() - weights[common]  # weight of all more likely tokens
+    kept = common[: max(1, int((above < top_p * total).sum()))]
+    return tokens[kept], weights[kept]
 
 
 def _check_number(best: float) -> None:
     if not math.isfinite(best):
         raise SessionError(
-            f"the largest logit is {best}: the artifact overflows; run gemma-runtime verify on it"
+            f"the largest logit is {best}: the model overflows; run gemma-runtime verify on the "
+            "bundle"
         )

@@ -1,8 +1,8 @@
 """Renders chat templates: Jinja with Hugging Face's conventions, in a sandbox.
 
-A template comes from whoever made the checkpoint. It reaches no file, no module and no attribute
-of Python's own, and its work is counted, so that it ends. Not counted is what one filter does to
-one value (`replace`, `center`): memory bounds that, and running out of it is an error like others.
+A template is untrusted: it comes with the checkpoint. It can't reach files, modules or Python's
+internal attributes. Its steps are counted and limited, so it always ends. The work of a single
+filter call (`replace`, `center`) is not counted; running out of memory there gives an error too.
 """
 
 import json
@@ -21,13 +21,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gemma_runtime.errors import TokenizerError
 
-# Far above what a template needs: Gemma 3's takes two steps a turn.
+# Far more than a template needs: Gemma 3's takes two steps per turn.
 _SOURCE_LENGTH = 200_000  # characters
-_STEPS = 100_000  # rounds of loops, numbers of ranges, calls
-_LENGTH = 1_000_000  # characters or items of a text or list, rendered or in between
-_BITS = 64  # of a whole number
+_STEPS = 100_000  # loop iterations, range items, calls
+_LENGTH = 1_000_000  # characters of a string or items of a list, final or intermediate
+_BITS = 64  # of an integer
 
-# What an expression in a template can raise. Jinja wraps none of them.
+# What an expression in a template can raise. Jinja doesn't wrap these.
 _FAULTS = (
     jinja2.TemplateError,
     ArithmeticError,
@@ -42,13 +42,14 @@ _FAULTS = (
 
 
 class TemplateRefusal(TokenizerError):
-    """The template knows no such conversation."""
+    """The template rejects the conversation."""
 
 
 def render_template(source: str, names: Mapping[str, object]) -> str:
-    """The template's text; raises TokenizerError where it fails, TemplateRefusal where it says no.
+    """Render a template.
 
-    It may use what transformers offers to a template, but `slice`, `batch` and `lipsum`.
+    Raises TokenizerError if it fails, TemplateRefusal if it calls `raise_exception`. It can use
+    everything that transformers offers to a template, except `slice`, `batch` and `lipsum`.
     """
     try:
         if len(source) > _SOURCE_LENGTH:
@@ -68,7 +69,7 @@ def render_template(source: str, names: Mapping[str, object]) -> str:
 
 
 class _Counted(CodeGenerator):
-    """Compiles a template so that the sandbox hears of each round and each joined text."""
+    """Compiles a template so that the sandbox counts loop iterations and checks `~`."""
 
     def visit_For(self, node: nodes.For, frame: Frame) -> None:
         node.body.insert(0, nodes.ExprStmt(_call("count", []), lineno=node.lineno))
@@ -81,9 +82,9 @@ class _Counted(CodeGenerator):
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what the model said, for training; here it changes nothing."""
+    """`{% generation %}` marks the model's turns for training; rendering ignores it."""
 
-    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it as an instance's
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it as an instance attribute
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
@@ -91,7 +92,7 @@ class _Generation(Extension):
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """For one rendering. The conventions are those of transformers' chat_template_utils."""
+    """The environment of one rendering, set up like transformers' chat_template_utils."""
 
     code_generator_class = _Counted
     intercepted_binops = frozenset(["*", "**", "+"])
@@ -105,13 +106,13 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
         self.globals["range"] = self._range
-        # These loop as often as a number tells them, uncounted.
+        # Each loops as often as its argument says, without counting.
         for filter_name in ("slice", "batch"):
             del self.filters[filter_name]
         del self.globals["lipsum"]
 
     def count(self, steps: int = 1) -> bool:
-        """True, until there were too many steps."""
+        """Count steps. Returns True, or raises SecurityError above the limit."""
         self._steps += steps
         if self._steps > _STEPS:
             raise SecurityError(f"it takes more than {_STEPS} steps")
@@ -149,12 +150,12 @@ def _call(method: str, arguments: list[nodes.Expr]) -> nodes.Call:
 
 
 def _check_size(operator: str, left: object, right: object) -> None:
-    """Refuse a product, power or sum that is huge, before it is made."""
+    """Raise SecurityError for a huge product, power or sum, before computing it."""
     if operator == "+":
         _check_length(_length(left) + _length(right))
     elif isinstance(left, int) and isinstance(right, int):
-        grown = right * left.bit_length() if operator == "**" else left.bit_length()
-        if max(grown, right.bit_length()) > _BITS:
+        bits = right * left.bit_length() if operator == "**" else left.bit_length()
+        if max(bits, right.bit_length()) > _BITS:
             raise SecurityError(f"{operator} makes a number of more than {_BITS} bits")
     elif operator == "*":
         _check_length(_length(left) * right if isinstance(right, int) else 0)
@@ -171,7 +172,7 @@ def _check_length(length: int) -> None:
 
 
 def _to_json(value: object, ensure_ascii: bool = False, indent: int | None = None) -> str:
-    # Jinja's own escapes HTML.
+    # Jinja's own filter escapes HTML; transformers' doesn't.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
 
 
@@ -179,8 +180,8 @@ def _raise_exception(message: object) -> NoReturn:
     raise TemplateRefusal(f"the chat template refuses the conversation: {_one_line(message)}")
 
 
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
+def _strftime_now(date_format: str) -> str:
+    return datetime.now().strftime(date_format)
 
 
 def _one_line(message: object) -> str:

@@ -1,7 +1,7 @@
-"""Text to token ids and back, with a wall between what a template writes and what a user writes.
+"""Converts text to token ids and back, and keeps user text from becoming control tokens.
 
-Control tokens are the special ones and those kept for markers (`<mask>`, `<unused7>`): a template
-may write them, a user never can, and they are not shown.
+Control tokens are the special tokens and the reserved ones (`<mask>`, `<unused7>`). A template can
+write them, user text never can, and decoding leaves them out.
 """
 
 import json
@@ -16,22 +16,22 @@ from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import TokenizerError
 
 RESERVED = r"<unused[0-9]+>|<mask>|\[multimodal\]"
-# With these a token's text does not depend on its neighbours, so it can be streamed.
+# With these decoders a token's text doesn't depend on its neighbours, so it can be streamed.
 _DECODERS = {"Replace", "ByteFallback", "Fuse"}
 
 
 def load_tokenizer(bundle: Bundle) -> "Tokenizer":
-    """The bundle's tokenizer; raises TokenizerError if it has none."""
+    """The bundle's tokenizer. Raises TokenizerError if it has none."""
     if "tokenizer" not in bundle.manifest.roles:
         raise TokenizerError(
-            f"{bundle.directory} has no tokenizer, as bundles of random weights have none; "
+            f"{bundle.directory} has no tokenizer (bundles of random weights never have one); "
             "give token ids, or export from a checkpoint that has a tokenizer.json"
         )
     return Tokenizer(bundle.path("tokenizer"))
 
 
 class Tokenizer:
-    """A `tokenizer.json` of Gemma's kind: BPE over pieces, with a byte token for every byte."""
+    """A `tokenizer.json` like Gemma's: BPE with a byte token for every byte."""
 
     def __init__(self, path: Path) -> None:
         self._tokenizer = _open(path)
@@ -42,14 +42,14 @@ class Tokenizer:
 
     @property
     def control_tokens(self) -> frozenset[int]:
-        """Ids that only a template can write."""
+        """The ids that only a template can write."""
         return self._control_ids
 
     def encode(self, text: str, *, control: bool = False) -> list[int]:
-        """Ids of `text`, without bos.
+        """The ids of `text`, without bos.
 
-        `control=True` turns markers such as `<end_of_turn>` into their ids: for templates.
-        Otherwise they are text like any other: for whatever a user wrote.
+        `control=True` encodes markers such as `<end_of_turn>` as control tokens: use it for
+        templates only. Otherwise they are encoded as ordinary text: use it for user text.
         """
         if not control:
             return self._encode_text(text)
@@ -59,7 +59,7 @@ class Tokenizer:
         return ids
 
     def split_control(self, text: str) -> Iterator[int | str]:
-        """The ids of the markers in `text`, and the text between them, in order."""
+        """Split `text` into control tokens (as ids) and the text between them, in order."""
         start = 0
         for match in self._marker.finditer(text):
             if (token := self._control.get(match[0])) is None:
@@ -72,24 +72,24 @@ class Tokenizer:
             yield text[start:]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of `tokens`, control tokens left out, a U+FFFD for each byte that is not UTF-8."""
+        """The text of `tokens`, without control tokens; U+FFFD for each byte that is not UTF-8."""
         stream = self.stream()
         return "".join(stream.push(token) for token in tokens) + stream.flush()
 
     def stream(self) -> "StreamDecoder":
-        """A decoder that takes tokens as they come."""
+        """A decoder that takes one token at a time."""
         return StreamDecoder(self)
 
     def token_id(self, piece: str) -> int | None:
-        """The id of a piece of the vocabulary, e.g. `<eos>`."""
+        """The id of a vocabulary piece, e.g. `<eos>`; None if there is none."""
         return self._tokenizer.token_to_id(piece)
 
     def piece(self, token: int) -> str | None:
-        """The piece of the vocabulary behind an id."""
+        """The vocabulary piece of an id; None if there is none."""
         return self._tokenizer.id_to_token(token)
 
     def token_text(self, token: int) -> str | int:
-        """What a token stands for: text (none for control and unknown tokens), or one byte."""
+        """A token's text, or its byte as an int. Control and unknown tokens give ""."""
         if (byte := self._bytes.get(token)) is not None:
             return byte
         if token in self._control_ids:
@@ -99,16 +99,19 @@ class Tokenizer:
     def _encode_text(self, text: str) -> list[int]:
         try:
             ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        except TypeError as error:  # tokenizers' word for a str that is not Unicode text
+        except TypeError as error:  # tokenizers raises this for a lone surrogate
             raise TokenizerError(
-                "the text holds half of a surrogate pair; decode its bytes as UTF-8 first"
+                "the text contains a lone surrogate; decode its bytes as UTF-8 first"
             ) from error
         if self._control_ids.isdisjoint(ids):
             return ids
         return self._encode_cut(text)
 
     def _encode_cut(self, text: str) -> list[int]:
-        """Encode text that spells reserved tokens, cut behind the first character of each."""
+        """Encode text that contains control tokens' names, split after each one's first character.
+
+        So that no name is encoded as its token.
+        """
         cuts = [0, *(match.start() + 1 for match in self._marker.finditer(text)), len(text)]
         parts = [text[start:end] for start, end in pairwise(cuts)]
         ids = [
@@ -116,25 +119,25 @@ class Tokenizer:
             for part in parts
             for token in self._tokenizer.encode(part, add_special_tokens=False).ids
         ]
-        if found := self._control_ids.intersection(ids):
+        if control := self._control_ids.intersection(ids):
             raise TokenizerError(
-                f"the text would become the control token {self.piece(min(found))!r}; remove it"
+                f"the text would become the control token {self.piece(min(control))!r}; remove it"
             )
         return ids
 
 
 class StreamDecoder:
-    """Tokens in, whole characters out.
+    """Decodes tokens one at a time and returns only complete characters.
 
-    The pushes and the flush, joined, are what `Tokenizer.decode` makes of the same tokens.
+    The texts from all pushes and the final flush, joined, equal `Tokenizer.decode` of the tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._pending = bytearray()  # the bytes of a character that is not complete
+        self._pending = bytearray()  # the bytes of an incomplete character
 
     def push(self, token: int) -> str:
-        """The text that `token` completes."""
+        """Add a token; return the text that it completes."""
         text = self._tokenizer.token_text(token)
         if isinstance(text, str):
             return self.flush() + text if text else ""
@@ -142,10 +145,10 @@ class StreamDecoder:
         return self._complete()
 
     def flush(self) -> str:
-        """What is left at the end: a U+FFFD for each byte of an unfinished character."""
-        left = "\ufffd" * len(self._pending)
+        """End the text; return a U+FFFD for each byte of an incomplete character."""
+        replacements = "\ufffd" * len(self._pending)
         self._pending.clear()
-        return left
+        return replacements
 
     def _complete(self) -> str:
         text = ""
@@ -167,11 +170,11 @@ def _open(path: Path) -> tokenizers.Tokenizer:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
         reason = str(error).splitlines()[0]
-        raise TokenizerError(f"{path} is no tokenizer.json: {reason}; export again") from error
+        raise TokenizerError(f"{path} is not a tokenizer.json: {reason}; export again") from error
     _check_decoder(path, tokenizer)
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True  # their markers in a text stay text
+    tokenizer.encode_special_tokens = True  # encode their names in a text as text
     return tokenizer
 
 
@@ -186,13 +189,13 @@ def _check_decoder(path: Path, tokenizer: tokenizers.Tokenizer) -> None:
 
 
 def _byte_tokens(tokenizer: tokenizers.Tokenizer) -> dict[int, int]:
-    """Token id -> the byte it stands for."""
+    """Token id -> its byte, for all byte tokens."""
     ids = ((tokenizer.token_to_id(f"<0x{byte:02X}>"), byte) for byte in range(256))
     return {token: byte for token, byte in ids if token is not None}
 
 
 def _control_tokens(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
-    """Piece -> id."""
+    """Piece -> id, for all control tokens."""
     return {
         added.content: token
         for token, added in tokenizer.get_added_tokens_decoder().items()
@@ -201,7 +204,7 @@ def _control_tokens(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
 
 
 def _marker_pattern(control: dict[str, int]) -> re.Pattern[str]:
-    """Finds every control token, and maybe reserved ones that the vocabulary lacks."""
+    """Matches every control token's name, and reserved names that the vocabulary may lack."""
     named = [piece for piece in control if not re.fullmatch(RESERVED, piece)]
     longest_first = sorted(named, key=len, reverse=True)
     return re.compile("|".join([*map(re.escape, longest_first), RESERVED]))

@@ -126,7 +126,7 @@ def test_nan_and_inf_are_refused_by_name_when_they_are_read(folder: Path, value:
     change(folder, lambda t: t[NAME][2].fill_(value))
     checkpoint = open_folder(folder)
     checkpoint.rows(NAME, 0, 2)
-    with pytest.raises(CheckpointError, match=f"{NAME} holds NaN or Inf"):
+    with pytest.raises(CheckpointError, match=f"{NAME} contains NaN or Inf"):
         checkpoint.rows(NAME, 0, 3)
 
 

@@ -81,7 +81,7 @@ def test_nan_and_inf_are_refused_when_they_are_read(tmp_path: Path, value: float
     checkpoint = open_gguf(write_tiny(tmp_path, tensors={"blk.1.ffn_up.weight": (up, F32)}))
     name = "model.layers.1.mlp.up_proj.weight"
     assert not checkpoint.rows(name, 0, 300).any()
-    with pytest.raises(CheckpointError, match=f"{name} holds NaN"):
+    with pytest.raises(CheckpointError, match=f"{name} contains NaN"):
         checkpoint.rows(name, 300, 301)
 
 
@@ -94,7 +94,7 @@ def test_a_damaged_scale_is_refused_without_a_warning(
     checkpoint = open_gguf(
         write_tiny(tmp_path, type=type, tensors={"blk.0.ffn_up.weight": (ones, type)})
     )
-    with pytest.raises(CheckpointError, match="holds NaN"):
+    with pytest.raises(CheckpointError, match="contains NaN"):
         checkpoint.rows("model.layers.0.mlp.up_proj.weight", 0, 4)
 
 
@@ -169,7 +169,7 @@ def test_a_tensor_that_begins_elsewhere_is_refused(
     name = b"output_norm.weight"
     place = sound.index(name) + len(name) + 4 + 8 + 4  # dimensions, the one size, type
     damaged_path.write_bytes(sound[:place] + offset.to_bytes(8, "little") + sound[place + 8 :])
-    with pytest.raises(CheckpointError, match=r"output_norm.weight begins at \d+, expected"):
+    with pytest.raises(CheckpointError, match=r"output_norm.weight begins at byte \d+, expected"):
         open_gguf(damaged_path)
 
 

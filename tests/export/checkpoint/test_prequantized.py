@@ -143,7 +143,7 @@ def test_negative_scales_run_in_coreml(tmp_path: Path) -> None:
 def test_xnnpack_refuses_negative_scales_by_name(tmp_path: Path) -> None:
     pytest.importorskip("executorch")
     source = write_tiny(tmp_path, GEMMA3, KINDS["Q4_0"])
-    with pytest.raises(TargetError, match=r"can't hold model\.\S+ as the source has it: XNNPACK"):
+    with pytest.raises(TargetError, match=r"can't store the scales of model\.\S+ exactly: XNNPACK"):
         export(tmp_path, source, "executorch")
 
 

@@ -48,7 +48,7 @@ def test_official_sizes_have_their_published_parameters() -> None:
 def test_the_embedding_scale_is_rounded_to_bfloat16(
     size: str, family: "str | None", scale: float
 ) -> None:
-    assert find_official(size, family).config.embed_scale == scale  # type: ignore[arg-type]
+    assert find_official(size, family).config.embed_scale == scale
 
 
 def test_a_float32_checkpoint_keeps_the_whole_square_root() -> None:

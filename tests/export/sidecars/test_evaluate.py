@@ -129,10 +129,10 @@ def test_another_text_has_a_perplexity_alone_and_says_so(bundles: dict[str, Bund
     evaluation = evaluate_bundle(bundles["int4"], {"other": "an ban", "fruit": TEXTS["fruit"]})
     assert evaluation.segments[0].teacher is None
     assert evaluation.segments[1].teacher is not None
-    assert evaluation.note == "teacher of 1 of 2 segments; perplexity of all"
+    assert evaluation.note == "1 of 2 segments have a teacher"
     alone = evaluate_bundle(bundles["int4"], {"other": "an ban"})
     assert alone.total.teacher is None
-    assert alone.note.startswith("perplexity alone: the bundle holds no teacher of this text")
+    assert alone.note.startswith("perplexity only: the bundle has no teacher for this text")
 
 
 def test_the_command_tells_it_as_json_and_as_a_table(
@@ -157,7 +157,7 @@ def test_a_bundle_without_text_asks_for_one(bundles: dict[str, Bundle]) -> None:
 def test_a_damaged_teacher_is_refused(bundles: dict[str, Bundle], tmp_path: Path) -> None:
     content = (bundles["int4"].directory / TEACHER).read_bytes()
     (tmp_path / TEACHER).write_bytes(content[: len(content) // 2])
-    with pytest.raises(BundleError, match="holds no teacher"):
+    with pytest.raises(BundleError, match="is not a teacher file"):
         load_teacher(tmp_path / TEACHER)
 
 
@@ -165,7 +165,7 @@ def test_paragraphs_of_a_file_are_segments(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("one\ntwo\n\nthree\n\n\n\n")
     assert read_segments(tmp_path / "text.txt") == {"1": "one\ntwo", "2": "three"}
     (tmp_path / "empty.txt").write_text("\n")
-    with pytest.raises(TokenizerError, match="holds no text"):
+    with pytest.raises(TokenizerError, match="has no text"):
         read_segments(tmp_path / "empty.txt")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(TokenizerError, match="can't read"):

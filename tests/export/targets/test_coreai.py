@@ -166,7 +166,7 @@ def test_a_residual_that_float16_can_t_hold_is_scaled_and_comes_out_right(tmp_pa
         config, store, Geometry(128, PREFILL), (1,), max_residual=0, checkpoint=loud.open()
     )
     layout = make_layout(config, bundle.manifest.layers, store.formats, "gpu", external=False)
-    given = ChunkInputs(bundle.manifest, None, TOKENS[:1], 0).of(bundle.manifest.graphs["decode"])
+    given = ChunkInputs(bundle.manifest, None, TOKENS[:1], 0).of(bundle.manifest.graph("decode"))
     step = Step(unscaled, layout, unheard)
     assert torch.isnan(step(*map(torch.from_numpy, given.values()))).all()
 
@@ -217,7 +217,7 @@ def _cut(length: int) -> Callable[[Path], None]:
 
 def _other_shape(folder: Path) -> None:
     content = json.loads((folder / "manifest.json").read_text())
-    content["graphs"]["decode"]["states"][0]["shape"][1] += 1
+    content["graphs"]["decode"][0]["states"][0]["shape"][1] += 1
     (folder / "manifest.json").write_text(json.dumps(content))
 
 

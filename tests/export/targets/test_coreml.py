@@ -1,6 +1,8 @@
 """The gauntlet for Core ML: tiny models through the saved package, by our interpreter."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +15,16 @@ from gemma_export.quantize.store import open_or_build_store
 from gemma_export.targets import NO_OPTIONS, ExportJob, Geometry, TargetOptions, load_target
 from gemma_runtime.backends.coreml import CoremlEngine, Interpreter
 from gemma_runtime.bundle import Bundle
-from gemma_runtime.errors import TargetError
+from gemma_runtime.errors import BundleError, TargetError
+from gemma_runtime.measure.bench import measure
 from gemma_runtime.mil.blob import Array
 from gemma_runtime.proof.agreement import compare_logits
 from gemma_runtime.proof.goldens import top_logits
 from gemma_runtime.proof.verify import Verdict, verify_bundle
 from gemma_runtime.session import open_session
 from tests.export.conftest import TinyCheckpoint, dequantized, export_folder, save_loud
-from tests.export.models import GEMMA2, WINDOW, eager_logits
+from tests.export.models import GEMMA2, WINDOW, eager_logits, save_tiny
+from tests.runtime.measure.test_bench import rendered
 
 pytest.importorskip("coremltools")
 
@@ -123,6 +127,7 @@ def test_the_neural_engine_s_packages_say_what_their_codes_say(
     bundle = export(tiny, quant, tmp_path, TargetOptions(coreml_compute="ane"))
     packages = list(bundle.directory.glob("model*.mlpackage"))
     assert len(packages) >= 2
+    assert [len(parts) for parts in bundle.manifest.graphs.values()] == [len(packages)] * 2
     assert not any(
         b"scatter" in next(package.rglob("model.mlmodel")).read_bytes() for package in packages
     )
@@ -153,6 +158,25 @@ def test_what_the_neural_engine_can_t_take_is_refused(
     formats = find_recipe(quant).formats(tiny.open().config)
     with pytest.raises(TargetError, match=match):
         load_target("coreml", options).check(formats, Geometry(64, 8))
+
+
+def test_a_missing_part_is_refused(float_bundle: Bundle) -> None:
+    graphs = {**float_bundle.manifest.graphs, "prefill": ()}
+    bundle = replace(float_bundle, manifest=replace(float_bundle.manifest, graphs=graphs))
+    with pytest.raises(BundleError, match="0 parts of prefill and 1 of decode"):
+        CoremlEngine(bundle, Interpreter)
+
+
+def test_a_benchmark_ends_with_its_figures(tmp_path: Path) -> None:
+    """It measured, and then looked for a package named Core ML."""
+    tiny = TinyCheckpoint(GEMMA2, tmp_path / "tiny", save_tiny(GEMMA2, tmp_path / "tiny"))
+    bundle = export(tiny, "int4", tmp_path)
+
+    found = measure([bundle.directory], threads=1, repeats=1, new_tokens=2)
+
+    assert found.bundles[0].target == "coreml"
+    assert found.machine.runtimes.keys() == {"coremltools", "gemma-export"}
+    assert f"coremltools {metadata.version('coremltools')}" in rendered(found)
 
 
 def test_the_same_export_gives_the_same_bytes(

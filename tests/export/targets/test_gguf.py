@@ -28,6 +28,7 @@ from gemma_export.targets.gguf.target import GgufTarget
 from gemma_export.targets.gguf.vocabulary import gguf_vocabulary, make_vocabulary
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import CheckpointError, SessionError, TargetError
+from gemma_runtime.measure.bench import measure
 from gemma_runtime.proof.verify import Verdict, verify_bundle
 from gemma_runtime.session import open_session
 from tests.export.checkpoint.test_gguf_tokenizer import HERE, metadata
@@ -86,7 +87,7 @@ def test_ggml_reads_every_block_as_the_store_does(form: Format, kind: GGMLQuanti
 
 def test_a_minimum_that_float16_would_round_is_refused() -> None:
     form = Format(4, 32, True)
-    with pytest.raises(TargetError, match="can't hold w as it is: Q4_1 keeps"):
+    with pytest.raises(TargetError, match="can't store w exactly: Q4_1 keeps"):
         pack_blocks("w", random_codes(form), form)
 
 
@@ -142,6 +143,18 @@ def test_the_bundle_verifies_on_llama_cpp(tmp_path: Path, hf: Json) -> None:
     )
     bundle = export_gguf(tmp_path, write_tiny(tmp_path, hf), "int4")
     assert verify_bundle(bundle).verdict is Verdict.PASS
+
+
+def test_a_benchmark_ends_with_its_figures(tmp_path: Path) -> None:
+    """It measured, and then looked for a package named llama.cpp."""
+    pytest.importorskip(
+        "llama_cpp", reason="NOT VERIFIED on llama.cpp: pip install llama-cpp-python"
+    )
+    bundle = export_gguf(tmp_path, write_tiny(tmp_path, GEMMA3), "int4")
+
+    found = measure([bundle.directory], threads=1, repeats=1, new_tokens=2)
+
+    assert found.machine.runtimes.keys() == {"llama-cpp-python"}
 
 
 def test_without_llama_cpp_the_session_is_refused_in_a_line(

@@ -14,8 +14,9 @@ from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import open_or_build_store
 from gemma_export.targets.onnx.target import EXACT
 from gemma_runtime.bundle import Bundle
+from gemma_runtime.contents.held_codes import codes_digest
 from gemma_runtime.errors import ContextFull, SessionError
-from gemma_runtime.manifest import AttentionKind
+from gemma_runtime.manifest import AttentionKind, Graph
 from gemma_runtime.measure.profile import profile_bundle
 from gemma_runtime.proof.agreement import compare_logits
 from gemma_runtime.proof.goldens import load_goldens, top_logits
@@ -147,6 +148,62 @@ def test_the_artifact_holds_the_codes_of_the_store(tiny: TinyCheckpoint, export:
     assert (held[f"{weight.name}.scales"] == scales.numpy()).all()
 
 
+def test_the_manifest_lists_what_the_file_takes_and_gives(
+    tiny: TinyCheckpoint, export: Export
+) -> None:
+    bundle = export(tiny.folder, "int4")
+    io, held = bundle.manifest.graph("decode"), graph(bundle)
+    for specs, values in (((*io.inputs, *io.states), held.input), (io.outputs, held.output)):
+        assert [(s.name, s.dtype, s.shape) for s in specs] == [_described(v) for v in values]
+    assert len(list(io.returned_caches())) == 2 * len(bundle.manifest.layers)
+
+
+def _described(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, ...]]:
+    kind = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+    return value.name, dtype, tuple(d.dim_param or d.dim_value for d in kind.shape.dim)
+
+
+def test_a_session_goes_by_roles_and_not_by_names(float_bundle: Bundle, tmp_path: Path) -> None:
+    renamed = _renamed(float_bundle, tmp_path / "renamed")
+    with open_session(float_bundle, threads=1) as one, open_session(renamed, threads=1) as other:
+        assert np.array_equal(one.score(TOKENS[:40]), other.score(TOKENS[:40]))
+        assert np.array_equal(one.decode(3), other.decode(3))
+
+
+def test_codes_are_found_by_metadata_and_not_by_names(
+    tiny: TinyCheckpoint, export: Export, tmp_path: Path
+) -> None:
+    for quant in ("int4-asym", "mixed"):
+        bundle = export(tiny.folder, quant)
+        renamed = _renamed(bundle, tmp_path / quant)
+        assert codes_digest(renamed) == bundle.manifest.quantization.codes_digest
+
+
+def _renamed(bundle: Bundle, folder: Path) -> Bundle:
+    """Every value and every initializer under another name: the order of names backwards."""
+    copytree(bundle.directory, folder)
+    io = bundle.manifest.graph("decode")
+    model = onnx.load(folder / io.file, load_external_data=False)
+    parts = (model.graph.initializer, model.graph.input, model.graph.output)
+    names = sorted({entry.name for part in parts for entry in part})
+    new = {name: f"v{len(names) - index}" for index, name in enumerate(names)}
+    for part in parts:
+        for entry in part:
+            entry.name = new[entry.name]
+    for node in model.graph.node:
+        node.input[:] = [new.get(name, name) for name in node.input]
+        node.output[:] = [new.get(name, name) for name in node.output]
+    onnx.save(model, folder / io.file)
+    kinds = {
+        kind: tuple(replace(spec, name=new[spec.name]) for spec in reversed(specs))
+        for kind, specs in (("inputs", io.inputs), ("outputs", io.outputs), ("states", io.states))
+    }
+    renamed = replace(io, inputs=kinds["inputs"], outputs=kinds["outputs"], states=kinds["states"])
+    graphs: dict[str, tuple[Graph, ...]] = dict.fromkeys(("prefill", "decode"), (renamed,))
+    return Bundle(folder, replace(bundle.manifest, graphs=graphs))
+
+
 def test_table_and_head_are_one_region_of_the_file(tiny: TinyCheckpoint, export: Export) -> None:
     for quant in ("int4", "none"):
         tensors = {t.name: t for t in graph(export(tiny.folder, quant)).initializer}
@@ -242,5 +299,5 @@ def test_an_older_onnxruntime_is_refused_by_name(float_bundle: Bundle) -> None:
 
 
 def graph(bundle: Bundle) -> onnx.GraphProto:
-    path = bundle.directory / bundle.manifest.graphs["decode"].file
+    path = bundle.directory / bundle.manifest.graph("decode").file
     return onnx.load(path, load_external_data=False).graph

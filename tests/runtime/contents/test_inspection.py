@@ -12,20 +12,20 @@ from gemma_runtime.contents.inspection import (
     inspect_bundle,
     render_comparison,
 )
-from gemma_runtime.manifest import AttentionKind, LayerCache, TensorSpec
+from gemma_runtime.manifest import AttentionKind, Graph, LayerCache, TensorRole, TensorSpec
 from tests.runtime.manifests import ARTIFACT, make_manifest, write_bundle
 
 
 def test_sizes_add_up_to_the_files(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle")
 
-    found = inspect_bundle(bundle)
+    inspection = inspect_bundle(bundle)
 
     on_disk = {
         name: (bundle.directory / name).stat().st_size for name in (ARTIFACT, "goldens.json")
     }
-    assert {name: file.bytes for name, file in found.manifest.files.items()} == on_disk
-    assert found.bytes == sum(on_disk.values())
+    assert {name: file.bytes for name, file in inspection.manifest.files.items()} == on_disk
+    assert inspection.bytes == sum(on_disk.values())
 
 
 def test_a_bundle_without_a_tokenizer_says_so(tmp_path: Path, tokenizer_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_caches_are_grouped_by_kind_and_size_and_add_up() -> None:
 
 
 def test_caches_of_one_kind_and_two_sizes_are_both_shown() -> None:
-    """The second size took the first one's line."""
+    """The second size replaced the first one's line."""
     layers = [LayerCache(AttentionKind.LOCAL, 16, slots, 1, 8) for slots in (24, 40)]
 
     text = _rendered(compare_bundles([Bundle(Path("b"), make_manifest(layers=layers))]))
@@ -71,31 +71,45 @@ def test_bundles_are_compared_by_their_codes(tmp_path: Path, codes: str, same: b
     first = write_bundle(tmp_path / "first")
     second = write_bundle(tmp_path / "second", codes_digest=codes)
 
-    found = compare_bundles([first, second])
+    comparison = compare_bundles([first, second])
 
-    assert (found.same_model, found.same_codes) == (True, same)
-    assert ("the same codes" in _rendered(found)) is same
+    assert (comparison.same_model, comparison.same_codes) == (True, same)
+    assert ("the same codes" in _rendered(comparison)) is same
 
 
 def test_every_section_is_shown(tmp_path: Path) -> None:
     text = _rendered(compare_bundles([write_bundle(tmp_path / "bundle")]))
 
-    for words in ("random:7", "onnxruntime 1.29.0", "4.50 bits", "max |x| 12.5", "top-1 75.0%"):
+    for words in ("random:7", "ONNX Runtime 1.29.0", "4.50 bits", "max |x| 12.5", "top-1 75.0%"):
         assert words in text
     for words in ("cache, local", "cache, global", "graph prefill", ARTIFACT, "gemma-export 0.1.0"):
         assert words in text
-    assert "the same" not in text  # as there is nothing to compare it with
+    assert "the same" not in text  # a single bundle has nothing to compare with
 
 
 def test_a_shape_that_looks_like_markup_is_shown() -> None:
-    """`wanted int64[wanted]` lost its shape."""
+    """The shape of `wanted int64[wanted]` was missing."""
     manifest = make_manifest()
-    inputs = (TensorSpec("wanted", "int64", ("wanted",)),)
-    graphs = {"decode": replace(manifest.graphs["decode"], inputs=inputs)}
+    inputs = (TensorSpec("wanted", "int64", ("wanted",), TensorRole.WANTED, None, None),)
+    graphs: dict[str, tuple[Graph, ...]] = {
+        "decode": (replace(manifest.graph("decode"), inputs=inputs),)
+    }
 
     text = _rendered(compare_bundles([Bundle(Path("b"), replace(manifest, graphs=graphs))]))
 
     assert "wanted int64[wanted]" in text
+
+
+def test_every_part_of_a_graph_is_shown_and_caches_that_come_back_once() -> None:
+    manifest = make_manifest()
+    graph = manifest.graph("decode")
+    graphs: dict[str, tuple[Graph, ...]] = {"decode": (graph, replace(graph, file="model-2.onnx"))}
+
+    text = _rendered(compare_bundles([Bundle(Path("b"), replace(manifest, graphs=graphs))]))
+
+    assert f"{ARTIFACT}: tokens int64[1, tokens] → logits float32[1, wanted, 64], 1 states" in text
+    assert "model-2.onnx: tokens" in text
+    assert "present_key_0" not in text
 
 
 def test_folders_whose_names_look_like_markup_are_shown() -> None:
@@ -107,10 +121,10 @@ def test_folders_whose_names_look_like_markup_are_shown() -> None:
     assert all(name in text for name in names)
 
 
-def test_json_brings_the_comparison_back(tmp_path: Path) -> None:
-    found = compare_bundles([write_bundle(tmp_path / "a"), write_bundle(tmp_path / "b")])
+def test_a_comparison_survives_json(tmp_path: Path) -> None:
+    comparison = compare_bundles([write_bundle(tmp_path / "a"), write_bundle(tmp_path / "b")])
 
-    assert msgspec.json.decode(msgspec.json.encode(found), type=Comparison) == found
+    assert msgspec.json.decode(msgspec.json.encode(comparison), type=Comparison) == comparison
 
 
 def _rendered(comparison: Comparison) -> str:

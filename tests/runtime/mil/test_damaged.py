@@ -1,4 +1,4 @@
-"""Packages that are broken or malicious: one clear line, no crash, no unbounded memory."""
+"""Broken and malicious packages: each gives one error line, no crash, no unbounded memory."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gemma_runtime.errors import SessionError
 from gemma_runtime.mil.interpreter import Program
 from gemma_runtime.quiet import quiet
-from tests.runtime.mil.test_interpreter import F16, half, run, save
+from tests.runtime.mil.test_interpreter import F16, half, save
 
 with quiet():
     pytest.importorskip("coremltools")
@@ -27,7 +27,7 @@ CODES = np.random.default_rng(0).integers(-8, 8, (64, 64)).astype(np.int8)
 
 
 def build(folder: Path) -> Path:
-    """A small program of everything ours have: int4, a state, a table, a mask."""
+    """Save a small program with what the exported ones contain: int4, a state, a table."""
     state = mb.StateTensorSpec((4, 64), types.fp16)
 
     def body(x: Any, kept: Any) -> Any:
@@ -58,8 +58,10 @@ def weights_of(package: Path) -> Path:
     return next(package.rglob("weight.bin"))
 
 
-def call(package: Path) -> Any:
-    return run(Program(package), x=np.ones((1, 64), F16))
+def call(package: Path) -> None:
+    """Run the program; a damaged one may have no outputs."""
+    program = Program(package)
+    program.run("main", {"x": np.ones((1, 64), F16)}, program.make_state("main"))
 
 
 @cache
@@ -67,36 +69,36 @@ def contents(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def test_an_output_s_name_that_is_no_text_is_told(tmp_path: Path) -> None:
-    """Flipping the top bit of its first letter ended in a traceback."""
+def test_an_output_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    """A name with the top bit of its first letter flipped ended in a traceback."""
     damaged = build(tmp_path / "m.mlpackage")
     name = Program(damaged)._package.functions["main"].outputs[0].encode()
-    whole = model_of(damaged).read_bytes()
-    model_of(damaged).write_bytes(whole.replace(name, bytes([name[0] | 0x80]) + name[1:]))
-    with pytest.raises(SessionError, match="is no text"):
+    intact = model_of(damaged).read_bytes()
+    model_of(damaged).write_bytes(intact.replace(name, bytes([name[0] | 0x80]) + name[1:]))
+    with pytest.raises(SessionError, match="is not a UTF-8 string"):
         Program(damaged)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_flipped_bits_end_in_one_line_or_in_a_result(package: Path, data: st.DataObject) -> None:
+def test_flipped_bits_give_an_error_line_or_a_result(package: Path, data: st.DataObject) -> None:
     path = data.draw(st.sampled_from([model_of(package), weights_of(package)]))
-    whole = contents(path)
-    damaged = bytearray(whole)
-    for place in data.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=4)):
-        damaged[place] ^= 1 << data.draw(st.integers(0, 7))
-    check_damaged(package, path, whole, bytes(damaged))
+    intact = contents(path)
+    damaged = bytearray(intact)
+    for offset in data.draw(st.lists(st.integers(0, len(intact) - 1), min_size=1, max_size=4)):
+        damaged[offset] ^= 1 << data.draw(st.integers(0, 7))
+    check_damaged(package, path, intact, bytes(damaged))
 
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_truncated_files_end_in_one_line_or_in_a_result(package: Path, data: st.DataObject) -> None:
+def test_truncated_files_give_an_error_line_or_a_result(package: Path, data: st.DataObject) -> None:
     path = data.draw(st.sampled_from([model_of(package), weights_of(package)]))
-    whole = contents(path)
-    check_damaged(package, path, whole, whole[: data.draw(st.integers(0, len(whole) - 1))])
+    intact = contents(path)
+    check_damaged(package, path, intact, intact[: data.draw(st.integers(0, len(intact) - 1))])
 
 
-def check_damaged(package: Path, path: Path, whole: bytes, damaged: bytes) -> None:
+def check_damaged(package: Path, path: Path, intact: bytes, damaged: bytes) -> None:
     path.write_bytes(damaged)
     tracemalloc.start()
     try:
@@ -106,12 +108,12 @@ def check_damaged(package: Path, path: Path, whole: bytes, damaged: bytes) -> No
     finally:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        path.write_bytes(whole)
+        path.write_bytes(intact)
     assert peak < 1 << 28
 
 
 def edited(package: Path, edit: Callable[[Any], None], folder: Path) -> Path:
-    """A copy whose model was changed."""
+    """Copy the package to `folder`, with its model changed by `edit`."""
     model = Model_pb2.Model()
     model.ParseFromString(contents(model_of(package)))
     (function,) = model.mlProgram.functions.values()
@@ -130,7 +132,7 @@ def operations(function: Any) -> Any:
 
 
 def blob(function: Any) -> Any:
-    """The first constant that lies in the weight file."""
+    """The first constant that is stored in the weight file."""
     for operation in operations(function):
         for value in operation.attributes.values():
             if value.WhichOneof("value") == "blobFileValue":
@@ -176,12 +178,12 @@ CHANGES: list[tuple[str, Callable[[Any], None], str]] = [
     ("link", lambda f: set_file(f, "@model_path/link.bin"), "outside the package"),
     ("output", enlarge_output, "more than 1073741824 elements"),
     ("weight", enlarge_weight, "the model expects|more than 1073741824 elements"),
-    ("name", rename_argument, "takes 'nothing', which nothing is"),
+    ("name", rename_argument, "uses 'nothing', which no operation produces"),
 ]
 
 
 @pytest.mark.parametrize(("name", "edit", "message"), CHANGES, ids=[c[0] for c in CHANGES])
-def test_what_is_wrong_with_a_package_is_said(
+def test_the_error_names_what_is_wrong_with_a_package(
     package: Path, tmp_path: Path, name: str, edit: Callable[[Any], None], message: str
 ) -> None:
     changed = edited(package, edit, tmp_path / "m.mlpackage")
@@ -191,8 +193,8 @@ def test_what_is_wrong_with_a_package_is_said(
         call(changed)
 
 
-def test_functions_that_mean_another_state_by_one_name_are_refused(tmp_path: Path) -> None:
-    def tell(x: Any, kept: Any) -> Any:
+def test_functions_that_declare_a_state_differently_are_refused(tmp_path: Path) -> None:
+    def read(x: Any, kept: Any) -> Any:
         return mb.add(x=mb.read_state(input=kept), y=x)
 
     def specs(rows: int) -> list[Any]:
@@ -201,10 +203,10 @@ def test_functions_that_mean_another_state_by_one_name_are_refused(tmp_path: Pat
     with pytest.raises(
         SessionError, match=r"state kept is float16.4, 2. in a and float16.5, 2. in b"
     ):
-        save(tmp_path / "m.mlpackage", a=(specs(4), tell), b=(specs(5), tell))
+        save(tmp_path / "m.mlpackage", a=(specs(4), read), b=(specs(5), read))
 
 
-def test_a_state_of_another_shape_is_refused(package: Path) -> None:
+def test_a_missing_state_is_refused(package: Path) -> None:
     program = Program(package)
     with pytest.raises(SessionError, match="state kept is missing"):
         program.run("main", {"x": np.ones((1, 64), F16)}, {})

@@ -1,4 +1,4 @@
-"""Programs saved by coremltools, executed by our interpreter."""
+"""Our interpreter executes programs that coremltools saved."""
 
 import json
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gemma_runtime.errors import SessionError
-from gemma_runtime.mil.audit import Reached
+from gemma_runtime.mil.audit import Peak
 from gemma_runtime.mil.interpreter import Program
 from gemma_runtime.mil.ops import OPERATIONS
 from gemma_runtime.mil.weights import widen
@@ -56,8 +56,8 @@ def half(*shape: int) -> Any:
 
 
 def run(program: Program, function: str = "main", **inputs: Any) -> Any:
-    (found,) = program.run(function, inputs, program.make_state(function)).values()
-    return found
+    (output,) = program.run(function, inputs, program.make_state(function)).values()
+    return output
 
 
 X = np.random.default_rng(0).standard_normal((2, 3, 8)).astype(F16)
@@ -104,22 +104,22 @@ CASES: dict[str, tuple[Callable[[Any], Any], Callable[[np.ndarray], np.ndarray]]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_operations_do_what_their_names_say_rounded_to_float16(case: str, tmp_path: Path) -> None:
+def test_operations_compute_in_float32_and_round_to_float16(case: str, tmp_path: Path) -> None:
     build, expected = CASES[case]
     program = save(tmp_path / "m.mlpackage", main=([half(2, 3, 8)], lambda x: build(x)))
-    found = run(program, x=X)
-    assert found.dtype == F16
-    assert np.array_equal(found, expected(X.astype(np.float32)).astype(F16))
+    actual = run(program, x=X)
+    assert actual.dtype == F16
+    assert np.array_equal(actual, expected(X.astype(np.float32)).astype(F16))
 
 
-def test_every_finite_float16_is_widened_exactly() -> None:
+def test_every_finite_float16_is_converted_to_float32_exactly() -> None:
     every = np.arange(1 << 16, dtype=np.uint16).view(F16)
     finite = every[np.isfinite(every)]
     assert np.array_equal(widen(finite).view(np.uint32), finite.astype(np.float32).view(np.uint32))
 
 
 @pytest.mark.parametrize("asymmetric", [False, True])
-def test_int4_weights_are_read_to_the_bit(tmp_path: Path, asymmetric: bool) -> None:
+def test_int4_weights_are_read_bit_for_bit(tmp_path: Path, asymmetric: bool) -> None:
     rng = np.random.default_rng(1)
     codes = rng.integers(-8, 8, (16, 64)).astype(np.int8)
     scales = rng.uniform(0.01, 0.1, (16, 2)).astype(F16)
@@ -135,11 +135,11 @@ def test_int4_weights_are_read_to_the_bit(tmp_path: Path, asymmetric: bool) -> N
     program = save(tmp_path / "m.mlpackage", main=([half(1, 64)], body))
     shift = offsets.repeat(32, 1) if asymmetric else 0
     dense = ((codes - shift) * scales.astype(np.float32).repeat(32, 1)).astype(F16)
-    found = run(program, x=np.eye(64, dtype=F16)[:1])
-    assert np.array_equal(found[0], dense[:, 0])
+    actual = run(program, x=np.eye(64, dtype=F16)[:1])
+    assert np.array_equal(actual[0], dense[:, 0])
 
 
-def test_states_last_between_calls_and_are_shared_by_functions(tmp_path: Path) -> None:
+def test_states_persist_between_calls_and_are_shared_by_functions(tmp_path: Path) -> None:
     state = mb.StateTensorSpec((4, 2), types.fp16)
 
     def add(x: Any, kept: Any) -> Any:
@@ -147,22 +147,22 @@ def test_states_last_between_calls_and_are_shared_by_functions(tmp_path: Path) -
         mb.coreml_update_state(state=kept, value=total)
         return total
 
-    def tell(x: Any, kept: Any) -> Any:
+    def read(x: Any, kept: Any) -> Any:
         return mb.add(x=mb.read_state(input=kept), y=x)
 
     program = save(
-        tmp_path / "m.mlpackage", add=([half(4, 2), state], add), tell=([half(4, 2), state], tell)
+        tmp_path / "m.mlpackage", add=([half(4, 2), state], add), read=([half(4, 2), state], read)
     )
     kept = program.make_state("add")
-    one, nothing = np.ones((4, 2), F16), np.zeros((4, 2), F16)
+    one, zero = np.ones((4, 2), F16), np.zeros((4, 2), F16)
     for _ in range(3):
         program.run("add", {"x": one}, kept)
-    (found,) = program.run("tell", {"x": nothing}, kept).values()
-    assert (found == 3).all()
-    assert (run(program, "tell", x=nothing) == 0).all()  # another state
+    (total,) = program.run("read", {"x": zero}, kept).values()
+    assert (total == 3).all()
+    assert (run(program, "read", x=zero) == 0).all()  # a fresh state
 
 
-def test_the_audit_names_what_overflows(tmp_path: Path) -> None:
+def test_the_audit_names_the_operation_that_overflows(tmp_path: Path) -> None:
     def body(x: Any) -> Any:
         return mb.mul(x=mb.mul(x=x, y=F16(300), name="large"), y=F16(300), name="too_large")
 
@@ -171,27 +171,27 @@ def test_the_audit_names_what_overflows(tmp_path: Path) -> None:
     assert program.audit.max_abs == 600
     assert program.audit.max_operation == "large"
     assert program.audit.first_not_finite == "too_large"
-    assert program.audit.largest(2) == [Reached("large", "mul", 600.0)]
+    assert program.audit.largest(2) == [Peak("large", "mul", 600.0)]
     assert program.audit.by_kind() == {"mul": 600.0}
 
 
 def test_an_update_of_another_shape_is_refused() -> None:
-    """Core ML checks no bounds: what runs past the end is written elsewhere."""
+    """Core ML checks no bounds: it writes past the end."""
     arguments = {
         "x": np.zeros((1, 4), F16),
         "update": np.array([[1, 2]], F16),
         "begin": np.array([0, 3]),
         "end": np.array([1, 5]),
     }
-    with pytest.raises(Damaged, match=r"puts \(1, 2\) where \(1, 1\) is"):
+    with pytest.raises(Damaged, match=r"writes \(1, 2\) into a region of \(1, 1\)"):
         OPERATIONS["slice_update"](arguments)
 
 
 def test_an_unknown_operation_and_function_fail_by_name(tmp_path: Path) -> None:
     program = save(tmp_path / "m.mlpackage", main=([half(1, 4)], lambda x: mb.atan(x=x)))
-    with pytest.raises(SessionError, match="operation atan is not known here; there are: abs"):
+    with pytest.raises(SessionError, match="atan is not supported; supported are: abs"):
         run(program, x=np.zeros((1, 4), F16))
-    with pytest.raises(SessionError, match="no function 'other'; there are: main"):
+    with pytest.raises(SessionError, match="no function 'other'; it has: main"):
         program.inputs("other")
 
 
@@ -203,7 +203,7 @@ def test_wrong_inputs_are_refused(tmp_path: Path, given: Any) -> None:
 
 
 @pytest.mark.parametrize("path", ["../../other", "/etc/hosts", "a\\b"])
-def test_a_package_never_leaves_its_folder(tmp_path: Path, path: str) -> None:
+def test_a_package_that_refers_outside_its_folder_is_refused(tmp_path: Path, path: str) -> None:
     folder = tmp_path / "m.mlpackage"
     folder.mkdir()
     manifest = {"rootModelIdentifier": "m", "itemInfoEntries": {"m": {"path": path}}}
@@ -213,7 +213,7 @@ def test_a_package_never_leaves_its_folder(tmp_path: Path, path: str) -> None:
 
 
 @pytest.mark.parametrize("damage", ["manifest", "model", "weights"])
-def test_a_damaged_package_is_one_clear_line(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_package_gives_one_error_line(tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "m.mlpackage"
     weight = np.zeros((64, 64), F16)
     save(folder, main=([half(1, 64)], lambda x: mb.linear(x=x, weight=weight)))
@@ -223,5 +223,5 @@ def test_a_damaged_package_is_one_clear_line(tmp_path: Path, damage: str) -> Non
         "weights": next(folder.rglob("weight.bin")),
     }[damage]
     path.write_bytes(path.read_bytes()[:70].replace(b"\xef\xbe\xad\xde", b"\0\0\0\0"))
-    with pytest.raises(SessionError, match=r"no \.mlpackage|can't be read|no record"):
+    with pytest.raises(SessionError, match=r"not an \.mlpackage|can't be read|no record"):
         run(Program(folder), x=np.zeros((1, 64), F16))

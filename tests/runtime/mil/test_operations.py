@@ -1,4 +1,4 @@
-"""Each operation against coremltools' own constant folding, or where it folds nothing, torch's."""
+"""Compares each operation with coremltools' constant folding, or with torch if it folds nothing."""
 
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +44,7 @@ def positive(rng: Rng) -> Arguments:
 
 
 def pair(rng: Rng) -> tuple[Any, Any]:
-    """Of shapes that broadcast."""
+    """Two tensors whose shapes broadcast."""
     shape = shape_of(rng)
     other = [1 if rng.random() < 0.3 else n for n in shape][int(rng.integers(0, len(shape))) :]
     return normal(rng, *shape), normal(rng, *other)
@@ -135,7 +135,7 @@ def squeeze(rng: Rng) -> Arguments:
 
 
 def sliced(rng: Rng) -> Arguments:
-    """Negative ends, masks, strides and axes that are taken away."""
+    """Slices with negative ends, masks, strides and squeezed axes."""
     x = normal(rng, 5, 6, 7)
     begin = rng.integers(0, 3, 3)
     end = np.array([int(rng.integers(b + 1, n + 1)) for b, n in zip(begin, x.shape, strict=True)])
@@ -299,17 +299,17 @@ FOLDED: list[tuple[str, Callable[[Rng], Arguments]]] = [
 
 def folded(kind: str, arguments: Arguments) -> list[Any]:
     with quiet(), Function({}, ct.target.iOS18):
-        found = getattr(mb, kind)(**arguments)
-        return [var.val for var in (found if isinstance(found, list | tuple) else [found])]
+        results = getattr(mb, kind)(**arguments)
+        return [var.val for var in (results if isinstance(results, list | tuple) else [results])]
 
 
 def ours(kind: str, arguments: Arguments) -> list[Any]:
-    given = {
+    prepared = {
         key: value if isinstance(value, str | list) else np.asarray(value)
         for key, value in arguments.items()
     }
-    found = OPERATIONS[kind](given)
-    return found if isinstance(found, list) else [found]
+    results = OPERATIONS[kind](prepared)
+    return results if isinstance(results, list) else [results]
 
 
 @pytest.mark.parametrize(
@@ -317,13 +317,13 @@ def ours(kind: str, arguments: Arguments) -> list[Any]:
 )
 @settings(max_examples=12, deadline=None)
 @given(seed=SEEDS)
-def test_an_operation_says_what_coremltools_folds(
+def test_an_operation_computes_what_coremltools_folds(
     kind: str, make: Callable[[Rng], Arguments], seed: int
 ) -> None:
     arguments = make(np.random.default_rng(seed))
-    expected, found = folded(kind, arguments), ours(kind, arguments)
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected, strict=True):
+    expected, actual = folded(kind, arguments), ours(kind, arguments)
+    assert len(actual) == len(expected)
+    for a, b in zip(actual, expected, strict=True):
         assert b is not None, "coremltools folds nothing here"
         assert a.shape == np.shape(b)
         assert np.allclose(a.astype(np.asarray(b).dtype), b, rtol=2e-5, atol=2e-6)
@@ -331,34 +331,34 @@ def test_an_operation_says_what_coremltools_folds(
 
 @settings(max_examples=25, deadline=None)
 @given(seed=SEEDS)
-def test_scatters_and_attention_say_what_torch_says(seed: int) -> None:
+def test_scatters_and_attention_compute_what_torch_computes(seed: int) -> None:
     rng = np.random.default_rng(seed)
     data, axis = normal(rng, 4, 5, 6), int(rng.integers(-3, 3))
     indices = rng.integers(0, data.shape[axis], (4, 5, 6))
-    indices = np.argsort(normal(rng, 4, 5, 6), axis)  # each place once, so that order is nothing
+    indices = np.argsort(normal(rng, 4, 5, 6), axis)  # no index twice, so order doesn't matter
     updates = normal(rng, 4, 5, 6)
     given_ = {"data": data, "indices": indices, "updates": updates, "axis": np.array(axis)}
     expected = torch.tensor(data).scatter(axis, torch.tensor(indices), torch.tensor(updates))
     negative = {**given_, "indices": indices - data.shape[axis]}
     for arguments in (given_, negative):
-        (found,) = ours("scatter_along_axis", {**arguments, "mode": "update"})
-        assert np.array_equal(found, expected.numpy())
-    (found,) = ours("scatter_along_axis", {**given_, "mode": "add"})
+        (actual,) = ours("scatter_along_axis", {**arguments, "mode": "update"})
+        assert np.array_equal(actual, expected.numpy())
+    (actual,) = ours("scatter_along_axis", {**given_, "mode": "add"})
     added = torch.tensor(data).scatter_add(axis, torch.tensor(indices), torch.tensor(updates))
-    assert np.allclose(found, added.numpy())
+    assert np.allclose(actual, added.numpy())
 
     rows = rng.integers(0, 4, 7)
     more = normal(rng, 7, 5, 6)
-    (found,) = ours("scatter", {"data": data, "indices": rows, "updates": more, "axis": 0})
+    (actual,) = ours("scatter", {"data": data, "indices": rows, "updates": more, "axis": 0})
     summed = torch.tensor(data).index_add(0, torch.tensor(rows), torch.tensor(more))
-    assert np.allclose(found, summed.numpy(), atol=1e-5)
-    (found,) = ours("scatter_nd", {"data": data, "indices": rows[:, None], "updates": more})
-    assert np.allclose(found, summed.numpy(), atol=1e-5)
+    assert np.allclose(actual, summed.numpy(), atol=1e-5)
+    (actual,) = ours("scatter_nd", {"data": data, "indices": rows[:, None], "updates": more})
+    assert np.allclose(actual, summed.numpy(), atol=1e-5)
     places = rng.integers(0, 4, (3, 2))
-    (found,) = ours("gather_nd", {"x": data, "indices": places})
-    assert np.array_equal(found, data[places[:, 0], places[:, 1]])
-    (found,) = ours("one_hot", {"indices": rows, "one_hot_vector_size": 4})
-    assert np.array_equal(found, torch.nn.functional.one_hot(torch.tensor(rows), 4).numpy())
+    (actual,) = ours("gather_nd", {"x": data, "indices": places})
+    assert np.array_equal(actual, data[places[:, 0], places[:, 1]])
+    (actual,) = ours("one_hot", {"indices": rows, "one_hot_vector_size": 4})
+    assert np.array_equal(actual, torch.nn.functional.one_hot(torch.tensor(rows), 4).numpy())
 
     q, k, v, mask = (normal(rng, 2, 3, 4, 5) for _ in range(4))
     mask = mask[..., :4]
@@ -369,27 +369,28 @@ def test_scatters_and_attention_say_what_torch_says(seed: int) -> None:
             *map(torch.tensor, (q, k, v)), torch.tensor(seen)
         )
         arguments = {"query": q, "key": k, "value": v, "attn_mask": seen}
-        (found,) = ours("scaled_dot_product_attention", arguments)
-        assert np.allclose(found, attended.numpy(), atol=1e-5)
+        (actual,) = ours("scaled_dot_product_attention", arguments)
+        assert np.allclose(actual, attended.numpy(), atol=1e-5)
     backwards, exclusive = bool(seed % 2), bool(seed % 4 > 1)
     x = torch.tensor(data).flip(axis) if backwards else torch.tensor(data)
     sums = x.cumsum(axis) - (x if exclusive else 0)
     sums = sums.flip(axis) if backwards else sums
     flags = {"reverse": np.array(backwards), "exclusive": np.array(exclusive)}
-    (found,) = ours("cumsum", {"x": data, "axis": np.array(axis), **flags})
-    assert np.allclose(found, sums.numpy(), atol=1e-5)
-    (found,) = ours("silu", {"x": q})
-    assert np.allclose(found, torch.nn.functional.silu(torch.tensor(q)).numpy(), atol=1e-6)
+    (actual,) = ours("cumsum", {"x": data, "axis": np.array(axis), **flags})
+    assert np.allclose(actual, sums.numpy(), atol=1e-5)
+    (actual,) = ours("silu", {"x": q})
+    assert np.allclose(actual, torch.nn.functional.silu(torch.tensor(q)).numpy(), atol=1e-6)
 
 
 TESTED = {kind for kind, _ in FOLDED} | {
     *("scatter", "scatter_along_axis", "scatter_nd", "gather_nd", "one_hot", "silu"),
-    *("cumsum", "scaled_dot_product_attention", "slice_update"),  # the last in test_mil.py
-    *("constexpr_blockwise_shift_scale", "constexpr_lut_to_dense"),  # test_mil_weights.py
+    *("cumsum", "scaled_dot_product_attention"),
+    *("slice_update",),  # in test_interpreter.py
+    *("constexpr_blockwise_shift_scale", "constexpr_lut_to_dense"),  # in test_weights.py
 }
 
 
-def test_the_documented_operations_are_those_that_are_known() -> None:
+def test_the_module_docstring_lists_the_supported_operations() -> None:
     listed = (gemma_runtime.mil.__doc__ or "").rpartition(":\n\n")[2]
     assert listed.replace("\n", " ").split() == [f"{k}," for k in ("const", *KNOWN[:-1])] + [
         KNOWN[-1]

@@ -1,4 +1,4 @@
-"""Compressed weights: every element is what its codes say, rounded to the declared type."""
+"""Compressed weights: every element has the value of its code, rounded to the declared type."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gemma_runtime.mil.blob import Nibbles
 from gemma_runtime.mil.ops import OPERATIONS
-from gemma_runtime.mil.package import Value
+from gemma_runtime.mil.package import MilValue
 from gemma_runtime.mil.weights import (
     Weight,
     dense,
@@ -39,22 +39,22 @@ def nibbles(codes: np.ndarray, signed: bool) -> Nibbles:
     shifted=st.booleans(),
     magnitude=st.sampled_from([1e-7, 1e-5, 1e-2, 1.0, 6e4]),
 )
-def test_blocks_are_scale_times_code_rounded(
+def test_an_element_is_scale_times_code_rounded(
     seed: int, rows: int, width: int, bits: int, shifted: bool, magnitude: float
 ) -> None:
-    """Scales below float16's normal range and products past its end are among them."""
+    """Covers scales below float16's normal range and products that overflow it."""
     rng = np.random.default_rng(seed)
     codes = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (rows, width)).astype(np.int8)
     blocks = (int(rng.choice([1, rows])), int(rng.choice([1, width, max(1, width // 32)])))
     scale = (rng.uniform(0.1, 1, blocks) * magnitude).astype(np.float16)
     offset = rng.integers(-8, 8, blocks).astype(np.int8) if shifted else None
-    arguments: dict[str, Value] = {"data": codes, "scale": scale}
+    arguments: dict[str, MilValue] = {"data": codes, "scale": scale}
     if offset is not None:
         arguments["offset"] = offset
     with np.errstate(over="ignore"):
         expected = np.asarray(OPERATIONS["constexpr_blockwise_shift_scale"](arguments)).astype(F16)
-    held = nibbles(codes, True) if bits == 4 else codes
-    check(open_block_weight(held, scale, offset, F16), expected, rng)
+    stored = nibbles(codes, True) if bits == 4 else codes
+    check(open_block_weight(stored, scale, offset, F16), expected, rng)
 
 
 @settings(max_examples=40, deadline=None)
@@ -63,15 +63,17 @@ def test_blocks_are_scale_times_code_rounded(
     width=st.sampled_from([3, 6, 32]),
     tables=st.sampled_from([(1, 1), (4, 1), (8, 3), (1, 3)]),
 )
-def test_tables_are_looked_up(seed: int, width: int, tables: tuple[int, int]) -> None:
+def test_an_element_is_its_code_s_table_entry(
+    seed: int, width: int, tables: tuple[int, int]
+) -> None:
     rng = np.random.default_rng(seed)
     width = width * tables[1]
     codes = rng.integers(0, 16, (8, width)).astype(np.uint8)
     lut = rng.standard_normal((*tables, 16, 1)).astype(np.float16)
     rows = np.arange(8)[:, None] // (8 // tables[0])
     expected = lut[rows, np.arange(width) // (width // tables[1]), codes, 0]
-    found = OPERATIONS["constexpr_lut_to_dense"]({"indices": codes, "lut": lut})
-    assert np.array_equal(found, expected)
+    actual = OPERATIONS["constexpr_lut_to_dense"]({"indices": codes, "lut": lut})
+    assert np.array_equal(actual, expected)
     check(open_table_weight(nibbles(codes, False), lut, F16), expected, rng)
     check(open_table_weight(codes, lut, F16), expected, rng)
 
@@ -90,7 +92,7 @@ def check(weight: Weight, expected: np.ndarray, rng: np.random.Generator) -> Non
             assert (np.abs(multiply(x, weight, threads, 2) - right) <= bound).all()
 
 
-def test_a_large_matrix_is_multiplied_by_parts() -> None:
+def test_a_large_matrix_is_multiplied_in_blocks() -> None:
     rng = np.random.default_rng(0)
     codes = rng.integers(-8, 8, (1501, 640)).astype(np.int8)
     scale = rng.uniform(0.01, 0.1, (1501, 20)).astype(np.float16)

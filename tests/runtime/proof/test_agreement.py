@@ -15,77 +15,75 @@ _seeds = st.integers(0, 2**32 - 1)
 
 
 @given(_seeds, st.floats(0.0, 3.0), st.integers(1, 5))
-def test_with_every_token_stored_kl_is_that_of_the_whole_vocabulary(
-    seed: int, distance: float, length: int
-) -> None:
+def test_with_every_token_stored_kl_is_exact(seed: int, distance: float, length: int) -> None:
     expected, actual = _pair(seed, distance, length)
 
-    found = compare_logits(actual, top_logits(expected, k=expected.shape[-1]))
+    agreement = compare_logits(actual, top_logits(expected, k=expected.shape[-1]))
 
     kl = _direct_kl(expected, actual)
-    assert found.mean_kl == pytest.approx(kl.mean(), rel=1e-4, abs=1e-6)
-    assert found.p99_kl == pytest.approx(np.quantile(kl, 0.99), rel=1e-4, abs=1e-6)
+    assert agreement.mean_kl == pytest.approx(kl.mean(), rel=1e-4, abs=1e-6)
+    assert agreement.p99_kl == pytest.approx(np.quantile(kl, 0.99), rel=1e-4, abs=1e-6)
 
 
 @given(_seeds, st.floats(0.0, 3.0), st.integers(1, 40))
 def test_with_k_tokens_stored_kl_is_a_lower_bound(seed: int, distance: float, k: int) -> None:
     expected, actual = _pair(seed, distance, 4)
 
-    found = compare_logits(actual, top_logits(expected, k))
+    agreement = compare_logits(actual, top_logits(expected, k))
 
-    assert -1e-6 <= found.mean_kl <= _direct_kl(expected, actual).mean() + 1e-6
+    assert -1e-6 <= agreement.mean_kl <= _direct_kl(expected, actual).mean() + 1e-6
 
 
-def test_the_bound_is_tight_where_k_tokens_hold_nearly_everything() -> None:
+def test_the_bound_is_tight_if_k_tokens_have_nearly_all_probability() -> None:
     expected, actual = _pair(3, 0.5, 16, spread=6.0)
 
-    found = compare_logits(actual, top_logits(expected, 16))
+    agreement = compare_logits(actual, top_logits(expected, 16))
 
-    assert found.mean_kl == pytest.approx(_direct_kl(expected, actual).mean(), rel=0.02)
+    assert agreement.mean_kl == pytest.approx(_direct_kl(expected, actual).mean(), rel=0.02)
 
 
 @given(_seeds, st.floats(-50, 50))
-def test_a_constant_added_to_all_logits_costs_no_kl(seed: int, constant: float) -> None:
+def test_a_constant_added_to_all_logits_leaves_kl_at_zero(seed: int, constant: float) -> None:
     expected, _ = _pair(seed, 0.0, 3)
 
-    found = compare_logits((expected + constant).astype(np.float32), top_logits(expected))
+    agreement = compare_logits((expected + constant).astype(np.float32), top_logits(expected))
 
-    assert found.mean_kl == pytest.approx(0, abs=1e-5)
-    assert found.max_abs == pytest.approx(abs(constant), abs=1e-4)
+    assert agreement.mean_kl == pytest.approx(0, abs=1e-5)
+    assert agreement.max_abs == pytest.approx(abs(constant), abs=1e-4)
 
 
-def test_plain_figures_of_a_constructed_case() -> None:
+def test_top_1_near_ties_and_differences_of_a_small_example() -> None:
     expected = np.array([[5, 1, 0, 0], [5, 4.95, 0, 0], [5, 1, 0, 0], [5, 1, 0, 0]], np.float32)
     actual = expected.copy()
-    actual[1, :2] = 4.9, 5.0  # a near tie that fell the other way
-    actual[2, :2] = 1, 5  # no tie at all
+    actual[1, :2] = 4.9, 5.0  # a near tie that went the other way
+    actual[2, :2] = 1, 5  # not a tie
 
-    found = compare_logits(actual, top_logits(expected, k=2))
+    agreement = compare_logits(actual, top_logits(expected, k=2))
 
-    assert (found.positions, found.top1, found.near_ties) == (4, 0.5, 1)
-    assert found.max_abs == 4
-    assert found.mean_abs == pytest.approx((0.1 + 0.05 + 4 + 4) / 8, rel=1e-5)
+    assert (agreement.positions, agreement.top1, agreement.near_ties) == (4, 0.5, 1)
+    assert agreement.max_abs == 4
+    assert agreement.mean_abs == pytest.approx((0.1 + 0.05 + 4 + 4) / 8, rel=1e-5)
 
 
 @pytest.mark.parametrize(("lead", "ties"), [(TIE_MARGIN * 0.9, 1), (TIE_MARGIN * 1.1, 0)])
-def test_a_near_tie_is_measured_by_the_references_own_lead(lead: float, ties: int) -> None:
+def test_a_near_tie_depends_on_the_reference_s_lead(lead: float, ties: int) -> None:
     expected = np.array([[3 + lead, 3, 0]], np.float32)
 
     assert compare_logits(expected[:, [1, 0, 2]], top_logits(expected)).near_ties == ties
 
 
-def test_a_choice_outside_the_stored_tokens_is_no_near_tie() -> None:
+def test_a_choice_outside_the_stored_tokens_is_not_a_near_tie() -> None:
     expected = np.array([[3.0, 2.99, 2.98, 2.97]], np.float32)
     actual = np.array([[0.0, 0.0, 0.0, 9.0]], np.float32)
 
-    found = compare_logits(actual, top_logits(expected, k=2))
+    agreement = compare_logits(actual, top_logits(expected, k=2))
 
-    assert (found.top1, found.near_ties) == (0, 0)
+    assert (agreement.top1, agreement.near_ties) == (0, 0)
 
 
 @given(_seeds, st.lists(st.integers(1, 6), min_size=1, max_size=4))
-def test_pooled_means_are_those_of_all_positions_together(seed: int, lengths: list[int]) -> None:
-    pairs = [_pair(seed + place, 1.0, length) for place, length in enumerate(lengths)]
+def test_pooled_means_are_means_over_all_positions(seed: int, lengths: list[int]) -> None:
+    pairs = [_pair(seed + index, 1.0, length) for index, length in enumerate(lengths)]
     each = [compare_logits(actual, top_logits(expected)) for expected, actual in pairs]
     together = compare_logits(
         np.concatenate([actual for _, actual in pairs]),
@@ -103,13 +101,13 @@ def test_pooled_means_are_those_of_all_positions_together(seed: int, lengths: li
 
 
 def test_one_agreement_pools_to_itself() -> None:
-    one = Agreement(7, 0.5, 2, 3.0, 0.25, 0.125, 0.75)
+    agreement = Agreement(7, 0.5, 2, 3.0, 0.25, 0.125, 0.75)
 
-    assert pool([one]) == one
+    assert pool([agreement]) == agreement
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1))
-def test_goldens_bring_every_bit_of_a_logit_back(
+def test_goldens_keep_every_bit_of_a_logit(
     tmp_path_factory: pytest.TempPathFactory, row: list[float]
 ) -> None:
     logits = np.array([row], np.float32)
@@ -146,12 +144,12 @@ def test_a_file_without_goldens_is_refused(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "goldens.json"
     path.write_bytes(text)
 
-    with pytest.raises(BundleError, match="holds no goldens"):
+    with pytest.raises(BundleError, match="is not a goldens file"):
         load_goldens(path)
 
 
 def test_a_missing_goldens_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="holds no goldens"):
+    with pytest.raises(BundleError, match="is not a goldens file"):
         load_goldens(tmp_path / "goldens.json")
 
 

@@ -24,53 +24,56 @@ LENGTH = 16
 Script = Callable[[Sequence[int]], Logits]
 
 
-def test_a_session_that_says_what_the_goldens_say_passes() -> None:
-    found = verify(FakeSession(_model), _goldens())
+def test_a_session_with_the_goldens_logits_passes() -> None:
+    verification = verify(FakeSession(_model), _goldens())
 
-    assert found.verdict is Verdict.PASS
-    assert found.failures == ()
-    assert found.lowering.top1 == found.paths.top1 == 1
-    assert found.lowering.mean_kl == pytest.approx(0, abs=1e-6)
+    assert verification.verdict is Verdict.PASS
+    assert verification.failures == ()
+    assert verification.lowering.top1 == verification.paths.top1 == 1
+    assert verification.lowering.mean_kl == pytest.approx(0, abs=1e-6)
 
 
 def test_every_position_is_scored_and_half_of_them_decoded() -> None:
-    found = verify(FakeSession(_model), _goldens(3))
+    verification = verify(FakeSession(_model), _goldens(3))
 
-    assert found.scored.positions == found.paths.positions * 16 // 9 == 3 * LENGTH
-    assert found.decoded.positions == 3 * (LENGTH // 2 + 1)
-    assert found.lowering.positions == found.scored.positions + found.decoded.positions
-    assert {name: part.positions for name, part in found.by_golden.items()} == {
-        f"golden {place}": LENGTH + LENGTH // 2 + 1 for place in range(3)
+    assert verification.scored.positions == verification.paths.positions * 16 // 9 == 3 * LENGTH
+    assert verification.decoded.positions == 3 * (LENGTH // 2 + 1)
+    assert (
+        verification.lowering.positions
+        == verification.scored.positions + verification.decoded.positions
+    )
+    assert {name: part.positions for name, part in verification.by_golden.items()} == {
+        f"golden {index}": LENGTH + LENGTH // 2 + 1 for index in range(3)
     }
 
 
-def test_quantization_is_reported_and_not_judged() -> None:
-    far = [
+def test_quantization_error_is_reported_but_does_not_fail() -> None:
+    with_other_reference = [
         Golden(golden.name, golden.tokens, _tops(_other_model, golden.tokens), golden.quantized)
         for golden in _goldens()
     ]
 
-    found = verify(FakeSession(_model), far)
+    verification = verify(FakeSession(_model), with_other_reference)
 
-    assert found.quantization.top1 < 0.2
-    assert found.quantization.mean_kl > 1
-    assert found.verdict is Verdict.PASS
+    assert verification.quantization.top1 < 0.2
+    assert verification.quantization.mean_kl > 1
+    assert verification.verdict is Verdict.PASS
 
 
-def test_another_model_fails_by_every_figure() -> None:
-    found = verify(FakeSession(_other_model), _goldens())
+def test_another_model_fails_every_limit() -> None:
+    verification = verify(FakeSession(_other_model), _goldens())
 
-    assert found.verdict is Verdict.FAIL
-    assert [failure.split(" is ")[0] for failure in found.failures] == [
+    assert verification.verdict is Verdict.FAIL
+    assert [failure.split(" is ")[0] for failure in verification.failures] == [
         "top-1 outside near ties",
         "mean KL of scoring",
         "mean KL of decoding",
     ]
-    assert found.paths.mean_kl == pytest.approx(0, abs=1e-6)  # wrong alike
+    assert verification.paths.mean_kl == pytest.approx(0, abs=1e-6)  # both wrong in the same way
 
 
 class _WrongDecode(FakeSession):
-    """Says all that is right in long calls, and in calls of one token something slightly off."""
+    """Right when scoring; `decode` adds noise."""
 
     def __init__(self, noise: float) -> None:
         super().__init__(_model)
@@ -81,7 +84,7 @@ class _WrongDecode(FakeSession):
 
 
 class _StaleDecode(FakeSession):
-    """Forgets, on decoding, the token before the last: a cache written one slot late."""
+    """`decode` ignores the last but one token, as if the cache were written one slot late."""
 
     def decode(self, token: int) -> Logits:
         super().decode(token)
@@ -89,11 +92,11 @@ class _StaleDecode(FakeSession):
 
 
 class _WrongScore(FakeSession):
-    """Says all that is right in the last position of a call, and something off in the others."""
+    """Right at the last position of a call; `score` adds noise to all others."""
 
     def score(self, tokens: Sequence[int]) -> Logits:
         logits = super().score(tokens)
-        rows = [_noisy(row, [place], 0.5) for place, row in enumerate(logits)]
+        rows = [_noisy(row, [index], 0.5) for index, row in enumerate(logits)]
         return np.stack([*rows[:-1], logits[-1]])
 
 
@@ -102,54 +105,54 @@ class _WrongScore(FakeSession):
     [lambda: _WrongDecode(0.5), lambda: _StaleDecode(_model)],
     ids=["noise", "stale cache"],
 )
-def test_a_session_wrong_in_decode_alone_fails(make: Callable[[], FakeSession]) -> None:
-    found = verify(make(), _goldens())
+def test_a_session_that_is_wrong_only_in_decode_fails(make: Callable[[], FakeSession]) -> None:
+    verification = verify(make(), _goldens())
 
-    assert found.verdict is Verdict.FAIL
-    assert found.scored.mean_kl == pytest.approx(0, abs=1e-6)
-    assert any("of decoding is" in failure for failure in found.failures)
-    assert any("decoding against scoring" in failure for failure in found.failures)
+    assert verification.verdict is Verdict.FAIL
+    assert verification.scored.mean_kl == pytest.approx(0, abs=1e-6)
+    assert any("of decoding is" in failure for failure in verification.failures)
+    assert any("decoding against scoring" in failure for failure in verification.failures)
 
 
-def test_a_session_wrong_in_scoring_alone_fails() -> None:
-    found = verify(_WrongScore(_model), _goldens())
+def test_a_session_that_is_wrong_only_in_scoring_fails() -> None:
+    verification = verify(_WrongScore(_model), _goldens())
 
-    assert found.verdict is Verdict.FAIL
-    assert any("of scoring" in failure for failure in found.failures)
-    assert found.decoded.mean_kl == pytest.approx(0, abs=1e-6)
+    assert verification.verdict is Verdict.FAIL
+    assert any("of scoring" in failure for failure in verification.failures)
+    assert verification.decoded.mean_kl == pytest.approx(0, abs=1e-6)
 
 
 def test_noise_below_the_limits_passes() -> None:
-    found = verify(_WrongDecode(0.02), _goldens())
+    verification = verify(_WrongDecode(0.02), _goldens())
 
-    assert found.verdict is Verdict.PASS
-    assert 0 < found.decoded.mean_kl < found.limits.max_mean_kl
+    assert verification.verdict is Verdict.PASS
+    assert 0 < verification.decoded.mean_kl < verification.limits.max_mean_kl
 
 
-def test_limits_are_the_callers() -> None:
+def test_the_caller_can_set_the_limits() -> None:
     strict = Limits(max_mean_kl=1e-9)
 
-    found = verify(_WrongDecode(0.02), _goldens(), strict)
+    verification = verify(_WrongDecode(0.02), _goldens(), strict)
 
-    assert (found.verdict, found.limits) == (Verdict.FAIL, strict)
+    assert (verification.verdict, verification.limits) == (Verdict.FAIL, strict)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("place", [0, 9])
-def test_a_number_that_is_none_fails(value: float, place: int) -> None:
-    """In an early position, seen by scoring alone, and in a late one."""
+@pytest.mark.parametrize("position", [0, 9])
+def test_nan_and_infinity_fail(value: float, position: int) -> None:
+    """At an early position, which is only scored, and at a late one, which is decoded too."""
 
     def broken(tokens: Sequence[int]) -> Logits:
         logits = _model(tokens)
-        if len(tokens) - 1 == place:
+        if len(tokens) - 1 == position:
             logits[:] = value
         return logits
 
     assert verify(FakeSession(broken), _goldens()).verdict is Verdict.FAIL
 
 
-def test_near_ties_that_fall_the_other_way_are_ambiguous() -> None:
-    """No limit is broken, and nothing is proved: the two leading tokens are alike everywhere."""
+def test_many_near_ties_that_go_the_other_way_are_ambiguous() -> None:
+    """No limit is exceeded, but nothing is proved: the two leading tokens tie everywhere."""
 
     def swapped(tokens: Sequence[int]) -> Logits:
         logits = _tied_model(tokens)
@@ -157,31 +160,31 @@ def test_near_ties_that_fall_the_other_way_are_ambiguous() -> None:
         logits[[first, second]] = logits[[second, first]]
         return logits
 
-    found = verify(FakeSession(swapped), _goldens(script=_tied_model))
+    verification = verify(FakeSession(swapped), _goldens(script=_tied_model))
 
-    assert found.failures == ()
-    assert found.verdict is Verdict.AMBIGUOUS
-    assert found.lowering.top1 == 0
-    assert found.lowering.near_ties == found.lowering.positions
-    assert "100% of the positions are near ties" in _rendered(found)
-
-
-def test_near_ties_that_fall_alike_pass() -> None:
-    found = verify(FakeSession(_tied_model), _goldens(script=_tied_model))
-
-    assert found.verdict is Verdict.PASS
+    assert verification.failures == ()
+    assert verification.verdict is Verdict.AMBIGUOUS
+    assert verification.lowering.top1 == 0
+    assert verification.lowering.near_ties == verification.lowering.positions
+    assert "100% of the positions are near ties" in _rendered(verification)
 
 
-def test_a_broken_limit_is_a_failure_however_many_near_ties_there_are() -> None:
+def test_near_ties_that_go_the_same_way_pass() -> None:
+    verification = verify(FakeSession(_tied_model), _goldens(script=_tied_model))
+
+    assert verification.verdict is Verdict.PASS
+
+
+def test_an_exceeded_limit_fails_despite_many_near_ties() -> None:
     def swapped(tokens: Sequence[int]) -> Logits:
         return np.roll(_tied_model(tokens), 1)
 
-    found = verify(FakeSession(swapped), _goldens(script=_tied_model))
+    verification = verify(FakeSession(swapped), _goldens(script=_tied_model))
 
-    assert found.verdict is Verdict.FAIL
+    assert verification.verdict is Verdict.FAIL
 
 
-def test_the_session_is_empty_before_and_after() -> None:
+def test_verify_resets_the_session_before_and_after() -> None:
     session = FakeSession(_model)
     session.prefill([1, 2, 3])
 
@@ -191,7 +194,7 @@ def test_the_session_is_empty_before_and_after() -> None:
 
 @pytest.mark.parametrize("unjudged", [0, 1, 5])
 @pytest.mark.parametrize("judged", [1, 2, 3, 8])
-def test_replay_scores_the_judged_positions_and_decodes_from_the_half_on(
+def test_replay_scores_the_judged_positions_and_decodes_the_second_half(
     judged: int, unjudged: int
 ) -> None:
     tokens = _tokens(0)[: unjudged + judged]
@@ -210,26 +213,26 @@ def test_a_fault_that_rounding_hides_fails_with_float_activations() -> None:
     slightly_off = measure_lowering(_WrongDecode(0.02), _goldens())
 
     assert verify(FakeSession(_model), _goldens()).exact is None
-    found = verify(FakeSession(_model), _goldens(), exact=slightly_off)
+    verification = verify(FakeSession(_model), _goldens(), exact=slightly_off)
 
-    assert found.verdict is Verdict.FAIL
-    assert [failure.split(" is ")[0] for failure in found.failures] == [
+    assert verification.verdict is Verdict.FAIL
+    assert [failure.split(" is ")[0] for failure in verification.failures] == [
         "mean KL of the float kernels"
     ]
-    assert slightly_off.mean_kl < found.limits.max_mean_kl
+    assert slightly_off.mean_kl < verification.limits.max_mean_kl
 
 
 def test_engines_that_disagree_on_one_artifact_fail() -> None:
-    """What macOS adds: Core ML beside our interpreter, each of them within its own limits."""
-    alike = compare_sessions(FakeSession(_model), FakeSession(_model), _goldens())
-    assert verify(FakeSession(_model), _goldens(), engines=alike).verdict is Verdict.PASS
-    apart = compare_sessions(FakeSession(_model), FakeSession(_other_model), _goldens())
-    found = verify(FakeSession(_model), _goldens(), engines=apart)
-    assert found.verdict is Verdict.FAIL
-    assert any("Core ML against ours" in failure for failure in found.failures)
+    """On macOS, Core ML is also compared with our interpreter."""
+    same = compare_sessions(FakeSession(_model), FakeSession(_model), _goldens())
+    assert verify(FakeSession(_model), _goldens(), engines=same).verdict is Verdict.PASS
+    different = compare_sessions(FakeSession(_model), FakeSession(_other_model), _goldens())
+    verification = verify(FakeSession(_model), _goldens(), engines=different)
+    assert verification.verdict is Verdict.FAIL
+    assert any("Core ML against ours" in failure for failure in verification.failures)
 
 
-def test_no_goldens_prove_nothing() -> None:
+def test_verifying_without_goldens_is_refused() -> None:
     with pytest.raises(BundleError, match="no goldens"):
         verify(FakeSession(_model), [])
 
@@ -240,8 +243,8 @@ def test_a_golden_longer_than_the_context_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["plain", "[red]x", "out/[/y]"])
-def test_the_table_shows_every_figure_on_80_columns(name: str) -> None:
-    """Labels were cut, and a folder's name was read as markup."""
+def test_the_table_shows_every_figure_in_80_columns(name: str) -> None:
+    """Labels were cut, and a folder's name was parsed as markup."""
     text = _rendered(verify(FakeSession(_model), _goldens()), name)
 
     assert f"{name}: PASS" in text
@@ -251,34 +254,34 @@ def test_the_table_shows_every_figure_on_80_columns(name: str) -> None:
     assert "…" not in text
 
 
-def test_a_failure_is_told_below_the_table() -> None:
-    found = verify(FakeSession(_other_model), _goldens())
+def test_failures_are_shown_below_the_table() -> None:
+    verification = verify(FakeSession(_other_model), _goldens())
 
-    text = _rendered(found)
+    text = _rendered(verification)
 
     assert "bundle: FAIL" in text
     assert "top-1 outside near ties is" in text
     assert "mean KL of decoding is" in text
 
 
-def test_json_brings_the_verification_back() -> None:
-    found = verify(FakeSession(_model), _goldens())
+def test_a_verification_survives_json() -> None:
+    verification = verify(FakeSession(_model), _goldens())
 
-    assert msgspec.json.decode(msgspec.json.encode(found), type=Verification) == found
+    assert msgspec.json.decode(msgspec.json.encode(verification), type=Verification) == verification
 
 
-def _rendered(found: Verification, name: str = "bundle") -> str:
+def _rendered(verification: Verification, name: str = "bundle") -> str:
     console = Console(width=80, color_system=None)
     with console.capture() as capture:
-        console.print(render_verification(name, found))
+        console.print(render_verification(name, verification))
     return capture.get()
 
 
 def _goldens(count: int = 2, script: Script | None = None) -> list[Golden]:
-    said = script or _model
+    model = script or _model
     return [
-        Golden(f"golden {place}", tokens, _tops(said, tokens), _tops(said, tokens))
-        for place, tokens in enumerate(_tokens(place) for place in range(count))
+        Golden(f"golden {index}", tokens, _tops(model, tokens), _tops(model, tokens))
+        for index, tokens in enumerate(_tokens(index) for index in range(count))
     ]
 
 
@@ -292,7 +295,7 @@ def _tokens(seed: int) -> list[int]:
 
 
 def _model(tokens: Sequence[int]) -> Logits:
-    """Logits that hang on every token so far, with a clear leader."""
+    """Logits that depend on every token so far, with a clear most likely token."""
     return _draw([1, *tokens])
 
 
@@ -301,7 +304,7 @@ def _other_model(tokens: Sequence[int]) -> Logits:
 
 
 def _tied_model(tokens: Sequence[int]) -> Logits:
-    """Two leaders, closer than the tie margin."""
+    """Like `_model`, but the two most likely tokens are closer than the tie margin."""
     logits = _model(tokens)
     first, second = np.argsort(-logits)[:2]
     logits[second] = logits[first] - 0.01

@@ -13,7 +13,7 @@ from tests.runtime.conftest import BOS, RESERVED, SPECIAL
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# The shape of Gemma 2's: no system turn, roles checked by the template.
+# Like Gemma 2's template: it refuses a system turn.
 REFUSES_SYSTEM = """\
 {{ bos_token }}
 {%- if messages[0]['role'] == 'system' %}{{ raise_exception('No system role') }}{% endif %}
@@ -46,14 +46,14 @@ def say(*turns: tuple[str, str]) -> list[Message]:
 
 
 def pieces(tokenizer: Tokenizer, ids: list[int]) -> str:
-    """Ids as one string in which control tokens show."""
+    """The ids as one string, control tokens included."""
     return "".join(
         tokenizer.piece(t) or "" if t in tokenizer.control_tokens else tokenizer.decode([t])
         for t in ids
     )
 
 
-def test_gemmas_own_turns(tokenizer: Tokenizer) -> None:
+def test_without_a_template_turns_have_gemma_s_format(tokenizer: Tokenizer) -> None:
     chat = say(("user", " hi "), ("assistant", "ho\n"), ("user", "the user"))
     assert pieces(tokenizer, encode_chat(tokenizer, None, chat, BOS)) == (
         "<bos><start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\nho<end_of_turn>\n"
@@ -92,7 +92,7 @@ def test_no_content_becomes_a_control_token(
 
 
 @given(content=MARKED)
-def test_content_is_kept_to_the_letter(tokenizer: Tokenizer, content: str) -> None:
+def test_content_is_kept_exactly(tokenizer: Tokenizer, content: str) -> None:
     content = content.replace("▁", "_")
     ids = encode_chat(tokenizer, KEEPS_SPACE, say(("user", content)), BOS)
     assert tokenizer.decode(ids) == content
@@ -100,8 +100,8 @@ def test_content_is_kept_to_the_letter(tokenizer: Tokenizer, content: str) -> No
     assert tokenizer.decode(trimmed) == f"user\n{content.strip()}\nmodel\n"
 
 
-def test_a_marker_pieced_together_by_content_and_template_is_text(tokenizer: Tokenizer) -> None:
-    """The template's `_turn>` behind the content `<end_of` must not close the turn."""
+def test_a_marker_split_between_content_and_template_is_text(tokenizer: Tokenizer) -> None:
+    """The content `<end_of` followed by the template's `_turn>` must not close the turn."""
     ids = encode_chat(tokenizer, "{{ messages[0].content }}_turn>", say(("user", "<end_of")), BOS)
     assert tokenizer.decode(ids) == "<end_of_turn>"
     assert tokenizer.control_tokens.intersection(ids) == {BOS}
@@ -114,8 +114,8 @@ def test_bos_comes_once(tokenizer: Tokenizer, prefix: str) -> None:
     assert ids.count(BOS) == 1
 
 
-def test_a_bos_that_is_an_ordinary_piece_takes_nothing_from_the_text(tokenizer: Tokenizer) -> None:
-    """Every `h` of the user's was dropped when config.json named it as bos."""
+def test_a_bos_that_is_an_ordinary_piece_is_not_removed_from_text(tokenizer: Tokenizer) -> None:
+    """If config.json named `h` as bos, every `h` in the user's text was dropped."""
     letter = tokenizer.token_id("h")
     assert letter is not None
     ids = encode_chat(tokenizer, KEEPS_SPACE, say(("user", "hi h")), letter)
@@ -162,7 +162,7 @@ def test_turns_must_alternate(
         "{{ messages[0].content[5:] }}",
     ],
 )
-def test_a_hostile_or_broken_template_is_one_clear_line(
+def test_a_hostile_or_broken_template_gives_one_error_line(
     tokenizer: Tokenizer, template: str
 ) -> None:
     with pytest.raises(TokenizerError, match="the chat template") as caught:
@@ -192,21 +192,21 @@ def test_a_hostile_or_broken_template_is_one_clear_line(
         ("x" * 200_001, "it has 200001 characters"),
     ],
 )
-def test_a_template_that_would_not_end_is_stopped(
+def test_a_template_that_runs_too_long_is_stopped(
     tokenizer: Tokenizer, template: str, bound: str
 ) -> None:
-    """Loops in loops and macros that call themselves ran for hours."""
+    """Nested loops and recursive macros ran for hours."""
     with pytest.raises(TokenizerError, match=f"the chat template fails: .*{bound}"):
         encode_chat(tokenizer, template, say(("user", "hi")), BOS)
 
 
-def test_a_long_conversation_is_within_the_bounds(tokenizer: Tokenizer) -> None:
+def test_a_long_conversation_is_within_the_limits(tokenizer: Tokenizer) -> None:
     turns = [("user", "hi"), ("assistant", "ho")] * 500 + [("user", "hi")]
     ids = encode_chat(tokenizer, None, say(*turns), BOS)
     assert pieces(tokenizer, ids).count("<start_of_turn>") == 1002
 
 
-def test_operators_do_what_jinjas_do(tokenizer: Tokenizer) -> None:
+def test_operators_give_jinja_s_results(tokenizer: Tokenizer) -> None:
     template = (
         "{{ 2 + 3 * 4 ** 2 }} {{ 'ab' * 2 + 'c' ~ 1.5 ~ none }} {{ ([1] * 2 + [3]) | length }} "
         "{{ 2 ** -1 }} {{ 1.5 * 2 + 1 }}{% for i in range(5, 0, -2) if i > 1 %} {{ i }}{% endfor %}"
@@ -216,7 +216,7 @@ def test_operators_do_what_jinjas_do(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(ids) == "50 ababc1.5None 3 0.5 4.0 5 3 hi"
 
 
-def test_what_a_template_marks_for_training_is_rendered(tokenizer: Tokenizer) -> None:
+def test_generation_blocks_are_rendered(tokenizer: Tokenizer) -> None:
     """Templates with Hugging Face's `generation` blocks were refused as broken."""
     template = (
         "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
@@ -231,7 +231,7 @@ def test_blocks_leave_no_white_space(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(ids) == "hi\n"
 
 
-def test_loop_controls_and_json_are_hugging_faces(tokenizer: Tokenizer) -> None:
+def test_loop_controls_and_tojson_follow_hugging_face(tokenizer: Tokenizer) -> None:
     template = (
         "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}"
         "{{ {'a': '<é>'} | tojson }}{{ m.content }}{% endfor %}"
@@ -242,7 +242,7 @@ def test_loop_controls_and_json_are_hugging_faces(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("turns", CHATS)
-def test_genuine_ids_are_those_of_transformers(
+def test_gemma_3_s_ids_equal_those_of_transformers(
     genuine: Tokenizer, reference: "PreTrainedTokenizerBase", turns: list[tuple[str, str]]
 ) -> None:
     ids = encode_chat(genuine, reference.chat_template, say(*turns), BOS)

@@ -25,12 +25,12 @@ END = 5  # <end_of_turn>
 STOPS = st.lists(st.text("ab", min_size=1, max_size=4), max_size=3)
 
 
-def says(tokens: Sequence[int], after: int = 0) -> FakeSession:
+def replying(tokens: Sequence[int], after: int = 0) -> FakeSession:
     """A session that continues a prompt of `after` tokens with `tokens`, then with <eos>."""
 
     def script(so_far: Sequence[int]) -> Logits:
-        place = len(so_far) - after
-        return one_hot(tokens[place] if place < len(tokens) else 1)
+        index = len(so_far) - after
+        return one_hot(tokens[index] if index < len(tokens) else 1)
 
     return FakeSession(script)
 
@@ -42,17 +42,17 @@ def one_hot(token: int) -> Logits:
 
 
 def counting(context_length: int = 4096) -> FakeSession:
-    """Each token is followed by the next number."""
+    """A session that continues each token with the next larger id."""
     return FakeSession(lambda tokens: one_hot(tokens[-1] + 1), context_length)
 
 
 class Recording(FakeSession):
-    """Also remembers what each prefill brought."""
+    """A session with one reply per prompt; records the prompts and counts the resets."""
 
     def __init__(self, replies: Sequence[Sequence[int]], context_length: int = 4096) -> None:
         super().__init__(self._next, context_length)
         self._replies = [list(reply) for reply in replies]
-        self._start = 0  # where the reply under way begins
+        self._start = 0  # position of the current reply's first token
         self.prompts: list[list[int]] = []
         self.resets = 0
 
@@ -68,29 +68,29 @@ class Recording(FakeSession):
 
     def _next(self, tokens: Sequence[int]) -> Logits:
         reply = self._replies[len(self.prompts) - 1]
-        place = max(0, len(tokens) - self._start)
-        return one_hot(reply[place] if place < len(reply) else END)
+        index = max(0, len(tokens) - self._start)
+        return one_hot(reply[index] if index < len(reply) else END)
 
 
-def test_tokens_follow_until_the_stop_token() -> None:
+def test_tokens_are_generated_until_the_stop_token() -> None:
     session = counting()
     assert list(generate(session, [10, 11], max_new_tokens=9, stop_tokens={15})) == [12, 13, 14]
     assert session.tokens == [10, 11, 12, 13, 14]
 
 
-def test_the_last_token_asked_for_is_not_fed() -> None:
+def test_the_last_requested_token_is_not_fed() -> None:
     session = counting()
     assert list(generate(session, [10], max_new_tokens=3)) == [11, 12, 13]
     assert session.tokens == [10, 11, 12]
 
 
-def test_a_full_context_ends_it_without_an_error() -> None:
+def test_a_full_context_ends_the_generation_without_an_error() -> None:
     session = counting(context_length=4)
     assert list(generate(session, [10, 11], max_new_tokens=9)) == [12, 13, 14]
     assert session.position == 4
 
 
-def test_a_prompt_too_long_is_refused_at_once_and_nothing_is_written() -> None:
+def test_a_prompt_that_is_too_long_is_refused_before_it_is_fed() -> None:
     session = counting(context_length=4)
     with pytest.raises(ContextFull):
         generate(session, [1, 2, 3, 4, 5], max_new_tokens=1)
@@ -98,14 +98,14 @@ def test_a_prompt_too_long_is_refused_at_once_and_nothing_is_written() -> None:
 
 
 @pytest.mark.parametrize(("prompt", "count"), [([], 1), ([1], 0)])
-def test_an_empty_prompt_or_no_tokens_wanted_is_refused(prompt: list[int], count: int) -> None:
+def test_an_empty_prompt_or_zero_new_tokens_are_refused(prompt: list[int], count: int) -> None:
     with pytest.raises(SessionError):
         generate(counting(), prompt, max_new_tokens=count)
 
 
-def test_the_penalty_sees_prompt_and_history(tokenizer: Tokenizer) -> None:
+def test_the_penalty_applies_to_prompt_and_history(tokenizer: Tokenizer) -> None:
     session = FakeSession(lambda tokens: np.array([3, 2.9, 2.8, 0, 0, 0, 0], np.float32))
-    made = generate_text(
+    generation = generate_text(
         session,
         tokenizer,
         [1],
@@ -113,19 +113,19 @@ def test_the_penalty_sees_prompt_and_history(tokenizer: Tokenizer) -> None:
         sampling=Sampling(repetition_penalty=2.0),
         history=[0],
     )
-    list(made)
-    assert list(made.tokens) == [2, 0]
+    list(generation)
+    assert list(generation.tokens) == [2, 0]
 
 
-def test_text_streams_and_the_result_sums_it_up(tokenizer: Tokenizer) -> None:
+def test_text_streams_and_the_result_holds_all_of_it(tokenizer: Tokenizer) -> None:
     reply = tokenizer.encode("the user é")
-    made = generate_text(
-        says(reply, after=2), tokenizer, [BOS, 9], max_new_tokens=50, stop_tokens=[1]
+    generation = generate_text(
+        replying(reply, after=2), tokenizer, [BOS, 9], max_new_tokens=50, stop_tokens=[1]
     )
-    pieces = list(made)
+    pieces = list(generation)
     assert "".join(pieces) == "the user é"
     assert pieces[-1] == "é"
-    result = made.result
+    result = generation.result
     assert (result.text, result.prompt_tokens) == ("the user é", 2)
     assert (result.new_tokens, result.reason) == (len(reply), StopReason.STOP_TOKEN)
     assert 0 < result.first_token_seconds <= result.seconds
@@ -135,74 +135,76 @@ def test_text_streams_and_the_result_sums_it_up(tokenizer: Tokenizer) -> None:
     ("context", "count", "reason"),
     [(4096, 3, StopReason.LENGTH), (6, 99, StopReason.CONTEXT), (6, 5, StopReason.LENGTH)],
 )
-def test_the_reason_says_what_ran_out(
+def test_the_reason_names_the_limit_that_was_reached(
     tokenizer: Tokenizer, context: int, count: int, reason: StopReason
 ) -> None:
-    made = generate_text(counting(context), tokenizer, [20, 21], max_new_tokens=count)
-    list(made)
-    assert made.result.reason is reason
-    assert made.result.new_tokens == min(count, context - 2 + 1)
+    generation = generate_text(counting(context), tokenizer, [20, 21], max_new_tokens=count)
+    list(generation)
+    assert generation.result.reason is reason
+    assert generation.result.new_tokens == min(count, context - 2 + 1)
 
 
-def test_the_result_is_not_there_before_the_end(tokenizer: Tokenizer) -> None:
-    made = generate_text(counting(), tokenizer, [20], max_new_tokens=3)
-    next(iter(made))
+def test_the_result_is_refused_before_the_end(tokenizer: Tokenizer) -> None:
+    generation = generate_text(counting(), tokenizer, [20], max_new_tokens=3)
+    next(iter(generation))
     with pytest.raises(SessionError, match="not finished"):
-        _ = made.result
-    list(made)
-    assert made.result.new_tokens == 3
+        _ = generation.result
+    list(generation)
+    assert generation.result.new_tokens == 3
 
 
 def test_a_character_cut_by_the_length_ends_in_replacements(tokenizer: Tokenizer) -> None:
     reply = tokenizer.encode("😀")[:2]
-    made = generate_text(says(reply, after=1), tokenizer, [BOS], max_new_tokens=2)
-    assert list(made) == ["\ufffd\ufffd"]
+    generation = generate_text(replying(reply, after=1), tokenizer, [BOS], max_new_tokens=2)
+    assert list(generation) == ["\ufffd\ufffd"]
 
 
-def test_a_stop_string_over_several_tokens_is_cut_to_the_letter(tokenizer: Tokenizer) -> None:
+def test_a_stop_string_over_several_tokens_is_cut_exactly(tokenizer: Tokenizer) -> None:
     reply = tokenizer.encode("in the end user: more")
-    made = generate_text(
-        says(reply, after=1),
+    generation = generate_text(
+        replying(reply, after=1),
         tokenizer,
         [BOS],
         max_new_tokens=50,
         stop_tokens=[1],
         stop_strings=["d user:", "nothing"],
     )
-    assert "".join(made) == made.result.text == "in the en"
-    assert made.result.reason is StopReason.STOP_STRING
-    assert made.result.new_tokens == len(tokenizer.encode("in the end user:"))
+    assert "".join(generation) == generation.result.text == "in the en"
+    assert generation.result.reason is StopReason.STOP_STRING
+    assert generation.result.new_tokens == len(tokenizer.encode("in the end user:"))
 
 
-def test_what_only_began_a_stop_string_is_shown_at_the_end(tokenizer: Tokenizer) -> None:
+def test_an_incomplete_stop_string_is_shown_at_the_end(tokenizer: Tokenizer) -> None:
     reply = tokenizer.encode("in us")
-    made = generate_text(
-        says(reply, after=1),
+    generation = generate_text(
+        replying(reply, after=1),
         tokenizer,
         [BOS],
         max_new_tokens=50,
         stop_tokens=[1],
         stop_strings=["user"],
     )
-    assert "".join(made) == "in us"
-    assert made.result.reason is StopReason.STOP_TOKEN
+    assert "".join(generation) == "in us"
+    assert generation.result.reason is StopReason.STOP_TOKEN
 
 
 @given(pieces=st.lists(st.text("abc", max_size=4), max_size=8), stops=STOPS)
 def test_text_is_cut_before_the_stop_string_that_ends_first(
     pieces: list[str], stops: list[str]
 ) -> None:
-    cut = StopStrings(stops)
-    shown = "".join(cut.push(piece) for piece in pieces)
-    assert shown + cut.flush() == _by_definition("".join(pieces), stops)
+    filtered = StopStrings(stops)
+    shown = "".join(filtered.push(piece) for piece in pieces)
+    assert shown + filtered.flush() == _by_definition("".join(pieces), stops)
 
 
 @given(text=st.text("abc", max_size=12), stops=STOPS)
-def test_only_what_could_begin_a_stop_string_is_held_back(text: str, stops: list[str]) -> None:
-    cut = StopStrings(stops)
-    shown = "".join(cut.push(character) for character in text)
-    held = cut.flush()
-    if cut.found:
+def test_only_a_possible_beginning_of_a_stop_string_is_held_back(
+    text: str, stops: list[str]
+) -> None:
+    filtered = StopStrings(stops)
+    shown = "".join(filtered.push(character) for character in text)
+    held = filtered.flush()
+    if filtered.found:
         assert held == ""
     else:
         assert shown + held == text
@@ -242,7 +244,7 @@ def test_a_turn_feeds_only_what_the_cache_lacks(tokenizer: Tokenizer) -> None:
     ]
 
 
-def test_a_reply_that_the_template_trims_is_fed_anew(tokenizer: Tokenizer) -> None:
+def test_a_reply_that_the_template_trims_is_fed_again(tokenizer: Tokenizer) -> None:
     session = Recording([tokenizer.encode("the\n"), tokenizer.encode("user")])
     chat = talk(session, tokenizer)
     resets = session.resets
@@ -253,7 +255,7 @@ def test_a_reply_that_the_template_trims_is_fed_anew(tokenizer: Tokenizer) -> No
     assert tokenizer.decode(session.tokens).startswith("user\nin\nmodel\nthe\nuser\nus")
 
 
-def test_a_stop_string_leaves_no_trace_in_the_next_turn(tokenizer: Tokenizer) -> None:
+def test_a_stop_string_is_not_fed_in_the_next_turn(tokenizer: Tokenizer) -> None:
     session = Recording([tokenizer.encode("in STOP"), tokenizer.encode("user")])
     chat = talk(session, tokenizer, stop_strings=["STOP"])
     say(chat, "in")
@@ -261,7 +263,7 @@ def test_a_stop_string_leaves_no_trace_in_the_next_turn(tokenizer: Tokenizer) ->
     assert "STOP" not in tokenizer.decode(session.tokens)
 
 
-def test_a_reply_broken_off_counts_as_far_as_it_came(tokenizer: Tokenizer) -> None:
+def test_an_interrupted_reply_counts_with_its_text_so_far(tokenizer: Tokenizer) -> None:
     session = Recording([tokenizer.encode("user in"), tokenizer.encode("er")])
     chat = talk(session, tokenizer)
     reply = chat.send("us")
@@ -273,7 +275,7 @@ def test_a_reply_broken_off_counts_as_far_as_it_came(tokenizer: Tokenizer) -> No
     assert session.tokens == fed
 
 
-def test_a_turn_never_iterated_is_as_if_not_sent(tokenizer: Tokenizer) -> None:
+def test_a_turn_whose_reply_is_never_iterated_is_dropped(tokenizer: Tokenizer) -> None:
     session = Recording([tokenizer.encode("er")])
     chat = talk(session, tokenizer)
     chat.send("us")
@@ -281,7 +283,7 @@ def test_a_turn_never_iterated_is_as_if_not_sent(tokenizer: Tokenizer) -> None:
     assert [message.content for message in chat.messages] == ["in", "er"]
 
 
-def test_a_full_conversation_says_so_and_stays_as_it_was(tokenizer: Tokenizer) -> None:
+def test_a_turn_that_does_not_fit_leaves_the_conversation_unchanged(tokenizer: Tokenizer) -> None:
     session = Recording([tokenizer.encode("the"), tokenizer.encode("er")], context_length=60)
     chat = talk(session, tokenizer)
     say(chat, "in")
@@ -308,7 +310,7 @@ def test_a_reset_keeps_the_system_turn(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(session.tokens) == "user\nin\n\nuser\nmodel\ner"
 
 
-def test_tokens_fed_by_someone_else_are_not_taken_for_the_conversation(
+def test_tokens_fed_by_other_callers_do_not_count_as_the_conversation(
     tokenizer: Tokenizer,
 ) -> None:
     session = Recording([tokenizer.encode("the"), tokenizer.encode("er")])

@@ -24,24 +24,24 @@ SAMPLINGS = st.builds(
 
 
 def by_definition(logits: Logits, previous: list[int], sampling: Sampling) -> dict[int, float]:
-    """The filters one after the other, on a list sorted by likelihood."""
+    """Probabilities by token: the filters applied one by one to a sorted list."""
     scores = logits.copy()
     for token in {token for token in previous if token < len(logits)}:
         penalty = np.float32(sampling.repetition_penalty)
         scores[token] = scores[token] * penalty if scores[token] < 0 else scores[token] / penalty
-    hot = [float(score) / sampling.temperature for score in scores]
-    kept = sorted(range(len(hot)), key=lambda token: -hot[token])
+    scaled = [float(score) / sampling.temperature for score in scores]
+    kept = sorted(range(len(scaled)), key=lambda token: -scaled[token])
     if 0 < sampling.top_k < len(kept):
-        kept = [token for token in kept if hot[token] >= hot[kept[sampling.top_k - 1]]]
-    shares = {token: math.exp(hot[token] - hot[kept[0]]) for token in kept}
-    whole, above = sum(shares.values()), 0.0
+        kept = [token for token in kept if scaled[token] >= scaled[kept[sampling.top_k - 1]]]
+    weights = {token: math.exp(scaled[token] - scaled[kept[0]]) for token in kept}
+    total, above = sum(weights.values()), 0.0
     for token in kept:
-        share = shares[token]
-        if above / whole >= sampling.top_p and sampling.top_p < 1 and above > 0:
-            del shares[token]
-        above += share
-    shares = {token: share for token, share in shares.items() if share >= sampling.min_p}
-    return {token: share / sum(shares.values()) for token, share in shares.items()}
+        weight = weights[token]
+        if above / total >= sampling.top_p and sampling.top_p < 1 and above > 0:
+            del weights[token]
+        above += weight
+    weights = {token: weight for token, weight in weights.items() if weight >= sampling.min_p}
+    return {token: weight / sum(weights.values()) for token, weight in weights.items()}
 
 
 @given(logits=LOGITS, previous=st.lists(st.integers(0, 40)), sampling=SAMPLINGS)
@@ -49,32 +49,31 @@ def test_probabilities_follow_the_definition(
     logits: Logits, previous: list[int], sampling: Sampling
 ) -> None:
     expected = by_definition(logits, previous, sampling)
-    tokens, shares = distribution(logits, previous, sampling)
-    assert shares.sum() == pytest.approx(1)
-    assert (np.diff(shares) <= 0).all()
-    # Rounding may move a token across a threshold; what it weighs is then all that may differ.
+    tokens, weights = distribution(logits, previous, sampling)
+    assert weights.sum() == pytest.approx(1)
+    assert (np.diff(weights) <= 0).all()
+    # Rounding may move a token across a threshold; only such tokens may differ.
     if set(tokens.tolist()) == set(expected):
-        assert shares == pytest.approx([expected[token] for token in tokens.tolist()])
+        assert weights == pytest.approx([expected[token] for token in tokens.tolist()])
     else:
-        found = dict(zip(tokens.tolist(), shares.tolist(), strict=True))
-        assert _on_a_threshold(logits, previous, sampling, set(found) ^ set(expected))
+        assert _on_a_threshold(logits, previous, sampling, set(tokens.tolist()) ^ set(expected))
 
 
 def _on_a_threshold(
     logits: Logits, previous: list[int], sampling: Sampling, tokens: set[int]
 ) -> bool:
-    """Whether a hair's breadth of top-p and min-p decides about `tokens`."""
-    verdicts = []
-    for hair in (-1e-9, 1e-9):
+    """Whether changing top-p and min-p by 1e-9 keeps or drops every one of `tokens`."""
+    kept = []
+    for change in (-1e-9, 1e-9):
         near = Sampling(
             sampling.temperature,
             sampling.top_k,
-            min(1.0, sampling.top_p + hair),
-            min(1.0, max(0.0, sampling.min_p + hair)),
+            min(1.0, sampling.top_p + change),
+            min(1.0, max(0.0, sampling.min_p + change)),
             sampling.repetition_penalty,
         )
-        verdicts.append(set(by_definition(logits, previous, near)))
-    return tokens <= verdicts[0] ^ verdicts[1]
+        kept.append(set(by_definition(logits, previous, near)))
+    return tokens <= kept[0] ^ kept[1]
 
 
 @pytest.mark.parametrize(
@@ -93,9 +92,9 @@ def test_probabilities_are_those_of_transformers(sampling: Sampling) -> None:
     logits = random_logits(5000)
     previous = [*np.argsort(-logits)[:7].tolist(), *np.flatnonzero(logits < 0)[:20].tolist(), 3, 3]
     expected = _transformers(logits, previous, sampling)
-    tokens, shares = distribution(logits, previous, sampling)
+    tokens, weights = distribution(logits, previous, sampling)
     assert set(tokens.tolist()) == set(np.flatnonzero(expected).tolist())
-    np.testing.assert_allclose(shares, expected[tokens], rtol=1e-4)
+    np.testing.assert_allclose(weights, expected[tokens], rtol=1e-4)
 
 
 def _transformers(logits: Logits, previous: list[int], sampling: Sampling) -> NDArray[np.float32]:
@@ -109,18 +108,18 @@ def _transformers(logits: Logits, previous: list[int], sampling: Sampling) -> ND
     chain.append(hf.TopPLogitsWarper(sampling.top_p))
     chain.append(hf.MinPLogitsWarper(sampling.min_p))
     scores = chain(torch.LongTensor([previous]), torch.FloatTensor(logits)[None])
-    shares: NDArray[np.float32] = scores.softmax(-1)[0].numpy()
-    return shares
+    weights: NDArray[np.float32] = scores.softmax(-1)[0].numpy()
+    return weights
 
 
-def test_draws_come_as_often_as_their_probability_says() -> None:
+def test_tokens_are_drawn_with_their_probabilities() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
     sampler = Sampler(Sampling(temperature=1.0, seed=1))
     counts = np.bincount([sampler.pick(logits, []) for _ in range(20000)], minlength=4)
     np.testing.assert_allclose(counts / 20000, [0.5, 0.3, 0.15, 0.05], atol=0.015)
 
 
-def test_a_seed_repeats_its_draws_and_another_does_not() -> None:
+def test_the_same_seed_repeats_its_draws_and_another_does_not() -> None:
     def draws(seed: int) -> list[int]:
         sampler = Sampler(Sampling(temperature=1.0, top_k=500, top_p=0.99, seed=seed))
         return [sampler.pick(logits, []) for _ in range(50)]
@@ -138,7 +137,7 @@ def test_a_flat_distribution_keeps_its_top_p_share() -> None:
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-3])
-def test_a_temperature_near_zero_is_as_good_as_greedy(temperature: float) -> None:
+def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
     """The division overflowed, and the last token was drawn."""
     logits = np.array([1.0, 5.0, -np.inf, 4.9], np.float32)
     sampling = Sampling(temperature=temperature, top_p=0.9, min_p=0.1, seed=0)
@@ -148,24 +147,26 @@ def test_a_temperature_near_zero_is_as_good_as_greedy(temperature: float) -> Non
 
 @pytest.mark.parametrize("top_p", [1e-300, 1e-17, 1e-9])
 def test_the_smallest_top_p_keeps_a_token(top_p: float) -> None:
-    """Of equal tokens none was kept, and the draw failed."""
-    tokens, shares = distribution(np.zeros(7, np.float32), [], Sampling(temperature=1, top_p=top_p))
-    assert (len(tokens), shares.tolist()) == (1, [1.0])
+    """With equal logits no token was kept, and the draw failed."""
+    tokens, weights = distribution(
+        np.zeros(7, np.float32), [], Sampling(temperature=1, top_p=top_p)
+    )
+    assert (len(tokens), weights.tolist()) == (1, [1.0])
 
 
 @given(logits=LOGITS)
-def test_greedy_takes_the_first_of_the_best(logits: Logits) -> None:
+def test_greedy_takes_the_first_of_the_most_likely_tokens(logits: Logits) -> None:
     sampler = Sampler(Sampling(top_k=2, top_p=0.1))
     assert sampler.pick(logits, [0, 1]) == int(np.argmax(logits))
 
 
-def test_greedy_obeys_the_penalty_and_leaves_the_logits_alone() -> None:
+def test_greedy_applies_the_penalty_without_changing_the_logits() -> None:
     logits = np.array([2.0, 1.5, -1.0], np.float32)
     assert Sampler(Sampling(repetition_penalty=2.0)).pick(logits, [0, 0, 99]) == 1
     assert logits.tolist() == [2.0, 1.5, -1.0]
 
 
-def test_tokens_ruled_out_are_never_drawn() -> None:
+def test_tokens_with_a_logit_of_minus_infinity_are_never_drawn() -> None:
     logits = np.array([-np.inf, 0.0, -np.inf, 0.0], np.float32)
     sampler = Sampler(Sampling(temperature=1.0, top_k=3, top_p=0.99, seed=0))
     assert {sampler.pick(logits, []) for _ in range(200)} == {1, 3}

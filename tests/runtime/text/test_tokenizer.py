@@ -31,7 +31,7 @@ def byte_tokens(tokenizer: Tokenizer, data: bytes) -> list[int]:
     return [token for token in ids if token is not None]
 
 
-def test_words_spaces_and_newline_runs_become_their_pieces(tokenizer: Tokenizer) -> None:
+def test_words_spaces_and_runs_of_newlines_become_pieces(tokenizer: Tokenizer) -> None:
     pieces = [tokenizer.piece(token) for token in tokenizer.encode("in the  user\n\n\n<b>")]
     assert pieces == ["in", "▁the", "▁▁", "user", "\n\n\n", "<b>"]
 
@@ -42,7 +42,7 @@ def test_encoding_adds_no_bos(tokenizer: Tokenizer) -> None:
 
 
 @given(text=st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="▁")))
-def test_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
+def test_decoding_gives_the_encoded_text_back(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
@@ -53,7 +53,7 @@ def test_text_never_becomes_a_control_token(tokenizer: Tokenizer, text: str) -> 
     assert tokenizer.decode(ids) == text.replace("▁", " ")
 
 
-def test_the_name_of_a_special_token_is_encoded_like_any_word(tokenizer: Tokenizer) -> None:
+def test_the_name_of_a_special_token_is_encoded_as_text(tokenizer: Tokenizer) -> None:
     pieces = [tokenizer.piece(token) for token in tokenizer.encode("<eos>")]
     assert pieces == ["<e", "o", "s", ">"]
 
@@ -77,14 +77,14 @@ def test_control_and_unknown_tokens_are_not_shown(tokenizer: Tokenizer) -> None:
 
 
 @given(tokens=TOKENS)
-def test_streamed_pieces_are_the_decoded_text(tokenizer: Tokenizer, tokens: list[int]) -> None:
+def test_streamed_pieces_join_to_the_decoded_text(tokenizer: Tokenizer, tokens: list[int]) -> None:
     stream = tokenizer.stream()
     pieces = [stream.push(token) for token in tokens]
     assert "".join(pieces) + stream.flush() == tokenizer.decode(tokens)
 
 
 @given(text=st.text(max_size=8), tokens=TOKENS)
-def test_valid_tokens_decode_as_tokenizers_decodes_them(
+def test_valid_tokens_decode_as_in_the_tokenizers_package(
     tokenizer: Tokenizer, text: str, tokens: list[int]
 ) -> None:
     data = set(byte_tokens(tokenizer, bytes(range(256))))
@@ -94,10 +94,8 @@ def test_valid_tokens_decode_as_tokenizers_decodes_them(
 
 
 @given(data=BYTES)
-def test_bytes_decode_to_as_many_replacements_as_are_invalid(
-    tokenizer: Tokenizer, data: bytes
-) -> None:
-    """Characters beside an invalid byte stay; tokenizers would lose them all."""
+def test_each_invalid_byte_decodes_to_one_replacement(tokenizer: Tokenizer, data: bytes) -> None:
+    """Characters next to an invalid byte stay; the tokenizers package loses them."""
     text = tokenizer.decode(byte_tokens(tokenizer, data))
     valid = data.decode(errors="ignore")
     assert text.replace("\ufffd", "") == valid.replace("\ufffd", "")
@@ -111,20 +109,20 @@ def test_a_character_appears_with_its_last_byte(tokenizer: Tokenizer) -> None:
     assert stream.flush() == ""
 
 
-def test_a_cut_character_is_one_replacement_for_each_byte(tokenizer: Tokenizer) -> None:
+def test_an_incomplete_character_gives_one_replacement_per_byte(tokenizer: Tokenizer) -> None:
     tokens = byte_tokens(tokenizer, "😀".encode()[:3])
     assert tokenizer.decode(tokens) == SMALL.decode(tokens) == "\ufffd" * 3
     the = tokenizer.encode("in")
     assert tokenizer.decode([*tokens, *the]) == "\ufffd\ufffd\ufffdin"
 
 
-def test_half_a_surrogate_pair_is_refused(tokenizer: Tokenizer) -> None:
+def test_a_lone_surrogate_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(TokenizerError, match="surrogate"):
         tokenizer.encode("a\ud800")
 
 
-def test_a_truncating_tokenizer_is_not_obeyed(tmp_path: Path) -> None:
-    """Some tokenizer.json carry the truncation of whoever saved them."""
+def test_a_tokenizer_s_truncation_and_padding_are_ignored(tmp_path: Path) -> None:
+    """Some tokenizer.json files contain truncation settings from when they were saved."""
     raw = small_tokenizer()
     raw.enable_truncation(2)
     raw.enable_padding(length=8)
@@ -133,15 +131,15 @@ def test_a_truncating_tokenizer_is_not_obeyed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"version": "1.0"'])
-def test_a_broken_file_is_one_clear_line(tmp_path: Path, content: str) -> None:
+def test_a_broken_file_gives_one_error_line(tmp_path: Path, content: str) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(content)
-    with pytest.raises(TokenizerError, match=r"tokenizer\.json is no tokenizer\.json") as caught:
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json is not a tokenizer\.json") as caught:
         Tokenizer(path)
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="absent"):
         Tokenizer(tmp_path / "absent.json")
 
@@ -154,17 +152,19 @@ def test_a_decoder_that_cannot_stream_is_refused(tmp_path: Path) -> None:
         Tokenizer(tmp_path / "tokenizer.json")
 
 
-def test_the_bundle_says_where_its_tokenizer_is(tokenizer_path: Path) -> None:
+def test_the_tokenizer_is_loaded_from_the_bundle(tokenizer_path: Path) -> None:
     bundle = Bundle(tokenizer_path.parent, manifest({"tokenizer": tokenizer_path.name}))
     assert load_tokenizer(bundle).decode(load_tokenizer(bundle).encode("the")) == "the"
 
 
-def test_a_bundle_without_tokenizer_says_what_to_do(tmp_path: Path) -> None:
+def test_without_a_tokenizer_the_error_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"no tokenizer.*export from a checkpoint"):
         load_tokenizer(Bundle(tmp_path, manifest({})))
 
 
-def test_genuine_text_is_encoded_as_before_and_comes_back(gemma3_tokenizer_folder: Path) -> None:
+def test_gemma_3_s_tokenizer_encodes_as_in_the_tokenizers_package(
+    gemma3_tokenizer_folder: Path,
+) -> None:
     path = gemma3_tokenizer_folder / "tokenizer.json"
     tokenizer, raw = Tokenizer(path), RawTokenizer.from_file(str(path))
     for text in ("Hello, world!", "  code:\n\n\tdef f(x):\n", "日本語 😀 ∮ 𒀀", "<table> <br>"):
@@ -180,7 +180,7 @@ def manifest(roles: dict[str, str]) -> Manifest:
     return Manifest(
         schema_version=SCHEMA_VERSION,
         model=Model("random:0", "gemma3", 1, None, ""),
-        target=Target("onnx", "onnxruntime", "1.0"),
+        target=Target("onnx", "ONNX Runtime", ("onnxruntime",), "1.0"),
         quantization=Quantization("none", 32.0, "", {}, None),
         vocab_size=8,
         context_length=8,

@@ -1,19 +1,19 @@
-"""Residual channels in an order that suits groups.
+"""Reorders residual channels so that quantization groups of the table lose less.
 
-A few channels of Gemma's table are ten times as large as the others, and every other weight that
-shares a scale with one is rounded as coarsely as it. All that reads or writes the residual may take
-its channels in another order, and every norm goes channel by channel: the model stays the same, to
-the last bit but for the order of sums. So channels are given to groups where the coarse ones do
-least harm; where the table's first channels are held in 8 bits, the worst ones go there.
+A few channels of Gemma's table are ten times as large as the others, and every weight that shares a
+scale with one of them is rounded as coarsely. Permuting the residual's channels in every weight
+that reads or writes it leaves the model unchanged except for the order of sums, since norms act per
+channel. So channels are assigned to groups where large ones do least harm. If the table's first
+channels are int8, the worst channels go there.
 
-A table with such channels has factors besides: what multiplies a column divides the final gain, and
-every lookup divides by it again. In int4 they balance what channels lose, as `balance` does. In
-int8 they make the head's inputs more alike, which runtimes round to 8 bits in groups: one channel
-of a 270M's is a hundred times as large as most, and left nothing of its neighbours (with float
-weights the KL of that rounding falls from 0.0075 to 0.0011; with the squares of these factors, to
-0.0003, but then the table loses more than that).
+Such a table also has column factors: they multiply a column, divide the final norm's gain, and
+divide again after every lookup. For int4 channels they balance the losses, as in `balance`. For
+int8 channels they make the head's inputs more alike, because runtimes round those inputs to int8 in
+groups. One channel of the 270M is a hundred times as large as most, and its group lost nearly all
+precision. With float weights these factors reduce the KL of that rounding from 0.0075 to 0.0011;
+their squares reduce it to 0.0003, but then the table loses more than that.
 
-V vocabulary, M width, g channels per group, R rows of the table that stand for all.
+V vocabulary, M width, g channels per group, R sampled rows of the table.
 """
 
 import random
@@ -31,36 +31,36 @@ from gemma_export.model.decoder import norm_before
 from gemma_export.quantize.calibrate.gptq import prepare
 
 _ROWS = 256
-_SWAPS = 64  # tried for each channel
+_SWAPS = 64  # swaps tried per channel
 _SEED = 0
-_POWER = 0.25  # of what would make channels alike; a 270M's int4 table loses least, 0.18 for 0.22
-_MOST = 16.0  # a factor, and its inverse
-TABLE_DAMPING = 1e-3  # bos makes the mean of the curvature a multiple of what most channels have
+_POWER = 0.25  # 1 would make channels equal; 0.25 is best on the 270M (table KL 0.18, not 0.22)
+_MOST = 16.0  # factors lie in [1 / _MOST, _MOST]
+TABLE_DAMPING = 1e-3  # small: bos raises the mean curvature far above that of most channels
 _WRITERS = ("o_proj.weight", "down_proj.weight")
-_OWN_CHANNELS = ("q_norm.weight", "k_norm.weight")  # gains over a head's, not the residual's
+_OWN_CHANNELS = ("q_norm.weight", "k_norm.weight")  # over a head's channels, not the residual's
 
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """Channels of the table in another order, and multiplied by factors if it has some."""
+    """A permutation of the residual's channels, and optional column factors of the table."""
 
-    order: Tensor  # (M,) the source's channels
-    factors: Tensor | None = None  # (M,) in that order
+    order: Tensor  # (M,) channel of the source at each place
+    factors: Tensor | None = None  # (M,) in the new order
 
     def rows(self, table: Tensor) -> Tensor:
-        """Rows (N, M) of the source's table → of the arranged one."""
+        """Rows (N, M) of the source's table → rows of the arranged table."""
         arranged = table[:, self.order]
         return arranged if self.factors is None else arranged * self.factors
 
     def curvature(self, curvature: Tensor) -> Tensor:
-        """What errors of the source's rows cost (M, M) → of the arranged ones."""
+        """Curvature (M, M) for the source's rows → for the arranged rows."""
         arranged = curvature[self.order][:, self.order]
         if self.factors is None:
             return arranged
         return arranged / self.factors[:, None] / self.factors
 
     def tensors(self) -> dict[str, Tensor]:
-        """As `read_arrangement` finds it."""
+        """Tensors for a file that `read_arrangement` reads."""
         factors = {} if self.factors is None else {"factors": self.factors}
         return {"order": self.order.int(), **factors}
 
@@ -73,7 +73,7 @@ def read_arrangement(path: Path, width: int) -> Arrangement:
 
 @dataclass(frozen=True, slots=True)
 class ArrangedCheckpoint:
-    """A checkpoint whose model has its residual channels arranged, and says the same."""
+    """A checkpoint with permuted residual channels; its model computes the same logits."""
 
     source: Checkpoint
     arrangement: Arrangement
@@ -95,7 +95,9 @@ class ArrangedCheckpoint:
         return self.source.notes
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Reads all of what writes the residual: its rows are channels."""
+        """Rows of the arranged weight. Weights that write the residual are read whole: their rows
+        are channels.
+        """
         if name.endswith(_OWN_CHANNELS):
             return self.source.rows(name, start, stop)
         order, factors = self.arrangement.order, self.arrangement.factors
@@ -109,7 +111,7 @@ class ArrangedCheckpoint:
         return self.source.rows(name, start, stop)[:, order]
 
     def digest(self) -> str:
-        """The source's: it is the same model."""
+        """The source's digest: it is the same model."""
         return self.source.digest()
 
     def tokenizer(self) -> TokenizerFiles | None:
@@ -117,38 +119,38 @@ class ArrangedCheckpoint:
 
 
 def arrange_channels(checkpoint: Checkpoint, curvature: Tensor, form: Format) -> Arrangement:
-    """An order of the channels, for the least loss of a 4-bit table.
+    """Search an order of the channels that gives the table the least estimated loss.
 
-    `curvature` (M, M) is what errors of its rows cost. Two channels change groups as long as the
-    loss foretold of their groups becomes less by it; starts from the order there is, but for the
-    largest channels that fine ones are. A table with fine ones has factors too.
+    `curvature` (M, M) gives the cost of a row's error. Starting from the source's order, with the
+    costliest channels in front if some are int8, random swaps between two groups are kept when they
+    reduce the groups' estimated loss. A table with int8 channels also gets factors.
     """
     vocabulary, width = checkpoint.config.tensor_shapes()[TABLE]
     draw = torch.Generator().manual_seed(_SEED)
     rows = torch.randperm(vocabulary, generator=draw)[:_ROWS].sort().values
     sample = torch.cat([checkpoint.rows(TABLE, r, r + 1) for r in rows.tolist()])
-    worth = prepare(curvature, TABLE_DAMPING).worth
+    cost = prepare(curvature, TABLE_DAMPING).cost
     power = sample.square().mean(0)
-    start = (power * worth).argsort(descending=True, stable=True)[: form.fine]
+    start = (power * cost).argsort(descending=True, stable=True)[: form.fine]
     left = torch.ones(width, dtype=torch.bool)
     left[start] = False
     factors = torch.ones(width)
     if form.fine:
         factors[start] = _level(curvature.diagonal()[start])
-        factors[left] = _level(worth[left] / power[left].clamp(min=1e-20))
-    foretold = _Loss((sample * factors).abs().T.contiguous(), worth / factors.square())
+        factors[left] = _level(cost[left] / power[left].clamp(min=1e-20))
+    estimate = _Loss((sample * factors).abs().T.contiguous(), cost / factors.square())
     group = form.group
     groups = list(torch.cat((start, left.nonzero().flatten())).view(-1, group).unbind())
     middles = [128 if i * group < form.fine else 8 for i in range(len(groups))]
-    losses = [foretold(channels, middle) for channels, middle in zip(groups, middles, strict=True)]
+    losses = [estimate(channels, middle) for channels, middle in zip(groups, middles, strict=True)]
     choose = random.Random(_SEED)
     for _ in range(_SWAPS * width if len(groups) > 1 else 0):
-        (a,) = choose.choices(range(len(groups)), losses)  # the worst most often
+        (a,) = choose.choices(range(len(groups)), losses)  # groups with a larger loss more often
         b = choose.randrange(len(groups))
         one, other = groups[a].clone(), groups[b].clone()
         i, j = choose.randrange(group), choose.randrange(group)
         one[i], other[j] = groups[b][j], groups[a][i]
-        found = foretold(one, middles[a]), foretold(other, middles[b])
+        found = estimate(one, middles[a]), estimate(other, middles[b])
         if a != b and sum(found) < losses[a] + losses[b]:
             groups[a], groups[b] = one, other
             losses[a], losses[b] = found
@@ -157,22 +159,21 @@ def arrange_channels(checkpoint: Checkpoint, curvature: Tensor, form: Format) ->
 
 
 def _level(powers: Tensor) -> Tensor:
-    """Factors of channels, whose geometric mean is 1, by squares of what is to be alike."""
+    """Factors with geometric mean 1 that make channels of these powers more alike."""
     log = _POWER / 2 * powers.clamp(min=1e-20).log()
     return (log - log.mean()).exp_().clamp_(1 / _MOST, _MOST)
 
 
 @dataclass(frozen=True, slots=True)
 class _Loss:
-    """What rounding a group of channels costs, about, to codes on both sides of `middle`."""
+    """Estimates the loss of rounding a group of channels to codes around `middle`."""
 
     sizes: Tensor  # (M, R) |w|
-    worth: Tensor  # (M,) of an error of each channel
+    cost: Tensor  # (M,) cost of a unit error in each channel
 
     def __call__(self, channels: Tensor, middle: int) -> float:
         sizes = self.sizes[channels]  # (g, R)
-        error = (
-            (sizes.amax(0) / middle).square_().div_(12)
-        )  # of a step that the largest one asks for
-        most = sizes.square().mean(1, keepdim=True)  # a weight that is left out costs no more
-        return float((torch.minimum(error, most).mean(1) * self.worth[channels]).sum())
+        # Variance of rounding with the step that the largest weight needs.
+        error = (sizes.amax(0) / middle).square_().div_(12)
+        most = sizes.square().mean(1, keepdim=True)  # the error of rounding a weight to 0
+        return float((torch.minimum(error, most).mean(1) * self.cost[channels]).sum())

@@ -1,15 +1,14 @@
-"""Columns of a matrix made to need the same fineness, by factors that another weight takes back.
+"""Balances the columns of MLP matrices with factors that a neighbouring weight absorbs.
 
-Activation-aware scaling (AWQ, https://arxiv.org/abs/2306.00978), folded exactly: what multiplies a
-column of `down_proj` divides a row of `up_proj`, whose scales follow it at no cost; what multiplies
-a column of `gate_proj` and `up_proj` divides the gain of the norm before them. Nothing can be
-folded behind Gemma's post-norms, nor into the table, which is embedding and head in one; attention
-gained nothing by it.
+This is activation-aware scaling (AWQ, https://arxiv.org/abs/2306.00978), folded exactly. A factor
+of a column of `down_proj` divides the matching row of `up_proj`, whose scales absorb it at no cost.
+A factor of a column of `gate_proj` and `up_proj` divides the gain of the norm before them. Gemma's
+post-norms and the tied table leave no other place to fold factors into; attention gained nothing.
 
-A group of columns has one step. With errors of a column weighted by a², and weights of size s, the
-group's error would be least for factors (a / s)^½ if all sizes made the step together, by Cauchy
-and Schwarz; since the largest makes it, a smaller power serves better. Here a² is what is left of a
-column's power once GPTQ lets all other columns pay for its error.
+The columns of a group share one step size. If a column's errors cost a² and its weights have size
+s, factors (a / s)^½ would minimize the group's error if all columns contributed to the step (Cauchy
+and Schwarz). In fact the largest weight sets the step, and a smaller power works better. Here a² is
+the column's cost after GPTQ's compensation.
 
 N rows, K columns.
 """
@@ -22,14 +21,14 @@ from torch import Tensor
 from gemma_export.quantize.calibrate.gptq import prepare
 
 _SIDE_BY_SIDE = ("gate_proj", "up_proj")
-_POWER = 0.375  # the 270M's errors are least for 0.35 to 0.4
-_MOST = 16.0  # a factor, and its inverse
+_POWER = 0.375  # 0.35 to 0.4 give the least error on the 270M
+_MOST = 16.0  # factors lie in [1 / _MOST, _MOST]
 
 
 def balancing_factors(
     index: int, weights: Mapping[str, Tensor], grams: Mapping[str, Tensor], names: Collection[str]
 ) -> dict[str, Tensor]:
-    """A layer's factors (K,) by the matrix whose columns they multiply, where `names` has it."""
+    """Column factors (K,) of a layer's MLP matrices, by name, for groups with one in `names`."""
     mlp = f"model.layers.{index}.mlp"
     found: dict[str, Tensor] = {}
     for group in (_SIDE_BY_SIDE, ("down_proj",)):
@@ -41,7 +40,7 @@ def balancing_factors(
 
 
 def balanced(name: str, values: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
-    """A layer's weight, multiplied or divided by the factors that concern it."""
+    """Apply the factors to one of the layer's weights: multiply its columns or divide its rows."""
     layer = ".".join(name.split(".")[:3])
     if name in factors:
         values = values * factors[name]
@@ -54,8 +53,8 @@ def balanced(name: str, values: Tensor, factors: Mapping[str, Tensor]) -> Tensor
 
 
 def _factors(matrices: list[Tensor], gram: Tensor) -> Tensor:
-    """(K,) of matrices with the same inputs; their geometric mean is 1."""
+    """(K,) factors of matrices with the same inputs, with geometric mean 1."""
     count = sum(len(matrix) for matrix in matrices)
     size = torch.stack([matrix.square().sum(0) for matrix in matrices]).sum(0) / count
-    log = _POWER / 2 * (prepare(gram).worth.log() - size.clamp_(min=1e-20).log())
+    log = _POWER / 2 * (prepare(gram).cost.log() - size.clamp_(min=1e-20).log())
     return (log - log.mean()).exp_().clamp_(1 / _MOST, _MOST)

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.formats.format import INT8
 from gemma_export.model.config import TABLE, GemmaConfig
-from gemma_export.progress import Stage
+from gemma_export.progress import Note, Stage, silent
 from gemma_export.quantize.calibrate.curvature import Losses, loss_bytes, measure_losses
 from gemma_export.quantize.calibrate.text import Calibration
-from gemma_export.quantize.calibrate.workspace import Calibrator
+from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.recipe import RECIPES, Recipe, Rule, bits_per_weight
 from gemma_runtime.errors import RecipeError
 
@@ -45,6 +45,7 @@ def spend_budget(
     stage: Stage,
     *,
     splits_table: bool,
+    note: Note = silent,
 ) -> Recipe:
     """The base recipe with int8 where it saves most per bit, within the budget.
 
@@ -52,8 +53,8 @@ def spend_budget(
     """
     config = checkpoint.config
     _check_budget(budget, config)
-    work = Calibrator(checkpoint, budget.base, calibration)
-    with stage("measure", loss_bytes(work)) as tick:
+    work = Workspace(checkpoint, budget.base, calibration)
+    with work.locked(note), stage("measure", loss_bytes(work)) as tick:
         losses = measure_losses(work, tick)
     if not splits_table:
         losses = replace(losses, table={0: losses.table[0]})

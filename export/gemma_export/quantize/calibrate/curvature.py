@@ -1,9 +1,9 @@
-"""What a matrix's rounding costs the model: a KL, not the distance of the matrix's own products.
+"""Estimates the KL that rounding a single matrix costs the model.
 
-An error E (N, K) of a matrix moves the model's distribution by a KL of about ½ tr(E A Eᵀ C) nats
-per token: A is the Gram matrix of its inputs, C = E[g gᵀ] (N, N) weighs its outputs by `fisher`'s
-gradients. They are the Kronecker factors of Fisher's information (K-FAC,
-https://arxiv.org/abs/1503.05671). C is cut into blocks along its diagonal. E is of the recipe's own
+A rounding error E (N, K) of a matrix costs about ½ tr(E A Eᵀ C) nats per token. A is the Gram
+matrix of its inputs; C = E[g gᵀ] (N, N) is the second moment of its output gradients (see
+`fisher`). They are the Kronecker factors of the Fisher information (K-FAC,
+https://arxiv.org/abs/1503.05671). Only diagonal blocks of C are kept. E comes from the recipe's own
 rounding, calibrated or not.
 """
 
@@ -28,7 +28,6 @@ from gemma_export.quantize.calibrate.fisher import (
     information_peak_bytes,
     leave_errors,
     pass_back,
-    residuals_before,
     start_way_back,
     table_information,
     way_bytes,
@@ -42,27 +41,27 @@ from gemma_export.quantize.calibrate.stream import (
     observe_layer,
     write_tensors,
 )
-from gemma_export.quantize.calibrate.workspace import Calibrator
+from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.recipe import fine_choices
 from gemma_export.quantize.round import round_rows
 
-_WIDEST = 2048  # outputs of one block of C
-_SPARSE = 4  # of so many blocks of a table, one is rounded by gptq
-_MOST_TRIED = 5  # numbers of channels in 8 bits
-_ROUND = 20  # times as long as passing by its weights a table's loss takes
+_WIDEST = 2048  # most outputs per block of C
+_SPARSE = 4  # every n-th block of the table is rounded by gptq to estimate its loss
+_MOST_TRIED = 5  # numbers of int8 channels tried
+_ROUND = 20  # cost of a table's loss relative to reading its weights
 
 
 @dataclass(frozen=True, slots=True)
 class Losses:
     """KL per token, in nats."""
 
-    matrices: Mapping[str, float]  # that each costs when it is rounded alone
-    table: Mapping[int, float]  # that the table costs with so many of its channels in 8 bits
+    matrices: Mapping[str, float]  # loss of each matrix when only it is rounded
+    table: Mapping[int, float]  # number of int8 channels → loss of the table
 
 
-def measure_losses(work: Calibrator, tick: Tick) -> Losses:
-    """Takes up what is there: the losses of a layer are kept as soon as they are known."""
-    config, table = work.checkpoint.config, work.file("loss-table")
+def measure_losses(work: Workspace, tick: Tick) -> Losses:
+    """Measure all losses. Each layer's are stored at once, so interrupted work resumes."""
+    config, table = work.checkpoint.config, work.table_losses
     if not table.exists():
         for layer in reversed(config.layers[: start_way_back(work, tick)]):
             _measure_layer(work, layer)
@@ -72,20 +71,20 @@ def measure_losses(work: Calibrator, tick: Tick) -> Losses:
     end_way_back(work)
     matrices: dict[str, float] = {}
     for layer in config.layers:
-        matrices |= _read_losses(work.file("loss", layer.index))
+        matrices |= _read_losses(work.losses[layer.index])
     return Losses(matrices, {int(fine): loss for fine, loss in _read_losses(table).items()})
 
 
-def loss_bytes(work: Calibrator) -> int:
-    """Of weights that are still to be passed by, for progress."""
-    if work.file("loss-table").exists():
+def loss_bytes(work: Workspace) -> int:
+    """Progress units left: bytes of weights still to be read, weighted by cost."""
+    if work.table_losses.exists():
         return 0
     shape = work.checkpoint.config.tensor_shapes()[TABLE]
     return way_bytes(work) + len(_fine_tried(work)) * _ROUND * 4 * shape[0] * shape[1]
 
 
 def loss_peak_bytes(config: GemmaConfig) -> int:
-    """Memory that measuring takes beside the libraries, at most."""
+    """Upper bound of the memory that measuring takes, in bytes, without the libraries."""
     shapes = [config.tensor_shapes()[name] for name in layer_names(config, 0)]
     blocks = sum(4 * s[0] ** 2 // _blocks_of(s[0]) for s in shapes if len(s) == 2)
     inputs = {s[1] for s in shapes if len(s) == 2}
@@ -93,16 +92,16 @@ def loss_peak_bytes(config: GemmaConfig) -> int:
     return information_peak_bytes(config, blocks) + 4 * (grams + 5 * max(inputs) ** 2)
 
 
-def _measure_layer(work: Calibrator, layer: LayerSpec) -> None:
-    """The losses of a layer's matrices, and the errors that the layer in front of it gets.
+def _measure_layer(work: Workspace, layer: LayerSpec) -> None:
+    """Store the losses of a layer's matrices, and the gradient for the layer before it.
 
-    Rounded for one half of the sequences, judged by the other: on its own text, GPTQ looks better
-    than it is.
+    GPTQ rounds for one half of the sequences and is judged on the other half: on its own text it
+    looks better than it is.
     """
     weights, formats = load_layer(work.checkpoint, layer.index), work.formats()
-    source = residuals_before(work, layer)
+    source = work.float_residuals[layer.index]
     count = SafetensorsFile(source).tensors[RESIDUAL].shape[0]
-    halves = slice((count + 1) // 2), slice(count // 2, None)  # one sequence alone is in both
+    halves = slice((count + 1) // 2), slice(count // 2, None)  # a single sequence is in both
     known, unseen = (
         observe_layer(source, work.checkpoint.config, layer, weights, half) for half in halves
     )
@@ -114,7 +113,7 @@ def _measure_layer(work: Calibrator, layer: LayerSpec) -> None:
         return _loss(error, unseen[name], curvatures[name])
 
     losses = dict(zip(curvatures, in_order(measure, curvatures), strict=True))
-    write_tensors(work.file("loss", layer.index), {n: torch.tensor([v]) for n, v in losses.items()})
+    write_tensors(work.losses[layer.index], {n: torch.tensor([v]) for n, v in losses.items()})
     leave_errors(work, layer, errors)
 
 
@@ -125,7 +124,7 @@ def _outer(gradients: Tensor) -> Tensor:
 
 
 def _blocks_of(rows: int) -> int:
-    """Into how many blocks the outputs of a matrix of so many are cut."""
+    """The number of blocks of C for a matrix with this many outputs."""
     return next(n for n in range(-(-rows // _WIDEST), rows + 1) if rows % n == 0)
 
 
@@ -135,14 +134,14 @@ def _loss(error: Tensor, gram: Tensor, curvature: Tensor) -> float:
     return 0.5 * float((products * (curvature @ error.view_as(products))).sum())
 
 
-def _fine_tried(work: Calibrator) -> list[int]:
-    """Of the numbers of channels that the table may hold in 8 bits, some; where gptq rounds it."""
+def _fine_tried(work: Workspace) -> list[int]:
+    """The numbers of int8 channels to try; only a table rounded by gptq can have some."""
     width = work.checkpoint.config.hidden_size
     some = list(fine_choices(width)) if work.recipe.rule(TABLE).rounding == "gptq" else []
     return [0, *some[:: -(-len(some) // _MOST_TRIED) or 1]]
 
 
-def _table_losses(work: Calibrator, tick: Tick) -> dict[int, float]:
+def _table_losses(work: Workspace, tick: Tick) -> dict[int, float]:
     curvature, shares = table_information(work)
     found: dict[int, float] = {}
     for fine in _fine_tried(work):
@@ -151,8 +150,8 @@ def _table_losses(work: Calibrator, tick: Tick) -> dict[int, float]:
     return found
 
 
-def _table_loss(work: Calibrator, fine: int, curvature: Tensor, shares: Tensor) -> float:
-    """½ Σ share · eᵀ H e over the table's rows; where they are rounded by gptq, over some."""
+def _table_loss(work: Workspace, fine: int, curvature: Tensor, shares: Tensor) -> float:
+    """½ Σ share · eᵀ H e over the table's rows, or over a sample if gptq rounds them."""
     form, inputs, arrangement = replace(work.formats()[TABLE], fine=fine), None, None
     spans = list(row_blocks(work.checkpoint.config.tensor_shapes()[TABLE]))
     if work.recipe.rule(TABLE).rounding == "gptq":

@@ -1,15 +1,14 @@
-"""Fisher's information: how the float model's distribution follows from what is inside it.
+"""Fisher information of the float model: how much its distribution reacts to inner changes.
 
-The float model draws a label after every token; gradients of the labels' log-likelihood, squared
-and averaged, say what a change costs: a KL of half of it, in nats per token.
+Labels are sampled from the float model's own distribution after every token. The mean squared
+gradient of their log-likelihood gives the cost of a change: half of it is the KL in nats per token.
 
-Memory holds one layer: the way forward keeps the residuals between layers, the way back runs each
-layer again. B sequences, T tokens, M width, V vocabulary, P = B · T.
+One layer is in memory at a time: the forward pass stores the residuals between layers, the backward
+pass runs each layer again. B sequences, T tokens, M width, V vocabulary, P = B · T.
 """
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,46 +28,42 @@ from gemma_export.quantize.calibrate.stream import (
     layer_bytes,
     layer_names,
     load_layer,
+    pass_layers,
     run_layer,
     short,
     write_tensors,
 )
 from gemma_export.quantize.calibrate.text import LENGTH
-from gemma_export.quantize.calibrate.workspace import Calibrator, pass_layers
+from gemma_export.quantize.calibrate.workspace import Workspace
 
 _SEQUENCES = 64  # of the calibration text
-_TOGETHER = 2  # sequences
-_POSITIONS = 2048  # whose logits of a block of tokens are computed together
-_BACK = 4  # times as long as a layer's way forward its way back takes
+_TOGETHER = 2  # sequences per backward pass
+_POSITIONS = 2048  # positions whose logits are computed together
+_BACK = 4  # cost of a layer's backward pass relative to its forward pass
 _SEED = 0
 
 
-def start_way_back(work: Calibrator, tick: Tick) -> int:
-    """Pass text forward and draw labels, or find it done; how many layers are still to go back."""
-    lowest = _lowest(work)
+def start_way_back(work: Workspace, tick: Tick) -> int:
+    """Run the forward pass and sample labels, unless done; returns the layers left to go back."""
+    lowest = work.errors.lowest()
     if lowest is not None:
         return lowest
-    pass_layers(work, tick, "probe", _SEQUENCES, keep=True)
-    count = len(work.checkpoint.config.kinds)
-    write_tensors(_errors(work, count), _draw_errors(work, tick))
-    return count
-
-
-def residuals_before(work: Calibrator, layer: LayerSpec) -> Path:
-    """What the layer was given on the way forward."""
-    return work.file("probe", layer.index)
+    pass_layers(work, work.float_residuals, tick, _SEQUENCES, keep=True)
+    write_tensors(work.errors.last, _draw_errors(work, tick))
+    return len(work.checkpoint.config.kinds)
 
 
 def pass_back(
-    work: Calibrator, layer: LayerSpec, square: Callable[[Tensor], Tensor] | None = None
+    work: Workspace, layer: LayerSpec, square: Callable[[Tensor], Tensor] | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Gradients by what the layer was given (B, T, M).
+    """Run one layer backward: the gradient with respect to its input (B, T, M).
 
-    Also `square` of the gradients by what each matrix gives, (P without bos, outputs), averaged.
+    Also, per matrix, the mean of `square` over the gradients with respect to its output, each
+    (P without bos, outputs).
     """
     config = work.checkpoint.config
-    residuals = SafetensorsFile(residuals_before(work, layer))
-    errors = SafetensorsFile(_errors(work, layer.index + 1))
+    residuals = SafetensorsFile(work.float_residuals[layer.index])
+    errors = SafetensorsFile(work.errors[layer.index + 1])
     held = hold(short(load_layer(work.checkpoint, layer.index)))
     count, length, _ = errors.tensors[RESIDUAL].shape
 
@@ -95,39 +90,40 @@ def pass_back(
     return torch.cat(before), {name: values.div_(positions) for name, values in found.items()}
 
 
-def leave_errors(work: Calibrator, layer: LayerSpec, errors: Tensor) -> None:
-    """Write what `pass_back` gave: the layer is done with."""
-    path = _errors(work, layer.index + 1)
+def leave_errors(work: Workspace, layer: LayerSpec, errors: Tensor) -> None:
+    """Store the gradient that `pass_back` returned and delete the later layer's."""
+    path = work.errors[layer.index + 1]
     file = SafetensorsFile(path)
     rest = {n: file.rows(n, 0, i.shape[0]) for n, i in file.tensors.items() if n != RESIDUAL}
-    write_tensors(_errors(work, layer.index), {RESIDUAL: errors, **rest})
+    write_tensors(work.errors[layer.index], {RESIDUAL: errors, **rest})
     path.unlink()
 
 
-def table_information(work: Calibrator) -> tuple[Tensor, Tensor]:
-    """What errors of a row of the table cost, (M, M), and every row's share of that, (V,).
+def table_information(work: Workspace) -> tuple[Tensor, Tensor]:
+    """Curvature (M, M) of the error of a table row, and each row's share (V,) of it.
 
-    It is embedding and head in one, and a token is about as often looked up as it is likely: the
-    sum of E[h hᵀ] of the head's inputs and E[g gᵀ] of the gradients by embedded rows. All layers
-    have been passed back.
+    The table is both embedding and head, and a token is looked up about as often as it is likely.
+    So the curvature is E[h hᵀ] over the head's inputs plus E[g gᵀ] over the gradients with respect
+    to embedded rows. Requires the backward pass of all layers.
     """
-    config, file = work.checkpoint.config, SafetensorsFile(_errors(work, 0))
+    config, file = work.checkpoint.config, SafetensorsFile(work.errors[0])
     found = {name: file.rows(name, 0, info.shape[0]) for name, info in file.tensors.items()}
-    errors = found[RESIDUAL][:, 1:].flatten(0, 1)  # bos is one row of the table, and unlike others
+    errors = found[RESIDUAL][:, 1:].flatten(
+        0, 1
+    )  # without bos: a single row, with untypical gradients
     looked_up = errors.T @ errors * (config.embed_scale**2 / len(errors))
     return found["gram"] + looked_up, found["share"]
 
 
-def end_way_back(work: Calibrator) -> None:
-    """Delete what lay between layers."""
-    count = len(work.checkpoint.config.kinds)
-    for path in (_errors(work, 0), *(work.file("probe", i) for i in range(count + 1))):
-        path.unlink(missing_ok=True)
+def end_way_back(work: Workspace) -> None:
+    """Delete the files between layers."""
+    work.errors.delete()
+    work.float_residuals.delete()
 
 
-def way_bytes(work: Calibrator) -> int:
-    """Of weights that are still to be passed by, for progress."""
-    config, lowest = work.checkpoint.config, _lowest(work)
+def way_bytes(work: Workspace) -> int:
+    """Progress units left: bytes of weights still to be read, weighted by cost."""
+    config, lowest = work.checkpoint.config, work.errors.lowest()
     if lowest is not None:
         return lowest * back_bytes(config)
     layers = len(config.kinds) * (layer_bytes(config) + back_bytes(config))
@@ -135,12 +131,12 @@ def way_bytes(work: Calibrator) -> int:
 
 
 def back_bytes(config: GemmaConfig) -> int:
-    """As many as passing one layer back counts for."""
+    """Progress units of one layer's backward pass."""
     return _BACK * layer_bytes(config)
 
 
 def information_peak_bytes(config: GemmaConfig, squares: int = 0) -> int:
-    """Memory that the way back takes beside the libraries, at most; `squares` for each thread."""
+    """Upper bound of the backward pass's memory in bytes; `squares` is each thread's share."""
     threads, width = (os.cpu_count() or 1) + 1, config.hidden_size
     shapes = [config.tensor_shapes()[name] for name in layer_names(config, 0)]
     matrices = [shape for shape in shapes if len(shape) == 2]
@@ -152,28 +148,20 @@ def information_peak_bytes(config: GemmaConfig, squares: int = 0) -> int:
     return max(table, layer)
 
 
-def _lowest(work: Calibrator) -> int | None:
-    """The layer whose input's errors are known, and no lower one's."""
-    layers = range(len(work.checkpoint.config.kinds) + 1)
-    return next((i for i in layers if _errors(work, i).exists()), None)
-
-
-def _errors(work: Calibrator, index: int) -> Path:
-    return work.file("errors", index)
-
-
 def _gradient(outputs: Tensor) -> Tensor:
-    """(B, T, N) with a gradient → that of all tokens but bos."""
+    """The gradient of (B, T, N) outputs, without bos: (P, N)."""
     assert outputs.grad is not None
     return outputs.grad[:, 1:].flatten(0, 1)
 
 
-def _draw_errors(work: Calibrator, tick: Tick) -> dict[str, Tensor]:
-    """The labels' gradient by the last residuals (B, T, M), and what the table's loss needs."""
+def _draw_errors(work: Workspace, tick: Tick) -> dict[str, Tensor]:
+    """Gradient of the sampled labels with respect to the last residual (B, T, M), and the
+    statistics that `table_information` needs.
+    """
     config = work.checkpoint.config
     last = norm_before(config, len(config.kinds))
     gain = work.checkpoint.rows(last, 0, config.hidden_size)
-    file = SafetensorsFile(work.file("probe", len(config.kinds)))
+    file = SafetensorsFile(work.float_residuals.last)
     x = file.rows(RESIDUAL, 0, file.tensors[RESIDUAL].shape[0]).requires_grad_()
     with torch.enable_grad():
         y = rms_norm(x, gain, config.rms_norm_eps)
@@ -184,11 +172,12 @@ def _draw_errors(work: Calibrator, tick: Tick) -> dict[str, Tensor]:
     return {RESIDUAL: x.grad, "gram": h.T @ h / len(h), "share": share}
 
 
-def _label_gradient(work: Calibrator, h: Tensor, tick: Tick) -> tuple[Tensor, Tensor]:
-    """Of drawn labels' log-likelihood by the head's inputs (P, M), and how likely tokens are (V,).
+def _label_gradient(work: Workspace, h: Tensor, tick: Tick) -> tuple[Tensor, Tensor]:
+    """Gradient of sampled labels' log-likelihood with respect to the head's inputs (P, M), and the
+    mean probability of each token (V,).
 
-    Twice over the table, a block of rows at a time: first every label's block is drawn, then the
-    label from its block.
+    The table is read twice, a block of rows at a time: the first pass samples each label's block,
+    the second samples the label within its block.
     """
     config = work.checkpoint.config
     inputs = _parts(h.to(product_dtype()))
@@ -198,8 +187,8 @@ def _label_gradient(work: Calibrator, h: Tensor, tick: Tick) -> tuple[Tensor, Te
         rows = work.checkpoint.rows(TABLE, *span).to(inputs[0].dtype)
         return torch.cat([_logits(part, rows, config)[0].logsumexp(-1) for part in inputs])
 
-    # Results are copied, and freed memory is given back: kept, they would hold all between them.
-    by_block = torch.empty(len(h), len(spans))  # log of the likelihood of every block
+    # Copy the small results out: each would keep its block's memory alive.
+    by_block = torch.empty(len(h), len(spans))  # log-likelihood of every block
     for index, weight in enumerate(in_order(weigh, spans)):
         by_block[:, index] = weight
         release_memory()
@@ -235,7 +224,7 @@ def _parts(x: Tensor) -> list[Tensor]:
 
 
 def _logits(inputs: Tensor, rows: Tensor, config: GemmaConfig) -> tuple[Tensor, Tensor | float]:
-    """Of a block of tokens (P, n), and how they follow what the softcap is applied to."""
+    """Logits (P, n) of a block of tokens, and the slope of the softcap there."""
     y, cap = functional.linear(inputs, rows).float(), config.final_softcap
     z = soft_capped(y, cap)
     return z, 1.0 if cap is None else 1 - (z / cap).square()

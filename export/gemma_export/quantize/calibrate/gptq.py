@@ -1,14 +1,13 @@
-"""GPTQ: columns are rounded one after another, each paying for the errors of those before it.
+"""GPTQ: rounds column after column; later columns compensate the errors of earlier ones.
 
-Frantar et al. 2022, https://arxiv.org/abs/2210.17323, with additions. Scales are chosen before
-anything is rounded, on the grid that all containers share, by a search whose errors are weighted
-with what they cost once other columns have paid. Columns are rounded most powerful first
-(`desc_act`), while groups stay where they lie ("static groups"), so codes are stored in the
-original order.
+Frantar et al. 2022, https://arxiv.org/abs/2210.17323, with two additions. Scales are chosen before
+rounding, from the values that every container can hold, by a search that weights each column's
+error with its cost after compensation. Columns are rounded in descending order of input power
+(`desc_act`), but groups keep their columns ("static groups"), so codes stay in the original order.
 
-Then codes and scales are refined in turns, always for less error of the same products: each code
-for what all others, earlier and later, leave to it (QuantEase, https://arxiv.org/abs/2309.01885),
-and all scales of a row together by least squares.
+Then codes and scales are refined in turns to reduce the error of the same products: each code given
+all other codes (QuantEase, https://arxiv.org/abs/2309.01885), then all scales of a row by least
+squares.
 
 N rows, K inputs, G groups per row, g inputs per group.
 """
@@ -22,37 +21,37 @@ from gemma_export.formats.codes import Codes, join, pack
 from gemma_export.formats.format import Format
 from gemma_export.quantize.round import search, shared_scale
 
-_DAMPING = 0.01  # of the mean power, added to the diagonal: keeps the factor finite
-_BLOCK = 64  # columns whose errors are passed on together
-REFINED = 3  # times; a tenth of the error, most of it from the first
-_EQUATIONS = 1 << 23  # coefficients of rows that are solved together
-# Inputs beyond which the factor is computed in float32, and nothing is refined: wide matrices take
-# most of the time, and win least by it (3 % for 10).
+_DAMPING = 0.01  # share of the mean power added to the diagonal; keeps the factor finite
+_BLOCK = 64  # columns whose errors are propagated together
+REFINED = 3  # refinement passes; they remove a tenth of the error, mostly in the first pass
+_EQUATIONS = 1 << 23  # coefficients of the linear systems solved in one batch
+# Above this many inputs the factor is computed in float32 and nothing is refined: wide matrices
+# take most of the time and gain least from it (3 % instead of 10 %).
 _WIDE = 4096
-SLICE = 1 << 22  # weights at a time
-# Shares of the full range that a scale may cover.
+SLICE = 1 << 22  # weights rounded at a time
+# Candidate scales cover these shares of a group's full range.
 _SHRINKS = tuple(1 - 0.04 * step for step in range(1, 13))
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What GPTQ knows of a matrix's inputs; found once, for all blocks of rows."""
+    """Statistics of a matrix's inputs, computed once and used for every block of rows."""
 
     gram: Tensor  # (K, K) Σ x xᵀ
     damping: float  # added to its diagonal
     order: Tensor  # (K,) columns, most powerful first
     factor: Tensor  # (K, K), see `inverse_factor`
-    worth: Tensor  # (K,) of an error of each column, when all others pay for it: 1 / (gram⁻¹)ᵢᵢ
+    cost: Tensor  # (K,) cost of a unit error in a column after compensation: 1 / (gram⁻¹)ᵢᵢ
 
 
 def prepare(gram: Tensor, damping: float = _DAMPING) -> Inputs:
-    """From Σ x xᵀ (K, K), and a share of its mean power."""
+    """From Σ x xᵀ (K, K); `damping` is a share of its mean diagonal."""
     order = torch.argsort(gram.diagonal(), descending=True, stable=True)
     added = damping * max(1e-12, float(gram.diagonal().double().mean()))
     factor = inverse_factor(gram, order, added)
-    worth = torch.empty(len(gram))
-    worth[order] = torch.linalg.vector_norm(factor, dim=0).square_().reciprocal_()
-    return Inputs(gram, added, order, factor, worth)
+    cost = torch.empty(len(gram))
+    cost[order] = torch.linalg.vector_norm(factor, dim=0).square_().reciprocal_()
+    return Inputs(gram, added, order, factor, cost)
 
 
 def gptq(rows: Tensor, inputs: Inputs, form: Format, refined: int = REFINED) -> Codes:
@@ -63,9 +62,9 @@ def gptq(rows: Tensor, inputs: Inputs, form: Format, refined: int = REFINED) -> 
 
 
 def inverse_factor(gram: Tensor, order: Tensor, damping: float) -> Tensor:
-    """Upper U with Uᵀ U = (gram + damping)⁻¹ in the given order of columns: (K, K) float32.
+    """Upper triangular U with Uᵀ U = (gram + damping)⁻¹, columns in the given order: (K, K).
 
-    In float64 as long as that is no matter of memory.
+    Computed in float64 up to `_WIDE` inputs, to bound memory; returned as float32.
     """
     square = gram[order][:, order].to(torch.float64 if len(gram) <= _WIDE else torch.float32)
     square.diagonal().add_(damping)
@@ -75,13 +74,13 @@ def inverse_factor(gram: Tensor, order: Tensor, damping: float) -> Tensor:
     return square.float()
 
 
-def weighted_scales(groups: Tensor, worth: Tensor, form: Format) -> tuple[Tensor, Tensor]:
-    """(N, G, g), and (G, g) worth of errors → scale and zero (N, G) of the least weighted error."""
+def weighted_scales(groups: Tensor, cost: Tensor, form: Format) -> tuple[Tensor, Tensor]:
+    """Scale and zero (N, G) of least error for (N, G, g); `cost` (G, g) weights the errors."""
 
     def error(scale: Tensor, zero: Tensor) -> Tensor:
         steps = (groups / scale[..., None]).round_().add_(zero[..., None])
         steps.clamp_(0, (1 << form.bits) - 1).sub_(zero[..., None])
-        return ((steps * scale[..., None] - groups).square_() * worth).sum(-1)
+        return ((steps * scale[..., None] - groups).square_() * cost).sum(-1)
 
     return search(groups, form, _SHRINKS, error)
 
@@ -89,7 +88,7 @@ def weighted_scales(groups: Tensor, worth: Tensor, form: Format) -> tuple[Tensor
 def _round_slice(rows: Tensor, inputs: Inputs, form: Format, refined: int) -> Codes:
     count, width = rows.shape
     groups = rows.view(count, -1, form.group)  # (N, G, g)
-    scale, zero = weighted_scales(groups, inputs.worth.view(-1, form.group), form)
+    scale, zero = weighted_scales(groups, inputs.cost.view(-1, form.group), form)
     grid = _Grid(scale.T.contiguous(), zero.T.contiguous(), form)
     columns = rows.T.contiguous()
     steps = _round_columns(columns, grid, inputs)
@@ -104,7 +103,7 @@ def _round_slice(rows: Tensor, inputs: Inputs, form: Format, refined: int) -> Co
 
 @dataclass(slots=True)
 class _Grid:
-    """The numbers that weights may become, column by column."""
+    """The values that a weight can be rounded to, per column."""
 
     scale: Tensor  # (G, N)
     zero: Tensor  # (G, N)
@@ -125,7 +124,7 @@ class _Grid:
 
 
 def _round_columns(columns: Tensor, grid: _Grid, inputs: Inputs) -> Tensor:
-    """(K, N) weights → (K, N) code - zero, most powerful first; each is paid for by those left."""
+    """(K, N) weights → (K, N) code - zero, in `inputs.order`, compensating each error."""
     left, factor, places = columns[inputs.order], inputs.factor, inputs.order.tolist()
     steps = torch.empty_like(columns)
     for start in range(0, len(left), _BLOCK):
@@ -142,10 +141,10 @@ def _round_columns(columns: Tensor, grid: _Grid, inputs: Inputs) -> Tensor:
 
 
 def _descend(columns: Tensor, steps: Tensor, grid: _Grid, inputs: Inputs) -> None:
-    """Change codes in place, column by column, to the best beside all others as they are."""
+    """Improve `steps` in place, column by column, each optimal given all other columns."""
     gram, damping = inputs.gram, inputs.damping
     off = columns - grid.weights(steps)
-    pull = (gram @ off).add_(off, alpha=damping)  # (K, N): half the error's slope
+    pull = (gram @ off).add_(off, alpha=damping)  # (K, N): half the gradient of the error
     for start in range(0, len(columns), _BLOCK):
         stop = min(start + _BLOCK, len(columns))
         moves = torch.empty_like(columns[start:stop])
@@ -159,7 +158,7 @@ def _descend(columns: Tensor, steps: Tensor, grid: _Grid, inputs: Inputs) -> Non
 
 
 def _refit(rows: Tensor, steps: Tensor, grid: _Grid, inputs: Inputs) -> Tensor:
-    """(G, N) scales of least error for the codes as they are; those that stray too far stay."""
+    """(G, N) scales of least error for fixed codes; a scale that would move too far is kept."""
     group, (width, count) = grid.form.group, steps.shape
     size = width // group
     together = max(1, _EQUATIONS // max(size * size, width))
@@ -168,14 +167,14 @@ def _refit(rows: Tensor, steps: Tensor, grid: _Grid, inputs: Inputs) -> Tensor:
         held, wanted = steps[:, start : start + together].T, rows[start : start + together]
         codes = held.reshape(-1, size, group)  # (n, G, g)
         matrix = torch.empty(len(codes), size, size)
-        for g in range(size):  # what a group's codes give is weighed with all groups' codes
+        for g in range(size):  # normal equations between this group and all groups
             gram = inputs.gram[g * group : (g + 1) * group]
             matrix[:, g] = ((codes[:, g] @ gram).view_as(codes) * codes).sum(-1)
         moments = (wanted @ inputs.gram).add_(wanted, alpha=inputs.damping).view_as(codes)
         target = (moments * codes).sum(-1)  # (n, G)
         diagonal = matrix.diagonal(dim1=1, dim2=2)
         diagonal.add_(codes.square().sum(-1), alpha=inputs.damping)
-        # A group without codes keeps its scale.
+        # A group whose codes are all zero keeps its scale.
         tie = diagonal.mean(-1, keepdim=True).mul(1e-6).clamp_(min=1e-20)
         before = grid.scale[:, start : start + together].T
         diagonal.add_(tie)

@@ -35,7 +35,7 @@ from gemma_export.quantize.calibrate.stream import (
     start_flow,
     write_tensors,
 )
-from gemma_export.quantize.calibrate.workspace import Calibrator
+from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.round import round_rows
 from gemma_export.quantize.store import StoredWeight, named_parts, round_pieces
 
@@ -44,38 +44,35 @@ TABLE_ROWS = 2048  # rounded at a time: column by column, fewer cost as much tim
 _SEQUENCES = 384  # that layers are rounded for; more text changes little
 
 
-def weigh_table(work: Calibrator, tick: Tick) -> None:
-    """Leave `order`: an order of channels, and what errors of the table's rows cost, in that order.
+def weigh_table(work: Workspace, tick: Tick) -> None:
+    """Find an order of channels, and what errors of the table's rows cost in that order.
 
-    Of a table with fine channels also the factors of its columns.
-
-    For tables that are rounded by gptq.
+    For tables that are rounded by gptq. Writes `channel_order`, with the factors of columns where
+    some channels are fine.
     """
-    config, path = work.checkpoint.config, work.file("order")
-    if not path.exists():
-        for layer in reversed(config.layers[: start_way_back(work, tick)]):
-            errors, _ = pass_back(work, layer)
-            leave_errors(work, layer, errors)
-            tick(f"layer {layer.index}, back", back_bytes(config))
-        curvature, _ = table_information(work)
-        found = arrange_channels(work.checkpoint, curvature, work.formats()[TABLE])
-        write_tensors(path, {**found.tensors(), "curvature": found.curvature(curvature)})
+    config = work.checkpoint.config
+    for layer in reversed(config.layers[: start_way_back(work, tick)]):
+        errors, _ = pass_back(work, layer)
+        leave_errors(work, layer, errors)
+        tick(f"layer {layer.index}, back", back_bytes(config))
+    curvature, _ = table_information(work)
+    found = arrange_channels(work.checkpoint, curvature, work.formats()[TABLE])
+    tensors = {**found.tensors(), "curvature": found.curvature(curvature)}
+    write_tensors(work.channel_order, tensors)
     end_way_back(work)
 
 
-def calibrate_table(work: Calibrator, tick: Tick) -> None:
-    """Round the table: a file.
+def calibrate_table(work: Workspace, tick: Tick) -> None:
+    """Round the table; writes `rounded_table`.
 
-    Where its rounding is gptq, it is weighed already, and the channels are in its order.
+    Where its rounding is gptq, `weigh_table` has run, and the channels are in its order.
     """
-    path, form = work.file("table"), work.formats()[TABLE]
-    if path.exists():
-        return
+    form = work.formats()[TABLE]
     rounding = work.recipe.rule(TABLE).rounding
     shape = work.checkpoint.config.tensor_shapes()[TABLE]
     inputs = None
     if rounding == "gptq":
-        curvature = SafetensorsFile(work.file("order")).rows("curvature", 0, shape[1])
+        curvature = SafetensorsFile(work.channel_order).rows("curvature", 0, shape[1])
         inputs = prepare_table(curvature, form)
 
     def quantize(span: tuple[int, int]) -> dict[str, Tensor]:
@@ -93,32 +90,29 @@ def calibrate_table(work: Calibrator, tick: Tick) -> None:
         tick(f"rows from {span[0]}", 4 * (span[1] - span[0]) * shape[1])
     parts = {name: torch.cat([b[name] for b in blocks]) for name in blocks[0]}
     if work.recipe.rule(TABLE).has_factors:
-        parts[TABLE_FACTORS] = SafetensorsFile(work.file("order")).rows("factors", 0, shape[1])
-    write_tensors(path, parts)
+        parts[TABLE_FACTORS] = SafetensorsFile(work.channel_order).rows("factors", 0, shape[1])
+    write_tensors(work.rounded_table, parts)
 
 
-def table_bytes(work: Calibrator) -> int:
-    """Of weights that are still to be rounded, for progress."""
+def table_bytes(work: Workspace) -> int:
+    """Of the table's weights, for progress."""
     config = work.checkpoint.config
-    return 0 if work.file("table").exists() else 4 * config.vocab_size * config.hidden_size
+    return 4 * config.vocab_size * config.hidden_size
 
 
-def calibrate(work: Calibrator, tick: Tick) -> None:
+def calibrate(work: Workspace, tick: Tick) -> None:
     """Round every matrix of the layers: a file for each. Takes up what is there.
 
     The table is rounded already: layers are rounded for what it gives them.
     """
     config = work.checkpoint.config
     first = _first_unfinished(work)
-    if first == 0 and not work.file("residual", 0).exists():
+    if first == 0 and not work.residuals[0].exists():
         tokens = work.calibration.tokens[:_SEQUENCES]
-        start_flow(work.file("residual", 0), config, tokens, work.table())
+        start_flow(work.residuals[0], config, tokens, work.table())
     for layer in config.layers[first:]:
-        weights, source = (
-            load_layer(work.checkpoint, layer.index),
-            work.file("residual", layer.index),
-        )
-        path, size = work.file("layer", layer.index), 4 * sum(w.numel() for w in weights.values())
+        weights, source = load_layer(work.checkpoint, layer.index), work.residuals[layer.index]
+        path, size = work.rounded_layers[layer.index], 4 * sum(w.numel() for w in weights.values())
         if not path.exists():
             grams = observe_layer(source, config, layer, weights)
             release_memory()  # a layer's scattered remains would make the next one's peak higher
@@ -128,20 +122,20 @@ def calibrate(work: Calibrator, tick: Tick) -> None:
             release_memory()
         if layer.index + 1 < len(config.kinds):
             rounded = rounded_layer(work, layer.index, weights)
-            advance_flow(source, work.file("residual", layer.index + 1), config, layer, rounded)
+            advance_flow(source, work.residuals[layer.index + 1], config, layer, rounded)
         source.unlink()
         tick(f"layer {layer.index}", size)
 
 
-def calibrate_bytes(work: Calibrator) -> int:
+def calibrate_bytes(work: Workspace) -> int:
     """Of weights that are still to be observed, rounded and passed by, for progress."""
     config = work.checkpoint.config
     return 2 * (len(config.kinds) - _first_unfinished(work)) * layer_bytes(config)
 
 
-def rounded_layer(work: Calibrator, index: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def rounded_layer(work: Workspace, index: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A layer's weights as its codes say, beside those that stay float."""
-    file, formats = SafetensorsFile(work.file("layer", index)), work.formats()
+    file, formats = SafetensorsFile(work.rounded_layers[index]), work.formats()
 
     def read(name: str, values: Tensor) -> Tensor:
         if f"{name}.codes" in file.tensors:
@@ -152,23 +146,24 @@ def rounded_layer(work: Calibrator, index: int, weights: Mapping[str, Tensor]) -
     return {name: read(name, values) for name, values in weights.items()}
 
 
-def _first_unfinished(work: Calibrator) -> int:
+def _first_unfinished(work: Workspace) -> int:
     """A layer is finished once the next one's residuals are there; the last, once it is rounded."""
-    count = len(work.checkpoint.config.kinds)
-    if work.file("layer", count - 1).exists():
-        return count
-    return next((i for i in range(count, 0, -1) if work.file("residual", i).exists()), 0)
+    if work.rounded_layers.last.exists():
+        return len(work.checkpoint.config.kinds)
+    return work.residuals.highest() or 0
 
 
 def _round_layer(
-    work: Calibrator, layer: LayerSpec, weights: Mapping[str, Tensor], grams: Mapping[str, Tensor]
+    work: Workspace, layer: LayerSpec, weights: Mapping[str, Tensor], grams: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Codes, factors, and gains that take factors back. Divides the Gram matrices by factors."""
     formats, recipe = work.formats(), work.recipe
     chosen = [n for n in grams if recipe.rule(n).rounding == "gptq" and not formats[n].is_float]
     factors = balancing_factors(layer.index, weights, grams, chosen)
-    for gram, shared in {id(grams[n]): (grams[n], f) for n, f in factors.items()}.values():
-        gram.div_(shared[:, None]).div_(shared)
+    divided: list[Tensor] = []
+    for name, shared in factors.items():  # matrices with the same inputs share a Gram matrix
+        if not any(grams[name] is gram for gram in divided):
+            divided.append(grams[name].div_(shared[:, None]).div_(shared))
 
     def quantize(name: str) -> dict[str, Tensor]:
         form, rounding = formats[name], recipe.rule(name).rounding

@@ -1,9 +1,9 @@
-"""A table whose first channels are held in 8 bits, rounded for what its errors cost.
+"""Rounds a table whose first channels are int8 and whose other channels are int4.
 
-The others are rounded first, with 4 bits, and the first ones pay for their errors as well as they
-can: with steps a sixteenth as wide, they can pay nearly all that channels can pay for one another.
+The int4 channels are rounded first; the int8 channels compensate their errors. An int8 step is a
+sixteenth of an int4 step, so nearly the whole compensation survives rounding.
 
-N rows, M channels, F fine ones, R = M - F others.
+N rows, M channels, F of them int8, R = M - F int4.
 """
 
 from dataclasses import dataclass, replace
@@ -21,26 +21,26 @@ from gemma_export.quantize.store import named_parts
 
 @dataclass(frozen=True, slots=True)
 class TableInputs:
-    """What rounding a table goes by; found once, for all blocks of rows."""
+    """Statistics for rounding a table, computed once and used for every block of rows."""
 
     form: Format
-    rest: Inputs  # what errors of the others cost, once the fine channels have paid: (R, R)
-    fine: Inputs | None = None  # what errors of the fine ones cost: (F, F)
-    paid: Tensor | None = None  # (R, F) what fine channels pay for an error of each of the others
+    rest: Inputs  # (R, R) cost of int4 errors after the int8 channels compensated
+    fine: Inputs | None = None  # (F, F) cost of int8 errors
+    paid: Tensor | None = None  # (R, F) compensation in the int8 channels per int4 error
 
     def round(self, rows: Tensor) -> dict[str, Tensor]:
-        """Codes of (N, M) rows by the names of their parts."""
+        """Quantize (N, M) rows; returns their parts by the names that the store uses."""
         found: dict[str, Tensor] = {}
         for name, _, codes in self._pieces(rows, REFINED):
             found |= named_parts(name, codes)
         return found
 
     def rounded(self, rows: Tensor) -> Tensor:
-        """(N, M): what their codes stand for, without the refinements."""
+        """(N, M) rows after quantization without refinement, dequantized."""
         return torch.cat([dequantize(codes, form) for _, form, codes in self._pieces(rows, 0)], 1)
 
     def _pieces(self, rows: Tensor, refined: int) -> list[tuple[str, Format, Codes]]:
-        """From left to right."""
+        """Name, format and codes of each piece, from left to right."""
         fine = self.form.fine
         form = replace(self.form, fine=0)
         codes = gptq(rows[:, fine:], self.rest, form, refined)
@@ -52,7 +52,7 @@ class TableInputs:
 
 
 def prepare_table(curvature: Tensor, form: Format) -> TableInputs:
-    """From what errors of its rows cost: (M, M), channels in the table's order."""
+    """From the curvature (M, M) of a row's error, channels in the table's order."""
     if not form.fine:
         return TableInputs(form, prepare(curvature, TABLE_DAMPING))
     square = curvature.double()

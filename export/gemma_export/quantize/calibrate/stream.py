@@ -10,13 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gemma_export.checkpoint import Checkpoint
+from gemma_export.checkpoint import Checkpoint, SourceWeight
 from gemma_export.formats.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
 from gemma_export.model.batch_ops import BatchOps, HeldWeight, ObservingOps, hold, product_dtype
-from gemma_export.model.config import GemmaConfig, LayerSpec
+from gemma_export.model.config import TABLE, GemmaConfig, LayerSpec
 from gemma_export.model.decoder import decoder_layer, norm_before
 from gemma_export.model.ops import Weight, lookup_scale
 from gemma_export.parallel import in_order
+from gemma_export.progress import Tick
+from gemma_export.quantize.calibrate.arrange import ArrangedCheckpoint
+from gemma_export.quantize.calibrate.workspace import LayerFiles, Workspace
 from gemma_runtime.staging import staged_file
 
 RESIDUAL = "residual"
@@ -46,6 +49,34 @@ def load_layer(checkpoint: Checkpoint, index: int) -> dict[str, Tensor]:
 def short(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Matrices in the dtype of products, gains as they are."""
     return {n: w.to(product_dtype()) if w.dim() == 2 else w for n, w in weights.items()}
+
+
+def pass_layers(
+    work: Workspace,
+    files: LayerFiles,
+    tick: Tick,
+    sequences: int | None = None,
+    *,
+    keep: bool = False,
+) -> None:
+    """Take the first sequences, or all, past the float model: writes residuals between layers.
+
+    Goes on after the newest file; older ones are deleted unless `keep` is set.
+    """
+    config, checkpoint = work.checkpoint.config, work.checkpoint
+    first = files.highest()
+    if first is None:
+        first, tokens = 0, work.calibration.tokens[:sequences]
+        arranged = checkpoint if isinstance(checkpoint, ArrangedCheckpoint) else None
+        factors = arranged.arrangement.factors if arranged else None
+        table = SourceWeight(TABLE, config.tensor_shapes()[TABLE], checkpoint, factors)
+        start_flow(files[0], config, tokens, table)
+    for layer in config.layers[first:]:
+        source, weights = files[layer.index], load_layer(checkpoint, layer.index)
+        advance_flow(source, files[layer.index + 1], config, layer, weights)
+        if not keep:
+            source.unlink()
+        tick(f"layer {layer.index}, float", 4 * sum(w.numel() for w in weights.values()))
 
 
 def start_flow(path: Path, config: GemmaConfig, tokens: Tensor, table: Weight) -> None:
@@ -120,14 +151,6 @@ def _mirror(gram: Tensor) -> Tensor:
         stop = start + _SIDE
         gram[stop:, start:stop] = gram[start:stop, stop:].T
     return gram
-
-
-def head_inputs(source: Path, config: GemmaConfig, gain: Tensor) -> Iterator[Tensor]:
-    """What the head multiplies, batch by batch: (b · T, M)."""
-    file = SafetensorsFile(source)
-    for span in batches(config, file):
-        x = file.rows(RESIDUAL, *span).flatten(0, 1)
-        yield torch.nn.functional.rms_norm(x, x.shape[-1:], 1 + gain, config.rms_norm_eps)
 
 
 def run_layer(

@@ -18,7 +18,7 @@ from gemma_export.model.config import TABLE
 from gemma_export.model.torch_ops import rms_norm, soft_capped
 from gemma_export.parallel import in_order
 from gemma_export.quantize.calibrate.stream import RESIDUAL
-from gemma_export.quantize.calibrate.workspace import Calibrator
+from gemma_export.quantize.calibrate.workspace import Workspace
 
 _LIKELY, _OTHERS = 16384, 8192
 CANDIDATES = _LIKELY + _OTHERS
@@ -45,7 +45,7 @@ class Candidates:
         return soft_capped(y, self.softcap) + self.log_weight
 
 
-def choose_candidates(work: Calibrator, teacher: SafetensorsFile, gain: Tensor) -> Candidates:
+def choose_candidates(work: Workspace, teacher: SafetensorsFile, gain: Tensor) -> Candidates:
     config = work.checkpoint.config
     tokens = work.calibration.tokens
     score = _likelihood(work, teacher, gain)  # (V,)
@@ -63,7 +63,7 @@ def choose_candidates(work: Calibrator, teacher: SafetensorsFile, gain: Tensor) 
     return Candidates(*rows, weight[order], config.final_softcap)
 
 
-def _likelihood(work: Calibrator, teacher: SafetensorsFile, gain: Tensor) -> Tensor:
+def _likelihood(work: Workspace, teacher: SafetensorsFile, gain: Tensor) -> Tensor:
     """The float model's mean probability of every token, over a sample of positions."""
     config, checkpoint = work.checkpoint.config, work.checkpoint
     count, length, _ = teacher.tensors[RESIDUAL].shape
@@ -84,7 +84,7 @@ def _likelihood(work: Calibrator, teacher: SafetensorsFile, gain: Tensor) -> Ten
     return torch.cat(list(means))
 
 
-def _rows(work: Calibrator, chosen: Tensor) -> tuple[Tensor, Tensor]:
+def _rows(work: Workspace, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """The chosen rows, in order, of the float table and of the rounded one."""
     table = work.table()
 

@@ -24,8 +24,14 @@ from gemma_export.model.decoder import norm_before
 from gemma_export.model.torch_ops import rms_norm
 from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
-from gemma_export.quantize.calibrate.stream import RESIDUAL, embed_sequence, run_layer
-from gemma_export.quantize.calibrate.workspace import Calibrator
+from gemma_export.quantize.calibrate.stream import (
+    RESIDUAL,
+    embed_sequence,
+    layer_bytes,
+    pass_layers,
+    run_layer,
+)
+from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.distill.candidates import Candidates, choose_candidates
 from gemma_export.quantize.distill.student import Student
 
@@ -35,14 +41,25 @@ _WARM = 10  # steps
 _SAVED_EVERY = 8  # steps
 
 
-def distill(work: Calibrator, tick: Tick) -> None:
-    """Learn codes, scales and gains; leaves `distilled` files beside the calibrated ones.
+def pass_teacher(work: Workspace, tick: Tick) -> None:
+    """Take all sequences past the float model."""
+    pass_layers(work, work.teacher_residuals, tick)
 
-    All sequences have passed the float model (`float`).
+
+def teacher_bytes(work: Workspace) -> int:
+    """Of weights that all sequences pass by, for progress."""
+    config = work.checkpoint.config
+    return len(config.kinds) * layer_bytes(config)
+
+
+def distill(work: Workspace, tick: Tick) -> None:
+    """Learn codes, scales and gains; writes `distilled` files beside the rounded ones.
+
+    All sequences have passed the float model: see `pass_teacher`.
     """
     config = work.checkpoint.config
     student = Student(work)
-    teacher = SafetensorsFile(work.file("float", len(config.kinds)))
+    teacher = SafetensorsFile(work.teacher_residuals.last)
     final = norm_before(config, len(config.kinds))
     gain = work.checkpoint.rows(final, 0, config.hidden_size)
     candidates = choose_candidates(work, teacher, gain)
@@ -57,12 +74,12 @@ def distill(work: Calibrator, tick: Tick) -> None:
     student.write()
 
 
-def distill_bytes(work: Calibrator) -> int:
+def distill_bytes(work: Workspace) -> int:
     """Of weights that all steps pass by, for progress."""
     return 4 * count_steps(work) * work.checkpoint.config.parameters
 
 
-def count_steps(work: Calibrator) -> int:
+def count_steps(work: Workspace) -> int:
     return max(1, PASSES * len(work.calibration.tokens) // BATCH)
 
 

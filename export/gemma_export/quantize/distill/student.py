@@ -24,7 +24,7 @@ from gemma_export.parallel import in_order
 from gemma_export.quantize.calibrate.balance import balanced
 from gemma_export.quantize.calibrate.layers import FACTORS
 from gemma_export.quantize.calibrate.stream import layer_names, write_tensors
-from gemma_export.quantize.calibrate.workspace import Calibrator
+from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.round import shared_scale
 
 RATE = 1e-3  # of one step at its highest: relative for scales, absolute for gains
@@ -37,19 +37,18 @@ _LEAD = 0.25  # how far from its code's middle a latent begins, at most
 class Student:
     """Everything is read from files and written back; the last index holds the final gain."""
 
-    def __init__(self, work: Calibrator) -> None:
+    def __init__(self, work: Workspace) -> None:
         self.work, self.config = work, work.checkpoint.config
         self.formats, self.dtype = work.formats(), product_dtype()
         self.last = len(self.config.kinds)
-        self._folder = work.folder / "learning"
         self.steps_done = self._take_up()
 
     def save(self, step: int) -> None:
         """Keep all that was learned until this step, and nothing older."""
-        older, partial = list(self._saved()), self.work.folder / "saving"
+        older, partial = self.work.saved(), self.work.folder / "saving"
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(self._folder, partial)
-        partial.rename(self.work.folder / f"saved-{step:06d}")
+        shutil.copytree(self.work.learning, partial)
+        partial.rename(self.work.saved_at(step))
         for path in older:
             shutil.rmtree(path)
 
@@ -99,17 +98,17 @@ class Student:
                         tensors[f"{name}.codes"] = self._codes(learned, name, index)
                 elif name in learned.tensors:
                     tensors[name] = self.gain(index, name)
-            write_tensors(self.work.file("distilled", index), tensors)
+            write_tensors(self.work.distilled_layers[index], tensors)
         name = norm_before(self.config, self.last)
-        write_tensors(self.work.file("final"), {name: self.gain(self.last, name)})
-        for path in (self._folder, *self._saved()):  # large, and of no more use
+        write_tensors(self.work.distilled_gain, {name: self.gain(self.last, name)})
+        for path in (self.work.learning, *self.work.saved()):  # large, and of no more use
             shutil.rmtree(path)
 
     def _take_up(self) -> int:
         """The steps that are saved; without any, the files as they begin."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-        if saved := max(self._saved(), default=None):
-            shutil.copytree(saved, self._folder)
+        shutil.rmtree(self.work.learning, ignore_errors=True)
+        if saved := max(self.work.saved(), default=None):
+            shutil.copytree(saved, self.work.learning)
             return int(saved.name.removeprefix("saved-"))
         for index in range(self.last + 1):
             starts = self._starts(index)
@@ -198,16 +197,13 @@ class Student:
         return pack(codes.flatten(1), self.formats[name].bits)
 
     def _rounded(self, index: int) -> SafetensorsFile:
-        return SafetensorsFile(self.work.file("layer", index))
+        return SafetensorsFile(self.work.rounded_layers[index])
 
     def _learned(self, index: int) -> SafetensorsFile:
         return SafetensorsFile(self._path(index))
 
     def _path(self, index: int) -> Path:
-        return self._folder / f"{index:02d}.safetensors"
-
-    def _saved(self) -> list[Path]:
-        return list(self.work.folder.glob("saved-*"))
+        return self.work.learning / f"{index:02d}.safetensors"
 
 
 def _update(file: SafetensorsFile, name: str, gradient: Tensor, rate: float, step: int) -> None:

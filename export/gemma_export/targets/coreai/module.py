@@ -7,7 +7,8 @@ Shapes: T new tokens, M width, H query heads, K kv heads, G = H / K, D head size
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +18,19 @@ from gemma_export.formats.codes import signed
 from gemma_export.model.config import LayerSpec
 from gemma_export.model.decoder import decoder
 from gemma_export.model.torch_ops import rotate_halves
+from gemma_export.progress import Tick
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets import ExportJob
 from gemma_export.targets.shared.apple import headroom_factor
 from gemma_export.targets.shared.apple_layout import Layout
 from gemma_export.targets.shared.traced import buffer_name, heads_first
-from gemma_runtime.manifest import AttentionKind
+from gemma_runtime.manifest import AttentionKind, TensorRole
 
 _TINY = 1e-3
 _INT4 = torch.int4  # type: ignore[attr-defined]  # known to torch, not to its stubs
+
+
+Inputs: TypeAlias = Mapping[tuple[TensorRole, AttentionKind | None], Tensor]
 
 
 class Step(nn.Module):
@@ -35,13 +40,14 @@ class Step(nn.Module):
         self,
         job: ExportJob,
         layout: Layout,
-        progress: Callable[[str, int], None],
+        progress: Tick,
     ) -> None:
         super().__init__()
         self.layout = layout
         self.headroom = headroom_factor(job.max_residual)
         self._config = job.config
         self._weights = {name: job.store.weight(name) for name in job.config.tensor_shapes()}
+        self._states = {state.kind: state.name for state in layout.states(layout.parts[0])}
         for state in layout.states(layout.parts[0]):
             shape = [int(size) for size in state.shape]
             self.register_buffer(state.name, torch.zeros(shape, dtype=torch.float16))
@@ -51,9 +57,13 @@ class Step(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Logits after the last token, (1, V); inputs are in the layout's order."""
-        names = [spec.name for spec in self.layout.inputs(self.layout.parts[0], len(inputs[0]))]
-        ops = StepOps(self, dict(zip(names, inputs, strict=True)), self._config.rms_norm_eps)
+        specs = self.layout.inputs(self.layout.parts[0], len(inputs[0]))
+        given = {(s.role, s.kind): value for s, value in zip(specs, inputs, strict=True)}
+        ops = StepOps(self, given, self._config.rms_norm_eps)
         return decoder(ops, self._config, self._weights.__getitem__)
+
+    def state(self, kind: AttentionKind) -> Tensor:
+        return self.get_buffer(self._states[kind])
 
     def matrix(self, weight: StoredWeight) -> Tensor:
         """Float16, or codes that Core AI multiplies by their scales."""
@@ -94,13 +104,13 @@ class Step(nn.Module):
 class StepOps:
     """The vocabulary in plain torch, over a step's weights and states."""
 
-    def __init__(self, step: Step, inputs: dict[str, Tensor], epsilon: float) -> None:
+    def __init__(self, step: Step, inputs: Inputs, epsilon: float) -> None:
         self._step = step
         self._inputs = inputs
         self._epsilon = epsilon
 
     def embed(self, table: StoredWeight, scale: float) -> Tensor:
-        rows = functional.embedding(self._inputs["tokens"], self._step.matrix(table))
+        rows = functional.embedding(self._inputs[TensorRole.TOKENS, None], self._step.matrix(table))
         return rows * (scale * self._step.headroom)  # (T, M)
 
     def norm(self, x: Tensor, gain: StoredWeight) -> Tensor:
@@ -123,7 +133,7 @@ class StepOps:
         scores = scores.view(layer.heads, -1, keys.shape[1])
         if layer.softcap is not None:
             scores = _softcap(scores, layer.softcap)
-        shares = torch.softmax(scores + self._inputs[f"{layer.kind.value}_mask"], -1)
+        shares = torch.softmax(scores + self._inputs[TensorRole.MASK, layer.kind], -1)
         mixed = torch.bmm(shares.view(layer.kv_heads, -1, keys.shape[1]), values)
         mixed = mixed.view(layer.heads, -1, layer.head_dim)
         return mixed.transpose(0, 1).reshape(-1, layer.heads * layer.head_dim)  # (T, H · D)
@@ -138,7 +148,7 @@ class StepOps:
         return functional.gelu(gate, approximate="tanh") * up
 
     def wanted(self, x: Tensor) -> Tensor:
-        return x[self._inputs["last"]]
+        return x[self._inputs[TensorRole.LAST, None]]
 
     def logits(self, x: Tensor, table: StoredWeight, softcap: float | None) -> Tensor:
         y = functional.linear(x, self._step.matrix(table))
@@ -150,11 +160,10 @@ class StepOps:
         A ring is read before it is written: its oldest slots are what the chunk's first tokens
         still need, so they see the old ring and, behind it, the chunk.
         """
-        kind, rows = layer.kind.value, 2 * layer.kv_heads
-        state = self._step.get_buffer(f"{kind}_cache")
+        rows, state = 2 * layer.kv_heads, self._step.state(layer.kind)
         first = self._step.layout.first_row(layer.index)
         old = state[first : first + rows]
-        places = self._inputs[f"{kind}_slots"].view(1, -1, 1).expand(new.shape)
+        places = self._inputs[TensorRole.SLOTS, layer.kind].view(1, -1, 1).expand(new.shape)
         written = old.scatter(1, places, new)
         seen = written
         if layer.kind is AttentionKind.LOCAL:
@@ -176,7 +185,8 @@ class StepOps:
         return x * (torch.rsqrt(square) / largest) * gain
 
     def _rotate(self, x: Tensor, kind: AttentionKind) -> Tensor:
-        cos, sin = (self._inputs[f"{kind.value}_{part}"] for part in ("cos", "sin"))  # (T, D / 2)
+        # (T, D / 2)
+        cos, sin = self._inputs[TensorRole.COS, kind], self._inputs[TensorRole.SIN, kind]
         return rotate_halves(x, cos, sin)
 
 

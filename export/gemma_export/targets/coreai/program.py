@@ -1,6 +1,6 @@
 """Writes the `.aimodel`: one program with the functions `prefill` and `decode`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from importlib import import_module
 from io import StringIO
@@ -10,6 +10,7 @@ import torch
 from coreai_torch import TorchConverter, get_decomp_table
 from torch.export import ExportedProgram
 
+from gemma_export.progress import Tick
 from gemma_export.targets import ExportJob
 from gemma_export.targets.coreai.module import Step
 from gemma_export.targets.shared.apple_layout import Layout
@@ -21,11 +22,11 @@ def write_asset(
     layout: Layout,
     graphs: Mapping[str, Graph],
     path: Path,
-    progress: Callable[[str, int], None],
+    progress: Tick,
 ) -> None:
     import_module("coreai_torch._compression.custom_layers")  # registers codes with scales
     step = Step(job, layout, progress)
-    # The other mode keeps stack traces, with this machine's folders in them.
+    # The debug mode would store stack traces with paths of this machine.
     converter = TorchConverter(mode=TorchConverter.Mode.RELEASE)
     for name, graph in graphs.items():
         converter.add_exported_program(
@@ -35,7 +36,7 @@ def write_asset(
             state_names=_names(graph.states),
             output_names=_names(graph.outputs),
         )
-    with redirect_stdout(StringIO()):  # coreai-torch draws bars of its own
+    with redirect_stdout(StringIO()):  # coreai-torch prints its own progress bars
         converter.to_coreai().save_asset(path)
 
 

@@ -3,18 +3,19 @@
 It was executed by the runtime in Apple's own Linux wheel, `coreai-core`, never on a device.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 from gemma_export.formats.format import Format
 from gemma_export.model.config import GemmaConfig
+from gemma_export.progress import Tick
 from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
+from gemma_export.targets.coreai import TARGET
 from gemma_export.targets.shared.apple import headroom_factor, ring_caches
 from gemma_export.targets.shared.apple_layout import make_layout
-from gemma_runtime.errors import MissingExtra
 from gemma_runtime.manifest import Graph, LayerCache
 from gemma_runtime.manifest import Target as Runtime
 from gemma_runtime.quiet import quiet
@@ -25,21 +26,17 @@ PROGRAM = f"{ASSET}/main.mlirb"
 
 @dataclass(frozen=True, slots=True)
 class CoreaiTarget:
-    name: str = "coreai"
-    splits_table: bool = False
+    name: ClassVar[str] = TARGET.name
 
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
         """A ring of exactly the window: it is read before it is written."""
         return ring_caches(self.name, config, geometry)
 
     def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
-        """Every format has its operation; only the packages may be missing."""
+        """Every format has its operation."""
         refuse_split(self.name, formats)
-        for package, module in (("coreai-core", "coreai"), ("coreai-torch", "coreai_torch")):
-            if find_spec(module) is None:
-                raise MissingExtra(package, self.name)
 
-    def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
+    def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
         caches = self.caches(job.config, job.geometry)
         layout = make_layout(job.config, caches, job.store.formats, "gpu", external=False)
         (whole,) = layout.parts
@@ -58,10 +55,12 @@ class CoreaiTarget:
 
             write_asset(job, layout, graphs, folder / ASSET, progress)
         return Artifact(
-            graphs=graphs,
+            graphs={name: (graph,) for name, graph in graphs.items()},
             caches=caches,
             cache_dtype="float16",
-            runtime=Runtime(self.name, "coreai-core", metadata.version("coreai-core")),
+            runtime=Runtime(
+                self.name, "Core AI", ("coreai-core",), metadata.version("coreai-core")
+            ),
             tools=("coreai-core", "coreai-torch", "torch"),
             headroom_factor=headroom_factor(job.max_residual),
         )

@@ -1,4 +1,4 @@
-"""The embedding table as a file of its own, for callers who look embeddings up themselves.
+"""Writes the embedding table to its own file, for callers that look embeddings up themselves.
 
 `gemma_runtime.backends.embedding_table` reads it.
 """
@@ -14,7 +14,7 @@ from gemma_export.quantize.store import StoredWeight, parts_layout
 
 
 def write_embedding(table: StoredWeight, path: Path) -> None:
-    """Copy the store's parts of the table, or its values as float16."""
+    """Copy the table's codes, scales and zero points, or write its values as float16."""
     layout = {"values": TensorInfo("F16", table.shape)}
     if not table.format.is_float:
         layout = parts_layout(table.shape, table.format)

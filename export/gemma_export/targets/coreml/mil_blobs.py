@@ -1,7 +1,7 @@
-"""Core ML's weight file, written tensor by tensor: no more of a model in memory than a block.
+"""Writes Core ML's weight file tensor by tensor, with one block of rows in memory.
 
-coremltools' own writer takes whole arrays, one byte to a code; ours takes the store's bytes as they
-are. Layout: `gemma_runtime.mil.blob`, which reads it.
+coremltools' own writer takes whole arrays with one byte per code; this one copies the store's
+packed bytes. `gemma_runtime.mil.blob` reads the file and describes its layout.
 """
 
 import struct
@@ -22,29 +22,29 @@ from gemma_export.quantize.store import StoredWeight
 _ALIGNMENT = 64
 _VERSION = 2
 _SENTINEL = 0xDEADBEEF
-# MILBlob's numbers for types.
+# MILBlob's type numbers.
 FLOAT16, UINT8, INT8, INT4, UINT4 = 1, 3, 4, 8, 11
 
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """One tensor of the weight file, read when it is written."""
+    """One tensor of the weight file; its bytes are read when the file is written."""
 
-    kind: int  # MILBlob's number of its type
+    kind: int  # MILBlob's type number
     bytes: int
     blocks: Callable[[], Iterator[NDArray[np.uint8]]]
 
 
 class BlobFile:
-    """`weight.bin`, growing."""
+    """`weight.bin` while it is being written."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
         self._count = 0
-        self._file.write(bytes(_ALIGNMENT))  # the header, once the count is known
+        self._file.write(bytes(_ALIGNMENT))  # the header, written last, when the count is known
 
     def add(self, blob: Blob) -> int:
-        """Write one tensor; the offset of its record."""
+        """Write one tensor; returns the offset of its record."""
         place = self._file.tell()
         record = struct.pack("<IIQQ", _SENTINEL, blob.kind, blob.bytes, place + _ALIGNMENT)
         self._file.write(record.ljust(_ALIGNMENT, b"\0"))
@@ -69,7 +69,7 @@ class BlobFile:
 
 
 def code_blob(weight: StoredWeight) -> Blob:
-    """Codes in Core ML's signed types, whose top bit is ours flipped; unsigned beside a zero."""
+    """Codes in Core ML's signed types (top bit flipped), or unsigned if there are zero points."""
     form, (rows, width) = weight.format, weight.shape
     kinds = {4: (INT4, UINT4), 8: (INT8, UINT8)}[form.bits]
     flip = 0 if form.asymmetric else {4: 0x88, 8: 0x80}[form.bits]
@@ -84,7 +84,7 @@ def scale_blob(weight: StoredWeight) -> Blob:
 
 
 def zero_blob(weight: StoredWeight) -> Blob:
-    """Zero points, in one run: an odd row of ours ends in half a byte, theirs does not."""
+    """Zero points in one run: our rows start at a byte, Core ML's 4-bit values do not."""
     bits = weight.format.bits
     rows, groups = scales_shape(weight)
 
@@ -96,7 +96,7 @@ def zero_blob(weight: StoredWeight) -> Blob:
 
 
 def float_blob(weight: StoredWeight) -> Blob:
-    """A float32 weight, rounded to float16."""
+    """A float32 weight rounded to float16."""
     blocks = _streamed(weight, lambda start, stop: weight.rows(start, stop).half())
     return Blob(FLOAT16, 2 * int(np.prod(weight.shape)), blocks)
 
@@ -113,7 +113,7 @@ def array_blob(values: NDArray[np.float16]) -> Blob:
 
 
 def scales_shape(weight: StoredWeight) -> tuple[int, int]:
-    """A row per output, a scale per group of inputs."""
+    """(N, G): a row per output, a scale per group of inputs."""
     rows, width = weight.shape
     return rows, width // weight.format.group
 

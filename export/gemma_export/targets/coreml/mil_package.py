@@ -1,12 +1,12 @@
-"""A MIL program as an `.mlpackage`, its weights streamed into place.
+"""Saves a MIL program as an `.mlpackage` and streams its weights.
 
-coremltools translates the program; the constants that it would write are stand-ins, and our file
-takes the place of its.
+coremltools translates the program. Its constants are placeholders; `BlobFile` writes the real bytes
+instead of coremltools' weight file.
 """
 
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,15 @@ from coremltools.converters.mil.backend.mil.helper import (
 from coremltools.converters.mil.backend.mil.load import CoreMLProtoExporter, MILProtoExporter
 from coremltools.converters.mil.mil import Program
 
+from gemma_export.progress import Tick
 from gemma_export.targets.coreml.mil_blobs import Blob, BlobFile, array_blob
 
 VERSION = ct.target.iOS18
 _AUTHOR = "com.apple.CoreML"
 
 
-def save_package(
-    program: Program, blobs: Mapping[str, Blob], path: Path, progress: Callable[[str, int], None]
-) -> None:
-    """Write the program. `blobs` holds the data of constants by their `weight_id`."""
+def save_package(program: Program, blobs: Mapping[str, Blob], path: Path, progress: Tick) -> None:
+    """Write the program. `blobs` maps a constant's `weight_id` to its bytes."""
     data = path / "Data" / _AUTHOR
     (data / "weights").mkdir(parents=True)
     with BlobFile(data / "weights" / "weight.bin") as file:
@@ -47,15 +46,15 @@ def save_package(
     (path / "Manifest.json").write_text(json.dumps(_manifest(), indent=4))
 
 
-class _Translation(MILProtoExporter):  # type: ignore[misc]  # coremltools has no types
-    """coremltools' translation, with our weight file."""
+class _Translation(MILProtoExporter):  # type: ignore[misc]  # coremltools is untyped
+    """coremltools' translation to protobuf, with our weight file."""
 
     def __init__(
         self,
         program: Program,
         blobs: Mapping[str, Blob],
         file: BlobFile,
-        progress: Callable[[str, int], None],
+        progress: Tick,
     ) -> None:
         super().__init__(program, "", VERSION)
         self._blobs = blobs
@@ -64,7 +63,7 @@ class _Translation(MILProtoExporter):  # type: ignore[misc]  # coremltools has n
         self._places: dict[object, int] = {}
 
     def create_file_value(self, var: Any) -> Any:
-        """Where a constant lies. One of several functions, or twice the same, is written once."""
+        """Write a constant unless an equal one exists; returns a reference to it."""
         blob = self._blobs.get(var.op.weight_id)
         key = var.op.weight_id if blob else (var.val.dtype.str, var.val.tobytes())
         if key not in self._places:
@@ -81,12 +80,14 @@ class _Translation(MILProtoExporter):  # type: ignore[misc]  # coremltools has n
 
 def _immediate(values: Any) -> Blob:
     if values.dtype != np.float16:
-        raise TypeError(f"a constant of {values.dtype} needs a blob of its own")
+        raise TypeError(
+            f"a {values.dtype} constant has no blob; only float16 constants may be inline"
+        )
     return array_blob(values)
 
 
 def _manifest() -> dict[str, object]:
-    """The same names in every package, so that the same export gives the same bytes."""
+    """Fixed ids, so that equal exports give equal bytes."""
     model, weights = (
         str(uuid.uuid5(uuid.NAMESPACE_URL, f"{_AUTHOR}/{name}"))
         for name in ("model.mlmodel", "weights")

@@ -1,4 +1,4 @@
-"""A quantized store's weights as constants of a MIL program."""
+"""Weights of a quantized store as constants of a MIL program."""
 
 from typing import Any
 
@@ -19,9 +19,9 @@ from gemma_export.targets.coreml.mil_blobs import (
 
 
 class Weights:
-    """Stand-ins of the right shape, and what they stand for.
+    """Placeholder constants of the right shape, and the bytes they stand for.
 
-    `blobs` grows as functions ask; a weight that several of them use is in it once.
+    `blobs` collects the bytes as functions request weights; a shared weight appears once.
     """
 
     def __init__(self) -> None:
@@ -62,5 +62,5 @@ _CODES = {
 
 
 def _stand_in(shape: tuple[int, ...], kind: Any) -> NDArray[Any]:
-    """Zeros that take no memory."""
+    """Zeros of this shape that share one element of memory."""
     return np.broadcast_to(np.zeros((), types.nptype_from_builtin(kind)), shape)

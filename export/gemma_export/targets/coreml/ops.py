@@ -1,7 +1,7 @@
-"""The decoder's vocabulary as MIL operations, for one chunk length.
+"""The decoder's operations as MIL operations, for one chunk length.
 
-Values are float16 throughout. The caller brings cosines, masks and slots, so that no index is
-computed on the device; a padded token goes to a trash slot that no mask shows, or nowhere.
+All values are float16. The caller passes cosines, masks and slots, so the device computes no index.
+A padding token is written to a trash slot that every mask hides, or not at all.
 
 Shapes: T new tokens, M width, H query heads, K kv heads, G = H / K, D head size, S slots.
 """
@@ -17,15 +17,15 @@ from gemma_export.model.config import LayerSpec
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets.coreml.mil_weights import Weights
 from gemma_export.targets.shared.apple_layout import Layout
-from gemma_runtime.manifest import AttentionKind
+from gemma_runtime.manifest import AttentionKind, TensorRole
 
-Var: TypeAlias = Any  # coremltools has no types
+Var: TypeAlias = Any  # coremltools is untyped
 
 _TINY = np.float16(1e-3)
 
 
 class MilOps:
-    """Fills one function after another, as the layout parts the layers."""
+    """Implements `Ops`: fills one MIL function per part of the layout, in order."""
 
     def __init__(
         self,
@@ -40,12 +40,12 @@ class MilOps:
         self._functions = functions
         self._weights = weights
         self._tokens = tokens
-        self._headroom = headroom  # folded into the residual, see `apple.headroom_factor`
+        self._headroom = headroom  # factor of the residual, see `apple.headroom_factor`
         self._epsilon = epsilon
         self._enter(0)
 
     def finish(self, *outputs: Var) -> None:
-        """Close the function being filled."""
+        """Set the outputs of the current function and close it."""
         self._function.set_outputs(list(outputs))
         self._function.__exit__(None, None, None)
 
@@ -54,20 +54,22 @@ class MilOps:
         self._function = self._functions[part]
         self._function.__enter__()
         self._made: dict[str, Var] = {}
-        kinds = self._layout.kinds(self._layout.parts[part])
-        caches = {kind: self._input(f"{kind.value}_cache") for kind in kinds}
+        own = self._layout.parts[part]
+        specs = (*self._layout.inputs(own, self._tokens), *self._layout.states(own))
+        self._names = {(spec.role, spec.kind): spec.name for spec in specs}
+        (self._output,) = (spec.name for spec in self._layout.outputs(own, self._tokens))
+        caches = {kind: self._input(TensorRole.CACHE, kind) for kind in self._layout.kinds(own)}
         self._states = {kind: mb.read_state(input=cache) for kind, cache in caches.items()}
 
-    def _input(self, name: str) -> Var:
-        return self._function.inputs[name]
+    def _input(self, role: TensorRole, kind: AttentionKind | None = None) -> Var:
+        return self._function.inputs[self._names[role, kind]]
 
     def embed(self, table: StoredWeight, scale: float) -> Var:
         if self._layout.external:
-            rows = self._input("embeddings")
+            rows = self._input(TensorRole.EMBEDDINGS)
         else:
-            rows = mb.gather(
-                x=self._weight(table), indices=self._input("tokens"), axis=0, validate_indices=False
-            )
+            tokens = self._input(TensorRole.TOKENS)
+            rows = mb.gather(x=self._weight(table), indices=tokens, axis=0, validate_indices=False)
         return mb.mul(x=rows, y=np.float16(scale * self._headroom))  # (T, M)
 
     def norm(self, x: Var, gain: StoredWeight) -> Var:
@@ -94,7 +96,7 @@ class MilOps:
         scores = mb.reshape(x=scores, shape=[layer.heads, self._tokens, seen])
         if layer.softcap is not None:
             scores = self._softcap(scores, layer.softcap)
-        mask = self._input(f"{layer.kind.value}_mask")
+        mask = self._input(TensorRole.MASK, layer.kind)
         shares = mb.softmax(x=mb.add(x=scores, y=mask), axis=-1)
         mixed = mb.matmul(x=mb.reshape(x=shares, shape=[kv_heads, -1, seen]), y=values)
         mixed = mb.reshape(x=mixed, shape=[layer.heads, self._tokens, width])
@@ -106,13 +108,13 @@ class MilOps:
     ) -> tuple[Var, Var]:
         x = mb.add(x=x, y=self._norm(branch, post, self._headroom))
         if then.name in self._entries():
-            self.finish(mb.identity(x=x, name="hidden_out"))
+            self.finish(mb.identity(x=x, name=self._output))
             self._enter(self._part + 1)
-            x = self._input("hidden")
+            x = self._input(TensorRole.HIDDEN)
         return x, self.norm(x, then)
 
     def _entries(self) -> set[str]:
-        """The first norm of every later part."""
+        """Name of the first norm weight of every part but the first."""
         later = self._layout.parts[1:]
         return {f"model.layers.{part.layers.start}.input_layernorm.weight" for part in later}
 
@@ -120,18 +122,19 @@ class MilOps:
         return mb.mul(x=mb.gelu(x=gate, mode="TANH_APPROXIMATION"), y=up)
 
     def wanted(self, x: Var) -> Var:
-        return mb.gather(x=x, indices=self._input("last"), axis=0, validate_indices=False)
+        last = self._input(TensorRole.LAST)
+        return mb.gather(x=x, indices=last, axis=0, validate_indices=False)
 
     def logits(self, x: Var, table: StoredWeight, softcap: float | None) -> Var:
         y = mb.linear(x=x, weight=self._weight(table))
         y = y if softcap is None else self._softcap(y, softcap)
-        return mb.identity(x=y, name="logits")  # (1, V)
+        return mb.identity(x=y, name=self._output)  # (1, V)
 
     def _cached(self, new: Var, layer: LayerSpec) -> tuple[Var, Var]:
-        """Write new keys and values; what the queries may look at, (K, S, D) each.
+        """Write new keys and values; returns those that the queries attend to, (K, S, D) each.
 
-        A ring is read before it is written: its oldest slots are what the chunk's first tokens
-        still need, so they see the old ring and, behind it, the chunk.
+        On local layers, attention reads the ring as it was, followed by the chunk: the chunk's
+        first tokens still need the oldest slots, which the chunk overwrites.
         """
         first = self._layout.first_row(layer.index)
         region = {
@@ -146,7 +149,7 @@ class MilOps:
         )
         state = mb.slice_update(x=self._states[layer.kind], update=written, **region)
         self._states[layer.kind] = mb.coreml_update_state(
-            state=self._input(f"{layer.kind.value}_cache"), value=state
+            state=self._input(TensorRole.CACHE, layer.kind), value=state
         )
         seen = written
         if layer.kind is AttentionKind.LOCAL:
@@ -158,7 +161,8 @@ class MilOps:
         return keys, values
 
     def _scattered(self, old: Var, new: Var, layer: LayerSpec) -> Var:
-        slots = mb.reshape(x=self._input(f"{layer.kind.value}_slots"), shape=[1, self._tokens, 1])
+        places = self._input(TensorRole.SLOTS, layer.kind)
+        slots = mb.reshape(x=places, shape=[1, self._tokens, 1])
         return mb.scatter_along_axis(
             data=old,
             indices=mb.tile(x=slots, reps=[2 * layer.kv_heads, 1, layer.head_dim]),
@@ -169,8 +173,8 @@ class MilOps:
         )
 
     def _blended(self, old: Var, new: Var, layer: LayerSpec) -> Var:
-        """old · (1 - written) + one-hot · new: exact, and made of what the Neural Engine has."""
-        onehot = self._input(f"{layer.kind.value}_write")  # (S, T), a padded token's column is 0
+        """old · (1 - written) + one-hot · new: exact, from operations of the Neural Engine."""
+        onehot = self._input(TensorRole.WRITE, layer.kind)  # (S, T); padding columns are 0
         key = f"kept {layer.kind}"
         if key not in self._made:
             written = mb.reduce_sum(x=onehot, axes=[1], keep_dims=True)
@@ -178,11 +182,11 @@ class MilOps:
         return mb.add(x=mb.mul(x=old, y=self._made[key]), y=mb.matmul(x=onehot, y=new))
 
     def _norm(self, x: Var, gain: StoredWeight, factor: float, folded: float = 1.0) -> Var:
-        """x / m / √(mean((x / m)²) + ε / m²) with m = max |x|: RMSNorm that float16 survives.
+        """RMSNorm that does not overflow float16: x / m / √(mean((x / m)²) + ε / m²), m = max |x|.
 
-        `folded` is the headroom factor that x carries, so that ε means what it means without.
-        x itself is multiplied, not x / m: beside an outlier of 1e4 the rest of it would sink to
-        where float16 has few bits left.
+        `folded` is the headroom factor that x carries; ε is scaled by it to keep its meaning. The
+        last product takes x, not x / m: beside an outlier of 1e4, the other elements of x / m
+        would fall into float16's subnormal range and lose bits.
         """
         largest = mb.maximum(x=mb.reduce_max(x=mb.abs(x=x), axes=[-1], keep_dims=True), y=_TINY)
         scaled = mb.real_div(x=x, y=largest)
@@ -194,7 +198,7 @@ class MilOps:
         return mb.mul(x=normed, y=gains.astype(np.float16))
 
     def _weight(self, weight: StoredWeight) -> Var:
-        """One constant per function."""
+        """The weight as a constant; one per function."""
         if weight.name not in self._made:
             self._made[weight.name] = self._weights[self._part].constant(weight)
         return self._made[weight.name]
@@ -204,7 +208,9 @@ class MilOps:
         return mb.transpose(x=split, perm=[1, 0, 2])  # (heads, T, D)
 
     def _rotate(self, x: Var, kind: AttentionKind) -> Var:
-        cos, sin = self._input(f"{kind.value}_cos"), self._input(f"{kind.value}_sin")  # (T, D / 2)
+        cos, sin = (
+            self._input(role, kind) for role in (TensorRole.COS, TensorRole.SIN)
+        )  # (T, D / 2)
         low, high = mb.split(x=x, num_splits=2, axis=-1)
         return mb.concat(
             values=[

@@ -1,12 +1,13 @@
 """Writes the `.mlpackage`s: programs with the functions `prefill` and `decode`."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.mil import Function, Program, types
 
 from gemma_export.model.decoder import decoder
+from gemma_export.progress import Tick
 from gemma_export.targets import ExportJob
 from gemma_export.targets.coreml.mil_package import VERSION, save_package
 from gemma_export.targets.coreml.mil_weights import Weights
@@ -17,11 +18,9 @@ from gemma_export.targets.shared.apple_layout import Layout, Part
 _KINDS = {"int32": types.int32, "float16": types.fp16}
 
 
-def write_packages(
-    job: ExportJob, layout: Layout, paths: Iterable[Path], progress: Callable[[str, int], None]
-) -> None:
-    """One package per part of the layout."""
-    mb.name_count.clear()  # or a second export in one process would have other names
+def write_packages(job: ExportJob, layout: Layout, paths: Iterable[Path], progress: Tick) -> None:
+    """Write one package per part of the layout."""
+    mb.name_count.clear()  # global: a second export in this process would get other names
     weights = [Weights() for _ in layout.parts]
     prefill = _functions(job, layout, job.geometry.prefill_length, weights)
     decode = _functions(job, layout, 1, weights)
@@ -37,7 +36,7 @@ def write_packages(
 def _functions(
     job: ExportJob, layout: Layout, tokens: int, weights: list[Weights]
 ) -> list[Function]:
-    """A function per part; the decoder goes through all of them in one run."""
+    """Build one function per part; a single run of the decoder fills them all."""
     functions = [_function(layout, part, tokens) for part in layout.parts]
     factor, epsilon = headroom_factor(job.max_residual), job.config.rms_norm_eps
     ops = MilOps(layout, functions, weights, tokens, factor, epsilon)

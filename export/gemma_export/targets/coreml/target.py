@@ -3,18 +3,19 @@
 They were executed by our interpreter (`gemma_runtime.mil`), never by Apple's runtime.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 from gemma_export.formats.format import Format
 from gemma_export.model.config import TABLE, GemmaConfig
+from gemma_export.progress import Tick
 from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
-from gemma_export.targets.coreml.embedding_file import write_embedding
+from gemma_export.targets.coreml import TARGET
 from gemma_export.targets.shared.apple import headroom_factor, ring_caches
 from gemma_export.targets.shared.apple_layout import Compute, Layout, make_layout
-from gemma_runtime.errors import MissingExtra, TargetError
+from gemma_runtime.errors import TargetError
 from gemma_runtime.manifest import Graph, LayerCache
 from gemma_runtime.manifest import Target as Runtime
 from gemma_runtime.quiet import quiet
@@ -24,18 +25,9 @@ EMBEDDING = "embedding.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class CoremlTarget:
-    """`compute` is gpu or ane, the Neural Engine; `embed` is inside or external."""
-
-    compute: str = "gpu"
-    embed: str | None = None
-
-    @property
-    def name(self) -> str:
-        return "coreml"
-
-    @property
-    def splits_table(self) -> bool:
-        return False
+    name: ClassVar[str] = TARGET.name
+    coreml_compute: str
+    coreml_embed: str | None  # None: as suits what it is computed on
 
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
         """A ring of exactly the window: it is read before it is written."""
@@ -44,10 +36,11 @@ class CoremlTarget:
     def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
         """A GPU takes every format, bit for bit; the Neural Engine one scale per channel."""
         refuse_split(self.name, formats)
-        self._check_options()
-        if find_spec("coremltools") is None:
-            raise MissingExtra("coremltools", "coreml")
-        if self.compute == "ane":
+        if self.coreml_compute == "ane":
+            if self.coreml_embed == "inside":
+                raise TargetError(
+                    "the Neural Engine looks no embedding up; leave --coreml-embed inside out"
+                )
             for name, form in formats.items():
                 if not form.is_float and (form.asymmetric or not form.per_channel):
                     raise TargetError(
@@ -55,20 +48,11 @@ class CoremlTarget:
                         f"{form}, which {name} would be: --quant int8-channel or none"
                     )
 
-    def _check_options(self) -> None:
-        if self.compute not in ("gpu", "ane"):
-            raise TargetError(f"--coreml-compute is {self.compute!r}; it can be gpu or ane")
-        if self.embed not in (None, "inside", "external"):
-            raise TargetError(f"--coreml-embed is {self.embed!r}; it can be inside or external")
-        if self.compute == "ane" and self.embed == "inside":
-            raise TargetError(
-                "the Neural Engine looks no embedding up; leave --coreml-embed inside out"
-            )
-
-    def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
+    def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
         layout = self._layout(job)
-        files = [f"model{suffix}.mlpackage" for suffix in _suffixes(layout)]
+        files = [f"model{_suffix(index)}.mlpackage" for index in range(len(layout.parts))]
         with quiet():
+            from gemma_export.targets.coreml.embedding_file import write_embedding
             from gemma_export.targets.coreml.program import write_packages
 
             write_packages(job, layout, [folder / file for file in files], progress)
@@ -78,7 +62,10 @@ class CoremlTarget:
             graphs=_graphs(layout, files, job.geometry.prefill_length),
             caches=layout.caches,
             cache_dtype="float16",
-            runtime=Runtime(self.name, "Core ML", "iOS 18, macOS 15"),
+            # On macOS and, by our interpreter, elsewhere.
+            runtime=Runtime(
+                self.name, "Core ML", ("coremltools", "gemma-export"), "iOS 18, macOS 15"
+            ),
             tools=("coremltools",),
             headroom_factor=headroom_factor(job.max_residual),
             roles={"embedding": EMBEDDING} if layout.external else {},
@@ -86,24 +73,26 @@ class CoremlTarget:
 
     def _layout(self, job: ExportJob) -> Layout:
         caches = self.caches(job.config, job.geometry)
-        external = self.embed == "external" or self.compute == "ane"
-        compute: Compute = "ane" if self.compute == "ane" else "gpu"
+        compute: Compute = "ane" if self.coreml_compute == "ane" else "gpu"
+        external = self.coreml_embed == "external" or compute == "ane"
         return make_layout(job.config, caches, job.store.formats, compute, external)
 
 
-def _suffixes(layout: Layout) -> list[str]:
+def _suffix(index: int) -> str:
     """Nothing for the first part, -2, -3 … for those that follow."""
-    return [f"-{i + 1}" if i else "" for i in range(len(layout.parts))]
+    return f"-{index + 1}" if index else ""
 
 
-def _graphs(layout: Layout, files: list[str], prefill_length: int) -> dict[str, Graph]:
+def _graphs(layout: Layout, files: list[str], prefill_length: int) -> dict[str, tuple[Graph, ...]]:
     return {
-        f"{name}{suffix}": Graph(
-            file=f"{file}/Manifest.json",
-            inputs=layout.inputs(part, tokens),
-            outputs=layout.outputs(part, tokens),
-            states=layout.states(part),
+        name: tuple(
+            Graph(
+                file=f"{file}/Manifest.json",
+                inputs=layout.inputs(part, tokens),
+                outputs=layout.outputs(part, tokens),
+                states=layout.states(part),
+            )
+            for file, part in zip(files, layout.parts, strict=True)
         )
         for name, tokens in {"prefill": prefill_length, "decode": 1}.items()
-        for suffix, file, part in zip(_suffixes(layout), files, layout.parts, strict=True)
     }

@@ -1,4 +1,4 @@
-"""What happens between delegates, as a small module for torch.export: positions, masks, caches.
+"""The module around the delegates, for torch.export: positions, masks, caches.
 
 Shapes: T new tokens, M width, K kv heads, S slots, D head size, V vocabulary.
 """
@@ -28,12 +28,12 @@ from gemma_export.targets.executorch.ops import (
 from gemma_runtime.backends.rope import rope_angles
 from gemma_runtime.manifest import LayerCache
 
-# Far below any score, and finite: -inf minus -inf is NaN in a row that sees nothing.
+# Far below any score, but finite: in a row without visible slots, -inf - (-inf) would be NaN.
 _HIDDEN = -1e9
 
 
 class CachedFrame(nn.Module):
-    """Caches as buffers, rope tables, and what both need of a position."""
+    """Caches and rope tables as buffers; masks and table rows for given positions."""
 
     def __init__(self, config: GemmaConfig, caches: Sequence[LayerCache], context: int) -> None:
         super().__init__()
@@ -50,9 +50,9 @@ class CachedFrame(nn.Module):
                 self.register_buffer(f"{part}_{index}", torch.from_numpy(table).float())
 
     def positional(self, position: Tensor, used: Mapping[int, int]) -> dict[str, Tensor]:
-        """Rope tables and masks at these positions, by the names of the steps.
+        """Rope rows and masks for these positions, by the names that the steps use.
 
-        `used` says of every number of slots how many of them are looked at.
+        `used` maps a cache's number of slots to how many of them hold a token.
         """
         known: dict[str, Tensor] = {}
         for index, rope in enumerate(self.ropes):
@@ -65,7 +65,7 @@ class CachedFrame(nn.Module):
         return known
 
     def write(self, layer: int, key: Tensor, value: Tensor, position: Tensor) -> list[Tensor]:
-        """Put (K, T, D) each into a layer's caches; returns the caches."""
+        """Write keys and values, (K, T, D) each, into a layer's caches; returns the caches."""
         slot = torch.remainder(position, self.caches[layer].slots)
         held = [self.get_buffer(f"{part}_{layer}") for part in ("key", "value")]
         for cache, new in zip(held, (key, value), strict=True):
@@ -74,7 +74,7 @@ class CachedFrame(nn.Module):
 
 
 class Frame(CachedFrame):
-    """tokens (1, T) and the position of the first, (1,), to the last one's logits (1, 1, V)."""
+    """From tokens (1, T) and the first one's position (1,) to the last one's logits (1, 1, V)."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Frame(CachedFrame):
             if isinstance(step, Embed):
                 _register_table(self, step.table, data)
         delegates = [step for step in steps if isinstance(step, Delegate)]
-        # One of them brings the data of all.
+        # The first delegate carries the named data of all of them.
         shared = [data.output(), *[None] * (len(delegates) - 1)]
         self._lowered = nn.ModuleList(map(_lower, delegates, shared))
 
@@ -121,7 +121,7 @@ class Frame(CachedFrame):
 
 
 def _count_used(last: Tensor, slots: int) -> int:
-    """Slots that hold a token once position `last` is written, as a number that sizes tensors."""
+    """How many slots hold a token once position `last` is written, as a symbolic tensor size."""
     used = torch.clamp(last + 1, max=slots).item()
     torch._check(used >= 1)  # type: ignore[no-untyped-call]
     torch._check(used <= slots)  # type: ignore[no-untyped-call]
@@ -129,9 +129,9 @@ def _count_used(last: Tensor, slots: int) -> int:
 
 
 def _mask(position: Tensor, used: int, cache: LayerCache) -> Tensor:
-    """Which slots each token sees, from positions alone: (T, used).
+    """The attention mask of each token over the slots, from positions alone: (T, used).
 
-    Slot s holds the youngest position that is s modulo S, and nothing before position 0.
+    Slot s holds the latest position p with p mod S = s, or nothing if that is below 0.
     """
     last = position[-1:]
     held = last - torch.remainder(last - torch.arange(used), cache.slots)  # (used,)
@@ -142,7 +142,7 @@ def _mask(position: Tensor, used: int, cache: LayerCache) -> Tensor:
 
 
 def _register_table(frame: nn.Module, table: StoredWeight, data: NamedData) -> None:
-    """The bytes that the head's delegate holds, for now a second time: see `share_constant`."""
+    """Register the table as a constant. The head holds the same bytes: see `share_constant`."""
     rows, width = table.shape
     if table.format.is_float:
         frame.register_buffer("table", data.tensor(table.name, (rows, width), torch.float32))
@@ -170,9 +170,9 @@ def _lower(delegate: Delegate, data: NamedDataStoreOutput | None) -> LoweredBack
 
 
 class _Outputs:
-    """Stands where a delegate's original program would: the shapes of what it returns.
+    """Replaces a delegate's original program, which torch.export asks for output shapes only.
 
-    Tokens are the first dimension of matrices, and the second of what is split by heads.
+    The token dimension is the second last: the first of a matrix, the second of heads (H, T, D).
     """
 
     def __init__(self, delegate: Delegate) -> None:

@@ -1,10 +1,9 @@
-"""The data of all delegates of a `.pte`: weights under their own names, streamed to files.
+"""Named data of a `.pte`, shared by its delegates: weights by name, streamed to files.
 
-N rows and K inputs of a weight, G groups per row.
+A weight has N rows, K inputs and G groups per row.
 """
 
 import hashlib
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gemma_export.formats.blocks import row_blocks
+from gemma_export.progress import Tick
 from gemma_export.quantize.store import StoredWeight
 from gemma_runtime.errors import TargetError
 
@@ -23,9 +23,9 @@ _ALIGNMENT = 16  # bytes
 
 
 class NamedData:
-    """Weights lie in files below `folder` until the program is written."""
+    """Keeps weights in files below `folder` until the program is written."""
 
-    def __init__(self, folder: Path, progress: Callable[[str, int], None]) -> None:
+    def __init__(self, folder: Path, progress: Tick) -> None:
         self._folder = folder
         self._progress = progress
         self._store = NamedDataStore()
@@ -38,7 +38,7 @@ class NamedData:
         self._store.add_named_data(name, np.ascontiguousarray(data).tobytes(), _ALIGNMENT)
 
     def add_weight(self, weight: StoredWeight) -> None:
-        """`T` for a float32 weight T, else `T.codes` and `T.scales`, the scales in bfloat16."""
+        """Add `T` for a float32 weight T, else `T.codes` and `T.scales` (bfloat16)."""
         if weight.name in self._files or f"{weight.name}.codes" in self._files:
             return
         names = [weight.name]
@@ -54,7 +54,7 @@ class NamedData:
             self._store.add_named_data(name, spool.described(), _ALIGNMENT)
 
     def tensor(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """A weight's part, mapped from its file."""
+        """Part of a weight, memory-mapped from its file."""
         path, size = str(self._files[name]), shape[0] * shape[1]
         return torch.from_file(path, shared=False, size=size, dtype=dtype).view(shape)
 
@@ -63,7 +63,7 @@ class NamedData:
 
 
 class _Spool:
-    """A file under way, and its digest."""
+    """A file being written, and the digest of its bytes."""
 
     def __init__(self, path: Path, files: ExitStack) -> None:
         self.path = path
@@ -76,7 +76,7 @@ class _Spool:
         return self._file.write(data)
 
     def described(self) -> FileBackedData:
-        """The file, once it is closed."""
+        """The file and its digest for ExecuTorch's writer; call after the file is closed."""
         return FileBackedData(str(self.path), sha256=self._hash.digest())
 
 
@@ -87,7 +87,7 @@ def _rows(weight: StoredWeight, start: int, stop: int) -> list[Tensor]:
     scales = part.scales.bfloat16()
     if (part.scales <= 0).any() or not torch.equal(scales.half(), part.scales):
         raise TargetError(
-            f"executorch can't hold {weight.name} as the source has it: XNNPACK takes positive "
-            "bfloat16 scales alone; take --quant int4, or another target"
+            f"executorch can't store the scales of {weight.name} exactly: XNNPACK takes only "
+            "positive bfloat16 scales; choose --quant int4 or another target"
         )
-    return [part.codes, scales]  # exact: see shared_scale
+    return [part.codes, scales]  # exact: see `shared_scale`

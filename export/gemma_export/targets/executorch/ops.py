@@ -1,8 +1,8 @@
-"""The decoder's vocabulary as XNNPACK delegates, and the steps between them.
+"""The decoder's operations as XNNPACK delegates, and the steps between them.
 
-A delegate can't write a cache, look up a token or pick the last one, so each such step ends one
-delegate and begins the next. A value made in one delegate and used in another leaves the first and
-enters the second by itself.
+A delegate cannot write a cache, look up a token or pick the last token. Each such step ends one
+delegate and begins the next. A value that one delegate computes and another uses becomes an output
+of the first and an input of the second automatically.
 
 Shapes: T new tokens, M width, H query heads, K kv heads, G = H / K, D head size, S slots.
 """
@@ -23,7 +23,7 @@ from gemma_runtime.manifest import LayerCache, Rope
 
 @dataclass(frozen=True, slots=True)
 class Delegate:
-    """Runs `graph` on the named tensors and names what comes out."""
+    """Runs `graph` on the tensors named in `inputs`; the results get the names in `outputs`."""
 
     graph: XnnGraph
     inputs: list[str] = field(default_factory=list)
@@ -60,16 +60,16 @@ Step: TypeAlias = Delegate | Embed | Write | Last
 
 @dataclass(frozen=True, slots=True)
 class Handle:
-    """A value of the decoder: where it was made, and its name between delegates."""
+    """A value of the decoder: the graph that computes it, and its name between delegates."""
 
     name: str
     shape: tuple[int, ...]  # with one token
-    home: XnnGraph | None  # None: made between delegates
+    home: XnnGraph | None  # None: computed between delegates
     value: Value = 0
 
 
 class XnnOps:
-    """Builds `steps`, from tokens to `logits`."""
+    """Implements `Ops`; calling it appends to `steps`, from the tokens to the logits."""
 
     def __init__(self, data: NamedData, caches: Sequence[LayerCache], epsilon: float) -> None:
         self.steps: list[Step] = []
@@ -117,7 +117,10 @@ class XnnOps:
         return self._made(total), self._made(self._norm(total, then))
 
     def geglu(self, gate: Handle, up: Handle) -> Handle:
-        """gelu's tanh form is g · sigmoid(2 √(2/π) · (g + 0.044715 g³)); XNNPACK's own is erf's."""
+        """gelu(gate) · up. XNNPACK's own gelu is the erf form, so this builds the tanh form:
+
+        gelu(g) = g · sigmoid(2 √(2/π) · (g + 0.044715 g³)).
+        """
         graph, g = self._graph, self._use(gate)
         slope = 2 * np.sqrt(2 / np.pi)
         inner = self._times(graph.unary(xnn.XNNSquare, g), graph.scalar(0.044715 * slope))
@@ -145,7 +148,7 @@ class XnnOps:
         self.steps.append(self._delegate)
 
     def _cut(self, step: Step) -> None:
-        """End the delegate with a step after it; begin another."""
+        """End the current delegate, append a step, and begin the next delegate."""
         if self._graph.is_empty:
             self.steps.insert(-1, step)
             return
@@ -163,7 +166,7 @@ class XnnOps:
         return Handle(self._name(), self._graph.shape(value), self._graph, value)
 
     def _use(self, handle: Handle) -> Value:
-        """The handle's value in this delegate, carried into it if it was made elsewhere."""
+        """The handle's value in the current delegate; an input of it if computed elsewhere."""
         if handle.home is self._graph:
             return handle.value
         return self._enter(self._leave(handle), handle.shape)
@@ -175,7 +178,7 @@ class XnnOps:
         return self._entered[name]
 
     def _leave(self, handle: Handle) -> str:
-        """Make a value known between delegates."""
+        """Make a value an output of the delegate that computes it; return its name."""
         for step in self.steps:
             if not isinstance(step, Delegate) or step.graph is not handle.home:
                 continue
@@ -184,13 +187,13 @@ class XnnOps:
                 step.outputs.append(handle.name)
         return handle.name
 
-    # Mathematics, within one delegate
+    # Arithmetic within one delegate
 
     def _times(self, a: Value, b: Value) -> Value:
         return self._graph.binary(xnn.XNNMultiply, a, b)
 
     def _norm(self, x: Value, gain: StoredWeight) -> Value:
-        """The mean square is a product with a row of 1 / D, which XNNPACK has a kernel for."""
+        """RMSNorm. The mean is a product with a row of 1 / D, which has a fast kernel."""
         graph, width = self._graph, gain.shape[0]
         row = graph.constant(f"mean of {width}", np.full((1, width), 1 / width, np.float32))
         mean = graph.linear(graph.unary(xnn.XNNSquare, x), row)  # (…, 1)
@@ -254,7 +257,7 @@ class XnnOps:
         return self._times(squashed, graph.scalar(cap))
 
     def _swap_pairs(self, x: Value) -> Value:
-        """ExecuTorch's lookup takes the high nibble for the earlier weight; ours is the low one."""
+        """Swap neighbours: ExecuTorch's lookup reads the high nibble first; ours is the low one."""
         graph = self._graph
         width = graph.shape(x)[-1]
         pairs = graph.reshape(x, (-1, width // 2, 2))
@@ -263,10 +266,10 @@ class XnnOps:
 
 
 def mask_name(window: int | None) -> str:
-    """Between delegates: 0 where a slot is seen, a large negative number where not, (G · T, S)."""
+    """Name of the attention mask (G · T, S): 0 for visible slots, a large negative number else."""
     return f"mask {window}"
 
 
 def is_slots(name: str) -> bool:
-    """Whether a tensor between delegates is a cache or a mask: all others count the tokens."""
+    """Whether the tensor is a cache or a mask. In all others the second last dimension is T."""
     return name.startswith(("key ", "value ", "mask "))

@@ -1,6 +1,6 @@
-"""Writes the `.pte`: delegates from the decoder, the frame around them from torch.export."""
+"""Writes the `.pte`: the decoder builds the delegates, torch.export traces the frame."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
@@ -21,6 +21,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from gemma_export.model.config import TABLE
 from gemma_export.model.decoder import decoder
+from gemma_export.progress import Tick
 from gemma_export.targets import ExportJob
 from gemma_export.targets.executorch.frame import CachedFrame, Frame
 from gemma_export.targets.executorch.named_data import NamedData
@@ -34,9 +35,9 @@ def write_program(
     job: ExportJob,
     caches: Sequence[LayerCache],
     path: Path,
-    progress: Callable[[str, int], None],
+    progress: Tick,
 ) -> None:
-    """One dynamic `forward(tokens, start)`, and the methods that the stock runners ask."""
+    """Write a dynamic `forward(tokens, start)` and the metadata methods of the stock runners."""
     with TemporaryDirectory(dir=path.parent) as folder:
         frame = _build(job, caches, NamedData(Path(folder), progress))
         edge = to_edge(
@@ -55,7 +56,7 @@ def write_program(
 
 
 def write_traced(job: ExportJob, caches: Sequence[LayerCache], path: Path, delegate: str) -> None:
-    """The whole decoder traced, and partitioned by a delegate's own lowering."""
+    """Trace the whole decoder and let the delegate's own partitioner lower it."""
     frame = TracedFrame(job.config, caches, job.geometry.context_length, job.store)
     edge = to_edge_transform_and_lower(
         _trace(frame, job.geometry.prefill_length),
@@ -85,7 +86,7 @@ def _partitioner(delegate: str) -> Partitioner:
 
 
 class _CachesPlannedOnce(MemoryPlanningPass):  # type: ignore[misc]
-    """Writing a cache in place gives the cache, which the stock pass gives memory of its own."""
+    """Plans a cache written in place as the same memory; the stock pass would allocate a copy."""
 
     def run(
         self, graph_module: GraphModule, graph_signature: ExportGraphSignature | None = None
@@ -120,9 +121,9 @@ def _trace(frame: CachedFrame, prefill_length: int) -> ExportedProgram:
 
 
 def _metadata(job: ExportJob) -> dict[str, object]:
-    """What ExecuTorch's TextLLMRunner asks before the first token.
+    """Constant methods that ExecuTorch's TextLLMRunner reads before the first token.
 
-    Its `get_max_seq_len` is the longest chunk: it cuts prompts by that.
+    `get_max_seq_len` is the longest chunk: the runner splits prompts into chunks of that length.
     """
     return {
         "get_bos_id": job.config.bos_token,

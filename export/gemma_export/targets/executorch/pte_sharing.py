@@ -1,4 +1,4 @@
-"""Stores once what a `.pte` holds twice: as a constant, and as named data."""
+"""Removes a duplicate from a `.pte`: a tensor stored both as constant and as named data."""
 
 import struct
 from pathlib import Path
@@ -14,23 +14,23 @@ _COPY = 8 << 20  # bytes at a time
 
 
 def share_constant(path: Path, key: str) -> None:
-    """Point named data at the constant of the same bytes, and shorten the file."""
+    """Point the named data at the constant with the same bytes, and cut the copy out."""
     with open_pte(path, writable=True) as pte:
         start, stop = _share(pte, key)
     _cut(path, start, stop)
 
 
 def _share(pte: PteFile, key: str) -> tuple[int, int]:
-    """Move the offsets; returns the span that is free now.
+    """Rewrite the offsets; returns the span (start, stop) of the copy to cut out.
 
-    Segments behind it are moved forwards, to where they lie once the span is cut out.
+    The offsets of later segments shrink by the length of that span.
     """
     named = pte.named(key)
     content = pte.named_data(key)
     constant = next((at for at in pte.constants() if _same(pte, at, content)), None)
     content.release()
     if constant is None:
-        raise TargetError(f"no constant of the .pte has the bytes of {key}")
+        raise TargetError(f"the .pte has no constant with the bytes of {key}")
     behind = [s for s in pte.segments() if s.start > named.start]
     stop = min((s.start for s in behind), default=len(pte.data))
     gap = stop - named.start

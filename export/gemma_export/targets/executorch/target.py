@@ -1,43 +1,28 @@
 """The ExecuTorch target: one `.pte` with XNNPACK delegates, for the stock LLM runners."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 from gemma_export.formats.format import Format
 from gemma_export.model.config import GemmaConfig, cache_layout
+from gemma_export.progress import Tick
 from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
-from gemma_runtime.errors import MissingExtra, TargetError, nearest_first
-from gemma_runtime.manifest import Graph, LayerCache, TensorSpec
+from gemma_export.targets.executorch import TARGET
+from gemma_runtime.errors import TargetError
+from gemma_runtime.manifest import Graph, LayerCache, TensorRole, TensorSpec
 from gemma_runtime.manifest import Target as Runtime
 from gemma_runtime.quiet import quiet
 
 MODEL = "model.pte"
 _MIN_RUNTIME = "1.5.0"  # the oldest that was tried
-DELEGATES = ("xnnpack", "vulkan", "coreml")
-# What ExecuTorch's other delegates need to lower a graph, beyond packages that pip can bring.
-_VENDOR_KITS: Mapping[str, str] = {
-    "qnn": "Qualcomm's AI Engine Direct SDK",
-    "openvino": "Intel's openvino package and its NNCF",
-    "neuropilot": "MediaTek's mtk_converter",
-    "ethos-u": "Arm's TOSA serializer and Vela",
-    "enn": "Samsung's Exynos AI LiteCore",
-    "mlx": "a Mac",
-}
 
 
 @dataclass(frozen=True, slots=True)
 class ExecutorchTarget:
-    delegate: str = "xnnpack"
-
-    @property
-    def name(self) -> str:
-        return "executorch"
-
-    @property
-    def splits_table(self) -> bool:
-        return False
+    name: ClassVar[str] = TARGET.name
+    delegate: str
 
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
         """A ring of window + prefill - 1 slots: a chunk evicts nothing its first token needs."""
@@ -47,38 +32,23 @@ class ExecutorchTarget:
     def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
         """int4 in symmetric groups of 32 n, and float32, as far as the delegate goes."""
         refuse_split(self.name, formats)
-        self._check_delegate(geometry)
-        if find_spec("executorch") is None:
-            raise MissingExtra("executorch", "executorch")
-        for name, form in formats.items():
-            is_int4 = form.bits == 4 and not form.asymmetric and form.group % 32 == 0
-            if not (form.is_float or (is_int4 and self.delegate != "vulkan")):
-                taken = "float32: --quant none"
-                if self.delegate != "vulkan":  # whose lowering of int4 fails in executorch 1.5.1
-                    taken = (
-                        "int4 in symmetric groups of 32, 64, … and float32: --quant int4 or none"
-                    )
-                raise TargetError(
-                    f"{self.delegate} has no kernel for {form}, which {name} would be; it takes "
-                    f"{taken}"
-                )
-
-    def _check_delegate(self, geometry: Geometry) -> None:
-        if self.delegate in _VENDOR_KITS:
-            raise TargetError(
-                f"delegate {self.delegate} needs {_VENDOR_KITS[self.delegate]}, which pip can't "
-                f"bring; there are: {', '.join(DELEGATES)}"
-            )
-        if self.delegate not in DELEGATES:
-            choices = nearest_first(self.delegate, DELEGATES)
-            raise TargetError(f"no delegate {self.delegate!r}; there are: {choices}")
         if self.delegate == "coreml" and geometry.prefill_length != 1:
             raise TargetError(
                 "executorch's Core ML delegate takes shapes that never change, here one token at "
                 "a time: add --prefill 1"
             )
+        for name, form in formats.items():
+            is_int4 = form.bits == 4 and not form.asymmetric and form.group % 32 == 0
+            if not (form.is_float or (is_int4 and self.delegate != "vulkan")):
+                taken = "float32: --quant none"
+                if self.delegate != "vulkan":  # whose lowering of int4 fails in executorch 1.5.1
+                    taken = f"{TARGET.formats}: --quant int4 or none"
+                raise TargetError(
+                    f"{self.delegate} has no kernel for {form}, which {name} would be; it takes "
+                    f"{taken}"
+                )
 
-    def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
+    def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
         caches = self.caches(job.config, job.geometry)
         with quiet():
             from gemma_export.targets.executorch.program import write_program, write_traced
@@ -87,13 +57,13 @@ class ExecutorchTarget:
                 write_program(job, caches, folder / MODEL, progress)
             else:
                 write_traced(job, caches, folder / MODEL, self.delegate)
-        io = _graph(job.config.vocab_size)
+        io = (_graph(job.config.vocab_size),)
         is_exact = all(form.is_float for form in job.store.formats.values())
         return Artifact(
             graphs={"prefill": io, "decode": io, **({"exact": io} if is_exact else {})},
             caches=caches,
             cache_dtype="float32",
-            runtime=Runtime(self.name, "executorch", _MIN_RUNTIME),
+            runtime=Runtime(self.name, "ExecuTorch", ("executorch",), _MIN_RUNTIME),
             tools=("executorch", "torch"),
         )
 
@@ -103,9 +73,11 @@ def _graph(vocab_size: int) -> Graph:
     return Graph(
         file=MODEL,
         inputs=(
-            TensorSpec("tokens", "int64", (1, "tokens")),
-            TensorSpec("start", "int64", (1,)),
+            TensorSpec("tokens", "int64", (1, "tokens"), TensorRole.TOKENS, None, None),
+            TensorSpec("start", "int64", (1,), TensorRole.START, None, None),
         ),
-        outputs=(TensorSpec("logits", "float32", (1, 1, vocab_size)),),
+        outputs=(
+            TensorSpec("logits", "float32", (1, 1, vocab_size), TensorRole.LOGITS, None, None),
+        ),
         states=(),
     )

@@ -1,4 +1,4 @@
-"""The decoder as a torch module, for delegates that partition a traced graph: Vulkan, Core ML.
+"""The decoder as a torch module, for delegates that lower a traced graph: Vulkan, Core ML.
 
 Shapes: T new tokens, M width, H query heads, K kv heads, G = H / K, D head size, S slots.
 """
@@ -21,7 +21,7 @@ from gemma_runtime.manifest import LayerCache
 
 
 class TracedFrame(CachedFrame):
-    """tokens (1, T) and the position of the first, (1,), to the last one's logits (1, 1, V)."""
+    """From tokens (1, T) and the first one's position (1,) to the last one's logits (1, 1, V)."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class TracedFrame(CachedFrame):
         return decoder(ops, self._config, self._store.weight)[None]
 
     def weight(self, weight: StoredWeight) -> Tensor:
-        """Float32, or codes that a delegate takes together with their scales."""
+        """The weight as float32; codes are dequantized by an operator that delegates recognize."""
         name = buffer_name(weight.name)
         if weight.format.is_float:
             return self.get_buffer(name)
@@ -70,7 +70,7 @@ class TracedFrame(CachedFrame):
 
 
 class TracedOps:
-    """The vocabulary in plain torch, with the frame's caches."""
+    """Implements `Ops` in plain torch on the frame's caches."""
 
     def __init__(self, frame: TracedFrame, tokens: Tensor, start: Tensor, epsilon: float) -> None:
         self._frame = frame

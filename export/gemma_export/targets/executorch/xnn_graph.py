@@ -1,7 +1,7 @@
 """An XNNPACK graph under construction, as ExecuTorch's delegate reads it.
 
-A value is an id. Shapes are those of one token; the dimension that grows with the tokens is 1
-here, and the delegate resizes what depends on it.
+A value is an id. Shapes are for one token: the token dimension is 1 here, and the delegate resizes
+it at run time.
 """
 
 import math
@@ -20,9 +20,9 @@ from gemma_export.targets.executorch.named_data import NamedData
 Value: TypeAlias = int
 
 _INVALID, _NO_OFFSET = 2**32 - 1, 2**64 - 1
-_INPUT, _OUTPUT = 1, 2  # flags of values that cross the delegate's border
+_INPUT, _OUTPUT = 1, 2  # flags of the delegate's external values
 _TRANSPOSE_B = 1
-_INFER = 0  # in a shape: the dimension that is not known before the call
+_INFER = 0  # in a shape: the dimension that is inferred at run time
 
 
 class XnnGraph:
@@ -44,7 +44,7 @@ class XnnGraph:
 
     @property
     def output_shapes(self) -> list[tuple[int, ...]]:
-        """With one token."""
+        """Shapes for one token."""
         return [self._shapes[value] for value in self._outputs]
 
     def shape(self, value: Value) -> tuple[int, ...]:
@@ -69,11 +69,11 @@ class XnnGraph:
         return self.constant(f"scalar {number!r}", np.array([number], np.float32))
 
     def weight(self, name: str, shape: tuple[int, int]) -> Value:
-        """A float32 matrix that the named data hold."""
+        """A float32 matrix from the named data."""
         return self._value(shape, buffer=self._buffer(name, math.prod(shape) * 4))
 
     def blockwise(self, name: str, shape: tuple[int, int], group: int) -> Value:
-        """An int4 matrix (N, K) of the named data: codes (N, K / 2), bfloat16 scales (N, G)."""
+        """An int4 matrix (N, K) from the named data: codes (N, K / 2), bfloat16 scales (N, G)."""
         rows, width = shape
         groups = width // group
         buffer = self._buffer(f"{name}.codes", rows * width // 2)
@@ -97,7 +97,7 @@ class XnnGraph:
         return y
 
     def quantize(self, x: Value) -> Value:
-        """To int8 with a scale and a zero point per token, found at run time."""
+        """Dynamic int8: each token's scale and zero point are computed at run time."""
         params = xnn.PerTokenDynamicQuant(num_nonbatch_dims=1)
         kind = xnn.XNNDatatype.xnn_datatype_qdint8
         y = self._quantized(self._shapes[x], kind, 0, params)
@@ -123,7 +123,7 @@ class XnnGraph:
         return y
 
     def reshape(self, x: Value, shape: Sequence[int]) -> Value:
-        """One dimension may be -1, and must be where the number of tokens is."""
+        """Reshape. The token dimension must be -1; no other may be."""
         count = int(np.prod(self._shapes[x]))
         known = int(np.prod([n for n in shape if n != -1]))
         y = self._value([count // known if n == -1 else n for n in shape])
@@ -146,7 +146,7 @@ class XnnGraph:
         return y
 
     def slice(self, x: Value, start: int, size: int) -> Value:
-        """Part of the last dimension, all of the others."""
+        """Elements [start, start + size) of the last dimension."""
         shape = self._shapes[x]
         y = self._value((*shape[:-1], size))
         self._node(
@@ -162,7 +162,7 @@ class XnnGraph:
         return y
 
     def concat(self, a: Value, b: Value) -> Value:
-        """Along the last dimension."""
+        """Concatenate along the last dimension."""
         *rest, width = self._shapes[a]
         y = self._value((*rest, width + self._shapes[b][-1]))
         self._node(
@@ -180,7 +180,7 @@ class XnnGraph:
         return y
 
     def serialize(self) -> bytes:
-        """The delegate's blob: inputs come first among the externals, then outputs."""
+        """The delegate's flatbuffer. External ids number the inputs first, then the outputs."""
         for place, value in enumerate((*self._inputs, *self._outputs)):
             tensor = self._values[value].xvalue_union
             assert isinstance(tensor, xnn.XNNTensorValue)
@@ -229,7 +229,7 @@ class XnnGraph:
         )
 
     def _buffer(self, name: str, size: int) -> int:
-        """The index of named data of `size` bytes."""
+        """Refer to `size` bytes of named data; returns the index of the reference."""
         self._data.append(xnn.ConstantDataOffset(offset=_NO_OFFSET, size=size, named_key=name))
         return len(self._data) - 1
 

@@ -1,1 +1,14 @@
 """GGUF: the codes as ggml blocks, for llama.cpp and Ollama."""
+
+from gemma_export.targets.spec import MIB, Costs, TargetSpec
+
+TARGET = TargetSpec(
+    name="gguf",
+    label="llama.cpp",
+    made_by="gemma_export.targets.gguf.target:GgufTarget",
+    extra="gguf",
+    packages={"gguf": "gguf"},
+    formats="int4 and symmetric int8 in groups of 32, 64, … and float32",
+    # llama.cpp maps the file, and copies what its kernels want in another order.
+    costs=Costs(runtime=40 * MIB, exporting=160 * MIB),
+)

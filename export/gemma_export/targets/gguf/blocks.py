@@ -7,29 +7,19 @@ Source: ggml `ggml-common.h` and `ggml-quants.c`, `dequantize_row_q4_0` and its 
 """
 
 import torch
-from gguf.constants import GGMLQuantizationType
 from torch import Tensor
 
 from gemma_export.formats.codes import Codes, unpack
 from gemma_export.formats.format import Format
+from gemma_export.targets.gguf.block_types import BLOCK
 from gemma_runtime.errors import TargetError
-
-BLOCK = 32
-
-
-def block_type(form: Format) -> GGMLQuantizationType | None:
-    """The block format that holds a format's codes as they are; None where none does."""
-    if form.is_float:
-        return GGMLQuantizationType.F32
-    if form.group % BLOCK:  # a longer group is the same scale several times
-        return None
-    if form.bits == 8:
-        return None if form.asymmetric else GGMLQuantizationType.Q8_0
-    return GGMLQuantizationType.Q4_1 if form.asymmetric else GGMLQuantizationType.Q4_0
 
 
 def pack_blocks(name: str, rows: Codes, form: Format) -> Tensor:
-    """(N, bytes of a row) uint8. Raises TargetError where a minimum is no float16."""
+    """Rows as ggml blocks: (N, bytes per row) uint8.
+
+    Raises TargetError if float16 can't hold a minimum exactly.
+    """
     count, groups = rows.scales.shape
     repeat = form.group // BLOCK
     scales = rows.scales.repeat_interleave(repeat, dim=1)[..., None]  # (N, B, 1)
@@ -52,7 +42,7 @@ def _minimum(name: str, scales: Tensor, zeros: Tensor) -> Tensor:
     minimum = exact.half()
     if not torch.equal(minimum.float(), exact):
         raise TargetError(
-            f"gguf can't hold {name} as it is: Q4_1 keeps -scale · zero as float16, which rounds "
-            "it; take a symmetric recipe, e.g. --quant int4"
+            f"gguf can't store {name} exactly: Q4_1 keeps -scale · zero as float16, which rounds "
+            "it; choose a symmetric recipe, e.g. --quant int4"
         )
     return minimum

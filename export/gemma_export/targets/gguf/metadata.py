@@ -8,13 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gemma_export.checkpoint.gguf_config import LAYERS_27B
 from gemma_export.formats.gguf_file import Value
 from gemma_export.model.config import GemmaConfig, LayerSpec
+from gemma_export.model.families import FAMILIES
 from gemma_runtime.errors import TargetError
 from gemma_runtime.manifest import AttentionKind
-
-_PERIODS = {"gemma2": 2, "gemma3": 6}  # every n-th layer is global, unless a key says otherwise
 
 
 def model_metadata(id: str, config: GemmaConfig) -> dict[str, Value]:
@@ -55,8 +53,8 @@ def model_metadata(id: str, config: GemmaConfig) -> dict[str, Value]:
 
 def _check_scale(config: GemmaConfig) -> None:
     """GGUF has no key for query_pre_attn_scalar, so llama.cpp goes by the number of layers."""
-    is_27b = len(config.kinds) == LAYERS_27B[config.family]
-    scalar = config.hidden_size // config.heads if is_27b else config.head_dim
+    by_width = len(config.kinds) == FAMILIES[config.family].gguf.width_scaled_layers
+    scalar = config.hidden_size // config.heads if by_width else config.head_dim
     if not math.isclose(config.query_scale, scalar**-0.5, rel_tol=1e-6):
         raise TargetError(
             f"gguf can't hold query_pre_attn_scalar {config.query_scale**-2:.4g}: llama.cpp scales "
@@ -65,9 +63,9 @@ def _check_scale(config: GemmaConfig) -> None:
 
 
 def _local_rope(config: GemmaConfig, base: float, factor: float) -> dict[str, Value]:
-    """llama.cpp: Gemma 2 rotates all layers alike, Gemma 3's local ones with no factor."""
+    """llama.cpp rotates all layers alike, or local ones with a base of their own and no factor."""
     rope = config.ropes[AttentionKind.GLOBAL]
-    alike = config.family == "gemma2"
+    alike = FAMILIES[config.family].local_rope_base is None
     if (factor, base) != ((rope.factor, rope.base) if alike else (1.0, base)):
         raise TargetError(
             f"gguf can't hold local layers with rope base {base:g} and factor {factor:g} in a "
@@ -77,7 +75,7 @@ def _local_rope(config: GemmaConfig, base: float, factor: float) -> dict[str, Va
 
 
 def _pattern(config: GemmaConfig) -> dict[str, Value]:
-    if _is_periodic(config.layers, _PERIODS[config.family]):
+    if _is_periodic(config.layers, FAMILIES[config.family].global_every):
         return {}
     flags = [layer.kind is AttentionKind.LOCAL for layer in config.layers]
     return {"attention.sliding_window_pattern": np.array(flags)}

@@ -4,27 +4,19 @@ What llama.cpp does by itself and no key changes: it scales embeddings by sqrt(w
 where a bfloat16 Gemma rounds that number, and queries by the head size (27b: by width / heads).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import ClassVar
 
-import torch
-from gguf.constants import GGMLQuantizationType
-from torch import Tensor
-
-from gemma_export.formats.blocks import row_blocks
-from gemma_export.formats.format import FLOAT, Format
-from gemma_export.formats.gguf_header import ALIGNMENT, write_header
+from gemma_export.formats.format import Format
 from gemma_export.model.config import GemmaConfig, cache_layout
-from gemma_export.quantize.store import StoredWeight
+from gemma_export.progress import Tick
 from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
-from gemma_export.targets.gguf.blocks import block_type, pack_blocks
-from gemma_export.targets.gguf.metadata import model_metadata
-from gemma_export.targets.gguf.vocabulary import gguf_vocabulary
-from gemma_runtime.contents.gguf_names import gguf_name
+from gemma_export.targets.gguf import TARGET
+from gemma_export.targets.gguf.block_types import block_type
 from gemma_runtime.errors import TargetError
-from gemma_runtime.manifest import Graph, LayerCache, TensorSpec
+from gemma_runtime.manifest import Graph, LayerCache, TensorRole, TensorSpec
 from gemma_runtime.manifest import Target as Runtime
 
 MODEL = "model.gguf"
@@ -33,8 +25,7 @@ _MIN_RUNTIME = "b4875"  # llama.cpp's first build with Gemma 3
 
 @dataclass(frozen=True, slots=True)
 class GgufTarget:
-    name: str = "gguf"
-    splits_table: bool = False
+    name: ClassVar[str] = TARGET.name
 
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
         """llama.cpp keeps the window and one chunk (`n_ubatch`) of local layers."""
@@ -46,50 +37,20 @@ class GgufTarget:
         refuse_split(self.name, formats)
         for name, form in formats.items():
             if block_type(form) is None:
-                raise TargetError(
-                    f"gguf takes int4 and symmetric int8 in groups of 32, 64, … and float32, not "
-                    f"{form}, which {name} would be"
-                )
+                raise TargetError(f"gguf takes {TARGET.formats}, not {form}, which {name} would be")
 
-    def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
-        metadata = model_metadata(job.checkpoint.id, job.config) | gguf_vocabulary(job.checkpoint)
-        types = {name: _type(job, name) for name in job.store.shapes}
-        infos = {gguf_name(n): (job.store.shapes[n], kind) for n, kind in types.items()}
-        with (folder / MODEL).open("wb") as file:
-            write_header(file, metadata, infos)
-            for name in types:
-                _write_tensor(file, job.store.weight(name), progress)
+    def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
+        from gemma_export.targets.gguf.file import write_gguf
+
+        write_gguf(job, folder / MODEL, progress)
         io = _graph(job.config.vocab_size)
         return Artifact(
-            graphs={"prefill": io, "decode": io},
+            graphs={"prefill": (io,), "decode": (io,)},
             caches=self.caches(job.config, job.geometry),
             cache_dtype="float16",
-            runtime=Runtime(self.name, "llama.cpp", _MIN_RUNTIME),
+            runtime=Runtime(self.name, "llama.cpp", ("llama-cpp-python",), _MIN_RUNTIME),
             tools=("gguf", "torch"),
         )
-
-
-def _type(job: ExportJob, name: str) -> GGMLQuantizationType:
-    kind = block_type(job.store.formats.get(name, FLOAT))
-    assert kind is not None, name  # `check` has seen to it
-    return kind
-
-
-def _write_tensor(
-    file: BinaryIO, weight: StoredWeight, progress: Callable[[str, int], None]
-) -> None:
-    for span in row_blocks(weight.shape):
-        data = _block_rows(weight, *span).contiguous().view(torch.uint8).numpy()
-        file.write(data.data)
-        progress(weight.name, data.nbytes)
-    file.write(bytes(-file.tell() % ALIGNMENT))
-
-
-def _block_rows(weight: StoredWeight, start: int, stop: int) -> Tensor:
-    if not weight.format.is_float:
-        return pack_blocks(weight.name, weight.codes(start, stop), weight.format)
-    rows = weight.rows(start, stop)
-    return 1 + rows if len(weight.shape) == 1 else rows  # llama.cpp keeps gains as 1 + w
 
 
 def _graph(vocab_size: int) -> Graph:
@@ -97,9 +58,11 @@ def _graph(vocab_size: int) -> Graph:
     return Graph(
         file=MODEL,
         inputs=(
-            TensorSpec("tokens", "int32", ("tokens",)),
-            TensorSpec("positions", "int32", ("tokens",)),
+            TensorSpec("tokens", "int32", ("tokens",), TensorRole.TOKENS, None, None),
+            TensorSpec("positions", "int32", ("tokens",), TensorRole.POSITIONS, None, None),
         ),
-        outputs=(TensorSpec("logits", "float32", ("wanted", vocab_size)),),
+        outputs=(
+            TensorSpec("logits", "float32", ("wanted", vocab_size), TensorRole.LOGITS, None, None),
+        ),
         states=(),
     )

@@ -1,6 +1,6 @@
 """An ONNX graph under construction, and the file its weights stream into."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeAlias
@@ -10,6 +10,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from gemma_export.progress import Tick
+from gemma_runtime.manifest import TensorSpec
+
 MICROSOFT = "com.microsoft"
 _OPSETS = {"": 21, MICROSOFT: 1}
 _IR_VERSION = 10
@@ -18,6 +21,8 @@ _DTYPES: Mapping[str, int] = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
     "uint8": TensorProto.UINT8,
+    "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64,
 }
 Attribute: TypeAlias = int | float
 
@@ -33,7 +38,7 @@ class Region:
 class DataFile:
     """External tensor data, written at offsets while the graph grows."""
 
-    def __init__(self, path: Path, progress: Callable[[str, int], None]) -> None:
+    def __init__(self, path: Path, progress: Tick) -> None:
         self.location = path.name
         self._file = path.open("wb")
         self._progress = progress
@@ -88,7 +93,14 @@ class GraphBuilder:
     def has(self, name: str) -> bool:
         return name in self._initializers
 
-    def external(self, name: str, dtype: str, shape: Sequence[int], region: Region) -> str:
+    def external(
+        self,
+        name: str,
+        dtype: str,
+        shape: Sequence[int],
+        region: Region,
+        metadata: Mapping[str, str] | None = None,
+    ) -> str:
         """A tensor that lies in the data file."""
         tensor = TensorProto(
             name=name,
@@ -102,6 +114,8 @@ class GraphBuilder:
             ("length", str(region.length)),
         ):
             tensor.external_data.add(key=key, value=value)
+        for key, value in (metadata or {}).items():
+            tensor.metadata_props.add(key=key, value=value)
         self._initializers[name] = tensor
         return name
 
@@ -110,6 +124,7 @@ class GraphBuilder:
         tensor = TensorProto()
         tensor.CopyFrom(self._initializers[of])
         tensor.name, tensor.dims[:] = name, shape
+        tensor.ClearField("metadata_props")  # once is enough
         self._initializers[name] = tensor
         return name
 
@@ -121,16 +136,19 @@ class GraphBuilder:
             self.external(name, str(value.dtype), value.shape, region)
         return name
 
-    def model(
-        self, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
-    ) -> onnx.ModelProto:
+    def model(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> onnx.ModelProto:
+        ins, outs = ([_value(spec) for spec in specs] for specs in (inputs, outputs))
         graph = helper.make_graph(
-            self._nodes, "gemma", inputs, outputs, list(self._initializers.values())
+            self._nodes, "gemma", ins, outs, list(self._initializers.values())
         )
         opsets = [helper.make_opsetid(domain, version) for domain, version in _OPSETS.items()]
         return helper.make_model(
             graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="gemma-export"
         )
+
+
+def _value(spec: TensorSpec) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(spec.name, _DTYPES[spec.dtype], spec.shape)
 
 
 def _node(

@@ -3,22 +3,22 @@
 Shapes: T new tokens, M width, N rows and K inputs of a weight, G groups per row, D head size.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import accumulate
 
 import numpy as np
-import onnx
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from gemma_export.formats.blocks import row_blocks
-from gemma_export.formats.format import Format
+from gemma_export.formats.format import stacks
 from gemma_export.model.config import LayerSpec
 from gemma_export.model.ops import lookup_scale
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets.onnx.graph import MICROSOFT, Attribute, GraphBuilder
 from gemma_runtime.backends.rope import rope_angles
-from gemma_runtime.manifest import LayerCache
+from gemma_runtime.manifest import Graph, LayerCache, TensorRole
 
 # MatMulNBits quantizes activations to int8 in the weights' groups: 2.8 times the speed. Beside
 # plain int4 the cost does not show (KL to float 0.487 instead of 0.490 on a 270M); in int8 it is
@@ -31,29 +31,26 @@ class OnnxOps:
     """Values are names of ONNX tensors; every weight goes to the data file once."""
 
     def __init__(
-        self, graph: GraphBuilder, caches: Sequence[LayerCache], context: int, epsilon: float
+        self,
+        graph: GraphBuilder,
+        io: Graph,
+        caches: Sequence[LayerCache],
+        context: int,
+        epsilon: float,
     ) -> None:
         self._graph = graph
+        self._io = io
         self._caches = caches
         self._context = context
         self._epsilon = epsilon
         self._seqlens: str | None = None
 
-    def inputs(self) -> list[onnx.ValueInfoProto]:
-        return [
-            helper.make_tensor_value_info("tokens", TensorProto.INT64, [1, "tokens"]),
-            helper.make_tensor_value_info("total", TensorProto.INT32, []),
-            helper.make_tensor_value_info("wanted", TensorProto.INT64, ["wanted"]),
-            *self._cache_values("past"),
-        ]
+    def finish(self, logits: str) -> None:
+        """Give the logits the name of their output."""
+        self._graph.node("Identity", [logits], outputs=[self._name(TensorRole.LOGITS)])
 
-    def outputs(self, logits: str, vocab_size: int) -> list[onnx.ValueInfoProto]:
-        self._graph.node("Identity", [logits], outputs=["logits"])
-        shape: list[str | int | None] = [1, "wanted", vocab_size]
-        return [
-            helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape),
-            *self._cache_values("present"),
-        ]
+    def _name(self, role: TensorRole) -> str:
+        return self._io.tensor(role).name
 
     def embed(self, table: StoredWeight, scale: float) -> str:
         found = [self._look_up(piece) for piece in table.pieces()]
@@ -74,9 +71,8 @@ class OnnxOps:
     def project(self, x: str, weights: Sequence[StoredWeight]) -> list[str]:
         """Neighbours of one format become one matrix product, split afterwards."""
         values: list[str] = []
-        for form, group in groupby(weights, key=lambda weight: weight.format):
-            together = list(group)
-            y = self._matmul(x, together, form)
+        for together in stacks(weights, lambda weight: weight.format):
+            y = self._matmul(x, together)
             values += self._split(y, [weight.shape[0] for weight in together])
         return values
 
@@ -92,9 +88,10 @@ class OnnxOps:
         }
         if is_windowed(cache, self._context):
             attributes["sliding_window_cache"] = 1
-        past = [f"past_key_{index}", f"past_value_{index}"]
-        present = [f"present_key_{index}", f"present_value_{index}"]
-        inputs = [q, k, v, *past, self._last_position(), "total", *self._rope(layer)]
+        caches = [pair for pair in self._io.returned_caches() if pair[0].layer == index]
+        past, present = ([spec.name for spec in specs] for specs in zip(*caches, strict=True))
+        total = self._name(TensorRole.TOTAL)
+        inputs = [q, k, v, *past, self._last_position(), total, *self._rope(layer)]
         outputs = [f"attended_{index}", *present]
         return self._graph.node("GroupQueryAttention", inputs, attributes, MICROSOFT, outputs)[0]
 
@@ -113,14 +110,13 @@ class OnnxOps:
         return self._one("Mul", [*gelu, up])
 
     def wanted(self, x: str) -> str:
-        return self._one("Gather", [x, "wanted"], {"axis": 1})
+        return self._one("Gather", [x, self._name(TensorRole.WANTED)], {"axis": 1})
 
     def logits(self, x: str, table: StoredWeight, softcap: float | None) -> str:
         pieces = table.pieces()
         parts = self._split(x, [piece.shape[1] for piece in pieces])
         y, *others = [
-            self._matmul(part, [piece], piece.format)
-            for part, piece in zip(parts, pieces, strict=True)
+            self._matmul(part, [piece]) for part, piece in zip(parts, pieces, strict=True)
         ]
         for other in others:
             y = self._one("Add", [y, other])
@@ -131,10 +127,11 @@ class OnnxOps:
 
     def _look_up(self, table: StoredWeight) -> str:
         """Rows of a table by tokens."""
+        tokens = self._name(TensorRole.TOKENS)
         if table.format.is_float:
-            return self._one("Gather", [self._float([table]), "tokens"])
+            return self._one("Gather", [self._float([table]), tokens])
         codes, scales, zeros = self._codes([table])
-        inputs = [self._gather_view(table, codes), "tokens", scales, *zeros]
+        inputs = [self._gather_view(table, codes), tokens, scales, *zeros]
         attributes = {
             "bits": table.format.bits,
             "block_size": table.format.group,
@@ -155,8 +152,8 @@ class OnnxOps:
         sections = self._graph.constant(name, np.array(sizes))
         return self._graph.node("Split", [y, sections], {"axis": -1}, outputs=len(sizes))
 
-    def _matmul(self, x: str, weights: Sequence[StoredWeight], form: Format) -> str:
-        rows = sum(weight.shape[0] for weight in weights)
+    def _matmul(self, x: str, weights: Sequence[StoredWeight]) -> str:
+        form, rows = weights[0].format, sum(weight.shape[0] for weight in weights)
         if form.is_float:
             inputs = [x, self._float(weights)]
             return self._graph.node("FusedMatMul", inputs, {"transB": 1}, MICROSOFT)[0]
@@ -197,10 +194,14 @@ class OnnxOps:
             data.write(name, scale_region.offset + row * groups * 2, part.scales.numpy())
             if part.zeros is not None:
                 data.write(name, zero_region.offset + row * zero_width, part.zeros.numpy())
-        graph.external(f"{name}.codes", "uint8", (rows, groups, block), code_region)
-        graph.external(f"{name}.scales", "float16", (rows, groups), scale_region)
-        if form.asymmetric:
-            graph.external(f"{name}.zeros", "uint8", (rows, zero_width), zero_region)
+        held = [
+            ("codes", "uint8", (rows, groups, block), code_region),
+            ("scales", "float16", (rows, groups), scale_region),
+            ("zeros", "uint8", (rows, zero_width), zero_region),
+        ]
+        for part_name, dtype, shape, region in held[: 3 if form.asymmetric else 2]:
+            metadata = {"part": part_name, "rows": _rows(weights)}
+            graph.external(f"{name}.{part_name}", dtype, shape, region, metadata)
 
     def _gather_view(self, table: StoredWeight, codes: str) -> str:
         """The same bytes in the shape that GatherBlockQuantized wants: (V, bytes per row)."""
@@ -236,15 +237,9 @@ class OnnxOps:
         if self._seqlens is None:
             one = self._graph.constant("one", np.array(1, np.int32))
             batch = self._graph.constant("batch", np.array([1]))
-            self._seqlens = self._one("Reshape", [self._one("Sub", ["total", one]), batch])
+            last = self._one("Sub", [self._name(TensorRole.TOTAL), one])
+            self._seqlens = self._one("Reshape", [last, batch])
         return self._seqlens
-
-    def _cache_values(self, prefix: str) -> list[onnx.ValueInfoProto]:
-        return [
-            helper.make_tensor_value_info(f"{prefix}_{part}_{i}", TensorProto.FLOAT, cache.shape)
-            for i, cache in enumerate(self._caches)
-            for part in ("key", "value")
-        ]
 
 
 def is_windowed(cache: LayerCache, context_length: int) -> bool:
@@ -253,7 +248,15 @@ def is_windowed(cache: LayerCache, context_length: int) -> bool:
 
 
 def _name(weights: Sequence[StoredWeight]) -> str:
+    """For people: which rows are whose stands in the tensor's metadata."""
     return "+".join(weight.name for weight in weights)
+
+
+def _rows(weights: Sequence[StoredWeight]) -> str:
+    """Start and end of each weight's rows in the stack, as JSON: {name: [start, end]}."""
+    ends = list(accumulate(weight.shape[0] for weight in weights))
+    spans = zip([0, *ends], ends, strict=False)
+    return json.dumps({weight.name: span for weight, span in zip(weights, spans, strict=True)})
 
 
 def _blocks(weights: Sequence[StoredWeight]) -> Iterator[tuple[int, StoredWeight, int, int]]:

@@ -8,21 +8,22 @@ A quantized bundle holds the graph a second time, over the same data, with float
 slow to ship, and exact, so that a fault in the graph has no rounding to hide in.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import onnx
+from typing import TYPE_CHECKING, ClassVar
 
 from gemma_export.formats.format import Format
 from gemma_export.model.config import GemmaConfig, cache_layout
-from gemma_export.model.decoder import decoder
+from gemma_export.progress import Tick
 from gemma_export.targets import Artifact, ExportJob, Geometry
-from gemma_export.targets.onnx.graph import DataFile, GraphBuilder
-from gemma_export.targets.onnx.ops import ACCURACY_LEVEL, FLOAT_ACTIVATIONS, OnnxOps, is_windowed
+from gemma_export.targets.onnx import TARGET
 from gemma_runtime.errors import TargetError
-from gemma_runtime.manifest import Graph, LayerCache, TensorSpec
+from gemma_runtime.manifest import Graph, LayerCache, TensorRole, TensorSpec
 from gemma_runtime.manifest import Target as Runtime
+
+if TYPE_CHECKING:
+    import onnx
 
 MODEL, EXACT, DATA = "model.onnx", "exact.onnx", "model.onnx.data"
 # Rows beyond the window: GroupQueryAttention compacts its window only when they are used up.
@@ -34,8 +35,7 @@ _MIN_WINDOWED, _MIN_FULL = "1.29.0", "1.24.4"
 
 @dataclass(frozen=True, slots=True)
 class OnnxTarget:
-    name: str = "onnx"
-    splits_table: bool = True
+    name: ClassVar[str] = TARGET.name
 
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
         return cache_layout(config, geometry.context_length, None if geometry.full_cache else SLACK)
@@ -45,36 +45,45 @@ class OnnxTarget:
         for name, form in formats.items():
             if form.per_channel:
                 raise TargetError(
-                    f"onnx has no kernel for {form}, which {name} would be; give it a group of 16, "
-                    "32, … 256"
+                    f"onnx has no kernel for {form}, which {name} would be; it takes "
+                    f"{TARGET.formats}"
                 )
 
-    def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
+    def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
+        import onnx  # takes seconds, and the plan does without it
+
+        from gemma_export.model.decoder import decoder
+        from gemma_export.targets.onnx.graph import DataFile, GraphBuilder
+        from gemma_export.targets.onnx.ops import OnnxOps, is_windowed
+
         config, store, geometry = job.config, job.store, job.geometry
         caches = self.caches(config, geometry)
+        io = _graph(caches, config.vocab_size)
         with DataFile(folder / DATA, progress) as data:
-            graph = GraphBuilder(data)
-            ops = OnnxOps(graph, caches, geometry.context_length, config.rms_norm_eps)
-            logits = decoder(ops, config, store.weight)
-            model = graph.model(ops.inputs(), ops.outputs(logits, config.vocab_size))
+            builder = GraphBuilder(data)
+            ops = OnnxOps(builder, io, caches, geometry.context_length, config.rms_norm_eps)
+            ops.finish(decoder(ops, config, store.weight))
+            model = builder.model((*io.inputs, *io.states), io.outputs)
         onnx.save(model, folder / MODEL)
-        io = exact = _graph(caches, config.vocab_size)
+        exact = io
         if not all(form.is_float for form in store.formats.values()):
             onnx.save(_with_float_activations(model), folder / EXACT)
             exact = replace(io, file=EXACT)
         windowed = any(is_windowed(cache, geometry.context_length) for cache in caches)
         minimum = _MIN_WINDOWED if windowed else _MIN_FULL
         return Artifact(
-            graphs={"prefill": io, "decode": io, "exact": exact},
+            graphs={"prefill": (io,), "decode": (io,), "exact": (exact,)},
             caches=caches,
             cache_dtype="float32",
-            runtime=Runtime(self.name, "onnxruntime", minimum),
+            runtime=Runtime(self.name, "ONNX Runtime", ("onnxruntime",), minimum),
             tools=("onnx", "torch"),
         )
 
 
-def _with_float_activations(model: onnx.ModelProto) -> onnx.ModelProto:
-    exact = onnx.ModelProto()
+def _with_float_activations(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    from gemma_export.targets.onnx.ops import ACCURACY_LEVEL, FLOAT_ACTIVATIONS
+
+    exact = type(model)()
     exact.CopyFrom(model)
     for node in exact.graph.node:
         for attribute in node.attribute:
@@ -84,18 +93,23 @@ def _with_float_activations(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _graph(caches: tuple[LayerCache, ...], vocab_size: int) -> Graph:
-    states = tuple(
-        TensorSpec(f"past_{part}_{index}", "float32", cache.shape)
-        for index, cache in enumerate(caches)
-        for part in ("key", "value")
-    )
+    """What goes in and out, for the file and for the manifest. Every cache is given back."""
+    shape = (1, "wanted", vocab_size)
+    logits = TensorSpec("logits", "float32", shape, TensorRole.LOGITS, None, None)
     return Graph(
         file=MODEL,
         inputs=(
-            TensorSpec("tokens", "int64", (1, "tokens")),
-            TensorSpec("total", "int32", ()),
-            TensorSpec("wanted", "int64", ("wanted",)),
+            TensorSpec("tokens", "int64", (1, "tokens"), TensorRole.TOKENS, None, None),
+            TensorSpec("total", "int32", (), TensorRole.TOTAL, None, None),
+            TensorSpec("wanted", "int64", ("wanted",), TensorRole.WANTED, None, None),
         ),
-        outputs=(TensorSpec("logits", "float32", (1, "wanted", vocab_size)),),
-        states=states,
+        outputs=(logits, *_caches("present", caches)),
+        states=tuple(_caches("past", caches)),
     )
+
+
+def _caches(prefix: str, caches: tuple[LayerCache, ...]) -> Iterator[TensorSpec]:
+    for index, cache in enumerate(caches):
+        for part, role in (("key", TensorRole.KEYS), ("value", TensorRole.VALUES)):
+            name = f"{prefix}_{part}_{index}"
+            yield TensorSpec(name, "float32", cache.shape, role, cache.kind, index)

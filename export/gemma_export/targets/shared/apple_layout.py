@@ -9,7 +9,7 @@ from typing import Literal
 
 from gemma_export.formats.format import Format
 from gemma_export.model.config import TABLE, GemmaConfig
-from gemma_runtime.manifest import AttentionKind, LayerCache, TensorSpec
+from gemma_runtime.manifest import AttentionKind, LayerCache, TensorRole, TensorSpec
 
 Compute = Literal["gpu", "ane"]
 
@@ -43,42 +43,44 @@ class Layout:
 
     def inputs(self, part: Part, tokens: int) -> tuple[TensorSpec, ...]:
         """What a function takes, states not among them."""
-        width = self.config.hidden_size
-        specs = []
-        if not part.first:
-            specs.append(TensorSpec("hidden", "float16", (tokens, width)))
-        elif self.external:
-            specs.append(TensorSpec("embeddings", "float16", (tokens, width)))
-        else:
-            specs.append(TensorSpec("tokens", "int32", (tokens,)))
+        specs = [self._first_input(part, tokens)]
         if part.last:
-            specs.append(TensorSpec("last", "int32", (1,)))
+            specs.append(TensorSpec("last", "int32", (1,), TensorRole.LAST, None, None))
         for kind in self.kinds(part):
             specs += self._kind_inputs(kind, tokens)
         return tuple(specs)
+
+    def _first_input(self, part: Part, tokens: int) -> TensorSpec:
+        if part.first and not self.external:
+            return TensorSpec("tokens", "int32", (tokens,), TensorRole.TOKENS, None, None)
+        role = TensorRole.EMBEDDINGS if part.first else TensorRole.HIDDEN
+        shape = (tokens, self.config.hidden_size)
+        return TensorSpec(role.value, "float16", shape, role, None, None)
 
     def _kind_inputs(self, kind: AttentionKind, tokens: int) -> Iterator[TensorSpec]:
         slots = self._slots(kind)
         # The old ring and the chunk behind it, or every row of the context with the trash.
         seen = slots + (tokens if kind is AttentionKind.LOCAL else self.trash)
         half = self.config.head_dim // 2
-        yield TensorSpec(f"{kind.value}_cos", "float16", (tokens, half))
-        yield TensorSpec(f"{kind.value}_sin", "float16", (tokens, half))
-        yield TensorSpec(f"{kind.value}_mask", "float16", (tokens, seen))
+        yield _of_kind(kind, TensorRole.COS, "float16", (tokens, half))
+        yield _of_kind(kind, TensorRole.SIN, "float16", (tokens, half))
+        yield _of_kind(kind, TensorRole.MASK, "float16", (tokens, seen))
         if self.compute == "ane":
-            yield TensorSpec(f"{kind.value}_write", "float16", (slots, tokens))
+            yield _of_kind(kind, TensorRole.WRITE, "float16", (slots, tokens))
         else:
-            yield TensorSpec(f"{kind.value}_slots", "int32", (tokens,))
+            yield _of_kind(kind, TensorRole.SLOTS, "int32", (tokens,))
 
     def outputs(self, part: Part, tokens: int) -> tuple[TensorSpec, ...]:
         if part.last:
-            return (TensorSpec("logits", "float16", (1, self.config.vocab_size)),)
-        return (TensorSpec("hidden_out", "float16", (tokens, self.config.hidden_size)),)
+            shape = (1, self.config.vocab_size)
+            return (TensorSpec("logits", "float16", shape, TensorRole.LOGITS, None, None),)
+        shape = (tokens, self.config.hidden_size)
+        return (TensorSpec("hidden_out", "float16", shape, TensorRole.HIDDEN, None, None),)
 
     def states(self, part: Part) -> tuple[TensorSpec, ...]:
         """One state per kind of attention: keys and values of its layers, one behind the other."""
         return tuple(
-            TensorSpec(f"{kind.value}_cache", "float16", self._state_shape(part, kind))
+            _of_kind(kind, TensorRole.CACHE, "float16", self._state_shape(part, kind))
             for kind in self.kinds(part)
         )
 
@@ -103,6 +105,12 @@ class Layout:
 
     def _slots(self, kind: AttentionKind) -> int:
         return next(cache.slots for cache in self.caches if cache.kind is kind)
+
+
+def _of_kind(
+    kind: AttentionKind, role: TensorRole, dtype: str, shape: tuple[int, ...]
+) -> TensorSpec:
+    return TensorSpec(f"{kind.value}_{role.value}", dtype, shape, role, kind, None)
 
 
 def make_layout(

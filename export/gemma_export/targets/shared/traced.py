@@ -1,4 +1,4 @@
-"""What torch modules that are traced for a delegate have in common. T new tokens, D head size."""
+"""Helpers of the torch modules that targets trace. T new tokens, D head size."""
 
 from torch import Tensor
 
@@ -8,5 +8,5 @@ def heads_first(x: Tensor, heads: int) -> Tensor:
 
 
 def buffer_name(weight: str) -> str:
-    """torch takes a dot in a buffer's name for a module's."""
+    """A weight's name without dots, which torch does not allow in buffer names."""
     return weight.replace(".", "_")

@@ -2,12 +2,12 @@ import Foundation
 import GemmaKit
 import Observation
 
-/// What the screens show, and the one task that may run.
+/// The state of the screens, and the only task that may run at a time.
 @MainActor @Observable
 public final class ChatScreen {
     public struct Turn: Identifiable {
         public let id = UUID()
-        public let mine: Bool
+        public let isUser: Bool
         public internal(set) var text: String
     }
 
@@ -18,17 +18,17 @@ public final class ChatScreen {
     public private(set) var report: String?
     public private(set) var schema: Schema?
     private var task: Task<Void, Never>?
-    private var running = 0  // tasks that have not ended, those that are cancelled included
-    private let door: ModelDoor
+    private var running = 0  // tasks that have not ended, cancelled ones included
+    private let model: ModelActor
 
-    /// With another opener of engines in tests.
+    /// Tests pass their own engine.
     public init(open: @escaping EngineOpener = openEngine) {
-        door = ModelDoor(open: open)
+        model = ModelActor(open: open)
     }
 
     public var busy: Bool { running > 0 }
 
-    /// Folders with a manifest in the app's Documents.
+    /// The folders in the app's Documents that contain a manifest.
     public func bundles() -> [URL] {
         FileManager.default.urls(for: .documentDirectory, in: .userDomainMask)
             .flatMap { (try? FileManager.default.contentsOfDirectory(at: $0, includingPropertiesForKeys: nil)) ?? [] }
@@ -37,28 +37,28 @@ public final class ChatScreen {
     }
 
     public func load(_ directory: URL) {
-        begin {
+        startTask {
             self.turns = []
             self.status = "Checking \(directory.lastPathComponent) …"
-            let model = try await self.door.load(directory) { share in
+            let name = try await self.model.load(directory) { share in
                 Task { @MainActor in self.status = String(format: "Checking: %.0f %%", 100 * share) }
             }
-            self.status = "\(model) · \(memoryLine())"
+            self.status = "\(name) · \(memoryLine())"
         }
     }
 
     public func send(_ question: String) {
-        begin {
-            self.turns.append(Turn(mine: true, text: question))
+        startTask {
+            self.turns.append(Turn(isUser: true, text: question))
             let (events, feed) = AsyncStream.makeStream(of: ChatEvent.self)
-            // A child of this task: it is cancelled with it, and has ended when this has.
+            // A child task: cancelled with this task, and finished before this task finishes.
             async let answered: Void = self.answer(question, feed)
             for await event in events { self.show(event) }
             try await answered
         }
     }
 
-    /// Makes answers match a JSON Schema; an empty text lets them be anything.
+    /// Requires answers to match a JSON Schema; an empty text allows any answer.
     public func use(schema text: String) {
         do {
             schema = text.isEmpty ? nil : try Schema(text)
@@ -71,14 +71,14 @@ public final class ChatScreen {
     }
 
     public func benchmark() {
-        begin {
+        startTask {
             self.result = nil
             self.report = nil
-            let found = try await self.door.benchmark { done, all in
+            let benchmark = try await self.model.benchmark { done, all in
                 Task { @MainActor in self.status = "golden \(done) of \(all)" }
             }
-            self.result = found.summary
-            self.report = found.report
+            self.result = benchmark.summary
+            self.report = benchmark.report
             self.status = memoryLine()
         }
     }
@@ -90,35 +90,35 @@ public final class ChatScreen {
     public func reset() {
         turns = []
         warning = nil
-        interrupt { await self.door.reset() }
+        replaceTask { await self.model.reset() }
     }
 
-    /// The system is short of memory: the model goes before the app does.
+    /// Frees the model when memory is low, so that the system doesn't end the app.
     public func unload() {
         turns = []
-        warning = "Memory is short, so the model was unloaded. Tap Bundle to load it again."
-        interrupt { await self.door.unload() }
+        warning = "Memory is low, so the model was unloaded. Tap Bundle to load it again."
+        replaceTask { await self.model.unload() }
     }
 
     private func answer(_ question: String, _ feed: AsyncStream<ChatEvent>.Continuation) async throws {
         defer { feed.finish() }
-        try await door.answer(question, schema) { feed.yield($0) }
+        try await model.answer(question, schema) { feed.yield($0) }
     }
 
     private func show(_ event: ChatEvent) {
         switch event {
-        case .began: turns.append(Turn(mine: false, text: ""))
+        case .began: turns.append(Turn(isUser: false, text: ""))
         case .piece(let text, let latency):
-            // None where a new chat began meanwhile.
-            if let last = turns.indices.last, !turns[last].mine { turns[last].text += text }
+            // There is no such turn if a new chat was started meanwhile.
+            if let last = turns.indices.last, !turns[last].isUser { turns[last].text += text }
             status = statusLine(latency)
         case .ended(.context): warning = "The context is full. Tap New chat to go on."
         case .ended: break
-        case .checked(let outcome): turns.append(Turn(mine: false, text: outcome))
+        case .checked(let outcome): turns.append(Turn(isUser: false, text: outcome))
         }
     }
 
-    private func begin(_ work: @escaping @MainActor () async throws -> Void) {
+    private func startTask(_ work: @escaping @MainActor () async throws -> Void) {
         guard !busy else { return }
         warning = nil
         running += 1
@@ -136,8 +136,8 @@ public final class ChatScreen {
         }
     }
 
-    /// Ends what runs, waits until the model is free, then works; nothing else begins meanwhile.
-    private func interrupt(_ work: @escaping @MainActor () async -> Void) {
+    /// Cancels the running task, waits until it has ended, then runs `work`; no other task starts meanwhile.
+    private func replaceTask(_ work: @escaping @MainActor () async -> Void) {
         let before = task
         before?.cancel()
         running += 1
@@ -151,6 +151,6 @@ public final class ChatScreen {
 
 private func statusLine(_ latency: Latency) -> String {
     String(
-        format: "%.1f tokens/s · first after %.0f ms · ", latency.tokensPerSecond ?? 0, latency.firstTokenMillis ?? 0
+        format: "%.1f tokens/s · first after %.0f ms · ", latency.tokensPerSecond ?? 0, latency.firstTokenMs ?? 0
     ) + memoryLine()
 }

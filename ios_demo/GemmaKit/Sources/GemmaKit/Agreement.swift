@@ -1,6 +1,6 @@
 import Foundation
 
-/// How far one set of logits is from another. Plain figures, no verdict; definitions as in `gemma_runtime/proof/agreement.py`.
+/// How much two sets of logits differ: figures without a verdict, defined as in `gemma_runtime/proof/agreement.py`.
 public struct Agreement: Equatable {
     public let positions: Int
     public let top1: Double  // share of positions with the same most likely token
@@ -28,7 +28,7 @@ func compareLogits(_ actual: [[Float]], _ expected: TopLogits) throws -> Agreeme
     )
 }
 
-/// One figure over several prompts: means by position, the worst p99 and maximum.
+/// The figures of several prompts as one: means weighted by positions, the largest p99 and maximum.
 func pool(_ agreements: [Agreement]) -> Agreement {
     let positions = agreements.reduce(0) { $0 + $1.positions }
     func mean(_ value: (Agreement) -> Double) -> Double {
@@ -53,23 +53,25 @@ private struct Position {
     let kl: Double
 }
 
-private func comparePosition(_ actual: [Float], _ expected: TopLogits, _ place: Int) throws -> Position {
-    let ids = expected.ids[place]
-    let want = expected.logits[place]
+private func comparePosition(_ actual: [Float], _ expected: TopLogits, _ index: Int) throws -> Position {
+    let ids = expected.ids[index]
+    let reference = expected.logits[index]
     if let outside = ids.first(where: { $0 >= actual.count }) {
-        throw GemmaError.bundle("goldens.json names token \(outside), the artifact has \(actual.count); export the model again")
+        throw GemmaError.bundle(
+            "goldens.json has token \(outside), but the artifact's vocabulary has \(actual.count); export the model again"
+        )
     }
-    let got = ids.map { Double(actual[$0]) }
-    let chosen = actual.indices.reduce(0) { actual[$1] > actual[$0] ? $1 : $0 }
-    let lead = want[0] - (ids.firstIndex(of: chosen).map { want[$0] } ?? -.infinity)
+    let measured = ids.map { Double(actual[$0]) }
+    let top = actual.indices.reduce(0) { actual[$1] > actual[$0] ? $1 : $0 }
+    let lead = reference[0] - (ids.firstIndex(of: top).map { reference[$0] } ?? -.infinity)
     let normalizer = logSumExp(actual)
-    let deltas = zip(got, want).map { abs($0 - $1) }
+    let deltas = zip(measured, reference).map { abs($0 - $1) }
     return Position(
-        same: chosen == ids[0],
-        nearTie: chosen != ids[0] && lead <= tieMargin,
+        same: top == ids[0],
+        nearTie: top != ids[0] && lead <= tieMargin,
         maxAbs: deltas.max() ?? 0,
         meanAbs: deltas.reduce(0, +) / Double(deltas.count),
-        kl: bucketedKL(want.map { $0 - expected.logSumExp[place] }, got.map { $0 - normalizer })
+        kl: bucketedKL(reference.map { $0 - expected.logSumExp[index] }, measured.map { $0 - normalizer })
     )
 }
 

@@ -1,7 +1,7 @@
 import Dispatch
 import Foundation
 
-/// One figure over the repeats.
+/// A figure over all repeats.
 public struct Spread: Equatable {
     public let median: Double
     public let low: Double
@@ -16,21 +16,21 @@ public struct Spread: Equatable {
 
 public struct PromptFigures: Equatable {
     public let tokens: Int
-    public let firstTokenMillis: Spread
+    public let firstTokenMs: Spread
     public let tokensPerSecond: Spread
 }
 
-/// How fast a bundle is here: of the figures of `gemma-runtime bench` those that one process can measure.
+/// A bundle's speed on this device: the figures of `gemma-runtime bench` that one process can measure.
 public struct Benchmark: Equatable {
     public let repeats: Int
     public let newTokens: Int
     public let prompts: [PromptFigures]
     public let decodeTokensPerSecond: Spread
-    public let tokenMillis: Spread  // the median new token of each repeat
-    public let tokenP95Millis: Spread
+    public let tokenMs: Spread  // each repeat's median time of a new token
+    public let tokenP95Ms: Spread
 }
 
-/// The tokens that are run, as in `gemma_runtime/measure/bench.py`: the usual prompts, as far as they fit.
+/// The tokens to run, as in `gemma_runtime/measure/bench.py`: the usual prompt lengths that fit the context.
 public struct Workload: Equatable {
     public let promptLengths: [Int]
     public let decodePrompt: Int
@@ -43,16 +43,16 @@ public struct Workload: Equatable {
     }
 
     public init(contextLength: Int) {
-        let fitting = [32, 128, 512].filter { $0 <= contextLength }
+        let lengths = [32, 128, 512].filter { $0 <= contextLength }
         newTokens = min(64, max(1, contextLength / 2))
-        promptLengths = fitting.isEmpty ? [contextLength] : fitting
+        promptLengths = lengths.isEmpty ? [contextLength] : lengths
         decodePrompt = max(1, min(128, contextLength - newTokens))
     }
 }
 
 /// Times prompts and new tokens, after one untimed prompt of the longest length.
 ///
-/// Cancelling the task ends it between two runs of the model, and leaves the session empty.
+/// Cancelling the task stops it between two runs of the model and leaves the session empty.
 public func measureSpeed(
     _ session: Session, vocabSize: Int, _ workload: Workload, repeats: Int = 3,
     nanoTime: @escaping () -> UInt64 = { DispatchTime.now().uptimeNanoseconds }
@@ -67,12 +67,12 @@ public func measureSpeed(
         newTokens: workload.newTokens,
         prompts: workload.promptLengths.indices.map { promptFigures(workload.promptLengths[$0], $0, runs) },
         decodeTokensPerSecond: Spread(runs.map { 1000 * Double($0.tokens.count) / $0.tokens.reduce(0, +) }),
-        tokenMillis: Spread(runs.map { quantile($0.tokens, 0.5) }),
-        tokenP95Millis: Spread(runs.map { quantile($0.tokens, 0.95) })
+        tokenMs: Spread(runs.map { quantile($0.tokens, 0.5) }),
+        tokenP95Ms: Spread(runs.map { quantile($0.tokens, 0.95) })
     )
 }
 
-/// The most memory that this process ever held, in bytes.
+/// Peak resident memory of this process in bytes.
 public func peakResidentBytes() -> Double {
     var usage = rusage()
     #if canImport(Darwin)
@@ -80,12 +80,12 @@ public func peakResidentBytes() -> Double {
     return Double(usage.ru_maxrss)
     #else
     getrusage(__rusage_who_t(RUSAGE_SELF.rawValue), &usage)
-    return Double(usage.ru_maxrss) * 1024  // Linux counts kilobytes
+    return Double(usage.ru_maxrss) * 1024  // Linux reports KiB
     #endif
 }
 
 private struct Run {
-    var prompts: [(prefill: Double, firstToken: Double)] = []
+    var prompts: [(prefillMs: Double, firstTokenMs: Double)] = []
     var tokens: [Double] = []
 }
 
@@ -108,28 +108,28 @@ private struct Stopwatch {
         return run
     }
 
-    private func time(prompt: [Int]) throws -> (prefill: Double, firstToken: Double) {
+    private func time(prompt: [Int]) throws -> (prefillMs: Double, firstTokenMs: Double) {
         try Task.checkCancellation()
         session.reset()
         let started = nanoTime()
         let logits = try session.prefill(prompt)
-        let filled = since(started)
+        let prefillMs = since(started)
         _ = try bestToken(logits)
-        return (filled, since(started))
+        return (prefillMs, since(started))
     }
 
     private func since(_ started: UInt64) -> Double { Double(nanoTime() - started) / 1e6 }
 }
 
-private func promptFigures(_ length: Int, _ place: Int, _ runs: [Run]) -> PromptFigures {
+private func promptFigures(_ length: Int, _ index: Int, _ runs: [Run]) -> PromptFigures {
     PromptFigures(
         tokens: length,
-        firstTokenMillis: Spread(runs.map(\.prompts[place].firstToken)),
-        tokensPerSecond: Spread(runs.map { 1000 * Double(length) / $0.prompts[place].prefill })
+        firstTokenMs: Spread(runs.map(\.prompts[index].firstTokenMs)),
+        tokensPerSecond: Spread(runs.map { 1000 * Double(length) / $0.prompts[index].prefillMs })
     )
 }
 
-/// The same ids every time: speed doesn't depend on what they mean.
+/// The same ids on every run; which ids they are doesn't affect speed.
 private func someTokens(_ vocabSize: Int, _ count: Int) -> [Int] {
     (0..<count).map { ($0 * 7919 + count) % vocabSize }
 }

@@ -14,7 +14,7 @@ public struct Message: Equatable {
     }
 }
 
-/// What stands before, between and after the contents of user and assistant; written by the exporter.
+/// The text that a chat template puts before, between and after the messages; written by the exporter.
 public struct ChatFormat {
     let first: String
     let userToAssistant: String
@@ -24,7 +24,7 @@ public struct ChatFormat {
     let systemToUser: String
     let trims: [Role: Bool]
 
-    /// Throws a bundle error if the bundle's template is none that phones can write.
+    /// Throws a bundle error if the bundle has no chat format, because its template can't be expressed as one.
     public init(_ bundle: ModelBundle) throws {
         try self.init(readFile(bundle.path("chat_format")))
     }
@@ -53,9 +53,9 @@ public struct ChatFormat {
     }
 }
 
-/// Ids of a conversation, up to where the model's next turn begins; bos once, in front.
+/// Token ids of a conversation up to the start of the model's next turn, beginning with one bos.
 ///
-/// Contents are text that can't become a control token. A blank system turn counts as none.
+/// Message contents can't become control tokens. A blank system turn is left out.
 public func encodeChat(
     _ tokenizer: Tokenizer, _ format: ChatFormat, _ messages: [Message], bosToken: Int
 ) throws -> [Int] {
@@ -63,15 +63,15 @@ public func encodeChat(
     try checkTurns(turns)
     var writer = ChatWriter(tokenizer: tokenizer, bosToken: bosToken)
     try writer.frame(turns[0].role == .system ? format.system : format.first)
-    for (place, turn) in turns.enumerated() {
+    for (index, turn) in turns.enumerated() {
         writer.text += format.trims[turn.role] == true ? strip(turn.content) : turn.content
-        try writer.frame(place == turns.count - 1 ? format.reply : format.after(turn.role))
+        try writer.frame(index == turns.count - 1 ? format.reply : format.after(turn.role))
     }
     try writer.flush()
     return writer.tokens
 }
 
-/// Between two control tokens the template's words and the user's are encoded as one text.
+/// Encodes the template's text and the messages between two control tokens together, as one text.
 private struct ChatWriter {
     let tokenizer: Tokenizer
     let bosToken: Int
@@ -84,10 +84,10 @@ private struct ChatWriter {
         tokens = [bosToken]
     }
 
-    mutating func frame(_ words: String) throws {
-        for part in tokenizer.splitControl(words) {
+    mutating func frame(_ template: String) throws {
+        for part in tokenizer.splitControl(template) {
             switch part {
-            case .text(let words): text += words
+            case .text(let added): text += added
             case .control(let token):
                 try flush()
                 if token != bosToken { tokens.append(token) }
@@ -103,22 +103,22 @@ private struct ChatWriter {
 
 private func checkTurns(_ turns: [Message]) throws {
     let roles = turns.map(\.role).drop { $0 == .system && turns.first?.role == .system }
-    guard !roles.isEmpty else { throw GemmaError.tokenizer("the conversation has no user turn; begin with one") }
-    for (place, role) in roles.enumerated() {
-        let expected: Role = place % 2 == 0 ? .user : .assistant
+    guard !roles.isEmpty else { throw GemmaError.tokenizer("the conversation has no user turn; it must begin with one") }
+    for (index, role) in roles.enumerated() {
+        let expected: Role = index % 2 == 0 ? .user : .assistant
         guard role == expected else {
             throw GemmaError.tokenizer(
-                "turn \(place + 1) is by \(role), expected \(expected): after an optional system turn, "
+                "turn \(index + 1) is by \(role), expected \(expected): after an optional system turn, "
                     + "user and assistant alternate"
             )
         }
     }
     guard roles.count % 2 == 1 else {
-        throw GemmaError.tokenizer("the last turn is the assistant's; ask something")
+        throw GemmaError.tokenizer("the last turn is the assistant's, expected the user's; ask something")
     }
 }
 
-/// Without the white space around it, by Python's and Jinja's idea of it.
+/// Text without leading and trailing white space, as Python and Jinja define it.
 func strip(_ text: String) -> String {
     let scalars = Array(text.unicodeScalars)
     guard let first = scalars.firstIndex(where: { !isSpace($0) }), let last = scalars.lastIndex(where: { !isSpace($0) })

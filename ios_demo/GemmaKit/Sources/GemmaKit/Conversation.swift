@@ -1,4 +1,4 @@
-/// What of a bundle a conversation needs.
+/// The parts of a bundle that turn messages into tokens and tokens into text.
 public struct Voice {
     public let tokenizer: Tokenizer
     public let format: ChatFormat
@@ -22,7 +22,7 @@ public struct Voice {
     }
 }
 
-/// The model's answer under way: iterate it once, for whole characters as they come.
+/// The model's reply as it is generated: iterate it once; each piece holds whole characters only.
 public final class Reply: AsyncSequence, AsyncIteratorProtocol {
     public typealias Element = String
 
@@ -30,7 +30,7 @@ public final class Reply: AsyncSequence, AsyncIteratorProtocol {
     private var decoder: StreamDecoder
     private var ended = false
 
-    /// What was said so far.
+    /// The text so far.
     public private(set) var text = ""
 
     init(_ generation: TokenGeneration, _ tokenizer: Tokenizer) {
@@ -40,12 +40,12 @@ public final class Reply: AsyncSequence, AsyncIteratorProtocol {
 
     public var tokens: [Int] { generation.tokens }
 
-    /// Why it ended; nil while it has not, and when it was stopped.
+    /// Why the reply ended; nil while it is running and after it was stopped.
     public var reason: StopReason? { generation.reason }
 
     public func makeAsyncIterator() -> Reply { self }
 
-    /// A piece for each token, also an empty one; at the end what was left.
+    /// One piece per token, which may be empty; the last one flushes the decoder.
     public func next() async throws -> String? {
         if ended { return nil }
         var piece = ""
@@ -60,10 +60,10 @@ public final class Reply: AsyncSequence, AsyncIteratorProtocol {
     }
 }
 
-/// Turns between a user and the model, sharing one cache. Not for several threads at once.
+/// A conversation between a user and the model over one cache. Not thread-safe.
 ///
-/// Each turn feeds only what the cache lacks. When the format writes an earlier turn otherwise than the
-/// model did (it trims the reply, say), the cache is emptied and fed anew.
+/// Each turn feeds only the tokens that the cache lacks. If the format changes an earlier reply (it may trim
+/// it), the cached tokens no longer match; then the cache is emptied and the conversation is fed again.
 public final class Conversation {
     private let session: Session
     private let voice: Voice
@@ -81,7 +81,7 @@ public final class Conversation {
         reset()
     }
 
-    /// Forgets every turn but the system's.
+    /// Forgets every turn except the system's.
     public func reset() {
         turns = system.map { [Message(.system, $0)] } ?? []
         fed = []
@@ -89,14 +89,14 @@ public final class Conversation {
         session.reset()
     }
 
-    /// The turns so far. A reply that was stopped counts as far as it came; one that never began, not at all.
+    /// The turns so far. A stopped reply counts with the text it has; a question without any reply is left out.
     public var messages: [Message] {
         guard let reply else { return turns }
         if reply.tokens.isEmpty && reply.reason == nil { return turns.dropLast() }
         return turns + [Message(.assistant, reply.text)]
     }
 
-    /// The reply to `content`. Throws contextFull, and stays as it was, if the conversation no longer fits.
+    /// The reply to `content`. If the conversation no longer fits, throws contextFull and changes nothing.
     public func send(_ content: String, maxNewTokens: Int? = nil) throws -> Reply {
         let messages = messages + [Message(.user, content)]
         let tokens = try encodeChat(voice.tokenizer, voice.format, messages, bosToken: voice.bosToken)
@@ -115,11 +115,11 @@ public final class Conversation {
         return next
     }
 
-    /// Tokens of the cache that begin the conversation; the session is emptied where it holds others.
+    /// How many leading tokens are cached already; resets the session if the cache doesn't match them.
     private func usableCache(_ tokens: [Int]) -> Int {
-        let held = fed + (reply?.tokens ?? [])
+        let cached = fed + (reply?.tokens ?? [])
         let count = session.position
-        if count < tokens.count, count <= held.count, held[..<count] == tokens[..<count] { return count }
+        if count < tokens.count, count <= cached.count, cached[..<count] == tokens[..<count] { return count }
         session.reset()
         return 0
     }
@@ -128,7 +128,7 @@ public final class Conversation {
         guard tokens.count <= session.contextLength else {
             throw GemmaError.contextFull(
                 "the conversation has \(tokens.count) tokens, the context holds \(session.contextLength); "
-                    + "start a new chat, say less, or export with a larger --context"
+                    + "start a new chat, shorten the message, or export with a larger --context"
             )
         }
     }

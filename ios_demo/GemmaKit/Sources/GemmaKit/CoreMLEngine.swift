@@ -2,7 +2,7 @@
 import CoreML
 import Foundation
 
-/// Core ML with the caches in its states. One engine per conversation: predictions never overlap.
+/// Core ML with the caches as model state. Predictions must not overlap, so each conversation has its own engine.
 @available(iOS 18, macOS 15, *)
 public final class CoreMLEngine: Engine {
     public let givesEveryRow = false
@@ -11,17 +11,14 @@ public final class CoreMLEngine: Engine {
     private let prefill: MLModel
     private let decode: MLModel
     private let state: MLState
-    private let states: [String: [Int?]]  // shape by name
+    private let graphs: (prefill: Graph, decode: Graph)
 
-    /// Compiles the bundle's package where that was not done before, and loads its two functions.
+    /// Compiles the bundle's package unless a compiled model is cached, and loads its two functions.
     public init(_ bundle: ModelBundle) async throws {
         manifest = bundle.manifest
-        guard let graph = manifest.graphs["decode"] else {
-            throw GemmaError.session("the bundle holds no decode graph; export the model again")
-        }
-        try checkLayout(graph, manifest)
-        states = Dictionary(uniqueKeysWithValues: graph.states.map { ($0.name, $0.shape) })
-        let package = bundle.directory.appendingPathComponent(graph.file).deletingLastPathComponent()
+        try checkLayout(manifest)
+        graphs = (try bundle.graph("prefill"), try bundle.graph("decode"))
+        let package = bundle.directory.appendingPathComponent(graphs.decode.file).deletingLastPathComponent()
         do {
             let compiled = try await compiledModel(package, manifest.artifactDigest)
             prefill = try loadFunction("prefill", compiled)
@@ -37,11 +34,12 @@ public final class CoreMLEngine: Engine {
     public func run(_ tokens: [Int], position: Int, rows: Int) throws -> [[Float]] {
         let single = tokens.count == 1
         let chunk = CoreMLInputs(position: position, count: tokens.count, length: single ? 1 : manifest.prefillLength)
+        let graph = single ? graphs.decode : graphs.prefill
         do {
-            let given = try MLDictionaryFeatureProvider(dictionary: features(tokens, chunk))
-            let output = try (single ? decode : prefill).prediction(from: given, using: state)
-            guard let logits = output.featureValue(for: "logits")?.multiArrayValue else {
-                throw GemmaError.session("the model gives no logits; export it again")
+            let inputs = try MLDictionaryFeatureProvider(dictionary: features(graph, tokens, chunk))
+            let output = try (single ? decode : prefill).prediction(from: inputs, using: state)
+            guard let logits = output.featureValue(for: try graph.tensor(.logits).name)?.multiArrayValue else {
+                throw GemmaError.session("the model returns no logits; export the model again")
             }
             return [MLShapedArray<Float16>(logits).scalars.map(Float.init)]
         } catch let error as GemmaError {
@@ -51,46 +49,27 @@ public final class CoreMLEngine: Engine {
         }
     }
 
-    private func features(_ tokens: [Int], _ chunk: CoreMLInputs) throws -> [String: Any] {
-        var found: [String: Any] = [
-            "tokens": integers(padded(tokens, chunk.length)),
-            "last": integers([tokens.count - 1]),
-        ]
-        for kind in [AttentionKind.local, .global] {
-            guard let cache = manifest.layers.first(where: { $0.kind == kind }) else { continue }
-            guard let rope = manifest.ropes[kind.rawValue] else {
-                throw GemmaError.session("the manifest tells no rope of \(kind.rawValue) layers; export the model again")
+    private func features(_ graph: Graph, _ tokens: [Int], _ chunk: CoreMLInputs) throws -> [String: Any] {
+        var features: [String: Any] = [:]
+        for spec in graph.inputs {
+            switch try chunk.value(of: spec, tokens: tokens, manifest: manifest) {
+            case .integers(let values): features[spec.name] = integers(values)
+            case .halves(let rows): features[spec.name] = halves(rows)
             }
-            let angles = chunk.angles(rope, cache)
-            found["\(kind.rawValue)_cos"] = halves(angles.map { $0.map { Float16(cos($0)) } })
-            found["\(kind.rawValue)_sin"] = halves(angles.map { $0.map { Float16(sin($0)) } })
-            found["\(kind.rawValue)_slots"] = integers(chunk.slots(cache))
-            let seen = chunk.seen(cache, columns: try columns(cache, chunk))
-            found["\(kind.rawValue)_mask"] = halves(seen.map { $0.map { $0 ? Float16(0) : hidden } })
         }
-        return found
-    }
-
-    private func columns(_ cache: LayerCache, _ chunk: CoreMLInputs) throws -> Int {
-        if cache.kind == .local { return cache.slots + chunk.length }
-        guard let shape = states["global_cache"], shape.count > 1, let rows = shape[1] else {
-            throw GemmaError.session("the manifest tells no shape of global_cache; export the model again")
-        }
-        return rows
+        return features
     }
 }
 
-/// This engine runs one package that looks its embeddings up itself.
-private func checkLayout(_ graph: Graph, _ manifest: Manifest) throws {
-    let isWhole = manifest.graphs["decode-2"] == nil && graph.inputs.contains { $0.name == "tokens" }
-    guard isWhole && graph.inputs.contains(where: { $0.name.hasSuffix("_slots") }) else {
+/// Throws unless the model is one package that contains its embedding table.
+private func checkLayout(_ manifest: Manifest) throws {
+    let parts = manifest.graphs["decode"] ?? []
+    let roles = Set(parts.flatMap(\.inputs).map(\.role))
+    guard parts.count == 1 && roles.isSuperset(of: [.tokens, .slots]) else {
         throw GemmaError.session(
-            "this app runs packages of --coreml-compute gpu with the embedding inside; export the model again so")
+            "this app runs only packages of --coreml-compute gpu that contain the embedding table; export the model again")
     }
 }
-
-/// Far below any score, and within float16: -inf is not for every one of Apple's units.
-private let hidden: Float16 = -4e4
 
 @available(iOS 18, macOS 15, *)
 private func loadFunction(_ name: String, _ compiled: URL) throws -> MLModel {
@@ -99,19 +78,15 @@ private func loadFunction(_ name: String, _ compiled: URL) throws -> MLModel {
     return try MLModel(contentsOf: compiled, configuration: configuration)
 }
 
-/// The compiled model, kept by the digest of all its files, since compiling takes a while: the same codes at another
-/// context are another model.
+/// The compiled model. Compiling is slow, so the result is cached by the digest of all the artifact's files: the same
+/// codes with another context length are another model.
 private func compiledModel(_ package: URL, _ digest: String) async throws -> URL {
     let caches = try FileManager.default.url(for: .cachesDirectory, in: .userDomainMask, appropriateFor: nil, create: true)
-    let kept = caches.appendingPathComponent("\(digest).mlmodelc")
-    if FileManager.default.fileExists(atPath: kept.path) { return kept }
+    let cached = caches.appendingPathComponent("\(digest).mlmodelc")
+    if FileManager.default.fileExists(atPath: cached.path) { return cached }
     let compiled = try await MLModel.compileModel(at: package)
-    try FileManager.default.moveItem(at: compiled, to: kept)
-    return kept
-}
-
-private func padded(_ values: [Int], _ length: Int) -> [Int] {
-    values + [Int](repeating: 0, count: length - values.count)
+    try FileManager.default.moveItem(at: compiled, to: cached)
+    return cached
 }
 
 private func integers(_ values: [Int]) -> MLMultiArray {
@@ -119,7 +94,7 @@ private func integers(_ values: [Int]) -> MLMultiArray {
     return MLMultiArray(array)
 }
 
-private func halves(_ rows: [[Float16]]) -> MLMultiArray {
-    MLMultiArray(MLShapedArray<Float16>(scalars: rows.flatMap { $0 }, shape: [rows.count, rows[0].count]))
+private func halves(_ rows: [[Double]]) -> MLMultiArray {
+    MLMultiArray(MLShapedArray<Float16>(scalars: rows.joined().map(Float16.init), shape: [rows.count, rows[0].count]))
 }
 #endif

@@ -1,43 +1,83 @@
 import Foundation
 
-/// What a Core ML program wants beside its tokens: where they are written, what each of them sees, and
-/// how each is rotated.
+/// The values of an input, before they are rounded to the program's type.
+public enum CoreMLValue: Equatable {
+    case integers([Int])
+    case halves([[Double]])
+}
+
+/// Far below any attention score and within float16; not every Apple compute unit handles -inf.
+private let hidden = -4e4
+
+/// The inputs of a Core ML program beside its tokens: the cache slots they are written to, the attention
+/// masks, and the rotary angles.
 ///
-/// The caller brings cosines, masks and slots, so that the program computes no index. T tokens of a
-/// chunk, padded to a fixed length; S slots, D head size. As in `gemma_runtime/backends/chunk_inputs.py`.
+/// The host computes them, so the program computes no index itself. T tokens of a chunk, padded to a fixed
+/// length; S slots, D head size. As in `gemma_runtime/backends/chunk_inputs.py`.
 public struct CoreMLInputs {
     public let position: Int
     public let count: Int  // tokens of the chunk that are not padding
     public let length: Int  // T
 
-    /// Where each token is written, (T); padding goes to the row behind the slots, which nothing sees.
+    /// The value of one input, by its role and its kind of layers.
+    public func value(of spec: TensorSpec, tokens: [Int], manifest: Manifest) throws -> CoreMLValue {
+        switch spec.role {
+        case .tokens: return .integers(tokens + [Int](repeating: 0, count: length - count))
+        case .last: return .integers([count - 1])
+        case .slots: return .integers(slots(try cache(of: spec, manifest)))
+        case .cos: return .halves(try angles(of: spec, manifest).map { $0.map { cos($0) } })
+        case .sin: return .halves(try angles(of: spec, manifest).map { $0.map { sin($0) } })
+        case .mask:
+            guard spec.shape.count == 2, let columns = spec.shape[1] else { throw unfit(spec) }
+            let visible = seen(try cache(of: spec, manifest), columns: columns)
+            return .halves(visible.map { $0.map { $0 ? 0 : hidden } })
+        default: throw unfit(spec)
+        }
+    }
+
+    private func angles(of spec: TensorSpec, _ manifest: Manifest) throws -> [[Double]] {
+        let layout = try cache(of: spec, manifest)
+        guard let rope = manifest.ropes[layout.kind.rawValue] else { throw unfit(spec) }
+        return angles(rope, layout)
+    }
+
+    private func cache(of spec: TensorSpec, _ manifest: Manifest) throws -> LayerCache {
+        guard let cache = manifest.layers.first(where: { $0.kind == spec.kind }) else { throw unfit(spec) }
+        return cache
+    }
+
+    private func unfit(_ spec: TensorSpec) -> GemmaError {
+        .session("this app can't fill the input \(spec.name) of role \(spec.role.rawValue); export the model again")
+    }
+
+    /// The slot each token is written to, (T); padding goes to the row after the slots, which is always masked.
     public func slots(_ cache: LayerCache) -> [Int] {
         (0..<length).map { $0 < count ? (position + $0) % cache.slots : cache.slots }
     }
 
-    /// Angles of each token, (T, D / 2).
+    /// Rotary angles of each token, (T, D / 2).
     public func angles(_ rope: Rope, _ cache: LayerCache) -> [[Double]] {
-        (0..<length).map { place in
+        (0..<length).map { index in
             (0..<cache.headDim / 2).map { i in
-                Double(position + place) / rope.factor * pow(rope.base, -2 * Double(i) / Double(cache.headDim))
+                Double(position + index) / rope.factor * pow(rope.base, -2 * Double(i) / Double(cache.headDim))
             }
         }
     }
 
-    /// What each token sees, (T, columns).
+    /// Which columns each token attends to, (T, columns).
     ///
-    /// On local layers the columns are the ring's slots as they were, then the chunk's tokens; on global
-    /// layers every row of the state, the trash behind the slots included.
+    /// On local layers the columns are the ring's slots before this chunk, then the chunk's tokens; on global
+    /// layers every row of the state, including the padding row after the slots.
     public func seen(_ cache: LayerCache, columns: Int) -> [[Bool]] {
         let held = cache.kind == .local ? heldByRing(cache) : heldByContext(columns)
-        return (0..<length).map { place in
-            let query = position + place
+        return (0..<length).map { index in
+            let query = position + index
             let oldest = cache.window.map { query - $0 + 1 } ?? 0
             return held.map { $0 >= max(0, oldest) && $0 <= query }
         }
     }
 
-    /// The position that each slot of the ring holds, below 0 for none, and those of the chunk.
+    /// The position that each slot of the ring holds (negative if empty), then the positions of the chunk.
     private func heldByRing(_ cache: LayerCache) -> [Int] {
         let ring = (0..<cache.slots).map { slot in
             position - 1 - ((position - 1 - slot) % cache.slots + cache.slots) % cache.slots

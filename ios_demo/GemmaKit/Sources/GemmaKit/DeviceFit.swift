@@ -1,20 +1,21 @@
 import Foundation
 
-/// Bytes a bundle takes in memory: the artifact's files, its caches, a chunk's work.
+/// Bytes of memory that a bundle needs: the artifact's files, its caches and its logits.
 public func neededBytes(_ manifest: Manifest) -> Double {
-    let exact = manifest.graphs["exact"]?.file
-    let alone = exact == manifest.graphs["decode"]?.file ? 0 : exact.flatMap { manifest.artifact[$0]?.bytes } ?? 0
-    return Double(manifest.artifactBytes - alone) + manifest.cacheBytes + Double(4 * workRows * manifest.vocabSize)
+    func files(_ graph: String) -> Set<String> { Set((manifest.graphs[graph] ?? []).map(\.file)) }
+    let exactOnly = files("exact").subtracting(files("decode"))  // loaded only to verify the bundle
+    let exactBytes = exactOnly.reduce(0) { $0 + (manifest.artifact[$1]?.bytes ?? 0) }
+    return Double(manifest.artifactBytes - exactBytes) + manifest.cacheBytes + Double(4 * logitRows * manifest.vocabSize)
 }
 
-/// Why a bundle does not fit into a device's memory, in words; nil where it does.
-public func misfit(_ manifest: Manifest, deviceBytes: Double) -> String? {
+/// A message that says why a bundle doesn't fit into the device's memory; nil if it fits.
+public func memoryProblem(_ manifest: Manifest, deviceBytes: Double) -> String? {
     let needed = neededBytes(manifest)
     if needed <= deviceBytes * usableShare { return nil }
     return manifest.modelID
-        + String(format: " needs about %.1f GB, and this device has %.1f GB in all", needed / 1e9, deviceBytes / 1e9)
-        + ", of which an app can use about half. Export a smaller size, a recipe of fewer bits, or a shorter --context."
+        + String(format: " needs about %.1f GB; this device has %.1f GB", needed / 1e9, deviceBytes / 1e9)
+        + ", and an app can use about half of it. Export a smaller size, a recipe with fewer bits, or a shorter --context."
 }
 
-private let workRows = 4  // of logits
-private let usableShare = 0.5  // the system and other apps hold the rest
+private let logitRows = 4  // that are in memory at once
+private let usableShare = 0.5  // the system and other apps use the rest

@@ -16,7 +16,7 @@ struct Digest {
     }
 }
 #else
-/// SHA-256 by FIPS 180-4, where CryptoKit is not.
+/// SHA-256 by FIPS 180-4, for systems without CryptoKit.
 struct Digest {
     private var state: [UInt32] = [
         0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19,
@@ -46,23 +46,23 @@ struct Digest {
 
     private mutating func add(_ block: ArraySlice<UInt8>) {
         var words = [UInt32](repeating: 0, count: 64)
-        for (place, byte) in block.enumerated() { words[place / 4] = words[place / 4] << 8 | UInt32(byte) }
-        for place in 16..<64 {
-            let (early, late) = (words[place - 15], words[place - 2])
+        for (index, byte) in block.enumerated() { words[index / 4] = words[index / 4] << 8 | UInt32(byte) }
+        for index in 16..<64 {
+            let (early, late) = (words[index - 15], words[index - 2])
             let first = rotated(early, 7) ^ rotated(early, 18) ^ (early >> 3)
             let second = rotated(late, 17) ^ rotated(late, 19) ^ (late >> 10)
-            words[place] = words[place - 16] &+ first &+ words[place - 7] &+ second
+            words[index] = words[index - 16] &+ first &+ words[index - 7] &+ second
         }
         var now = state
-        for place in 0..<64 {
+        for index in 0..<64 {
             let first = rotated(now[4], 6) ^ rotated(now[4], 11) ^ rotated(now[4], 25)
             let choice = (now[4] & now[5]) ^ (~now[4] & now[6])
-            let sum = now[7] &+ first &+ choice &+ constants[place] &+ words[place]
+            let sum = now[7] &+ first &+ choice &+ constants[index] &+ words[index]
             let second = rotated(now[0], 2) ^ rotated(now[0], 13) ^ rotated(now[0], 22)
             let majority = (now[0] & now[1]) ^ (now[0] & now[2]) ^ (now[1] & now[2])
             now = [sum &+ second &+ majority, now[0], now[1], now[2], now[3] &+ sum, now[4], now[5], now[6]]
         }
-        for place in 0..<8 { state[place] = state[place] &+ now[place] }
+        for index in 0..<8 { state[index] = state[index] &+ now[index] }
     }
 }
 
@@ -82,7 +82,7 @@ private let constants: [UInt32] = (2...311).filter(isPrime).map { prime in
 
 private func isPrime(_ number: Int) -> Bool { !(2..<number).contains { number % $0 == 0 } }
 
-/// Whether (root / 2^32)³ ≤ prime, in whole numbers: root < 2^35, so root² and root³ need 70 and 105 bits.
+/// Whether (root / 2^32)³ ≤ prime, in integers: root < 2^35, so root² and root³ need 70 and 105 bits.
 private func cubeIsAtMost(_ root: UInt64, _ prime: UInt64) -> Bool {
     let square = root.multipliedFullWidth(by: root)
     let low = square.low.multipliedFullWidth(by: root)

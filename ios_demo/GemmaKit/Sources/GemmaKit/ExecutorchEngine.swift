@@ -2,17 +2,14 @@
 import ExecuTorch
 import Foundation
 
-/// ExecuTorch's Module with our sampler: one `forward(tokens, start)`, the caches inside.
+/// An ExecuTorch Module with one method, `forward(tokens, start)`; the program holds the caches.
 public final class ExecutorchEngine: Engine {
     public let givesEveryRow = false
 
     private let module: Module
 
     public init(_ bundle: ModelBundle, graph name: String) throws {
-        guard let graph = bundle.manifest.graphs[name] else {
-            throw GemmaError.session("the bundle holds no \(name) graph; export the model again")
-        }
-        module = Module(filePath: bundle.directory.appendingPathComponent(graph.file).path)
+        module = Module(filePath: bundle.directory.appendingPathComponent(try bundle.graph(name).file).path)
         do {
             try module.load("forward")
         } catch {
@@ -25,7 +22,7 @@ public final class ExecutorchEngine: Engine {
         let start = Tensor<Int64>([Int64(position)], shape: [1])
         do {
             guard let logits: Tensor<Float> = try module.forward([ids, start]).first?.tensor() else {
-                throw GemmaError.session("the program gives no logits; export the model again")
+                throw GemmaError.session("the program returns no logits; export the model again")
             }
             return [logits.scalars()]
         } catch let error as GemmaError {

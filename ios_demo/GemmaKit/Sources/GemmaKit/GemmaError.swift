@@ -1,16 +1,16 @@
-/// Everything that can go wrong. Each message says what was found, what was expected and what to do.
+/// All errors. Each message says what was found, what was expected and what to do.
 public enum GemmaError: Error, Equatable {
-    /// A bundle is missing, altered, damaged, or of another schema.
+    /// A bundle is missing, altered, damaged, or has an unknown schema version.
     case bundle(String)
     /// The artifact can't be loaded or run.
     case session(String)
-    /// The next token would not fit into the cache.
+    /// The next tokens don't fit into the cache.
     case contextFull(String)
-    /// Text can't be encoded, or the bundle has no tokenizer for phones.
+    /// A text can't be encoded, or the tokenizer file is damaged.
     case tokenizer(String)
     /// A text is not JSON.
     case json(String)
-    /// A JSON Schema says more than is understood here.
+    /// A JSON Schema is not valid or uses a keyword that is not supported.
     case schema(String)
 
     public var message: String {

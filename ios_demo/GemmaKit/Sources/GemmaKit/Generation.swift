@@ -2,10 +2,10 @@ public enum StopReason: Equatable, Sendable {
     case stopToken, length, context
 }
 
-/// What to make of a prompt.
+/// A prompt and when to stop generating.
 public struct GenerationRequest {
     public let prompt: [Int]  // tokens to feed
-    public let history: [Int]  // tokens the caches hold already; only a repetition penalty reads them
+    public let history: [Int]  // tokens that are cached already; only the repetition penalty uses them
     public let maxNewTokens: Int
     public let stopTokens: Set<Int>
 
@@ -17,7 +17,7 @@ public struct GenerationRequest {
     }
 }
 
-/// Tokens under way: iterate them once. Cancelling the task ends it between two tokens.
+/// Generates tokens: iterate it once. Cancelling the task stops it between two tokens.
 public final class TokenGeneration: AsyncSequence, AsyncIteratorProtocol {
     public typealias Element = Int
 
@@ -26,13 +26,13 @@ public final class TokenGeneration: AsyncSequence, AsyncIteratorProtocol {
     private let sampler: Sampler
     private var previous: [Int]
 
-    /// The new tokens so far, the stop token left out.
+    /// The new tokens so far, without the stop token.
     public private(set) var tokens: [Int] = []
 
-    /// Why it ended; nil while it has not, and when it was cancelled.
+    /// Why it ended; nil while it is running and after it was cancelled.
     public private(set) var reason: StopReason?
 
-    /// Throws contextFull at once, before anything is written, if the prompt doesn't fit.
+    /// Throws contextFull, before anything is written, if the prompt doesn't fit.
     public init(_ session: Session, _ request: GenerationRequest, _ sampler: Sampler) throws {
         try checkRoom(session.position, request.prompt.count, session.contextLength)
         guard request.maxNewTokens >= 1 else {

@@ -11,18 +11,18 @@ public struct TopLogits {
     }
 }
 
-/// One prompt. `reference` judges quantization, `quantized` judges the lowering.
+/// A prompt with expected logits: `reference` of the float32 weights, `quantized` of the bundle's codes.
 public struct Golden {
     public let name: String
     public let tokens: [Int]
     let reference: TopLogits
     let quantized: TopLogits
 
-    /// The positions, from the end, that have logits.
+    /// How many positions, counted from the end, have expected logits.
     var judged: Int { reference.ids.count }
 }
 
-/// What the exporter's reference said; throws a bundle error where the file says nothing.
+/// The goldens that the exporter wrote; throws a bundle error if there are none.
 public func loadGoldens(_ bundle: ModelBundle) throws -> [Golden] {
     try parseGoldens(readFile(bundle.path("goldens")))
 }
@@ -30,7 +30,7 @@ public func loadGoldens(_ bundle: ModelBundle) throws -> [Golden] {
 func parseGoldens(_ file: Data) throws -> [Golden] {
     let goldens = try JSONFields.parse(file: "goldens.json", file).list(readGolden)
     guard !goldens.isEmpty else {
-        throw GemmaError.bundle("the bundle holds no goldens, so nothing can be verified; export it again")
+        throw GemmaError.bundle("the bundle has no goldens, so it can't be verified; export the model again")
     }
     return goldens
 }
@@ -43,7 +43,7 @@ private func readGolden(_ json: JSONFields) throws -> Golden {
         quantized: try readTop(json.of("quantized"))
     )
     guard golden.judged >= 1, golden.judged <= golden.tokens.count, golden.quantized.ids.count == golden.judged else {
-        throw json.wrong("as many positions in both references, and no more than tokens")
+        throw json.wrong("the same number of positions in both references, at most one per token")
     }
     return golden
 }
@@ -61,7 +61,7 @@ private func readTop(_ json: JSONFields) throws -> TopLogits {
     return top
 }
 
-/// Boils (T, V) logits down to the k largest and the normalizer.
+/// Reduces (T, V) logits to the k largest of each row and its normalizer.
 func topLogits(_ rows: [[Float]], k: Int = 32) -> TopLogits {
     let ids = rows.map { row -> [Int] in
         let threshold = kthLargest(row, k)
@@ -73,6 +73,6 @@ func topLogits(_ rows: [[Float]], k: Int = 32) -> TopLogits {
 }
 
 func logSumExp(_ row: [Float]) -> Double {
-    let top = Double(row.max() ?? 0)
-    return top + log(row.reduce(0) { $0 + exp(Double($1) - top) })
+    let highest = Double(row.max() ?? 0)
+    return highest + log(row.reduce(0) { $0 + exp(Double($1) - highest) })
 }

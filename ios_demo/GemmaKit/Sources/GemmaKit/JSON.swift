@@ -1,6 +1,6 @@
 import Foundation
 
-/// A JSON value. Texts are compared scalar by scalar: Swift's own `==` takes é for e and an accent.
+/// A JSON value. Strings are compared by Unicode scalars: Swift's own `==` treats é and e with a combining accent as equal.
 public indirect enum JSON: Equatable {
     case object(JSONObject)
     case array([JSON])
@@ -21,7 +21,7 @@ public indirect enum JSON: Equatable {
         }
     }
 
-    /// The value on one line; whole numbers without a fraction, NaN and infinities as null.
+    /// The value as JSON on one line; whole numbers have no fraction, NaN and infinities become null.
     public func write() -> String {
         switch self {
         case .object(let object):
@@ -35,7 +35,7 @@ public indirect enum JSON: Equatable {
     }
 }
 
-/// Names and values in their order, which equality ignores.
+/// Names and values in file order; equality ignores the order.
 public struct JSONObject: Equatable {
     public let fields: [(name: String, value: JSON)]
 

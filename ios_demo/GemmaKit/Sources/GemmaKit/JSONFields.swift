@@ -1,42 +1,42 @@
 import Foundation
 
-/// Typed reads from a bundle's JSON file. A missing or mistyped field is a bundle error that names it.
+/// Typed reads from a bundle's JSON file. A missing or mistyped field throws a bundle error that names it.
 struct JSONFields {
     let file: String
     let path: String
     let value: JSON
 
-    /// Throws a bundle error where the text is not JSON.
+    /// Throws a bundle error if the text is not JSON.
     static func parse(file: String, _ data: Data) throws -> JSONFields {
         guard let text = String(data: data, encoding: .utf8) else {
-            throw GemmaError.bundle("\(file) is not UTF-8; copy the bundle again")
+            throw GemmaError.bundle("\(file) is not UTF-8; copy the whole bundle folder again")
         }
         do {
             return JSONFields(file: file, path: "$", value: try parseJSON(text))
         } catch let error as GemmaError {
-            throw GemmaError.bundle("\(file) can't be read: \(error.message); copy the bundle again")
+            throw GemmaError.bundle("\(file) can't be read: \(error.message); copy the whole bundle folder again")
         }
     }
 
     func of(_ name: String) throws -> JSONFields {
-        guard let found = try objectFields()[name] else { throw invalid("\(path) has no \"\(name)\"") }
-        return JSONFields(file: file, path: "\(path).\(name)", value: found)
+        guard let field = try objectFields()[name] else { throw invalid("\(path) has no \"\(name)\"") }
+        return JSONFields(file: file, path: "\(path).\(name)", value: field)
     }
 
-    /// The field, or nil where it is null.
+    /// The field, or nil if its value is null.
     func orNil(_ name: String) throws -> JSONFields? {
         let field = try of(name)
         return field.value == .null ? nil : field
     }
 
     func string() throws -> String {
-        guard case .string(let text) = value else { throw wrong("a text") }
+        guard case .string(let text) = value else { throw wrong("a string") }
         return text
     }
 
     func boolean() throws -> Bool {
-        guard case .boolean(let found) = value else { throw wrong("true or false") }
-        return found
+        guard case .boolean(let boolean) = value else { throw wrong("true or false") }
+        return boolean
     }
 
     func double() throws -> Double {
@@ -44,33 +44,33 @@ struct JSONFields {
         return number
     }
 
-    /// A whole number. Beyond 2^53 a double skips numbers.
+    /// A whole number of at most 2^53: beyond it a double skips whole numbers.
     func whole() throws -> Int {
         let number = try double()
         guard number == number.rounded(), abs(number) <= 9_007_199_254_740_992 else { throw wrong("a whole number") }
         return Int(number)
     }
 
-    /// A whole number from 0 on that fits 32 bits.
+    /// A whole number of at least 0 that fits in 32 bits.
     func count() throws -> Int {
         let number = try whole()
-        guard (0...Int(Int32.max)).contains(number) else { throw wrong("a count") }
+        guard (0...Int(Int32.max)).contains(number) else { throw wrong("a whole number of at least 0 that fits in 32 bits") }
         return number
     }
 
     func list<T>(_ read: (JSONFields) throws -> T) throws -> [T] {
         guard case .array(let items) = value else { throw wrong("a list") }
-        return try items.enumerated().map { place, item in
-            try read(JSONFields(file: file, path: "\(path)[\(place)]", value: item))
+        return try items.enumerated().map { index, item in
+            try read(JSONFields(file: file, path: "\(path)[\(index)]", value: item))
         }
     }
 
     func map<T>(_ read: (JSONFields) throws -> T) throws -> [String: T] {
-        var found: [String: T] = [:]
+        var fields: [String: T] = [:]
         for (name, item) in try objectFields().fields {
-            found[name] = try read(JSONFields(file: file, path: "\(path).\(name)", value: item))
+            fields[name] = try read(JSONFields(file: file, path: "\(path).\(name)", value: item))
         }
-        return found
+        return fields
     }
 
     func wrong(_ expected: String) -> GemmaError {

@@ -1,4 +1,4 @@
-/// Parses RFC 8259 JSON, nothing looser: no duplicate names, no numbers beyond a double, no half surrogates.
+/// Parses strict RFC 8259 JSON; refuses duplicate names, numbers too large for a double and unpaired surrogates.
 public func parseJSON(_ text: String) throws -> JSON {
     var parser = JSONParser(Array(text.utf8), at: 0)
     let value = try parser.value(depth: 0)
@@ -7,9 +7,9 @@ public func parseJSON(_ text: String) throws -> JSON {
     return value
 }
 
-private let deepest = 128
+private let maxDepth = 128
 
-/// Reads from a place in UTF-8; `at` is where it stopped.
+/// Parses one value from byte `at`, which then points after it.
 struct JSONParser {
     let bytes: [UInt8]
     private(set) var at: Int
@@ -20,7 +20,7 @@ struct JSONParser {
     }
 
     mutating func value(depth: Int) throws -> JSON {
-        if depth > deepest { throw failure("more than \(deepest) levels") }
+        if depth > maxDepth { throw failure("nesting deeper than \(maxDepth) levels") }
         skipSpace()
         switch try peek() {
         case UInt8(ascii: "{"): return try object(depth)
@@ -40,17 +40,17 @@ struct JSONParser {
     func failure(_ what: String) -> GemmaError { .json("not JSON: \(what) at byte \(at + 1)") }
 
     private func peek() throws -> UInt8 {
-        guard at < bytes.count else { throw failure("the text ends") }
+        guard at < bytes.count else { throw failure("unexpected end of text") }
         return bytes[at]
     }
 
     private mutating func expect(_ character: Character) throws {
-        guard try peek() == character.asciiValue else { throw failure("another character where \(character) belongs") }
+        guard try peek() == character.asciiValue else { throw failure("expected '\(character)'") }
         at += 1
     }
 
-    /// Whether the next character is this one, which is then taken.
-    private mutating func took(_ character: Character) throws -> Bool {
+    /// Consumes the next character if it is this one; returns whether it was.
+    private mutating func consume(_ character: Character) throws -> Bool {
         skipSpace()
         guard try peek() == character.asciiValue else { return false }
         at += 1
@@ -61,15 +61,15 @@ struct JSONParser {
         try expect("{")
         var fields: [(name: String, value: JSON)] = []
         var names: Set<[UInt8]> = []
-        if try took("}") { return .object(JSONObject([])) }
+        if try consume("}") { return .object(JSONObject([])) }
         repeat {
             skipSpace()
             let name = try string()
             skipSpace()
             try expect(":")
-            guard names.insert(Array(name.utf8)).inserted else { throw failure("the name \"\(name)\" twice") }
+            guard names.insert(Array(name.utf8)).inserted else { throw failure("duplicate name \"\(name)\"") }
             fields.append((name, try value(depth: depth + 1)))
-        } while try took(",")
+        } while try consume(",")
         try expect("}")
         return .object(JSONObject(fields))
     }
@@ -77,8 +77,8 @@ struct JSONParser {
     private mutating func array(_ depth: Int) throws -> JSON {
         try expect("[")
         var items: [JSON] = []
-        if try took("]") { return .array([]) }
-        repeat { items.append(try value(depth: depth + 1)) } while try took(",")
+        if try consume("]") { return .array([]) }
+        repeat { items.append(try value(depth: depth + 1)) } while try consume(",")
         try expect("]")
         return .array(items)
     }
@@ -93,14 +93,14 @@ struct JSONParser {
         let start = at
         skip("-")
         let whole = digits()
-        guard whole > 0, whole == 1 || bytes[at - whole] != UInt8(ascii: "0") else { throw failure("no value") }
-        if skip(".") { guard digits() > 0 else { throw failure("a number without a fraction") } }
+        guard whole > 0, whole == 1 || bytes[at - whole] != UInt8(ascii: "0") else { throw failure("expected a value") }
+        if skip(".") { guard digits() > 0 else { throw failure("a number without digits after the point") } }
         if skip("e") || skip("E") {
             if !skip("+") { skip("-") }
-            guard digits() > 0 else { throw failure("a number without an exponent") }
+            guard digits() > 0 else { throw failure("a number without digits in its exponent") }
         }
         guard let value = Double(String(decoding: bytes[start..<at], as: UTF8.self)), value.isFinite else {
-            throw failure("a number beyond a double")
+            throw failure("a number too large for a double")
         }
         return .number(value)
     }
@@ -139,15 +139,15 @@ struct JSONParser {
         let plain: [UInt8: UInt8] = [
             0x22: 0x22, 0x5C: 0x5C, 0x2F: 0x2F, 0x62: 0x08, 0x66: 0x0C, 0x6E: 0x0A, 0x72: 0x0D, 0x74: 0x09,
         ]
-        if let meant = plain[byte] { return [meant] }
+        if let character = plain[byte] { return [character] }
         guard byte == UInt8(ascii: "u") else { throw failure("an unknown escape") }
         var code = try fourDigits()
         if (0xD800..<0xDC00).contains(code), skip("\\"), skip("u") {
             let low = try fourDigits()
-            guard (0xDC00..<0xE000).contains(low) else { throw failure("half of a surrogate pair") }
+            guard (0xDC00..<0xE000).contains(low) else { throw failure("an unpaired surrogate") }
             code = 0x10000 + (code - 0xD800) << 10 + (low - 0xDC00)
         }
-        guard let scalar = Unicode.Scalar(code) else { throw failure("half of a surrogate pair") }
+        guard let scalar = Unicode.Scalar(code) else { throw failure("an unpaired surrogate") }
         return Array(String(Character(scalar)).utf8)
     }
 
@@ -155,7 +155,7 @@ struct JSONParser {
         let digits = bytes[at..<min(at + 4, bytes.count)]
         let hexadecimal = digits.allSatisfy { Character(Unicode.Scalar($0)).isHexDigit }
         guard digits.count == 4, hexadecimal, let code = UInt32(String(decoding: digits, as: UTF8.self), radix: 16) else {
-            throw failure("\\u without four digits")
+            throw failure("\\u without four hexadecimal digits")
         }
         at += 4
         return code

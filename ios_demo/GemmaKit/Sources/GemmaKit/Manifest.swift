@@ -1,20 +1,20 @@
 import Foundation
 
-public let schemaVersion = 1
+public let schemaVersion = 2
 
-public enum AttentionKind: String {
+public enum AttentionKind: String, CaseIterable {
     case local, global
 }
 
 /// One layer's KV cache: keys and values, each (1, kvHeads, slots, headDim).
 public struct LayerCache: Equatable {
     public let kind: AttentionKind
-    public let window: Int?  // tokens a query sees, itself included; nil on global layers
+    public let window: Int?  // tokens a query attends to, itself included; nil on global layers
     public let slots: Int
     public let kvHeads: Int
     public let headDim: Int
 
-    /// Numbers in keys and values together.
+    /// Elements of keys and values together; a Double, because a damaged manifest could overflow an integer.
     var elements: Double { 2 * Double(kvHeads) * Double(slots) * Double(headDim) }
 }
 
@@ -24,19 +24,48 @@ public struct Rope: Equatable {
     public let factor: Double
 }
 
-/// A size of nil varies from call to call.
+/// What a tensor is for, as in `gemma_runtime/manifest.py`. A runner goes by this; names are the artifact's own.
+public enum TensorRole: String, CaseIterable {
+    case tokens, start, positions, total, wanted, last, embeddings, hidden
+    case cos, sin, mask, slots, write
+    case keys, values, cache
+    case logits
+}
+
 public struct TensorSpec: Equatable {
     public let name: String
     public let dtype: String
-    public let shape: [Int?]
+    public let shape: [Int?]  // a size of nil varies from call to call
+    public let role: TensorRole
+    public let kind: AttentionKind?  // of the layers it is for; nil: for none or for all
+    public let layer: Int?  // the layer it belongs to
 }
 
-/// One entry point of the artifact.
+/// A program of the artifact.
 public struct Graph: Equatable {
     public let file: String
     public let inputs: [TensorSpec]
     public let outputs: [TensorSpec]
-    public let states: [TensorSpec]
+    public let states: [TensorSpec]  // caches
+
+    /// The input or output with a role; throws a bundle error if there is none.
+    public func tensor(_ role: TensorRole) throws -> TensorSpec {
+        guard let found = (inputs + outputs).first(where: { $0.role == role }) else {
+            throw GemmaError.bundle("\(file) has no tensor of role \(role.rawValue); export the model again")
+        }
+        return found
+    }
+
+    /// Each state and the output that returns it; throws a bundle error if an output is missing.
+    public func returnedCaches() throws -> [(past: TensorSpec, present: TensorSpec)] {
+        try states.map { state in
+            let same = { (spec: TensorSpec) in spec.role == state.role && spec.kind == state.kind && spec.layer == state.layer }
+            guard let returned = outputs.first(where: same) else {
+                throw GemmaError.bundle("\(file) does not return \(state.name); export the model again")
+            }
+            return (state, returned)
+        }
+    }
 }
 
 public struct BundleFile: Equatable {
@@ -44,7 +73,7 @@ public struct BundleFile: Equatable {
     public let bytes: Int
 }
 
-/// What a device must know to run a bundle; written by the exporter.
+/// Everything a device needs to know to run a bundle; written by the exporter.
 public struct Manifest: Equatable {
     public let modelID: String
     public let family: String
@@ -60,7 +89,7 @@ public struct Manifest: Equatable {
     public let layers: [LayerCache]
     public let cacheDtype: String
     public let headroomFactor: Double
-    public let graphs: [String: Graph]
+    public let graphs: [String: [Graph]]  // the parts of each, in the order in which they run
     public let files: [String: BundleFile]
     public let roles: [String: String]
     public let ropes: [String: Rope]  // by kind of attention
@@ -73,22 +102,22 @@ public struct Manifest: Equatable {
         layers.filter { $0.kind == kind }.reduce(0) { $0 + $1.elements } * (cacheDtype == "float16" ? 2 : 4)
     }
 
-    /// What the runtime loads: every file that plays no role beside it.
+    /// The files that the runtime loads: all files without a role.
     public var artifact: [String: BundleFile] {
-        let apart = Set(roles.values)
-        return files.filter { !apart.contains($0.key) }
+        let sidecars = Set(roles.values)
+        return files.filter { !sidecars.contains($0.key) }
     }
 
     public var artifactBytes: Int { artifact.values.reduce(0) { $0 + $1.bytes } }
 
-    /// Another one for every other artifact: for what is made of it and kept.
+    /// A digest of the artifact's files; it names what is cached for this artifact.
     public var artifactDigest: String {
         var digest = Digest()
         for (name, file) in artifact.sorted(by: { $0.key < $1.key }) { digest.update(Data("\(name) \(file.sha256)\n".utf8)) }
         return digest.finish()
     }
 
-    /// Throws a bundle error for another schema, and for a missing or mistyped field.
+    /// Throws a bundle error for an unknown schema version and for a missing or mistyped field.
     public static func parse(_ data: Data) throws -> Manifest {
         try readManifest(JSONFields.parse(file: "manifest.json", data))
     }
@@ -111,7 +140,7 @@ private func readManifest(_ json: JSONFields) throws -> Manifest {
         layers: try json.of("layers").list(readLayer),
         cacheDtype: try readCacheDtype(json.of("cache_dtype")),
         headroomFactor: try json.of("headroom").of("factor").double(),
-        graphs: try json.of("graphs").map(readGraph),
+        graphs: try json.of("graphs").map(readParts),
         files: try json.of("files").map {
             BundleFile(sha256: try $0.of("sha256").string(), bytes: try $0.of("bytes").whole())
         },
@@ -120,10 +149,10 @@ private func readManifest(_ json: JSONFields) throws -> Manifest {
     )
 }
 
-private func checkSchema(_ found: Int) throws {
-    guard found != schemaVersion else { return }
-    let action = found > schemaVersion ? "update the app" : "export the model again"
-    throw GemmaError.bundle("manifest.json has schema \(found), this app reads \(schemaVersion); \(action)")
+private func checkSchema(_ version: Int) throws {
+    guard version != schemaVersion else { return }
+    let action = version > schemaVersion ? "update the app" : "export the model again"
+    throw GemmaError.bundle("manifest.json has schema version \(version), this app reads \(schemaVersion); \(action)")
 }
 
 private func atLeastOne(_ field: JSONFields) throws -> Int {
@@ -139,11 +168,8 @@ private func readCacheDtype(_ field: JSONFields) throws -> String {
 }
 
 private func readLayer(_ json: JSONFields) throws -> LayerCache {
-    guard let kind = AttentionKind(rawValue: try json.of("kind").string()) else {
-        throw try json.of("kind").wrong("local or global")
-    }
-    return LayerCache(
-        kind: kind,
+    LayerCache(
+        kind: try oneOf(json.of("kind")),
         window: try json.orNil("window")?.count(),
         slots: try json.of("slots").count(),
         kvHeads: try json.of("kv_heads").count(),
@@ -153,6 +179,12 @@ private func readLayer(_ json: JSONFields) throws -> LayerCache {
 
 private func readRope(_ json: JSONFields) throws -> Rope {
     Rope(base: try json.of("base").double(), factor: try json.of("factor").double())
+}
+
+private func readParts(_ json: JSONFields) throws -> [Graph] {
+    let parts = try json.list(readGraph)
+    guard !parts.isEmpty else { throw json.wrong("at least one part") }
+    return parts
 }
 
 private func readGraph(_ json: JSONFields) throws -> Graph {
@@ -171,6 +203,16 @@ private func readTensor(_ json: JSONFields) throws -> TensorSpec {
         shape: try json.of("shape").list { size in
             if case .string = size.value { return nil }
             return try size.count()
-        }
+        },
+        role: try oneOf(json.of("role")),
+        kind: try json.orNil("kind").map { try oneOf($0) },
+        layer: try json.orNil("layer")?.count()
     )
+}
+
+private func oneOf<T: RawRepresentable & CaseIterable>(_ field: JSONFields) throws -> T where T.RawValue == String {
+    guard let found = T(rawValue: try field.string()) else {
+        throw field.wrong(T.allCases.map(\.rawValue).joined(separator: " or "))
+    }
+    return found
 }

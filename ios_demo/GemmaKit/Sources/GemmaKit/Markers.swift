@@ -1,4 +1,4 @@
-/// Pieces that are found whole in raw text, leftmost first, then longest.
+/// Pieces that are matched as a whole in raw text before merging; the leftmost match wins, then the longest.
 struct AddedPieces {
     private var next: [[UInt8: Int]] = [[:]]  // by node
     private var tokens: [Int] = [-1]
@@ -9,7 +9,7 @@ struct AddedPieces {
         }
     }
 
-    /// The longest piece that begins here, nil where none does.
+    /// The longest piece that starts at `start`; nil if none does.
     func longest(in text: ArraySlice<UInt8>, at start: Int) -> Int? {
         var node = 0
         var best = -1
@@ -37,41 +37,41 @@ struct AddedPieces {
     }
 }
 
-/// What a template may write and a user may not: the names of control tokens, whether or not there are such.
+/// The names of control tokens, which only a template may use. Reserved names count even if the vocabulary lacks them.
 struct Markers {
-    private let named: [[UInt8]]  // longest first
-    private let begins: Set<UInt8>
+    private let names: [[UInt8]]  // longest first
+    private let firstBytes: Set<UInt8>
 
     init(_ vocabulary: Vocabulary) {
-        named = (0..<vocabulary.count)
+        names = (0..<vocabulary.count)
             .filter { vocabulary.kinds[$0] == .special }
             .map { vocabulary.pieces[$0] }
             .filter { !$0.isEmpty && reservedLength($0[...], 0) != $0.count }
             .sorted { $0.count > $1.count }
-        begins = Set(named.map { $0[0] } + [UInt8(ascii: "<"), UInt8(ascii: "[")])
+        firstBytes = Set(names.map { $0[0] } + [UInt8(ascii: "<"), UInt8(ascii: "[")])
     }
 
-    /// From start to end of each marker, in order.
+    /// The range of each marker, in order.
     func find(_ text: [UInt8]) -> [Range<Int>] {
-        var found: [Range<Int>] = []
+        var ranges: [Range<Int>] = []
         var at = 0
         while at < text.count {
-            let length = begins.contains(text[at]) ? lengthAt(text, at) : 0
-            if length > 0 { found.append(at..<at + length) }
+            let length = firstBytes.contains(text[at]) ? lengthAt(text, at) : 0
+            if length > 0 { ranges.append(at..<at + length) }
             at += max(1, length)
         }
-        return found
+        return ranges
     }
 
     private func lengthAt(_ text: [UInt8], _ at: Int) -> Int {
-        named.first { text[at...].starts(with: $0) }?.count ?? reservedLength(text[...], at)
+        names.first { text[at...].starts(with: $0) }?.count ?? reservedLength(text[...], at)
     }
 }
 
 private let unused = Array("<unused".utf8)
 private let reserved = ["<mask>", "[multimodal]"].map { Array($0.utf8) }
 
-/// Length of `<unused7>`, `<mask>` or `[multimodal]` at a place, 0 where there is none.
+/// Length of a name such as `<unused7>`, `<mask>` or `[multimodal]` at an index; 0 if there is none.
 private func reservedLength(_ text: ArraySlice<UInt8>, _ at: Int) -> Int {
     if let name = reserved.first(where: { text[at...].starts(with: $0) }) { return name.count }
     guard text[at...].starts(with: unused) else { return 0 }

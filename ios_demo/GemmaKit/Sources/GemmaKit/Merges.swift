@@ -1,8 +1,8 @@
-/// Cuts text without added pieces into pieces: characters, or their bytes, merged by rank.
+/// Byte pair encoding of text without added pieces: splits it into characters or their bytes and merges by rank.
 struct Merges {
     let vocabulary: Vocabulary
 
-    /// Appends the ids of UTF-8 whose spaces are U+2581 already.
+    /// Appends the ids of UTF-8 `text`, in which U+2581 replaces spaces.
     func encode(_ text: [UInt8], into out: inout [Int]) throws {
         var symbols = Symbols(try characters(text))
         var queue = Heap<Candidate>()
@@ -61,12 +61,12 @@ func characterCount(_ piece: [UInt8]) -> Int {
     piece.reduce(0) { $0 + ($1 & 0xC0 == 0x80 ? 0 : 1) }
 }
 
-/// A pair that may merge, in the order of the merges' list.
+/// A pair that may be merged; pairs are ordered as in the tokenizer's list of merges.
 private struct Candidate: Comparable {
     let rank: Int32
     let leftLength: Int  // characters
     let rightLength: Int
-    let left: Int  // place
+    let left: Int  // index in Symbols
     let leftToken: Int
     let rightToken: Int
     let merged: Int
@@ -79,7 +79,9 @@ private struct Candidate: Comparable {
     }
 }
 
-/// Tokens as a linked list.
+private let removed = -1
+
+/// The tokens of a text as a linked list.
 private struct Symbols {
     var tokens: [Int]
     var previous: [Int]
@@ -91,12 +93,12 @@ private struct Symbols {
         next = tokens.indices.map { $0 + 1 < tokens.count ? $0 + 1 : -1 }
     }
 
-    /// False where one of the pair has merged otherwise meanwhile.
+    /// Merges a pair; returns false if one of its tokens was merged into another pair before.
     mutating func merge(_ pair: Candidate) -> Bool {
         let right = next[pair.left]
         guard tokens[pair.left] == pair.leftToken, right >= 0, tokens[right] == pair.rightToken else { return false }
         tokens[pair.left] = pair.merged
-        tokens[right] = -1
+        tokens[right] = removed
         next[pair.left] = next[right]
         if next[right] >= 0 { previous[next[right]] = pair.left }
         return true
@@ -111,7 +113,7 @@ private struct Symbols {
     }
 }
 
-/// The least first.
+/// A binary heap; `pop` returns the least element.
 struct Heap<Element: Comparable> {
     private(set) var elements: [Element] = []
 

@@ -1,7 +1,7 @@
 /// Opens one of a bundle's graphs.
 public typealias EngineOpener = @Sendable (_ bundle: ModelBundle, _ graph: String) async throws -> Engine
 
-/// Opens it with the backend for the bundle's target.
+/// Opens a graph with the backend for the bundle's target.
 @Sendable
 public func openEngine(_ bundle: ModelBundle, graph: String) async throws -> Engine {
     switch bundle.manifest.target {
@@ -13,6 +13,6 @@ public func openEngine(_ bundle: ModelBundle, graph: String) async throws -> Eng
     #endif
     case let target:
         throw GemmaError.session(
-            "the bundle's graph \(graph) is for \(target), which this app does not run; export with --target coreml")
+            "the bundle's \(graph) graph is for \(target), which this app cannot run; export with --target coreml")
     }
 }

@@ -1,26 +1,27 @@
-/// What loading took, once.
+/// How long checking and loading a bundle took.
 public struct Loading {
-    public let checkMillis: Double
-    public let loadMillis: Double
+    public let checkMs: Double
+    public let loadMs: Double
 
-    public init(checkMillis: Double, loadMillis: Double) {
-        self.checkMillis = checkMillis
-        self.loadMillis = loadMillis
+    public init(checkMs: Double, loadMs: Double) {
+        self.checkMs = checkMs
+        self.loadMs = loadMs
     }
 }
 
-/// The device and what was found on it, as JSON to share: figures as `verify` and `bench` name them with `--json`.
+/// The device and its results as JSON, with the names of `gemma-runtime verify --json` and `bench --json`.
 public func reportJSON(
-    device: [String: String], _ bundle: ModelBundle, _ found: Verification, _ loading: Loading, _ benchmark: Benchmark
+    device: [String: String], _ bundle: ModelBundle, _ verification: Verification, _ loading: Loading,
+    _ benchmark: Benchmark
 ) -> JSON {
     object([
         ("device", object(device.sorted { $0.key < $1.key }.map { ($0.key, .string($0.value)) })),
         ("codes_digest", .string(bundle.manifest.codesDigest)),
-        ("verify", verificationJSON(found)),
+        ("verify", verificationJSON(verification)),
         (
             "bench",
             object([
-                ("threads", .null),  // Core ML's own affair
+                ("threads", .null),  // Core ML decides
                 ("repeats", .number(Double(benchmark.repeats))),
                 ("new_tokens", .number(Double(benchmark.newTokens))),
                 ("bundles", .array([benchJSON(bundle, loading, benchmark)])),
@@ -38,19 +39,19 @@ func limitsJSON(_ limits: Limits) -> JSON {
     ])
 }
 
-private func verificationJSON(_ found: Verification) -> JSON {
+private func verificationJSON(_ verification: Verification) -> JSON {
     object([
-        ("verdict", .string(found.verdict.rawValue)),
-        ("failures", .array(found.failures.map { .string($0) })),
-        ("limits", limitsJSON(found.limits)),
-        ("lowering", agreementJSON(found.lowering)),
-        ("scored", agreementJSON(found.scored)),
-        ("decoded", agreementJSON(found.decoded)),
-        ("exact", found.exact.map(agreementJSON) ?? .null),
-        ("engines", .null),  // another engine for the same artifact: none is here
-        ("paths", agreementJSON(found.paths)),
-        ("quantization", agreementJSON(found.quantization)),
-        ("by_golden", object(found.byGolden.map { ($0.name, agreementJSON($0.figures)) })),
+        ("verdict", .string(verification.verdict.rawValue)),
+        ("failures", .array(verification.failures.map { .string($0) })),
+        ("limits", limitsJSON(verification.limits)),
+        ("lowering", agreementJSON(verification.lowering)),
+        ("scored", agreementJSON(verification.scored)),
+        ("decoded", agreementJSON(verification.decoded)),
+        ("exact", verification.exact.map(agreementJSON) ?? .null),
+        ("engines", .null),  // phones have no second engine for the same artifact
+        ("paths", agreementJSON(verification.paths)),
+        ("quantization", agreementJSON(verification.quantization)),
+        ("by_golden", object(verification.byGolden.map { ($0.name, agreementJSON($0.figures)) })),
     ])
 }
 
@@ -66,7 +67,7 @@ private func agreementJSON(_ figures: Agreement) -> JSON {
     ])
 }
 
-private func benchJSON(_ bundle: ModelBundle, _ loading: Loading, _ found: Benchmark) -> JSON {
+private func benchJSON(_ bundle: ModelBundle, _ loading: Loading, _ benchmark: Benchmark) -> JSON {
     let manifest = bundle.manifest
     let caches = [AttentionKind.local, .global].map { ($0.rawValue, JSON.number(manifest.cacheBytes($0))) }
     return object([
@@ -76,21 +77,21 @@ private func benchJSON(_ bundle: ModelBundle, _ loading: Loading, _ found: Bench
         ("target", .string(manifest.target)),
         ("artifact_bytes", .number(Double(manifest.artifactBytes))),
         ("cache_bytes", object(caches)),
-        ("check_ms", spreadJSON(Spread([loading.checkMillis]))),
-        ("load_ms", spreadJSON(Spread([loading.loadMillis]))),
-        ("prompts", .array(found.prompts.map(promptJSON))),
-        ("decode_tokens_per_second", spreadJSON(found.decodeTokensPerSecond)),
-        ("token_ms", spreadJSON(found.tokenMillis)),
-        ("token_p95_ms", spreadJSON(found.tokenP95Millis)),
+        ("check_ms", spreadJSON(Spread([loading.checkMs]))),
+        ("load_ms", spreadJSON(Spread([loading.loadMs]))),
+        ("prompts", .array(benchmark.prompts.map(promptJSON))),
+        ("decode_tokens_per_second", spreadJSON(benchmark.decodeTokensPerSecond)),
+        ("token_ms", spreadJSON(benchmark.tokenMs)),
+        ("token_p95_ms", spreadJSON(benchmark.tokenP95Ms)),
         ("peak_rss_bytes", spreadJSON(Spread([peakResidentBytes()]))),
     ])
 }
 
-private func promptJSON(_ found: PromptFigures) -> JSON {
+private func promptJSON(_ figures: PromptFigures) -> JSON {
     object([
-        ("tokens", .number(Double(found.tokens))),
-        ("first_token_ms", spreadJSON(found.firstTokenMillis)),
-        ("tokens_per_second", spreadJSON(found.tokensPerSecond)),
+        ("tokens", .number(Double(figures.tokens))),
+        ("first_token_ms", spreadJSON(figures.firstTokenMs)),
+        ("tokens_per_second", spreadJSON(figures.tokensPerSecond)),
     ])
 }
 

@@ -1,12 +1,12 @@
 import Foundation
 
-/// How to choose a token. The defaults are greedy. Filters and their order are those of `gemma_runtime`.
+/// How to choose a token. The defaults are greedy. The filters and their order are those of `gemma_runtime`.
 public struct Sampling: Equatable {
-    public let temperature: Double  // 0 is greedy: the filters below don't matter then
+    public let temperature: Double  // 0 is greedy and ignores the filters below
     public let topK: Int  // keep the k most likely tokens; 0 keeps all
     public let topP: Double  // keep the fewest tokens that hold this share of probability
     public let minP: Double  // keep tokens at least this likely relative to the best
-    public let repetitionPenalty: Double  // 1 is none
+    public let repetitionPenalty: Double  // 1 is off
 
     public init(
         temperature: Double = 0, topK: Int = 0, topP: Double = 1, minP: Double = 0, repetitionPenalty: Double = 1
@@ -24,11 +24,11 @@ public struct Sampling: Equatable {
     }
 }
 
-private func check<T>(_ name: String, _ value: T, _ right: Bool, _ expected: String) throws {
-    guard right else { throw GemmaError.session("\(name) is \(value), expected \(expected)") }
+private func check<T>(_ name: String, _ value: T, _ valid: Bool, _ expected: String) throws {
+    guard valid else { throw GemmaError.session("\(name) is \(value), expected \(expected)") }
 }
 
-/// Chooses tokens. `noise` gives numbers from 0 on and below 1.
+/// Chooses tokens. `noise` returns numbers of at least 0 and below 1.
 public struct Sampler {
     private let sampling: Sampling
     private let noise: () -> Double
@@ -38,7 +38,7 @@ public struct Sampler {
         self.noise = noise
     }
 
-    /// One token by its logits, (V); `previous` are the tokens so far, prompt included.
+    /// Chooses a token from logits, (V); `previous` are the tokens so far, prompt included.
     public func pick(_ logits: [Float], previous: [Int]) throws -> Int {
         let penalized = penalize(logits, previous, sampling.repetitionPenalty)
         let best = try bestToken(penalized)
@@ -55,21 +55,21 @@ public struct Sampler {
 
     private func candidates(_ logits: [Float], highest: Float) -> [Candidate] {
         let threshold = kthLargest(logits, sampling.topK)
-        var found = logits.indices.filter { logits[$0] >= threshold }.map { token in
+        var candidates = logits.indices.filter { logits[$0] >= threshold }.map { token in
             Candidate(token: token, share: exp((Double(logits[token]) - Double(highest)) / sampling.temperature))
         }
-        if sampling.topP < 1 { found = nucleus(found, sampling.topP) }
-        return sampling.minP == 0 ? found : found.filter { $0.share >= sampling.minP }
+        if sampling.topP < 1 { candidates = nucleus(candidates, sampling.topP) }
+        return sampling.minP == 0 ? candidates : candidates.filter { $0.share >= sampling.minP }
     }
 }
 
-/// A token that may be drawn, and its likelihood relative to the best.
+/// A token that may be drawn, and its probability relative to the best one's.
 private struct Candidate {
     let token: Int
     let share: Double
 }
 
-/// Place of the largest logit; throws a session error where it is no number.
+/// The token with the largest logit; throws a session error if a logit is NaN or the largest is infinite.
 func bestToken(_ logits: [Float]) throws -> Int {
     var best = 0
     for token in logits.indices where logits[token] > logits[best] || logits[token].isNaN {
@@ -77,12 +77,12 @@ func bestToken(_ logits: [Float]) throws -> Int {
         if logits[best].isNaN { break }
     }
     guard !logits.isEmpty, logits[best].isFinite else {
-        throw GemmaError.session("the largest logit is no number: the artifact overflows; run the benchmark on it")
+        throw GemmaError.session("the largest logit is not a finite number: the artifact overflows; run the benchmark on it")
     }
     return best
 }
 
-/// Makes tokens that were there before less likely, each once.
+/// Lowers the logits of previous tokens, once per distinct token.
 private func penalize(_ logits: [Float], _ previous: [Int], _ penalty: Double) -> [Float] {
     guard penalty != 1 else { return logits }
     var penalized = logits
@@ -93,7 +93,7 @@ private func penalize(_ logits: [Float], _ previous: [Int], _ penalty: Double) -
     return penalized
 }
 
-/// The k-th largest logit, which ties may share; minus infinity for k = 0.
+/// The k-th largest logit; minus infinity for k = 0. More than k logits may reach it, by ties.
 func kthLargest(_ logits: [Float], _ k: Int) -> Float {
     guard k > 0, k < logits.count else { return -.infinity }
     var largest = Heap<Float>()
@@ -105,17 +105,17 @@ func kthLargest(_ logits: [Float], _ k: Int) -> Float {
     return largest.least ?? -.infinity
 }
 
-/// The fewest most likely candidates that hold `topP` of the whole, likeliest first; at least one.
+/// The smallest set of most likely candidates whose shares reach `topP` of the total, best first; at least one.
 private func nucleus(_ candidates: [Candidate], _ topP: Double) -> [Candidate] {
-    let whole = candidates.reduce(0) { $0 + $1.share }
-    // All tokens together, each this rare, are no more than what may be left out: others need no sorting.
-    let rare = (1 - topP) * whole / Double(candidates.count)
+    let total = candidates.reduce(0) { $0 + $1.share }
+    // Tokens below this share can't be in the set: even all of them together are within the part left out. Sort the rest.
+    let rare = (1 - topP) * total / Double(candidates.count)
     let common = candidates.filter { $0.share >= rare }
         .sorted { $0.share != $1.share ? $0.share > $1.share : $0.token < $1.token }
     var above = 0.0
     let kept = common.prefix { candidate in
         defer { above += candidate.share }
-        return above < topP * whole
+        return above < topP * total
     }
     return kept.isEmpty ? Array(common.prefix(1)) : Array(kept)
 }

@@ -1,29 +1,30 @@
-/// A place in a value, such as `$.age`, and what is wrong there.
+/// A path in a value, such as `$.age`, and what is wrong there.
 public struct Violation: Equatable {
     public let path: String
     public let message: String
 }
 
-/// A JSON Schema of a few keywords: type, enum, const, anyOf, properties, required, additionalProperties,
-/// items, and the limits of numbers, texts and lists. Others are refused: to ignore one would be to lie.
+/// A JSON Schema with these keywords: type, enum, const, anyOf, properties, required, additionalProperties,
+/// items, and the limits of numbers, strings and arrays. Other keywords are refused, since ignoring one would
+/// accept wrong values.
 public final class Schema {
     private let source: JSON
     private let parts: SchemaParts
 
-    /// Throws a schema error where the value is no such schema.
+    /// Throws a schema error if the value is not a supported schema.
     public init(_ source: JSON) throws {
         self.source = source
         parts = try SchemaParts(source)
     }
 
-    /// Throws a JSON error where the text is not JSON.
+    /// Throws a JSON error if the text is not JSON, a schema error if it is not a supported schema.
     public convenience init(_ text: String) throws {
         try self.init(parseJSON(text))
     }
 
     public var description: String { source.write() }
 
-    /// All that is wrong with a value; empty where it is right.
+    /// Everything that is wrong with a value; empty if it is valid.
     public func validate(_ value: JSON) -> [Violation] { check("$", value) }
 
     private func check(_ path: String, _ value: JSON) -> [Violation] {
@@ -38,7 +39,7 @@ public final class Schema {
 
     private func sizeProblems(_ value: JSON) -> [String] {
         switch value {
-        case .number(let number): return limits(number, "", "minimum", "maximum") + exclusive(number)
+        case .number(let value): return limits(value, "", "minimum", "maximum") + exclusive(value)
         case .string(let text):
             return limits(Double(text.unicodeScalars.count), " characters", "minLength", "maxLength")
         case .array(let items): return limits(Double(items.count), " items", "minItems", "maxItems")
@@ -47,29 +48,30 @@ public final class Schema {
         }
     }
 
-    private func limits(_ size: Double, _ unit: String, _ least: String, _ most: String) -> [String] {
-        var found: [String] = []
-        if let limit = parts.numbers[least], size < limit { found.append("expected at least \(written(limit))\(unit)") }
-        if let limit = parts.numbers[most], size > limit { found.append("expected at most \(written(limit))\(unit)") }
-        return found
+    private func limits(_ size: Double, _ unit: String, _ minimum: String, _ maximum: String) -> [String] {
+        var problems: [String] = []
+        if let limit = parts.numbers[minimum], size < limit { problems.append("expected at least \(number(limit))\(unit)") }
+        if let limit = parts.numbers[maximum], size > limit { problems.append("expected at most \(number(limit))\(unit)") }
+        return problems
     }
 
     private func exclusive(_ value: Double) -> [String] {
-        var found: [String] = []
-        if let limit = parts.numbers["exclusiveMinimum"], value <= limit { found.append("expected more than \(written(limit))") }
-        if let limit = parts.numbers["exclusiveMaximum"], value >= limit { found.append("expected less than \(written(limit))") }
-        return found
+        let (minimum, maximum) = (parts.numbers["exclusiveMinimum"], parts.numbers["exclusiveMaximum"])
+        var problems: [String] = []
+        if let minimum, value <= minimum { problems.append("expected more than \(number(minimum))") }
+        if let maximum, value >= maximum { problems.append("expected less than \(number(maximum))") }
+        return problems
     }
 
     private func choiceProblems(_ path: String, _ value: JSON) -> [String] {
-        var found: [String] = []
+        var problems: [String] = []
         if let choices = parts.choices, !choices.contains(value) {
-            found.append("expected one of \(JSON.array(choices).write())")
+            problems.append("expected one of \(JSON.array(choices).write())")
         }
         if let anyOf = parts.anyOf, anyOf.allSatisfy({ !$0.check(path, value).isEmpty }) {
-            found.append("expected one of: \(anyOf.map(\.description).joined(separator: ", "))")
+            problems.append("expected one of: \(anyOf.map(\.description).joined(separator: ", "))")
         }
-        return found
+        return problems
     }
 
     private func childProblems(_ path: String, _ value: JSON) -> [Violation] {
@@ -98,4 +100,4 @@ private func hasType(_ value: JSON, _ type: String) -> Bool {
     }
 }
 
-private func written(_ number: Double) -> String { JSON.number(number).write() }
+private func number(_ value: Double) -> String { JSON.number(value).write() }

@@ -1,32 +1,32 @@
-/// A schema's keywords, read and checked.
+/// A schema's keywords, parsed and checked.
 struct SchemaParts {
     let types: [String]?
-    let choices: [JSON]?  // of enum or const
+    let choices: [JSON]?  // from enum or const
     let anyOf: [Schema]?
     let properties: [[UInt8]: Schema]  // by the name's UTF-8
     let required: [String]
     let closed: Bool  // additionalProperties is false
     let items: Schema?
-    let numbers: [String: Double]  // limits by keyword
+    let numbers: [String: Double]  // of the limits, by keyword
 
     init(_ source: JSON) throws {
         guard case .object(let keywords) = source else {
             throw GemmaError.schema("the schema is \(source.write().prefix(40)), expected an object")
         }
-        if let unknown = keywords.fields.first(where: { !known.contains($0.name) }) {
+        if let unknown = keywords.fields.first(where: { !supported.contains($0.name) }) {
             throw GemmaError.schema(
-                "the schema's keyword \"\(unknown.name)\" is not understood here; known are: "
+                "the schema's keyword \"\(unknown.name)\" is not supported; use only: "
                     + (limits + kinds).joined(separator: ", ")
             )
         }
         types = try keywords["type"].map(readTypes)
         choices = try keywords["const"].map { [$0] } ?? keywords["enum"].map { try list("enum", $0) }
         anyOf = try keywords["anyOf"].map { try list("anyOf", $0).map { try Schema($0) } }
-        var found: [[UInt8]: Schema] = [:]
+        var schemas: [[UInt8]: Schema] = [:]
         for field in try keywords["properties"].map({ try fields("properties", $0) }) ?? [] {
-            found[Array(field.name.utf8)] = try Schema(field.value)
+            schemas[Array(field.name.utf8)] = try Schema(field.value)
         }
-        properties = found
+        properties = schemas
         required = try keywords["required"].map { try list("required", $0).map { try text("required", $0) } } ?? []
         closed = try keywords["additionalProperties"].map(readClosed) ?? false
         items = try keywords["items"].map { try Schema($0) }
@@ -39,12 +39,12 @@ struct SchemaParts {
 private let types = ["object", "array", "string", "number", "integer", "boolean", "null"]
 private let counts = ["minLength", "maxLength", "minItems", "maxItems"]
 private let limits = counts + ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"]
-private let words = ["title", "description", "$schema", "default", "examples"]  // say nothing of a value
+private let annotations = ["title", "description", "$schema", "default", "examples"]  // don't restrict values
 private let kinds = ["type", "enum", "const", "anyOf", "properties", "required", "additionalProperties", "items"]
-private let known = Set(limits + words + kinds)
+private let supported = Set(limits + annotations + kinds)
 
-private func wrong(_ name: String, _ found: JSON, _ expected: String) -> GemmaError {
-    .schema("the schema's \"\(name)\" is \(found.write().prefix(40)), expected \(expected)")
+private func wrong(_ name: String, _ value: JSON, _ expected: String) -> GemmaError {
+    .schema("the schema's \"\(name)\" is \(value.write().prefix(40)), expected \(expected)")
 }
 
 private func list(_ name: String, _ value: JSON) throws -> [JSON] {
@@ -53,8 +53,8 @@ private func list(_ name: String, _ value: JSON) throws -> [JSON] {
 }
 
 private func text(_ name: String, _ value: JSON) throws -> String {
-    guard case .string(let found) = value else { throw wrong(name, value, "a text") }
-    return found
+    guard case .string(let text) = value else { throw wrong(name, value, "a string") }
+    return text
 }
 
 private func fields(_ name: String, _ value: JSON) throws -> [(name: String, value: JSON)] {
@@ -63,12 +63,12 @@ private func fields(_ name: String, _ value: JSON) throws -> [(name: String, val
 }
 
 private func readTypes(_ value: JSON) throws -> [String] {
-    var names: [JSON] = [value]
+    var names = [value]
     if case .array(let several) = value { names = several }
     return try names.map { name in
-        let found = try text("type", name)
-        guard types.contains(found) else { throw wrong("type", name, types.joined(separator: " or ")) }
-        return found
+        let type = try text("type", name)
+        guard types.contains(type) else { throw wrong("type", name, types.joined(separator: " or ")) }
+        return type
     }
 }
 
@@ -79,6 +79,8 @@ private func readClosed(_ value: JSON) throws -> Bool {
 
 private func readLimit(_ name: String, _ value: JSON) throws -> Double {
     guard case .number(let number) = value else { throw wrong(name, value, "a number") }
-    if counts.contains(name), number < 0 || number != number.rounded() { throw wrong(name, value, "a count") }
+    guard !counts.contains(name) || (number >= 0 && number == number.rounded()) else {
+        throw wrong(name, value, "a whole number of at least 0")
+    }
     return number
 }

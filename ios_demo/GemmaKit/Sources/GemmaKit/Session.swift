@@ -1,15 +1,15 @@
-/// One loaded artifact and its KV caches. It knows token ids, not text. T new tokens, V vocabulary.
+/// A loaded artifact and its KV caches. It works on token ids, not text. T new tokens, V vocabulary.
 public protocol Session: AnyObject {
     /// Tokens in the caches.
     var position: Int { get }
 
-    /// Tokens the caches can hold.
+    /// Most tokens the caches can hold.
     var contextLength: Int { get }
 
-    /// Appends tokens, in chunks; the logits after the last one, (V). Throws contextFull before it writes.
+    /// Appends tokens in chunks; returns the logits after the last one, (V). Throws contextFull before it writes.
     func prefill(_ tokens: [Int]) throws -> [Float]
 
-    /// Appends tokens; the logits after each of them, (T, V).
+    /// Appends tokens; returns the logits after each of them, (T, V).
     func score(_ tokens: [Int]) throws -> [[Float]]
 
     /// Forgets every token.
@@ -17,20 +17,20 @@ public protocol Session: AnyObject {
 }
 
 extension Session {
-    /// Appends one token; the logits after it, (V).
+    /// Appends one token; returns the logits after it, (V).
     public func decode(_ token: Int) throws -> [Float] { try prefill([token]) }
 }
 
-/// What a backend has to do: run one chunk of at most `prefill_length` tokens.
+/// A backend: runs one chunk of at most `prefill_length` tokens.
 public protocol Engine {
-    /// Whether one call gives the logits of every position, or of the last alone.
+    /// Whether one call can return the logits of every position, or only of the last.
     var givesEveryRow: Bool { get }
 
-    /// Appends tokens at a position; the logits after the last `rows` of them, (rows, V).
+    /// Appends tokens at a position; returns the logits after the last `rows` of them, (rows, V).
     func run(_ tokens: [Int], position: Int, rows: Int) throws -> [[Float]]
 }
 
-/// A session over an engine: positions, chunks and checks. Slots past the position are never read.
+/// A session over an engine: tracks the position, splits chunks, checks arguments. Slots past the position are never read.
 public final class EngineSession: Session {
     private let engine: Engine
     private let manifest: Manifest
@@ -64,7 +64,8 @@ public final class EngineSession: Session {
         let logits = try engine.run(chunk, position: position, rows: rows)
         guard logits.count == rows, logits.allSatisfy({ $0.count == manifest.vocabSize }) else {
             throw GemmaError.session(
-                "the artifact gave \(logits.count) rows, expected \(rows) of \(manifest.vocabSize) logits; export again"
+                "the artifact returned \(logits.count) rows of \(logits.first?.count ?? 0) logits, expected \(rows) of "
+                    + "\(manifest.vocabSize); export the model again"
             )
         }
         position += chunk.count
@@ -84,8 +85,8 @@ public final class EngineSession: Session {
     }
 }
 
-/// A session that can put its artifact aside for another of the bundle's graphs, so that two are never in
-/// memory together.
+/// A session that can unload its graph to run another graph of the bundle, so that two are never in
+/// memory at once.
 public final class BundleSession: Session {
     private let manifest: Manifest
     private let open: (_ graph: String) async throws -> Engine
@@ -106,17 +107,17 @@ public final class BundleSession: Session {
         loaded?.reset()
     }
 
-    /// Works with another graph; then the shipped one is loaded anew, with empty caches.
+    /// Runs `work` on another graph, then reloads the shipped one with empty caches.
     public func withGraph<T>(_ name: String, _ work: (Session) throws -> T) async throws -> T {
         loaded = nil
-        let found: Result<T, Error>
+        let result: Result<T, Error>
         do {
-            found = .success(try work(EngineSession(try await open(name), manifest)))
+            result = .success(try work(EngineSession(try await open(name), manifest)))
         } catch {
-            found = .failure(error)
+            result = .failure(error)
         }
         try await load()
-        return try found.get()
+        return try result.get()
     }
 
     private func load() async throws {
@@ -124,16 +125,16 @@ public final class BundleSession: Session {
     }
 
     private func session() throws -> EngineSession {
-        guard let loaded else { throw GemmaError.session("the model is not in memory any more; load its bundle again") }
+        guard let loaded else { throw GemmaError.session("the model is no longer in memory; load its bundle again") }
         return loaded
     }
 }
 
-/// Throws contextFull if `new` tokens don't fit behind `position` of them.
+/// Throws contextFull if `new` tokens don't fit after the `position` tokens in the cache.
 func checkRoom(_ position: Int, _ new: Int, _ contextLength: Int) throws {
     guard position + new <= contextLength else {
         throw GemmaError.contextFull(
-            "\(position) tokens are in the cache and \(new) more would pass the context of \(contextLength); "
+            "the cache holds \(position) tokens, and \(new) more would exceed the context of \(contextLength); "
                 + "start a new chat, or export with a larger --context"
         )
     }

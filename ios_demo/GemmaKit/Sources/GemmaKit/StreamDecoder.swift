@@ -1,7 +1,7 @@
-/// Tokens in, whole characters out. The pushes and the flush, joined, are what `Tokenizer.decode` gives.
+/// Decodes tokens one by one into whole characters. All pushes and the flush together equal `Tokenizer.decode`.
 public struct StreamDecoder {
     private let tokenizer: Tokenizer
-    private var pending: [UInt8] = []  // the bytes of a character that is not complete
+    private var pending: [UInt8] = []  // bytes of an incomplete character
 
     public init(_ tokenizer: Tokenizer) {
         self.tokenizer = tokenizer
@@ -17,38 +17,38 @@ public struct StreamDecoder {
         return text.isEmpty ? "" : flush() + text
     }
 
-    /// What is left at the end: a U+FFFD for each byte of an unfinished character.
+    /// Ends the text: one U+FFFD for each byte of an incomplete character.
     public mutating func flush() -> String {
-        take(pending.count, whole: false)
+        take(pending.count, decode: false)
     }
 
     private mutating func complete() -> String {
         var out = ""
         while let first = pending.first {
-            let need = sequenceLength(first)
-            let checked = pending.prefix(need).enumerated().dropFirst()
+            let length = sequenceLength(first)
+            let checked = pending.prefix(length).enumerated().dropFirst()
             let valid = checked.prefix { continues(first, $0.offset, $0.element) }.count + 1
-            if need == 0 {
-                out += take(1, whole: false)
-            } else if valid == need {
-                out += take(need, whole: true)
+            if length == 0 {
+                out += take(1, decode: false)
+            } else if valid == length {
+                out += take(length, decode: true)
             } else if valid == pending.count {
-                break  // more may come
+                break  // the next token may complete it
             } else {
-                out += take(valid, whole: false)
+                out += take(valid, decode: false)
             }
         }
         return out
     }
 
-    private mutating func take(_ count: Int, whole: Bool) -> String {
-        let text = whole ? String(decoding: pending.prefix(count), as: UTF8.self) : String(repeating: "\u{FFFD}", count: count)
+    private mutating func take(_ count: Int, decode: Bool) -> String {
+        let text = decode ? String(decoding: pending.prefix(count), as: UTF8.self) : String(repeating: "\u{FFFD}", count: count)
         pending.removeFirst(count)
         return text
     }
 }
 
-/// Bytes of the character that a byte begins, 0 where none begins so.
+/// Length in bytes of a character that starts with this byte; 0 if no character does.
 private func sequenceLength(_ first: UInt8) -> Int {
     switch first {
     case 0x00...0x7F: return 1
@@ -59,9 +59,9 @@ private func sequenceLength(_ first: UInt8) -> Int {
     }
 }
 
-/// Whether a byte may stand at a place behind the first (Unicode 15, table 3-7).
-private func continues(_ first: UInt8, _ place: Int, _ byte: UInt8) -> Bool {
-    switch (place, first) {
+/// Whether a byte may follow the first one at an index (Unicode 15, table 3-7).
+private func continues(_ first: UInt8, _ index: Int, _ byte: UInt8) -> Bool {
+    switch (index, first) {
     case (1, 0xE0): return (0xA0...0xBF).contains(byte)
     case (1, 0xED): return (0x80...0x9F).contains(byte)
     case (1, 0xF0): return (0x90...0xBF).contains(byte)

@@ -1,58 +1,58 @@
-/// What a model's text is worth as an answer to a schema.
+/// A model's answer, checked against a schema.
 public enum StructuredResult: Equatable {
     case valid(JSON)
     case invalid([Violation])
 }
 
-/// The request, with what is expected of the answer.
+/// The request and the format that its answer must have.
 public func structuredPrompt(_ request: String, _ schema: Schema) -> String {
     "\(request)\n\nAnswer with JSON alone, no other words, that matches this JSON Schema:\n\(schema.description)"
 }
 
-/// What to say to the model after an answer that was not right.
+/// The message to the model after an invalid answer.
 public func retryPrompt(_ violations: [Violation]) -> String {
-    "That answer does not match the schema:\n\(told(violations))\nAnswer again with the corrected JSON alone."
+    "That answer does not match the schema:\n\(bulleted(violations))\nAnswer again with the corrected JSON alone."
 }
 
-/// Finds the JSON in a model's text, parses it, and validates it.
+/// Finds, parses and validates the JSON in a model's text.
 public func checkStructured(_ text: String, _ schema: Schema) -> StructuredResult {
     guard let value = extractJSON(text) else {
-        return .invalid([Violation(path: "$", message: "the answer holds no whole JSON value")])
+        return .invalid([Violation(path: "$", message: "the answer has no complete JSON value")])
     }
     let violations = schema.validate(value)
     return violations.isEmpty ? .valid(value) : .invalid(violations)
 }
 
-/// The whole text as JSON, or the first object or list in it; nil where there is none.
+/// The whole text as JSON, or the first object or array in it; nil if there is none.
 public func extractJSON(_ text: String) -> JSON? {
     if let whole = try? parseJSON(text) { return whole }
     let bytes = Array(text.utf8)
-    let begins = bytes.indices.filter { bytes[$0] == UInt8(ascii: "{") || bytes[$0] == UInt8(ascii: "[") }
-    for start in begins.prefix(mostBeginnings) {
+    let starts = bytes.indices.filter { bytes[$0] == UInt8(ascii: "{") || bytes[$0] == UInt8(ascii: "[") }
+    for start in starts.prefix(maxStarts) {
         var parser = JSONParser(bytes, at: start)
         if let value = try? parser.value(depth: 0) { return value }
     }
     return nil
 }
 
-/// What came of asking, and how often was asked.
+/// The last result and the number of attempts it took.
 public struct StructuredAnswer: Equatable {
     public let result: StructuredResult
     public let attempts: Int
 
-    /// The outcome, for whoever asked.
-    public var inWords: String {
+    /// The outcome as a message for the user.
+    public var summary: String {
         let tries = attempts == 1 ? "first try" : "\(attempts) tries"
         switch result {
         case .valid(let value): return "The answer matches the schema (\(tries)): \(value.write())"
-        case .invalid(let violations): return "The answer does not match the schema (\(tries)):\n\(told(violations))"
+        case .invalid(let violations): return "The answer does not match the schema (\(tries)):\n\(bulleted(violations))"
         }
     }
 }
 
-/// Asks until the answer is right, at most `attempts` times; the last result either way.
+/// Asks until the answer is valid, at most `attempts` times; returns the last result in any case.
 ///
-/// An answer ends after `maxNewTokens`: a model that never ends one would fill the context at once.
+/// An answer is cut off after `maxNewTokens`, because a model that doesn't stop would fill the context.
 public func askStructured(
     _ conversation: Conversation, _ request: String, _ schema: Schema, attempts: Int = 3, maxNewTokens: Int = 512,
     onReply: (Reply) async throws -> Void = { reply in for try await _ in reply {} }
@@ -69,7 +69,7 @@ public func askStructured(
     return answer
 }
 
-/// A schema to begin with.
+/// The schema that the app suggests first.
 public let exampleSchema = """
     {
       "type": "object",
@@ -82,9 +82,9 @@ public let exampleSchema = """
     }
     """
 
-private let mostViolations = 8
-private let mostBeginnings = 64  // each may be read to the end of the text
+private let maxViolations = 8
+private let maxStarts = 64  // each attempt may read to the end of the text
 
-private func told(_ violations: [Violation]) -> String {
-    violations.prefix(mostViolations).map { "- \($0.path): \($0.message)" }.joined(separator: "\n")
+private func bulleted(_ violations: [Violation]) -> String {
+    violations.prefix(maxViolations).map { "- \($0.path): \($0.message)" }.joined(separator: "\n")
 }

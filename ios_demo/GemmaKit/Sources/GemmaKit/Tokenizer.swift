@@ -1,19 +1,19 @@
 import Foundation
 
-/// A part of a template's text: a control token, or the text between two.
+/// A part of a template: a control token, or the text between two.
 public enum TextPart: Equatable {
     case control(Int)
     case text(String)
 }
 
-/// Text to token ids and back, with a wall between what a template writes and what a user writes.
+/// Turns text into token ids and back. Only a template can write control tokens; a user's text never becomes one.
 public final class Tokenizer {
     private let vocabulary: Vocabulary
     private let merges: Merges
     private let added: AddedPieces
     private let markers: Markers
 
-    /// Throws a tokenizer error for a damaged file.
+    /// Throws a tokenizer error if the file is damaged.
     public init(_ file: Data) throws {
         vocabulary = try Vocabulary.parse(file)
         merges = Merges(vocabulary: vocabulary)
@@ -21,19 +21,19 @@ public final class Tokenizer {
         markers = Markers(vocabulary)
     }
 
-    /// The bundle's tokenizer; throws a bundle error if it has none for phones.
+    /// The bundle's tokenizer; throws a bundle error if the bundle has no compact tokenizer.
     public convenience init(_ bundle: ModelBundle) throws {
         try self.init(readFile(bundle.path("tokenizer_compact")))
     }
 
-    /// Ids of text that anyone may have written, without bos: none is a control token.
+    /// Token ids of untrusted text, without bos and without control tokens.
     public func encode(_ text: String) throws -> [Int] {
         let bytes = Array(text.utf8)
         let tokens = try encodeRaw(bytes[...])
         return tokens.contains(where: vocabulary.isControl) ? try encodeCut(bytes) : tokens
     }
 
-    /// Ids of a template's text: markers such as `<end_of_turn>` become their tokens.
+    /// Token ids of a template's text; markers such as `<end_of_turn>` become control tokens.
     public func encodeTemplate(_ text: String) throws -> [Int] {
         try splitControl(text).flatMap { part -> [Int] in
             switch part {
@@ -43,7 +43,7 @@ public final class Tokenizer {
         }
     }
 
-    /// The control tokens that a text names, and the text between them, in order.
+    /// Splits text into the control tokens that it names and the text between them.
     public func splitControl(_ text: String) -> [TextPart] {
         let bytes = Array(text.utf8)
         var parts: [TextPart] = []
@@ -58,16 +58,16 @@ public final class Tokenizer {
         return parts
     }
 
-    /// Text of `tokens`: control tokens left out, a U+FFFD for each byte that is not UTF-8.
+    /// The text of `tokens` without control tokens; each byte that is not valid UTF-8 becomes U+FFFD.
     public func decode(_ tokens: [Int]) -> String {
         var stream = StreamDecoder(self)
         return tokens.map { stream.push($0) }.joined() + stream.flush()
     }
 
-    /// The byte that a token stands for, nil for other tokens.
+    /// The byte that a byte token stands for; nil for other tokens.
     func byte(of token: Int) -> UInt8? { vocabulary.bytes[token] }
 
-    /// What a token stands for; empty for control and unknown tokens.
+    /// The text of a token; empty for control tokens and unknown ids.
     func text(of token: Int) -> String {
         guard (0..<vocabulary.count).contains(token), !vocabulary.isControl(token) else { return "" }
         return string(vocabulary.pieces[token][...]).replacingOccurrences(of: "\u{2581}", with: " ", options: .literal)
@@ -80,7 +80,7 @@ public final class Tokenizer {
         while at < text.endIndex {
             let token = added.longest(in: text, at: at)
             let length = token.map { vocabulary.pieces[$0].count } ?? 1
-            if let token, vocabulary.kinds[token] != .special {  // whose name is letters
+            if let token, vocabulary.kinds[token] != .special {  // a special token's name is encoded as plain letters
                 try encodePlain(text[start..<at], into: &out)
                 out.append(token)
                 start = at + length
@@ -96,7 +96,7 @@ public final class Tokenizer {
         try merges.encode(text.flatMap { $0 == 0x20 ? space : [$0] }, into: &out)
     }
 
-    /// Encodes text that names reserved tokens, cut behind the first character of each name.
+    /// Encodes text that names control tokens: splits it after the first character of each name, so none is matched.
     private func encodeCut(_ text: [UInt8]) throws -> [Int] {
         let cuts = [0] + markers.find(text).map { $0.lowerBound + 1 } + [text.count]
         let tokens = try zip(cuts, cuts.dropFirst()).flatMap { try encodeRaw(text[$0..<$1]) }

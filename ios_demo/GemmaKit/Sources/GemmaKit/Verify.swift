@@ -6,10 +6,10 @@ public enum Verdict: String {
     case ambiguous = "AMBIGUOUS"
 }
 
-/// What the lowering may cost: the limits of `gemma-runtime verify`, which tells why they are these.
+/// The largest differences that a lowering may have, as in `gemma-runtime verify`, whose source explains them.
 public struct Limits: Equatable {
-    public let minTop1: Double  // near ties not counted against it
-    public let maxMeanKL: Double  // of scoring, of decoding, and of one against the other
+    public let minTop1: Double  // near ties count as agreement
+    public let maxMeanKL: Double  // of scoring, of decoding, and between the two
     public let maxExactKL: Double  // mean, with float activations
     public let maxNearTies: Double  // share of positions, above which PASS becomes AMBIGUOUS
 
@@ -22,7 +22,7 @@ public struct Limits: Equatable {
         self.maxNearTies = maxNearTies
     }
 
-    /// XNNPACK rounds activations with one scale for a whole token, which costs more; float16 costs little.
+    /// XNNPACK quantizes activations with one scale per token, which costs more; float16 costs little.
     public static func of(target: String) -> Limits {
         switch target {
         case "executorch": return Limits(maxMeanKL: 5e-2)
@@ -36,17 +36,17 @@ public struct Verification {
     public let verdict: Verdict
     public let failures: [String]
     public let limits: Limits
-    public let lowering: Agreement  // artifact against the reference with the same codes; all that follows
+    public let lowering: Agreement  // artifact against the reference with the same codes; `scored` and `decoded` pooled
     public let scored: Agreement  // whole prompts
     public let decoded: Agreement  // half a prompt in one call, the rest token by token
-    public let exact: Agreement?  // lowering with float activations, where the bundle has such a graph
-    public let paths: Agreement  // decoded against scored
+    public let exact: Agreement?  // lowering, by the golden's name with float activations, where the bundle has such a graph
+    public let paths: Agreement  // decoded against scored logits
     public let quantization: Agreement  // artifact against the float32 reference
-    public let byGolden: [(name: String, figures: Agreement)]  // lowering
+    public let byGolden: [(name: String, figures: Agreement)]  // lowering, by the golden's name
 }
 
-/// Replays a bundle's goldens on its exact graph, if it has one, and on the one it ships: what
-/// `gemma-runtime verify` does. `onGolden` hears how many of how many replays are done.
+/// Replays a bundle's goldens on its exact graph, if it has one, and on its shipped graph, as
+/// `gemma-runtime verify` does. Calls `onGolden` with the number of finished replays and of all replays.
 public func verifyBundle(
     _ bundle: ModelBundle, _ session: BundleSession, onGolden: (Int, Int) -> Void = { _, _ in }
 ) async throws -> Verification {
@@ -63,17 +63,17 @@ public func verifyBundle(
     return try verify(session, goldens, limits, exact) { onGolden(all - goldens.count + $0, all) }
 }
 
-/// How far a session is from the reference holding the same codes, by both ways to get there.
+/// How much a session differs from the reference with the same codes, by scoring and by decoding.
 public func measureLowering(
     _ session: Session, _ goldens: [Golden], onGolden: (Int) -> Void = { _ in }
 ) throws -> Agreement {
     pool(try replayAll(session, goldens, onGolden).flatMap { [$0.scored, $0.decoded] })
 }
 
-/// Replays every golden by scoring, and by prefill and decode; judges the lowering.
+/// Replays every golden by scoring and by prefill and decode, and judges the lowering.
 ///
-/// `exact` is what `measureLowering` found with float activations, and is judged more strictly.
-/// `onGolden` hears how many are done. Cancelling the task ends it between two goldens.
+/// `exact` is the result of `measureLowering` with float activations, which has a stricter limit.
+/// Calls `onGolden` with the number of finished goldens. Cancelling the task stops it between two goldens.
 public func verify(
     _ session: Session, _ goldens: [Golden], _ limits: Limits, _ exact: Agreement? = nil,
     onGolden: (Int) -> Void = { _ in }
@@ -112,14 +112,14 @@ private struct Replay {
 }
 
 private func replayAll(_ session: Session, _ goldens: [Golden], _ onGolden: (Int) -> Void) throws -> [Replay] {
-    try goldens.enumerated().map { place, golden in
+    try goldens.enumerated().map { index, golden in
         try Task.checkCancellation()
-        defer { onGolden(place + 1) }
+        defer { onGolden(index + 1) }
         return try replay(session, golden)
     }
 }
 
-/// The session is empty afterwards, also where it fails: a conversation would take the tokens for its own.
+/// Leaves the session empty, even on failure, so that no conversation mistakes the cached tokens for its own.
 private func replay(_ session: Session, _ golden: Golden) throws -> Replay {
     let start = golden.tokens.count - golden.judged
     let half = start + max(1, golden.judged / 2)
@@ -157,6 +157,6 @@ private func top1Failure(_ lowering: Agreement, _ limits: Limits) -> String? {
 }
 
 private func klFailure(_ what: String, _ figures: Agreement, _ limit: Double) -> String? {
-    if figures.meanKL <= limit { return nil }  // a NaN is not
+    if figures.meanKL <= limit { return nil }  // false for NaN, which fails
     return "mean KL of \(what) is " + String(format: "%.2e, above %.0e", figures.meanKL, limit)
 }

@@ -4,7 +4,7 @@ import XCTest
 
 @testable import GemmaChat
 
-/// Says the letter a for ever, slowly, and knows whether two called it at once.
+/// Generates one token over and over, slowly, and records whether two calls overlapped.
 private final class SlowEngine: Engine, @unchecked Sendable {
     let givesEveryRow = true
     let pause: TimeInterval
@@ -40,70 +40,70 @@ final class ChatScreenTests: XCTestCase {
         let engine = SlowEngine(pause: pause)
         let screen = ChatScreen { _, _ in engine }
         screen.load(tiny)
-        try await idle(screen)
+        try await waitUntilIdle(screen)
         XCTAssertTrue(screen.status.hasPrefix("tiny · app "), screen.status)
         return (screen, engine)
     }
 
-    private func idle(_ screen: ChatScreen) async throws {
-        try await until { !screen.busy }
+    private func waitUntilIdle(_ screen: ChatScreen) async throws {
+        try await waitUntil { !screen.busy }
     }
 
-    private func until(_ reached: () -> Bool) async throws {
+    private func waitUntil(_ reached: () -> Bool) async throws {
         for _ in 0..<10_000 where !reached() { try await Task.sleep(for: .milliseconds(1)) }
         XCTAssertTrue(reached())
     }
 
-    func testAReplyStreamsToTheEndOfTheContext() async throws {
+    func testAReplyStreamsUntilTheContextIsFull() async throws {
         let (screen, _) = try await loaded(pause: 0)
         screen.send("the user")
         XCTAssertTrue(screen.busy)
-        try await idle(screen)
-        XCTAssertEqual(screen.turns.map(\.mine), [true, false])
+        try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.turns.map(\.isUser), [true, false])
         XCTAssertGreaterThan(screen.turns[1].text.count, 60)
         XCTAssertEqual(screen.warning, "The context is full. Tap New chat to go on.")
         XCTAssertTrue(screen.status.contains(" tokens/s · first after "), screen.status)
         screen.send("more")
-        try await idle(screen)
+        try await waitUntilIdle(screen)
         XCTAssertTrue(screen.warning?.contains("start a new chat") == true, "\(screen.warning ?? "")")
     }
 
-    /// A reply's last piece once came to a chat that was emptied, and ended the app.
-    func testANewChatAndAnotherQuestionInTheMiddleOfAReplyWaitForTheModel() async throws {
+    /// The last piece of a stopped reply once reached an emptied chat and crashed the app.
+    func testANewChatDuringAReplyWaitsUntilTheModelIsFree() async throws {
         let (screen, engine) = try await loaded()
         for _ in 0..<12 {
             screen.send("the user")
             let before = engine.calls
-            try await until { engine.calls > before + 2 }
+            try await waitUntil { engine.calls > before + 2 }
             screen.reset()
             XCTAssertTrue(screen.turns.isEmpty)
             screen.send("too early")  // the model is not free yet
-            try await idle(screen)
-            XCTAssertFalse(screen.turns.contains { $0.mine })
+            try await waitUntilIdle(screen)
+            XCTAssertFalse(screen.turns.contains { $0.isUser })
         }
         XCTAssertFalse(engine.overlapped)
         screen.send("in")
-        try await until { screen.turns.count == 2 && !screen.turns[1].text.isEmpty }
+        try await waitUntil { screen.turns.count == 2 && !screen.turns[1].text.isEmpty }
         screen.stop()
-        try await idle(screen)
+        try await waitUntilIdle(screen)
         XCTAssertEqual(screen.status, "Stopped.")
     }
 
-    func testShortMemoryUnloadsTheModelInTheMiddleOfAReplyAndSaysSo() async throws {
+    func testLowMemoryDuringAReplyUnloadsTheModelAndWarns() async throws {
         let (screen, engine) = try await loaded()
         screen.send("the user")
-        try await until { engine.calls > 4 }
+        try await waitUntil { engine.calls > 4 }
         screen.unload()
-        try await idle(screen)
-        XCTAssertTrue(screen.warning?.hasPrefix("Memory is short") == true)
+        try await waitUntilIdle(screen)
+        XCTAssertTrue(screen.warning?.hasPrefix("Memory is low") == true)
         let calls = engine.calls
         screen.send("anyone?")
-        try await idle(screen)
+        try await waitUntilIdle(screen)
         XCTAssertEqual(engine.calls, calls)
         XCTAssertTrue(screen.warning?.contains("tap Bundle") == true)
     }
 
-    func testAnAnswerIsCheckedAgainstTheSchemaAndTheOutcomeShown() async throws {
+    func testAnAnswerIsCheckedAgainstTheSchema() async throws {
         let (screen, _) = try await loaded(pause: 0)
         screen.use(schema: "{\"type\": 3}")
         XCTAssertTrue(screen.warning?.contains("\"type\"") == true)
@@ -111,39 +111,39 @@ final class ChatScreenTests: XCTestCase {
         screen.use(schema: #"{"type": "object"}"#)
         XCTAssertNil(screen.warning)
         screen.send("x")
-        try await idle(screen)
-        // The context has no room for a second try: that is said.
+        try await waitUntilIdle(screen)
+        // The context has no room for a second attempt, which gives a warning.
         XCTAssertTrue(screen.warning?.contains("start a new chat") == true, "\(screen.warning ?? "")")
         screen.use(schema: "")
         XCTAssertNil(screen.schema)
     }
 
-    func testABenchmarkShowsItsFiguresAndMayBeStopped() async throws {
+    func testABenchmarkShowsItsFiguresAndCanBeStopped() async throws {
         let (screen, engine) = try await loaded(pause: 0)
         screen.benchmark()
-        try await idle(screen)
+        try await waitUntilIdle(screen)
         XCTAssertTrue(screen.result?.hasPrefix("FAIL\ntop-1 outside near ties is ") == true, screen.result ?? "none")
         XCTAssertTrue(screen.result?.contains("float kernels: 245 tokens") == true, screen.result ?? "none")
         XCTAssertTrue(screen.report?.contains("\"verdict\": \"FAIL\"") == true)
         let calls = engine.calls
         screen.benchmark()
-        try await until { engine.calls > calls }
+        try await waitUntil { engine.calls > calls }
         screen.stop()
-        try await idle(screen)
+        try await waitUntilIdle(screen)
         XCTAssertNil(screen.report)
         XCTAssertEqual(screen.status, "Stopped.")
     }
 
-    func testABundleThatCannotBeLoadedIsToldInWords() async throws {
+    func testABundleThatCannotBeLoadedGivesAWarning() async throws {
         let screen = ChatScreen()
         screen.load(tiny)
-        try await idle(screen)
-        XCTAssertTrue(screen.warning?.contains("is for onnx, which this app does not run") == true, screen.warning ?? "")
+        try await waitUntilIdle(screen)
+        XCTAssertTrue(screen.warning?.contains("is for onnx, which this app cannot run") == true, screen.warning ?? "")
         screen.load(tiny.appendingPathComponent("nowhere"))
-        try await idle(screen)
+        try await waitUntilIdle(screen)
         XCTAssertTrue(screen.warning?.contains("manifest.json can't be read") == true, screen.warning ?? "")
         screen.benchmark()
-        try await idle(screen)
+        try await waitUntilIdle(screen)
         XCTAssertTrue(screen.warning?.contains("no bundle is loaded") == true)
     }
 }

@@ -22,12 +22,12 @@ final class BundleTests: XCTestCase {
             [manifest.vocabSize, manifest.contextLength, manifest.prefillLength, manifest.bosToken], [376, 96, 16, 2])
         XCTAssertEqual(manifest.stopTokens, [1, 5])
         XCTAssertEqual(manifest.layers[0], LayerCache(kind: .local, window: 8, slots: 72, kvHeads: 2, headDim: 32))
-        XCTAssertEqual(manifest.graphs["decode"]?.inputs[0].shape, [1, nil])
+        XCTAssertEqual(manifest.graphs["decode"]?.map { $0.inputs[0].shape }, [[1, nil]])
         XCTAssertEqual(manifest.cacheBytes, Double(2 * 2 * 32 * 4 * (72 + 96) * 2))
         XCTAssertEqual(shares.last, 1)
     }
 
-    func testAnAlteredAMissingAndACutFileAreRefusedByName() throws {
+    func testAnAlteredATruncatedAndAMissingFileAreRefusedByName() throws {
         let goldens = folder.appendingPathComponent("goldens.json")
         let whole = try Data(contentsOf: goldens)
         var altered = whole
@@ -53,34 +53,62 @@ final class BundleTests: XCTestCase {
         let goldens = folder.appendingPathComponent("goldens.json")
         try FileManager.default.removeItem(at: goldens)
         try FileManager.default.createSymbolicLink(at: goldens, withDestinationURL: tiny.appendingPathComponent("goldens.json"))
-        try assertRefused("leaves the bundle")
+        try assertRefused("a link to a file outside of the bundle")
     }
 
-    func testAnotherSchemaAMissingFieldAndAWrongTypeAreRefusedByName() throws {
+    func testAnUnknownSchemaVersionAMissingFieldAndAWrongTypeAreRefusedByName() throws {
         let manifest = folder.appendingPathComponent("manifest.json")
         let text = try String(contentsOf: manifest, encoding: .utf8)
         let cases = [
-            ("\"schema_version\": 1", "\"schema_version\": 2", "update the app"),
+            ("\"schema_version\": 2", "\"schema_version\": 3", "update the app"),
+            ("\"schema_version\": 2", "\"schema_version\": 1", "export the model again"),
+            ("\"role\": \"total\"", "\"role\": \"sum\"", "inputs[1].role is \"sum\""),
+            ("\"kind\": \"local\"", "\"kind\": \"far\"", "expected local or global"),
             ("\"vocab_size\": 376", "\"vocab_size\": \"376\"", "$.vocab_size is \"376\""),
             ("\"vocab_size\": 376", "\"words\": 376", "no \"vocab_size\""),
             ("\"context_length\": 96", "\"context_length\": -1", "$.context_length"),
             ("\"cache_dtype\": \"float32\"", "\"cache_dtype\": \"int8\"", "float32 or float16"),
             ("\"goldens\": \"goldens.json\"", "\"goldens\": \"other.json\"", "no digest"),
         ]
-        for (old, new, said) in cases {
+        for (old, new, message) in cases {
             XCTAssertTrue(text.contains(old))
             try text.replacingOccurrences(of: old, with: new).write(to: manifest, atomically: true, encoding: .utf8)
-            try assertRefused(said)
+            try assertRefused(message)
         }
     }
 
+    func testTensorsAreFoundByRoleAndCachesPairedByLayerWhateverTheirNames() throws {
+        let text = try String(contentsOf: folder.appendingPathComponent("manifest.json"), encoding: .utf8)
+            .replacingOccurrences(of: "\"past_key_1\"", with: "\"a\"")
+            .replacingOccurrences(of: "\"present_key_1\"", with: "\"b\"")
+            .replacingOccurrences(of: "\"name\": \"wanted\"", with: "\"name\": \"rows\"")
+        let graph = try ModelBundle(directory: folder, manifest: Manifest.parse(Data(text.utf8))).graph("decode")
+        XCTAssertEqual(try graph.tensor(.wanted).name, "rows")
+        let pairs = try graph.returnedCaches()
+        XCTAssertEqual(pairs.count, 8)
+        XCTAssertEqual(pairs[1...2].map(\.past.name), ["past_value_0", "a"])
+        XCTAssertEqual(pairs[1...2].map(\.present.name), ["present_value_0", "b"])
+        assertFails("role cos") { try graph.tensor(.cos) }
+        let forgetful = Graph(file: graph.file, inputs: graph.inputs, outputs: [], states: graph.states)
+        assertFails("past_key_0") { try forgetful.returnedCaches() }
+    }
+
+    func testAGraphInSeveralPartsIsNotTakenForAWholeOne() throws {
+        let path = folder.appendingPathComponent("manifest.json")
+        let text = try String(contentsOf: path, encoding: .utf8)
+        XCTAssertEqual(try ModelBundle.open(folder).graph("exact").file, "exact.onnx")
+        let renamed = text.replacingOccurrences(of: "\"exact\": [", with: "\"other\": [")
+        let bundle = ModelBundle(directory: folder, manifest: try Manifest.parse(Data(renamed.utf8)))
+        assertFails("0 parts of graph exact") { try bundle.graph("exact") }
+    }
+
     func testDamagedFilesAreRefusedAndNeverCrash() throws {
-        var chance = Chance(state: 7)
+        var random = SeededRandom(state: 7)
         let readers: [(String, (Data) throws -> Void)] = [
             (
                 "manifest.json",
                 { [folder] file in
-                    _ = misfit(try Manifest.parse(file), deviceBytes: 8e9)
+                    _ = memoryProblem(try Manifest.parse(file), deviceBytes: 8e9)
                     try file.write(to: folder.appendingPathComponent("manifest.json"))
                     _ = try ModelBundle.open(folder)
                 }
@@ -102,7 +130,7 @@ final class BundleTests: XCTestCase {
             let whole = Array(try Data(contentsOf: folder.appendingPathComponent(name)))
             for _ in 0..<(whole.count < 100_000 ? 600 : 60) {
                 do {
-                    try read(Data(damaged(whole, &chance)))
+                    try read(Data(damaged(whole, &random)))
                 } catch is GemmaError {
                     refused += 1
                 }
@@ -111,13 +139,13 @@ final class BundleTests: XCTestCase {
         XCTAssertGreaterThan(refused, 400)
     }
 
-    func testABundleTooLargeForADeviceIsToldSoInWords() throws {
+    func testABundleTooLargeForTheDeviceGivesAMessageThatSaysWhatToDo() throws {
         let manifest = try ModelBundle.open(folder).manifest
-        XCTAssertNil(misfit(manifest, deviceBytes: 1e9))
-        XCTAssertTrue(try XCTUnwrap(misfit(manifest, deviceBytes: 5e5)).contains("Export a smaller size"))
+        XCTAssertNil(memoryProblem(manifest, deviceBytes: 1e9))
+        XCTAssertTrue(try XCTUnwrap(memoryProblem(manifest, deviceBytes: 5e5)).contains("Export a smaller size"))
     }
 
-    func testEveryOtherArtifactHasAnotherDigestAndNothingElseMatters() throws {
+    func testTheArtifactsDigestDependsOnItsFilesAndOnNothingElse() throws {
         let path = folder.appendingPathComponent("manifest.json")
         let text = try String(contentsOf: path, encoding: .utf8)
         let manifest = try Manifest.parse(Data(text.utf8))
@@ -129,7 +157,7 @@ final class BundleTests: XCTestCase {
         XCTAssertEqual(try altered("goldens.json").artifactDigest, manifest.artifactDigest)
     }
 
-    func testCancellingEndsTheCheckOfABundle() async {
+    func testCancellingStopsTheCheckOfABundle() async {
         let folder = folder
         let task = Task { () -> Error? in
             withUnsafeCurrentTask { $0?.cancel() }
@@ -140,15 +168,21 @@ final class BundleTests: XCTestCase {
         XCTAssertTrue(error is CancellationError, "\(String(describing: error))")
     }
 
-    private func assertRefused(_ said: String) throws {
+    private func assertFails<T>(_ message: String, _ work: () throws -> T) {
+        XCTAssertThrowsError(try work()) { error in
+            XCTAssertTrue((error as? GemmaError)?.message.contains(message) == true, "\(error)")
+        }
+    }
+
+    private func assertRefused(_ message: String) throws {
         XCTAssertThrowsError(try ModelBundle.open(folder)) { error in
-            XCTAssertTrue((error as? GemmaError)?.message.contains(said) == true, "\(error)")
+            XCTAssertTrue((error as? GemmaError)?.message.contains(message) == true, "\(error)")
         }
     }
 }
 
-/// The same numbers in each run (SplitMix64).
-struct Chance: RandomNumberGenerator {
+/// Random numbers that are the same in each run (SplitMix64).
+struct SeededRandom: RandomNumberGenerator {
     var state: UInt64
 
     mutating func next() -> UInt64 {
@@ -160,15 +194,15 @@ struct Chance: RandomNumberGenerator {
     }
 }
 
-/// A byte changed, a stretch removed, the end cut off, or a stretch doubled.
-private func damaged(_ whole: [UInt8], _ chance: inout Chance) -> [UInt8] {
+/// The bytes with one to three damages: a byte changed, a range removed, the end cut off, or a range repeated.
+private func damaged(_ whole: [UInt8], _ random: inout SeededRandom) -> [UInt8] {
     var bytes = whole
-    for _ in 0...Int.random(in: 0..<3, using: &chance) {
-        let reach = Bool.random(using: &chance) ? bytes.count : min(bytes.count, 64)
-        let at = Int.random(in: 0..<reach, using: &chance)
-        let end = min(bytes.count, at + Int.random(in: 1...20, using: &chance))
-        switch Int.random(in: 0..<4, using: &chance) {
-        case 0: bytes[at] = UInt8.random(in: 0...255, using: &chance)
+    for _ in 0...Int.random(in: 0..<3, using: &random) {
+        let reach = Bool.random(using: &random) ? bytes.count : min(bytes.count, 64)
+        let at = Int.random(in: 0..<reach, using: &random)
+        let end = min(bytes.count, at + Int.random(in: 1...20, using: &random))
+        switch Int.random(in: 0..<4, using: &random) {
+        case 0: bytes[at] = UInt8.random(in: 0...255, using: &random)
         case 1: bytes.removeSubrange(at..<end)
         case 2: bytes.removeSubrange(at...)
         default: bytes.insert(contentsOf: Array(bytes[at..<end]), at: at)

@@ -9,24 +9,24 @@ final class ConversationTests: XCTestCase {
     }
 
     private func pieces(_ reply: Reply) async throws -> [String] {
-        var found: [String] = []
-        for try await piece in reply { found.append(piece) }
-        return found
+        var pieces: [String] = []
+        for try await piece in reply { pieces.append(piece) }
+        return pieces
     }
 
     func testAReplyStreamsWholeCharactersAndEndsAtTheStopToken() async throws {
-        let reply = try conversation(ScriptedSession.saying("é😀 the", tokenizer: tinyTokenizer())).send("hello")
-        let found = try await pieces(reply)
-        XCTAssertEqual(found.joined(), "é😀 the")
-        XCTAssertTrue(found.contains("😀"))
+        let reply = try conversation(ScriptedSession.replying("é😀 the", tokenizer: tinyTokenizer())).send("hello")
+        let pieces = try await pieces(reply)
+        XCTAssertEqual(pieces.joined(), "é😀 the")
+        XCTAssertTrue(pieces.contains("😀"))
         XCTAssertEqual(reply.reason, .stopToken)
     }
 
     func testTheNextTurnFeedsOnlyWhatTheCacheLacks() async throws {
-        let session = try ScriptedSession.saying("in", "out", tokenizer: tinyTokenizer())
-        let talk = try conversation(session)
-        _ = try await pieces(talk.send("one"))
-        _ = try await pieces(talk.send("two"))
+        let session = try ScriptedSession.replying("in", "out", tokenizer: tinyTokenizer())
+        let chat = try conversation(session)
+        _ = try await pieces(chat.send("one"))
+        _ = try await pieces(chat.send("two"))
         let voice = try tinyVoice()
         let turns = [Message(.user, "one"), Message(.assistant, "in"), Message(.user, "two")]
         let whole = try encodeChat(voice.tokenizer, voice.format, turns, bosToken: 2)
@@ -35,28 +35,28 @@ final class ConversationTests: XCTestCase {
     }
 
     func testATrimmedReplyEmptiesTheCache() async throws {
-        let session = try ScriptedSession.saying("  in ", "out", tokenizer: tinyTokenizer())
-        let talk = try conversation(session)
-        _ = try await pieces(talk.send("one"))
-        _ = try await pieces(talk.send("two"))
+        let session = try ScriptedSession.replying("  in ", "out", tokenizer: tinyTokenizer())
+        let chat = try conversation(session)
+        _ = try await pieces(chat.send("one"))
+        _ = try await pieces(chat.send("two"))
         XCTAssertEqual(session.fed.filter { $0[0] == 2 }.count, 2)
     }
 
-    func testAStoppedReplyCountsAsFarAsItCame() async throws {
-        let talk = try conversation(ScriptedSession.saying("the user in the inn", "so", tokenizer: tinyTokenizer()))
-        let reply = try talk.send("one")
+    func testAStoppedReplyCountsWithTheTextItHas() async throws {
+        let chat = try conversation(ScriptedSession.replying("the user in the inn", "so", tokenizer: tinyTokenizer()))
+        let reply = try chat.send("one")
         let first = try await reply.next()
         XCTAssertEqual(first, "the")
         XCTAssertNil(reply.reason)
-        XCTAssertEqual(talk.messages.last, Message(.assistant, "the"))
-        _ = try talk.send("never asked")
-        _ = try await pieces(talk.send("two"))
-        XCTAssertEqual(talk.messages.prefix(3).map(\.content), ["one", "the", "two"])
+        XCTAssertEqual(chat.messages.last, Message(.assistant, "the"))
+        _ = try chat.send("never asked")
+        _ = try await pieces(chat.send("two"))
+        XCTAssertEqual(chat.messages.prefix(3).map(\.content), ["one", "the", "two"])
     }
 
     func testACancelledTaskEndsTheReply() async throws {
-        let talk = try conversation(ScriptedSession { _ in 300 })
-        let reply = try talk.send("in")
+        let chat = try conversation(ScriptedSession { _ in 300 })
+        let reply = try chat.send("in")
         let task = Task { () -> Int in
             var count = 0
             do {
@@ -74,34 +74,34 @@ final class ConversationTests: XCTestCase {
         XCTAssertNil(reply.reason)
     }
 
-    func testAFullContextEndsTheReplyAndTheNextQuestionIsRefusedAndChangesNothing() async throws {
-        let talk = try conversation(ScriptedSession(contextLength: 24) { _ in 300 })
-        let reply = try talk.send("in")
+    func testAFullContextEndsTheReplyAndRefusingTheNextQuestionChangesNothing() async throws {
+        let chat = try conversation(ScriptedSession(contextLength: 24) { _ in 300 })
+        let reply = try chat.send("in")
         _ = try await pieces(reply)
         XCTAssertEqual(reply.reason, .context)
-        let before = talk.messages
-        XCTAssertThrowsError(try talk.send("more and more and more")) { error in
+        let before = chat.messages
+        XCTAssertThrowsError(try chat.send("more and more and more")) { error in
             guard case GemmaError.contextFull = error else { return XCTFail("\(error)") }
         }
-        XCTAssertEqual(talk.messages, before)
-        talk.reset()
-        let short = try talk.send("in", maxNewTokens: 2)
+        XCTAssertEqual(chat.messages, before)
+        chat.reset()
+        let short = try chat.send("in", maxNewTokens: 2)
         _ = try await pieces(short)
         XCTAssertEqual(short.reason, .length)
     }
 
-    func testAnAnswerThatIsNotRightIsAskedAgainWithWhatWasWrong() async throws {
+    func testAnInvalidAnswerIsAskedForAgainWithItsViolations() async throws {
         let schema = try Schema(#"{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}"#)
-        let talk = try conversation(
-            ScriptedSession.saying("no idea", #"{"n": "x"}"#, #"Here: {"n": 3}"#, tokenizer: tinyTokenizer()))
-        let answer = try await askStructured(talk, "count", schema)
-        let right = StructuredResult.valid(.object(JSONObject([("n", .number(3))])))
-        XCTAssertEqual(answer, StructuredAnswer(result: right, attempts: 3))
-        XCTAssertEqual(answer.inWords, "The answer matches the schema (3 tries): {\"n\": 3}")
-        XCTAssertTrue(talk.messages[4].content.contains("expected integer"))
-        let stubborn = try conversation(ScriptedSession.saying("no", "{}", tokenizer: tinyTokenizer()))
+        let chat = try conversation(
+            ScriptedSession.replying("no idea", #"{"n": "x"}"#, #"Here: {"n": 3}"#, tokenizer: tinyTokenizer()))
+        let answer = try await askStructured(chat, "count", schema)
+        let valid = StructuredResult.valid(.object(JSONObject([("n", .number(3))])))
+        XCTAssertEqual(answer, StructuredAnswer(result: valid, attempts: 3))
+        XCTAssertEqual(answer.summary, "The answer matches the schema (3 tries): {\"n\": 3}")
+        XCTAssertTrue(chat.messages[4].content.contains("expected integer"))
+        let stubborn = try conversation(ScriptedSession.replying("no", "{}", tokenizer: tinyTokenizer()))
         var shown: [String] = []
-        let never = try await askStructured(stubborn, "count", schema, attempts: 2) { reply in
+        let invalid = try await askStructured(stubborn, "count", schema, attempts: 2) { reply in
             shown.append(try await self.pieces(reply).joined())
         }
         XCTAssertEqual(shown, ["no", "{}"])
@@ -111,22 +111,23 @@ final class ConversationTests: XCTestCase {
             _ = try await self.pieces(reply)
             XCTAssertEqual(reply.reason, .length)
         }
-        XCTAssertTrue(endless.inWords.contains("no whole JSON"))
-        XCTAssertEqual(never.inWords, "The answer does not match the schema (2 tries):\n- $: \"n\" is missing")
+        XCTAssertTrue(endless.summary.contains("no complete JSON"))
+        XCTAssertEqual(invalid.summary, "The answer does not match the schema (2 tries):\n- $: \"n\" is missing")
     }
 }
 
 final class TinyModelTests: XCTestCase {
-    /// One engine, since the bridge's pipes are opened once.
-    func testTheLoopSaysPythonsTokensAndTheGoldensGivePythonsFigures() async throws {
+    /// One test for both, since the bridge's pipes can be opened only once.
+    func testGreedyTokensAndTheGoldensFiguresEqualPythons() async throws {
         let bundle = try ModelBundle.open(tiny)
         let session = EngineSession(try BridgeEngine(vocabSize: bundle.manifest.vocabSize), bundle.manifest)
         try await checkGreedyTokens(session)
-        let found = try verify(session, loadGoldens(bundle), Limits())
-        XCTAssertEqual(found.verdict, .pass)
-        try checkFigures(vectors().of("verify").of("lowering"), found.lowering)
-        try checkFigures(vectors().of("verify").of("quantization"), found.quantization)
+        let verification = try verify(session, loadGoldens(bundle), Limits())
+        XCTAssertEqual(verification.verdict, .pass)
+        try checkFigures(vectors().of("verify").of("lowering"), verification.lowering)
+        try checkFigures(vectors().of("verify").of("quantization"), verification.quantization)
         let workload = Workload(promptLengths: [4, 8], decodePrompt: 4, newTokens: 3)
-        try checkReport(bundle, found, measureSpeed(session, vocabSize: bundle.manifest.vocabSize, workload, repeats: 2))
+        let speed = try measureSpeed(session, vocabSize: bundle.manifest.vocabSize, workload, repeats: 2)
+        try checkReport(bundle, verification, speed)
     }
 }

@@ -5,20 +5,20 @@ import XCTest
 
 @testable import GemmaKit
 
-/// The tiny bundle on the C library of ONNX Runtime, in this process.
+/// Runs a bundle on ONNX Runtime's C library, in this process.
 final class OnnxEngine: Engine {
     let givesEveryRow = true
     private let session: OpaquePointer
     private let vocabSize: Int
 
     init(_ bundle: ModelBundle, graph name: String) throws {
-        let graph = try XCTUnwrap(bundle.manifest.graphs[name])
+        let graph = try bundle.graph(name)
         vocabSize = bundle.manifest.vocabSize
         session = onnx_open(bundle.directory.appendingPathComponent(graph.file).path)
         try check()
-        for state in graph.states {
-            let shape = try state.shape.map { Int64(try XCTUnwrap($0)) }
-            onnx_add_cache(session, state.name, state.name.replacingOccurrences(of: "past", with: "present"), shape, shape.count)
+        for (past, present) in try graph.returnedCaches() {
+            let shape = try past.shape.map { Int64(try XCTUnwrap($0)) }
+            onnx_add_cache(session, past.name, present.name, shape, shape.count)
             try check()
         }
     }
@@ -39,52 +39,54 @@ final class OnnxEngine: Engine {
 }
 
 final class OnnxTests: XCTestCase {
-    func testTheLoopSaysPythonsTokensOnARealLibrary() async throws {
+    func testGreedyTokensEqualPythonsOnONNXRuntime() async throws {
         let bundle = try ModelBundle.open(tiny)
         let session = EngineSession(try OnnxEngine(bundle, graph: "exact"), bundle.manifest)
         try await checkGreedyTokens(session)
-        session.reset()  // again, over the caches of before
+        session.reset()  // and once more over the used caches
         try await checkGreedyTokens(session)
     }
 
-    func testABundlesVerdictAndFiguresAreThoseOfGemmaRuntimeVerify() async throws {
+    func testVerdictAndFiguresEqualThoseOfGemmaRuntimeVerify() async throws {
         let bundle = try ModelBundle.open(tiny)
         var opened: [String] = []
         let session = try await BundleSession(bundle.manifest) { graph in
             opened.append(graph)
             return try OnnxEngine(bundle, graph: graph)
         }
-        var heard: [Int] = []
-        let found = try await verifyBundle(bundle, session) { done, _ in heard.append(done) }
-        XCTAssertEqual(found.verdict, .pass, "\(found.failures)")
-        XCTAssertEqual(heard, Array(1...10))
+        var progress: [Int] = []
+        let verification = try await verifyBundle(bundle, session) { done, _ in progress.append(done) }
+        XCTAssertEqual(verification.verdict, .pass, "\(verification.failures)")
+        XCTAssertEqual(progress, Array(1...10))
         XCTAssertEqual(opened, ["decode", "exact", "decode"])
-        let exact = try XCTUnwrap(found.exact)
+        let exact = try XCTUnwrap(verification.exact)
         try checkFigures(vectors().of("verify").of("lowering"), exact)
-        XCTAssertGreaterThan(found.lowering.meanKL, exact.meanKL, "the shipped graph rounds activations")
+        XCTAssertGreaterThan(verification.lowering.meanKL, exact.meanKL, "the shipped graph rounds activations")
         let workload = Workload(contextLength: bundle.manifest.contextLength)
-        try checkReport(bundle, found, measureSpeed(session, vocabSize: bundle.manifest.vocabSize, workload, repeats: 2))
+        let speed = try measureSpeed(session, vocabSize: bundle.manifest.vocabSize, workload, repeats: 2)
+        try checkReport(bundle, verification, speed)
     }
 
-    func testAGraphThatRoundsActivationsIsNoExactOne() async throws {
+    func testAnExactGraphThatRoundsActivationsFailsVerification() async throws {
         let bundle = try ModelBundle.open(tiny)
         let session = try await BundleSession(bundle.manifest) { _ in try OnnxEngine(bundle, graph: "decode") }
-        let found = try await verifyBundle(bundle, session)
-        XCTAssertEqual(found.verdict, .fail)
-        XCTAssertTrue(found.failures.first?.hasPrefix("mean KL of the float kernels is ") == true, "\(found.failures)")
+        let verification = try await verifyBundle(bundle, session)
+        XCTAssertEqual(verification.verdict, .fail)
+        let failure = verification.failures.first ?? ""
+        XCTAssertTrue(failure.hasPrefix("mean KL of the float kernels is "), failure)
     }
 
-    func testAStoppedBenchmarkLeavesNothingThatAConversationCouldTakeForItsOwn() async throws {
+    func testAConversationIsUnaffectedByAStoppedVerification() async throws {
         let bundle = try ModelBundle.open(tiny)
         let session = try await BundleSession(bundle.manifest) { try OnnxEngine(bundle, graph: $0) }
         func conversation() throws -> Conversation { Conversation(session, try Voice(bundle), Sampler(try Sampling())) }
-        func said(_ talk: Conversation, _ question: String) async throws -> String {
-            let reply = try talk.send(question, maxNewTokens: 8)
+        func answer(_ chat: Conversation, _ question: String) async throws -> String {
+            let reply = try chat.send(question, maxNewTokens: 8)
             for try await _ in reply {}
             return reply.text
         }
-        let talk = try conversation()
-        let first = try await said(talk, "the user in the inn")
+        let chat = try conversation()
+        let first = try await answer(chat, "the user in the inn")
         let task = Task {
             _ = try await verifyBundle(bundle, session) { done, _ in
                 if done == 7 { withUnsafeCurrentTask { $0?.cancel() } }
@@ -93,9 +95,9 @@ final class OnnxTests: XCTestCase {
         let outcome = await task.result
         XCTAssertThrowsError(try outcome.get()) { XCTAssertTrue($0 is CancellationError, "\($0)") }
         XCTAssertEqual(session.position, 0)
-        let second = try await said(talk, "the")
+        let second = try await answer(chat, "the")
         let fresh = try conversation()
-        let again = [try await said(fresh, "the user in the inn"), try await said(fresh, "the")]
+        let again = [try await answer(fresh, "the user in the inn"), try await answer(fresh, "the")]
         XCTAssertEqual(again, [first, second])
     }
 }

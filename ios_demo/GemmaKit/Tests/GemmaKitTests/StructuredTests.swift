@@ -3,13 +3,13 @@ import XCTest
 
 @testable import GemmaKit
 
-/// Cases that Kotlin and Swift share.
+/// Runs the cases that Kotlin and Swift share.
 final class StructuredTests: XCTestCase {
     private func each(_ name: String, _ check: (JSONFields) throws -> Void) throws {
         _ = try json(data.appendingPathComponent("schema_cases.json")).of(name).list(check)
     }
 
-    func testJSONIsReadStrictlyAndWrittenBack() throws {
+    func testJSONIsParsedStrictlyAndSurvivesARoundTrip() throws {
         try each("parse") { item in
             let text = try item.of("text").string()
             guard try item.of("ok").boolean() else {
@@ -21,14 +21,14 @@ final class StructuredTests: XCTestCase {
         }
     }
 
-    func testJSONIsFoundAmongOtherWords() throws {
+    func testJSONIsExtractedFromTheTextAroundIt() throws {
         try each("extract") { item in
             let expected = try item.orNil("json").map { try parseJSON($0.string()) }
             XCTAssertEqual(extractJSON(try item.of("text").string()), expected)
         }
     }
 
-    func testValuesAreValidatedPlaceByPlace() throws {
+    func testValidationReportsThePathOfEachViolation() throws {
         try each("validate") { group in
             let schema = try Schema(group.of("schema").value)
             _ = try group.of("cases").list { item in
@@ -39,7 +39,7 @@ final class StructuredTests: XCTestCase {
         }
     }
 
-    func testASchemaThatSaysMoreThanIsUnderstoodIsRefused() throws {
+    func testASchemaWithAnUnsupportedKeywordOrAWrongValueIsRefusedByName() throws {
         try each("refuse") { item in
             let name = try item.of("names").string()
             XCTAssertThrowsError(try Schema(item.of("schema").value)) { error in
@@ -48,24 +48,24 @@ final class StructuredTests: XCTestCase {
         }
     }
 
-    func testTheSchemaToBeginWithIsOne() throws {
+    func testTheExampleSchemaIsValid() throws {
         let schema = try Schema(exampleSchema)
         XCTAssertEqual(schema.validate(try parseJSON(#"{"answer": "yes", "confidence": 0.5}"#)), [])
         XCTAssertEqual(try Schema(schema.description).description, schema.description)
     }
 
-    func testAnyTextIsJSONOrAnError() throws {
-        var chance = Chance(state: 3)
+    func testAnyTextEitherParsesOrThrows() throws {
+        var random = SeededRandom(state: 3)
         let letters = Array("{}[]\",:0123.eE+-truefalsn\\u\0 😀")
         for _ in 0..<10_000 {
-            let length = Int.random(in: 0..<24, using: &chance)
-            let text = String((0..<length).map { _ in letters.randomElement(using: &chance) ?? " " })
+            let length = Int.random(in: 0..<24, using: &random)
+            let text = String((0..<length).map { _ in letters.randomElement(using: &random) ?? " " })
             do { _ = try parseJSON(text) } catch is GemmaError {}
         }
         XCTAssertThrowsError(try parseJSON(String(repeating: "[", count: 1_000_000)))
     }
 
-    func testAccentsAreComparedScalarByScalar() throws {
+    func testStringsAreComparedByUnicodeScalars() throws {
         let value = try parseJSON("{\"\u{E9}\": 1, \"e\u{301}\": 2}")
         XCTAssertEqual(try Schema(#"{"required": ["e\#u{301}"]}"#).validate(value), [])
         XCTAssertFalse(try Schema("{\"enum\": [\"\u{E9}\"]}").validate(.string("e\u{301}")).isEmpty)
@@ -73,7 +73,7 @@ final class StructuredTests: XCTestCase {
 }
 
 final class MeasureTests: XCTestCase {
-    func testTimesAreThoseOfTheClock() {
+    func testLatencyFollowsTheClock() {
         var now: UInt64 = 0
         var meter = LatencyMeter { now }
         meter.startLoad()
@@ -90,9 +90,9 @@ final class MeasureTests: XCTestCase {
         now += 300_000_000
         meter.token()
         let latency = meter.latency
-        XCTAssertEqual([latency.loadMillis, latency.firstTokenMillis], [2000, 500])
+        XCTAssertEqual([latency.loadMs, latency.firstTokenMs], [2000, 500])
         XCTAssertEqual(latency.tokensPerSecond ?? 0, 1000 * 20 / 2200, accuracy: 1e-6)
-        XCTAssertEqual(latency.tokenP95Millis ?? 0, 110, accuracy: 1e-6)
+        XCTAssertEqual(latency.tokenP95Ms ?? 0, 110, accuracy: 1e-6)
         XCTAssertEqual(latency.tokens, 21)
     }
 

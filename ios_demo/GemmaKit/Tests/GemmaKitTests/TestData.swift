@@ -25,36 +25,36 @@ extension JSONFields {
 }
 
 extension Array where Element == String {
-    /// Scalar by scalar.
+    /// As Unicode scalars.
     var scalars: [[UInt32]] { map { $0.unicodeScalars.map(\.value) } }
 }
 
-/// The 64 tokens that `gemma-runtime` says.
+/// Checks the 64 greedy tokens against those of `gemma-runtime`.
 func checkGreedyTokens(_ session: Session) async throws {
-    let said = try json(data.appendingPathComponent("tiny_tokens.json"))
-    let request = GenerationRequest(prompt: try said.of("prompt").ints(), maxNewTokens: 64, stopTokens: [])
+    let expected = try json(data.appendingPathComponent("tiny_tokens.json"))
+    let request = GenerationRequest(prompt: try expected.of("prompt").ints(), maxNewTokens: 64, stopTokens: [])
     var tokens: [Int] = []
     for try await token in try TokenGeneration(session, request, Sampler(try Sampling())) { tokens.append(token) }
-    XCTAssertEqual(tokens, try said.of("tokens").ints())
+    XCTAssertEqual(tokens, try expected.of("tokens").ints())
     XCTAssertEqual(tokens.count, 64)
 }
 
-func checkFigures(_ said: JSONFields, _ found: Agreement) throws {
-    XCTAssertEqual(found.positions, try said.of("positions").count())
-    XCTAssertEqual(found.nearTies, try said.of("near_ties").count())
-    XCTAssertEqual(found.top1, try said.of("top1").double(), accuracy: 1e-9)
+func checkFigures(_ expected: JSONFields, _ actual: Agreement) throws {
+    XCTAssertEqual(actual.positions, try expected.of("positions").count())
+    XCTAssertEqual(actual.nearTies, try expected.of("near_ties").count())
+    XCTAssertEqual(actual.top1, try expected.of("top1").double(), accuracy: 1e-9)
     let figures = [
-        ("max_abs", found.maxAbs), ("mean_abs", found.meanAbs), ("mean_kl", found.meanKL), ("p99_kl", found.p99KL),
+        ("max_abs", actual.maxAbs), ("mean_abs", actual.meanAbs), ("mean_kl", actual.meanKL), ("p99_kl", actual.p99KL),
     ]
     for (name, value) in figures {
-        let expected = try said.of(name).double()
-        XCTAssertEqual(value, expected, accuracy: 1e-3 * expected + 1e-5, name)
+        let figure = try expected.of(name).double()
+        XCTAssertEqual(value, figure, accuracy: 1e-3 * figure + 1e-5, name)
     }
 }
 
-/// What is shared as JSON has the names that `gemma-runtime verify` and `bench` give with `--json`.
+/// The shared JSON has the field names of `gemma-runtime verify --json` and `bench --json`.
 func checkReport(_ bundle: ModelBundle, _ verification: Verification, _ benchmark: Benchmark) throws {
-    let loading = Loading(checkMillis: 1, loadMillis: 2)
+    let loading = Loading(checkMs: 1, loadMs: 2)
     let report = reportJSON(device: ["name": "Linux"], bundle, verification, loading, benchmark)
     XCTAssertEqual(try parseJSON(report.write()), report)
     let names = try vectors().of("fields").map { try $0.list { try $0.string() } }
@@ -73,12 +73,12 @@ func checkReport(_ bundle: ModelBundle, _ verification: Verification, _ benchmar
 
 extension JSON {
     func field(_ name: String) throws -> JSON {
-        guard case .object(let object) = self else { throw GemmaError.json("no object") }
+        guard case .object(let object) = self else { throw GemmaError.json("not an object") }
         return try XCTUnwrap(object[name], name)
     }
 
     func first() throws -> JSON {
-        guard case .array(let items) = self else { throw GemmaError.json("no list") }
+        guard case .array(let items) = self else { throw GemmaError.json("not an array") }
         return try XCTUnwrap(items.first)
     }
 
@@ -88,22 +88,22 @@ extension JSON {
     }
 }
 
-/// A session without a model: it follows a function from the tokens so far to the next token.
+/// A session without a model: `script` returns the next token for the tokens so far.
 final class ScriptedSession: Session {
     let contextLength: Int
     private let script: ([Int]) -> Int
     private(set) var tokens: [Int] = []
-    private(set) var fed: [[Int]] = []  // by call
+    private(set) var fed: [[Int]] = []  // the tokens of each call
 
     init(contextLength: Int = 4096, _ script: @escaping ([Int]) -> Int) {
         self.contextLength = contextLength
         self.script = script
     }
 
-    /// Says these replies, one after the other, each ended by `<end_of_turn>`.
-    static func saying(_ replies: String..., tokenizer: Tokenizer) throws -> ScriptedSession {
-        var said = try replies.flatMap { try tokenizer.encode($0) + [5] }
-        return ScriptedSession { _ in said.removeFirst() }
+    /// Generates these replies in order, each followed by `<end_of_turn>`.
+    static func replying(_ replies: String..., tokenizer: Tokenizer) throws -> ScriptedSession {
+        var remaining = try replies.flatMap { try tokenizer.encode($0) + [5] }
+        return ScriptedSession { _ in remaining.removeFirst() }
     }
 
     var position: Int { tokens.count }
@@ -134,7 +134,7 @@ final class BridgeEngine: Engine {
     init(vocabSize: Int) throws {
         self.vocabSize = vocabSize
         guard let folder = ProcessInfo.processInfo.environment["GEMMA_BRIDGE"] else {
-            throw XCTSkip("no bridge to the Python runtime is named, so no real model answers")
+            throw XCTSkip("there is no bridge to the Python runtime to run the model")
         }
         questions = try XCTUnwrap(FileHandle(forWritingAtPath: folder + "/questions"))
         answers = try XCTUnwrap(FileHandle(forReadingAtPath: folder + "/answers"))
@@ -145,7 +145,7 @@ final class BridgeEngine: Engine {
         try questions.write(contentsOf: Data(line.utf8))
         var answer = Data()
         while answer.last != UInt8(ascii: "\n") {
-            let part = answers.availableData  // what is there: read(upToCount:) waits for all of it
+            let part = answers.availableData  // returns what has arrived; read(upToCount:) would wait for more
             if part.isEmpty { throw GemmaError.session("the bridge ended") }
             answer += part
         }

@@ -3,13 +3,13 @@ import XCTest
 
 @testable import GemmaKit
 
-/// What Python says, this says too.
+/// Checks results against those of the Python runtime.
 final class VectorsTests: XCTestCase {
-    func testTextBecomesPythonsIdsAndComesBack() throws {
+    func testEncodingTextGivesPythonsIdsAndDecodingGivesPythonsText() throws {
         try checkEncode(tinyTokenizer(), vectors().of("encode"), least: 1)
     }
 
-    func testATemplatesTextBecomesPythonsIds() throws {
+    func testEncodingATemplateGivesPythonsIds() throws {
         let tokenizer = try tinyTokenizer()
         _ = try vectors().of("encode_control").list { vector in
             let text = try vector.of("text").string()
@@ -17,11 +17,11 @@ final class VectorsTests: XCTestCase {
         }
     }
 
-    func testTokensStreamIntoPythonsCharacters() throws {
+    func testStreamedTokensGivePythonsPieces() throws {
         try checkDecode(tinyTokenizer(), vectors().of("decode"))
     }
 
-    func testConversationsBecomePythonsIds() throws {
+    func testEncodingConversationsGivesPythonsIds() throws {
         let voice = try tinyVoice()
         _ = try vectors().of("chat").list { vector in
             let messages = try vector.of("messages").list { message in
@@ -32,15 +32,15 @@ final class VectorsTests: XCTestCase {
         }
     }
 
-    func testTheSameNoiseDrawsPythonsTokens() throws {
+    func testTheSameNoiseSamplesPythonsTokens() throws {
         _ = try vectors().of("sampler").list { vector in
-            let said = try vector.of("sampling")
+            let fields = try vector.of("sampling")
             let sampling = try Sampling(
-                temperature: said.of("temperature").double(),
-                topK: said.of("top_k").count(),
-                topP: said.of("top_p").double(),
-                minP: said.of("min_p").double(),
-                repetitionPenalty: said.of("repetition_penalty").double()
+                temperature: fields.of("temperature").double(),
+                topK: fields.of("top_k").count(),
+                topP: fields.of("top_p").double(),
+                minP: fields.of("min_p").double(),
+                repetitionPenalty: fields.of("repetition_penalty").double()
             )
             let noise = try vector.of("noise").double()
             let logits = try vector.of("logits").list { Float(try $0.double()) }
@@ -49,21 +49,21 @@ final class VectorsTests: XCTestCase {
         }
     }
 
-    func testTheGenuineTokenizersAreEqualOnThousandsOfTexts() throws {
+    func testGemma2sAnd3sOwnTokenizersEqualPythonsOnThousandsOfTexts() throws {
         guard let folder = ProcessInfo.processInfo.environment["GEMMA_GENUINE"] else {
-            throw XCTSkip("the genuine tokenizers of Gemma 2 and 3 are not here")
+            throw XCTSkip("the tokenizers of Gemma 2 and 3 are not available")
         }
         for family in ["gemma2", "gemma3"] {
-            let place = URL(fileURLWithPath: folder).appendingPathComponent(family)
-            let tokenizer = try Tokenizer(Data(contentsOf: place.appendingPathComponent("tokenizer.gtok")))
-            let said = try json(place.appendingPathComponent("vectors.json"))
-            try checkEncode(tokenizer, said.of("encode"), least: 4000)
-            try checkDecode(tokenizer, said.of("decode"))
+            let vocabulary = URL(fileURLWithPath: folder).appendingPathComponent(family)
+            let tokenizer = try Tokenizer(Data(contentsOf: vocabulary.appendingPathComponent("tokenizer.gtok")))
+            let expected = try json(vocabulary.appendingPathComponent("vectors.json"))
+            try checkEncode(tokenizer, expected.of("encode"), least: 4000)
+            try checkDecode(tokenizer, expected.of("decode"))
         }
     }
 
-    private func checkEncode(_ tokenizer: Tokenizer, _ said: JSONFields, least: Int) throws {
-        let checked = try said.list { vector -> Bool in
+    private func checkEncode(_ tokenizer: Tokenizer, _ expected: JSONFields, least: Int) throws {
+        let checked = try expected.list { vector -> Bool in
             let text = try vector.of("text").string()
             let ids = try tokenizer.encode(text)
             XCTAssertEqual(ids, try vector.of("ids").ints(), text)
@@ -73,8 +73,8 @@ final class VectorsTests: XCTestCase {
         XCTAssertGreaterThanOrEqual(checked.count, least)
     }
 
-    private func checkDecode(_ tokenizer: Tokenizer, _ said: JSONFields) throws {
-        _ = try said.list { vector in
+    private func checkDecode(_ tokenizer: Tokenizer, _ expected: JSONFields) throws {
+        _ = try expected.list { vector in
             var stream = StreamDecoder(tokenizer)
             let pieces = try vector.of("ids").ints().map { stream.push($0) }
             XCTAssertEqual(pieces.scalars, try vector.of("pieces").list { try $0.string() }.scalars)

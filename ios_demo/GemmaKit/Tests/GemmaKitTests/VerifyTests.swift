@@ -3,7 +3,7 @@ import XCTest
 
 @testable import GemmaKit
 
-/// Says at each position what the golden's reference says, or what `damage` makes of it.
+/// A session that returns the goldens' logits, changed by `damage`.
 private final class ReplayingSession: Session {
     private let goldens: [Golden]
     private let damage: (inout [Float]) throws -> Void
@@ -22,7 +22,7 @@ private final class ReplayingSession: Session {
     func score(_ new: [Int]) throws -> [[Float]] {
         try new.map { token in
             tokens.append(token)
-            var row = said()
+            var row = goldenRow()
             try damage(&row)
             return row
         }
@@ -32,12 +32,12 @@ private final class ReplayingSession: Session {
         tokens = []
     }
 
-    private func said() -> [Float] {
+    private func goldenRow() -> [Float] {
         var row = [Float](repeating: -30, count: 376)
         guard let golden = goldens.first(where: { $0.tokens.starts(with: tokens) }) else { return row }
-        let place = tokens.count - 1 - (golden.tokens.count - golden.judged)
-        guard place >= 0 else { return row }
-        for (id, logit) in zip(golden.quantized.ids[place], golden.quantized.logits[place]) { row[id] = Float(logit) }
+        let index = tokens.count - 1 - (golden.tokens.count - golden.judged)
+        guard index >= 0 else { return row }
+        for (id, logit) in zip(golden.quantized.ids[index], golden.quantized.logits[index]) { row[id] = Float(logit) }
         return row
     }
 }
@@ -45,33 +45,33 @@ private final class ReplayingSession: Session {
 final class VerifyTests: XCTestCase {
     private func goldens() throws -> [Golden] { try loadGoldens(ModelBundle.open(tiny)) }
 
-    func testLimitsAreThoseOfGemmaRuntimeVerify() throws {
+    func testLimitsEqualThoseOfGemmaRuntimeVerify() throws {
         let limits = try vectors().of("limits").map(\.value)
         XCTAssertEqual(Set(limits.keys), ["onnx", "executorch", "coreml"])
-        for (target, said) in limits { XCTAssertEqual(limitsJSON(Limits.of(target: target)), said, target) }
+        for (target, expected) in limits { XCTAssertEqual(limitsJSON(Limits.of(target: target)), expected, target) }
     }
 
-    func testABrokenLimitFailsInTheWordsOfGemmaRuntimeVerify() throws {
+    func testAnExceededLimitFailsWithTheMessageOfGemmaRuntimeVerify() throws {
         let goldens = try goldens()
         XCTAssertEqual(try verify(ReplayingSession(goldens), goldens, Limits(maxMeanKL: 1e9)).verdict, .pass)
         let exact = Agreement(positions: 10, top1: 1, nearTies: 0, maxAbs: 0, meanAbs: 0, meanKL: 2.344e-6, p99KL: 0)
-        let found = try verify(ReplayingSession(goldens), goldens, Limits(maxMeanKL: 1e9), exact)
-        XCTAssertEqual(found.verdict, .fail)
-        XCTAssertEqual(found.failures, ["mean KL of the float kernels is 2.34e-06, above 1e-06"])
-        let never = try verify(ReplayingSession(goldens), goldens, Limits(minTop1: 1.01, maxMeanKL: 1e9))
-        XCTAssertEqual(never.failures, ["top-1 outside near ties is 100.0%, below 101%"])
+        let verification = try verify(ReplayingSession(goldens), goldens, Limits(maxMeanKL: 1e9), exact)
+        XCTAssertEqual(verification.verdict, .fail)
+        XCTAssertEqual(verification.failures, ["mean KL of the float kernels is 2.34e-06, above 1e-06"])
+        let impossible = try verify(ReplayingSession(goldens), goldens, Limits(minTop1: 1.01, maxMeanKL: 1e9))
+        XCTAssertEqual(impossible.failures, ["top-1 outside near ties is 100.0%, below 101%"])
     }
 
-    func testANumberThatIsNoneAndAnotherMostLikelyTokenFail() throws {
+    func testANaNAndADifferentTopTokenFail() throws {
         let goldens = try goldens()
-        let none = try verify(ReplayingSession(goldens) { $0[7] = .nan }, goldens, Limits())
-        XCTAssertEqual(none.verdict, .fail)
+        let nan = try verify(ReplayingSession(goldens) { $0[7] = .nan }, goldens, Limits())
+        XCTAssertEqual(nan.verdict, .fail)
         let other = try verify(ReplayingSession(goldens) { $0[7] = 9 }, goldens, Limits(maxMeanKL: 1e9))
         XCTAssertEqual(other.failures.count, 1)
         XCTAssertTrue(other.failures[0].hasPrefix("top-1 outside near ties is "))
     }
 
-    func testAReplayThatEndsEarlyLeavesTheSessionEmpty() async throws {
+    func testAStoppedReplayLeavesTheSessionEmpty() async throws {
         let goldens = try goldens()
         var rows = 0
         let session = ReplayingSession(goldens) { _ in
@@ -85,19 +85,19 @@ final class VerifyTests: XCTestCase {
         XCTAssertEqual(speed.position, 0)
     }
 
-    func testSpeedIsThatOfTheClock() throws {
+    func testSpeedFollowsTheClock() throws {
         var now: UInt64 = 0
         let session = ScriptedSession { tokens in
             now += 20_000_000
             return 3
         }
         let workload = Workload(promptLengths: [4, 8], decodePrompt: 4, newTokens: 3)
-        let found = try measureSpeed(session, vocabSize: 400, workload, repeats: 2, nanoTime: { now })
-        XCTAssertEqual(found.prompts.map(\.tokens), [4, 8])
-        XCTAssertEqual(found.prompts[1].firstTokenMillis, Spread([20]))
-        XCTAssertEqual(found.prompts[0].tokensPerSecond.median, 200, accuracy: 1e-9)
-        XCTAssertEqual(found.decodeTokensPerSecond, Spread([50]))
-        XCTAssertEqual(found.tokenP95Millis.high, 20)
+        let benchmark = try measureSpeed(session, vocabSize: 400, workload, repeats: 2, nanoTime: { now })
+        XCTAssertEqual(benchmark.prompts.map(\.tokens), [4, 8])
+        XCTAssertEqual(benchmark.prompts[1].firstTokenMs, Spread([20]))
+        XCTAssertEqual(benchmark.prompts[0].tokensPerSecond.median, 200, accuracy: 1e-9)
+        XCTAssertEqual(benchmark.decodeTokensPerSecond, Spread([50]))
+        XCTAssertEqual(benchmark.tokenP95Ms.high, 20)
         XCTAssertEqual(Workload(contextLength: 500), Workload(promptLengths: [32, 128], decodePrompt: 128, newTokens: 64))
         XCTAssertEqual(Workload(contextLength: 24), Workload(promptLengths: [24], decodePrompt: 12, newTokens: 12))
         XCTAssertEqual([Spread([4, 1, 2, 3]).median, Spread([4, 1, 2, 3]).low, Spread([4, 1, 2, 3]).high], [2.5, 1, 4])

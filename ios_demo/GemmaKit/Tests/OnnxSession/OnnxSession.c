@@ -19,73 +19,80 @@ struct OnnxSession {
     char *error;
 };
 
-// True where a call went right; else its message is kept, the first one.
-static int went(OnnxSession *session, OrtStatus *status) {
+// Whether every call so far has succeeded; keeps the message of the first error.
+static int succeeded(OnnxSession *session, OrtStatus *status) {
     if (status == NULL) return session->error == NULL;
     if (session->error == NULL) session->error = strdup(session->api->GetErrorMessage(status));
     session->api->ReleaseStatus(status);
     return 0;
 }
 
+// ONNX Runtime 1.29 and later collects usage data by default. A variable that is already set keeps its value.
+static void disable_telemetry(void) {
+    setenv("ORT_DISABLE_TELEMETRY", "1", 0);
+    setenv("ORT_TELEMETRY_DISABLED", "1", 0); // the older name
+}
+
 OnnxSession *onnx_open(const char *path) {
+    disable_telemetry();
     OnnxSession *session = calloc(1, sizeof *session);
     if (session == NULL) abort();
     const OrtApi *api = session->api = OrtGetApiBase()->GetApi(ORT_API_VERSION);
     OrtSessionOptions *options = NULL;
-    if (went(session, api->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "test", &session->environment))
-        && went(session, api->CreateSessionOptions(&options))
-        && went(session, api->SetIntraOpNumThreads(options, 1))
-        && went(session, api->CreateSession(session->environment, path, options, &session->session))
-        && went(session, api->CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &session->memory)))
-        went(session, api->CreateIoBinding(session->session, &session->binding));
+    if (succeeded(session, api->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "test", &session->environment))
+        && succeeded(session, api->CreateSessionOptions(&options))
+        && succeeded(session, api->SetIntraOpNumThreads(options, 1))
+        && succeeded(session, api->CreateSession(session->environment, path, options, &session->session))
+        && succeeded(session, api->CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &session->memory)))
+        succeeded(session, api->CreateIoBinding(session->session, &session->binding));
     if (options != NULL) api->ReleaseSessionOptions(options);
     return session;
 }
 
 const char *onnx_error(const OnnxSession *session) { return session->error; }
 
-// Memory of the caller's as a bound input or output; the value is released unless it is kept.
+// Binds the caller's memory as an input or output. The value is stored in `kept` if given, else released.
 static void bind(OnnxSession *session, const char *input, const char *output, void *data, size_t bytes,
                  const int64_t *shape, size_t rank, ONNXTensorElementDataType type, OrtValue **kept) {
     const OrtApi *api = session->api;
     OrtValue *value = NULL;
-    if (!went(session, api->CreateTensorWithDataAsOrtValue(session->memory, data, bytes, shape, rank, type, &value)))
+    if (!succeeded(session, api->CreateTensorWithDataAsOrtValue(session->memory, data, bytes, shape, rank, type, &value)))
         return;
-    if (input != NULL) went(session, api->BindInput(session->binding, input, value));
-    if (output != NULL) went(session, api->BindOutput(session->binding, output, value));
+    if (input != NULL) succeeded(session, api->BindInput(session->binding, input, value));
+    if (output != NULL) succeeded(session, api->BindOutput(session->binding, output, value));
     if (kept != NULL) *kept = value;
     else api->ReleaseValue(value);
 }
 
 void onnx_add_cache(OnnxSession *session, const char *past, const char *present, const int64_t *shape, size_t rank) {
     if (session->error != NULL || session->count == CACHES) abort();
-    size_t numbers = 1;
-    for (size_t place = 0; place < rank; place++) numbers *= (size_t)shape[place];
-    float *floats = session->floats[session->count] = calloc(numbers, sizeof *floats);
+    size_t elements = 1;
+    for (size_t index = 0; index < rank; index++) elements *= (size_t)shape[index];
+    float *floats = session->floats[session->count] = calloc(elements, sizeof *floats);
     OrtValue **kept = &session->caches[session->count++];
-    bind(session, past, present, floats, numbers * sizeof *floats, shape, rank, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, kept);
+    bind(session, past, present, floats, elements * sizeof *floats, shape, rank, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, kept);
 }
 
 void onnx_run(OnnxSession *session, const int64_t *tokens, int64_t count, int32_t total, float *logits, int64_t rows,
               int64_t vocabulary) {
-    int64_t *wanted = malloc((size_t)rows * sizeof *wanted);
-    for (int64_t row = 0; row < rows; row++) wanted[row] = count - rows + row;
+    int64_t *positions = malloc((size_t)rows * sizeof *positions);
+    for (int64_t row = 0; row < rows; row++) positions[row] = count - rows + row;
     const int64_t shape[] = {1, count}, logits_shape[] = {1, rows, vocabulary};
     size_t bytes = (size_t)(rows * vocabulary) * sizeof *logits;
     bind(session, "tokens", NULL, (void *)tokens, (size_t)count * sizeof *tokens, shape, 2, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, NULL);
     bind(session, "total", NULL, &total, sizeof total, NULL, 0, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, NULL);
-    bind(session, "wanted", NULL, wanted, (size_t)rows * sizeof *wanted, &rows, 1, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, NULL);
+    bind(session, "wanted", NULL, positions, (size_t)rows * sizeof *positions, &rows, 1, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, NULL);
     bind(session, NULL, "logits", logits, bytes, logits_shape, 3, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, NULL);
-    if (session->error == NULL) went(session, session->api->RunWithBinding(session->session, NULL, session->binding));
-    free(wanted);
+    if (session->error == NULL) succeeded(session, session->api->RunWithBinding(session->session, NULL, session->binding));
+    free(positions);
 }
 
 void onnx_close(OnnxSession *session) {
     const OrtApi *api = session->api;
     if (session->binding != NULL) api->ReleaseIoBinding(session->binding);
-    for (size_t place = 0; place < session->count; place++) {
-        if (session->caches[place] != NULL) api->ReleaseValue(session->caches[place]);
-        free(session->floats[place]);
+    for (size_t index = 0; index < session->count; index++) {
+        if (session->caches[index] != NULL) api->ReleaseValue(session->caches[index]);
+        free(session->floats[index]);
     }
     if (session->memory != NULL) api->ReleaseMemoryInfo(session->memory);
     if (session->session != NULL) api->ReleaseSession(session->session);

@@ -23,14 +23,14 @@ from gemma_export.quantize.calibrate.layers import (
     weigh_table,
 )
 from gemma_export.quantize.calibrate.stream import load_layer
-from gemma_export.quantize.calibrate.workspace import Calibrator
+from gemma_export.quantize.calibrate.workspace import Workspace
 from tests.export.conftest import RandomText, divergence
 
 _LOUD = (3, 35, 70, 101)  # channels, in four groups
 
 
 @pytest.fixture
-def work(random_text: RandomText) -> Calibrator:
+def work(random_text: RandomText) -> Workspace:
     return random_text("int4-gptq", 8)
 
 
@@ -54,7 +54,7 @@ class _LoudTable:
         return None
 
 
-def test_a_model_with_its_channels_in_another_order_says_the_same(work: Calibrator) -> None:
+def test_a_model_with_its_channels_in_another_order_says_the_same(work: Workspace) -> None:
     shapes = work.checkpoint.config.tensor_shapes()
     draw = torch.Generator().manual_seed(5)
     order = torch.randperm(work.checkpoint.config.hidden_size, generator=draw)
@@ -66,7 +66,7 @@ def test_a_model_with_its_channels_in_another_order_says_the_same(work: Calibrat
     assert not torch.equal(whole, work.checkpoint.rows(name, 0, shapes[name][0]))
 
 
-def test_factors_of_the_table_leave_the_model_as_it_is(work: Calibrator) -> None:
+def test_factors_of_the_table_leave_the_model_as_it_is(work: Workspace) -> None:
     config = work.checkpoint.config
     shapes, width = config.tensor_shapes(), config.hidden_size
     draw = torch.Generator().manual_seed(6)
@@ -82,7 +82,7 @@ def test_factors_of_the_table_leave_the_model_as_it_is(work: Calibrator) -> None
     assert torch.equal(read(TABLE), work.checkpoint.rows(TABLE, 0, 96)[:, order] * factors)
 
 
-def test_loud_channels_share_a_group(work: Calibrator) -> None:
+def test_loud_channels_share_a_group(work: Workspace) -> None:
     """Each made 31 others as coarse as itself."""
     checkpoint = _LoudTable(work.checkpoint.config)
     order = arrange_channels(checkpoint, torch.eye(128), INT4).order
@@ -97,7 +97,7 @@ def test_loud_channels_share_a_group(work: Calibrator) -> None:
     assert after < 0.5 * before
 
 
-def test_balanced_weights_say_the_same(work: Calibrator) -> None:
+def test_balanced_weights_say_the_same(work: Workspace) -> None:
     config = work.checkpoint.config
     shapes = config.tensor_shapes()
     factors: dict[str, Tensor] = {}
@@ -133,7 +133,7 @@ def test_columns_with_more_power_get_finer_steps() -> None:
     assert loss(wide, scaled) < 0.9 * loss(rows, gram)
 
 
-def test_a_layer_keeps_the_gains_that_take_factors_back(work: Calibrator) -> None:
+def test_a_layer_keeps_the_gains_that_take_factors_back(work: Workspace) -> None:
     weigh_table(work, unheard)
     work = work.arranged()
     calibrate_table(work, unheard)

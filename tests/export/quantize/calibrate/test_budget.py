@@ -13,7 +13,7 @@ from gemma_export.pipeline import ExportRequest, export_bundles
 from gemma_export.progress import QuietReporter, Tick
 from gemma_export.quantize.calibrate.budget import Budget, choose_int8
 from gemma_export.quantize.calibrate.curvature import Losses
-from gemma_export.quantize.calibrate.weights import peak_bytes
+from gemma_export.quantize.calibrated import peak_bytes
 from gemma_export.quantize.recipe import (
     RECIPES,
     bits_per_weight,

@@ -10,18 +10,18 @@ from gemma_export.model.config import TABLE
 from gemma_export.progress import unheard
 from gemma_export.quantize.calibrate import curvature as measuring
 from gemma_export.quantize.calibrate.curvature import measure_losses
-from gemma_export.quantize.calibrate.workspace import Calibrator
+from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.round import round_rows
 from tests.export.conftest import RandomText, divergence
 
 
 @pytest.fixture
-def work(random_text: RandomText) -> Calibrator:
+def work(random_text: RandomText) -> Workspace:
     return random_text("int4", 64)
 
 
-def _by_name(work: Calibrator) -> dict[str, float]:
+def _by_name(work: Workspace) -> dict[str, float]:
     losses = measure_losses(work, unheard)
     return {**losses.matrices, TABLE: losses.table[0]}
 
@@ -29,7 +29,7 @@ def _by_name(work: Calibrator) -> dict[str, float]:
 @pytest.mark.parametrize(
     "part", ["self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj", "table"]
 )
-def test_losses_foretell_the_kl_of_a_matrix_rounded_alone(work: Calibrator, part: str) -> None:
+def test_losses_foretell_the_kl_of_a_matrix_rounded_alone(work: Workspace, part: str) -> None:
     name = TABLE if part == "table" else f"model.layers.1.{part}.weight"
     losses = _by_name(work)
     form = work.formats()[name]
@@ -43,7 +43,7 @@ def test_losses_foretell_the_kl_of_a_matrix_rounded_alone(work: Calibrator, part
 
 
 def test_losses_are_of_the_recipe_s_own_rounding(
-    work: Calibrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They were those of plain rounding, of which calibration takes more from some than others."""
     plain = _by_name(work)
@@ -55,7 +55,7 @@ def test_losses_are_of_the_recipe_s_own_rounding(
 
 
 def test_interrupted_measuring_goes_on_and_finds_the_same(
-    work: Calibrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(name: str, done: int) -> None:
         del done
@@ -73,7 +73,7 @@ def test_interrupted_measuring_goes_on_and_finds_the_same(
 
 
 def test_blocks_on_the_diagonal_hold_most_of_it(
-    work: Calibrator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    work: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Wide matrices keep only them: the estimate stays one."""
     whole = _by_name(work)

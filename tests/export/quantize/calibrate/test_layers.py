@@ -15,15 +15,21 @@ from gemma_export.progress import unheard
 from gemma_export.quantize.calibrate import stream
 from gemma_export.quantize.calibrate.gptq import gptq, inverse_factor, prepare, weighted_scales
 from gemma_export.quantize.calibrate.layers import calibrate, calibrate_table, weigh_table
-from gemma_export.quantize.calibrate.stream import head_inputs
+from gemma_export.quantize.calibrate.stream import pass_layers
 from gemma_export.quantize.calibrate.text import LENGTH, default_texts, load_calibration
-from gemma_export.quantize.calibrate.weights import CalibratedWeights
-from gemma_export.quantize.calibrate.workspace import Calibrator, pass_layers
+from gemma_export.quantize.calibrate.workspace import Workspace
+from gemma_export.quantize.calibrated import CalibratedWeights
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.round import round_rows, shared_scale
 from gemma_export.quantize.store import open_or_build_store
 from gemma_runtime.errors import RecipeError
-from tests.export.conftest import RandomText, TinyCheckpoint, stages, store_divergence
+from tests.export.conftest import (
+    RandomText,
+    TinyCheckpoint,
+    head_inputs,
+    stages,
+    store_divergence,
+)
 
 FORMATS = (Format(4), Format(4, asymmetric=True), Format(8))
 
@@ -100,19 +106,20 @@ def test_inputs_that_never_fire_are_rounded_too() -> None:
 
 
 @pytest.fixture
-def work(random_text: RandomText) -> Calibrator:
+def work(random_text: RandomText) -> Workspace:
     return random_text("int4-gptq", 8)
 
 
 def test_the_stream_of_layers_is_the_decoder(
-    work: Calibrator, monkeypatch: pytest.MonkeyPatch
+    work: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "product_dtype", lambda: torch.float32)
     config, tokens = work.checkpoint.config, work.calibration.tokens
     shapes = config.tensor_shapes()
     weights = hold({n: work.checkpoint.rows(n, 0, s[0]) for n, s in shapes.items()})
     gain = weights["model.norm.weight"].values
-    hidden = torch.cat(list(head_inputs(pass_layers(work, unheard, "float"), config, gain)))
+    pass_layers(work, work.teacher_residuals, unheard)
+    hidden = head_inputs(work.teacher_residuals.last, config, gain)
     logits = hidden @ weights[TABLE].values.T
     if config.final_softcap is not None:
         logits = config.final_softcap * (logits / config.final_softcap).tanh()
@@ -121,7 +128,7 @@ def test_the_stream_of_layers_is_the_decoder(
     assert torch.allclose(logits.view_as(want), want, atol=2e-4)
 
 
-def test_a_calibrated_model_is_closer_to_the_float_one(work: Calibrator) -> None:
+def test_a_calibrated_model_is_closer_to_the_float_one(work: Workspace) -> None:
     store = open_or_build_store(
         work.checkpoint, work.recipe, None, CalibratedWeights(work, stages(unheard))
     )
@@ -130,7 +137,7 @@ def test_a_calibrated_model_is_closer_to_the_float_one(work: Calibrator) -> None
 
 
 def test_interrupted_work_goes_on_and_gives_the_same_codes(
-    work: Calibrator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    work: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[str] = []
 
@@ -143,7 +150,7 @@ def test_interrupted_work_goes_on_and_gives_the_same_codes(
     calibrate_table(work.arranged(), unheard)
     with pytest.raises(KeyboardInterrupt):
         calibrate(work.arranged(), stop)
-    assert work.file("layer", 0).exists()
+    assert work.rounded_layers[0].exists()
     again: list[str] = []
     whole = CalibratedWeights(work, stages(lambda name, done: again.append(name)))
     resumed = open_or_build_store(work.checkpoint, work.recipe, None, whole).codes_digest

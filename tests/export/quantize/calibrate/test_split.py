@@ -141,7 +141,7 @@ def test_the_worst_channels_become_the_fine_ones(wide: TinyCheckpoint) -> None:
     order = arrange_channels(wide.open(), curvature, replace(INT4, fine=128)).order
     assert torch.equal(order.sort().values, torch.arange(256))
     assert set(range(130, 140)) <= set(order[:128].tolist())
-    assert prepare(curvature).worth[135] > prepare(curvature).worth[0]
+    assert prepare(curvature).cost[135] > prepare(curvature).cost[0]
 
 
 def test_a_budget_divides_the_table(wide: TinyCheckpoint, tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ from gemma_export.quantize.calibrate.layers import (
     rounded_layer,
     weigh_table,
 )
-from gemma_export.quantize.calibrate.stream import head_inputs, load_layer
-from gemma_export.quantize.calibrate.weights import CalibratedWeights
-from gemma_export.quantize.calibrate.workspace import Calibrator, pass_layers
+from gemma_export.quantize.calibrate.stream import load_layer, pass_layers
+from gemma_export.quantize.calibrate.workspace import Workspace
+from gemma_export.quantize.calibrated import CalibratedWeights
 from gemma_export.quantize.distill import distill as distilling
 from gemma_export.quantize.distill import student
 from gemma_export.quantize.distill.candidates import choose_candidates
@@ -30,24 +30,24 @@ from gemma_export.quantize.distill.student import Student
 from gemma_export.quantize.recipe import Rule, find_recipe
 from gemma_export.quantize.round import shared_scale
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
-from tests.export.conftest import RandomText, stages, store_divergence
+from tests.export.conftest import RandomText, head_inputs, stages, store_divergence
 from tests.export.models import GEMMA2, save_tiny
 
 
 @pytest.fixture
-def work(random_text: RandomText, monkeypatch: pytest.MonkeyPatch) -> Calibrator:
+def work(random_text: RandomText, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.setattr(distilling, "PASSES", 4)
     monkeypatch.setattr(distilling, "BATCH", 4)
     return random_text("int4-distilled", 16)
 
 
-def _store(work: Calibrator, names: list[str] | None = None) -> QuantizedStore:
+def _store(work: Workspace, names: list[str] | None = None) -> QuantizedStore:
     ticks = [] if names is None else names
     rounded = CalibratedWeights(work, stages(lambda name, done: ticks.append(name)))
     return open_or_build_store(work.checkpoint, work.recipe, None, rounded)
 
 
-def test_distillation_brings_the_logits_closer(work: Calibrator) -> None:
+def test_distillation_brings_the_logits_closer(work: Workspace) -> None:
     distilled = _store(work)
     rounded = _store(replace(work, recipe=find_recipe("int4-gptq")))
     assert store_divergence(work, distilled) < 0.95 * store_divergence(work, rounded)
@@ -56,7 +56,7 @@ def test_distillation_brings_the_logits_closer(work: Calibrator) -> None:
     assert not torch.equal(distilled.weight(gain).rows(0, rows), rounded.weight(gain).rows(0, rows))
 
 
-def test_a_student_begins_with_the_calibrated_codes(work: Calibrator) -> None:
+def test_a_student_begins_with_the_calibrated_codes(work: Workspace) -> None:
     weigh_table(work, unheard)
     work = work.arranged()
     calibrate_table(work, unheard)
@@ -67,7 +67,7 @@ def test_a_student_begins_with_the_calibrated_codes(work: Calibrator) -> None:
 
 
 def test_codes_are_learned_where_there_are_four_bits(
-    work: Calibrator, monkeypatch: pytest.MonkeyPatch
+    work: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(student, "CODE_RATE", 0.3)  # in 16 steps
     int8 = Rule("*.up_proj.*", Format(8), "nearest")
@@ -85,7 +85,7 @@ def test_codes_are_learned_where_there_are_four_bits(
 
 
 def test_distillation_goes_through_the_factors_of_a_divided_table(
-    work: Calibrator, tmp_path: Path
+    work: Workspace, tmp_path: Path
 ) -> None:
     config = copy.deepcopy(GEMMA2.config)
     config.hidden_size = 256
@@ -101,13 +101,13 @@ def test_distillation_goes_through_the_factors_of_a_divided_table(
     assert store_divergence(work, distilled) < 0.95 * store_divergence(work, rounded)
 
 
-def test_learned_scales_stay_on_the_shared_grid(work: Calibrator) -> None:
+def test_learned_scales_stay_on_the_shared_grid(work: Workspace) -> None:
     scales = _store(work).weight("model.layers.0.mlp.up_proj.weight").codes(0, 160).scales.float()
     assert torch.equal(scales, shared_scale(scales))
 
 
 def test_interrupted_distillation_gives_the_same_store(
-    work: Calibrator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    work: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def stop(name: str, done: int) -> None:
         if name == "step 10":
@@ -122,7 +122,7 @@ def test_interrupted_distillation_gives_the_same_store(
     assert _store(work).codes_digest == resumed
 
 
-def test_progress_ends_where_it_said(work: Calibrator) -> None:
+def test_progress_ends_where_it_said(work: Workspace) -> None:
     totals: dict[str, int] = {}
     done: dict[str, int] = {}
 
@@ -141,11 +141,12 @@ def test_progress_ends_where_it_said(work: Calibrator) -> None:
     assert done == pytest.approx(totals, rel=0.05)  # gains between layers count twice
 
 
-def test_candidates_stand_for_the_whole_vocabulary(work: Calibrator) -> None:
+def test_candidates_stand_for_the_whole_vocabulary(work: Workspace) -> None:
     """With every token a candidate, the divergence is exact and zero for equal inputs."""
     weigh_table(work, unheard)
     work = work.arranged()
-    last = pass_layers(work, unheard, "float")
+    pass_layers(work, work.teacher_residuals, unheard)
+    last = work.teacher_residuals.last
     calibrate_table(work, unheard)
     config = work.checkpoint.config
     gain = work.checkpoint.rows("model.norm.weight", 0, config.hidden_size)
@@ -153,5 +154,5 @@ def test_candidates_stand_for_the_whole_vocabulary(work: Calibrator) -> None:
     assert len(found.teacher) == config.vocab_size
     assert (found.log_weight == 0).all()
     same = replace(found, student=found.teacher)
-    h = next(head_inputs(last, config, gain))
+    h = head_inputs(last, config, gain)
     assert float(same.divergence(h, h, torch.float32)) == pytest.approx(0, abs=1e-6)

@@ -1,5 +1,5 @@
-// What the app calls of org.pytorch:executorch-android, for type checks where the library can't be had.
-// Written from its sources as read: a check against our reading, not against the library. Gradle never sees it.
+// The parts of org.pytorch:executorch-android that the app calls, for type checks without the library.
+// Written by hand from the library's sources, so they may differ from it. Gradle does not use this file.
 @file:Suppress("UNUSED_PARAMETER")
 
 package org.pytorch.executorch

@@ -1,4 +1,4 @@
-// A bundle's ONNX graph on the C library of ONNX Runtime: for tests alone, phones run Core ML or ExecuTorch.
+// Runs a bundle's ONNX graph on ONNX Runtime's C library. For tests only: the app runs Core ML or ExecuTorch.
 #ifndef ONNX_SESSION_H
 #define ONNX_SESSION_H
 
@@ -7,17 +7,17 @@
 
 typedef struct OnnxSession OnnxSession;
 
-/// Never null: what went wrong is told by `onnx_error`.
+/// Never null; `onnx_error` returns what went wrong.
 OnnxSession *_Nonnull onnx_open(const char *_Nonnull path);
 
-/// What went wrong, null where nothing has.
+/// The first error, null if there was none.
 const char *_Nullable onnx_error(const OnnxSession *_Nonnull session);
 
-/// A float32 cache of zeros, which is read as `past` and written in place as `present`.
+/// Adds a float32 cache of zeros, read as `past` and written in place as `present`.
 void onnx_add_cache(OnnxSession *_Nonnull session, const char *_Nonnull past, const char *_Nonnull present,
                     const int64_t *_Nonnull shape, size_t rank);
 
-/// Appends tokens, `total` with those before; `logits` has room for `rows` of the vocabulary.
+/// Appends tokens; `total` counts them and all before. `logits` has room for `rows` rows of the vocabulary.
 void onnx_run(OnnxSession *_Nonnull session, const int64_t *_Nonnull tokens, int64_t count, int32_t total,
               float *_Nonnull logits, int64_t rows, int64_t vocabulary);
 

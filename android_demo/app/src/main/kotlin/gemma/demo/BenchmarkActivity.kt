@@ -16,27 +16,27 @@ import kotlinx.coroutines.ensureActive
 import kotlinx.coroutines.launch
 import java.io.File
 
-/** Replays the bundle's goldens and measures speed, on this device; the result can be shared as JSON. */
+/** Verifies the bundle against its goldens and measures its speed on this device; shares the results as JSON. */
 class BenchmarkActivity : Screen() {
-    private var report: String? = null
+    private var sharedReport: String? = null
 
     override fun controls(): List<View> = listOf(row(button("Run", ::run), button("Stop", ::stop), button("Share", ::share)))
 
-    private fun run() = begin {
-        report = null
+    private fun run() = startTask {
+        sharedReport = null
         log.text = ""
         val model = application.model ?: throw SessionException("no bundle is loaded; go back and pick one")
-        val verification = onModelThread { replay(model) }
-        say(figures(verification))
+        val verification = onModelThread { verify(model) }
+        appendText(figures(verification))
         status.text = "measuring speed …"
         val benchmark = onModelThread { measure(model) }
-        say(speed(benchmark))
+        appendText(speed(benchmark))
         val device = application.device
-        val found = reportJson(device.describe(), model.bundle, verification, model.loading, benchmark, device.threads)
-        keep(found.write(), model.bundle.directory.name)
+        val report = reportJson(device.describe(), model.bundle, verification, model.loading, benchmark, device.threads)
+        save(report.write(), model.bundle.directory.name)
     }
 
-    private suspend fun replay(model: LoadedModel): Verification {
+    private suspend fun verify(model: LoadedModel): Verification {
         val task = currentCoroutineContext()
         return verifyBundle(model.bundle, model.session) { done, all ->
             task.ensureActive()
@@ -50,30 +50,30 @@ class BenchmarkActivity : Screen() {
         return measureSpeed(model.session, manifest.vocabSize, Workload.of(manifest.contextLength)) { task.ensureActive() }
     }
 
-    /** For Share, and in the folder that `adb pull` reaches. */
-    private fun keep(text: String, name: String) {
-        report = text
+    /** Keeps the report for Share and writes it where `adb pull` can read it. */
+    private fun save(text: String, name: String) {
+        sharedReport = text
         val folder = File(getExternalFilesDir(null) ?: filesDir, "benchmarks").also { it.mkdirs() }
-        val kept = File(folder, "$name.json").also { it.writeText(text) }
-        status.text = "${application.device.memoryLine()}\nadb pull ${kept.path}"
+        val file = File(folder, "$name.json").also { it.writeText(text) }
+        status.text = "${application.device.memoryLine()}\nadb pull ${file.path}"
     }
 
     private fun share() {
-        val text = report ?: return
+        val text = sharedReport ?: return
         val send = Intent(Intent.ACTION_SEND).setType("text/plain").putExtra(Intent.EXTRA_TEXT, text)
         startActivity(Intent.createChooser(send, "Share the result"))
     }
 }
 
-private fun figures(found: Verification): String = buildString {
-    append(found.verdict).append('\n')
-    found.failures.forEach { append(it).append('\n') }
-    append(line("lowering", found.lowering))
-    append(line("whole prompts", found.scored))
-    append(line("token by token", found.decoded))
-    append(line("one vs the other", found.paths))
-    found.exact?.let { append(line("float kernels", it)) }
-    append(line("quantization", found.quantization))
+private fun figures(verification: Verification): String = buildString {
+    append(verification.verdict).append('\n')
+    verification.failures.forEach { append(it).append('\n') }
+    append(line("lowering", verification.lowering))
+    append(line("whole prompts", verification.scored))
+    append(line("token by token", verification.decoded))
+    append(line("decoded vs scored", verification.paths))
+    verification.exact?.let { append(line("float kernels", it)) }
+    append(line("quantization", verification.quantization))
 }
 
 private fun line(name: String, figures: Agreement): String =
@@ -81,10 +81,10 @@ private fun line(name: String, figures: Agreement): String =
         name, figures.positions, 100 * figures.top1, figures.nearTies, figures.meanKl, figures.p99Kl,
     )
 
-private fun speed(found: Benchmark): String = buildString {
+private fun speed(benchmark: Benchmark): String = buildString {
     append('\n')
-    for (prompt in found.prompts) {
+    for (prompt in benchmark.prompts) {
         append("%d tokens: first token after %.0f ms\n".format(prompt.tokens, prompt.firstTokenMs.median))
     }
-    append("%.1f tokens/s, p95 %.0f ms\n".format(found.decodeTokensPerSecond.median, found.tokenP95Ms.median))
+    append("%.1f tokens/s, p95 %.0f ms\n".format(benchmark.decodeTokensPerSecond.median, benchmark.tokenP95Ms.median))
 }

@@ -20,7 +20,7 @@ import kotlinx.coroutines.launch
 import kotlinx.coroutines.withContext
 import java.io.File
 
-/** A chat with streaming text. Leaving the screen stops the reply; the conversation stays with the model. */
+/** A chat with streamed replies. Leaving the screen stops the reply; the conversation is kept with the model. */
 class ChatActivity : Screen() {
     private lateinit var question: EditText
     private var dialog: Dialog? = null
@@ -31,13 +31,13 @@ class ChatActivity : Screen() {
         return listOf(
             question,
             row(button("Send", ::send), button("Stop", ::stop), button("New chat", ::reset)),
-            row(button("Bundle", ::pickBundle), button("Schema", ::pickSchema), button("Benchmark", ::openBenchmark)),
+            row(button("Bundle", ::pickBundle), button("Schema", ::editSchema), button("Benchmark", ::openBenchmark)),
         )
     }
 
     override fun onStart() {
         super.onStart()
-        if (application.model == null) pickBundle() else if (log.text.isEmpty()) begin(::sayAgain)
+        if (application.model == null) pickBundle() else if (log.text.isEmpty()) startTask(::showConversation)
     }
 
     override fun onStop() {
@@ -56,17 +56,17 @@ class ChatActivity : Screen() {
         val names = bundles.map { it.name }.toTypedArray<CharSequence>()
         dialog = AlertDialog.Builder(this)
             .setTitle("Bundle")
-            .setItems(names) { _, place -> load(bundles[place]) }
+            .setItems(names) { _, index -> load(bundles[index]) }
             .show()
     }
 
-    /** A JSON Schema that answers have to match, or none. */
-    private fun pickSchema() {
+    /** Lets the user enter a JSON Schema that answers must match, or none. */
+    private fun editSchema() {
         val text = EditText(this).apply { setText(application.schema?.toString() ?: EXAMPLE_SCHEMA) }
         dialog = AlertDialog.Builder(this)
-            .setTitle("Answers match this JSON Schema")
+            .setTitle("JSON Schema for answers")
             .setView(text)
-            .setPositiveButton("Use") { _, _ -> readSchema(text.text.toString()) }
+            .setPositiveButton("Use") { _, _ -> parseSchema(text.text.toString()) }
             .setNegativeButton("Any answer") { _, _ -> use(null) }
             .show()
     }
@@ -76,13 +76,13 @@ class ChatActivity : Screen() {
         question.hint = if (schema == null) "Ask something" else "Ask for JSON"
     }
 
-    private fun readSchema(text: String) = try {
+    private fun parseSchema(text: String) = try {
         use(Schema.parse(text))
     } catch (error: GemmaException) {
-        say("\n⚠ ${error.message}\n")
+        appendText("\n⚠ ${error.message}\n")
     }
 
-    private fun load(directory: File) = begin {
+    private fun load(directory: File) = startTask {
         log.text = ""
         status.text = "Checking ${directory.name} …"
         val task = currentCoroutineContext()
@@ -93,59 +93,59 @@ class ChatActivity : Screen() {
                 scope.launch { status.text = "Checking ${directory.name}: %.0f %%".format(100 * share) }
             }
         }
-        sayAgain()
+        showConversation()
     }
 
-    /** What was said with the model so far: after another screen, or when Android made this one anew. */
-    private suspend fun sayAgain() {
+    /** Shows the conversation so far: after another screen, or when Android has recreated this one. */
+    private suspend fun showConversation() {
         val model = application.model ?: return
         status.text = "${model.bundle.manifest.model.id} · ${application.device.memoryLine()}"
         for (message in onModelThread { model.conversation.messages }) {
-            say(if (message.role == Role.ASSISTANT) "${message.content}\n" else "\n${message.content}\n\n")
+            appendText(if (message.role == Role.ASSISTANT) "${message.content}\n" else "\n${message.content}\n\n")
         }
     }
 
     private fun send() {
-        val talk = application.model?.conversation
+        val chat = application.model?.conversation
         val text = question.text.toString()
-        if (talk == null) say("\n⚠ Load a bundle first: tap Bundle.\n")
-        if (busy || talk == null || text.isBlank()) return
-        begin {
-            say("\n$text\n\n")
+        if (chat == null) appendText("\n⚠ Load a bundle first: tap Bundle.\n")
+        if (busy || chat == null || text.isBlank()) return
+        startTask {
+            appendText("\n$text\n\n")
             val schema = application.schema
-            if (schema == null) show(onModelThread { talk.send(text) }) else askInSchema(talk, text, schema)
+            if (schema == null) show(onModelThread { chat.send(text) }) else askForJson(chat, text, schema)
         }
     }
 
-    private suspend fun askInSchema(talk: Conversation, text: String, schema: Schema) {
+    private suspend fun askForJson(chat: Conversation, text: String, schema: Schema) {
         val answer = onModelThread {
-            askStructured(talk, text, schema) { reply -> withContext(MainThread) { show(reply) } }
+            askStructured(chat, text, schema) { reply -> withContext(MainThread) { show(reply) } }
         }
-        say("\n${answer.inWords()}\n")
+        appendText("\n${answer.summary()}\n")
     }
 
     private suspend fun show(reply: Reply) {
         val meter = application.model?.meter ?: return
-        question.text.clear() // now that the question fits
+        question.text.clear() // only now, since the question was accepted
         meter.start()
         reply.pieces.flowOn(application.modelThread).collect { piece ->
             meter.token()
-            say(piece)
+            appendText(piece)
             val latency = meter.latency()
             status.text = "%.1f tokens/s · first after %.0f ms · %s".format(
                 latency.tokensPerSecond ?: 0.0,
-                latency.firstTokenMillis ?: 0.0,
+                latency.firstTokenMs ?: 0.0,
                 application.device.memoryLine(),
             )
         }
-        say(if (reply.reason == StopReason.CONTEXT) "\n⚠ The context is full. Tap New chat to go on.\n" else "\n")
+        appendText(if (reply.reason == StopReason.CONTEXT) "\n⚠ The context is full. Tap New chat to go on.\n" else "\n")
     }
 
     private fun reset() {
-        val talk = application.model?.conversation ?: return
+        val chat = application.model?.conversation ?: return
         stop()
         log.text = ""
-        scope.launch { onModelThread { talk.reset() } }
+        scope.launch { onModelThread { chat.reset() } }
     }
 
     private fun openBenchmark() {

@@ -5,16 +5,16 @@ import android.content.Context
 import android.os.Build
 import gemma.core.residentBytes
 
-/** The phone, as far as a model cares. */
+/** The phone's memory and processors. */
 class Device(context: Context) {
     private val manager = context.getSystemService(Context.ACTIVITY_SERVICE) as ActivityManager
 
     val memoryBytes: Long get() = memory().totalMem
 
-    /** How far Java's heap may grow; direct buffers count as heap on Android. */
+    /** The limit of Java's heap; on Android direct buffers count as heap. */
     val heapBytes: Long = Runtime.getRuntime().maxMemory()
 
-    /** Half the cores: on phones the others are slow ones, which the fast would wait for. */
+    /** Half of the cores: the other half of a phone's cores are slow, and the fast ones would wait for them. */
     val threads: Int = maxOf(1, Runtime.getRuntime().availableProcessors() / 2)
 
     fun memoryLine(): String {

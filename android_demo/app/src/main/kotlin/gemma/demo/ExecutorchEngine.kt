@@ -8,7 +8,7 @@ import org.pytorch.executorch.Module
 import org.pytorch.executorch.Tensor
 import java.io.File
 
-/** ExecuTorch's Module with our sampler: one `forward(tokens, start)`, the caches inside. */
+/** An ExecuTorch Module with one method, `forward(tokens, start)`; the program holds the caches. */
 class ExecutorchEngine(bundle: Bundle, graph: String) : Engine {
     override val givesEveryRow = false
 
@@ -17,7 +17,7 @@ class ExecutorchEngine(bundle: Bundle, graph: String) : Engine {
     }
 
     override fun run(tokens: IntArray, position: Int, rows: Int): List<FloatArray> {
-        if (rows != 1) throw SessionException("$rows rows were asked for, this program gives the last one only")
+        if (rows != 1) throw SessionException("$rows rows of logits were requested, but this program returns only the last one")
         val ids = Tensor.fromBlob(LongArray(tokens.size) { tokens[it].toLong() }, longArrayOf(1, tokens.size.toLong()))
         val start = Tensor.fromBlob(longArrayOf(position.toLong()), longArrayOf(1))
         return attempt("run the program") {
@@ -27,7 +27,7 @@ class ExecutorchEngine(bundle: Bundle, graph: String) : Engine {
 
     override fun close() = module.destroy()
 
-    // The library throws RuntimeExceptions of several kinds, and says no more than their messages.
+    // The library throws several kinds of RuntimeException and documents only their messages.
     private fun <T> attempt(what: String, work: () -> T): T = try {
         work()
     } catch (error: RuntimeException) {

@@ -1,6 +1,7 @@
 package gemma.demo
 
 import android.app.Application
+import android.content.Context
 import android.os.Handler
 import android.os.Looper
 import gemma.core.Schema
@@ -12,33 +13,38 @@ import kotlinx.coroutines.launch
 import java.util.concurrent.Executors
 import kotlin.coroutines.CoroutineContext
 
-/** Holds the one model, which outlives screens, and the one thread that may touch it. */
+/** Holds the model, which outlives the screens, and the only thread that may use it. */
 class GemmaApplication : Application() {
     val modelThread: CoroutineDispatcher =
         Executors.newSingleThreadExecutor { Thread(it, "model") }.asCoroutineDispatcher()
 
     val device by lazy { Device(this) }
 
-    /** Written on the model thread; others may look whether it is there. */
+    /** Written on the model thread; other threads may check whether it is null. */
     @Volatile
     var model: LoadedModel? = null
 
-    /** What answers have to match, if anything. */
+    /** The schema that answers must match; null allows any answer. */
     var schema: Schema? = null
 
-    /** Frees the model, on the model thread. */
+    override fun attachBaseContext(base: Context) {
+        super.attachBaseContext(base)
+        disableTelemetry()
+    }
+
+    /** Frees the model; call it on the model thread. */
     fun unload() {
         model?.close()
         model = null
     }
 
-    /** What Android asks for before it kills the app; done also where the screen that heard it is gone. */
+    /** Frees the model when memory is low, even if the screen that received the warning is gone. */
     fun unloadSoon() {
         CoroutineScope(modelThread).launch { unload() }
     }
 }
 
-/** The main thread, for coroutines. */
+/** Runs coroutines on the main thread. */
 object MainThread : CoroutineDispatcher() {
     private val handler = Handler(Looper.getMainLooper())
 

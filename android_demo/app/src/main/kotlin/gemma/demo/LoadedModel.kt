@@ -11,12 +11,12 @@ import gemma.core.Sampler
 import gemma.core.Sampling
 import gemma.core.SessionException
 import gemma.core.Voice
-import gemma.core.misfit
+import gemma.core.memoryProblem
 import gemma.core.openBundle
 import java.io.Closeable
 import java.io.File
 
-/** A backend: opens one of the bundle's graphs on so many threads. */
+/** A backend: opens one of the bundle's graphs with a number of threads. */
 private class Backend(val cachesOnHeap: Boolean, val open: (Bundle, String, Int) -> Engine)
 
 private val BACKENDS = mapOf(
@@ -24,7 +24,7 @@ private val BACKENDS = mapOf(
     "executorch" to Backend(cachesOnHeap = false) { bundle, graph, _ -> ExecutorchEngine(bundle, graph) },
 )
 
-/** A bundle that was checked and loaded, and the talk with it. Used from the model thread alone. */
+/** A checked and loaded bundle with its conversation. Only the model thread may use it. */
 class LoadedModel private constructor(
     val bundle: Bundle,
     val session: BundleSession,
@@ -35,31 +35,32 @@ class LoadedModel private constructor(
     override fun close() = session.close()
 
     companion object {
-        /** Raises GemmaException, with a sentence for the user, where anything is wrong. */
+        /** Throws GemmaException with a message for the user if anything is wrong. */
         fun load(directory: File, device: Device, onProgress: (Double) -> Unit): LoadedModel {
             val check = LatencyMeter()
             val bundle = check.load { openBundle(directory, onProgress) }
             val target = bundle.manifest.target.name
             val backend = BACKENDS[target] ?: throw SessionException(
-                "${directory.name} is for $target, this app runs ${BACKENDS.keys.joinToString()}; export with --target onnx",
+                "${directory.name} is for $target, but this app runs only ${BACKENDS.keys.joinToString()}; " +
+                    "export with --target onnx",
             )
             val heap = device.heapBytes.takeIf { backend.cachesOnHeap }
-            misfit(bundle.manifest, device.memoryBytes, heap)?.let { throw BundleException(it) }
+            memoryProblem(bundle.manifest, device.memoryBytes, heap)?.let { throw BundleException(it) }
             val voice = Voice.load(bundle)
             val meter = LatencyMeter()
             val session = meter.load {
-                BundleSession(bundle.manifest) { graph -> roomFor(directory) { backend.open(bundle, graph, device.threads) } }
+                BundleSession(bundle.manifest) { graph -> catchOutOfMemory(directory) { backend.open(bundle, graph, device.threads) } }
             }
-            val loading = Loading(check.latency().loadMillis ?: 0.0, meter.latency().loadMillis ?: 0.0)
+            val loading = Loading(check.latency().loadMs ?: 0.0, meter.latency().loadMs ?: 0.0)
             return LoadedModel(bundle, session, Conversation(session, voice, Sampler(CHAT)), meter, loading)
         }
 
-        private fun <T> roomFor(directory: File, open: () -> T): T = try {
+        private fun <T> catchOutOfMemory(directory: File, open: () -> T): T = try {
             open()
         } catch (error: OutOfMemoryError) {
-            throw SessionException("there is not enough free memory for ${directory.name}; close other apps", error)
+            throw SessionException("${directory.name} needs more memory than is free; close other apps", error)
         }
 
-        private val CHAT = Sampling(temperature = 1.0, topK = 64, topP = 0.95) // what Gemma's authors advise
+        private val CHAT = Sampling(temperature = 1.0, topK = 64, topP = 0.95) // as Gemma's authors recommend
     }
 }

@@ -8,6 +8,7 @@ import ai.onnxruntime.OrtSession
 import gemma.core.Bundle
 import gemma.core.Engine
 import gemma.core.SessionException
+import gemma.core.TensorRole
 import gemma.core.TensorSpec
 import gemma.core.checkRuntime
 import java.io.File
@@ -17,18 +18,21 @@ import java.nio.FloatBuffer
 import java.nio.IntBuffer
 import java.nio.LongBuffer
 
-/** ONNX Runtime on the CPU. Past and present caches are the same buffers, so a step copies no cache. */
+/** ONNX Runtime on the CPU. Past and present caches share their buffers, so a step copies no cache. */
 class OnnxEngine(bundle: Bundle, graph: String, threads: Int) : Engine {
     override val givesEveryRow = true
 
     private val environment = OrtEnvironment.getEnvironment().also {
+        attempt("turn off its telemetry") { it.setTelemetry(System.getenv("ORT_DISABLE_TELEMETRY") == "0") }
         checkRuntime("onnxruntime-android", it.version, bundle.manifest.target.minRuntimeVersion)
     }
     private val vocabSize = bundle.manifest.vocabSize
-    private val session = load(File(bundle.directory, bundle.graph(graph).file), threads)
-    private val caches = emptyCaches(bundle.graph(graph).states)
-    private val presents = caches.mapKeys { it.key.replace("past", "present") }
-    private val last = lazy { Rows(1) } // of logits: kept, since each new token needs one
+    private val io = bundle.graph(graph)
+    private val returned = io.returnedCaches()
+    private val session = load(File(bundle.directory, io.file), threads)
+    private val caches = emptyCaches(io.states)
+    private val presents = returned.associate { (past, present) -> present.name to caches.getValue(past.name) }
+    private val last = lazy { Rows(1) } // logits of one token, reused for every new token
 
     override fun run(tokens: IntArray, position: Int, rows: Int): List<FloatArray> = attempt("run the model") {
         val logits = if (rows == 1) last.value else Rows(rows)
@@ -48,34 +52,35 @@ class OnnxEngine(bundle: Bundle, graph: String, threads: Int) : Engine {
     private fun run(tokens: IntArray, position: Int, rows: Int, logits: Rows): List<FloatArray> {
         val inputs = openInputs(tokens, position + tokens.size, rows)
         try {
-            // All outputs are pinned: the result holds nothing of its own.
-            session.run(inputs + caches, presents + ("logits" to logits.tensor)).close()
+            // All outputs are bound to our buffers, so the result owns nothing.
+            session.run(inputs + caches, presents + (io.tensor(TensorRole.LOGITS).name to logits.tensor)).close()
         } finally {
             inputs.values.forEach { it.close() }
         }
         return logits.read()
     }
 
-    /** Where logits are written: (1, rows, V), read without the copy that a tensor's own getter makes. */
+    /** The output buffer of the logits, (1, rows, V), read directly because the tensor's getter would copy it. */
     private inner class Rows(private val rows: Int) {
         private val floats: FloatBuffer = buffer(4 * rows * vocabSize).asFloatBuffer()
         val tensor: OnnxTensor =
             OnnxTensor.createTensor(environment, floats, longArrayOf(1, rows.toLong(), vocabSize.toLong()))
 
         fun read(): List<FloatArray> {
-            val whole = floats.duplicate()
-            return List(rows) { FloatArray(vocabSize).also(whole::get) }
+            val view = floats.duplicate()
+            return List(rows) { FloatArray(vocabSize).also(view::get) }
         }
     }
 
     private fun openInputs(tokens: IntArray, total: Int, rows: Int): Map<String, OnnxTensor> {
         val ids = LongArray(tokens.size) { tokens[it].toLong() }
         val wanted = LongArray(rows) { (tokens.size - rows + it).toLong() }
-        return mapOf(
-            "tokens" to OnnxTensor.createTensor(environment, LongBuffer.wrap(ids), longArrayOf(1, ids.size.toLong())),
-            "total" to OnnxTensor.createTensor(environment, IntBuffer.wrap(intArrayOf(total)), longArrayOf()),
-            "wanted" to OnnxTensor.createTensor(environment, LongBuffer.wrap(wanted), longArrayOf(rows.toLong())),
+        val made = mapOf(
+            TensorRole.TOKENS to OnnxTensor.createTensor(environment, LongBuffer.wrap(ids), longArrayOf(1, tokens.size.toLong())),
+            TensorRole.TOTAL to OnnxTensor.createTensor(environment, IntBuffer.wrap(intArrayOf(total)), longArrayOf()),
+            TensorRole.WANTED to OnnxTensor.createTensor(environment, LongBuffer.wrap(wanted), longArrayOf(rows.toLong())),
         )
+        return made.mapKeys { io.tensor(it.key).name }
     }
 
     private fun load(path: File, threads: Int): OrtSession = attempt("load ${path.name}") {
@@ -87,25 +92,27 @@ class OnnxEngine(bundle: Bundle, graph: String, threads: Int) : Engine {
     }
 
     private fun emptyCaches(states: List<TensorSpec>): Map<String, OnnxTensor> {
-        val made = LinkedHashMap<String, OnnxTensor>()
-        var whole = false
+        val caches = LinkedHashMap<String, OnnxTensor>()
+        var complete = false
         try {
-            states.forEach { made[it.name] = emptyCache(it) }
-            whole = true
+            states.forEach { caches[it.name] = emptyCache(it) }
+            complete = true
         } finally {
-            if (!whole) { // nobody will close this engine
-                made.values.forEach { it.close() }
+            if (!complete) { // the constructor fails, so nobody can close this engine
+                caches.values.forEach { it.close() }
                 session.close()
             }
         }
-        return made
+        return caches
     }
 
     private fun emptyCache(state: TensorSpec): OnnxTensor {
         val type = when (state.dtype) {
             "float32" -> OnnxJavaType.FLOAT
             "float16" -> OnnxJavaType.FLOAT16
-            else -> throw SessionException("the cache ${state.name} is ${state.dtype}, expected float32 or float16; export again")
+            else -> throw SessionException(
+                "the cache ${state.name} is ${state.dtype}, expected float32 or float16; export the model again",
+            )
         }
         val shape = state.shape.map { size ->
             size?.toLong() ?: throw SessionException("the cache ${state.name} has no fixed shape; export the model again")
@@ -114,7 +121,7 @@ class OnnxEngine(bundle: Bundle, graph: String, threads: Int) : Engine {
         if (bytes > Int.MAX_VALUE) {
             throw SessionException("the cache ${state.name} has $bytes bytes; export with a shorter --context")
         }
-        return attempt("make a cache") { OnnxTensor.createTensor(environment, buffer(bytes.toInt()), shape, type) }
+        return attempt("allocate a cache") { OnnxTensor.createTensor(environment, buffer(bytes.toInt()), shape, type) }
     }
 
     private fun <T> attempt(what: String, work: () -> T): T = try {
@@ -123,6 +130,6 @@ class OnnxEngine(bundle: Bundle, graph: String, threads: Int) : Engine {
         throw SessionException("ONNX Runtime can't $what: ${error.message}; copy or export the bundle again", error)
     }
 
-    // Of the runtime's own memory order, and not on Java's heap: it is written in place.
+    // A direct buffer in native byte order: the runtime writes into it in place.
     private fun buffer(bytes: Int): ByteBuffer = ByteBuffer.allocateDirect(bytes).order(ByteOrder.nativeOrder())
 }

@@ -17,7 +17,7 @@ import kotlinx.coroutines.cancel
 import kotlinx.coroutines.launch
 import kotlinx.coroutines.withContext
 
-/** What both screens share: a log of text, a status line, a row of buttons, and one task at a time. */
+/** The base of both screens: a text log, a status line, rows of buttons, and at most one running task. */
 abstract class Screen : Activity() {
     protected val application: GemmaApplication get() = applicationContext as GemmaApplication
     protected val scope = CoroutineScope(MainThread + SupervisorJob())
@@ -52,9 +52,9 @@ abstract class Screen : Activity() {
 
     override fun onTrimMemory(level: Int) {
         super.onTrimMemory(level)
-        if (!isShort(level) || application.model == null) return
+        if (!isLowMemory(level) || application.model == null) return
         stop()
-        say("\n⚠ Android asked for memory, so the model was unloaded. Tap Bundle in the chat to load it again.\n")
+        appendText("\n⚠ Memory is low, so the model was unloaded. Tap Bundle in the chat to load it again.\n")
         application.unloadSoon()
     }
 
@@ -63,7 +63,7 @@ abstract class Screen : Activity() {
         super.onDestroy()
     }
 
-    /** What stands below the log. */
+    /** The views below the log. */
     protected abstract fun controls(): List<View>
 
     protected fun row(vararg views: View): View = LinearLayout(this).apply {
@@ -75,7 +75,7 @@ abstract class Screen : Activity() {
         setOnClickListener { onClick() }
     }
 
-    protected fun say(text: String) {
+    protected fun appendText(text: String) {
         log.append(text)
         scroll.post { scroll.fullScroll(View.FOCUS_DOWN) }
     }
@@ -84,26 +84,26 @@ abstract class Screen : Activity() {
         task?.cancel()
     }
 
-    /** Starts a task unless one runs; what is wrong is said in the log. The display stays on meanwhile. */
-    protected fun begin(work: suspend () -> Unit) {
+    /** Starts a task unless one is running. Its errors appear in the log, and the display stays on while it runs. */
+    protected fun startTask(work: suspend () -> Unit) {
         if (busy) return
         log.keepScreenOn = true
-        val begun = scope.launch {
+        val started = scope.launch {
             try {
                 work()
             } catch (error: GemmaException) {
-                say("\n⚠ ${error.message}\n")
+                appendText("\n⚠ ${error.message}\n")
             }
         }
-        task = begun
-        begun.invokeOnCompletion { scope.launch { if (task === begun) log.keepScreenOn = false } }
+        task = started
+        started.invokeOnCompletion { scope.launch { if (task === started) log.keepScreenOn = false } }
     }
 
     protected suspend fun <T> onModelThread(work: suspend () -> T): T = withContext(application.modelThread) { work() }
 }
 
-/** From Android 14 on the system tells apps in the background alone, and early: the model is what they hold. */
-private fun isShort(level: Int): Boolean {
+/** Whether to free the model. Since Android 14 the system warns only apps in the background, and early. */
+private fun isLowMemory(level: Int): Boolean {
     val background = if (Build.VERSION.SDK_INT >= 34) ComponentCallbacks2.TRIM_MEMORY_BACKGROUND else ComponentCallbacks2.TRIM_MEMORY_MODERATE
     return level == ComponentCallbacks2.TRIM_MEMORY_RUNNING_CRITICAL || level >= background
 }

@@ -1,6 +1,6 @@
 package gemma.core
 
-/** How far one set of logits is from another. Plain figures, no verdict; definitions as in `gemma_runtime/proof/agreement.py`. */
+/** How much two sets of logits differ: figures without a verdict, defined as in `gemma_runtime/proof/agreement.py`. */
 data class Agreement(
     val positions: Int,
     val top1: Double, // share of positions with the same most likely token
@@ -27,7 +27,7 @@ fun compareLogits(actual: List<FloatArray>, expected: TopLogits): Agreement {
     )
 }
 
-/** One figure over several prompts: means by position, the worst p99 and maximum. */
+/** The figures of several prompts as one: means weighted by positions, the largest p99 and maximum. */
 fun pool(agreements: List<Agreement>): Agreement {
     val positions = agreements.sumOf { it.positions }
     fun mean(value: (Agreement) -> Double): Double = agreements.sumOf { it.positions * value(it) } / positions
@@ -44,22 +44,24 @@ fun pool(agreements: List<Agreement>): Agreement {
 
 private class Position(val same: Boolean, val nearTie: Boolean, val maxAbs: Double, val meanAbs: Double, val kl: Double)
 
-private fun comparePosition(actual: FloatArray, expected: TopLogits, place: Int): Position {
-    val ids = expected.ids[place]
-    val want = expected.logits[place]
+private fun comparePosition(actual: FloatArray, expected: TopLogits, index: Int): Position {
+    val ids = expected.ids[index]
+    val reference = expected.logits[index]
     ids.firstOrNull { it >= actual.size }?.let {
-        throw BundleException("goldens.json names token $it, the artifact has ${actual.size}; export the model again")
+        throw BundleException(
+            "goldens.json has token $it, but the artifact's vocabulary has ${actual.size}; export the model again",
+        )
     }
-    val got = DoubleArray(ids.size) { actual[ids[it]].toDouble() }
-    val chosen = largest(actual)
-    val lead = want[0] - (ids.indexOf(chosen).takeIf { it >= 0 }?.let { want[it] } ?: Double.NEGATIVE_INFINITY)
-    val deltas = ids.indices.map { Math.abs(got[it] - want[it]) }
+    val measured = DoubleArray(ids.size) { actual[ids[it]].toDouble() }
+    val top = largest(actual)
+    val lead = reference[0] - (ids.indexOf(top).takeIf { it >= 0 }?.let { reference[it] } ?: Double.NEGATIVE_INFINITY)
+    val deltas = ids.indices.map { Math.abs(measured[it] - reference[it]) }
     return Position(
-        same = chosen == ids[0],
-        nearTie = chosen != ids[0] && lead <= TIE_MARGIN,
+        same = top == ids[0],
+        nearTie = top != ids[0] && lead <= TIE_MARGIN,
         maxAbs = deltas.maxOf { it },
         meanAbs = deltas.average(),
-        kl = bucketedKl(want, expected.logSumExp[place], got, logSumExp(actual)),
+        kl = bucketedKl(reference, expected.logSumExp[index], measured, logSumExp(actual)),
     )
 }
 
@@ -70,13 +72,13 @@ private fun largest(row: FloatArray): Int {
 }
 
 /** KL(expected ‖ actual) over the stored tokens and one bucket for all others. */
-private fun bucketedKl(want: DoubleArray, wantSum: Double, got: DoubleArray, gotSum: Double): Double {
+private fun bucketedKl(reference: DoubleArray, referenceSum: Double, measured: DoubleArray, measuredSum: Double): Double {
     var kl = 0.0
     var p = 0.0
     var q = 0.0
-    for (place in want.indices) {
-        val logP = want[place] - wantSum
-        val logQ = got[place] - gotSum
+    for (index in reference.indices) {
+        val logP = reference[index] - referenceSum
+        val logQ = measured[index] - measuredSum
         kl += Math.exp(logP) * (logP - logQ)
         p += Math.exp(logP)
         q += Math.exp(logQ)

@@ -2,7 +2,7 @@ package gemma.core
 
 import java.io.File
 
-/** One figure over the repeats. */
+/** A figure over all repeats. */
 data class Spread(val median: Double, val low: Double, val high: Double) {
     companion object {
         fun of(values: List<Double>) = Spread(quantile(values, 0.5), values.minOf { it }, values.maxOf { it })
@@ -11,23 +11,24 @@ data class Spread(val median: Double, val low: Double, val high: Double) {
 
 data class PromptFigures(val tokens: Int, val firstTokenMs: Spread, val tokensPerSecond: Spread)
 
-/** How fast a bundle is here: of the figures of `gemma-runtime bench` those that one process can measure. */
+/** A bundle's speed on this device: the figures of `gemma-runtime bench` that one process can measure. */
 data class Benchmark(
     val repeats: Int,
     val newTokens: Int,
     val prompts: List<PromptFigures>,
     val decodeTokensPerSecond: Spread,
-    val tokenMs: Spread, // the median new token of each repeat
+    val tokenMs: Spread, // each repeat's median time of a new token
     val tokenP95Ms: Spread,
 )
 
-/** The tokens that are run, as in `gemma_runtime/measure/bench.py`: the usual prompts, as far as they fit. */
+/** The tokens to run, as in `gemma_runtime/measure/bench.py`: the usual prompt lengths that fit the context. */
 data class Workload(val promptLengths: List<Int>, val decodePrompt: Int, val newTokens: Int) {
     companion object {
         fun of(contextLength: Int, newTokens: Int = NEW_TOKENS): Workload {
-            val new = minOf(newTokens, maxOf(1, contextLength / 2))
-            val fitting = PROMPT_LENGTHS.filter { it <= contextLength }
-            return Workload(fitting.ifEmpty { listOf(contextLength) }, maxOf(1, minOf(DECODE_PROMPT, contextLength - new)), new)
+            val fittingTokens = minOf(newTokens, maxOf(1, contextLength / 2))
+            val decodePrompt = maxOf(1, minOf(DECODE_PROMPT, contextLength - fittingTokens))
+            val lengths = PROMPT_LENGTHS.filter { it <= contextLength }
+            return Workload(lengths.ifEmpty { listOf(contextLength) }, decodePrompt, fittingTokens)
         }
 
         private val PROMPT_LENGTHS = listOf(32, 128, 512)
@@ -39,7 +40,7 @@ data class Workload(val promptLengths: List<Int>, val decodePrompt: Int, val new
 /**
  * Times prompts and new tokens, after one untimed prompt of the longest length.
  *
- * `onStep` is called between two runs of the model; where it throws, the session is left empty.
+ * Calls `onStep` between two runs of the model; if it throws, the session is left empty.
  */
 fun measureSpeed(
     session: Session,
@@ -55,7 +56,7 @@ fun measureSpeed(
     Benchmark(
         repeats = repeats,
         newTokens = workload.newTokens,
-        prompts = workload.promptLengths.mapIndexed { place, length -> promptFigures(length, runs.map { it.prompts[place] }) },
+        prompts = workload.promptLengths.mapIndexed { index, length -> promptFigures(length, runs.map { it.prompts[index] }) },
         decodeTokensPerSecond = Spread.of(runs.map { 1000 * it.tokens.size / it.tokens.sum() }),
         tokenMs = Spread.of(runs.map { quantile(it.tokens, 0.5) }),
         tokenP95Ms = Spread.of(runs.map { quantile(it.tokens, 0.95) }),
@@ -64,10 +65,10 @@ fun measureSpeed(
     session.reset()
 }
 
-/** The most memory that this process ever held, in bytes; null where the system doesn't tell. */
+/** Peak resident memory of this process in bytes; null where the system doesn't report it. */
 fun peakResidentBytes(): Long? = residentBytes("VmHWM:")
 
-/** The memory that this process holds, in bytes; null where the system doesn't tell. */
+/** Resident memory of this process in bytes; null where the system doesn't report it. */
 fun residentBytes(): Long? = residentBytes("VmRSS:")
 
 private fun residentBytes(name: String): Long? {
@@ -89,11 +90,11 @@ private class Stopwatch(
     fun run(workload: Workload): Run {
         val prompts = workload.promptLengths.map { timePrompt(someTokens(vocabSize, it)) }
         session.reset()
-        var token = best(session.prefill(someTokens(vocabSize, workload.decodePrompt)))
+        var token = bestToken(session.prefill(someTokens(vocabSize, workload.decodePrompt)))
         val times = List(workload.newTokens) {
             onStep()
             val started = nanoTime()
-            token = best(session.decode(token))
+            token = bestToken(session.decode(token))
             since(started)
         }
         return Run(prompts, times)
@@ -104,9 +105,9 @@ private class Stopwatch(
         session.reset()
         val started = nanoTime()
         val logits = session.prefill(tokens)
-        val filled = since(started)
-        best(logits)
-        return PromptTime(filled, since(started))
+        val prefillMs = since(started)
+        bestToken(logits)
+        return PromptTime(prefillMs, since(started))
     }
 
     private fun since(started: Long): Double = (nanoTime() - started) / 1e6
@@ -118,8 +119,8 @@ private fun promptFigures(length: Int, times: List<PromptTime>) = PromptFigures(
     tokensPerSecond = Spread.of(times.map { 1000 * length / it.prefillMs }),
 )
 
-/** The same ids every time: speed doesn't depend on what they mean. */
+/** The same ids on every run; which ids they are doesn't affect speed. */
 private fun someTokens(vocabSize: Int, count: Int): IntArray {
-    val chance = java.util.Random(count.toLong())
-    return IntArray(count) { chance.nextInt(vocabSize) }
+    val random = java.util.Random(count.toLong())
+    return IntArray(count) { random.nextInt(vocabSize) }
 }

@@ -6,39 +6,42 @@ import java.security.MessageDigest
 
 const val MANIFEST = "manifest.json"
 
-/** A checked folder. */
+/** A bundle's folder and its manifest. */
 data class Bundle(val directory: File, val manifest: Manifest) {
-    /** The file that plays a role; raises BundleException if there is none. */
+    /** The file with a role; throws BundleException if there is none. */
     fun path(role: String): File {
         val name = manifest.roles[role] ?: throw BundleException(
-            "the bundle ${directory.name} holds no $role; it has: ${manifest.roles.keys.joinToString()}; " +
+            "the bundle ${directory.name} has no $role; its roles are: ${manifest.roles.keys.joinToString()}; " +
                 "export the model again",
         )
         return File(directory, name)
     }
 
-    /** Where one of the artifact's entry points lies. */
-    fun graph(name: String): Graph = manifest.graphs[name]
-        ?: throw BundleException("the bundle ${directory.name} holds no $name graph; export the model again")
+    /** A graph that has one part; throws BundleException if it is missing or split into several. */
+    fun graph(name: String): Graph = manifest.graphs[name].orEmpty().let { parts ->
+        parts.singleOrNull() ?: throw BundleException(
+            "the bundle ${directory.name} has ${parts.size} parts of graph $name, expected 1; export the model again",
+        )
+    }
 }
 
 /**
- * Reads a bundle and checks it: known schema, every file present and unaltered.
+ * Opens a bundle and checks it: known schema version, every file present and unaltered.
  *
- * `onProgress` hears the share of bytes read, 0 to 1.
+ * Calls `onProgress` with the share of bytes read, 0 to 1.
  */
 fun openBundle(directory: File, onProgress: (Double) -> Unit = {}): Bundle {
     val manifest = Manifest.parse(readText(File(directory, MANIFEST)))
-    val used = manifest.graphs.values.map { it.file } + manifest.roles.values
+    val used = manifest.graphs.values.flatten().map { it.file } + manifest.roles.values
     used.firstOrNull { it !in manifest.files }?.let {
-        throw BundleException("manifest.json uses $it but has no digest of it; export the model again")
+        throw BundleException("manifest.json uses $it but has no digest for it; export the model again")
     }
     manifest.files.forEach { (name, file) -> checkPresent(directory, name, file) }
     checkDigests(directory, manifest, onProgress)
     return Bundle(directory, manifest)
 }
 
-/** A whole text file of a bundle; raises BundleException where it can't be read. */
+/** The whole text of a bundle's file; throws BundleException if it can't be read. */
 internal fun readText(path: File): String = String(readBytes(path), Charsets.UTF_8)
 
 internal fun readBytes(path: File): ByteArray = try {
@@ -53,31 +56,33 @@ private fun unreadable(path: File, error: IOException) =
 private fun checkPresent(directory: File, name: String, file: BundleFile) {
     val parts = name.split('/')
     if (name.startsWith("/") || ".." in parts || '\\' in name || '\u0000' in name) {
-        throw BundleException("manifest.json names \"$name\", outside of the bundle; export the model again")
+        throw BundleException("manifest.json names \"$name\", which is outside of the bundle; export the model again")
     }
     val path = File(directory, name)
-    if (!inside(path, directory)) throw BundleException("$name is a link that leaves the bundle; copy it again")
+    if (!isInside(path, directory)) {
+        throw BundleException("$name is a link to a file outside of the bundle; copy the whole bundle folder again")
+    }
     if (!path.isFile) throw BundleException("$name is missing; copy the whole bundle folder again")
     if (path.length() != file.bytes) {
         throw BundleException(
-            "$name has ${path.length()} bytes, the manifest says ${file.bytes}; copy the bundle again",
+            "$name has ${path.length()} bytes, the manifest says ${file.bytes}; copy the whole bundle folder again",
         )
     }
 }
 
-private fun inside(path: File, directory: File): Boolean = try {
+private fun isInside(path: File, directory: File): Boolean = try {
     path.canonicalPath.startsWith(directory.canonicalPath + File.separator)
 } catch (error: IOException) {
     throw unreadable(path, error)
 }
 
 private fun checkDigests(directory: File, manifest: Manifest, onProgress: (Double) -> Unit) {
-    val whole = maxOf(1, manifest.files.values.sumOf { it.bytes })
+    val total = maxOf(1, manifest.files.values.sumOf { it.bytes })
     var done = 0L
     for ((name, file) in manifest.files) {
         val digest = sha256(File(directory, name)) { read ->
             done += read
-            onProgress(done.toDouble() / whole)
+            onProgress(done.toDouble() / total)
         }
         if (digest != file.sha256) {
             throw BundleException(

@@ -4,7 +4,7 @@ enum class Role { SYSTEM, USER, ASSISTANT }
 
 data class Message(val role: Role, val content: String)
 
-/** What stands before, between and after the contents of user and assistant; written by the exporter. */
+/** The text that a chat template puts before, between and after the messages; written by the exporter. */
 data class ChatFormat(
     val first: String,
     val userToAssistant: String,
@@ -17,7 +17,7 @@ data class ChatFormat(
     val trimSystem: Boolean,
 ) {
     companion object {
-        /** Raises BundleException if the bundle's template is none that phones can write. */
+        /** Throws BundleException if the bundle has no chat format, because its template can't be expressed as one. */
         fun load(bundle: Bundle): ChatFormat = parse(readText(bundle.path("chat_format")))
 
         fun parse(text: String): ChatFormat {
@@ -38,18 +38,18 @@ data class ChatFormat(
 }
 
 /**
- * Ids of a conversation, up to where the model's next turn begins; bos once, in front.
+ * Token ids of a conversation up to the start of the model's next turn, beginning with one bos.
  *
- * Contents are text that can't become a control token. A blank system turn counts as none.
+ * Message contents can't become control tokens. A blank system turn is left out.
  */
 fun encodeChat(tokenizer: Tokenizer, format: ChatFormat, messages: List<Message>, bosToken: Int): IntArray {
     val turns = messages.filterNot { it.role == Role.SYSTEM && strip(it.content).isEmpty() }
     checkTurns(turns)
     val writer = ChatWriter(tokenizer, bosToken)
     writer.frame(if (turns[0].role == Role.SYSTEM) format.system else format.first)
-    turns.forEachIndexed { place, turn ->
+    turns.forEachIndexed { index, turn ->
         writer.content(if (format.trims(turn.role)) strip(turn.content) else turn.content)
-        writer.frame(if (place == turns.lastIndex) format.reply else format.after(turn.role))
+        writer.frame(if (index == turns.lastIndex) format.reply else format.after(turn.role))
     }
     return writer.finish()
 }
@@ -66,17 +66,17 @@ private fun ChatFormat.after(role: Role): String = when (role) {
     Role.ASSISTANT -> assistantToUser
 }
 
-/** Between two control tokens the template's words and the user's are encoded as one text. */
+/** Encodes the template's text and the messages between two control tokens together, as one text. */
 private class ChatWriter(private val tokenizer: Tokenizer, private val bosToken: Int) {
     private val tokens = arrayListOf(bosToken)
     private val text = StringBuilder()
 
-    fun content(words: String) {
-        text.append(words)
+    fun content(added: String) {
+        text.append(added)
     }
 
-    fun frame(words: String) {
-        for (part in tokenizer.splitControl(words)) {
+    fun frame(template: String) {
+        for (part in tokenizer.splitControl(template)) {
             when (part) {
                 is TextPart.Text -> text.append(part.text)
                 is TextPart.Control -> {
@@ -100,20 +100,20 @@ private class ChatWriter(private val tokenizer: Tokenizer, private val bosToken:
 
 private fun checkTurns(turns: List<Message>) {
     val roles = turns.map { it.role }.let { if (it.firstOrNull() == Role.SYSTEM) it.drop(1) else it }
-    if (roles.isEmpty()) throw TokenizerException("the conversation has no user turn; begin with one")
-    roles.forEachIndexed { place, role ->
-        val expected = if (place % 2 == 0) Role.USER else Role.ASSISTANT
+    if (roles.isEmpty()) throw TokenizerException("the conversation has no user turn; it must begin with one")
+    roles.forEachIndexed { index, role ->
+        val expected = if (index % 2 == 0) Role.USER else Role.ASSISTANT
         if (role != expected) {
             throw TokenizerException(
-                "turn ${place + 1} is by $role, expected $expected: after an optional system turn, " +
+                "turn ${index + 1} is by $role, expected $expected: after an optional system turn, " +
                     "user and assistant alternate",
             )
         }
     }
-    if (roles.size % 2 == 0) throw TokenizerException("the last turn is the assistant's; ask something")
+    if (roles.size % 2 == 0) throw TokenizerException("the last turn is the assistant's, expected the user's; ask something")
 }
 
-/** Without the white space around it, by Python's and Jinja's idea of it. */
+/** Text without leading and trailing white space, as Python and Jinja define it. */
 internal fun strip(text: String): String = text.trim { it in WHITE_SPACE }
 
 private const val WHITE_SPACE = "\t\n\u000b\u000c\r\u001c\u001d\u001e\u001f \u0085\u00a0\u1680" +

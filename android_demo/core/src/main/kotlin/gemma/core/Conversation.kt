@@ -3,7 +3,7 @@ package gemma.core
 import kotlinx.coroutines.flow.Flow
 import kotlinx.coroutines.flow.flow
 
-/** What of a bundle a conversation needs. */
+/** The parts of a bundle that turn messages into tokens and tokens into text. */
 data class Voice(
     val tokenizer: Tokenizer,
     val format: ChatFormat,
@@ -20,36 +20,36 @@ data class Voice(
     }
 }
 
-/** The model's answer under way: collect `pieces` once, for whole characters as they come. */
+/** The model's reply as it is generated: collect `pieces` once; each holds whole characters only. */
 class Reply internal constructor(internal val generation: TokenGeneration, private val tokenizer: Tokenizer) {
-    private val said = StringBuilder()
+    private val received = StringBuilder()
 
-    /** What was said so far. */
-    val text: String get() = said.toString()
+    /** The text so far. */
+    val text: String get() = received.toString()
 
     val tokens: List<Int> get() = generation.tokens
 
-    /** Why it ended; null while it has not, and when it was stopped. */
+    /** Why the reply ended; null while it is running and after it was stopped. */
     val reason: StopReason? get() = generation.reason
 
     val pieces: Flow<String> = flow {
         val decoder = tokenizer.stream()
         generation.flow().collect { token ->
             val piece = decoder.push(token)
-            said.append(piece)
-            emit(piece) // also an empty one: a token was made
+            received.append(piece)
+            emit(piece) // also an empty one, since a token was generated
         }
         val rest = decoder.flush()
-        said.append(rest)
+        received.append(rest)
         if (rest.isNotEmpty()) emit(rest)
     }
 }
 
 /**
- * Turns between a user and the model, sharing one cache. Not for several threads at once.
+ * A conversation between a user and the model over one cache. Not thread-safe.
  *
- * Each turn feeds only what the cache lacks. When the format writes an earlier turn otherwise than the
- * model did (it trims the reply, say), the cache is emptied and fed anew.
+ * Each turn feeds only the tokens that the cache lacks. If the format changes an earlier reply (it may trim
+ * it), the cached tokens no longer match; then the cache is emptied and the conversation is fed again.
  */
 class Conversation(
     private val session: Session,
@@ -65,7 +65,7 @@ class Conversation(
         reset()
     }
 
-    /** Forgets every turn but the system's. */
+    /** Forgets every turn except the system's. */
     fun reset() {
         turns.clear()
         system?.let { turns += Message(Role.SYSTEM, it) }
@@ -74,7 +74,7 @@ class Conversation(
         session.reset()
     }
 
-    /** The turns so far. A reply that was stopped counts as far as it came; one that never began, not at all. */
+    /** The turns so far. A stopped reply counts with the text it has; a question without any reply is left out. */
     val messages: List<Message>
         get() {
             val last = reply ?: return turns.toList()
@@ -82,7 +82,7 @@ class Conversation(
             return turns + Message(Role.ASSISTANT, last.text)
         }
 
-    /** The reply to `content`. Raises ContextFullException, and stays as it was, if the conversation no longer fits. */
+    /** The reply to `content`. If the conversation no longer fits, throws ContextFullException and changes nothing. */
     fun send(content: String, maxNewTokens: Int = session.contextLength): Reply {
         val messages = messages + Message(Role.USER, content)
         val tokens = encodeChat(voice.tokenizer, voice.format, messages, voice.bosToken)
@@ -102,11 +102,11 @@ class Conversation(
         return next
     }
 
-    /** Tokens of the cache that begin the conversation; the session is emptied where it holds others. */
+    /** How many leading tokens are cached already; resets the session if the cache doesn't match them. */
     private fun usableCache(tokens: IntArray): Int {
-        val held = fed + (reply?.tokens.orEmpty())
+        val cached = fed + (reply?.tokens.orEmpty())
         val count = session.position
-        val same = count < tokens.size && count <= held.size && (0 until count).all { held[it] == tokens[it] }
+        val same = count < tokens.size && count <= cached.size && (0 until count).all { cached[it] == tokens[it] }
         if (same) return count
         session.reset()
         return 0
@@ -116,7 +116,7 @@ class Conversation(
         if (tokens.size > session.contextLength) {
             throw ContextFullException(
                 "the conversation has ${tokens.size} tokens, the context holds ${session.contextLength}; " +
-                    "start a new chat, say less, or export with a larger --context",
+                    "start a new chat, shorten the message, or export with a larger --context",
             )
         }
     }

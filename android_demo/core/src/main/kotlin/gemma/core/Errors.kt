@@ -1,22 +1,22 @@
 package gemma.core
 
-/** Everything that can go wrong, as one tree. Each message says what was found, what was expected and what to do. */
+/** The root of all errors. Each message says what was found, what was expected and what to do. */
 sealed class GemmaException(message: String, cause: Throwable? = null) : Exception(message, cause)
 
-/** A bundle is missing, altered, damaged, or of another schema. */
+/** A bundle is missing, altered, damaged, or has an unknown schema version. */
 class BundleException(message: String, cause: Throwable? = null) : GemmaException(message, cause)
 
 /** The artifact can't be loaded or run. */
 open class SessionException(message: String, cause: Throwable? = null) : GemmaException(message, cause)
 
-/** The next token would not fit into the cache. */
+/** The next tokens don't fit into the cache. */
 class ContextFullException(message: String) : SessionException(message)
 
-/** Text can't be encoded, or the bundle has no tokenizer for phones. */
+/** A text can't be encoded, or the tokenizer file is damaged. */
 class TokenizerException(message: String) : GemmaException(message)
 
 /** A text is not JSON. */
 class JsonException(message: String) : GemmaException(message)
 
-/** A JSON Schema says more than is understood here. */
+/** A JSON Schema is not valid or uses a keyword that is not supported. */
 class SchemaException(message: String) : GemmaException(message)

@@ -7,26 +7,26 @@ import kotlinx.coroutines.flow.flow
 
 enum class StopReason { STOP_TOKEN, LENGTH, CONTEXT }
 
-/** What to make of a prompt. */
+/** A prompt and when to stop generating. */
 data class GenerationRequest(
     val prompt: IntArray, // tokens to feed
-    val history: IntArray, // tokens the caches hold already; only a repetition penalty reads them
+    val history: IntArray, // tokens that are cached already; only the repetition penalty uses them
     val maxNewTokens: Int,
     val stopTokens: Set<Int>,
 )
 
-/** Tokens under way: collect them once. Cancelling the collector ends it between two tokens. */
+/** Generates tokens: collect its flow once. Cancelling the collector stops it between two tokens. */
 class TokenGeneration(
     private val session: Session,
     private val request: GenerationRequest,
     private val sampler: Sampler,
 ) {
-    private val made = ArrayList<Int>()
+    private val generated = ArrayList<Int>()
 
-    /** The new tokens so far, the stop token left out. */
-    val tokens: List<Int> get() = made
+    /** The new tokens so far, without the stop token. */
+    val tokens: List<Int> get() = generated
 
-    /** Why it ended; null while it has not, and when it was cancelled. */
+    /** Why it ended; null while it is running and after it was cancelled. */
     var reason: StopReason? = null
         private set
 
@@ -45,17 +45,17 @@ class TokenGeneration(
             val token = sampler.pick(logits, previous)
             reason = if (token in request.stopTokens) StopReason.STOP_TOKEN else null
             if (reason != null) return@flow
-            made += token
+            generated += token
             previous += token
-            reason = endAfter()
+            reason = reasonToStop()
             emit(token)
             if (reason != null) return@flow
             logits = session.decode(token)
         }
     }
 
-    private fun endAfter(): StopReason? = when {
-        made.size == request.maxNewTokens -> StopReason.LENGTH
+    private fun reasonToStop(): StopReason? = when {
+        generated.size == request.maxNewTokens -> StopReason.LENGTH
         session.position == session.contextLength -> StopReason.CONTEXT
         else -> null
     }

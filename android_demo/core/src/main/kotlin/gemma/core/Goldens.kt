@@ -9,18 +9,18 @@ data class TopLogits(
     fun from(start: Int) = TopLogits(ids.drop(start), logits.drop(start), logSumExp.copyOfRange(start, logSumExp.size))
 }
 
-/** One prompt. `reference` judges quantization, `quantized` judges the lowering. */
+/** A prompt with expected logits: `reference` of the float32 weights, `quantized` of the bundle's codes. */
 data class Golden(val name: String, val tokens: IntArray, val reference: TopLogits, val quantized: TopLogits) {
-    /** The positions, from the end, that have logits. */
+    /** How many positions, counted from the end, have expected logits. */
     val judged: Int get() = reference.ids.size
 }
 
-/** What the exporter's reference said; raises BundleException where the file says nothing. */
+/** The goldens that the exporter wrote; throws BundleException if there are none. */
 fun loadGoldens(bundle: Bundle): List<Golden> = parseGoldens(readText(bundle.path("goldens")))
 
 internal fun parseGoldens(text: String): List<Golden> {
     val goldens = JsonFields.parse("goldens.json", text).list(::readGolden)
-    if (goldens.isEmpty()) throw BundleException("the bundle holds no goldens, so nothing can be verified; export it again")
+    if (goldens.isEmpty()) throw BundleException("the bundle has no goldens, so it can't be verified; export the model again")
     return goldens
 }
 
@@ -31,8 +31,8 @@ private fun readGolden(json: JsonFields): Golden {
         reference = readTop(json.of("reference")),
         quantized = readTop(json.of("quantized")),
     )
-    val whole = golden.judged in 1..golden.tokens.size && golden.quantized.ids.size == golden.judged
-    if (!whole) throw json.wrong("as many positions in both references, and no more than tokens")
+    val consistent = golden.judged in 1..golden.tokens.size && golden.quantized.ids.size == golden.judged
+    if (!consistent) throw json.wrong("the same number of positions in both references, at most one per token")
     return golden
 }
 
@@ -42,12 +42,12 @@ private fun readTop(json: JsonFields): TopLogits {
         logits = json.of("logits").list { row -> row.list { it.double() }.toDoubleArray() },
         logSumExp = json.of("log_sum_exp").list { it.double() }.toDoubleArray(),
     )
-    val sizes = top.ids.map { it.size } == top.logits.map { it.size } && top.ids.all { it.isNotEmpty() }
-    if (!sizes || top.ids.size != top.logSumExp.size) throw json.wrong("an id for each logit")
+    val sameSizes = top.ids.map { it.size } == top.logits.map { it.size } && top.ids.all { it.isNotEmpty() }
+    if (!sameSizes || top.ids.size != top.logSumExp.size) throw json.wrong("an id for each logit")
     return top
 }
 
-/** Boils (T, V) logits down to the k largest and the normalizer. */
+/** Reduces (T, V) logits to the k largest of each row and its normalizer. */
 internal fun topLogits(rows: List<FloatArray>, k: Int = 32): TopLogits {
     val ids = rows.map { row ->
         val threshold = kthLargest(row, k)
@@ -58,6 +58,6 @@ internal fun topLogits(rows: List<FloatArray>, k: Int = 32): TopLogits {
 }
 
 internal fun logSumExp(row: FloatArray): Double {
-    val top = row.maxOf { it }.toDouble()
-    return top + Math.log(row.sumOf { Math.exp(it - top) })
+    val highest = row.maxOf { it }.toDouble()
+    return highest + Math.log(row.sumOf { Math.exp(it - highest) })
 }

@@ -15,15 +15,15 @@ data class JsonBoolean(val value: Boolean) : Json
 
 data object JsonNull : Json
 
-/** The value written on one line; whole numbers without a fraction, NaN and infinities as null. */
+/** The value as JSON on one line; whole numbers have no fraction, NaN and infinities become null. */
 fun Json.write(): String = StringBuilder().also { writeTo(it) }.toString()
 
 private fun Json.writeTo(out: StringBuilder) {
     when (this) {
         is JsonObject -> writeFields(out)
         is JsonArray -> {
-            items.forEachIndexed { place, item ->
-                out.append(if (place == 0) "[" else ", ")
+            items.forEachIndexed { index, item ->
+                out.append(if (index == 0) "[" else ", ")
                 item.writeTo(out)
             }
             out.append(if (items.isEmpty()) "[]" else "]")
@@ -37,8 +37,8 @@ private fun Json.writeTo(out: StringBuilder) {
 
 private fun JsonObject.writeFields(out: StringBuilder) {
     out.append('{')
-    fields.entries.forEachIndexed { place, (name, value) ->
-        if (place > 0) out.append(", ")
+    fields.entries.forEachIndexed { index, (name, value) ->
+        if (index > 0) out.append(", ")
         writeString(name, out)
         out.append(": ")
         value.writeTo(out)

@@ -1,16 +1,16 @@
 package gemma.core
 
-/** Typed reads from a bundle's JSON file. A missing or mistyped field is a BundleException that names it. */
+/** Typed reads from a bundle's JSON file. A missing or mistyped field throws a BundleException that names it. */
 internal class JsonFields(private val file: String, private val path: String, private val value: Json) {
     fun of(name: String): JsonFields {
-        val found = objectFields()[name] ?: throw invalid("$path has no \"$name\"")
-        return JsonFields(file, "$path.$name", found)
+        val field = objectFields()[name] ?: throw invalid("$path has no \"$name\"")
+        return JsonFields(file, "$path.$name", field)
     }
 
-    /** The field, or null where it is null. */
+    /** The field, or null if its value is null. */
     fun orNull(name: String): JsonFields? = of(name).takeIf { it.value != JsonNull }
 
-    fun string(): String = (value as? JsonString)?.text ?: throw wrong("a text")
+    fun string(): String = (value as? JsonString)?.text ?: throw wrong("a string")
 
     fun boolean(): Boolean = (value as? JsonBoolean)?.value ?: throw wrong("true or false")
 
@@ -18,20 +18,20 @@ internal class JsonFields(private val file: String, private val path: String, pr
 
     fun long(): Long {
         val number = double()
-        if (number != Math.rint(number) || Math.abs(number) > LARGEST_WHOLE) throw wrong("a whole number")
+        if (number != Math.rint(number) || Math.abs(number) > LARGEST_EXACT) throw wrong("a whole number")
         return number.toLong()
     }
 
-    /** A whole number from 0 on that fits an Int. */
+    /** A whole number of at least 0 that fits in 32 bits. */
     fun count(): Int {
         val number = long()
-        if (number < 0 || number > Int.MAX_VALUE) throw wrong("a count")
+        if (number < 0 || number > Int.MAX_VALUE) throw wrong("a whole number of at least 0 that fits in 32 bits")
         return number.toInt()
     }
 
     fun <T> list(read: (JsonFields) -> T): List<T> {
         val items = (value as? JsonArray)?.items ?: throw wrong("a list")
-        return items.mapIndexed { place, item -> read(JsonFields(file, "$path[$place]", item)) }
+        return items.mapIndexed { index, item -> read(JsonFields(file, "$path[$index]", item)) }
     }
 
     fun <T> map(read: (JsonFields) -> T): Map<String, T> =
@@ -46,13 +46,13 @@ internal class JsonFields(private val file: String, private val path: String, pr
     private fun invalid(what: String) = BundleException("$file is not valid: $what; export the model again")
 
     companion object {
-        private const val LARGEST_WHOLE = 9007199254740992.0 // 2^53: beyond it a double skips numbers
+        private const val LARGEST_EXACT = 9007199254740992.0 // 2^53: beyond it a double skips whole numbers
 
-        /** Raises BundleException where the text is not JSON. */
+        /** Throws BundleException if the text is not JSON. */
         fun parse(file: String, text: String): JsonFields = try {
             JsonFields(file, "$", parseJson(text))
         } catch (error: JsonException) {
-            throw BundleException("$file can't be read: ${error.message}; copy the bundle again", error)
+            throw BundleException("$file can't be read: ${error.message}; copy the whole bundle folder again", error)
         }
     }
 }

@@ -1,6 +1,6 @@
 package gemma.core
 
-/** Parses RFC 8259 JSON, nothing looser: no duplicate names, no numbers beyond a double, no half surrogates. */
+/** Parses strict RFC 8259 JSON; refuses duplicate names, numbers too large for a double and unpaired surrogates. */
 fun parseJson(text: String): Json {
     val parser = JsonParser(text, 0)
     val value = parser.value(0)
@@ -9,12 +9,12 @@ fun parseJson(text: String): Json {
     return value
 }
 
-private const val DEEPEST = 128
+private const val MAX_DEPTH = 128
 
-/** Reads from a place in a text; `at` is where it stopped. */
+/** Parses one value from `at`, which then points after it. */
 internal class JsonParser(private val text: String, var at: Int) {
     fun value(depth: Int): Json {
-        if (depth > DEEPEST) fail("more than $DEEPEST levels")
+        if (depth > MAX_DEPTH) fail("nesting deeper than $MAX_DEPTH levels")
         skipSpace()
         return when (peek()) {
             '{' -> objectOf(depth)
@@ -33,15 +33,15 @@ internal class JsonParser(private val text: String, var at: Int) {
 
     fun fail(what: String): Nothing = throw JsonException("not JSON: $what at character ${at + 1}")
 
-    private fun peek(): Char = if (at < text.length) text[at] else fail("the text ends")
+    private fun peek(): Char = if (at < text.length) text[at] else fail("unexpected end of text")
 
     private fun expect(character: Char) {
-        if (peek() != character) fail("'${peek()}' where '$character' belongs")
+        if (peek() != character) fail("found '${peek()}', expected '$character'")
         at++
     }
 
-    /** Whether the next character is this one, which is then taken. */
-    private fun took(character: Char): Boolean {
+    /** Consumes the next character if it is this one; returns whether it was. */
+    private fun consume(character: Char): Boolean {
         skipSpace()
         if (peek() != character) return false
         at++
@@ -51,14 +51,14 @@ internal class JsonParser(private val text: String, var at: Int) {
     private fun objectOf(depth: Int): JsonObject {
         expect('{')
         val fields = LinkedHashMap<String, Json>()
-        if (took('}')) return JsonObject(fields)
+        if (consume('}')) return JsonObject(fields)
         do {
             skipSpace()
             val name = string()
             skipSpace()
             expect(':')
-            if (fields.put(name, value(depth + 1)) != null) fail("the name \"$name\" twice")
-        } while (took(','))
+            if (fields.put(name, value(depth + 1)) != null) fail("duplicate name \"$name\"")
+        } while (consume(','))
         expect('}')
         return JsonObject(fields)
     }
@@ -66,8 +66,8 @@ internal class JsonParser(private val text: String, var at: Int) {
     private fun arrayOf(depth: Int): JsonArray {
         expect('[')
         val items = ArrayList<Json>()
-        if (took(']')) return JsonArray(items)
-        do items += value(depth + 1) while (took(','))
+        if (consume(']')) return JsonArray(items)
+        do items += value(depth + 1) while (consume(','))
         expect(']')
         return JsonArray(items)
     }
@@ -79,11 +79,11 @@ internal class JsonParser(private val text: String, var at: Int) {
     }
 
     private fun number(): JsonNumber {
-        val found = NUMBER.matcher(text).region(at, text.length)
-        if (!found.lookingAt()) fail("'${peek()}' where a value belongs")
-        val value = found.group().toDouble()
-        if (value.isInfinite()) fail("a number beyond a double")
-        at = found.end()
+        val match = NUMBER.matcher(text).region(at, text.length)
+        if (!match.lookingAt()) fail("found '${peek()}', expected a value")
+        val value = match.group().toDouble()
+        if (value.isInfinite()) fail("a number too large for a double")
+        at = match.end()
         return JsonNumber(value)
     }
 
@@ -109,13 +109,13 @@ internal class JsonParser(private val text: String, var at: Int) {
         if (plain >= 0) return "\"\\/\b\u000c\n\r\t"[plain]
         if (character != 'u') fail("an unknown escape \\$character")
         val digits = text.substring(at, minOf(at + 4, text.length))
-        if (digits.length < 4 || digits.any { it !in "0123456789abcdefABCDEF" }) fail("\\u without four digits")
+        if (digits.length < 4 || digits.any { it !in "0123456789abcdefABCDEF" }) fail("\\u without four hexadecimal digits")
         at += 4
         return digits.toInt(16).toChar()
     }
 
     private fun checked(out: StringBuilder): String {
-        if (halfSurrogate(out) >= 0) fail("half of a surrogate pair")
+        if (unpairedSurrogate(out) >= 0) fail("an unpaired surrogate")
         return out.toString()
     }
 
@@ -125,8 +125,8 @@ internal class JsonParser(private val text: String, var at: Int) {
     }
 }
 
-/** Place of the first surrogate without its other half; -1 where there is none. */
-internal fun halfSurrogate(text: CharSequence): Int {
+/** Index of the first unpaired surrogate; -1 if there is none. */
+internal fun unpairedSurrogate(text: CharSequence): Int {
     var at = 0
     while (at < text.length) {
         val pair = at + 1 < text.length && Character.isSurrogatePair(text[at], text[at + 1])

@@ -1,31 +1,55 @@
 package gemma.core
 
-const val SCHEMA_VERSION = 1
+const val SCHEMA_VERSION = 2
 
 enum class AttentionKind { LOCAL, GLOBAL }
 
 /** One layer's KV cache: keys and values, each (1, kvHeads, slots, headDim). */
 data class LayerCache(
     val kind: AttentionKind,
-    val window: Int?, // tokens a query sees, itself included; null on global layers
+    val window: Int?, // tokens a query attends to, itself included; null on global layers
     val slots: Int,
     val kvHeads: Int,
     val headDim: Int,
 ) {
-    /** Numbers in keys and values together; not a whole number's type, which a damaged manifest could overflow. */
+    /** Elements of keys and values together; a Double, because a damaged manifest could overflow an integer. */
     val elements: Double get() = 2.0 * kvHeads * slots * headDim
 }
 
-/** A size of null varies from call to call. */
-data class TensorSpec(val name: String, val dtype: String, val shape: List<Int?>)
+/** What a tensor is for, as in `gemma_runtime/manifest.py`. A runner goes by this; names are the artifact's own. */
+enum class TensorRole {
+    TOKENS, START, POSITIONS, TOTAL, WANTED, LAST, EMBEDDINGS, HIDDEN,
+    COS, SIN, MASK, SLOTS, WRITE,
+    KEYS, VALUES, CACHE,
+    LOGITS,
+}
 
-/** One entry point of the artifact. */
+data class TensorSpec(
+    val name: String,
+    val dtype: String,
+    val shape: List<Int?>, // a size of null varies from call to call
+    val role: TensorRole,
+    val kind: AttentionKind?, // of the layers it is for; null: for none or for all
+    val layer: Int?, // the layer it belongs to
+)
+
+/** A program of the artifact. */
 data class Graph(
     val file: String,
     val inputs: List<TensorSpec>,
     val outputs: List<TensorSpec>,
-    val states: List<TensorSpec>,
-)
+    val states: List<TensorSpec>, // caches
+) {
+    /** The input or output with a role; throws BundleException if there is none. */
+    fun tensor(role: TensorRole): TensorSpec = (inputs + outputs).firstOrNull { it.role == role }
+        ?: throw BundleException("$file has no tensor of role ${role.word}; export the model again")
+
+    /** Each state and the output that returns it; throws BundleException if an output is missing. */
+    fun returnedCaches(): List<Pair<TensorSpec, TensorSpec>> = states.map { state ->
+        val returned = outputs.firstOrNull { it.role == state.role && it.kind == state.kind && it.layer == state.layer }
+        state to (returned ?: throw BundleException("$file does not return ${state.name}; export the model again"))
+    }
+}
 
 data class Model(
     val id: String,
@@ -37,11 +61,11 @@ data class Model(
 
 data class Quantization(val recipe: String, val bitsPerWeight: Double, val codesDigest: String)
 
-data class Target(val name: String, val runtime: String, val minRuntimeVersion: String)
+data class Target(val name: String, val minRuntimeVersion: String)
 
 data class BundleFile(val sha256: String, val bytes: Long)
 
-/** What a device must know to run a bundle; written by the exporter. */
+/** Everything a device needs to know to run a bundle; written by the exporter. */
 data class Manifest(
     val model: Model,
     val target: Target,
@@ -53,14 +77,14 @@ data class Manifest(
     val stopTokens: Set<Int>,
     val layers: List<LayerCache>,
     val cacheDtype: String,
-    val graphs: Map<String, Graph>,
+    val graphs: Map<String, List<Graph>>, // the parts of each, in the order in which they run
     val files: Map<String, BundleFile>,
     val roles: Map<String, String>,
 ) {
     /** Bytes of all key and value caches. */
     val cacheBytes: Double get() = AttentionKind.entries.sumOf(::cacheBytes)
 
-    /** Bytes of what the runtime loads: every file that plays no role beside it. */
+    /** Bytes of the files that the runtime loads: all files without a role. */
     val artifactBytes: Long get() = files.filterKeys { it !in roles.values }.values.sumOf { it.bytes }
 
     /** Bytes of the caches of one kind of layer. */
@@ -68,7 +92,7 @@ data class Manifest(
         layers.filter { it.kind == kind }.sumOf { it.elements } * cacheWidth(cacheDtype)
 
     companion object {
-        /** Raises BundleException for another schema, and for a missing or mistyped field. */
+        /** Throws BundleException for an unknown schema version and for a missing or mistyped field. */
         fun parse(text: String): Manifest = readManifest(JsonFields.parse("manifest.json", text))
     }
 }
@@ -88,16 +112,18 @@ private fun readManifest(json: JsonFields): Manifest {
         cacheDtype = json.of("cache_dtype").let { field ->
             field.string().also { if (cacheWidth(it) == 0) throw field.wrong("float32 or float16") }
         },
-        graphs = json.of("graphs").map(::readGraph),
+        graphs = json.of("graphs").map { parts ->
+            parts.list(::readGraph).also { if (it.isEmpty()) throw parts.wrong("at least one part") }
+        },
         files = json.of("files").map { BundleFile(it.of("sha256").string(), it.of("bytes").long()) },
         roles = json.of("roles").map { it.string() },
     )
 }
 
-private fun checkSchema(found: Long) {
-    if (found == SCHEMA_VERSION.toLong()) return
-    val action = if (found > SCHEMA_VERSION) "update the app" else "export the model again"
-    throw BundleException("manifest.json has schema $found, this app reads $SCHEMA_VERSION; $action")
+private fun checkSchema(version: Long) {
+    if (version == SCHEMA_VERSION.toLong()) return
+    val action = if (version > SCHEMA_VERSION) "update the app" else "export the model again"
+    throw BundleException("manifest.json has schema version $version, this app reads $SCHEMA_VERSION; $action")
 }
 
 private fun atLeastOne(field: JsonFields): Int = field.count().also { if (it < 1) throw field.wrong("at least 1") }
@@ -112,7 +138,6 @@ private fun readModel(json: JsonFields) = Model(
 
 private fun readTarget(json: JsonFields) = Target(
     name = json.of("name").string(),
-    runtime = json.of("runtime").string(),
     minRuntimeVersion = json.of("min_runtime_version").string(),
 )
 
@@ -123,11 +148,7 @@ private fun readQuantization(json: JsonFields) = Quantization(
 )
 
 private fun readLayer(json: JsonFields) = LayerCache(
-    kind = when (json.of("kind").string()) {
-        "local" -> AttentionKind.LOCAL
-        "global" -> AttentionKind.GLOBAL
-        else -> throw json.of("kind").wrong("local or global")
-    },
+    kind = oneOf(json.of("kind")),
     window = json.orNull("window")?.count(),
     slots = json.of("slots").count(),
     kvHeads = json.of("kv_heads").count(),
@@ -145,6 +166,17 @@ private fun readTensor(json: JsonFields) = TensorSpec(
     name = json.of("name").string(),
     dtype = json.of("dtype").string(),
     shape = json.of("shape").list { if (it.isString()) null else it.count() },
+    role = oneOf(json.of("role")),
+    kind = json.orNull("kind")?.let { oneOf<AttentionKind>(it) },
+    layer = json.orNull("layer")?.count(),
 )
+
+private val Enum<*>.word: String get() = name.lowercase()
+
+private inline fun <reified T : Enum<T>> oneOf(field: JsonFields): T {
+    val word = field.string()
+    return enumValues<T>().firstOrNull { it.word == word }
+        ?: throw field.wrong(enumValues<T>().joinToString(" or ") { it.word })
+}
 
 private fun cacheWidth(dtype: String): Int = mapOf("float32" to 4, "float16" to 2)[dtype] ?: 0

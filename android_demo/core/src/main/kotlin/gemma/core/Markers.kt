@@ -1,6 +1,6 @@
 package gemma.core
 
-/** Pieces that are found whole in raw text, leftmost first, then longest. */
+/** Pieces that are matched as a whole in raw text before merging; the leftmost match wins, then the longest. */
 internal class AddedPieces(vocabulary: Vocabulary) {
     private class Node {
         val next = HashMap<Char, Node>(2)
@@ -12,12 +12,12 @@ internal class AddedPieces(vocabulary: Vocabulary) {
     init {
         for (token in 0 until vocabulary.size) {
             val kind = vocabulary.kinds[token]
-            val found = kind == PieceKind.ADDED || kind == PieceKind.SPECIAL || kind == PieceKind.RESERVED
-            if (found && vocabulary.pieces[token].isNotEmpty()) add(vocabulary.pieces[token], token)
+            val matched = kind == PieceKind.ADDED || kind == PieceKind.SPECIAL || kind == PieceKind.RESERVED
+            if (matched && vocabulary.pieces[token].isNotEmpty()) add(vocabulary.pieces[token], token)
         }
     }
 
-    /** The longest piece that begins here, -1 where none does. */
+    /** The longest piece that starts at `start`; -1 if none does. */
     fun longestAt(text: String, start: Int): Int {
         var node = root
         var best = -1
@@ -35,29 +35,29 @@ internal class AddedPieces(vocabulary: Vocabulary) {
     }
 }
 
-/** What a template may write and a user may not: the names of control tokens, whether or not there are such. */
+/** The names of control tokens, which only a template may use. Reserved names count even if the vocabulary lacks them. */
 internal class Markers(vocabulary: Vocabulary) {
-    private val named: List<String> = (0 until vocabulary.size)
+    private val names: List<String> = (0 until vocabulary.size)
         .filter { vocabulary.kinds[it] == PieceKind.SPECIAL && !isReserved(vocabulary.pieces[it]) }
         .map { vocabulary.pieces[it] }
         .filter { it.isNotEmpty() }
         .sortedByDescending { it.length }
-    private val begins: Set<Char> = named.map { it[0] }.toSet() + setOf('<', '[')
+    private val firstCharacters: Set<Char> = names.map { it[0] }.toSet() + setOf('<', '[')
 
-    /** From start to end (exclusive) of each marker, in order. */
+    /** The range of each marker, in order. */
     fun find(text: String): List<IntRange> {
-        val found = ArrayList<IntRange>()
+        val ranges = ArrayList<IntRange>()
         var at = 0
         while (at < text.length) {
-            val length = if (text[at] in begins) lengthAt(text, at) else 0
-            if (length > 0) found += at until at + length
+            val length = if (text[at] in firstCharacters) lengthAt(text, at) else 0
+            if (length > 0) ranges += at until at + length
             at += maxOf(1, length)
         }
-        return found
+        return ranges
     }
 
     private fun lengthAt(text: String, at: Int): Int =
-        named.firstOrNull { text.startsWith(it, at) }?.length ?: reservedLength(text, at)
+        names.firstOrNull { text.startsWith(it, at) }?.length ?: reservedLength(text, at)
 }
 
 private const val UNUSED = "<unused"
@@ -65,12 +65,12 @@ private val RESERVED = listOf("<mask>", "[multimodal]")
 
 private fun isReserved(piece: String): Boolean = piece.isNotEmpty() && reservedLength(piece, 0) == piece.length
 
-/** Length of `<unused7>`, `<mask>` or `[multimodal]` at a place, 0 where there is none. */
+/** Length of a name such as `<unused7>`, `<mask>` or `[multimodal]` at an index; 0 if there is none. */
 private fun reservedLength(text: String, at: Int): Int {
     RESERVED.firstOrNull { text.startsWith(it, at) }?.let { return it.length }
     if (!text.startsWith(UNUSED, at)) return 0
     var end = at + UNUSED.length
     while (end < text.length && text[end] in '0'..'9') end++
-    val whole = end > at + UNUSED.length && end < text.length && text[end] == '>'
-    return if (whole) end + 1 - at else 0
+    val complete = end > at + UNUSED.length && end < text.length && text[end] == '>'
+    return if (complete) end + 1 - at else 0
 }

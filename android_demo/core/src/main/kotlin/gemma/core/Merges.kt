@@ -2,9 +2,9 @@ package gemma.core
 
 import java.util.PriorityQueue
 
-/** Cuts text without added pieces into pieces: characters, or their bytes, merged by rank. */
+/** Byte pair encoding of text without added pieces: splits it into characters or their bytes and merges by rank. */
 internal class Merges(private val vocabulary: Vocabulary) {
-    /** Appends the ids of `text`, whose spaces are U+2581 already. */
+    /** Appends the ids of `text`, in which U+2581 replaces spaces. */
     fun encode(text: String, out: MutableList<Int>) {
         val symbols = Symbols(characters(text))
         val queue = PriorityQueue<Candidate>()
@@ -55,12 +55,12 @@ internal class Merges(private val vocabulary: Vocabulary) {
     }
 }
 
-/** A pair that may merge, in the order of the merges' list. */
+/** A pair that may be merged; pairs are ordered as in the tokenizer's list of merges. */
 private class Candidate(
     private val rank: Int,
     private val leftLength: Int, // characters
     private val rightLength: Int,
-    val left: Int, // place
+    val left: Int, // index in Symbols
     val leftToken: Int,
     val rightToken: Int,
     val merged: Int,
@@ -73,17 +73,17 @@ private class Candidate(
     }
 }
 
-/** Tokens as a linked list. */
+/** The tokens of a text as a linked list. */
 private class Symbols(val tokens: IntArray) {
     val previous = IntArray(tokens.size) { it - 1 }
     val next = IntArray(tokens.size) { if (it + 1 < tokens.size) it + 1 else -1 }
 
-    /** False where one of the pair has merged otherwise meanwhile. */
+    /** Merges a pair; returns false if one of its tokens was merged into another pair before. */
     fun merge(pair: Candidate): Boolean {
         val right = next[pair.left]
         if (tokens[pair.left] != pair.leftToken || right < 0 || tokens[right] != pair.rightToken) return false
         tokens[pair.left] = pair.merged
-        tokens[right] = GONE
+        tokens[right] = REMOVED
         next[pair.left] = next[right]
         if (next[right] >= 0) previous[next[right]] = pair.left
         return true
@@ -98,6 +98,6 @@ private class Symbols(val tokens: IntArray) {
     }
 
     private companion object {
-        const val GONE = -1
+        const val REMOVED = -1
     }
 }

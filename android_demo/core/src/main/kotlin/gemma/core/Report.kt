@@ -1,9 +1,9 @@
 package gemma.core
 
-/** What loading took, once. */
+/** How long checking and loading a bundle took. */
 data class Loading(val checkMs: Double, val loadMs: Double)
 
-/** The device and what was found on it, as JSON to share: figures as `verify` and `bench` name them with `--json`. */
+/** The device and its results as JSON, with the names of `gemma-runtime verify --json` and `bench --json`. */
 fun reportJson(
     device: Map<String, String>,
     bundle: Bundle,
@@ -27,19 +27,19 @@ fun reportJson(
     ),
 )
 
-private fun verificationJson(found: Verification) = JsonObject(
+private fun verificationJson(verification: Verification) = JsonObject(
     mapOf(
-        "verdict" to JsonString(found.verdict.name),
-        "failures" to JsonArray(found.failures.map(::JsonString)),
-        "limits" to limitsJson(found.limits),
-        "lowering" to agreementJson(found.lowering),
-        "scored" to agreementJson(found.scored),
-        "decoded" to agreementJson(found.decoded),
-        "exact" to (found.exact?.let(::agreementJson) ?: JsonNull),
-        "engines" to JsonNull, // another engine for the same artifact: none is here
-        "paths" to agreementJson(found.paths),
-        "quantization" to agreementJson(found.quantization),
-        "by_golden" to JsonObject(found.byGolden.mapValues { agreementJson(it.value) }),
+        "verdict" to JsonString(verification.verdict.name),
+        "failures" to JsonArray(verification.failures.map(::JsonString)),
+        "limits" to limitsJson(verification.limits),
+        "lowering" to agreementJson(verification.lowering),
+        "scored" to agreementJson(verification.scored),
+        "decoded" to agreementJson(verification.decoded),
+        "exact" to (verification.exact?.let(::agreementJson) ?: JsonNull),
+        "engines" to JsonNull, // phones have no second engine for the same artifact
+        "paths" to agreementJson(verification.paths),
+        "quantization" to agreementJson(verification.quantization),
+        "by_golden" to JsonObject(verification.byGolden.mapValues { agreementJson(it.value) }),
     ),
 )
 
@@ -64,7 +64,7 @@ private fun agreementJson(figures: Agreement) = JsonObject(
     ),
 )
 
-private fun benchJson(bundle: Bundle, loading: Loading, found: Benchmark): Json {
+private fun benchJson(bundle: Bundle, loading: Loading, benchmark: Benchmark): Json {
     val manifest = bundle.manifest
     return JsonObject(
         mapOf(
@@ -76,20 +76,20 @@ private fun benchJson(bundle: Bundle, loading: Loading, found: Benchmark): Json 
             "cache_bytes" to JsonObject(AttentionKind.entries.associate { it.name.lowercase() to JsonNumber(manifest.cacheBytes(it)) }),
             "check_ms" to once(loading.checkMs),
             "load_ms" to once(loading.loadMs),
-            "prompts" to JsonArray(found.prompts.map(::promptJson)),
-            "decode_tokens_per_second" to spreadJson(found.decodeTokensPerSecond),
-            "token_ms" to spreadJson(found.tokenMs),
-            "token_p95_ms" to spreadJson(found.tokenP95Ms),
+            "prompts" to JsonArray(benchmark.prompts.map(::promptJson)),
+            "decode_tokens_per_second" to spreadJson(benchmark.decodeTokensPerSecond),
+            "token_ms" to spreadJson(benchmark.tokenMs),
+            "token_p95_ms" to spreadJson(benchmark.tokenP95Ms),
             "peak_rss_bytes" to (peakResidentBytes()?.let { once(it.toDouble()) } ?: JsonNull),
         ),
     )
 }
 
-private fun promptJson(found: PromptFigures) = JsonObject(
+private fun promptJson(figures: PromptFigures) = JsonObject(
     mapOf(
-        "tokens" to number(found.tokens),
-        "first_token_ms" to spreadJson(found.firstTokenMs),
-        "tokens_per_second" to spreadJson(found.tokensPerSecond),
+        "tokens" to number(figures.tokens),
+        "first_token_ms" to spreadJson(figures.firstTokenMs),
+        "tokens_per_second" to spreadJson(figures.tokensPerSecond),
     ),
 )
 

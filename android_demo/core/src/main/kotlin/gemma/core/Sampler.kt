@@ -1,12 +1,12 @@
 package gemma.core
 
-/** How to choose a token. The defaults are greedy. Filters and their order are those of `gemma_runtime`. */
+/** How to choose a token. The defaults are greedy. The filters and their order are those of `gemma_runtime`. */
 data class Sampling(
-    val temperature: Double = 0.0, // 0 is greedy: the filters below don't matter then
+    val temperature: Double = 0.0, // 0 is greedy and ignores the filters below
     val topK: Int = 0, // keep the k most likely tokens; 0 keeps all
     val topP: Double = 1.0, // keep the fewest tokens that hold this share of probability
     val minP: Double = 0.0, // keep tokens at least this likely relative to the best
-    val repetitionPenalty: Double = 1.0, // 1 is none
+    val repetitionPenalty: Double = 1.0, // 1 is off
 ) {
     init {
         check("temperature", temperature, temperature >= 0 && temperature < Double.POSITIVE_INFINITY, "0 or more")
@@ -17,30 +17,30 @@ data class Sampling(
         check("repetition_penalty", penalty, penalty > 0 && penalty < Double.POSITIVE_INFINITY, "more than 0")
     }
 
-    private fun check(name: String, value: Number, right: Boolean, expected: String) {
-        if (!right) throw SessionException("$name is $value, expected $expected")
+    private fun check(name: String, value: Number, valid: Boolean, expected: String) {
+        if (!valid) throw SessionException("$name is $value, expected $expected")
     }
 }
 
-/** Chooses tokens. `noise` gives numbers from 0 on and below 1. */
+/** Chooses tokens. `noise` returns numbers of at least 0 and below 1. */
 class Sampler(private val sampling: Sampling, private val noise: () -> Double = java.util.Random()::nextDouble) {
-    /** One token by its logits, (V); `previous` are the tokens so far, prompt included. */
+    /** Chooses a token from logits, (V); `previous` are the tokens so far, prompt included. */
     fun pick(logits: FloatArray, previous: List<Int>): Int {
         val penalized = penalize(logits, previous, sampling.repetitionPenalty)
-        if (sampling.temperature == 0.0) return best(penalized)
+        if (sampling.temperature == 0.0) return bestToken(penalized)
         val (tokens, shares) = candidates(penalized)
         val drawn = noise() * shares.sumInOrder()
         var sum = 0.0
-        for (place in tokens.indices) {
-            sum += shares[place]
-            if (sum > drawn) return tokens[place]
+        for (index in tokens.indices) {
+            sum += shares[index]
+            if (sum > drawn) return tokens[index]
         }
         return tokens.last()
     }
 
-    /** Tokens that may be drawn, and their likelihood relative to the best. */
+    /** Tokens that may be drawn, and their probabilities relative to the best one's. */
     private fun candidates(logits: FloatArray): Pair<IntArray, DoubleArray> {
-        val highest = logits[best(logits)]
+        val highest = logits[bestToken(logits)]
         val threshold = kthLargest(logits, sampling.topK)
         var tokens = logits.indices.filter { logits[it] >= threshold }.toIntArray()
         var shares = DoubleArray(tokens.size) {
@@ -58,20 +58,20 @@ class Sampler(private val sampling: Sampling, private val noise: () -> Double = 
     }
 }
 
-/** Place of the largest logit; raises SessionException where none is a number. */
-internal fun best(logits: FloatArray): Int {
+/** The token with the largest logit; throws SessionException if a logit is NaN or the largest is infinite. */
+internal fun bestToken(logits: FloatArray): Int {
     var best = 0
     for (token in logits.indices) {
         if (logits[token] > logits[best] || logits[token].isNaN()) best = token
         if (logits[best].isNaN()) break
     }
     if (logits.isEmpty() || logits[best].isNaN() || logits[best].isInfinite()) {
-        throw SessionException("the largest logit is no number: the artifact overflows; run the benchmark on it")
+        throw SessionException("the largest logit is not a finite number: the artifact overflows; run the benchmark on it")
     }
     return best
 }
 
-/** Makes tokens that were there before less likely, each once. */
+/** Lowers the logits of previous tokens, once per distinct token. */
 private fun penalize(logits: FloatArray, previous: List<Int>, penalty: Double): FloatArray {
     if (penalty == 1.0 || previous.isEmpty()) return logits
     val penalized = logits.copyOf()
@@ -84,7 +84,7 @@ private fun penalize(logits: FloatArray, previous: List<Int>, penalty: Double): 
     return penalized
 }
 
-/** The k-th largest logit, which ties may share; minus infinity for k = 0. */
+/** The k-th largest logit; minus infinity for k = 0. More than k logits may reach it, by ties. */
 internal fun kthLargest(logits: FloatArray, k: Int): Float {
     if (k == 0 || k >= logits.size) return Float.NEGATIVE_INFINITY
     val largest = java.util.PriorityQueue<Float>(k + 1)
@@ -96,14 +96,14 @@ internal fun kthLargest(logits: FloatArray, k: Int): Float {
     return largest.peek()!!
 }
 
-/** Places of the fewest most likely tokens that hold `topP` of the whole; at least one. */
+/** Indices of the smallest set of most likely tokens whose shares reach `topP` of the total; at least one. */
 private fun nucleus(shares: DoubleArray, topP: Double): List<Int> {
-    val whole = shares.sumInOrder()
-    // All tokens together, each this rare, are no more than what may be left out: others need no sorting.
-    val rare = (1 - topP) * whole / shares.size
+    val total = shares.sumInOrder()
+    // Tokens below this share can't be in the set: even all of them together are within the part left out. Sort only the rest.
+    val rare = (1 - topP) * total / shares.size
     val common = shares.indices.filter { shares[it] >= rare }.sortedByDescending { shares[it] }
     var above = 0.0
-    val kept = common.takeWhile { place -> (above < topP * whole).also { above += shares[place] } }
+    val kept = common.takeWhile { index -> (above < topP * total).also { above += shares[index] } }
     return kept.ifEmpty { common.take(1) }
 }
 

@@ -1,19 +1,20 @@
 package gemma.core
 
-/** A place in a value, such as `$.age`, and what is wrong there. */
+/** A path in a value, such as `$.age`, and what is wrong there. */
 data class Violation(val path: String, val message: String)
 
 /**
- * A JSON Schema of a few keywords: type, enum, const, anyOf, properties, required, additionalProperties,
- * items, and the limits of numbers, texts and lists. Others are refused: to ignore one would be to lie.
+ * A JSON Schema with these keywords: type, enum, const, anyOf, properties, required, additionalProperties,
+ * items, and the limits of numbers, strings and arrays. Other keywords are refused, since ignoring one would
+ * accept wrong values.
  */
 class Schema private constructor(private val keywords: Map<String, Json>, private val parts: SchemaParts) {
-    /** All that is wrong with a value; empty where it is right. */
+    /** Everything that is wrong with a value; empty if it is valid. */
     fun validate(value: Json): List<Violation> = check("$", value)
 
     private fun check(path: String, value: Json): List<Violation> {
-        val wrongType = typeProblem(value)
-        val problems = if (wrongType != null) listOf(wrongType) else scalarProblems(value)
+        val typeProblem = typeProblem(value)
+        val problems = if (typeProblem != null) listOf(typeProblem) else sizeProblems(value)
         return problems.map { Violation(path, it) } + choiceProblems(path, value) + childProblems(path, value)
     }
 
@@ -22,7 +23,7 @@ class Schema private constructor(private val keywords: Map<String, Json>, privat
         return if (types.any { hasType(value, it) }) null else "expected ${types.joinToString(" or ")}"
     }
 
-    private fun scalarProblems(value: Json): List<String> = when (value) {
+    private fun sizeProblems(value: Json): List<String> = when (value) {
         is JsonNumber -> limits(value.value, "", "minimum", "maximum") + exclusive(value.value)
         is JsonString -> limits(codePoints(value.text), " characters", "minLength", "maxLength")
         is JsonArray -> limits(value.items.size.toDouble(), " items", "minItems", "maxItems")
@@ -30,9 +31,9 @@ class Schema private constructor(private val keywords: Map<String, Json>, privat
         else -> emptyList()
     }
 
-    private fun limits(size: Double, unit: String, least: String, most: String): List<String> = listOfNotNull(
-        parts.numbers[least]?.takeIf { size < it }?.let { "expected at least ${number(it)}$unit" },
-        parts.numbers[most]?.takeIf { size > it }?.let { "expected at most ${number(it)}$unit" },
+    private fun limits(size: Double, unit: String, minimum: String, maximum: String): List<String> = listOfNotNull(
+        parts.numbers[minimum]?.takeIf { size < it }?.let { "expected at least ${number(it)}$unit" },
+        parts.numbers[maximum]?.takeIf { size > it }?.let { "expected at most ${number(it)}$unit" },
     )
 
     private fun exclusive(value: Double): List<String> = listOfNotNull(
@@ -63,7 +64,7 @@ class Schema private constructor(private val keywords: Map<String, Json>, privat
             }
         }
         is JsonArray -> parts.items?.let { schema ->
-            value.items.flatMapIndexed { place, child -> schema.check("$path[$place]", child) }
+            value.items.flatMapIndexed { index, child -> schema.check("$path[$index]", child) }
         }.orEmpty()
         else -> emptyList()
     }
@@ -71,7 +72,7 @@ class Schema private constructor(private val keywords: Map<String, Json>, privat
     override fun toString(): String = JsonObject(keywords).write()
 
     companion object {
-        /** Raises JsonException where the text is not JSON, SchemaException where it is no such schema. */
+        /** Throws JsonException if the text is not JSON, SchemaException if it is not a supported schema. */
         fun parse(text: String): Schema = of(parseJson(text))
 
         fun of(json: Json): Schema {

@@ -1,28 +1,28 @@
 package gemma.core
 
-/** A schema's keywords, read and checked. */
+/** A schema's keywords, parsed and checked. */
 internal class SchemaParts(
     val types: List<String>?,
-    val choices: List<Json>?, // of enum or const
+    val choices: List<Json>?, // from enum or const
     val anyOf: List<Schema>?,
     val properties: Map<String, Schema>,
     val required: List<String>,
     val closed: Boolean, // additionalProperties is false
     val items: Schema?,
-    val numbers: Map<String, Double>, // limits by keyword
+    val numbers: Map<String, Double>, // of the limits, by keyword
 )
 
 private val TYPES = listOf("object", "array", "string", "number", "integer", "boolean", "null")
 private val COUNTS = listOf("minLength", "maxLength", "minItems", "maxItems")
 private val LIMITS = COUNTS + listOf("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
-private val WORDS = listOf("title", "description", "\$schema", "default", "examples") // say nothing of a value
-private val KNOWN = LIMITS + WORDS +
+private val ANNOTATIONS = listOf("title", "description", "\$schema", "default", "examples") // don't restrict values
+private val SUPPORTED = LIMITS + ANNOTATIONS +
     listOf("type", "enum", "const", "anyOf", "properties", "required", "additionalProperties", "items")
 
 internal fun readParts(keywords: Map<String, Json>): SchemaParts {
-    keywords.keys.firstOrNull { it !in KNOWN }?.let {
-        val known = (KNOWN - WORDS.toSet()).joinToString()
-        throw SchemaException("the schema's keyword \"$it\" is not understood here; known are: $known")
+    keywords.keys.firstOrNull { it !in SUPPORTED }?.let {
+        val supported = (SUPPORTED - ANNOTATIONS.toSet()).joinToString()
+        throw SchemaException("the schema's keyword \"$it\" is not supported; use only: $supported")
     }
     return SchemaParts(
         types = keywords["type"]?.let(::readTypes),
@@ -36,12 +36,12 @@ internal fun readParts(keywords: Map<String, Json>): SchemaParts {
     )
 }
 
-private fun wrong(name: String, found: Json, expected: String): Nothing =
-    throw SchemaException("the schema's \"$name\" is ${found.write().take(40)}, expected $expected")
+private fun wrong(name: String, value: Json, expected: String): Nothing =
+    throw SchemaException("the schema's \"$name\" is ${value.write().take(40)}, expected $expected")
 
 private fun list(name: String, value: Json): List<Json> = (value as? JsonArray)?.items ?: wrong(name, value, "a list")
 
-private fun text(name: String, value: Json): String = (value as? JsonString)?.text ?: wrong(name, value, "a text")
+private fun text(name: String, value: Json): String = (value as? JsonString)?.text ?: wrong(name, value, "a string")
 
 private fun fields(name: String, value: Json?): Map<String, Json> = when (value) {
     null -> emptyMap()
@@ -63,6 +63,6 @@ private fun readClosed(value: Json): Boolean =
 
 private fun readLimit(name: String, value: Json): Double {
     val number = (value as? JsonNumber)?.value ?: wrong(name, value, "a number")
-    if (name in COUNTS && (number < 0 || number != Math.rint(number))) wrong(name, value, "a count")
+    if (name in COUNTS && (number < 0 || number != Math.rint(number))) wrong(name, value, "a whole number of at least 0")
     return number
 }

@@ -2,37 +2,37 @@ package gemma.core
 
 import java.io.Closeable
 
-/** One loaded artifact and its KV caches. It knows token ids, not text. T new tokens, V vocabulary. */
+/** A loaded artifact and its KV caches. It works on token ids, not text. T new tokens, V vocabulary. */
 interface Session : Closeable {
     /** Tokens in the caches. */
     val position: Int
 
-    /** Tokens the caches can hold. */
+    /** Most tokens the caches can hold. */
     val contextLength: Int
 
-    /** Appends tokens, in chunks; the logits after the last one, (V). Raises ContextFullException before it writes. */
+    /** Appends tokens in chunks; returns the logits after the last one, (V). Throws ContextFullException before it writes. */
     fun prefill(tokens: IntArray): FloatArray
 
-    /** Appends one token; the logits after it, (V). */
+    /** Appends one token; returns the logits after it, (V). */
     fun decode(token: Int): FloatArray
 
-    /** Appends tokens; the logits after each of them, (T, V). */
+    /** Appends tokens; returns the logits after each of them, (T, V). */
     fun score(tokens: IntArray): List<FloatArray>
 
     /** Forgets every token. */
     fun reset()
 }
 
-/** What a backend has to do: run one chunk of at most `prefill_length` tokens. */
+/** A backend: runs one chunk of at most `prefill_length` tokens. */
 interface Engine : Closeable {
-    /** Whether one call gives the logits of every position, or of the last alone. */
+    /** Whether one call can return the logits of every position, or only of the last. */
     val givesEveryRow: Boolean
 
-    /** Appends tokens at a position; the logits after the last `rows` of them, (rows, V). */
+    /** Appends tokens at a position; returns the logits after the last `rows` of them, (rows, V). */
     fun run(tokens: IntArray, position: Int, rows: Int): List<FloatArray>
 }
 
-/** A session over an engine: positions, chunks and checks. Slots past the position are never read. */
+/** A session over an engine: tracks the position, splits chunks, checks arguments. Slots past the position are never read. */
 class EngineSession(private val engine: Engine, private val manifest: Manifest) : Session {
     override var position: Int = 0
         private set
@@ -61,7 +61,7 @@ class EngineSession(private val engine: Engine, private val manifest: Manifest) 
         val logits = engine.run(chunk, position, rows)
         if (logits.size != rows || logits.any { it.size != manifest.vocabSize }) {
             throw SessionException(
-                "the artifact gave ${logits.size} rows of ${logits.firstOrNull()?.size ?: 0} logits, expected $rows of " +
+                "the artifact returned ${logits.size} rows of ${logits.firstOrNull()?.size ?: 0} logits, expected $rows of " +
                     "${manifest.vocabSize}; export the model again",
             )
         }
@@ -79,8 +79,8 @@ class EngineSession(private val engine: Engine, private val manifest: Manifest) 
 }
 
 /**
- * A session that can put its artifact aside for another of the bundle's graphs, so that two are never in
- * memory together.
+ * A session that can unload its graph to run another graph of the bundle, so that two are never in
+ * memory at once.
  */
 class BundleSession(private val manifest: Manifest, private val open: (graph: String) -> Engine) : Session {
     private var loaded: EngineSession? = EngineSession(open(SHIPPED), manifest)
@@ -99,7 +99,7 @@ class BundleSession(private val manifest: Manifest, private val open: (graph: St
         loaded?.reset()
     }
 
-    /** Works with another graph; then the shipped one is loaded anew, with empty caches. */
+    /** Runs `work` on another graph, then reloads the shipped one with empty caches. */
     fun <T> withGraph(name: String, work: (Session) -> T): T {
         close()
         try {
@@ -115,30 +115,30 @@ class BundleSession(private val manifest: Manifest, private val open: (graph: St
     }
 
     private fun session(): EngineSession =
-        loaded ?: throw SessionException("the model is not in memory any more; load its bundle again")
+        loaded ?: throw SessionException("the model is no longer in memory; load its bundle again")
 
     private companion object {
         const val SHIPPED = "decode"
     }
 }
 
-/** Raises ContextFullException if `new` tokens don't fit behind `position` of them. */
+/** Throws ContextFullException if `new` tokens don't fit after the `position` tokens in the cache. */
 fun checkRoom(position: Int, new: Int, contextLength: Int) {
     if (position + new > contextLength) {
         throw ContextFullException(
-            "$position tokens are in the cache and $new more would pass the context of $contextLength; " +
+            "the cache holds $position tokens, and $new more would exceed the context of $contextLength; " +
                 "start a new chat, or export with a larger --context",
         )
     }
 }
 
-/** Raises SessionException if the app's runtime is older than the bundle needs. */
+/** Throws SessionException if the app's runtime is older than the bundle requires. */
 fun checkRuntime(library: String, installed: String, minimum: String) {
     val pairs = versionOf(installed).zip(versionOf(minimum))
     val different = pairs.firstOrNull { it.first != it.second } ?: return
     if (different.first < different.second) {
         throw SessionException(
-            "$library $installed would give wrong tokens, this bundle needs $minimum; update the app's library",
+            "$library is $installed, this bundle needs at least $minimum for correct tokens; update the app's library",
         )
     }
 }

@@ -1,8 +1,8 @@
 package gemma.core
 
-/** Tokens in, whole characters out. The pushes and the flush, joined, are what `Tokenizer.decode` gives. */
+/** Decodes tokens one by one into whole characters. All pushes and the flush together equal `Tokenizer.decode`. */
 class StreamDecoder internal constructor(private val tokenizer: Tokenizer) {
-    private val pending = ArrayList<Int>() // the bytes of a character that is not complete
+    private val pending = ArrayList<Int>() // bytes of an incomplete character
 
     /** The text that `token` completes. */
     fun push(token: Int): String {
@@ -15,38 +15,38 @@ class StreamDecoder internal constructor(private val tokenizer: Tokenizer) {
         return if (text.isEmpty()) "" else flush() + text
     }
 
-    /** What is left at the end: a U+FFFD for each byte of an unfinished character. */
+    /** Ends the text: one U+FFFD for each byte of an incomplete character. */
     fun flush(): String {
-        val left = UNKNOWN.repeat(pending.size)
+        val rest = REPLACEMENT.repeat(pending.size)
         pending.clear()
-        return left
+        return rest
     }
 
     private fun complete(): String {
         val out = StringBuilder()
         while (pending.isNotEmpty()) {
-            val need = sequenceLength(pending[0])
-            val valid = (1 until minOf(need, pending.size)).takeWhile { continues(pending[0], it, pending[it]) }.size + 1
+            val length = sequenceLength(pending[0])
+            val valid = (1 until minOf(length, pending.size)).takeWhile { continues(pending[0], it, pending[it]) }.size + 1
             when {
-                need == 0 -> out.append(take(1, false))
-                valid == need -> out.append(take(need, true))
-                valid == pending.size -> return out.toString() // more may come
+                length == 0 -> out.append(take(1, false))
+                valid == length -> out.append(take(length, true))
+                valid == pending.size -> return out.toString() // the next token may complete it
                 else -> out.append(take(valid, false))
             }
         }
         return out.toString()
     }
 
-    private fun take(count: Int, whole: Boolean): String {
+    private fun take(count: Int, decode: Boolean): String {
         val bytes = ByteArray(count) { pending[it].toByte() }
         pending.subList(0, count).clear()
-        return if (whole) String(bytes, Charsets.UTF_8) else UNKNOWN.repeat(count)
+        return if (decode) String(bytes, Charsets.UTF_8) else REPLACEMENT.repeat(count)
     }
 
     private companion object {
-        const val UNKNOWN = "\uFFFD"
+        const val REPLACEMENT = "\uFFFD"
 
-        /** Bytes of the character that a byte begins, 0 where none begins so. */
+        /** Length in bytes of a character that starts with this byte; 0 if no character does. */
         fun sequenceLength(first: Int): Int = when (first) {
             in 0x00..0x7F -> 1
             in 0xC2..0xDF -> 2
@@ -55,9 +55,9 @@ class StreamDecoder internal constructor(private val tokenizer: Tokenizer) {
             else -> 0
         }
 
-        /** Whether a byte may stand at a place behind the first (Unicode 15, table 3-7). */
-        fun continues(first: Int, place: Int, byte: Int): Boolean = when {
-            place > 1 -> byte in 0x80..0xBF
+        /** Whether a byte may follow the first one at an index (Unicode 15, table 3-7). */
+        fun continues(first: Int, index: Int, byte: Int): Boolean = when {
+            index > 1 -> byte in 0x80..0xBF
             first == 0xE0 -> byte in 0xA0..0xBF
             first == 0xED -> byte in 0x80..0x9F
             first == 0xF0 -> byte in 0x90..0xBF

@@ -1,55 +1,55 @@
 package gemma.core
 
-/** What a model's text is worth as an answer to a schema. */
+/** A model's answer, checked against a schema. */
 sealed interface StructuredResult {
     data class Valid(val value: Json) : StructuredResult
 
     data class Invalid(val violations: List<Violation>) : StructuredResult
 }
 
-/** The request, with what is expected of the answer. */
+/** The request and the format that its answer must have. */
 fun structuredPrompt(request: String, schema: Schema): String =
     "$request\n\nAnswer with JSON alone, no other words, that matches this JSON Schema:\n$schema"
 
-/** What to say to the model after an answer that was not right. */
+/** The message to the model after an invalid answer. */
 fun retryPrompt(violations: List<Violation>): String =
     "That answer does not match the schema:\n" +
-        told(violations) +
+        bulleted(violations) +
         "\nAnswer again with the corrected JSON alone."
 
-/** Finds the JSON in a model's text, parses it, and validates it. */
+/** Finds, parses and validates the JSON in a model's text. */
 fun checkStructured(text: String, schema: Schema): StructuredResult {
     val value = extractJson(text)
-        ?: return StructuredResult.Invalid(listOf(Violation("$", "the answer holds no whole JSON value")))
+        ?: return StructuredResult.Invalid(listOf(Violation("$", "the answer has no complete JSON value")))
     val violations = schema.validate(value)
     return if (violations.isEmpty()) StructuredResult.Valid(value) else StructuredResult.Invalid(violations)
 }
 
-/** The whole text as JSON, or the first object or list in it; null where there is none. */
+/** The whole text as JSON, or the first object or array in it; null if there is none. */
 fun extractJson(text: String): Json? {
     attempt { parseJson(text) }?.let { return it }
     return text.indices.asSequence()
         .filter { text[it] == '{' || text[it] == '[' }
-        .take(MOST_BEGINNINGS)
+        .take(MAX_STARTS)
         .mapNotNull { start -> attempt { JsonParser(text, start).value(0) } }
         .firstOrNull()
 }
 
-/** What came of asking, and how often was asked. */
+/** The last result and the number of attempts it took. */
 data class StructuredAnswer(val result: StructuredResult, val attempts: Int) {
-    /** The outcome, for whoever asked. */
-    fun inWords(): String = when (result) {
+    /** The outcome as a message for the user. */
+    fun summary(): String = when (result) {
         is StructuredResult.Valid -> "The answer matches the schema (${tries()}): ${result.value.write()}"
-        is StructuredResult.Invalid -> "The answer does not match the schema (${tries()}):\n${told(result.violations)}"
+        is StructuredResult.Invalid -> "The answer does not match the schema (${tries()}):\n${bulleted(result.violations)}"
     }
 
     private fun tries(): String = if (attempts == 1) "first try" else "$attempts tries"
 }
 
 /**
- * Asks until the answer is right, at most `attempts` times; the last result either way.
+ * Asks until the answer is valid, at most `attempts` times; returns the last result in any case.
  *
- * An answer ends after `maxNewTokens`: a model that never ends one would fill the context at once.
+ * An answer is cut off after `maxNewTokens`, because a model that doesn't stop would fill the context.
  */
 suspend fun askStructured(
     conversation: Conversation,
@@ -71,7 +71,7 @@ suspend fun askStructured(
     return answer
 }
 
-/** A schema to begin with. */
+/** The schema that the app suggests first. */
 const val EXAMPLE_SCHEMA = """{
   "type": "object",
   "properties": {
@@ -82,11 +82,11 @@ const val EXAMPLE_SCHEMA = """{
   "additionalProperties": false
 }"""
 
-private const val MOST_VIOLATIONS = 8
-private const val MOST_BEGINNINGS = 64 // each may be read to the end of the text
+private const val MAX_VIOLATIONS = 8
+private const val MAX_STARTS = 64 // each attempt may read to the end of the text
 
-private fun told(violations: List<Violation>): String =
-    violations.take(MOST_VIOLATIONS).joinToString("\n") { "- ${it.path}: ${it.message}" }
+private fun bulleted(violations: List<Violation>): String =
+    violations.take(MAX_VIOLATIONS).joinToString("\n") { "- ${it.path}: ${it.message}" }
 
 private fun attempt(read: () -> Json): Json? = try {
     read()

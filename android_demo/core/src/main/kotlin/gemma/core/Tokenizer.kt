@@ -1,28 +1,28 @@
 package gemma.core
 
-/** A part of a template's text: a control token, or the text between two. */
+/** A part of a template: a control token, or the text between two. */
 sealed interface TextPart {
     data class Control(val token: Int) : TextPart
 
     data class Text(val text: String) : TextPart
 }
 
-/** Text to token ids and back, with a wall between what a template writes and what a user writes. */
+/** Turns text into token ids and back. Only a template can write control tokens; a user's text never becomes one. */
 class Tokenizer internal constructor(private val vocabulary: Vocabulary) {
     private val merges = Merges(vocabulary)
     private val added = AddedPieces(vocabulary)
     private val markers = Markers(vocabulary)
 
-    /** Ids of text that anyone may have written, without bos: none is a control token. */
+    /** Token ids of untrusted text, without bos and without control tokens. */
     fun encode(text: String): IntArray {
-        if (halfSurrogate(text) >= 0) {
-            throw TokenizerException("the text holds half of a surrogate pair; paste or type it again")
+        if (unpairedSurrogate(text) >= 0) {
+            throw TokenizerException("the text has an unpaired surrogate; paste or type it again")
         }
         val tokens = encodeRaw(text)
         return (if (tokens.any(vocabulary::isControl)) encodeCut(text) else tokens).toIntArray()
     }
 
-    /** Ids of a template's text: markers such as `<end_of_turn>` become their tokens. */
+    /** Token ids of a template's text; markers such as `<end_of_turn>` become control tokens. */
     fun encodeTemplate(text: String): IntArray = splitControl(text).flatMap { part ->
         when (part) {
             is TextPart.Control -> listOf(part.token)
@@ -30,7 +30,7 @@ class Tokenizer internal constructor(private val vocabulary: Vocabulary) {
         }
     }.toIntArray()
 
-    /** The control tokens that a text names, and the text between them, in order. */
+    /** Splits text into the control tokens that it names and the text between them. */
     fun splitControl(text: String): List<TextPart> {
         val parts = ArrayList<TextPart>()
         var start = 0
@@ -44,19 +44,19 @@ class Tokenizer internal constructor(private val vocabulary: Vocabulary) {
         return parts
     }
 
-    /** Text of `tokens`: control tokens left out, a U+FFFD for each byte that is not UTF-8. */
+    /** The text of `tokens` without control tokens; each byte that is not valid UTF-8 becomes U+FFFD. */
     fun decode(tokens: IntArray): String {
         val stream = stream()
         return tokens.joinToString("") { stream.push(it) } + stream.flush()
     }
 
-    /** A decoder that takes tokens as they come. */
+    /** A decoder for tokens that arrive one by one. */
     fun stream(): StreamDecoder = StreamDecoder(this)
 
-    /** The byte that a token stands for, -1 for other tokens. */
+    /** The byte that a byte token stands for; -1 for other tokens. */
     internal fun byteOf(token: Int): Int = vocabulary.bytes[token] ?: -1
 
-    /** What a token stands for; empty for control and unknown tokens. */
+    /** The text of a token; empty for control tokens and unknown ids. */
     internal fun textOf(token: Int): String =
         if (token !in 0 until vocabulary.size || vocabulary.isControl(token)) "" else vocabulary.pieces[token].replace(SPACE, ' ')
 
@@ -67,7 +67,7 @@ class Tokenizer internal constructor(private val vocabulary: Vocabulary) {
         while (at < text.length) {
             val token = added.longestAt(text, at)
             val length = if (token < 0) 1 else vocabulary.pieces[token].length
-            if (token >= 0 && vocabulary.kinds[token] != PieceKind.SPECIAL) { // whose name is letters
+            if (token >= 0 && vocabulary.kinds[token] != PieceKind.SPECIAL) { // a special token's name is encoded as plain letters
                 encodePlain(text, start, at, out)
                 out += token
                 start = at + length
@@ -82,7 +82,7 @@ class Tokenizer internal constructor(private val vocabulary: Vocabulary) {
         if (start < end) merges.encode(text.substring(start, end).replace(' ', SPACE), out)
     }
 
-    /** Encodes text that names reserved tokens, cut behind the first character of each name. */
+    /** Encodes text that names control tokens: splits it after the first character of each name, so none is matched. */
     private fun encodeCut(text: String): List<Int> {
         val cuts = listOf(0) + markers.find(text).map { it.first + 1 } + text.length
         val tokens = cuts.zipWithNext().flatMap { (start, end) -> encodeRaw(text.substring(start, end)) }
@@ -95,10 +95,10 @@ class Tokenizer internal constructor(private val vocabulary: Vocabulary) {
     companion object {
         private const val SPACE = '\u2581'
 
-        /** Raises TokenizerException for a damaged file. */
+        /** Throws TokenizerException if the file is damaged. */
         fun parse(file: ByteArray): Tokenizer = Tokenizer(Vocabulary.parse(file))
 
-        /** The bundle's tokenizer; raises BundleException if it has none for phones. */
+        /** The bundle's tokenizer; throws BundleException if the bundle has no compact tokenizer. */
         fun load(bundle: Bundle): Tokenizer = parse(readBytes(bundle.path("tokenizer_compact")))
     }
 }

@@ -2,15 +2,15 @@ package gemma.core
 
 enum class Verdict { PASS, FAIL, AMBIGUOUS }
 
-/** What the lowering may cost: the limits of `gemma-runtime verify`, which tells why they are these. */
+/** The largest differences that a lowering may have, as in `gemma-runtime verify`, whose source explains them. */
 data class Limits(
-    val minTop1: Double = 0.98, // near ties not counted against it
-    val maxMeanKl: Double = 1e-2, // of scoring, of decoding, and of one against the other
+    val minTop1: Double = 0.98, // near ties count as agreement
+    val maxMeanKl: Double = 1e-2, // of scoring, of decoding, and between the two
     val maxExactKl: Double = 1e-6, // mean, with float activations
     val maxNearTies: Double = 0.2, // share of positions, above which PASS becomes AMBIGUOUS
 ) {
     companion object {
-        /** XNNPACK rounds activations with one scale for a whole token, which costs more; float16 costs little. */
+        /** XNNPACK quantizes activations with one scale per token, which costs more; float16 costs little. */
         fun of(target: String) = when (target) {
             "executorch" -> Limits(maxMeanKl = 5e-2)
             "coreml" -> Limits(maxMeanKl = 5e-4)
@@ -23,18 +23,18 @@ data class Verification(
     val verdict: Verdict,
     val failures: List<String>,
     val limits: Limits,
-    val lowering: Agreement, // artifact against the reference with the same codes; all that follows
+    val lowering: Agreement, // artifact against the reference with the same codes; `scored` and `decoded` pooled
     val scored: Agreement, // whole prompts
     val decoded: Agreement, // half a prompt in one call, the rest token by token
     val exact: Agreement?, // lowering with float activations, where the bundle has such a graph
-    val paths: Agreement, // decoded against scored
+    val paths: Agreement, // decoded against scored logits
     val quantization: Agreement, // artifact against the float32 reference
     val byGolden: Map<String, Agreement>, // lowering, by the golden's name
 )
 
 /**
- * Replays a bundle's goldens on its exact graph, if it has one, and on the one it ships: what
- * `gemma-runtime verify` does. `onGolden` hears how many of how many replays are done.
+ * Replays a bundle's goldens on its exact graph, if it has one, and on its shipped graph, as
+ * `gemma-runtime verify` does. Calls `onGolden` with the number of finished replays and of all replays.
  */
 fun verifyBundle(bundle: Bundle, session: BundleSession, onGolden: (Int, Int) -> Unit = { _, _ -> }): Verification {
     val goldens = loadGoldens(bundle)
@@ -45,19 +45,19 @@ fun verifyBundle(bundle: Bundle, session: BundleSession, onGolden: (Int, Int) ->
     } else {
         null
     }
-    val before = all - goldens.size
-    return verify(session, goldens, Limits.of(bundle.manifest.target.name), exact) { onGolden(before + it, all) }
+    val finished = all - goldens.size
+    return verify(session, goldens, Limits.of(bundle.manifest.target.name), exact) { onGolden(finished + it, all) }
 }
 
-/** How far a session is from the reference holding the same codes, by both ways to get there. */
+/** How much a session differs from the reference with the same codes, by scoring and by decoding. */
 fun measureLowering(session: Session, goldens: List<Golden>, onGolden: (Int) -> Unit = {}): Agreement =
     pool(replayAll(session, goldens, onGolden).flatMap { listOf(it.scored, it.decoded) })
 
 /**
- * Replays every golden by scoring, and by prefill and decode; judges the lowering.
+ * Replays every golden by scoring and by prefill and decode, and judges the lowering.
  *
- * `exact` is what `measureLowering` found with float activations, and is judged more strictly.
- * `onGolden` hears how many are done; where it throws, the session is left empty.
+ * `exact` is the result of `measureLowering` with float activations, which has a stricter limit.
+ * Calls `onGolden` with the number of finished goldens; if it throws, the session is left empty.
  */
 fun verify(
     session: Session,
@@ -97,9 +97,9 @@ private const val EXACT = "exact"
 private class Replay(val scored: Agreement, val decoded: Agreement, val paths: Agreement, val quantization: Agreement)
 
 private fun replayAll(session: Session, goldens: List<Golden>, onGolden: (Int) -> Unit): List<Replay> =
-    goldens.mapIndexed { place, golden -> replay(session, golden).also { onGolden(place + 1) } }
+    goldens.mapIndexed { index, golden -> replay(session, golden).also { onGolden(index + 1) } }
 
-/** The session is empty afterwards, also where it fails: a conversation would take the tokens for its own. */
+/** Leaves the session empty, even on failure, so that no conversation mistakes the cached tokens for its own. */
 private fun replay(session: Session, golden: Golden): Replay = try {
     val start = golden.tokens.size - golden.judged
     val half = start + maxOf(1, golden.judged / 2)
@@ -135,10 +135,10 @@ private fun verdict(lowering: Agreement, failures: List<String>, limits: Limits)
 private fun top1Failure(lowering: Agreement, limits: Limits): String? {
     val agreed = lowering.top1 + lowering.nearTies.toDouble() / lowering.positions
     if (agreed >= limits.minTop1) return null
-    return plain("top-1 outside near ties is %.1f%%, below %.0f%%", 100 * agreed, 100 * limits.minTop1)
+    return formatInvariant("top-1 outside near ties is %.1f%%, below %.0f%%", 100 * agreed, 100 * limits.minTop1)
 }
 
 private fun klFailure(what: String, figures: Agreement, limit: Double): String? {
-    if (figures.meanKl <= limit) return null // a NaN is not
-    return plain("mean KL of $what is %.2e, above %.0e", figures.meanKl, limit)
+    if (figures.meanKl <= limit) return null // false for NaN, which fails
+    return formatInvariant("mean KL of $what is %.2e, above %.0e", figures.meanKl, limit)
 }

@@ -8,17 +8,17 @@ import java.nio.charset.CodingErrorAction
 
 enum class PieceKind { PIECE, ADDED, SPECIAL, RESERVED, BYTE }
 
-/** The pieces of a compact tokenizer file; its layout is told in `gemma_export/compact_tokenizer.py`. */
+/** The pieces of a compact tokenizer file; `compact_tokenizer.py` of the exporter documents the format. */
 internal class Vocabulary(
-    val pieces: Array<String>, // by id; empty where an id has none
-    val ranks: IntArray, // of the merge that makes the piece; -1 where none does
+    val pieces: Array<String>, // by id; empty for ids without a piece
+    val ranks: IntArray, // of the merge that yields the piece; -1 if there is none
     val kinds: Array<PieceKind>,
-    val byteTokens: IntArray, // (256); -1 where a byte has none
+    val byteTokens: IntArray, // (256); -1 for bytes without a token
 ) {
     val size: Int get() = pieces.size
     val ids: Map<String, Int> = HashMap<String, Int>(pieces.size * 2).also { ids ->
         pieces.forEachIndexed { id, piece ->
-            if (piece.isNotEmpty() && ids.put(piece, id) != null) throw damaged("the piece \"$piece\" is there twice")
+            if (piece.isNotEmpty() && ids.put(piece, id) != null) throw damaged("it has the piece \"$piece\" twice")
         }
     }
     val bytes: Map<Int, Int> = byteTokens.withIndex().filter { it.value >= 0 }.associate { it.value to it.index }
@@ -26,15 +26,15 @@ internal class Vocabulary(
     fun isControl(token: Int): Boolean = kinds[token] == PieceKind.SPECIAL || kinds[token] == PieceKind.RESERVED
 
     companion object {
-        /** Raises TokenizerException for a file that is damaged or of another version. */
+        /** Throws TokenizerException if the file is damaged or has an unknown version. */
         fun parse(file: ByteArray): Vocabulary {
             val buffer = ByteBuffer.wrap(file).order(ByteOrder.LITTLE_ENDIAN)
             val (count, textBytes) = readHeader(buffer)
-            val byteTokens = IntArray(256) { buffer.int.also { if (it !in -1 until count) throw damaged("a byte's id is $it") } }
-            val ranks = IntArray(count) { buffer.int.also { if (it < -1) throw damaged("a rank is $it") } }
+            val byteTokens = IntArray(256) { buffer.int.also { if (it !in -1 until count) throw damaged("it has a byte token $it of $count") } }
+            val ranks = IntArray(count) { buffer.int.also { if (it < -1) throw damaged("it has a rank $it") } }
             val lengths = IntArray(count) { buffer.short.toInt() and 0xFFFF }
             val kinds = Array(count) { kindOf(buffer.get().toInt()) }
-            if (lengths.sumOf { it.toLong() } != textBytes.toLong()) throw damaged("its pieces don't fill its text")
+            if (lengths.sumOf { it.toLong() } != textBytes.toLong()) throw damaged("the lengths of its pieces don't add up to its text")
             return Vocabulary(readPieces(file, buffer.position(), lengths), ranks, kinds, byteTokens)
         }
     }
@@ -46,11 +46,11 @@ private const val HEADER_BYTES = 16L + 256 * 4
 private const val BYTES_PER_PIECE = 4L + 2 + 1
 
 private fun damaged(what: String) =
-    TokenizerException("the compact tokenizer file is damaged: $what; copy the bundle again, or export it again")
+    TokenizerException("the compact tokenizer file is damaged: $what; copy the bundle again or export the model again")
 
-/** The count of ids and the bytes of text, which add up to the size of the file. */
+/** The number of ids and the bytes of text; throws unless they match the size of the file. */
 private fun readHeader(buffer: ByteBuffer): Pair<Int, Int> {
-    if (buffer.remaining() < HEADER_BYTES || buffer.int != MAGIC) throw damaged("it does not begin with GTOK")
+    if (buffer.remaining() < HEADER_BYTES || buffer.int != MAGIC) throw damaged("it does not start with GTOK")
     val version = buffer.int
     if (version != VERSION) {
         throw TokenizerException(
@@ -67,7 +67,7 @@ private fun readHeader(buffer: ByteBuffer): Pair<Int, Int> {
 }
 
 private fun kindOf(number: Int): PieceKind {
-    if (number !in PieceKind.entries.indices) throw damaged("a piece is of kind $number")
+    if (number !in PieceKind.entries.indices) throw damaged("it has a piece of the unknown kind $number")
     return PieceKind.entries[number]
 }
 
@@ -76,7 +76,7 @@ private fun readPieces(file: ByteArray, start: Int, lengths: IntArray): Array<St
     var at = start
     return Array(lengths.size) { id ->
         val length = lengths[id]
-        if (length > 0 && file[at].toInt() and 0xC0 == 0x80) throw damaged("piece $id begins within a character")
+        if (length > 0 && file[at].toInt() and 0xC0 == 0x80) throw damaged("piece $id starts inside of a character")
         String(file, at, length, Charsets.UTF_8).also { at += length }
     }
 }

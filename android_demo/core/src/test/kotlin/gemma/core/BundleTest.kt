@@ -28,14 +28,14 @@ class BundleTest {
         assertEquals(listOf(376, 96, 16, 2), numbers)
         assertEquals(setOf(1, 5), manifest.stopTokens)
         assertEquals(LayerCache(AttentionKind.LOCAL, 8, 72, 2, 32), manifest.layers[0])
-        assertEquals(listOf(1, null), manifest.graphs.getValue("decode").inputs[0].shape)
+        assertEquals(listOf(1, null), manifest.graphs.getValue("decode").single().inputs[0].shape)
         assertEquals(2.0 * 2 * 32 * 4 * (72 + 96) * 2, manifest.cacheBytes)
         assertEquals("tokenizer.gtok", manifest.roles["tokenizer_compact"])
         assertEquals(1.0, shares.last())
     }
 
     @Test
-    fun `an altered, a missing and a cut file are refused by name`() {
+    fun `an altered, a truncated and a missing file are refused by name`() {
         val goldens = File(folder, "goldens.json")
         val whole = goldens.readBytes()
         goldens.writeBytes(whole.copyOf().also { it[100] = (it[100] + 1).toByte() })
@@ -56,33 +56,36 @@ class BundleTest {
         }
         File(folder, "goldens.json").delete()
         Files.createSymbolicLink(File(folder, "goldens.json").toPath(), File(TINY, "goldens.json").absoluteFile.toPath())
-        assertContains(refusal(), "leaves the bundle")
+        assertContains(refusal(), "a link to a file outside of the bundle")
     }
 
     @Test
-    fun `another schema, a missing field and a wrong type are refused by name`() {
+    fun `an unknown schema version, a missing field and a wrong type are refused by name`() {
         val cases = listOf(
-            Triple("\"schema_version\": 1", "\"schema_version\": 2", "update the app"),
+            Triple("\"schema_version\": 2", "\"schema_version\": 3", "update the app"),
+            Triple("\"schema_version\": 2", "\"schema_version\": 1", "export the model again"),
+            Triple("\"role\": \"total\"", "\"role\": \"sum\"", "\$.graphs.prefill[0].inputs[1].role is \"sum\""),
+            Triple("\"kind\": \"local\"", "\"kind\": \"far\"", "expected local or global"),
             Triple("\"vocab_size\": 376", "\"vocab_size\": \"376\"", "\$.vocab_size is \"376\""),
             Triple("\"vocab_size\": 376", "\"words\": 376", "no \"vocab_size\""),
             Triple("\"context_length\": 96", "\"context_length\": -1", "\$.context_length"),
             Triple("\"cache_dtype\": \"float32\"", "\"cache_dtype\": \"int8\"", "float32 or float16"),
             Triple("\"goldens\": \"goldens.json\"", "\"goldens\": \"other.json\"", "no digest"),
         )
-        for ((old, new, said) in cases) {
+        for ((old, new, message) in cases) {
             alter(old, new)
-            assertContains(refusal(), said)
+            assertContains(refusal(), message)
             TINY.copyRecursively(folder, overwrite = true)
         }
     }
 
     @Test
     fun `damaged files are refused and never crash`() {
-        val chance = Random(7)
+        val random = Random(7)
         val readers = mapOf<String, (ByteArray) -> Unit>(
             "manifest.json" to { file ->
                 val manifest = Manifest.parse(String(file, Charsets.UTF_8))
-                misfit(manifest, 1L shl 33, 1L shl 29)
+                memoryProblem(manifest, 1L shl 33, 1L shl 29)
                 File(folder, MANIFEST).writeBytes(file)
                 openBundle(folder)
             },
@@ -99,7 +102,7 @@ class BundleTest {
             val whole = File(TINY, name).readBytes()
             repeat(if (whole.size < 100_000) 1500 else 150) {
                 try {
-                    read(damaged(whole, chance))
+                    read(damaged(whole, random))
                 } catch (_: GemmaException) {
                     refused++
                 }
@@ -109,13 +112,39 @@ class BundleTest {
     }
 
     @Test
-    fun `a bundle too large for a device is told so in words`() {
+    fun `a bundle too large for the device gives a message that says what to do`() {
         val manifest = openBundle(folder).manifest
-        assertNull(misfit(manifest, 1L shl 30))
-        assertContains(assertNotNull(misfit(manifest, 1L shl 19)), "Export a smaller size")
-        assertNull(misfit(manifest, 1L shl 30, 256_000_000))
-        assertContains(assertNotNull(misfit(manifest, 1L shl 30, 192_000_000)), "shorter --context")
+        assertNull(memoryProblem(manifest, 1L shl 30))
+        assertContains(assertNotNull(memoryProblem(manifest, 1L shl 19)), "Export a smaller size")
+        assertNull(memoryProblem(manifest, 1L shl 30, 256_000_000))
+        assertContains(assertNotNull(memoryProblem(manifest, 1L shl 30, 192_000_000)), "shorter --context")
     }
+
+    @Test
+    fun `tensors are found by role and caches paired by layer, whatever their names`() {
+        alter("\"past_key_1\"", "\"a\"")
+        alter("\"present_key_1\"", "\"b\"")
+        alter("\"name\": \"wanted\"", "\"name\": \"rows\"")
+        val manifest = Manifest.parse(File(folder, MANIFEST).readText())
+        val graph = Bundle(folder, manifest).graph("decode")
+        assertEquals("rows", graph.tensor(TensorRole.WANTED).name)
+        val pairs = graph.returnedCaches().map { (past, present) -> past.name to present.name }
+        assertEquals(8, pairs.size)
+        assertEquals(listOf("past_value_0" to "present_value_0", "a" to "b"), pairs.subList(1, 3))
+        assertContains(failure { graph.tensor(TensorRole.COS) }, "role cos")
+        assertContains(failure { graph.copy(outputs = emptyList()).returnedCaches() }, "past_key_0")
+    }
+
+    @Test
+    fun `a graph in several parts is not taken for a whole one`() {
+        val manifest = openBundle(folder).manifest
+        val graph = manifest.graphs.getValue("decode").single()
+        val split = Bundle(folder, manifest.copy(graphs = mapOf("decode" to listOf(graph, graph))))
+        assertContains(failure { split.graph("decode") }, "2 parts of graph decode")
+        assertContains(failure { split.graph("exact") }, "0 parts of graph exact")
+    }
+
+    private fun failure(work: () -> Unit): String = assertFailsWith<BundleException> { work() }.message.orEmpty()
 
     private fun refusal(): String = assertFailsWith<BundleException> { openBundle(folder) }.message.orEmpty()
 
@@ -127,14 +156,14 @@ class BundleTest {
     }
 }
 
-/** A byte changed, a stretch removed, the end cut off, or a stretch doubled. */
-private fun damaged(whole: ByteArray, chance: Random): ByteArray {
+/** The bytes with one to three damages: a byte changed, a range removed, the end cut off, or a range repeated. */
+private fun damaged(whole: ByteArray, random: Random): ByteArray {
     val bytes = whole.toMutableList()
-    repeat(1 + chance.nextInt(3)) {
-        val at = chance.nextInt(if (chance.nextBoolean()) bytes.size else minOf(bytes.size, 64))
-        val end = minOf(bytes.size, at + 1 + chance.nextInt(20))
-        when (chance.nextInt(4)) {
-            0 -> bytes[at] = chance.nextInt().toByte()
+    repeat(1 + random.nextInt(3)) {
+        val at = random.nextInt(if (random.nextBoolean()) bytes.size else minOf(bytes.size, 64))
+        val end = minOf(bytes.size, at + 1 + random.nextInt(20))
+        when (random.nextInt(4)) {
+            0 -> bytes[at] = random.nextInt().toByte()
             1 -> bytes.subList(at, end).clear()
             2 -> bytes.subList(at, bytes.size).clear()
             else -> bytes.addAll(at, bytes.subList(at, end).toList())

@@ -6,7 +6,7 @@ import org.junit.runner.notification.Failure
 import org.junit.runner.notification.RunListener
 import kotlin.system.exitProcess
 
-/** Runs every test, and those of the classes that are named, and closes with a line that counts them. */
+/** Runs the core's tests and the named test classes, and prints how many passed, failed and were skipped. */
 fun main(more: Array<String>) {
     val skipped = ArrayList<String>()
     val core = JUnitCore()

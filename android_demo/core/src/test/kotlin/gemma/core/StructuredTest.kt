@@ -8,7 +8,7 @@ import kotlin.test.assertEquals
 import kotlin.test.assertFailsWith
 import kotlin.test.assertNull
 
-/** Cases that Kotlin and Swift share. */
+/** Runs the cases that Kotlin and Swift share. */
 class StructuredTest {
     private val cases = (parseJson(File(DATA, "schema_cases.json").readText()) as JsonObject).fields
 
@@ -19,7 +19,7 @@ class StructuredTest {
     private fun text(json: Json?): String = (json as JsonString).text
 
     @Test
-    fun `JSON is read strictly and written back`() = each("parse") { case ->
+    fun `JSON is parsed strictly and survives a round trip`() = each("parse") { case ->
         val text = text(case["text"])
         if (case["ok"] == JsonBoolean(true)) {
             val value = parseJson(text)
@@ -30,13 +30,13 @@ class StructuredTest {
     }
 
     @Test
-    fun `JSON is found among other words`() = each("extract") { case ->
-        val found = extractJson(text(case["text"]))
-        if (case["json"] == JsonNull) assertNull(found) else assertEquals(parseJson(text(case["json"])), found)
+    fun `JSON is extracted from the text around it`() = each("extract") { case ->
+        val extracted = extractJson(text(case["text"]))
+        if (case["json"] == JsonNull) assertNull(extracted) else assertEquals(parseJson(text(case["json"])), extracted)
     }
 
     @Test
-    fun `values are validated place by place`() = each("validate") { group ->
+    fun `validation reports the path of each violation`() = each("validate") { group ->
         val schema = Schema.of(group.getValue("schema"))
         for (case in (group.getValue("cases") as JsonArray).items) {
             val fields = (case as JsonObject).fields
@@ -47,24 +47,24 @@ class StructuredTest {
     }
 
     @Test
-    fun `a schema that says more than is understood is refused`() = each("refuse") { case ->
+    fun `a schema with an unsupported keyword or a wrong value is refused by name`() = each("refuse") { case ->
         val error = assertFailsWith<SchemaException> { Schema.of(case.getValue("schema")) }
         assertContains(error.message.orEmpty(), text(case["names"]))
     }
 
     @Test
-    fun `the schema to begin with is one`() {
+    fun `the example schema is valid`() {
         val schema = Schema.parse(EXAMPLE_SCHEMA)
         assertEquals(emptyList(), schema.validate(parseJson("""{"answer": "yes", "confidence": 0.5}""")))
         assertEquals(schema.toString(), Schema.parse(schema.toString()).toString())
     }
 
     @Test
-    fun `any text is JSON or a JsonException`() {
-        val chance = Random(3)
+    fun `any text either parses or throws a JsonException`() {
+        val random = Random(3)
         val letters = "{}[]\",:0123.eE+-truefalsn\\u\u0000 \ud83d\ude00"
         repeat(20_000) {
-            val text = String(CharArray(chance.nextInt(24)) { letters[chance.nextInt(letters.length)] })
+            val text = String(CharArray(random.nextInt(24)) { letters[random.nextInt(letters.length)] })
             try {
                 parseJson(text)
             } catch (_: JsonException) {
@@ -77,7 +77,7 @@ class StructuredTest {
 
 class LatencyMeterTest {
     @Test
-    fun `times are those of the clock`() {
+    fun `latency follows the clock`() {
         var now = 0L
         val meter = LatencyMeter { now }
         meter.load { now += 2_000_000_000 }
@@ -89,7 +89,7 @@ class LatencyMeterTest {
         now += 300_000_000
         meter.token()
         val latency = meter.latency()
-        assertEquals(Latency(2000.0, 500.0, 1000 * 20 / 2200.0, 110.0, 21), latency.copy(tokenP95Millis = 110.0))
-        assertEquals(110.0, latency.tokenP95Millis!!, 1e-6)
+        assertEquals(Latency(2000.0, 500.0, 1000 * 20 / 2200.0, 110.0, 21), latency.copy(tokenP95Ms = 110.0))
+        assertEquals(110.0, latency.tokenP95Ms!!, 1e-6)
     }
 }

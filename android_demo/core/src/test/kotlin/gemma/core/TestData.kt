@@ -19,20 +19,20 @@ internal fun JsonFields.ints(): IntArray = list { it.count() }.toIntArray()
 
 fun tinyTokenizer(): Tokenizer = Tokenizer.parse(File(TINY, "tokenizer.gtok").readBytes())
 
-internal fun checkFigures(said: JsonFields, found: Agreement) {
-    assertEquals(said.of("positions").count(), found.positions)
-    assertEquals(said.of("near_ties").count(), found.nearTies)
-    assertEquals(said.of("top1").double(), found.top1, 1e-9)
+internal fun checkFigures(expected: JsonFields, actual: Agreement) {
+    assertEquals(expected.of("positions").count(), actual.positions)
+    assertEquals(expected.of("near_ties").count(), actual.nearTies)
+    assertEquals(expected.of("top1").double(), actual.top1, 1e-9)
     val figures = mapOf(
-        "max_abs" to found.maxAbs, "mean_abs" to found.meanAbs, "mean_kl" to found.meanKl, "p99_kl" to found.p99Kl,
+        "max_abs" to actual.maxAbs, "mean_abs" to actual.meanAbs, "mean_kl" to actual.meanKl, "p99_kl" to actual.p99Kl,
     )
     for ((name, value) in figures) {
-        val expected = said.of(name).double()
-        assertEquals(expected, value, 1e-3 * expected + 1e-5, name)
+        val figure = expected.of(name).double()
+        assertEquals(figure, value, 1e-3 * figure + 1e-5, name)
     }
 }
 
-/** What is shared as JSON has the names that `gemma-runtime verify` and `bench` give with `--json`. */
+/** The shared JSON has the field names of `gemma-runtime verify --json` and `bench --json`. */
 internal fun checkReport(bundle: Bundle, verification: Verification, benchmark: Benchmark) {
     val report = reportJson(mapOf("name" to "JVM"), bundle, verification, Loading(1.0, 2.0), benchmark, 1)
     assertEquals(report, parseJson(report.write()))
@@ -55,10 +55,10 @@ internal fun Json.field(name: String): Json = (this as JsonObject).fields.getVal
 
 private fun Json.names(): List<String> = (this as JsonObject).fields.keys.toList()
 
-/** A session without a model: it follows a function from the tokens so far to the next token. */
+/** A session without a model: `script` returns the next token for the tokens so far. */
 class ScriptedSession(override val contextLength: Int = 4096, private val script: (List<Int>) -> Int) : Session {
     val tokens = ArrayList<Int>()
-    val fed = ArrayList<List<Int>>() // by call
+    val fed = ArrayList<List<Int>>() // the tokens of each call
     override val position: Int get() = tokens.size
 
     override fun prefill(tokens: IntArray): FloatArray {
@@ -77,14 +77,14 @@ class ScriptedSession(override val contextLength: Int = 4096, private val script
     override fun close() = reset()
 }
 
-/** The Python runtime's session of the tiny bundle, in a process of its own. */
+/** The Python runtime's session of the tiny bundle, in its own process. */
 class BridgeEngine(private val vocabSize: Int, graph: String = "exact") : Engine {
     override val givesEveryRow = true
     private val process: Process
 
     init {
         val python = System.getProperty("gemma.python")
-        assumeTrue("no python with gemma_runtime is named, so no real model answers", python != null)
+        assumeTrue("there is no Python with gemma_runtime to run the model", python != null)
         process = ProcessBuilder(
             python, "-m", "tests.data.session_bridge", TINY.path, "/dev/stdin", "/dev/stdout", "--$graph",
         ).redirectError(ProcessBuilder.Redirect.INHERIT).start()

@@ -7,15 +7,15 @@ import kotlin.test.assertContentEquals
 import kotlin.test.assertEquals
 import kotlin.test.assertTrue
 
-/** What Python says, this says too. */
+/** Checks results against those of the Python runtime. */
 class VectorsTest {
     private val tokenizer = tinyTokenizer()
 
     @Test
-    fun `text becomes Python's ids and comes back`() = checkEncode(tokenizer, vectors.of("encode"))
+    fun `encoding text gives Python's ids, and decoding gives Python's text`() = checkEncode(tokenizer, vectors.of("encode"))
 
     @Test
-    fun `a template's text becomes Python's ids`() {
+    fun `encoding a template gives Python's ids`() {
         vectors.of("encode_control").list { vector ->
             val text = vector.of("text").string()
             assertContentEquals(vector.of("ids").ints(), tokenizer.encodeTemplate(text), text)
@@ -23,10 +23,10 @@ class VectorsTest {
     }
 
     @Test
-    fun `tokens stream into Python's characters`() = checkDecode(tokenizer, vectors.of("decode"))
+    fun `streamed tokens give Python's pieces`() = checkDecode(tokenizer, vectors.of("decode"))
 
     @Test
-    fun `conversations become Python's ids`() {
+    fun `encoding conversations gives Python's ids`() {
         val format = ChatFormat.parse(File(TINY, "chat.json").readText())
         vectors.of("chat").list { vector ->
             val messages = vector.of("messages").list {
@@ -37,27 +37,27 @@ class VectorsTest {
     }
 
     @Test
-    fun `the same noise draws Python's tokens`() {
+    fun `the same noise samples Python's tokens`() {
         vectors.of("sampler").list { vector ->
             val sampling = readSampling(vector.of("sampling"))
             val noise = vector.of("noise").double()
             val logits = vector.of("logits").list { it.double().toFloat() }.toFloatArray()
-            val drawn = Sampler(sampling) { noise }.pick(logits, vector.of("previous").ints().asList())
-            assertEquals(vector.of("token").count(), drawn, "$sampling")
+            val token = Sampler(sampling) { noise }.pick(logits, vector.of("previous").ints().asList())
+            assertEquals(vector.of("token").count(), token, "$sampling")
         }
     }
 
     @Test
-    fun `the genuine tokenizers are equal on thousands of texts`() {
+    fun `Gemma 2's and 3's own tokenizers equal Python's on thousands of texts`() {
         val folder = System.getProperty("gemma.genuine")
-        assumeTrue("the genuine tokenizers of Gemma 2 and 3 are not here", folder != null)
+        assumeTrue("the tokenizers of Gemma 2 and 3 are not available", folder != null)
         val vocabularies = File(folder!!).listFiles().orEmpty()
         assertEquals(2, vocabularies.size)
         for (vocabulary in vocabularies) {
-            val genuine = Tokenizer.parse(File(vocabulary, "tokenizer.gtok").readBytes())
-            val said = json(File(vocabulary, "vectors.json"))
-            checkEncode(genuine, said.of("encode"), least = 4000)
-            checkDecode(genuine, said.of("decode"))
+            val tokenizer = Tokenizer.parse(File(vocabulary, "tokenizer.gtok").readBytes())
+            val expected = json(File(vocabulary, "vectors.json"))
+            checkEncode(tokenizer, expected.of("encode"), least = 4000)
+            checkDecode(tokenizer, expected.of("decode"))
         }
     }
 
@@ -70,8 +70,8 @@ class VectorsTest {
     )
 }
 
-private fun checkEncode(tokenizer: Tokenizer, said: JsonFields, least: Int = 1) {
-    val checked = said.list { vector ->
+private fun checkEncode(tokenizer: Tokenizer, expected: JsonFields, least: Int = 1) {
+    val checked = expected.list { vector ->
         val text = vector.of("text").string()
         val ids = tokenizer.encode(text)
         assertContentEquals(vector.of("ids").ints(), ids, text)
@@ -80,8 +80,8 @@ private fun checkEncode(tokenizer: Tokenizer, said: JsonFields, least: Int = 1) 
     assertTrue(checked.size >= least)
 }
 
-private fun checkDecode(tokenizer: Tokenizer, said: JsonFields) {
-    said.list { vector ->
+private fun checkDecode(tokenizer: Tokenizer, expected: JsonFields) {
+    expected.list { vector ->
         val stream = tokenizer.stream()
         assertEquals(vector.of("pieces").list { it.string() }, vector.of("ids").ints().map(stream::push))
         assertEquals(vector.of("flush").string(), stream.flush())

@@ -10,7 +10,7 @@ import kotlin.test.assertTrue
 class VerifyTest {
     private val goldens = loadGoldens(Bundle(TINY, Manifest.parse(readText(File(TINY, MANIFEST)))))
 
-    /** Says at each position what the golden's reference says, or what `damage` makes of it. */
+    /** A session that returns the goldens' logits, changed by `damage`. */
     private fun replaying(damage: (FloatArray) -> Unit = {}): Session {
         val rows = goldens.associate { golden ->
             golden.tokens.asList() to golden.quantized
@@ -26,64 +26,64 @@ class VerifyTest {
 
             override fun score(tokens: IntArray) = tokens.map { token ->
                 this.tokens += token
-                said(this.tokens).also(damage)
+                row(this.tokens).also(damage)
             }
 
             override fun reset() = tokens.clear()
 
             override fun close() = Unit
 
-            private fun said(tokens: List<Int>): FloatArray {
+            private fun row(tokens: List<Int>): FloatArray {
                 val (whole, top) = rows.entries.first { it.key.take(tokens.size) == tokens }
                 val row = FloatArray(376) { -30f }
-                val place = tokens.size - 1 - (whole.size - top.ids.size)
-                if (place >= 0) top.ids[place].forEachIndexed { k, id -> row[id] = top.logits[place][k].toFloat() }
+                val index = tokens.size - 1 - (whole.size - top.ids.size)
+                if (index >= 0) top.ids[index].forEachIndexed { k, id -> row[id] = top.logits[index][k].toFloat() }
                 return row
             }
         }
     }
 
     @Test
-    fun `limits are those of gemma-runtime verify`() {
+    fun `limits equal those of gemma-runtime verify`() {
         val limits = (parseJson(File(DATA, "phone_vectors.json").readText()).field("limits") as JsonObject).fields
         assertEquals(setOf("onnx", "executorch", "coreml"), limits.keys)
-        limits.forEach { (target, said) -> assertEquals(said, limitsJson(Limits.of(target)), target) }
+        limits.forEach { (target, expected) -> assertEquals(expected, limitsJson(Limits.of(target)), target) }
     }
 
     @Test
-    fun `a broken limit fails in the words of gemma-runtime verify, in every language`() {
-        val spoken = Locale.getDefault()
+    fun `an exceeded limit fails with the message of gemma-runtime verify in every locale`() {
+        val locale = Locale.getDefault()
         try {
             Locale.setDefault(Locale.GERMANY)
-            val fine = Limits(maxMeanKl = 1e9)
-            assertEquals(Verdict.PASS, verify(replaying(), goldens, fine).verdict)
+            val loose = Limits(maxMeanKl = 1e9)
+            assertEquals(Verdict.PASS, verify(replaying(), goldens, loose).verdict)
             val exact = Agreement(10, 1.0, 0, 0.0, 0.0, 2.344e-6, 0.0)
-            val found = verify(replaying(), goldens, fine, exact)
-            assertEquals(Verdict.FAIL, found.verdict)
-            assertEquals(listOf("mean KL of the float kernels is 2.34e-06, above 1e-06"), found.failures)
-            val never = verify(replaying(), goldens, fine.copy(minTop1 = 1.01))
-            assertEquals(listOf("top-1 outside near ties is 100.0%, below 101%"), never.failures)
+            val verification = verify(replaying(), goldens, loose, exact)
+            assertEquals(Verdict.FAIL, verification.verdict)
+            assertEquals(listOf("mean KL of the float kernels is 2.34e-06, above 1e-06"), verification.failures)
+            val impossible = verify(replaying(), goldens, loose.copy(minTop1 = 1.01))
+            assertEquals(listOf("top-1 outside near ties is 100.0%, below 101%"), impossible.failures)
         } finally {
-            Locale.setDefault(spoken)
+            Locale.setDefault(locale)
         }
     }
 
     @Test
-    fun `a number that is none, and another most likely token, fail`() {
-        val none = verify(replaying { it[7] = Float.NaN }, goldens, Limits())
-        assertEquals(Verdict.FAIL, none.verdict)
+    fun `a NaN and a different top token fail`() {
+        val nan = verify(replaying { it[7] = Float.NaN }, goldens, Limits())
+        assertEquals(Verdict.FAIL, nan.verdict)
         val other = verify(replaying { it[7] = 9f }, goldens, Limits(maxMeanKl = 1e9))
         assertTrue(other.failures.single().startsWith("top-1 outside near ties is "))
     }
 
     @Test
-    fun `a replay that is stopped leaves the session empty`() {
+    fun `a stopped replay leaves the session empty`() {
         val session = replaying()
         assertFailsWith<IllegalStateException> { verify(session, goldens, Limits()) { error("stopped") } }
         assertEquals(0, session.position)
-        val ends = replaying { error("the model ended") }
-        assertFailsWith<IllegalStateException> { verify(ends, goldens, Limits()) }
-        assertEquals(0, ends.position)
+        val failing = replaying { error("the model failed") }
+        assertFailsWith<IllegalStateException> { verify(failing, goldens, Limits()) }
+        assertEquals(0, failing.position)
         var steps = 0
         assertFailsWith<IllegalStateException> {
             val tokens = ScriptedSession { 3 }
@@ -96,7 +96,7 @@ class VerifyTest {
     }
 
     @Test
-    fun `speed is that of the clock, by the figures of gemma-runtime bench`() {
+    fun `speed follows the clock, with the figures of gemma-runtime bench`() {
         var now = 0L
         val inner = ScriptedSession { 3 }
         val session = object : Session by inner {
@@ -104,12 +104,12 @@ class VerifyTest {
 
             override fun decode(token: Int) = inner.decode(token).also { now += 20_000_000L }
         }
-        val found = measureSpeed(session, 400, Workload(listOf(4, 8), 4, 3), repeats = 2, nanoTime = { now })
-        assertEquals(listOf(4, 8), found.prompts.map { it.tokens })
-        assertEquals(Spread(8.0, 8.0, 8.0), found.prompts[1].firstTokenMs)
-        assertEquals(1000.0, found.prompts[0].tokensPerSecond.median, 1e-9)
-        assertEquals(Spread(50.0, 50.0, 50.0), found.decodeTokensPerSecond)
-        assertEquals(20.0, found.tokenP95Ms.high)
+        val benchmark = measureSpeed(session, 400, Workload(listOf(4, 8), 4, 3), repeats = 2, nanoTime = { now })
+        assertEquals(listOf(4, 8), benchmark.prompts.map { it.tokens })
+        assertEquals(Spread(8.0, 8.0, 8.0), benchmark.prompts[1].firstTokenMs)
+        assertEquals(1000.0, benchmark.prompts[0].tokensPerSecond.median, 1e-9)
+        assertEquals(Spread(50.0, 50.0, 50.0), benchmark.decodeTokensPerSecond)
+        assertEquals(20.0, benchmark.tokenP95Ms.high)
         assertEquals(Workload(listOf(32, 128), 128, 64), Workload.of(500))
         assertEquals(Workload(listOf(24), 12, 12), Workload.of(24))
         assertEquals(Spread(2.5, 1.0, 4.0), Spread.of(listOf(4.0, 1.0, 2.0, 3.0)))

@@ -1,7 +1,12 @@
-"""What calibration and distillation leave, as the store wants it."""
+"""Calibrated weights: the whole of calibration and distillation as one list of stages.
+
+Each stage writes files of the `Workspace`. What exists is not done again, so interrupted work goes
+on after its last file.
+"""
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +16,9 @@ from gemma_export.formats.codes import Codes
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.memory import kept_memory
 from gemma_export.model.config import TABLE, TABLE_FACTORS, GemmaConfig
-from gemma_export.progress import Stage
+from gemma_export.progress import Note, Stage, Tick, silent
 from gemma_export.quantize.calibrate.curvature import loss_peak_bytes
-from gemma_export.quantize.calibrate.fisher import information_peak_bytes, way_bytes
+from gemma_export.quantize.calibrate.fisher import end_way_back, information_peak_bytes, way_bytes
 from gemma_export.quantize.calibrate.gptq import SLICE
 from gemma_export.quantize.calibrate.layers import (
     TABLE_ROWS,
@@ -25,9 +30,15 @@ from gemma_export.quantize.calibrate.layers import (
 )
 from gemma_export.quantize.calibrate.stream import layer_bytes
 from gemma_export.quantize.calibrate.text import LENGTH
-from gemma_export.quantize.calibrate.workspace import Calibrator, pass_layers
+from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.distill.candidates import CANDIDATES
-from gemma_export.quantize.distill.distill import BATCH, distill, distill_bytes
+from gemma_export.quantize.distill.distill import (
+    BATCH,
+    distill,
+    distill_bytes,
+    pass_teacher,
+    teacher_bytes,
+)
 from gemma_export.quantize.recipe import Recipe
 
 _LIBRARIES = 768 << 20  # torch and its threads, and what parsing the tokenizer took
@@ -35,37 +46,60 @@ _DISTILLED = "distilled-2"  # raise it when what is learned changes
 
 
 @dataclass(frozen=True, slots=True)
+class CalibrationStage:
+    """Work that runs at one speed, and leaves files."""
+
+    name: str
+    run: Callable[[Workspace, Tick], None]
+    is_done: Callable[[Workspace], bool]  # or not needed for the recipe
+    bytes_left: Callable[[Workspace], int]  # of weights that it will still read, for progress
+
+
+def _is_ordered(work: Workspace) -> bool:
+    return work.recipe.rule(TABLE).rounding != "gptq" or work.channel_order.exists()
+
+
+def _is_distilled(work: Workspace) -> bool:
+    return not work.recipe.distilled or work.distilled_gain.exists()
+
+
+# In this order. All after the first work on the model with its channels in the order found there.
+STAGES = (
+    CalibrationStage("channels", weigh_table, _is_ordered, way_bytes),
+    CalibrationStage("teacher", pass_teacher, _is_distilled, teacher_bytes),
+    CalibrationStage("table", calibrate_table, lambda w: w.rounded_table.exists(), table_bytes),
+    CalibrationStage(
+        "calibrate", calibrate, lambda w: w.rounded_layers.last.exists(), calibrate_bytes
+    ),
+    CalibrationStage("distill", distill, _is_distilled, distill_bytes),
+)
+
+
+@dataclass(frozen=True, slots=True)
 class CalibratedWeights:
-    work: Calibrator
+    """Calibrates on demand, then gives the store its codes."""
+
+    work: Workspace
     stage: Stage
+    note: Note = silent
 
     @property
     def key(self) -> str:
         return f"{self.work.key} {_DISTILLED}" if self.work.recipe.distilled else self.work.key
 
     def round_all(self) -> None:
-        """All that is not done yet, in stages each of which goes on at one speed."""
-        work, config = self.work, self.work.checkpoint.config
-        if work.recipe.rule(TABLE).rounding == "gptq" and not work.file("order").exists():
-            with kept_memory(), self.stage("channels", way_bytes(work)) as tick:
-                weigh_table(work, tick)
-        work = work.arranged()
-        learns = work.recipe.distilled and not work.file("final").exists()
-        if learns:
-            layers = len(config.kinds) * layer_bytes(config)
-            with kept_memory(), self.stage("teacher", layers) as tick:
-                pass_layers(work, tick, "float")
-        with kept_memory(), self.stage("table", table_bytes(work)) as tick:
-            calibrate_table(work, tick)
-        with kept_memory(), self.stage("calibrate", calibrate_bytes(work)) as tick:
-            calibrate(work, tick)
-        if learns:
-            with kept_memory(), self.stage("distill", distill_bytes(work)) as tick:
-                distill(work, tick)
-        work.file("float", len(config.kinds)).unlink(missing_ok=True)  # large, and of no more use
+        """Run the stages that are not done yet."""
+        with self.work.locked(self.note):
+            for stage in STAGES:
+                work = self.work.arranged()
+                if not stage.is_done(work):
+                    with kept_memory(), self.stage(stage.name, stage.bytes_left(work)) as tick:
+                        stage.run(work, tick)
+            self.work.teacher_residuals.delete()  # large, and needed no more
+            end_way_back(self.work)
 
     def parts(self, name: str, start: int, stop: int) -> dict[str, Tensor]:
-        file = self._file(name)
+        file = SafetensorsFile(self._path(name))
         names = (f"{stem}.{part}" for stem in (f"{name}.fine", name) for part in Codes._fields)
         found = [n for n in (name, *names) if n in file.tensors]
         if not found:  # a gain that nothing learned
@@ -75,14 +109,12 @@ class CalibratedWeights:
             parts[TABLE_FACTORS] = factors  # whole beside the first rows
         return parts
 
-    def _file(self, name: str) -> SafetensorsFile:
-        return SafetensorsFile(self._path(name))
-
     def _path(self, name: str) -> Path:
-        distilled = self.work.recipe.distilled
+        """The file that holds a tensor's final values."""
+        work, distilled = self.work, self.work.recipe.distilled
         if layer := re.match(r"model\.layers\.(\d+)\.", name):
-            return self.work.file("distilled" if distilled else "layer", int(layer[1]))
-        return self.work.file("final" if distilled and name != TABLE else "table")
+            return (work.distilled_layers if distilled else work.rounded_layers)[int(layer[1])]
+        return work.distilled_gain if distilled and name != TABLE else work.rounded_table
 
 
 def peak_bytes(config: GemmaConfig, recipe: Recipe, bits: float | None = None) -> int:

@@ -1,0 +1,200 @@
+"""`gemma-export cache`: list and remove what is in the cache folder. Does not import torch.
+
+Other imports that take long are made where they are used, so that `--help` does not wait for them.
+"""
+
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gemma_runtime.cache import ABOUT, About, cache_folder
+from gemma_runtime.errors import CacheError
+
+app = typer.Typer(help="List and remove what exports keep in the cache folder.")
+
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_UNITS = {"h": 3600, "d": 86400, "w": 7 * 86400}
+_SHOWN = 12  # characters of a key; a beginning that only one entry has is enough
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing in the cache that is used, and removed, as a whole."""
+
+    key: str
+    kind: str  # store, calibration, runner or weights
+    path: Path
+    model: str = ""
+    recipe: str = ""
+
+    def files(self) -> list[Path]:
+        """All of its files; of a store also what an interrupted export left of it."""
+        if self.path.is_dir():
+            return [path for path in self.path.rglob("*") if path.is_file()]
+        return [path for path in self.path.parent.glob(f"{self.path.stem}.*") if path.is_file()]
+
+    @property
+    def bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.files())
+
+    @property
+    def age_seconds(self) -> float:
+        """Since it was written or used last."""
+        newest = max((path.stat().st_mtime for path in self.files()), default=0.0)
+        return max(0.0, time.time() - newest)
+
+
+def find_entries(folder: Path) -> list[Entry]:
+    """All that is in a cache folder, oldest first. Other files there are not ours."""
+    found = [*_stores(folder / "stores"), *_calibrations(folder / "calibrated")]
+    found += [Entry(p.name, "runner", p) for p in _inside(folder / "native") if p.is_dir()]
+    found += [Entry(p.name, "weights", p) for p in _inside(folder) if p.suffix == ".gguf"]
+    return sorted(found, key=lambda entry: -entry.age_seconds)
+
+
+def _inside(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _stores(folder: Path) -> Iterator[Entry]:
+    paths = [path for path in _inside(folder) if path.suffix != ".lock"]
+    for stem in sorted({path.stem for path in paths}):
+        path = folder / f"{stem}.safetensors"
+        metadata = _metadata(path)
+        model, recipe = (str(metadata.get(name, "")) for name in ("model", "recipe"))
+        yield Entry(stem, "store", path, model, recipe)
+
+
+def _calibrations(folder: Path) -> Iterator[Entry]:
+    for path in _inside(folder):
+        if path.is_dir():
+            about = _about(path)
+            yield Entry(path.name, "calibration", path, about.model, about.recipe)
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """Of a safetensors file; empty where that can't be read."""
+    import msgspec
+
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = msgspec.json.decode(file.read(min(length, 100_000_000)))
+        return dict(header["__metadata__"])
+    except (OSError, msgspec.DecodeError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def _about(folder: Path) -> About:
+    import msgspec
+
+    try:
+        return msgspec.json.decode((folder / ABOUT).read_bytes(), type=About)
+    except (OSError, msgspec.DecodeError):
+        return About("", "", "")
+
+
+def remove_entry(entry: Entry) -> bool:
+    """Remove an entry; returns False, and leaves it, where a running export uses it."""
+    from gemma_export.cache_lock import removable
+
+    with removable(entry.path) as free:
+        if free:
+            for path in entry.files():
+                if path.suffix != ".lock":  # those are held while this runs
+                    path.unlink(missing_ok=True)
+            if entry.path.is_dir():
+                shutil.rmtree(entry.path)
+        return free
+
+
+@app.command("list")
+def list_cache(json: _Json = False) -> None:
+    """Show what the cache holds: model, recipe, size, and when it was used last."""
+    folder = cache_folder()
+    entries = find_entries(folder)
+    if json:
+        import msgspec
+
+        rows = [{**asdict(e), "bytes": e.bytes, "age_seconds": e.age_seconds} for e in entries]
+        sys.stdout.buffer.write(msgspec.json.encode(rows, enc_hook=str) + b"\n")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from gemma_runtime.machine import format_bytes
+
+    total = format_bytes(sum(entry.bytes for entry in entries))
+    table = Table("key", "kind", "model", "recipe", "size", "used", box=None, title=f"{folder}")
+    for entry in entries:
+        key = entry.key if entry.kind == "weights" else entry.key[:_SHOWN]
+        used = f"{_age(entry.age_seconds)} ago"
+        row = (entry.kind, entry.model, entry.recipe, format_bytes(entry.bytes), used)
+        table.add_row(key, *row)
+    Console().print(table)
+    print(f"{len(entries)} entries, {total}")
+
+
+@app.command()
+def remove(
+    keys: Annotated[
+        list[str] | None, typer.Argument(help="Keys of `list`, or how they begin.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Remove all entries.")] = False,
+) -> None:
+    """Remove entries. What a running export uses stays."""
+    if bool(keys) == everything:
+        raise typer.BadParameter("give KEY… or --all; gemma-export cache list shows keys")
+    entries = find_entries(cache_folder())
+    _remove(entries if everything else [_named(entries, key) for key in keys or []])
+
+
+@app.command()
+def prune(
+    older_than: Annotated[str, typer.Option(help="Age since the last use: 12h, 30d, 8w.")],
+) -> None:
+    """Remove entries that were not used for some time."""
+    limit = _seconds(older_than)
+    _remove([entry for entry in find_entries(cache_folder()) if entry.age_seconds > limit])
+
+
+def _remove(entries: list[Entry]) -> None:
+    """Remove entries and print what was freed; raises CacheError if some are in use."""
+    from gemma_runtime.machine import format_bytes
+
+    sizes = {entry.key: entry.bytes for entry in entries}
+    gone = [entry for entry in entries if remove_entry(entry)]
+    freed = format_bytes(sum(sizes[entry.key] for entry in gone))
+    print(f"removed {len(gone)} entries, {freed}")
+    if used := [entry.key[:_SHOWN] for entry in entries if entry not in gone]:
+        raise CacheError(f"{', '.join(used)} not removed: a running gemma-export uses it; wait")
+
+
+def _named(entries: list[Entry], key: str) -> Entry:
+    found = [entry for entry in entries if entry.key.startswith(key)]
+    if len(found) != 1:
+        raise CacheError(
+            f"{len(found)} entries of the cache begin with {key!r}, expected one; "
+            "gemma-export cache list shows the keys"
+        )
+    return found[0]
+
+
+def _seconds(text: str) -> float:
+    count, unit = text[:-1], text[-1:]
+    if unit not in _UNITS or not count.isdecimal():
+        raise typer.BadParameter(f"{text!r} is not an age; write it like 12h, 30d or 8w")
+    return int(count) * _UNITS[unit]
+
+
+def _age(seconds: float) -> str:
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min"
+    unit = "d" if seconds >= 86400 else "h"
+    return f"{seconds / _UNITS[unit]:.0f} {unit}"

@@ -1,0 +1,138 @@
+"""The families of Gemma as data. To add a family, add an entry to FAMILIES.
+
+The config reader, `--family`, `--size`, and the GGUF reader and writer all use it.
+
+Sources: Hugging Face `configuration_gemma2.py` and `configuration_gemma3.py`, the `config.json` of
+each hub repository, google/gemma_pytorch `config.py`, llama.cpp `src/models/gemma2.cpp`,
+`gemma3.cpp` and `conversion/gemma.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class GgufFamily:
+    """What llama.cpp hard-codes for a family instead of storing it in the file."""
+
+    required: tuple[str, ...]  # keys that have no default, without the architecture's prefix
+    width_scaled_layers: int  # the layer count at which queries are scaled by width / heads
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One family. `name` is used for `--family`, for GGUF's architecture and in manifests."""
+
+    name: str
+    title: str
+    model_type: str  # in config.json
+    defaults: Json  # transformers' defaults for fields missing in config.json
+    global_every: int  # every n-th layer is global, unless config.json lists the layers
+    period_keys: tuple[str, ...]  # fields of config.json that override n
+    rope_base: float
+    local_rope_base: float | None  # None: the same as on global layers
+    qk_norm: bool
+    gguf: GgufFamily
+    hub_id: str  # of an official checkpoint, with {size}
+    sizes: Mapping[str, Json]  # value of --size → config.json, smallest first
+
+
+def _shape(layers: int, width: int, ffn: int, heads: int, kv_heads: int) -> dict[str, int]:
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "intermediate_size": ffn,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+    }
+
+
+# transformers' defaults for both families.
+_DEFAULTS: Json = {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "rms_norm_eps": 1e-6,
+    "eos_token_id": 1,
+}
+_GEMMA2: Json = {
+    "model_type": "gemma2",
+    "vocab_size": 256000,
+    "head_dim": 256,
+    "sliding_window": 4096,
+    "max_position_embeddings": 8192,
+    "eos_token_id": [1, 107],
+}
+_GEMMA3_SMALL: Json = {
+    "model_type": "gemma3_text",
+    "vocab_size": 262144,
+    "head_dim": 256,
+    "sliding_window": 512,
+    "max_position_embeddings": 32768,
+    "rope_scaling": None,
+    "eos_token_id": [1, 106],
+}
+_GEMMA3: Json = {
+    **_GEMMA3_SMALL,
+    "vocab_size": 262208,
+    "sliding_window": 1024,
+    "max_position_embeddings": 131072,
+    "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+}
+# The 27b models scale queries by width / heads, not by the head size.
+_GEMMA2_27B = {"head_dim": 128, "query_pre_attn_scalar": 144}
+_GEMMA3_27B = {"head_dim": 128, "query_pre_attn_scalar": 168}
+
+FAMILIES: Mapping[str, Family] = {
+    "gemma2": Family(
+        name="gemma2",
+        title="Gemma 2",
+        model_type="gemma2",
+        defaults={
+            **_DEFAULTS,
+            "vocab_size": 256000,
+            "max_position_embeddings": 8192,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        },
+        global_every=2,
+        period_keys=(),
+        rope_base=10_000.0,
+        local_rope_base=None,
+        qk_norm=False,
+        gguf=GgufFamily(required=(), width_scaled_layers=46),
+        hub_id="google/gemma-2-{size}-it",
+        sizes={
+            "2b": {**_GEMMA2, **_shape(26, 2304, 9216, 8, 4)},
+            "9b": {**_GEMMA2, **_shape(42, 3584, 14336, 16, 8)},
+            "27b": {**_GEMMA2, **_shape(46, 4608, 36864, 32, 16), **_GEMMA2_27B},
+        },
+    ),
+    "gemma3": Family(
+        name="gemma3",
+        title="Gemma 3",
+        model_type="gemma3_text",
+        defaults={**_DEFAULTS, "vocab_size": 262208, "max_position_embeddings": 131072},
+        global_every=6,
+        period_keys=("sliding_window_pattern", "_sliding_window_pattern"),
+        rope_base=1_000_000.0,
+        local_rope_base=10_000.0,
+        qk_norm=True,
+        gguf=GgufFamily(
+            required=("attention.sliding_window", "rope.freq_base"), width_scaled_layers=62
+        ),
+        hub_id="google/gemma-3-{size}-it",
+        sizes={
+            "270m": {**_GEMMA3_SMALL, **_shape(18, 640, 2048, 4, 1)},
+            "1b": {**_GEMMA3_SMALL, **_shape(26, 1152, 6912, 4, 1)},
+            "4b": {**_GEMMA3, **_shape(34, 2560, 10240, 8, 4)},
+            "12b": {**_GEMMA3, **_shape(48, 3840, 15360, 16, 8)},
+            "27b": {**_GEMMA3, **_shape(62, 5376, 21504, 32, 16), **_GEMMA3_27B},
+        },
+    ),
+}

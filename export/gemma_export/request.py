@@ -1,0 +1,79 @@
+"""What a user asks for, checked and planned: no weight is read here, and torch is not imported."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from gemma_export.checkpoint.open import open_checkpoint, planned_config
+from gemma_export.model.config import GemmaConfig
+from gemma_export.model.sizes import find_official
+from gemma_export.plan import Plan, make_plan
+from gemma_export.quantize.recipe import Recipe
+from gemma_export.targets import Geometry, Target, load_targets
+from gemma_runtime.errors import TargetError
+
+_DEFAULT_CONTEXT, _DEFAULT_PREFILL = 4096, 512
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    targets: tuple[str, ...]
+    recipe: Recipe
+    checkpoint: str | None = None  # None: the official one of `size`
+    size: str | None = None
+    family: str | None = None
+    config_file: Path | None = None  # shape of random weights
+    context_length: int | None = None
+    prefill_length: int | None = None
+    full_cache: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)  # of single targets, by name
+    output: Path | None = None
+    max_ram: int | None = None  # bytes
+    force: bool = False
+    require_exact: bool = False
+    eval_text: Path | None = None  # text whose float32 probabilities every bundle stores
+    calibration: Path | None = None  # text of the user's own, for recipes that are calibrated
+    bits: float | None = None  # per weight: the recipe's int4, and int8 as far as that goes
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether calibration text is read, by the recipe or to spend the bits."""
+        return self.recipe.is_calibrated or self.bits is not None
+
+
+def check_request(request: ExportRequest) -> None:
+    """Raise what is wrong with the names in a request."""
+    load_targets(request.targets, request.options)
+    if request.size:
+        find_official(request.size, request.family)
+
+
+def plan_exports(request: ExportRequest) -> list[Plan]:
+    """What each bundle would weigh and need, without reading a weight."""
+    targets = load_targets(request.targets, request.options)
+    if request.checkpoint and any(rule.rounding == "kept" for rule in request.recipe.rules):
+        from gemma_export.quantize.kept import resolve_recipe  # asks the weights, with torch
+
+        checkpoint = open_checkpoint(request.checkpoint, request.size, request.family)
+        request = replace(request, recipe=resolve_recipe(request.recipe, checkpoint).recipe)
+    config = planned_config(request.checkpoint, request.size, request.family, request.config_file)
+    return [plan_export(config, request, target) for target in targets]
+
+
+def plan_export(config: GemmaConfig, request: ExportRequest, target: Target) -> Plan:
+    """The plan of one bundle. Raises TargetError for what the target has no kernel for."""
+    geometry = export_geometry(request, config)
+    formats = request.recipe.formats(config)
+    target.check(formats, geometry)
+    return make_plan(config, formats, target.caches(config, geometry), geometry, target.name)
+
+
+def export_geometry(request: ExportRequest, config: GemmaConfig) -> Geometry:
+    longest = config.max_position
+    context = request.context_length or min(_DEFAULT_CONTEXT, longest)
+    prefill = request.prefill_length or min(_DEFAULT_PREFILL, context)
+    if not 2 <= context <= longest:
+        raise TargetError(f"--context is {context}; this model reads 2 to {longest} tokens")
+    if not 1 <= prefill <= context:
+        raise TargetError(f"--prefill is {prefill}; it can be 1 to the context of {context}")
+    return Geometry(context, prefill, request.full_cache)

@@ -1,0 +1,240 @@
+"""The cache: shared by processes, checked when read, listed and removed."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gemma_export.cache_command import find_entries
+from gemma_export.cache_lock import InUse, exclusive, removable
+from gemma_export.checkpoint import Checkpoint
+from gemma_export.checkpoint.folder import open_folder
+from gemma_export.cli import run
+from gemma_export.quantize.recipe import find_recipe
+from gemma_export.quantize.store import QuantizedStore, open_or_build_store
+from gemma_runtime.cache import cache_folder
+from tests.export.conftest import export_folder
+from tests.export.models import GEMMA2, save_tiny
+
+_CLI = [
+    sys.executable,
+    "-c",
+    "import sys; from gemma_export.cli import run; sys.exit(run(sys.argv[1:]))",
+]
+_HOLD = """
+import sys
+from pathlib import Path
+from gemma_export.cache_lock import exclusive
+
+with exclusive(Path(sys.argv[1]), "at work", print):
+    print("in", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    folder = tmp_path_factory.mktemp("model")
+    save_tiny(GEMMA2, folder)
+    return open_folder(folder)
+
+
+@pytest.fixture
+def store(checkpoint: Checkpoint, cache: Path) -> QuantizedStore:
+    return open_or_build_store(checkpoint, find_recipe("int4"))
+
+
+def _failing(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    assert run(list(flags)) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+def test_a_second_process_waits_for_the_first_and_says_so(tmp_path: Path) -> None:
+    notes: list[str] = []
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(tmp_path / "thing")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "in\n"
+
+    def note(text: str) -> None:
+        notes.append(text)
+        holder.communicate()  # closes its stdin, which ends it
+
+    with removable(tmp_path / "thing") as free:
+        assert not free
+    with exclusive(tmp_path / "thing", "rounding tiny", note):
+        assert holder.returncode == 0
+    assert notes == ["another gemma-export is rounding tiny; waiting for it to finish"]
+
+
+def test_a_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(tmp_path / "thing")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"in\n"
+    holder.kill()
+    holder.communicate()
+    with exclusive(tmp_path / "thing", "at work", pytest.fail):
+        pass
+
+
+def test_two_processes_calibrate_one_model_at_the_same_time(tmp_path: Path) -> None:
+    """They share a folder, and the one that ended first deleted what the other still read."""
+    save_tiny(GEMMA2, tmp_path / "model")
+    environment = {**os.environ, "GEMMA_EXPORT_CACHE": str(tmp_path / "shared")}
+    running = {}
+    for quant in ("int4-distilled", "int4-gptq"):
+        flags = ["--checkpoint", str(tmp_path / "model"), "--quant", quant, "--context", "64"]
+        flags += ["--output", str(tmp_path / quant), "--json"]
+        running[quant] = subprocess.Popen(
+            _CLI + flags, env=environment, stdout=subprocess.PIPE, text=True
+        )
+    found = {}
+    for quant, process in running.items():
+        text, _ = process.communicate()
+        assert process.returncode == 0
+        found[quant] = json.loads(text)[0]["codes_digest"]
+    for quant, digest in found.items():
+        bundle = export_folder(tmp_path / "model", quant, tmp_path / f"alone-{quant}", 64)
+        assert bundle.manifest.quantization.codes_digest == digest
+
+
+@pytest.mark.parametrize("place", ["length", "header", "codes", "gain"])
+def test_a_damaged_store_is_built_again(
+    checkpoint: Checkpoint, store: QuantizedStore, place: str
+) -> None:
+    before, digest = store.path.read_bytes(), store.codes_digest
+    info = store.file.tensors
+    at = {
+        "length": 2,
+        "header": before.index(digest.encode()),
+        "codes": info["model.layers.0.mlp.up_proj.weight.codes"].offset + 7,
+        "gain": info["model.norm.weight"].offset,
+    }[place]
+    store.path.write_bytes(before[:at] + bytes([before[at] ^ 1]) + before[at + 1 :])
+    notes: list[str] = []
+    again = open_or_build_store(checkpoint, find_recipe("int4"), None, None, notes.append)
+    assert notes == [f"the cached store {store.path} is damaged; building it again"]
+    assert again.path.read_bytes() == before
+
+
+def test_a_store_in_use_is_not_removed(
+    store: QuantizedStore, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = store.path.stem
+    line = _failing(capsys, "cache", "remove", key[:8])
+    assert line.startswith(f"error: {key[:12]} not removed: a running gemma-export uses it")
+    assert store.path.exists()
+
+
+def test_entries_are_listed_with_what_they_were_made_from_and_removed(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_tiny(GEMMA2, tmp_path / "model")
+    export_folder(tmp_path / "model", "int4-gptq", tmp_path / "out", 64)
+    capsys.readouterr()
+    assert run(["cache", "list", "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert {entry["kind"] for entry in entries} == {"store", "calibration"}
+    for entry in entries:
+        assert entry["model"].endswith("model")
+        assert entry["recipe"] == "int4-gptq"
+        assert entry["bytes"] > 10_000
+        assert 0 <= entry["age_seconds"] < 3600
+    assert run(["cache", "list"]) == 0
+    assert "2 entries" in capsys.readouterr().out
+    assert run(["cache", "remove", entries[0]["key"]]) == 0
+    assert [entry.key for entry in find_entries(cache)] == [entries[1]["key"]]
+    assert run(["cache", "remove", "--all"]) == 0
+    assert find_entries(cache) == []
+    assert not [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def test_pruning_removes_what_was_not_used_for_that_long(
+    checkpoint: Checkpoint, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = (open_or_build_store(checkpoint, find_recipe(n)).path for n in ("int4", "int8"))
+    week_ago = time.time() - 7 * 86400
+    os.utime(old, (week_ago, week_ago))
+    for lock in old.parent.glob("*.lock"):
+        os.utime(lock, (week_ago, week_ago))
+    assert run(["cache", "prune", "--older-than", "8d"]) == 0
+    assert old.exists()
+    assert run(["cache", "prune", "--older-than", "6d"]) == 0
+    assert not old.exists()
+    assert new.exists()
+    assert run(["cache", "prune", "--older-than", "soon"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["remove", "abc"], "0 entries of the cache begin with 'abc', expected one"),
+        (["remove", ""], "2 entries of the cache begin with '', expected one"),
+    ],
+)
+def test_a_key_that_names_no_single_entry_is_refused(
+    cache: Path, capsys: pytest.CaptureFixture[str], flags: list[str], match: str
+) -> None:
+    for name in ("first", "second"):
+        (cache / "native" / name).mkdir(parents=True)
+    assert match in _failing(capsys, "cache", *flags)
+
+
+def test_the_cache_command_does_not_import_torch(cache: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from gemma_export.cli import run"
+    code += "; sys.exit(run(['cache', 'list']))"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_an_unwritable_cache_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(place))
+        line = _failing(capsys, "--checkpoint", "nowhere")
+        assert line.startswith(f"error: can't write to the cache folder {place}: ")
+        assert "set GEMMA_EXPORT_CACHE" in line
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="places of Linux")
+def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.delenv("GEMMA_EXPORT_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_folder() == Path("/home/somebody/.cache/gemma-export")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert cache_folder() == Path("/caches/gemma-export")
+    monkeypatch.setenv("GEMMA_EXPORT_CACHE", "/mine")
+    assert cache_folder() == Path("/mine")
+
+
+def test_what_is_used_can_be_removed_once_nobody_uses_it(tmp_path: Path) -> None:
+    path = tmp_path / "thing"
+    uses = [InUse(path), InUse(path)]
+    while uses:
+        with removable(path) as free:
+            assert not free
+        uses.pop()
+    with removable(path) as free:
+        assert free
