@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 import gemma_runtime
-from gemma_runtime import session
+from gemma_runtime.backend_table import BACKENDS as TABLE
 
 MODULES = [
     module.name
@@ -46,7 +46,7 @@ def test_a_backend_imports_its_runtime_only_when_a_session_is_opened(backend: st
 
 
 def test_every_target_has_a_backend_among_those_tested() -> None:
-    assert {module.partition(":")[0] for module in session.BACKENDS.values()} <= set(BACKENDS)
+    assert {own.opener.partition(":")[0] for own in TABLE.values()} <= set(BACKENDS)
 
 
 def test_no_backend_and_no_terminal_is_loaded_by_importing_the_package() -> None:

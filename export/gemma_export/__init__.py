@@ -8,7 +8,7 @@ Importing the package loads nothing: a name is imported when it is first used. E
 torch, which the extras bring; planning does not.
 """
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from gemma_runtime.errors import MissingExtra
@@ -48,6 +48,8 @@ if not TYPE_CHECKING:  # else every misspelt name would pass the type checker
     def __getattr__(name: str) -> object:
         """Import a public name from its module (PEP 562). Raises MissingExtra without torch."""
         if name == "__version__":
+            from importlib import metadata
+
             return metadata.version("gemma-export")
         for home, names in _HOMES.items():
             if name in names:

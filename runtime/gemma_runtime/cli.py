@@ -2,31 +2,20 @@
 
 import sys
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
-from rich.console import Console
-from rich.status import Status
-from rich.text import Text
 
-from gemma_runtime.bundle import Bundle, open_bundle
 from gemma_runtime.command import run_app
-from gemma_runtime.contents.inspection import compare_bundles, render_comparison
 from gemma_runtime.errors import ContextFull, TokenizerError
-from gemma_runtime.measure.bench import measure
-from gemma_runtime.measure.bench_table import render_benchmark
-from gemma_runtime.measure.profile import profile_bundle, render_profile
-from gemma_runtime.proof.evaluate import evaluate_bundle, render_evaluation
-from gemma_runtime.proof.teacher import read_segments
-from gemma_runtime.proof.verify import Verdict, render_verification, verify_bundle
-from gemma_runtime.session import open_session
-from gemma_runtime.text.chat import Message, encode_chat
-from gemma_runtime.text.generate import Conversation, Generation, TextGeneration, generate_text
-from gemma_runtime.text.sampler import Sampling
-from gemma_runtime.text.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:  # each command imports what it needs: --help is not kept waiting
+    from rich.console import RenderableType
+
+    from gemma_runtime.bundle import Bundle
+    from gemma_runtime.text.generate import Conversation, Generation, TextGeneration
+    from gemma_runtime.text.tokenizer import Tokenizer
 
 _HELP = """Run, check and measure the bundles that gemma-export writes. Needs no torch.
 
@@ -53,16 +42,28 @@ Exit codes: 0 right, 2 wrong usage, 1 a check failed or the input was refused.
 
 app = typer.Typer(
     help=_HELP,
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _check_threads(threads: int | None) -> int | None:
+    """Refuse too many before the bundle is read."""
+    if threads is not None:
+        from gemma_runtime.machine import check_threads
+
+        check_threads(threads)
+    return threads
+
+
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")]
 BundlePaths = Annotated[list[Path], typer.Argument(metavar="BUNDLE", help="One or more bundles.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads. \\[the physical cores]")]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, callback=_check_threads, help="Threads. \\[the physical cores]"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Figures as JSON on stdout.")]
 NewTokens = Annotated[int, typer.Option(min=1, help="Tokens to write at most.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token every time.")]
@@ -77,6 +78,8 @@ System = Annotated[str | None, typer.Option(help="Instructions before the first 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib import metadata
+
         print(f"gemma-runtime {metadata.version('gemma-export')}")
         raise typer.Exit
 
@@ -110,6 +113,12 @@ def run(
     json: Json = False,
 ) -> None:
     """Write what follows a prompt, token by token."""
+    from gemma_runtime.bundle import open_bundle
+    from gemma_runtime.session import open_session
+    from gemma_runtime.text.generate import generate_text
+    from gemma_runtime.text.sampler import Sampling
+    from gemma_runtime.text.tokenizer import load_tokenizer
+
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     text = _read_stdin() if prompt == "-" else prompt
     opened = open_bundle(bundle)
@@ -151,6 +160,12 @@ def chat(
     With --json every reply is a line of figures. A turn that no longer fits is refused; where
     turns are piped in, that ends the chat.
     """
+    from gemma_runtime.bundle import open_bundle
+    from gemma_runtime.session import open_session
+    from gemma_runtime.text.generate import Conversation
+    from gemma_runtime.text.sampler import Sampling
+    from gemma_runtime.text.tokenizer import load_tokenizer
+
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     opened = open_bundle(bundle)
     with open_session(opened, threads) as session:
@@ -176,11 +191,14 @@ def verify(bundle: BundlePath, threads: Threads = None, json: Json = False) -> N
 
     Exits with 0 on PASS alone. AMBIGUOUS: no limit is broken, but too many positions are near ties.
     """
+    from gemma_runtime.bundle import open_bundle
+    from gemma_runtime.proof.verify import Verdict, render_verification, verify_bundle
+
     verification = verify_bundle(open_bundle(bundle), threads)
     if json:
         _print_json(verification)
     else:
-        Console().print(render_verification(str(bundle), verification))
+        _print(render_verification(str(bundle), verification))
     if verification.verdict is not Verdict.PASS:
         raise typer.Exit(1)
 
@@ -200,6 +218,13 @@ def bench(
 
     Measure on an idle machine: a busy one is warned of, and its times are too long.
     """
+    from rich.console import Console
+    from rich.status import Status
+    from rich.text import Text
+
+    from gemma_runtime.measure.bench import measure
+    from gemma_runtime.measure.bench_table import render_benchmark
+
     if profile:
         _profile(bundles, threads, json)
         return
@@ -214,16 +239,21 @@ def bench(
     if json:
         _print_json(benchmark)
     else:
-        Console().print(render_benchmark(benchmark))
+        _print(render_benchmark(benchmark))
 
 
 def _profile(bundles: list[Path], threads: int | None, json: bool) -> None:
+    from rich.text import Text
+
+    from gemma_runtime.bundle import open_bundle
+    from gemma_runtime.measure.profile import profile_bundle, render_profile
+
     profiles = {str(path): profile_bundle(open_bundle(path), threads) for path in bundles}
     if json:
         _print_json(profiles)
         return
     for path, profile in profiles.items():
-        Console().print(Text(path), render_profile(profile), sep="\n")
+        _print(Text(path), render_profile(profile))
 
 
 @app.command("eval")
@@ -243,22 +273,29 @@ def evaluate(
 
     The teacher is in bundles that were exported with --eval-text; else perplexity alone is told.
     """
+    from gemma_runtime.bundle import open_bundle
+    from gemma_runtime.proof.evaluate import evaluate_bundle, render_evaluation
+    from gemma_runtime.proof.teacher import read_segments
+
     texts = read_segments(text) if text else None
     evaluation = evaluate_bundle(open_bundle(bundle), texts, threads)
     if json:
         _print_json(evaluation)
     else:
-        Console().print(render_evaluation(str(bundle), evaluation))
+        _print(render_evaluation(str(bundle), evaluation))
 
 
 @app.command()
 def inspect(bundles: BundlePaths, json: Json = False) -> None:
     """Tell what bundles hold; of several, also whether they hold the same codes."""
+    from gemma_runtime.bundle import open_bundle
+    from gemma_runtime.contents.inspection import compare_bundles, render_comparison
+
     comparison = compare_bundles([open_bundle(bundle) for bundle in bundles])
     if json:
         _print_json(comparison)
     else:
-        Console().print(render_comparison(comparison))
+        _print(render_comparison(comparison))
 
 
 def main() -> None:
@@ -282,8 +319,10 @@ def _read_stdin() -> str:
 
 
 def _encode(
-    bundle: Bundle, tokenizer: Tokenizer, text: str, system: str | None, chat: bool
+    bundle: "Bundle", tokenizer: "Tokenizer", text: str, system: str | None, chat: bool
 ) -> list[int]:
+    from gemma_runtime.text.chat import Message, encode_chat
+
     manifest = bundle.manifest
     if not chat:
         if system is not None:
@@ -295,7 +334,7 @@ def _encode(
     return encode_chat(tokenizer, manifest.chat_template, messages, manifest.bos_token)
 
 
-def _reply(conversation: Conversation, line: str, max_new_tokens: int, json: bool) -> None:
+def _reply(conversation: "Conversation", line: str, max_new_tokens: int, json: bool) -> None:
     try:
         reply = conversation.send(line, max_new_tokens)
     except ContextFull as error:
@@ -310,14 +349,14 @@ def _reply(conversation: Conversation, line: str, max_new_tokens: int, json: boo
         _print_json(reply.result)
 
 
-def _stream(generation: TextGeneration) -> None:
+def _stream(generation: "TextGeneration") -> None:
     for piece in generation:
         print(piece, end="", flush=True)
     print()
     print(_speed(generation.result), file=sys.stderr)
 
 
-def _speed(result: Generation) -> str:
+def _speed(result: "Generation") -> str:
     decoding = result.seconds - result.first_token_seconds
     rate = f"{(result.new_tokens - 1) / decoding:.1f} tokens/s" if decoding > 0 else "no rate"
     return (
@@ -339,6 +378,14 @@ def _lines() -> Iterable[str]:
         yield line
 
 
+def _print(*shown: "RenderableType") -> None:
+    from rich.console import Console
+
+    Console().print(*shown, sep="\n")
+
+
 def _print_json(value: object) -> None:
+    import msgspec
+
     sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
     sys.stdout.buffer.flush()

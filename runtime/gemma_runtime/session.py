@@ -1,27 +1,20 @@
 """A session: one loaded artifact and its KV caches. It knows token ids, not text."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Callable, Sequence
 from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from packaging.version import InvalidVersion, Version
 
+from gemma_runtime.backend_table import BACKENDS, load_function
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import ContextFull, SessionError
+from gemma_runtime.machine import check_threads
 from gemma_runtime.manifest import Manifest
 
 Logits = NDArray[np.float32]
-
-BACKENDS: Mapping[str, str] = {
-    "onnx": "gemma_runtime.backends.ort:open_ort_session",
-    "coreml": "gemma_runtime.backends.coreml:open_coreml_session",
-    "coreai": "gemma_runtime.backends.coreai:open_coreai_session",
-    "executorch": "gemma_runtime.backends.executorch:open_executorch_session",
-    "gguf": "gemma_runtime.backends.llama:open_llama_session",
-}
 
 
 class Session(Protocol):
@@ -115,15 +108,15 @@ def open_session(bundle: Bundle, threads: int | None = None, exact: bool = False
     `exact` loads the graph that rounds no activations, which tells a fault from rounding; raises
     SessionError where the bundle has none.
     """
+    check_threads(threads)
     target = bundle.manifest.target.name
     if target not in BACKENDS:
         raise SessionError(f"no backend runs target {target!r}; there are: {', '.join(BACKENDS)}")
     graph = "exact" if exact else "decode"
     if graph not in bundle.manifest.graphs:
         raise SessionError(f"{bundle.directory} holds no {graph} graph; export it again")
-    module, function = BACKENDS[target].split(":")
-    opener: Callable[[Bundle, int | None, str], Session] = getattr(import_module(module), function)
-    return opener(bundle, threads, graph)
+    session: Session = load_function(BACKENDS[target].opener)(bundle, threads, graph)
+    return session
 
 
 def check_room(position: int, new: int, context_length: int) -> None:

@@ -21,7 +21,7 @@ from gemma_export.quantize.calibrate.text import Calibration
 from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
-from gemma_export.targets import NO_OPTIONS, TargetOptions
+from gemma_export.targets import Options
 from gemma_runtime.bundle import Bundle
 from tests.export.models import GEMMA2, TINIES, Tiny, save_tiny
 
@@ -65,7 +65,7 @@ def export_folder(
     full_cache: bool = False,
     target: str = "onnx",
     prefill: int = 24,
-    options: TargetOptions = NO_OPTIONS,
+    options: Options | None = None,
 ) -> Bundle:
     """Export a folder with a named recipe."""
     request = ExportRequest(
@@ -75,7 +75,7 @@ def export_folder(
         context_length=context,
         prefill_length=min(prefill, context),
         full_cache=full_cache,
-        options=options,
+        options=options or {},
         output=output,
     )
     (result,) = export_bundles(request, QuietReporter())

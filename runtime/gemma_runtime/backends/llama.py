@@ -10,22 +10,22 @@ from typing import Any
 import numpy as np
 
 from gemma_runtime.bundle import Bundle
-from gemma_runtime.errors import SessionError
+from gemma_runtime.errors import MissingExtra, SessionError
 from gemma_runtime.machine import physical_cores
 from gemma_runtime.manifest import Manifest
 from gemma_runtime.session import ChunkedSession, Logits
 
 
 def open_llama_session(bundle: Bundle, threads: int | None, graph: str) -> "LlamaSession":
-    """Load the bundle's GGUF file; raises SessionError where llama.cpp is missing or refuses it."""
+    """Load the bundle's GGUF file.
+
+    Raises MissingExtra if llama.cpp is not installed, SessionError if it refuses the file.
+    """
     path = bundle.directory / bundle.manifest.graph(graph).file
     try:
         import llama_cpp
     except ModuleNotFoundError as error:
-        raise SessionError(
-            f"{path} is for llama.cpp, which is not installed; run: pip install llama-cpp-python, "
-            "or give the file to llama-cli or Ollama"
-        ) from error
+        raise MissingExtra("llama-cpp-python", "llama") from error
     _silence(llama_cpp)
     llama_cpp.llama_backend_init()
     settings = llama_cpp.llama_model_default_params()

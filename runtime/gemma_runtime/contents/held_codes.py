@@ -5,7 +5,7 @@ row, float16 scales, zero points packed row by row. N rows, G groups per row.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from gemma_runtime.backend_table import BACKENDS, load_function
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.contents.codes_gguf import read_gguf_codes
 from gemma_runtime.contents.digests import combine_digests, parts_digest
@@ -49,9 +50,10 @@ def codes_digest(bundle: Bundle) -> str | None:
     for a weight that is not there or a file that is damaged.
     """
     formats = _quantized(bundle.manifest)
-    reader = _READERS.get(bundle.manifest.target.name)
-    if not formats or reader is None:
+    backend = BACKENDS.get(bundle.manifest.target.name)
+    if not formats or backend is None or backend.held_codes is None:
         return None
+    reader: Callable[[Bundle], Iterator[HeldWeight]] = load_function(backend.held_codes)
     try:
         digests = {weight.name: _digest(weight) for weight in reader(bundle)}
     except (OSError, ValueError, KeyError) as error:
@@ -77,7 +79,7 @@ def _quantized(manifest: Manifest) -> dict[str, str]:
     return {name: form for name, form in tensors.items() if form != "float32"}
 
 
-def _read_onnx(bundle: Bundle) -> Iterator[HeldWeight]:
+def read_onnx(bundle: Bundle) -> Iterator[HeldWeight]:
     """Initializers in the data file; their metadata say which rows belong to which weight."""
     file = bundle.directory / bundle.manifest.graph("decode").file
     found: dict[str, dict[str, Bytes]] = {}
@@ -104,7 +106,7 @@ def _external(folder: Path, tensor: ProtoMessage) -> Bytes:
     return np.memmap(folder / place["location"], np.uint8, "r", offset, (length,))
 
 
-def _read_executorch(bundle: Bundle) -> Iterator[HeldWeight]:
+def read_executorch(bundle: Bundle) -> Iterator[HeldWeight]:
     """Named data of the delegates; scales are bfloat16, whose numbers float16 holds too."""
     with open_pte(bundle.directory / bundle.manifest.graph("decode").file) as pte:
         for name in _quantized(bundle.manifest):
@@ -114,7 +116,7 @@ def _read_executorch(bundle: Bundle) -> Iterator[HeldWeight]:
             yield HeldWeight(name, codes, scales.astype(np.float16), None)
 
 
-def _read_coreml(bundle: Bundle) -> Iterator[HeldWeight]:
+def read_coreml(bundle: Bundle) -> Iterator[HeldWeight]:
     """Compressed constants, under the weight's name with underscores for its dots."""
     names = {name.replace(".", "_"): name for name in _quantized(bundle.manifest)}
     for file in bundle.manifest.graph_files():
@@ -152,7 +154,7 @@ def _row_packed(zeros: MilValue) -> Bytes:
     return _pack(zeros.unpack().view(np.uint8), 4)
 
 
-def _read_gguf(bundle: Bundle) -> Iterator[HeldWeight]:
+def read_gguf(bundle: Bundle) -> Iterator[HeldWeight]:
     """Blocks of 32; a minimum is -scale · zero."""
     for matrix in read_gguf_codes(bundle.directory / bundle.manifest.graph("decode").file):
         zeros = None
@@ -170,11 +172,3 @@ def _pack(values: Bytes, bits: int) -> Bytes:
     padded = np.pad(values, ((0, 0), (0, values.shape[1] % 2)))
     pairs: Bytes = padded[:, ::2] | (padded[:, 1::2] << np.uint8(4))
     return pairs.reshape(-1)
-
-
-_READERS: Mapping[str, Callable[[Bundle], Iterator[HeldWeight]]] = {
-    "onnx": _read_onnx,
-    "executorch": _read_executorch,
-    "coreml": _read_coreml,
-    "gguf": _read_gguf,
-}

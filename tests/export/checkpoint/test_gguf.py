@@ -16,7 +16,8 @@ from gemma_export.checkpoint.gguf_config import TOKENS, config_from_gguf
 from gemma_export.checkpoint.packaged import DEMO_NOTE, find_demo_gguf
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.gguf_file import GgufHeader, GgufTensor, Value
-from gemma_export.model.config import Json, config_from_hf
+from gemma_export.model.config import config_from_hf
+from gemma_export.model.families import Json
 from gemma_export.model.sizes import OFFICIAL, Official, find_official
 from gemma_runtime.errors import MissingExtra
 from gemma_runtime.machine import peak_rss_bytes
@@ -129,7 +130,7 @@ def test_a_file_knows_its_digest_its_name_and_that_it_is_quantized(tmp_path: Pat
     assert checkpoint.digest() == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (checkpoint.id, checkpoint.revision) == ("model.gguf", None)
     first, second = checkpoint.notes
-    assert "quantized already (Q8_0)" in first
+    assert "already quantized (Q8_0)" in first
     assert second == "a word more"
 
 

@@ -109,7 +109,7 @@ BROKEN: Mapping[str, tuple[str, Any, str]] = {
     "types": ("token_type", None, "a score and a type for every token"),
     "bos": ("bos_token_id", 1000, "bos_token_id is 1000"),
     "unknown": ("unknown_token_id", None, "unknown_token_id is None"),
-    "twice": ("tokens", ["x"] * 22, "tokens twice"),
+    "twice": ("tokens", ["x"] * 22, "duplicate tokens"),
 }
 
 

@@ -18,7 +18,7 @@ import torch
 from gemma_export.progress import unheard
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import open_or_build_store
-from gemma_export.targets import ExportJob, Geometry, load_target
+from gemma_export.targets import ExportJob, Geometry, load_target, require_packages
 from gemma_export.targets.coreai.target import ASSET, PROGRAM
 from gemma_export.targets.shared.apple_layout import make_layout
 from gemma_runtime.backends.chunk_inputs import ChunkInputs
@@ -268,7 +268,7 @@ def test_a_missing_package_is_named_with_its_extra(
         open_session(float_bundle)
     monkeypatch.setitem(sys.modules, "coreai_torch", None)
     with pytest.raises(MissingExtra, match=r"coreai-torch is not .* 'gemma-export\[coreai\]'"):
-        load_target("coreai").check({}, Geometry(64, 16))
+        require_packages("coreai")
 
 
 def test_a_chunk_longer_than_the_ring_is_refused(tiny: TinyCheckpoint) -> None:

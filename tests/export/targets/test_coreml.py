@@ -12,7 +12,7 @@ import torch
 from gemma_export.progress import unheard
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import open_or_build_store
-from gemma_export.targets import NO_OPTIONS, ExportJob, Geometry, TargetOptions, load_target
+from gemma_export.targets import ExportJob, Geometry, Options, load_target
 from gemma_runtime.backends.coreml import CoremlEngine, Interpreter
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import BundleError, TargetError
@@ -34,7 +34,7 @@ LENGTHS = (1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW, 3 * WINDOW + 5, 96)
 
 
 def export(
-    tiny: TinyCheckpoint, quant: str, folder: Path, options: TargetOptions = NO_OPTIONS
+    tiny: TinyCheckpoint, quant: str, folder: Path, options: Options | None = None
 ) -> Bundle:
     output = folder / "bundle"
     return export_folder(
@@ -110,7 +110,7 @@ def test_quantized_weights_say_what_their_codes_say(
 def test_embeddings_looked_up_by_the_caller_are_the_model_s_own(
     tiny: TinyCheckpoint, quant: str, tmp_path: Path
 ) -> None:
-    outside = export(tiny, quant, tmp_path / "e", TargetOptions(coreml_embed="external"))
+    outside = export(tiny, quant, tmp_path / "e", {"coreml_embed": "external"})
     assert (outside.directory / outside.manifest.roles["embedding"]).exists()
     inside = export(tiny, quant, tmp_path / "i")
     with open_session(outside) as one, open_session(inside) as other:
@@ -124,7 +124,7 @@ def test_the_neural_engine_s_packages_say_what_their_codes_say(
 ) -> None:
     """In parts, as a package above a gigabyte has to be; written by blending, padding included."""
     monkeypatch.setattr("gemma_export.targets.shared.apple_layout.ANE_BYTES", 300_000)
-    bundle = export(tiny, quant, tmp_path, TargetOptions(coreml_compute="ane"))
+    bundle = export(tiny, quant, tmp_path, {"coreml_compute": "ane"})
     packages = list(bundle.directory.glob("model*.mlpackage"))
     assert len(packages) >= 2
     assert [len(parts) for parts in bundle.manifest.graphs.values()] == [len(packages)] * 2
@@ -146,14 +146,14 @@ def test_the_neural_engine_s_packages_say_what_their_codes_say(
 @pytest.mark.parametrize(
     ("options", "quant", "match"),
     [
-        (TargetOptions(coreml_compute="npu"), "int4", "it can be gpu or ane"),
-        (TargetOptions(coreml_embed="beside"), "int4", "it can be inside or external"),
-        (TargetOptions(coreml_compute="ane"), "int4", "--quant int8-channel or none"),
-        (TargetOptions(coreml_compute="ane", coreml_embed="inside"), "none", "leave"),
+        ({"coreml_compute": "npu"}, "int4", "choose from gpu, ane"),
+        ({"coreml_embed": "beside"}, "int4", "choose from inside, external"),
+        ({"coreml_compute": "ane"}, "int4", "--quant int8-channel or none"),
+        ({"coreml_compute": "ane", "coreml_embed": "inside"}, "none", "leave"),
     ],
 )
 def test_what_the_neural_engine_can_t_take_is_refused(
-    tiny: TinyCheckpoint, options: TargetOptions, quant: str, match: str
+    tiny: TinyCheckpoint, options: Options, quant: str, match: str
 ) -> None:
     formats = find_recipe(quant).formats(tiny.open().config)
     with pytest.raises(TargetError, match=match):

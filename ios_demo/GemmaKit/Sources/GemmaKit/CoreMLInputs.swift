@@ -69,23 +69,23 @@ public struct CoreMLInputs {
     /// On local layers the columns are the ring's slots before this chunk, then the chunk's tokens; on global
     /// layers every row of the state, including the padding row after the slots.
     public func seen(_ cache: LayerCache, columns: Int) -> [[Bool]] {
-        let held = cache.kind == .local ? heldByRing(cache) : heldByContext(columns)
+        let positions = cache.kind == .local ? ringPositions(cache) : contextPositions(columns)
         return (0..<length).map { index in
             let query = position + index
             let oldest = cache.window.map { query - $0 + 1 } ?? 0
-            return held.map { $0 >= max(0, oldest) && $0 <= query }
+            return positions.map { $0 >= max(0, oldest) && $0 <= query }
         }
     }
 
     /// The position that each slot of the ring holds (negative if empty), then the positions of the chunk.
-    private func heldByRing(_ cache: LayerCache) -> [Int] {
+    private func ringPositions(_ cache: LayerCache) -> [Int] {
         let ring = (0..<cache.slots).map { slot in
             position - 1 - ((position - 1 - slot) % cache.slots + cache.slots) % cache.slots
         }
         return ring + (0..<length).map { $0 < count ? position + $0 : -1 }
     }
 
-    private func heldByContext(_ columns: Int) -> [Int] {
+    private func contextPositions(_ columns: Int) -> [Int] {
         (0..<columns).map { $0 < position + count ? $0 : -1 }
     }
 }

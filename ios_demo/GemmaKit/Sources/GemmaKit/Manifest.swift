@@ -124,7 +124,7 @@ public struct Manifest: Equatable {
 }
 
 private func readManifest(_ json: JSONFields) throws -> Manifest {
-    try checkSchema(json.of("schema_version").whole())
+    try checkSchema(json.of("schema_version").integer())
     return Manifest(
         modelID: try json.of("model").of("id").string(),
         family: try json.of("model").of("family").string(),
@@ -142,7 +142,7 @@ private func readManifest(_ json: JSONFields) throws -> Manifest {
         headroomFactor: try json.of("headroom").of("factor").double(),
         graphs: try json.of("graphs").map(readParts),
         files: try json.of("files").map {
-            BundleFile(sha256: try $0.of("sha256").string(), bytes: try $0.of("bytes").whole())
+            BundleFile(sha256: try $0.of("sha256").string(), bytes: try $0.of("bytes").integer())
         },
         roles: try json.of("roles").map { try $0.string() },
         ropes: try json.of("ropes").map(readRope)

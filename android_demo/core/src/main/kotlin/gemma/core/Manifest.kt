@@ -98,7 +98,7 @@ data class Manifest(
 }
 
 private fun readManifest(json: JsonFields): Manifest {
-    checkSchema(json.of("schema_version").long())
+    checkSchema(json.of("schema_version").integer())
     return Manifest(
         model = readModel(json.of("model")),
         target = readTarget(json.of("target")),
@@ -115,7 +115,7 @@ private fun readManifest(json: JsonFields): Manifest {
         graphs = json.of("graphs").map { parts ->
             parts.list(::readGraph).also { if (it.isEmpty()) throw parts.wrong("at least one part") }
         },
-        files = json.of("files").map { BundleFile(it.of("sha256").string(), it.of("bytes").long()) },
+        files = json.of("files").map { BundleFile(it.of("sha256").string(), it.of("bytes").integer()) },
         roles = json.of("roles").map { it.string() },
     )
 }
@@ -131,7 +131,7 @@ private fun atLeastOne(field: JsonFields): Int = field.count().also { if (it < 1
 private fun readModel(json: JsonFields) = Model(
     id = json.of("id").string(),
     family = json.of("family").string(),
-    parameters = json.of("parameters").long(),
+    parameters = json.of("parameters").integer(),
     revision = json.orNull("revision")?.string(),
     digest = json.of("digest").string(),
 )
