@@ -1,8 +1,8 @@
-"""An embedding beside the model: a safetensors file, mapped, of which a token reads one row.
+"""An embedding table outside the model: a mapped safetensors file; a token reads one row.
 
-It holds `values`, or `codes` and `scales` and perhaps `zeros` (the layout of the quantized store):
-unsigned codes, two to a byte at 4 bits with the earlier one in the low half, of which
-scale · (code - zero) is the value, zero being 2^(bits-1) where the file has none.
+It has `values`, or `codes`, `scales` and optionally `zeros`, laid out as in the quantized store:
+unsigned codes, two per byte at 4 bits with the earlier one in the low half. A value is
+scale · (code - zero); zero is 2^(bits-1) if the file has no zeros.
 T tokens, M width, G groups per row.
 """
 
@@ -20,23 +20,27 @@ _DTYPES = {"F32": np.float32, "F16": np.float16, "U8": np.uint8}
 
 
 class EmbeddingTable:
-    """Rows of a table of a given width."""
+    """Looks up rows of a table of a given width."""
 
     def __init__(self, path: Path, width: int) -> None:
-        """Raises BundleError for a file that is no such table."""
+        """Map the file. Raises BundleError if it is not such a table."""
         self._parts = _map_tensors(path)
         self._width = width
         names = set(self._parts) - {"zeros"}
         if names not in ({"values"}, {"codes", "scales"}):
-            raise BundleError(f"{path} holds {sorted(self._parts)}; expected codes and scales")
+            raise BundleError(
+                f"{path} has tensors {sorted(self._parts)}; expected codes and scales"
+            )
         if "codes" in names:
             self._bits = self._parts["codes"].shape[1] * 8 // width
         found = self._parts["values"].shape[1] if "values" in names else self._bits
         if found not in ((width,) if "values" in names else (4, 8)):
-            raise BundleError(f"{path} has no rows of {width}; export the model again")
+            raise BundleError(
+                f"the rows of {path} do not have {width} values; export the model again"
+            )
 
     def rows(self, tokens: Sequence[int]) -> NDArray[np.float16]:
-        """(T, M), rounded to what the model takes."""
+        """(T, M), rounded to the float16 that the model takes."""
         if "values" in self._parts:
             values: NDArray[np.float16] = self._parts["values"][tokens].astype(np.float16)
             return values
@@ -58,7 +62,7 @@ class EmbeddingTable:
 
 
 def _map_tensors(path: Path) -> Mapping[str, NDArray[Any]]:
-    """Every tensor as a view of the file."""
+    """Every tensor as a view of the mapped file."""
     try:
         tensors, _ = read_safetensors_header(path)
         data = np.memmap(path, np.uint8, "r")

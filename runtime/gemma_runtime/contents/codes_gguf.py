@@ -1,4 +1,4 @@
-"""The codes in a GGUF file, read back without llama.cpp: what `--target gguf` wrote.
+"""Reads the codes back from a GGUF file that `--target gguf` wrote, without llama.cpp.
 
 N rows, K inputs, B blocks of 32 per row. Source: ggml `docs/gguf.md`, `ggml-common.h`.
 """
@@ -20,7 +20,7 @@ _CODES = (GgufType.Q4_0, GgufType.Q4_1, GgufType.Q8_0)
 class GgufCodes:
     """A matrix: weight = scale · (code - zero), one scale and zero per 32 inputs."""
 
-    name: str  # llama.cpp's
+    name: str  # llama.cpp's name
     bits: int
     codes: NDArray[np.uint8]  # (N, K)
     scales: NDArray[np.float16]  # (N, B)
@@ -33,9 +33,7 @@ def read_gguf_codes(path: Path) -> Iterator[GgufCodes]:
         tensors = read_gguf_header(path).tensors
         data = np.memmap(path, np.uint8, "r")
     except (OSError, ValueError) as error:
-        raise BundleError(
-            f"{path} can't be read: {error}; copy or export the bundle again"
-        ) from error
+        raise BundleError(f"{path}: {error}") from error
     for name, tensor in tensors.items():
         if tensor.type is GgufType.F32:
             continue
