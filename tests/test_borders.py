@@ -89,6 +89,7 @@ def test_the_public_names_are_these() -> None:
         "TopLogits",
         "Verdict",
         "Verification",
+        "__version__",
         "compare_logits",
         "encode_chat",
         "generate",
