@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from gemma_runtime.privacy import opt_out
 
 if TYPE_CHECKING:
-    from gemma_runtime.backends import Limits
+    from gemma_runtime.backend_table import Limits
     from gemma_runtime.bundle import Bundle, open_bundle
     from gemma_runtime.errors import (
         BundleError,
@@ -92,7 +92,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "gemma_runtime.backends": ("Limits",),
+    "gemma_runtime.backend_table": ("Limits",),
     "gemma_runtime.bundle": ("Bundle", "open_bundle"),
     "gemma_runtime.errors": (
         "BundleError",

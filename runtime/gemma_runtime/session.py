@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from packaging.version import InvalidVersion, Version
 
-from gemma_runtime.backends import BACKENDS, load_function
+from gemma_runtime.backend_table import BACKENDS, load_function
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import ContextFull, SessionError
 from gemma_runtime.machine import check_threads

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from gemma_export.sidecars.compact_tokenizer import compact_tokenizer
-from gemma_runtime.backends import Limits
+from gemma_runtime.backend_table import Limits
 from gemma_runtime.bundle import open_bundle
 from gemma_runtime.manifest import Agreement
 from gemma_runtime.measure.bench import Benchmark, BundleFigures, PromptFigures, Spread

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_runtime.backends import BACKENDS, load_function
+from gemma_runtime.backend_table import BACKENDS, load_function
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.contents.codes_gguf import read_gguf_codes
 from gemma_runtime.contents.digests import combine_digests, parts_digest

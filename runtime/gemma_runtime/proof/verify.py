@@ -14,7 +14,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from gemma_runtime.backends import BACKENDS, Limits
+from gemma_runtime.backend_table import BACKENDS, Limits
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import BundleError
 from gemma_runtime.manifest import Agreement

@@ -1,7 +1,7 @@
 """A target as a third party would write it: all it adds elsewhere is a line in each table."""
 
 from gemma_export.targets.spec import MIB, Costs, Option, TargetSpec
-from gemma_runtime.backends import Backend, Limits
+from gemma_runtime.backend_table import Backend, Limits
 
 TARGET = TargetSpec(
     name="fake",

@@ -17,7 +17,7 @@ from tests.export.fake_target.target import CONFIG
 
 def open_fake_session(bundle: Bundle, threads: int | None, graph: str) -> FakeSession:
     config = msgspec.json.decode((bundle.directory / CONFIG).read_bytes(), type=GemmaConfig)
-    with np.load(bundle.directory / bundle.manifest.graphs[graph].file) as file:
+    with np.load(bundle.directory / bundle.manifest.graph(graph).file) as file:
         weights = hold({name: torch.from_numpy(file[name]).float() for name in file})
 
     def next_logits(tokens: Sequence[int]) -> Logits:

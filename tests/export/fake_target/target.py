@@ -11,7 +11,7 @@ import numpy as np
 from gemma_export.formats.format import Format
 from gemma_export.model.config import GemmaConfig, cache_layout
 from gemma_export.targets import Artifact, ExportJob, Geometry
-from gemma_runtime.manifest import Graph, LayerCache, Target, TensorSpec
+from gemma_runtime.manifest import Graph, LayerCache, Target, TensorRole, TensorSpec
 from tests.export.fake_target import TARGET
 
 MODEL, CONFIG = "model.npz", "model.json"
@@ -38,14 +38,18 @@ class FakeTarget:
         (folder / CONFIG).write_bytes(msgspec.json.encode(job.config))
         io = Graph(
             file=MODEL,
-            inputs=(TensorSpec("tokens", "int64", ("tokens",)),),
-            outputs=(TensorSpec("logits", "float32", ("tokens", job.config.vocab_size)),),
+            inputs=(_tensor(TensorRole.TOKENS, "int64", "tokens"),),
+            outputs=(_tensor(TensorRole.LOGITS, "float32", "tokens", job.config.vocab_size),),
             states=(),
         )
         return Artifact(
-            graphs={"prefill": io, "decode": io},
+            graphs={"prefill": (io,), "decode": (io,)},
             caches=self.caches(job.config, job.geometry),
             cache_dtype="float32",
-            runtime=Target(self.name, "numpy", "1.26"),
+            runtime=Target(self.name, TARGET.label, ("numpy",), "1.26"),
             tools=("numpy",),
         )
+
+
+def _tensor(role: TensorRole, dtype: str, *shape: int | str) -> TensorSpec:
+    return TensorSpec(role.value, dtype, shape, role, None, None)

@@ -9,7 +9,7 @@ import pytest
 
 from gemma_export.cli import run
 from gemma_export.targets import TARGETS
-from gemma_runtime.backends import BACKENDS
+from gemma_runtime.backend_table import BACKENDS
 from gemma_runtime.cli import run_command
 from tests.export.fake_target import BACKEND
 from tests.export.models import GEMMA3, save_tiny
@@ -19,7 +19,7 @@ Captured = pytest.CaptureFixture[str]
 
 # What a process of `bench` starts with: it can't see what this one has patched.
 _SITE = """
-from gemma_runtime.backends import BACKENDS
+from gemma_runtime.backend_table import BACKENDS
 from tests.export.fake_target import BACKEND
 
 BACKENDS["fake"] = BACKEND
@@ -75,7 +75,7 @@ def test_it_is_measured_and_inspected(tmp_path: Path, capsys: Captured) -> None:
     assert run_command(["bench", str(bundle), *limits, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["bundles"][0]["target"] == "fake"
     assert run_command(["inspect", str(bundle), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["bundles"][0]["target"]["name"] == "fake"
+    assert json.loads(capsys.readouterr().out)["bundles"][0]["manifest"]["target"]["name"] == "fake"
 
 
 def test_the_help_shows_it_and_its_flag(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:

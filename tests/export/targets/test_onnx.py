@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import open_or_build_store
 from gemma_export.targets.onnx.target import EXACT
-from gemma_runtime.backends import Limits
+from gemma_runtime.backend_table import Limits
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.contents.held_codes import codes_digest
 from gemma_runtime.errors import ContextFull, SessionError
