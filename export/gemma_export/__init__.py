@@ -4,8 +4,8 @@
     plans = plan_exports(request)
     (result,) = export_bundles(request)
 
-Importing the package loads nothing: a name is imported when it is first used. Exporting needs
-torch, which the extras bring; planning does not.
+Importing the package is cheap: each name is imported on first use. Exporting needs torch, which the
+extras install; planning does not.
 """
 
 from importlib import import_module
@@ -43,7 +43,7 @@ _HOMES = {
     "gemma_export.request": ("ExportRequest", "plan_exports"),
 }
 
-if not TYPE_CHECKING:  # else every misspelt name would pass the type checker
+if not TYPE_CHECKING:  # the type checker would accept every misspelt name
 
     def __getattr__(name: str) -> object:
         """Import a public name from its module (PEP 562). Raises MissingExtra without torch."""

@@ -221,7 +221,7 @@ def test_delegates_that_can_t_be_lowered_for_are_refused(
 
 
 def test_a_delegate_goes_with_executorch_alone() -> None:
-    with pytest.raises(TargetError, match="goes with --target executorch"):
+    with pytest.raises(TargetError, match="is an option of --target executorch"):
         load_targets(["onnx"], {"delegate": "vulkan"})
 
 
