@@ -160,6 +160,7 @@ def sparse_table(path: Path, rows: int) -> Path:
     return path
 
 
+@pytest.mark.serial
 def test_reading_rows_takes_the_memory_of_those_rows(tmp_path: Path) -> None:
     """A map of the file, or a whole tensor, would be 2 GiB."""
     checkpoint = open_gguf(sparse_table(tmp_path / "big.gguf", 2 * MIB))
@@ -186,6 +187,7 @@ def test_the_demo_is_gemma_3_270m(demo: GgufCheckpoint) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.serial
 def test_all_of_the_demo_loads(demo: GgufCheckpoint) -> None:
     before = peak_rss_bytes()
     for name, shape in demo.config.tensor_shapes().items():
