@@ -159,31 +159,26 @@ def test_a_character_cut_by_the_length_ends_in_replacements(tokenizer: Tokenizer
     assert list(generation) == ["\ufffd\ufffd"]
 
 
-def test_a_stop_string_over_several_tokens_is_cut_exactly(tokenizer: Tokenizer) -> None:
-    reply = tokenizer.encode("in the end user: more")
-    generation = generate_text(
-        replying(reply, after=1),
+def stopped_at(tokenizer: Tokenizer, reply: str, stops: list[str]) -> TextGeneration:
+    return generate_text(
+        replying(tokenizer.encode(reply), after=1),
         tokenizer,
         [BOS],
         max_new_tokens=50,
         stop_tokens=[1],
-        stop_strings=["d user:", "nothing"],
+        stop_strings=stops,
     )
+
+
+def test_a_stop_string_over_several_tokens_is_cut_exactly(tokenizer: Tokenizer) -> None:
+    generation = stopped_at(tokenizer, "in the end user: more", ["d user:", "nothing"])
     assert "".join(generation) == generation.result.text == "in the en"
     assert generation.result.reason is StopReason.STOP_STRING
     assert generation.result.new_tokens == len(tokenizer.encode("in the end user:"))
 
 
 def test_an_incomplete_stop_string_is_shown_at_the_end(tokenizer: Tokenizer) -> None:
-    reply = tokenizer.encode("in us")
-    generation = generate_text(
-        replying(reply, after=1),
-        tokenizer,
-        [BOS],
-        max_new_tokens=50,
-        stop_tokens=[1],
-        stop_strings=["user"],
-    )
+    generation = stopped_at(tokenizer, "in us", ["user"])
     assert "".join(generation) == "in us"
     assert generation.result.reason is StopReason.STOP_TOKEN
 
