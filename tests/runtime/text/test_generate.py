@@ -251,6 +251,18 @@ def test_a_reply_that_the_template_trims_is_fed_again(tokenizer: Tokenizer) -> N
     assert tokenizer.decode(session.tokens).startswith("user\nin\nmodel\nthe\nuser\nus")
 
 
+def test_the_last_token_of_a_reply_cut_by_its_length_is_fed_with_the_next_turn(
+    tokenizer: Tokenizer,
+) -> None:
+    session = Recording([tokenizer.encode("the"), tokenizer.encode("user")])
+    chat = talk(session, tokenizer)
+    resets = session.resets
+    assert "".join(chat.send("in", max_new_tokens=1)) == "the"
+    say(chat, "us")
+    assert session.resets == resets
+    assert session.prompts[1][:2] == tokenizer.encode("the<end_of_turn>", control=True)
+
+
 def test_a_stop_string_is_not_fed_in_the_next_turn(tokenizer: Tokenizer) -> None:
     session = Recording([tokenizer.encode("in STOP"), tokenizer.encode("user")])
     chat = talk(session, tokenizer, stop_strings=["STOP"])
