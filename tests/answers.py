@@ -14,15 +14,17 @@ import json
 import os
 import sys
 import traceback
-from typing import NoReturn
 
 
 def block(names: list[str]) -> None:
-    def missing(name: str) -> NoReturn:
-        raise importlib.metadata.PackageNotFoundError(name)
-
     installed = importlib.metadata.version
-    importlib.metadata.version = lambda name: missing(name) if name in names else installed(name)
+
+    def version(distribution_name: str) -> str:
+        if distribution_name in names:
+            raise importlib.metadata.PackageNotFoundError(distribution_name)
+        return installed(distribution_name)
+
+    importlib.metadata.version = version
     for name in names:
         sys.modules[name] = None  # type: ignore[assignment]
 
@@ -32,7 +34,8 @@ def answer(words: list[str]) -> dict[str, object]:
     from gemma_runtime.cli import run_command
 
     program = {"gemma-export": run, "gemma-runtime": run_command}[words[0]]
-    out, err = io.TextIOWrapper(io.BytesIO()), io.StringIO()
+    buffer, err = io.BytesIO(), io.StringIO()
+    out = io.TextIOWrapper(buffer)
     code: int | str
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -40,8 +43,7 @@ def answer(words: list[str]) -> dict[str, object]:
         except BaseException:
             code = traceback.format_exc()
     out.flush()
-    shown = out.buffer.getvalue().decode()  # type: ignore[attr-defined]
-    return {"code": code, "out": shown, "err": err.getvalue()}
+    return {"code": code, "out": buffer.getvalue().decode(), "err": err.getvalue()}
 
 
 if __name__ == "__main__":

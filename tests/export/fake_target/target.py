@@ -1,5 +1,6 @@
 """Writes every weight, dequantized, into one `.npz`, and the config beside it."""
 
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,10 @@ class FakeTarget:
         for name, shape in job.store.shapes.items():
             weights[name] = job.store.weight(name).rows(0, shape[0]).numpy().astype(dtype)
             progress(name, weights[name].nbytes)
-        np.savez(folder / MODEL, **weights)
+        with zipfile.ZipFile(folder / MODEL, "w") as file:
+            for name, values in weights.items():
+                with file.open(f"{name}.npy", "w") as part:
+                    np.save(part, values)
         (folder / CONFIG).write_bytes(msgspec.json.encode(job.config))
         io = Graph(
             file=MODEL,
