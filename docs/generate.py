@@ -71,17 +71,23 @@ class _Command:
         lines += ["```text", usage, "```", ""]
         if self.arguments:
             lines += _table(("argument", "meaning"), self.arguments)
-        lines += _table(("flag", "default", "meaning"), self.options)
+        if self.options:
+            lines += _table(("flag", "default", "meaning"), self.options)
         return "\n".join(lines)
 
 
 def _commands(app: Typer, name: str) -> Iterator[_Command]:
-    command = get_command(app)
+    return _within(get_command(app), name, "")
+
+
+def _within(command: object, name: str, help: str) -> Iterator[_Command]:
+    """A command, if it does anything by itself, and its subcommands."""
     subcommands: Mapping[str, object] = getattr(command, "commands", {})
-    if (whole := _command(command, name, "")).options:
+    whole = _command(command, name, help)
+    if whole.options or not subcommands:
         yield whole
     for sub, inner in subcommands.items():
-        yield _command(inner, f"{name} {sub}", _plain(getattr(inner, "help", "") or ""))
+        yield from _within(inner, f"{name} {sub}", _plain(getattr(inner, "help", "") or ""))
 
 
 def _command(command: object, name: str, help: str) -> _Command:
@@ -170,11 +176,11 @@ def sizes() -> str:
 
 def house_tree() -> str:
     """The folders of both packages by the first line of their docstrings."""
-    lines = [
-        f"{'  ' * len(folder.relative_to(package).parts)}{folder.name + '/':24}{described}".rstrip()
-        for package in _PACKAGES
-        for folder, described in _folders(package)
-    ]
+    lines = []
+    for package in _PACKAGES:
+        for folder, described in _folders(package):
+            name = f"{'  ' * len(folder.relative_to(package).parts)}{folder.name}/"
+            lines.append(f"{name:20}{described}".rstrip())
     return "\n".join(["```text", *lines, "```", ""])
 
 

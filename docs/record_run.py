@@ -45,7 +45,8 @@ def _show(console: Console, arguments: list[str], folder: Path) -> None:
         text=True,
         check=True,
     )
-    console.print(Text.from_ansi(done.stdout.rstrip()), "")
+    console.print(Text.from_ansi(done.stdout.rstrip()))
+    console.print()
 
 
 def without_downloads(svg: str) -> str:

@@ -14,15 +14,21 @@ import json
 import os
 import sys
 import traceback
+from typing import NoReturn
 
 
 def block(names: list[str]) -> None:
+    def missing(name: str) -> NoReturn:
+        raise importlib.metadata.PackageNotFoundError(name)
+
     installed = importlib.metadata.version
 
     def version(distribution_name: str) -> str:
-        if distribution_name in names:
-            raise importlib.metadata.PackageNotFoundError(distribution_name)
-        return installed(distribution_name)
+        return (
+            missing(distribution_name)
+            if distribution_name in names
+            else installed(distribution_name)
+        )
 
     importlib.metadata.version = version
     for name in names:
@@ -34,8 +40,8 @@ def answer(words: list[str]) -> dict[str, object]:
     from gemma_runtime.cli import run_command
 
     program = {"gemma-export": run, "gemma-runtime": run_command}[words[0]]
-    buffer, err = io.BytesIO(), io.StringIO()
-    out = io.TextIOWrapper(buffer)
+    raw = io.BytesIO()
+    out, err = io.TextIOWrapper(raw), io.StringIO()
     code: int | str
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -43,7 +49,8 @@ def answer(words: list[str]) -> dict[str, object]:
         except BaseException:
             code = traceback.format_exc()
     out.flush()
-    return {"code": code, "out": buffer.getvalue().decode(), "err": err.getvalue()}
+    shown = raw.getvalue().decode()
+    return {"code": code, "out": shown, "err": err.getvalue()}
 
 
 if __name__ == "__main__":

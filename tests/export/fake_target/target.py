@@ -1,6 +1,5 @@
 """Writes every weight, dequantized, into one `.npz`, and the config beside it."""
 
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import ClassVar
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from gemma_export.formats.format import Format
 from gemma_export.model.config import GemmaConfig, cache_layout
@@ -31,14 +31,11 @@ class FakeTarget:
 
     def write(self, job: ExportJob, folder: Path, progress: Callable[[str, int], None]) -> Artifact:
         dtype = np.float16 if self.fake_precision == "half" else np.float32
-        weights = {}
+        weights: dict[str, NDArray[np.floating]] = {}
         for name, shape in job.store.shapes.items():
             weights[name] = job.store.weight(name).rows(0, shape[0]).numpy().astype(dtype)
             progress(name, weights[name].nbytes)
-        with zipfile.ZipFile(folder / MODEL, "w") as file:
-            for name, values in weights.items():
-                with file.open(f"{name}.npy", "w") as part:
-                    np.save(part, values)
+        np.savez(folder / MODEL, allow_pickle=False, **weights)
         (folder / CONFIG).write_bytes(msgspec.json.encode(job.config))
         io = Graph(
             file=MODEL,
