@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+WORKERS ?= 2
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 DEMO   := out/gemma-3-270m-demo
 # Compiled imports make torch load in seconds instead of a minute.
 unexport PYTHONDONTWRITEBYTECODE
@@ -9,7 +11,7 @@ export ORT_DISABLE_TELEMETRY    ?= 1
 export ORT_TELEMETRY_DISABLED   ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: demo test test-python test-android test-ios test-arm64 check format clean
+.PHONY: demo test test-python test-lowest test-android test-ios test-arm64 check docs format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/gemma-export --target onnx --checkpoint demo --quant int8 --output $(DEMO) --force
@@ -17,10 +19,18 @@ demo: $(VENV)/.demo
 	$(BIN)/gemma-runtime run $(DEMO) "The three primary colours are" --max-new-tokens 40
 	$(BIN)/gemma-runtime bench $(DEMO)
 
-test: test-python test-android test-ios test-arm64
+# The phones' lanes and ARM's wait for compilers and emulators that use one core: two run at once.
+test: test-python
+	+$(MAKE) --jobs=2 --output-sync=target test-android test-ios test-arm64
 
+# A worker per core, and one thread in each. Tests of one file stay together: they share bundles.
 test-python: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "not serial" --numprocesses=$(WORKERS) --dist=loadscope
+	$(BIN)/python -m pytest -m serial
+
+# The runtime's tests with the lowest versions that pyproject.toml allows.
+test-lowest:
+	PYTHON=$(PYTHON) scripts/test_lowest.sh
 
 test-android: $(VENV)/.dev
 	PYTHON=$(BIN)/python android_demo/test.sh
@@ -36,13 +46,19 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	PYTHONPATH=export:runtime $(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs: $(VENV)/.dev
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) out build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -53,7 +69,7 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet -e '.[demo]'
 	touch $@
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/python
+$(VENV)/.dev: pyproject.toml optimum_hook/pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet -e '.[dev]'
+	$(BIN)/pip install --quiet -e '.[dev]' -e optimum_hook
 	touch $@

@@ -66,7 +66,9 @@ status=0
 run env -C "$here/ios_demo" swift format lint --strict --recursive --configuration .swift-format \
     GemmaKit/Sources GemmaKit/Tests GemmaDemo || status=1
 
-settings=()
+# SwiftPM locks a file in TMPDIR that is named after the build folder; a folder of its own keeps checkouts apart.
+mkdir -p build/ios-tmp
+settings=("TMPDIR=$here/build/ios-tmp")
 stop_bridge() { [ -z "${bridge_pid:-}" ] || kill "$bridge_pid" 2>/dev/null || true; }
 trap stop_bridge EXIT
 if PYTHONPATH=export:runtime "$python" -c "import gemma_runtime" 2>/dev/null; then

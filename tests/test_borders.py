@@ -4,11 +4,13 @@ import pkgutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 
 import pytest
 
+import gemma_export
 import gemma_runtime
-from gemma_runtime import session
+from gemma_runtime.backend_table import BACKENDS as TABLE
 
 MODULES = [
     module.name
@@ -46,7 +48,7 @@ def test_a_backend_imports_its_runtime_only_when_a_session_is_opened(backend: st
 
 
 def test_every_target_has_a_backend_among_those_tested() -> None:
-    assert {module.partition(":")[0] for module in session.BACKENDS.values()} <= set(BACKENDS)
+    assert {own.opener.partition(":")[0] for own in TABLE.values()} <= set(BACKENDS)
 
 
 def test_no_backend_and_no_terminal_is_loaded_by_importing_the_package() -> None:
@@ -89,6 +91,7 @@ def test_the_public_names_are_these() -> None:
         "TopLogits",
         "Verdict",
         "Verification",
+        "__version__",
         "compare_logits",
         "encode_chat",
         "generate",
@@ -101,6 +104,39 @@ def test_the_public_names_are_these() -> None:
         "verify_bundle",
     ]
     assert all(hasattr(gemma_runtime, name) for name in gemma_runtime.__all__)
+
+
+def test_the_exporters_public_names_are_these() -> None:
+    assert sorted(gemma_export.__all__) == [
+        "ExportRequest",
+        "ExportResult",
+        "Plan",
+        "Recipe",
+        "__version__",
+        "export_bundles",
+        "find_recipe",
+        "load_recipe",
+        "plan_exports",
+    ]
+
+
+def test_the_exporters_names_but_its_result_are_there_without_torch() -> None:
+    names = sorted(set(gemma_export.__all__) - {"ExportResult", "export_bundles"})
+    code = (
+        "import sys; sys.modules['torch'] = None; import gemma_export as own; "
+        f"print(*(name for name in own.__all__ if name in {names!r} and getattr(own, name)))\n"
+        "try: own.export_bundles\n"
+        "except own.MissingExtra as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found, refused = done.stdout.splitlines()
+    assert sorted(found.split()) == names
+    assert refused == "torch is not installed; run: pip install 'gemma-export[export]'"
+
+
+def test_both_packages_have_the_distributions_version() -> None:
+    version = metadata.version("gemma-export")
+    assert gemma_export.__version__ == gemma_runtime.__version__ == version
 
 
 def _loaded_by(modules: Sequence[str], absent: Sequence[str]) -> set[str]:

@@ -2,6 +2,7 @@ package gemma.demo
 
 import gemma.core.Bundle
 import gemma.core.BundleSession
+import gemma.core.ChatCodec
 import gemma.core.ContextFullException
 import gemma.core.Conversation
 import gemma.core.DATA
@@ -16,7 +17,6 @@ import gemma.core.StopReason
 import gemma.core.TINY
 import gemma.core.TokenGeneration
 import gemma.core.Verdict
-import gemma.core.Voice
 import gemma.core.Workload
 import gemma.core.checkFigures
 import gemma.core.checkReport
@@ -94,14 +94,14 @@ class OnnxEngineTest {
 
     @Test
     fun `a conversation is unaffected by a stopped verification`() = openSession().use { session ->
-        val chat = Conversation(session, Voice.load(bundle), Sampler(Sampling()))
+        val chat = Conversation(session, ChatCodec.load(bundle), Sampler(Sampling()))
         val first = runBlocking { chat.send("the user in the inn", 8).pieces.toList().joinToString("") }
         assertFailsWith<CancellationException> {
             verifyBundle(bundle, session) { done, _ -> if (done == 7) throw CancellationException() }
         }
         assertEquals(0, session.position)
         val again = runBlocking { chat.send("the", 8).also { it.pieces.toList() }.text }
-        val fresh = Conversation(session, Voice.load(bundle), Sampler(Sampling()))
+        val fresh = Conversation(session, ChatCodec.load(bundle), Sampler(Sampling()))
         runBlocking { fresh.send("the user in the inn", 8).pieces.toList() }
         assertEquals(first, fresh.messages.last().content)
         assertEquals(again, runBlocking { fresh.send("the", 8).also { it.pieces.toList() }.text })

@@ -250,13 +250,6 @@ def export(
     del version
     if ctx.invoked_subcommand is not None:
         return
-    if checkpoint is None and size is None:
-        print(
-            "error: no checkpoint: give --size, e.g. 2b, or --checkpoint; gemma-export --help "
-            "lists all flags",
-            file=sys.stderr,
-        )
-        raise typer.Exit(2)
     from gemma_export.memory import parse_bytes
     from gemma_export.quantize.recipe import load_recipe
     from gemma_export.request import ExportRequest, check_request, plan_exports
@@ -281,6 +274,13 @@ def export(
         bits=bits,
     )
     check_request(request)
+    if checkpoint is None and size is None:
+        print(
+            "error: no checkpoint: give --size, e.g. 2b, or --checkpoint; gemma-export --help "
+            "lists all flags",
+            file=sys.stderr,
+        )
+        raise typer.Exit(2)
     if not plan:
         for name in request.targets:
             require_packages(name)
@@ -299,8 +299,13 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run with the given arguments; returns the exit code."""
+    return run_app(command_line(), "gemma-export", arguments)
+
+
+def command_line() -> typer.Typer:
+    """The command line, with the flags that targets declare."""
     app.callback(invoke_without_command=True, help=_HELP)(_with_target_flags())
-    return run_app(app, "gemma-export", arguments)
+    return app
 
 
 def _with_target_flags() -> Callable[..., None]:

@@ -4,12 +4,11 @@ Sizes and caches are exact. Memory is estimated from what was measured on real e
 sessions (`tests/export/test_plan.py` keeps the two together).
 """
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
-
-import numpy as np
 
 from gemma_export.formats.blocks import BLOCK_ELEMENTS
 from gemma_export.formats.format import FLOAT, Format, stacks
@@ -148,7 +147,7 @@ def make_plan(
 def _parameters(config: GemmaConfig) -> Parameters:
     counts: dict[Component, int] = dict.fromkeys(("table", "attention", "mlp", "norms"), 0)
     for name, shape in config.tensor_shapes().items():
-        counts[_component(name, shape)] += int(np.prod(shape))
+        counts[_component(name, shape)] += math.prod(shape)
     return Parameters(**counts, total=config.parameters)
 
 

@@ -8,12 +8,13 @@ Importing the package loads nothing: a name is imported when it is first used, a
 runtime by `open_session`.
 """
 
-from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
+from gemma_runtime.lazy import lazy_names
 from gemma_runtime.privacy import opt_out
 
 if TYPE_CHECKING:
+    from gemma_runtime.backend_table import Limits
     from gemma_runtime.bundle import Bundle, open_bundle
     from gemma_runtime.errors import (
         BundleError,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     )
     from gemma_runtime.proof.agreement import compare_logits
     from gemma_runtime.proof.goldens import Golden, TopLogits, load_goldens
-    from gemma_runtime.proof.verify import Limits, Verdict, Verification, verify, verify_bundle
+    from gemma_runtime.proof.verify import Verdict, Verification, verify, verify_bundle
     from gemma_runtime.session import FakeSession, Session, open_session
     from gemma_runtime.text.chat import Message, encode_chat
     from gemma_runtime.text.generate import (
@@ -91,6 +92,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "gemma_runtime.backend_table": ("Limits",),
     "gemma_runtime.bundle": ("Bundle", "open_bundle"),
     "gemma_runtime.errors": (
         "BundleError",
@@ -109,7 +111,7 @@ _HOMES = {
     ),
     "gemma_runtime.proof.agreement": ("compare_logits",),
     "gemma_runtime.proof.goldens": ("Golden", "TopLogits", "load_goldens"),
-    "gemma_runtime.proof.verify": ("Limits", "Verdict", "Verification", "verify", "verify_bundle"),
+    "gemma_runtime.proof.verify": ("Verdict", "Verification", "verify", "verify_bundle"),
     "gemma_runtime.session": ("FakeSession", "Session", "open_session"),
     "gemma_runtime.text.chat": ("Message", "encode_chat"),
     "gemma_runtime.text.generate": (
@@ -125,15 +127,7 @@ _HOMES = {
 }
 
 if not TYPE_CHECKING:  # else every misspelt name would pass the type checker
-
-    def __getattr__(name: str) -> object:
-        """Import a public name from its module (PEP 562)."""
-        if name == "__version__":
-            return metadata.version("gemma-export")
-        for home, names in _HOMES.items():
-            if name in names:
-                return getattr(import_module(home), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    __getattr__ = lazy_names(__name__, _HOMES)
 
     def __dir__() -> list[str]:
         return sorted(__all__)

@@ -1,6 +1,6 @@
-"""The cache folder: quantized stores, calibrations, compiled runners, assembled demo weights.
+"""The cache folder: quantized stores, calibrations, compiled runners, demo weights.
 
-All of it can be made again.
+Everything in it can be rebuilt.
 """
 
 import os
@@ -12,12 +12,12 @@ from platformdirs import user_cache_path
 
 from gemma_runtime.errors import CacheError
 
-ABOUT = "about.json"  # in a folder of the cache: what it was made from
+ABOUT = "about.json"  # describes a folder of the cache
 
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What a folder of the cache was made from, for people."""
+    """What a folder of the cache was made from; shown by `gemma-export cache list`."""
 
     model: str
     recipe: str
@@ -25,10 +25,10 @@ class About:
 
 
 def cache_folder() -> Path:
-    """$GEMMA_EXPORT_CACHE, else the system's place for caches.
+    """$GEMMA_EXPORT_CACHE, else `gemma-export` in the system's cache folder.
 
-    That is gemma-export below $XDG_CACHE_HOME or ~/.cache on Linux, below ~/Library/Caches on
-    macOS, and below %LOCALAPPDATA% on Windows.
+    That is $XDG_CACHE_HOME or ~/.cache on Linux, ~/Library/Caches on macOS and %LOCALAPPDATA% on
+    Windows.
     """
     if own := os.environ.get("GEMMA_EXPORT_CACHE"):
         return Path(own)
@@ -36,7 +36,7 @@ def cache_folder() -> Path:
 
 
 def writable_cache() -> Path:
-    """The cache folder, created; raises CacheError if nothing can be written there."""
+    """Create the cache folder if needed. Raises CacheError if it is not writable."""
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -45,5 +45,5 @@ def writable_cache() -> Path:
     except OSError as error:
         raise CacheError(
             f"can't write to the cache folder {folder}: {error.strerror or error}; set "
-            "GEMMA_EXPORT_CACHE to a folder that can be written"
+            "GEMMA_EXPORT_CACHE to a writable folder"
         ) from error

@@ -2,31 +2,20 @@
 
 import sys
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
-from rich.console import Console
-from rich.status import Status
-from rich.text import Text
 
-from gemma_runtime.bundle import Bundle, open_bundle
 from gemma_runtime.command import run_app
-from gemma_runtime.contents.inspection import compare_bundles, render_comparison
 from gemma_runtime.errors import ContextFull, TokenizerError
-from gemma_runtime.measure.bench import measure
-from gemma_runtime.measure.bench_table import render_benchmark
-from gemma_runtime.measure.profile import profile_bundle, render_profile
-from gemma_runtime.proof.evaluate import evaluate_bundle, render_evaluation
-from gemma_runtime.proof.teacher import read_segments
-from gemma_runtime.proof.verify import Verdict, render_verification, verify_bundle
-from gemma_runtime.session import open_session
-from gemma_runtime.text.chat import Message, encode_chat
-from gemma_runtime.text.generate import Conversation, Generation, TextGeneration, generate_text
-from gemma_runtime.text.sampler import Sampling
-from gemma_runtime.text.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:  # commands import what they need, so --help starts fast
+    from rich.console import RenderableType
+
+    from gemma_runtime.bundle import Bundle
+    from gemma_runtime.text.generate import Conversation, Generation, TextGeneration
+    from gemma_runtime.text.tokenizer import Tokenizer
 
 _HELP = """Run, check and measure the bundles that gemma-export writes. Needs no torch.
 
@@ -42,41 +31,65 @@ _HELP = """Run, check and measure the bundles that gemma-export writes. Needs no
 
   gemma-runtime eval out/gemma --text story.txt
 
-  gemma-runtime bench out/a out/b      (in turn; ratios are to the first)
+  gemma-runtime bench out/a out/b      (in turns; ratios to the first)
 
   gemma-runtime inspect out/a out/b    (do they hold the same codes?)
 
 Text and figures go to stdout, speed and errors to stderr.
 
-Exit codes: 0 right, 2 wrong usage, 1 a check failed or the input was refused.
+Exit codes: 0 success, 1 a check failed or the input was refused, 2 wrong usage.
 """
 
 app = typer.Typer(
     help=_HELP,
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _check_threads(threads: int | None) -> int | None:
+    """Refuse too many threads before the bundle is read."""
+    if threads is not None:
+        from gemma_runtime.machine import check_threads
+
+        check_threads(threads)
+    return threads
+
+
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")]
 BundlePaths = Annotated[list[Path], typer.Argument(metavar="BUNDLE", help="One or more bundles.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads. \\[the physical cores]")]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, callback=_check_threads, help="Number of threads. \\[physical cores]"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Figures as JSON on stdout.")]
-NewTokens = Annotated[int, typer.Option(min=1, help="Tokens to write at most.")]
-Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token every time.")]
-TopK = Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0 is all.")]
-TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that make up p.")]
-MinP = Annotated[float, typer.Option(help="Leave out tokens below this share of the likeliest.")]
-Penalty = Annotated[float, typer.Option(help="Above 1: repeat less.")]
-Seed = Annotated[int | None, typer.Option(help="The same seed draws the same text.")]
-Stops = Annotated[list[str], typer.Option(help="Stop before this text. May be given again.")]
-System = Annotated[str | None, typer.Option(help="Instructions before the first turn.")]
+NewTokens = Annotated[int, typer.Option(min=1, help="Most tokens to generate.")]
+Temperature = Annotated[
+    float, typer.Option(help="Sampling temperature; 0 always takes the likeliest token.")
+]
+TopK = Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 means all.")]
+TopP = Annotated[
+    float, typer.Option(help="Sample from the likeliest tokens whose probabilities sum to p.")
+]
+MinP = Annotated[
+    float, typer.Option(help="Drop tokens less likely than this share of the likeliest.")
+]
+Penalty = Annotated[float, typer.Option(help="Above 1, repeated tokens become less likely.")]
+Seed = Annotated[
+    int | None, typer.Option(help="Seed for sampling; the same seed gives the same text.")
+]
+Stops = Annotated[list[str], typer.Option(help="Stop before this text. Can be repeated.")]
+System = Annotated[
+    str | None, typer.Option(help="System prompt: instructions before the first turn.")
+]
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib import metadata
+
         print(f"gemma-runtime {metadata.version('gemma-export')}")
         raise typer.Exit
 
@@ -93,9 +106,12 @@ def _app(
 @app.command()
 def run(
     bundle: BundlePath,
-    prompt: Annotated[str, typer.Argument(help="The text to go on from; - reads stdin.")],
+    prompt: Annotated[str, typer.Argument(help="Text to continue; - reads it from stdin.")],
     chat: Annotated[
-        bool, typer.Option("--chat", help="Ask it as a user's turn, for instruction-tuned models.")
+        bool,
+        typer.Option(
+            "--chat", help="Send the prompt as a user turn, for instruction-tuned models."
+        ),
     ] = False,
     system: System = None,
     max_new_tokens: NewTokens = 128,
@@ -105,11 +121,17 @@ def run(
     min_p: MinP = 0.0,
     repetition_penalty: Penalty = 1.0,
     seed: Seed = None,
-    stop: Stops = [],  # noqa: B006  (typer reads the default, nobody changes it)
+    stop: Stops = [],  # noqa: B006  (typer only reads the default)
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Write what follows a prompt, token by token."""
+    """Continue a prompt, token by token."""
+    from gemma_runtime.bundle import open_bundle
+    from gemma_runtime.session import open_session
+    from gemma_runtime.text.generate import generate_text
+    from gemma_runtime.text.sampler import Sampling
+    from gemma_runtime.text.tokenizer import load_tokenizer
+
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     text = _read_stdin() if prompt == "-" else prompt
     opened = open_bundle(bundle)
@@ -146,11 +168,17 @@ def chat(
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Talk with an instruction-tuned model, a line a turn. /new starts over, /quit ends.
+    """Chat with an instruction-tuned model, one line per turn. /new starts over, /quit ends.
 
-    With --json every reply is a line of figures. A turn that no longer fits is refused; where
-    turns are piped in, that ends the chat.
+    With --json, every reply is one line of JSON. A turn that does not fit the context is refused;
+    if turns are piped in, that ends the chat.
     """
+    from gemma_runtime.bundle import open_bundle
+    from gemma_runtime.session import open_session
+    from gemma_runtime.text.generate import Conversation
+    from gemma_runtime.text.sampler import Sampling
+    from gemma_runtime.text.tokenizer import load_tokenizer
+
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     opened = open_bundle(bundle)
     with open_session(opened, threads) as session:
@@ -172,15 +200,19 @@ def chat(
 
 @app.command()
 def verify(bundle: BundlePath, threads: Threads = None, json: Json = False) -> None:
-    """Replay the goldens on this machine: PASS, FAIL or AMBIGUOUS, with all figures.
+    """Replay the goldens on this machine and print PASS, FAIL or AMBIGUOUS with all figures.
 
-    Exits with 0 on PASS alone. AMBIGUOUS: no limit is broken, but too many positions are near ties.
+    The exit code is 0 only for PASS. AMBIGUOUS: all limits hold, but too many positions are near
+    ties.
     """
+    from gemma_runtime.bundle import open_bundle
+    from gemma_runtime.proof.verify import Verdict, render_verification, verify_bundle
+
     verification = verify_bundle(open_bundle(bundle), threads)
     if json:
         _print_json(verification)
     else:
-        Console().print(render_verification(str(bundle), verification))
+        _print(render_verification(str(bundle), verification))
     if verification.verdict is not Verdict.PASS:
         raise typer.Exit(1)
 
@@ -188,18 +220,27 @@ def verify(bundle: BundlePath, threads: Threads = None, json: Json = False) -> N
 @app.command()
 def bench(
     bundles: BundlePaths,
-    repeats: Annotated[int, typer.Option(min=1, help="Fresh processes per bundle.")] = 5,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens decoded in each.")] = 64,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Processes per bundle; figures are medians.")
+    ] = 5,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens decoded in each process.")] = 64,
     threads: Threads = None,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Where the time goes, operator by operator, instead.")
+        bool, typer.Option("--profile", help="Print the time of each operator instead.")
     ] = False,
     json: Json = False,
 ) -> None:
     """Measure loading, first token, decoding and memory; several bundles take turns.
 
-    Measure on an idle machine: a busy one is warned of, and its times are too long.
+    Use an idle machine: on a busy one times are too long, and a warning says so.
     """
+    from rich.console import Console
+    from rich.status import Status
+    from rich.text import Text
+
+    from gemma_runtime.measure.bench import measure
+    from gemma_runtime.measure.bench_table import render_benchmark
+
     if profile:
         _profile(bundles, threads, json)
         return
@@ -209,21 +250,28 @@ def bench(
             threads=threads,
             repeats=repeats,
             new_tokens=new_tokens,
-            on_progress=lambda text: status.update(Text(text)),  # a name may look like markup
+            on_progress=lambda text: status.update(
+                Text(text)
+            ),  # a folder's name may look like markup
         )
     if json:
         _print_json(benchmark)
     else:
-        Console().print(render_benchmark(benchmark))
+        _print(render_benchmark(benchmark))
 
 
 def _profile(bundles: list[Path], threads: int | None, json: bool) -> None:
+    from rich.text import Text
+
+    from gemma_runtime.bundle import open_bundle
+    from gemma_runtime.measure.profile import profile_bundle, render_profile
+
     profiles = {str(path): profile_bundle(open_bundle(path), threads) for path in bundles}
     if json:
         _print_json(profiles)
         return
     for path, profile in profiles.items():
-        Console().print(Text(path), render_profile(profile), sep="\n")
+        _print(Text(path), render_profile(profile))
 
 
 @app.command("eval")
@@ -232,33 +280,40 @@ def evaluate(
     text: Annotated[
         Path | None,
         typer.Option(
-            help="A file, whose blank lines part it, or a folder of files. "
-            "\\[what the bundle holds a teacher of]"
+            help="A file, cut into segments at blank lines, or a folder of files. "
+            "\\[the text given to --eval-text at export]"
         ),
     ] = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Perplexity of a text, and KL and top-1 to the float32 teacher, segment by segment.
+    """Perplexity of a text, and KL and top-1 to the float32 model, per segment.
 
-    The teacher is in bundles that were exported with --eval-text; else perplexity alone is told.
+    KL and top-1 need a bundle exported with --eval-text; without it only perplexity is reported.
     """
+    from gemma_runtime.bundle import open_bundle
+    from gemma_runtime.proof.evaluate import evaluate_bundle, render_evaluation
+    from gemma_runtime.proof.teacher import read_segments
+
     texts = read_segments(text) if text else None
     evaluation = evaluate_bundle(open_bundle(bundle), texts, threads)
     if json:
         _print_json(evaluation)
     else:
-        Console().print(render_evaluation(str(bundle), evaluation))
+        _print(render_evaluation(str(bundle), evaluation))
 
 
 @app.command()
 def inspect(bundles: BundlePaths, json: Json = False) -> None:
-    """Tell what bundles hold; of several, also whether they hold the same codes."""
+    """Describe bundles; for several, also check whether they hold the same codes."""
+    from gemma_runtime.bundle import open_bundle
+    from gemma_runtime.contents.inspection import compare_bundles, render_comparison
+
     comparison = compare_bundles([open_bundle(bundle) for bundle in bundles])
     if json:
         _print_json(comparison)
     else:
-        Console().print(render_comparison(comparison))
+        _print(render_comparison(comparison))
 
 
 def main() -> None:
@@ -282,8 +337,10 @@ def _read_stdin() -> str:
 
 
 def _encode(
-    bundle: Bundle, tokenizer: Tokenizer, text: str, system: str | None, chat: bool
+    bundle: "Bundle", tokenizer: "Tokenizer", text: str, system: str | None, chat: bool
 ) -> list[int]:
+    from gemma_runtime.text.chat import Message, encode_chat
+
     manifest = bundle.manifest
     if not chat:
         if system is not None:
@@ -295,13 +352,13 @@ def _encode(
     return encode_chat(tokenizer, manifest.chat_template, messages, manifest.bos_token)
 
 
-def _reply(conversation: Conversation, line: str, max_new_tokens: int, json: bool) -> None:
+def _reply(conversation: "Conversation", line: str, max_new_tokens: int, json: bool) -> None:
     try:
         reply = conversation.send(line, max_new_tokens)
     except ContextFull as error:
         if not sys.stdin.isatty():
             raise
-        print(f"error: {error}", file=sys.stderr)  # a person can say less, or /new
+        print(f"error: {error}", file=sys.stderr)  # a person can shorten the turn, or type /new
         return
     if not json:
         _stream(reply)
@@ -310,14 +367,14 @@ def _reply(conversation: Conversation, line: str, max_new_tokens: int, json: boo
         _print_json(reply.result)
 
 
-def _stream(generation: TextGeneration) -> None:
+def _stream(generation: "TextGeneration") -> None:
     for piece in generation:
         print(piece, end="", flush=True)
     print()
     print(_speed(generation.result), file=sys.stderr)
 
 
-def _speed(result: Generation) -> str:
+def _speed(result: "Generation") -> str:
     decoding = result.seconds - result.first_token_seconds
     rate = f"{(result.new_tokens - 1) / decoding:.1f} tokens/s" if decoding > 0 else "no rate"
     return (
@@ -328,7 +385,7 @@ def _speed(result: Generation) -> str:
 
 
 def _lines() -> Iterable[str]:
-    """What the user types, line by line, until /quit or the end of input."""
+    """Lines that the user types, until /quit or the end of input."""
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
@@ -339,6 +396,14 @@ def _lines() -> Iterable[str]:
         yield line
 
 
+def _print(*shown: "RenderableType") -> None:
+    from rich.console import Console
+
+    Console().print(*shown, sep="\n")
+
+
 def _print_json(value: object) -> None:
+    import msgspec
+
     sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
     sys.stdout.buffer.flush()

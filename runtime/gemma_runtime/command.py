@@ -1,4 +1,4 @@
-"""What both command lines do alike: run an app and turn what happened into an exit code."""
+"""Runs a command-line app and turns the outcome into an exit code."""
 
 import sys
 from collections.abc import Sequence

@@ -6,16 +6,21 @@ import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
-import numpy as np
 import psutil
-from numpy.typing import NDArray
+
+from gemma_runtime.errors import SessionError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _BANDWIDTH_BYTES = 256 << 20  # several times larger than any cache
 _BUSY = 0.5  # load per core above which timings are unreliable
+_THREADS_PER_CORE = 4  # most threads that `check_threads` accepts
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,7 @@ class Memory:
 
 def describe_machine(packages: Iterable[str]) -> Machine:
     """This machine, with the installed versions of the given runtime packages."""
+
     return Machine(
         cpu=_cpu_name(),
         physical_cores=physical_cores(),
@@ -55,6 +61,16 @@ def physical_cores() -> int:
     return psutil.cpu_count(logical=False) or 1
 
 
+def check_threads(threads: int | None) -> None:
+    """Raise SessionError for more threads than cores can use; every thread takes memory."""
+    most = _THREADS_PER_CORE * (psutil.cpu_count() or 1)
+    if threads is not None and threads > most:
+        raise SessionError(
+            f"--threads is {threads}; this machine has {psutil.cpu_count() or 1} cores: choose "
+            f"{most} or fewer"
+        )
+
+
 def load_average() -> float:
     """The number of runnable processes, averaged over the last minute."""
     return psutil.getloadavg()[0]
@@ -66,10 +82,12 @@ def is_busy(load: float) -> bool:
 
 def measure_bandwidth(threads: int, repeats: int = 7, size: int = _BANDWIDTH_BYTES) -> float:
     """Bytes per second that `threads` threads read from memory: the best of `repeats` runs."""
+    import numpy as np  # nothing else here needs it, and --plan imports this module
+
     words = np.ones(size // 8, np.uint64)
     parts = np.array_split(words, threads)
 
-    def read(part: NDArray[np.uint64]) -> int:
+    def read(part: "NDArray[np.uint64]") -> int:
         return int(part.sum())  # numpy releases the GIL here
 
     best = float("inf")
@@ -132,6 +150,8 @@ def peak_rss_bytes() -> int:
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata  # slow to import, and --plan imports this module
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

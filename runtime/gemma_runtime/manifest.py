@@ -1,7 +1,7 @@
-"""The contract between the exporter and everyone who runs a bundle.
+"""The contract between the exporter and every program that runs a bundle.
 
-Written by `gemma_export`, read by Python, Kotlin and Swift. No number in an app is a copy of one
-of these: it comes from here. After the first release, a new field is a new `SCHEMA_VERSION`.
+`gemma_export` writes it; Python, Kotlin and Swift read it. Apps take every number from here and
+copy none. After the first release, a new field raises `SCHEMA_VERSION`.
 """
 
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ _CACHE_WIDTHS = {"float32": 4, "float16": 2}  # bytes
 
 
 class AttentionKind(StrEnum):
-    LOCAL = "local"  # sees the last `window` tokens, itself included
-    GLOBAL = "global"  # sees the whole context
+    LOCAL = "local"  # a token attends to the last `window` tokens, itself included
+    GLOBAL = "global"  # a token attends to the whole context
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,8 @@ class LayerCache:
     """One layer's KV cache: keys and values, each (1, kv_heads, slots, head_dim)."""
 
     kind: AttentionKind
-    window: int | None  # tokens a query sees, itself included; None on global layers
-    slots: int  # tokens the cache holds
+    window: int | None  # tokens a query attends to, itself included; None on global layers
+    slots: int  # tokens that the cache holds
     kv_heads: int
     head_dim: int
 
@@ -38,7 +38,7 @@ class LayerCache:
 
     @property
     def elements(self) -> int:
-        """Numbers in keys and values together."""
+        """Number of elements in keys and values together."""
         return 2 * self.kv_heads * self.slots * self.head_dim
 
 
@@ -51,43 +51,43 @@ class Rope:
 
 
 class TensorRole(StrEnum):
-    """What a tensor is for. A runner goes by this; names are the artifact's own.
+    """The purpose of a graph's tensor. Runners use it; a tensor's name means nothing to them.
 
-    T tokens of a call, of which the last may be padding; S slots, D head size, V vocabulary.
+    T tokens per call, of which the last may be padding; S slots, D head size, V vocabulary.
     """
 
     TOKENS = "tokens"  # ids, (T) or (1, T)
     START = "start"  # tokens in the caches before the call
-    POSITIONS = "positions"  # of each token
+    POSITIONS = "positions"  # position of each token
     TOTAL = "total"  # tokens in the caches after the call
     WANTED = "wanted"  # which of the T tokens get logits
     LAST = "last"  # which of the T tokens is the last that is not padding
-    EMBEDDINGS = "embeddings"  # rows of the table that the caller looks up
-    HIDDEN = "hidden"  # from one part of a graph to the next
-    COS = "cos"  # of a kind of layers, (T, D / 2)
+    EMBEDDINGS = "embeddings"  # table rows that the caller looks up
+    HIDDEN = "hidden"  # the residual between two parts of a graph
+    COS = "cos"  # for one kind of layers, (T, D / 2)
     SIN = "sin"
-    MASK = "mask"  # of a kind of layers: 0 where a token sees, far below 0 where it does not
-    SLOTS = "slots"  # of a kind of layers: where each token is written, (T)
-    WRITE = "write"  # the same as a one-hot matrix, (S, T)
-    KEYS = "keys"  # a layer's cache
+    MASK = "mask"  # for one kind of layers: 0 where a token attends, far below 0 elsewhere
+    SLOTS = "slots"  # for one kind of layers: the slot of each token, (T)
+    WRITE = "write"  # SLOTS as a one-hot matrix, (S, T)
+    KEYS = "keys"  # cache of one layer
     VALUES = "values"
-    CACHE = "cache"  # keys and values of all layers of a kind
+    CACHE = "cache"  # keys and values of all layers of one kind
     LOGITS = "logits"  # (…, V)
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     name: str
-    dtype: str  # numpy's name for it
+    dtype: str  # in numpy's spelling
     shape: tuple[int | str, ...]  # a string names a dimension that varies from call to call
     role: TensorRole
-    kind: AttentionKind | None  # of the layers it is for; None: for none or for all
-    layer: int | None  # the layer it belongs to
+    kind: AttentionKind | None  # kind of layers that use it; None if any
+    layer: int | None  # index of the layer that owns it; None if shared
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A program of the artifact: what goes in, comes out, and is carried along."""
+    """One program of the artifact: its inputs, outputs and states."""
 
     file: str  # path in the bundle
     inputs: tuple[TensorSpec, ...]
@@ -95,68 +95,68 @@ class Graph:
     states: tuple[TensorSpec, ...]  # caches
 
     def tensor(self, role: TensorRole) -> TensorSpec:
-        """The input or output of a role. Raises BundleError where there is none."""
+        """The input or output with this role. Raises BundleError if there is none."""
         for spec in (*self.inputs, *self.outputs):
             if spec.role is role:
                 return spec
         raise BundleError(f"manifest.json: {self.file} has no tensor of role {role}; export again")
 
     def returned_caches(self) -> Iterator[tuple[TensorSpec, TensorSpec]]:
-        """Each state, and the output that gives it back: for runtimes that update none in place.
+        """Pairs of (state, output that returns it), for runtimes that do not update in place.
 
-        Raises BundleError for a state that no output gives back.
+        Raises BundleError if no output returns a state.
         """
         outputs = {(spec.role, spec.kind, spec.layer): spec for spec in self.outputs}
         for state in self.states:
             returned = outputs.get((state.role, state.kind, state.layer))
             if returned is None:
                 raise BundleError(
-                    f"manifest.json: {self.file} does not give {state.name} back; export again"
+                    f"manifest.json: {self.file} does not return {state.name}; export again"
                 )
             yield state, returned
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Which checkpoint the bundle was made from."""
+    """The checkpoint that the bundle was made from."""
 
     id: str  # hub id, folder or file name, or `random:SEED`
     family: str  # gemma2, gemma3
     parameters: int
-    revision: str | None  # the hub's commit, where there is one
+    revision: str | None  # commit on the hub, if it came from there
     digest: str  # sha256 over config and weights
 
 
 @dataclass(frozen=True, slots=True)
 class CalibratedOn:
-    """The text that codes were chosen for."""
+    """The text used for calibration."""
 
     source: str  # "default", a file or a folder
     tokens: int
-    seed: int  # of the order
+    seed: int  # of the shuffle
     digest: str  # sha256 over the token ids
 
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
     recipe: str
-    bits_per_weight: float  # codes, scales and zero points over all matrix weights
-    codes_digest: str  # over codes, scales and zero points: equal in every container
+    bits_per_weight: float  # codes, scales and zero points, averaged over all matrices
+    codes_digest: str  # over codes, scales and zero points; equal in every container
     tensors: dict[str, str]  # tensor name -> format, e.g. "int4-g32"
-    calibration: CalibratedOn | None  # None: codes chosen by the weights alone
+    calibration: CalibratedOn | None  # None if codes depend on the weights alone
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     name: str
-    label: str  # the runtime's name, for people
-    packages: tuple[str, ...]  # on PyPI: what runs the artifact in Python; may be empty
+    label: str  # the runtime's name for people
+    packages: tuple[str, ...]  # PyPI packages that run the artifact in Python; may be empty
     min_runtime_version: str
 
 
 @dataclass(frozen=True, slots=True)
 class Headroom:
-    """fp16 safety: the largest residual |x| measured, and the factor folded into the weights."""
+    """Headroom for float16: the largest measured residual |x|, and the factor in the weights."""
 
     max_abs: float
     factor: float
@@ -164,11 +164,11 @@ class Headroom:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far one set of logits is from another. Plain figures, no verdict."""
+    """The distance between two sets of logits, without a verdict."""
 
     positions: int
     top1: float  # share of positions with the same most likely token
-    near_ties: int  # positions whose most likely token differs by less than the tie margin
+    near_ties: int  # positions whose most likely tokens differ by less than the tie margin
     max_abs: float  # max |Δlogit| over the reference's top tokens
     mean_abs: float
     mean_kl: float  # nats
@@ -183,29 +183,29 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a device must know to run a bundle."""
+    """All that a device needs to know to run a bundle."""
 
     schema_version: int
     model: Model
     target: Target
     quantization: Quantization
     vocab_size: int
-    context_length: int  # tokens the caches are laid out for
-    prefill_length: int  # longest chunk of one prefill call
+    context_length: int  # tokens that the caches can hold
+    prefill_length: int  # most tokens per prefill call
     bos_token: int
     stop_tokens: tuple[int, ...]
-    chat_template: str | None  # Jinja, Hugging Face's conventions
+    chat_template: str | None  # Jinja with Hugging Face's conventions
     layers: tuple[LayerCache, ...]
     cache_dtype: str
-    # "prefill", "decode"; where there is one, "exact": float activations. The parts of each run one
-    # after the other; most artifacts have one.
+    # "prefill", "decode", and in some bundles "exact" (float activations). A graph may be split
+    # into parts that run one after the other; most have one part.
     graphs: dict[str, tuple[Graph, ...]]
     headroom: Headroom
     quality: Agreement  # quantized reference against float32 reference, on the goldens
-    files: dict[str, File]  # path in the bundle -> digest; everything but manifest.json
+    files: dict[str, File]  # path in the bundle -> digest, for all files but manifest.json
     roles: dict[str, str]  # "tokenizer", "goldens", "embedding", "teacher" -> path in the bundle
     tools: dict[str, str]  # package -> version that wrote the bundle
-    # By kind of attention, for graphs that take cosines and sines.
+    # For graphs that take cosines and sines as inputs.
     ropes: dict[AttentionKind, Rope]
 
     def to_json(self) -> bytes:
@@ -213,7 +213,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: bytes) -> Self:
-        """Raises BundleError for another schema, and for a missing or mistyped field."""
+        """Parse a manifest. Raises BundleError for another schema or an invalid field."""
         _check_schema(text)
         try:
             manifest = msgspec.json.decode(text, type=cls)
@@ -225,13 +225,15 @@ class Manifest:
                 f"{' or '.join(_CACHE_WIDTHS)}; export again"
             )
         for kind in {layer.kind for layer in manifest.layers} - set(manifest.ropes):
-            raise BundleError(f"manifest.json is not valid: no rope of {kind} layers; export again")
+            raise BundleError(
+                f"manifest.json is not valid: no rope for {kind} layers; export again"
+            )
         for name in [name for name, parts in manifest.graphs.items() if not parts]:
             raise BundleError(f"manifest.json is not valid: graph {name} is empty; export again")
         return manifest
 
     def graph(self, name: str) -> Graph:
-        """A graph in one part. Raises BundleError where it is missing, or split into several."""
+        """The graph, if it has one part. Raises BundleError if it is missing or split."""
         parts = self.graphs.get(name, ())
         if len(parts) != 1:
             raise BundleError(
@@ -240,11 +242,11 @@ class Manifest:
         return parts[0]
 
     def graph_files(self) -> list[str]:
-        """Files of all graphs, each once."""
+        """Files of all graphs, without repetition."""
         return sorted({part.file for parts in self.graphs.values() for part in parts})
 
     def cache_bytes(self, kind: AttentionKind) -> int:
-        """Bytes of all key and value caches of one kind of layer."""
+        """Bytes of all key and value caches of one kind of layers."""
         width = _CACHE_WIDTHS[self.cache_dtype]
         return sum(layer.elements * width for layer in self.layers if layer.kind is kind)
 

@@ -1,27 +1,20 @@
-"""A session: one loaded artifact and its KV caches. It knows token ids, not text."""
+"""A session is one loaded artifact with its KV caches. It takes token ids, not text."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Callable, Sequence
 from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from packaging.version import InvalidVersion, Version
 
+from gemma_runtime.backend_table import BACKENDS, load_function
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import ContextFull, SessionError
+from gemma_runtime.machine import check_threads
 from gemma_runtime.manifest import Manifest
 
 Logits = NDArray[np.float32]
-
-BACKENDS: Mapping[str, str] = {
-    "onnx": "gemma_runtime.backends.ort:open_ort_session",
-    "coreml": "gemma_runtime.backends.coreml:open_coreml_session",
-    "coreai": "gemma_runtime.backends.coreai:open_coreai_session",
-    "executorch": "gemma_runtime.backends.executorch:open_executorch_session",
-    "gguf": "gemma_runtime.backends.llama:open_llama_session",
-}
 
 
 class Session(Protocol):
@@ -38,18 +31,18 @@ class Session(Protocol):
         ...
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
-        """Append tokens, in chunks; the logits after the last one, (V,).
+        """Append tokens in chunks; returns the logits after the last one, (V,).
 
-        Raises ContextFull, before anything is written, if they don't fit.
+        Raises ContextFull before any cache changes if they don't fit.
         """
         ...
 
     def decode(self, token: int) -> Logits:
-        """Append one token; the logits after it, (V,)."""
+        """Append one token; returns the logits after it, (V,)."""
         ...
 
     def score(self, tokens: Sequence[int]) -> Logits:
-        """Append tokens; the logits after each of them, (T, V)."""
+        """Append tokens; returns the logits after each of them, (T, V)."""
         ...
 
     def reset(self) -> None:
@@ -64,7 +57,7 @@ class Session(Protocol):
 
 
 class ChunkedSession(ABC):
-    """A session on a graph that takes a chunk of tokens: where it is, and how tokens are cut."""
+    """Base of sessions whose graph takes a chunk of tokens: keeps the position, cuts chunks."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
@@ -91,7 +84,7 @@ class ChunkedSession(ABC):
         return self.prefill([token])
 
     def reset(self) -> None:
-        # Slots past the position are never seen, so nothing has to be cleared.
+        # Attention ignores slots past the position, so there is nothing to clear.
         self._position = 0
 
     def __enter__(self) -> Self:
@@ -110,24 +103,26 @@ class ChunkedSession(ABC):
 
 
 def open_session(bundle: Bundle, threads: int | None = None, exact: bool = False) -> Session:
-    """Load the bundle's artifact. `threads=None` takes the physical cores.
+    """Load the bundle's artifact. `threads=None` uses all physical cores.
 
-    `exact` loads the graph that rounds no activations, which tells a fault from rounding; raises
-    SessionError where the bundle has none.
+    `exact` loads the graph with float activations, which separates faults from rounding. Raises
+    SessionError if the bundle has no such graph.
     """
+    check_threads(threads)
     target = bundle.manifest.target.name
     if target not in BACKENDS:
-        raise SessionError(f"no backend runs target {target!r}; there are: {', '.join(BACKENDS)}")
+        raise SessionError(
+            f"no backend runs target {target!r}; known targets: {', '.join(BACKENDS)}"
+        )
     graph = "exact" if exact else "decode"
     if graph not in bundle.manifest.graphs:
-        raise SessionError(f"{bundle.directory} holds no {graph} graph; export it again")
-    module, function = BACKENDS[target].split(":")
-    opener: Callable[[Bundle, int | None, str], Session] = getattr(import_module(module), function)
-    return opener(bundle, threads, graph)
+        raise SessionError(f"{bundle.directory} has no {graph} graph; export it again")
+    session: Session = load_function(BACKENDS[target].opener)(bundle, threads, graph)
+    return session
 
 
 def check_room(position: int, new: int, context_length: int) -> None:
-    """Raise ContextFull if `new` tokens don't fit behind `position` of them."""
+    """Raise ContextFull if `new` tokens don't fit after `position` tokens."""
     if position + new > context_length:
         raise ContextFull(
             f"{position} tokens are in the cache and {new} more would pass the context of "
@@ -141,20 +136,20 @@ def check_runtime(package: str, installed: str, minimum: str) -> None:
         is_older = Version(installed) < Version(minimum)
     except InvalidVersion as error:
         raise SessionError(
-            f"{package} {installed} can't be compared with {minimum}, which this bundle needs: "
+            f"can't compare {package} {installed} with {minimum}, which this bundle needs: "
             f"{error}; export again"
         ) from error
     if is_older:
         raise SessionError(
-            f"{package} {installed} would give wrong tokens, this bundle needs {minimum}; "
+            f"{package} {installed} is too old: this bundle needs {minimum} or newer; "
             f"run: pip install -U {package}"
         )
 
 
 class FakeSession:
-    """A session without a model, for tests of whatever drives one.
+    """A session without a model, for tests of code that uses one.
 
-    It follows `script`: a function from the tokens so far to the next logits, (V,).
+    `script` maps the tokens so far to the next logits, (V,).
     """
 
     def __init__(
@@ -202,7 +197,7 @@ class FakeSession:
 
 
 def check_tokens(tokens: Sequence[int], vocab_size: int | None = None) -> None:
-    """Raise SessionError for an empty prompt, and for an id outside the vocabulary."""
+    """Raise SessionError for an empty prompt or an id outside the vocabulary."""
     if len(tokens) == 0:
         raise SessionError("no tokens given; a prompt needs at least one (the bos token)")
     if vocab_size is None:

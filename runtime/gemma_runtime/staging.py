@@ -11,9 +11,9 @@ from pathlib import Path
 
 @contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
-    """A name to write to; the file becomes `path` when the block ends, or vanishes when it fails.
+    """A path to write to, renamed to `path` when the block ends and deleted if it fails.
 
-    Creates the folder, and sweeps what a killed process left behind.
+    Creates the folder and removes leftovers of killed processes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep_leftovers(path.parent, path.name)
@@ -26,9 +26,9 @@ def staged_file(path: Path) -> Iterator[Path]:
 
 
 def sweep_leftovers(directory: Path, name: str) -> None:
-    """Remove `NAME.partial-PID` and `NAME.old-PID` of processes that died before they could.
+    """Remove `NAME.partial-PID` and `NAME.old-PID` of processes that no longer run.
 
-    Those with this process's own id are removed too: containers use the same ids again.
+    Also those with this process's id: containers reuse ids, so a dead process had the same one.
     """
     for path in directory.glob(f"{escape(name)}.*-*"):
         owner = re.fullmatch(r"(?:partial|old)-(\d{1,9})", path.name[len(name) + 1 :])

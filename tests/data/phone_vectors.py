@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from gemma_export.sidecars.compact_tokenizer import compact_tokenizer
+from gemma_runtime.backend_table import Limits
 from gemma_runtime.bundle import open_bundle
 from gemma_runtime.manifest import Agreement
 from gemma_runtime.measure.bench import Benchmark, BundleFigures, PromptFigures, Spread
 from gemma_runtime.proof.goldens import load_goldens
-from gemma_runtime.proof.verify import Limits, Verification, limits_of, verify
+from gemma_runtime.proof.verify import Verification, limits_of, verify
 from gemma_runtime.session import open_session
 from gemma_runtime.text.chat import Message, encode_chat
 from gemma_runtime.text.sampler import Sampler, Sampling

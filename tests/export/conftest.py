@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,7 +24,8 @@ from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
 from gemma_export.targets import Options
 from gemma_runtime.bundle import Bundle
-from tests.export.models import GEMMA2, TINIES, Tiny, save_tiny
+from tests.export.models import GEMMA2, SHORT_GEMMA2, SHORT_GEMMA3, TINIES, Tiny, save_tiny
+from tests.shared import shared_folder
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,11 @@ class TinyCheckpoint:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Stores of tests never meet the user's; one thread, since tiny work only pays for more."""
-    import os
+    """Stores of tests never meet the user's; one thread, since tiny work only pays for more.
 
-    os.environ["GEMMA_EXPORT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    All workers share it: what one of them builds, the others find.
+    """
+    os.environ["GEMMA_EXPORT_CACHE"] = str(shared_folder(tmp_path_factory, "cache"))
     torch.set_num_threads(1)
 
 
@@ -50,8 +53,28 @@ def tiny(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> TinyCheckpoint:
     """Every kind of tiny checkpoint in turn."""
-    folder = tmp_path_factory.mktemp(request.param.name)
-    return TinyCheckpoint(request.param, folder, save_tiny(request.param, folder))
+    return _saved(request.param, tmp_path_factory)
+
+
+def _saved(tiny: Tiny, factory: pytest.TempPathFactory) -> TinyCheckpoint:
+    folder = factory.mktemp(tiny.name)
+    return TinyCheckpoint(tiny, folder, save_tiny(tiny, folder))
+
+
+@pytest.fixture(scope="session")
+def short_gemma2(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
+    return _saved(SHORT_GEMMA2, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def short_gemma3(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
+    return _saved(SHORT_GEMMA3, tmp_path_factory)
+
+
+def only(*tinies: Tiny) -> pytest.MarkDecorator:
+    """Runs a dear test with these kinds alone; tests/README.md says what covers the others."""
+    names = [tiny.name for tiny in tinies]
+    return pytest.mark.parametrize("tiny", tinies, indirect=True, ids=names)
 
 
 Export = Callable[..., Bundle]

@@ -11,7 +11,8 @@ from gguf.constants import GGML_QUANT_SIZES, MODEL_ARCH, GGMLQuantizationType
 from gguf.quants import quantize
 from numpy.typing import NDArray
 
-from gemma_export.model.config import Json, config_from_hf
+from gemma_export.model.config import config_from_hf
+from gemma_export.model.families import Json
 
 Stored = tuple[NDArray[np.generic], GGMLQuantizationType]
 Metadata = dict[str, int | float | str | Sequence[int | float | str | bool]]

@@ -3,7 +3,8 @@
 Windows and caps are small enough to bite: a decoder that ignores one is far off, not slightly.
 """
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,20 @@ GEMMA3 = Tiny(
     Gemma3ForCausalLM,
 )
 TINIES = (GEMMA2, GEMMA2_27B, GEMMA3)
+
+
+def _shortened(tiny: Tiny, kinds: str) -> Tiny:
+    """The same model with fewer layers: an L is a local one, a G a global one."""
+    config = copy.deepcopy(tiny.config)
+    names = {"L": "sliding_attention", "G": "full_attention"}
+    config.layer_types = [names[kind] for kind in kinds]
+    config.num_hidden_layers = len(kinds)
+    return replace(tiny, config=config)
+
+
+# For targets whose compilers take seconds per layer.
+SHORT_GEMMA2 = _shortened(GEMMA2, "LG")
+SHORT_GEMMA3 = _shortened(GEMMA3, "LGL")
 
 
 def save_tiny(tiny: Tiny, folder: Path) -> PreTrainedModel:

@@ -8,9 +8,13 @@ import torch
 
 from gemma_export.memory import kept_memory, release_memory
 
-pytestmark = pytest.mark.skipif(
-    platform.libc_ver()[0] != "glibc", reason="glibc's allocator alone can be told to keep memory"
-)
+pytestmark = [
+    pytest.mark.serial,
+    pytest.mark.skipif(
+        platform.libc_ver()[0] != "glibc",
+        reason="glibc's allocator alone can be told to keep memory",
+    ),
+]
 _SIZE = 200 << 20
 
 

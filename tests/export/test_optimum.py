@@ -1,6 +1,7 @@
 """`optimum-cli export gemma`, as optimum itself finds and starts it, in its own process."""
 
 import json
+import os
 import subprocess
 import sys
 from importlib import metadata
@@ -11,29 +12,34 @@ import pytest
 from gemma_runtime.bundle import open_bundle
 from tests.export.models import GEMMA2, save_tiny
 
-REGISTER = Path(__file__).parents[2] / "export" / "optimum" / "commands" / "register"
+HOOK = Path(__file__).parents[2] / "optimum_hook"
 
 
-def _is_installed() -> bool:
-    """`find_spec` alone is not enough: our own file makes a namespace package of that name."""
+def _is_installed(name: str) -> bool:
+    """`find_spec` alone is not enough: our own file makes a namespace package `optimum`."""
     try:
-        metadata.version("optimum")
+        metadata.version(name)
     except metadata.PackageNotFoundError:
         return False
     return True
 
 
 needs_optimum = pytest.mark.skipif(
-    not _is_installed(),
+    not _is_installed("optimum"),
     reason="optimum is not installed: `optimum-cli export gemma` was NOT tested; run: "
-    "pip install 'gemma-export[optimum]'",
+    "pip install optimum",
 )
 
 
 def optimum_cli(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run it with this checkout's hook, installed or not; two copies would register it twice."""
     code = "import sys; from optimum.commands.optimum_cli import main; sys.exit(main())"
+    environment = dict(os.environ)
+    if not _is_installed("gemma-export-optimum"):
+        path = os.environ.get("PYTHONPATH", "")
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HOOK), path]))
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 @needs_optimum
@@ -78,5 +84,5 @@ def test_wrong_usage_is_code_2(flags: tuple[str, ...]) -> None:
 
 def test_nothing_but_the_command_is_added_to_the_namespace() -> None:
     """An `__init__.py` anywhere on the way hides optimum's own modules."""
-    files = {p for p in REGISTER.parents[1].rglob("*.py")}
-    assert files == {REGISTER / "register_gemma.py"}
+    files = set(HOOK.rglob("*.py"))
+    assert files == {HOOK / "optimum" / "commands" / "register" / "register_gemma.py"}

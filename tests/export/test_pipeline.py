@@ -143,6 +143,7 @@ def test_wrong_usage_exits_with_2_and_the_choices(
     assert match in " ".join(capfd.readouterr().err.split())
 
 
+@pytest.mark.serial
 def test_a_killed_export_leaves_no_bundle_and_the_next_one_works(
     tmp_path: Path, slow_config: Path
 ) -> None:

@@ -192,6 +192,7 @@ def test_a_core_ai_export_takes_no_more_than_planned() -> None:
 @pytest.mark.skipif(
     torch.version.cuda is not None, reason="the estimate is for torch's CPU build; this is CUDA's"
 )
+@pytest.mark.serial
 def test_a_real_export_stays_below_the_estimate(tmp_path: Path) -> None:
     config = {
         "model_type": "gemma2",

@@ -16,17 +16,12 @@ from gemma_export.checkpoint.gguf_tokenizer import rebuild_tokenizer
 from gemma_export.checkpoint.grid import grid_codes
 from gemma_export.checkpoint.prequantized import Stored, grid_stored
 from gemma_export.formats.codes import Codes
-from gemma_export.formats.gguf_file import (
-    GgufHeader,
-    GgufTensor,
-    read_blocks,
-    read_header,
-    read_rows,
-)
+from gemma_export.formats.gguf_file import read_blocks, read_header, read_rows
 from gemma_export.model.config import GemmaConfig
 from gemma_runtime.bundle import sha256_file
 from gemma_runtime.contents.gguf_names import hf_name
 from gemma_runtime.errors import CheckpointError, ConfigError
+from gemma_runtime.formats.gguf import GgufHeader, GgufTensor
 
 _HEAD = "output.weight"
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gemma_export.formats.gguf_file import GgufHeader, Value
 from gemma_export.model.config import GemmaConfig, config_from_hf
 from gemma_export.model.families import FAMILIES, Family
 from gemma_runtime.errors import ConfigError
+from gemma_runtime.formats.gguf import GgufHeader, Value
 
 TOKENS = "tokenizer.ggml.tokens"
 _TABLE = "token_embd.weight"

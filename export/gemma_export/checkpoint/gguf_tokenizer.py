@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 
 from gemma_export.checkpoint.gguf_config import TOKENS
-from gemma_export.formats.gguf_file import Value
 from gemma_runtime.errors import CheckpointError
+from gemma_runtime.formats.gguf import Value
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # llama.cpp's llama_token_type
 SPACE = "▁"

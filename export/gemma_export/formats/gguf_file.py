@@ -1,87 +1,23 @@
-"""Reads GGUF files by rows: checks every number in the header, and doesn't map the data.
+"""Reads tensors of GGUF files by rows, without mapping the file."""
 
-The format: a counted list of typed key-value pairs, a counted list of tensor infos, padding, the
-tensors (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md). The gguf package's reader maps
-the whole file and trusts the header, so only its block formats are used here.
-"""
-
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from gemma_runtime.errors import CheckpointError
-
-Value = int | float | str | list[str] | NDArray[np.generic]
-
-MAX_HEADER = 32 << 20  # bytes; Gemma's vocabulary makes it 7 MB
-_LONGEST_NAME = 256
-_SUPPORTED = (
-    GGMLQuantizationType.F32,
-    GGMLQuantizationType.F16,
-    GGMLQuantizationType.BF16,
-    GGMLQuantizationType.Q4_0,
-    GGMLQuantizationType.Q4_1,
-    GGMLQuantizationType.Q5_0,
-    GGMLQuantizationType.Q5_1,
-    GGMLQuantizationType.Q8_0,
-    GGMLQuantizationType.Q4_K,
-    GGMLQuantizationType.Q5_K,
-    GGMLQuantizationType.Q6_K,
-)
-_STRING, _ARRAY, _FLOAT32 = 8, 9, 6
-_NUMBERS: Mapping[int, str] = {
-    0: "<u1",
-    1: "<i1",
-    2: "<u2",
-    3: "<i2",
-    4: "<u4",
-    5: "<i4",
-    _FLOAT32: "<f4",
-    7: "?",
-    10: "<u8",
-    11: "<i8",
-    12: "<f8",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class GgufTensor:
-    type: GGMLQuantizationType
-    shape: tuple[int, ...]  # rows first; GGUF stores the reverse
-    offset: int = 0  # from the start of the file
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row; of one element if the tensor has one dimension."""
-        block, block_bytes = GGML_QUANT_SIZES[self.type]
-        return math.prod(self.shape[1:]) // block * block_bytes
-
-    @property
-    def bytes(self) -> int:
-        return self.shape[0] * self.row_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class GgufHeader:
-    metadata: Mapping[str, Value]
-    tensors: Mapping[str, GgufTensor]
+from gemma_runtime.formats.gguf import GgufHeader, GgufTensor, read_gguf_header
 
 
 def read_header(path: Path) -> GgufHeader:
     """Read the header, and check that the tensors fill the file and have supported types.
 
-    Raises CheckpointError. Reads at most MAX_HEADER bytes, whatever the file claims.
+    Raises CheckpointError.
     """
     try:
-        with path.open("rb") as file:
-            return _header(_Cursor(file, path.stat().st_size))
+        return read_gguf_header(path)
     except OSError as error:
         raise CheckpointError(f"can't read {path}: {error.strerror}") from error
     except ValueError as error:
@@ -92,7 +28,7 @@ def read_rows(path: Path, tensor: GgufTensor, start: int, stop: int) -> NDArray[
     """Rows [start, stop) of a tensor, dequantized."""
     data = read_blocks(path, tensor, start, stop)
     with np.errstate(all="ignore"):  # a damaged scale gives NaN or Inf, which callers check
-        values: NDArray[np.float32] = dequantize(data, tensor.type)
+        values: NDArray[np.float32] = dequantize(data, GGMLQuantizationType(tensor.type))
     return values.reshape(stop - start, *tensor.shape[1:])
 
 
@@ -104,137 +40,3 @@ def read_blocks(path: Path, tensor: GgufTensor, start: int, stop: int) -> NDArra
         if file.readinto(data.data) != data.nbytes:
             raise CheckpointError(f"{path} ended inside a tensor; download it again")
     return data
-
-
-class _Cursor:
-    """Reads forward through the header; never past the file's end or MAX_HEADER."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self.size = size
-        self._file = file
-        self._limit = min(size, MAX_HEADER)
-        self.position = 0
-
-    def take(self, count: int) -> bytes:
-        if count > self._limit - self.position:
-            raise ValueError(
-                f"the header runs past byte {self._limit}; the file is cut off or damaged, "
-                "download it again"
-            )
-        self.position += count
-        return self._file.read(count)
-
-    def number(self, width: int) -> int:
-        return int.from_bytes(self.take(width), "little")
-
-    def text(self) -> str:
-        try:
-            return self.take(self.number(8)).decode()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"the string before byte {self.position} is not UTF-8") from error
-
-    def name(self) -> str:
-        """A string that is short and printable, so that errors can show it."""
-        name = self.text()
-        if len(name) > _LONGEST_NAME or not name.isprintable():
-            raise ValueError(f"the name before byte {self.position} is damaged")
-        return name
-
-
-def _header(cursor: _Cursor) -> GgufHeader:
-    if (magic := cursor.take(min(4, cursor.size))) != b"GGUF":
-        raise ValueError(f"starts with {magic!r}, expected b'GGUF'; this is not a GGUF file")
-    if (version := cursor.number(4)) not in (2, 3):
-        raise ValueError(f"is GGUF version {version}, expected 2 or 3, little-endian")
-    tensor_count, pair_count = cursor.number(8), cursor.number(8)
-    metadata: dict[str, Value] = {}
-    for _ in range(pair_count):
-        key = cursor.name()
-        if key in metadata:
-            raise ValueError(f"has {key} twice; the file is damaged")
-        metadata[key] = _value(cursor, key)
-    _check_whole(metadata)
-    return GgufHeader(metadata, _tensors(cursor, tensor_count, _alignment(metadata)))
-
-
-def _value(cursor: _Cursor, key: str) -> Value:
-    kind = cursor.number(4)
-    if kind == _STRING:
-        return cursor.text()
-    if kind == _ARRAY:
-        return _array(cursor, key)
-    number = np.frombuffer(cursor.take(_number_type(key, kind).itemsize), _NUMBERS[kind])[0]
-    # 1e-06 as in config.json, not 9.999999974752427e-07.
-    return float(str(number)) if kind == _FLOAT32 else number.item()
-
-
-def _array(cursor: _Cursor, key: str) -> Value:
-    kind, count = cursor.number(4), cursor.number(8)
-    if kind == _STRING:
-        return [cursor.text() for _ in range(count)]
-    dtype = _number_type(key, kind)
-    return np.frombuffer(cursor.take(count * dtype.itemsize), dtype)
-
-
-def _number_type(key: str, kind: int) -> np.dtype[np.generic]:
-    if kind not in _NUMBERS:
-        raise ValueError(f"{key} has the unknown value type {kind}; the file is damaged")
-    return np.dtype(_NUMBERS[kind])
-
-
-def _check_whole(metadata: Mapping[str, Value]) -> None:
-    count = metadata.get("split.count", 1)
-    if not isinstance(count, int) or count > 1:
-        raise ValueError(
-            f"is one of {count!r:.40} parts of a model; join them first: "
-            "llama-gguf-split --merge FIRST_PART OUTPUT"
-        )
-
-
-def _alignment(metadata: Mapping[str, Value]) -> int:
-    alignment = metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or not 8 <= alignment <= 1 << 16 or alignment % 8:
-        raise ValueError(f"general.alignment is {alignment!r:.40}, expected a multiple of 8")
-    return alignment
-
-
-def _tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, GgufTensor]:
-    """Read the tensor infos, and check that each tensor begins at the padded end of the last."""
-    found: dict[str, tuple[GgufTensor, int]] = {}
-    for _ in range(count):
-        name = cursor.name()
-        if name in found:
-            raise ValueError(f"has tensor {name} twice; the file is damaged")
-        found[name] = _tensor(cursor, name), cursor.number(8)
-    end = start = cursor.position + -cursor.position % alignment
-    tensors: dict[str, GgufTensor] = {}
-    for name, (tensor, offset) in found.items():
-        if start + offset != end:
-            raise ValueError(f"tensor {name} begins at byte {start + offset}, expected {end}")
-        tensors[name] = GgufTensor(tensor.type, tensor.shape, end)
-        if end + tensor.bytes > cursor.size:
-            raise ValueError(
-                f"tensor {name} ends at byte {end + tensor.bytes}, the file at {cursor.size}; "
-                "the file is cut off, download it again"
-            )
-        end += tensor.bytes + -tensor.bytes % alignment
-    return tensors
-
-
-def _tensor(cursor: _Cursor, name: str) -> GgufTensor:
-    dimensions = cursor.number(4)
-    if not 1 <= dimensions <= 4:
-        raise ValueError(f"tensor {name} has {dimensions} dimensions, expected 1 to 4")
-    shape = tuple(cursor.number(8) for _ in range(dimensions))[::-1]
-    kind = cursor.number(4)
-    if kind not in _SUPPORTED:
-        known = GGMLQuantizationType(kind).name if kind in GGML_QUANT_SIZES else f"type {kind}"
-        raise ValueError(
-            f"tensor {name} is {known}, which can't be read; expected one of "
-            f"{', '.join(supported.name for supported in _SUPPORTED)}"
-        )
-    tensor = GgufTensor(GGMLQuantizationType(kind), shape)
-    block, _ = GGML_QUANT_SIZES[tensor.type]
-    if min(shape) < 1 or math.prod(shape[1:]) % block or (shape[1:] and shape[-1] % block):
-        raise ValueError(f"tensor {name} of shape {shape} can't be {tensor.type.name}")
-    return tensor

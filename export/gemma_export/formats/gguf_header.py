@@ -9,23 +9,10 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from gemma_export.formats.gguf_file import Value
+from gemma_runtime.formats.gguf import ARRAY, NUMBERS, STRING, Value
 
 ALIGNMENT = 32  # of every tensor, unless a key overrides it
-_STRING, _ARRAY = 8, 9
-_DTYPES: Mapping[str, int] = {
-    "uint8": 0,
-    "int8": 1,
-    "uint16": 2,
-    "int16": 3,
-    "uint32": 4,
-    "int32": 5,
-    "float32": 6,
-    "bool": 7,
-    "uint64": 10,
-    "int64": 11,
-    "float64": 12,
-}
+_DTYPES: Mapping[str, int] = {np.dtype(name).name: kind for kind, name in NUMBERS.items()}
 
 TensorType = tuple[tuple[int, ...], GGMLQuantizationType]  # shape, rows first
 
@@ -57,9 +44,9 @@ def padded(length: int) -> int:
 def _value(value: Value) -> bytes:
     """The type and the value. As llama.cpp expects, int becomes uint32, float becomes float32."""
     if isinstance(value, str):
-        return struct.pack("<I", _STRING) + _text(value)
+        return struct.pack("<I", STRING) + _text(value)
     if isinstance(value, list):
-        counted = struct.pack("<IIQ", _ARRAY, _STRING, len(value))
+        counted = struct.pack("<IIQ", ARRAY, STRING, len(value))
         return counted + b"".join(map(_text, value))
     if isinstance(value, np.ndarray):
         return _array(value)
@@ -72,7 +59,7 @@ def _value(value: Value) -> bytes:
 def _array(values: NDArray[np.generic]) -> bytes:
     little = values.astype(values.dtype.newbyteorder("<"))
     kind = _DTYPES[values.dtype.name]
-    return struct.pack("<IIQ", _ARRAY, kind, len(values)) + little.tobytes()
+    return struct.pack("<IIQ", ARRAY, kind, len(values)) + little.tobytes()
 
 
 def _text(text: str) -> bytes:

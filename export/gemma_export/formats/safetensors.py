@@ -4,12 +4,10 @@ The format: 8 bytes of header length, a JSON header, the tensors back to back
 (https://github.com/huggingface/safetensors#format).
 """
 
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import msgspec
 import numpy as np
@@ -18,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gemma_runtime.errors import CheckpointError
+from gemma_runtime.formats.safetensors import TensorInfo, read_safetensors_header
 
-MAX_HEADER = 100_000_000  # bytes, the limit of the reference implementation
 _DTYPES: Mapping[str, torch.dtype] = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -30,27 +28,15 @@ _DTYPES: Mapping[str, torch.dtype] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    dtype: str  # safetensors' name
-    shape: tuple[int, ...]
-    offset: int = 0  # from the start of the file
-
-    @property
-    def row_bytes(self) -> int:
-        return math.prod(self.shape[1:]) * _DTYPES[self.dtype].itemsize
-
-    @property
-    def bytes(self) -> int:
-        return math.prod(self.shape) * _DTYPES[self.dtype].itemsize
-
-
 class SafetensorsFile:
     """A file whose header is checked on opening. Data is read by rows."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.tensors, self.metadata = _read_header(path)
+        try:
+            self.tensors, self.metadata = read_safetensors_header(path)
+        except ValueError as error:
+            raise CheckpointError(f"{path} {error}; download it again") from error
 
     def dtype(self, name: str) -> torch.dtype:
         return _DTYPES[self.tensors[name].dtype]
@@ -129,49 +115,3 @@ def _write_all(descriptor: int, data: bytes, offset: int) -> None:
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
-
-
-def _read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, MAX_HEADER):
-            raise CheckpointError(
-                f"{path} is not a complete safetensors file: the header claims {length} bytes, the "
-                f"file has {size}; download it again"
-            )
-        text = file.read(length)
-    try:
-        header = msgspec.json.decode(text, type=dict[str, dict[str, Any]])
-        metadata = header.pop("__metadata__", {})
-        tensors = {name: _info(name, entry, 8 + length) for name, entry in header.items()}
-    except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} has a broken safetensors header: {error}") from error
-    _check_spans(path, tensors, 8 + length, size)
-    return tensors, {str(k): str(v) for k, v in metadata.items()}
-
-
-def _info(name: str, entry: Mapping[str, Any], start: int) -> TensorInfo:
-    dtype, shape = entry["dtype"], tuple(entry["shape"])
-    begin, end = entry["data_offsets"]
-    if dtype not in _DTYPES:
-        raise ValueError(f"tensor {name} is {dtype}, expected one of {', '.join(_DTYPES)}")
-    if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
-        raise ValueError(f"tensor {name} has shape {shape} at {begin}…{end}")
-    info = TensorInfo(dtype, shape, start + begin)
-    if info.bytes != end - begin:
-        raise ValueError(f"tensor {name} needs {info.bytes} bytes, its span has {end - begin}")
-    return info
-
-
-def _check_spans(path: Path, tensors: Mapping[str, TensorInfo], start: int, size: int) -> None:
-    """Check that the tensors fill the file without holes or overlaps."""
-    end = start
-    for info in sorted(tensors.values(), key=lambda info: (info.offset, info.bytes)):
-        if info.offset != end:
-            raise CheckpointError(f"{path}: tensors overlap or leave a hole at byte {end}")
-        end += info.bytes
-    if end != size:
-        raise CheckpointError(
-            f"{path} has {size} bytes, its header describes {end}; download it again"
-        )

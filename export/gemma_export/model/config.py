@@ -3,18 +3,18 @@
 Defaults of each family are in `families`.
 """
 
+import math
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
-
-import numpy as np
 
 from gemma_export.model.families import FAMILIES, Family, Json
 from gemma_runtime.errors import ConfigError
 from gemma_runtime.manifest import AttentionKind, LayerCache, Rope
 
 TABLE = "model.embed_tokens.weight"  # embedding and head: one tensor, tied
-TABLE_FACTORS = "model.embed_tokens.factors"  # (M,) float32 beside it, where it has some
+TABLE_FACTORS = "model.embed_tokens.factors"  # (M,) float32, if the table has column factors
 # A layer's matrices; those that multiply the same input are together.
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 ATTENTION_OUT = ("self_attn.o_proj",)
@@ -119,7 +119,7 @@ class GemmaConfig:
 
     @property
     def parameters(self) -> int:
-        return sum(int(np.prod(shape)) for shape in self.tensor_shapes().values())
+        return sum(math.prod(shape) for shape in self.tensor_shapes().values())
 
 
 def config_from_hf(config: Json) -> GemmaConfig:
@@ -256,12 +256,11 @@ def _rope(fields: Json) -> Rope:
 
 def _embed_scale(hidden_size: int, dtype: str) -> float:
     """sqrt(hidden_size) in the checkpoint's dtype: 59.75, not 59.8665, for a bfloat16 9b."""
-    scale = np.float32(hidden_size**0.5)
-    if dtype.removeprefix("torch.") != "bfloat16":
-        return float(scale)
-    bits = int(scale.view(np.uint32))
-    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000  # round to nearest even
-    return float(np.uint32(bits).view(np.float32))
+    (bits,) = struct.unpack("<I", struct.pack("<f", hidden_size**0.5))
+    if dtype.removeprefix("torch.") == "bfloat16":
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000  # round to nearest even
+    (scale,) = struct.unpack("<f", struct.pack("<I", bits))
+    return float(scale)
 
 
 def _dtype(config: Json, text: Json) -> str:

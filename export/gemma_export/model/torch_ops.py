@@ -20,6 +20,11 @@ from gemma_runtime.backends.rope import rope_angles
 from gemma_runtime.manifest import Rope
 
 
+def rms_norm(x: Tensor, gain: Tensor, epsilon: float) -> Tensor:
+    """x / rms(x) · (1 + gain), over the last dimension."""
+    return functional.rms_norm(x, x.shape[-1:], 1 + gain, epsilon)
+
+
 class TorchOps:
     """Computes the logits of the last `judged` positions of every prompt: (B, judged, V)."""
 
@@ -34,7 +39,7 @@ class TorchOps:
         return torch.cat(rows).view(*self._tokens.shape, -1) * lookup_scale(table, scale)
 
     def norm(self, x: Tensor, gain: Weight) -> Tensor:
-        return functional.rms_norm(x, x.shape[-1:], 1 + _read_all(gain), self._epsilon)
+        return rms_norm(x, _read_all(gain), self._epsilon)
 
     def head_norm(self, x: Tensor, gain: Weight, heads: int) -> Tensor:
         return self.norm(x.view(*x.shape[:-1], heads, -1), gain).flatten(-2)

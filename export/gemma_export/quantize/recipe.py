@@ -1,7 +1,8 @@
 """Recipes: which format and which rounding each weight matrix gets."""
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
@@ -137,8 +138,7 @@ def find_recipe(name: str) -> Recipe:
     raise RecipeError(f"no recipe {name!r}; there are: {nearest_first(name, RECIPES)}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Choice:
+class _Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a recipe file says of one pattern; what it leaves out comes from the base recipe."""
 
     bits: Literal[4, 8, 32] | None = None
@@ -148,11 +148,10 @@ class _Choice:
     rounding: Rounding | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _RecipeFile:
+class _RecipeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     base: str = "int4"
     name: str | None = None
-    tensors: dict[str, _Choice] = field(default_factory=dict)
+    tensors: dict[str, _Choice] = {}
     distilled: bool | None = None
 
 
@@ -166,18 +165,26 @@ def load_recipe(path: Path) -> Recipe:
     except ModuleNotFoundError as error:
         raise MissingExtra("pyyaml", "export") from error
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-        if isinstance(content, dict):
-            _check_keys(path, content)
-        wanted = msgspec.convert(content or {}, type=_RecipeFile)
+        content = yaml.safe_load(path.read_text("utf-8")) or {}
+        wanted = msgspec.convert(content, type=_RecipeFile)
     except OSError as error:
         raise RecipeError(f"can't read recipe {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, msgspec.ValidationError) as error:
-        raise RecipeError(f"recipe {path}: {' '.join(str(error).split())}") from error
+        reason = _unknown_key(str(error)) or " ".join(str(error).split())
+        raise RecipeError(f"recipe {path}: {reason}") from error
     base = find_recipe(wanted.base)
     rules = [_rule(base, pattern, choice, path) for pattern, choice in wanted.tensors.items()]
     distilled = base.distilled if wanted.distilled is None else wanted.distilled
     return Recipe(wanted.name or path.stem, _merged(rules, base.rules), distilled)
+
+
+def _unknown_key(message: str) -> str | None:
+    """msgspec's message about an unknown key, with the known keys, nearest first."""
+    found = re.fullmatch(r"Object contains unknown field `(.*?)`( - at .*)?", message, re.S)
+    if found is None:
+        return None
+    known = (_Choice if found[2] else _RecipeFile).__struct_fields__
+    return f"unknown key {found[1]!r}; expected {nearest_first(found[1], known)}"
 
 
 def _merged(rules: list[Rule], below: tuple[Rule, ...]) -> tuple[Rule, ...]:
@@ -224,17 +231,3 @@ def _rule(base: Recipe, pattern: str, choice: _Choice, path: Path) -> Rule:
     fine = under.format.fine if choice.fine is None and bits == under.format.bits else choice.fine
     form = Format(bits, group, asymmetric, per_channel, fine or 0)
     return Rule(pattern, form, choice.rounding or under.rounding)
-
-
-def _check_keys(path: Path, content: Mapping[str, object]) -> None:
-    """msgspec ignores unknown keys; a misspelt one must not be ignored."""
-    known = {"base", "name", "tensors", "distilled"}
-    tensors = content.get("tensors")
-    choices = tensors.values() if isinstance(tensors, dict) else []
-    inner = {key for choice in choices if isinstance(choice, dict) for key in choice}
-    unknown = (set(content) - known) | (inner - {f.name for f in fields(_Choice)})
-    if unknown:
-        raise RecipeError(
-            f"recipe {path}: unknown key {sorted(map(str, unknown))[0]!r}; expected base, name, "
-            "tensors, distilled, and per pattern bits, group, asymmetric, fine, rounding"
-        )

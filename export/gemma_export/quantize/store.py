@@ -23,7 +23,7 @@ from gemma_export.checkpoint.prequantized import Prequantized
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.codes import Codes, dequantize
 from gemma_export.formats.format import FLOAT, Format
-from gemma_export.formats.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
+from gemma_export.formats.safetensors import SafetensorsFile, SafetensorsWriter
 from gemma_export.model.config import TABLE, TABLE_FACTORS
 from gemma_export.parallel import in_order
 from gemma_export.progress import Note, Tick, silent, unheard
@@ -32,6 +32,7 @@ from gemma_export.quantize.round import round_rows
 from gemma_runtime.cache import cache_folder
 from gemma_runtime.contents.digests import combine_digests, parts_digest
 from gemma_runtime.errors import CheckpointError
+from gemma_runtime.formats.safetensors import TensorInfo
 from gemma_runtime.staging import staged_file
 
 _VERSION = "3"  # of rounding and layout: raise it when either changes

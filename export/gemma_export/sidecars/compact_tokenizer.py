@@ -125,7 +125,7 @@ def _check_steps(source: _Source) -> None:
     if model.continuing_subword_prefix or model.end_of_word_suffix:
         raise _unsupported("marks the pieces of a word")
     if normalizer != _Step("Replace", {"String": " "}, _SPACE):
-        raise _unsupported("has another normalizer than spaces to U+2581")
+        raise _unsupported("has a normalizer other than spaces to U+2581")
     # Splitting at spaces has no effect, because the normalizer leaves none.
     if cut is not None and (cut.type, cut.pattern) != ("Split", {"String": " "}):
         raise _unsupported("has a pre-tokenizer that splits words")
@@ -195,7 +195,7 @@ def _check_splits(merges: Sequence[_Merge], vocab: dict[str, int]) -> None:
         if piece[:cut] in vocab and piece[cut:] in vocab
     )
     if not all_in_vocab or not splits == len(merges) == len(set(merges)):
-        raise _unsupported("has other merges than its vocabulary implies")
+        raise _unsupported("has merges other than those that its vocabulary implies")
 
 
 def _groups(merges: Sequence[_Merge]) -> Iterator[Sequence[_Merge]]:

@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from gemma_export.model.config import GemmaConfig
 from gemma_runtime.manifest import LayerCache
 
@@ -44,6 +42,8 @@ def golden_prompts(
     if longest:
         lengths[LONG] = longest
     if encoder is None:
+        import numpy as np  # here and below: a plan only asks for lengths
+
         draw, size = np.random.default_rng(0), config.vocab_size
         return {name: draw.integers(0, size, n).tolist() for name, n in lengths.items()}
     texts = {**PROMPTS, LONG: _long_text()}
@@ -69,6 +69,8 @@ def long_length(
 
 def _long_text() -> str:
     """The words of all prompts, shuffled, because a model would just copy text that repeats."""
+    import numpy as np
+
     words = " ".join(PROMPTS.values()).split(" ")
     shuffle = np.random.default_rng(0)
     return " ".join(words[index] for _ in range(40) for index in shuffle.permutation(len(words)))

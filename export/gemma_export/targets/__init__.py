@@ -3,6 +3,8 @@
 The folder's `__init__.py` declares a `TARGET`, as data; its Target is imported when it is needed.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -10,17 +12,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from gemma_export.formats.format import Format
-from gemma_export.model.config import GemmaConfig
 from gemma_export.targets.spec import Option, TargetSpec
 from gemma_runtime.errors import MissingExtra, TargetError, nearest_first
-from gemma_runtime.manifest import Graph, LayerCache
-from gemma_runtime.manifest import Target as Runtime
 
 if TYPE_CHECKING:
     from gemma_export.checkpoint import Checkpoint
+    from gemma_export.formats.format import Format
+    from gemma_export.model.config import GemmaConfig
     from gemma_export.progress import Tick
     from gemma_export.quantize.store import QuantizedStore
+    from gemma_runtime.manifest import Graph, LayerCache
+    from gemma_runtime.manifest import Target as Runtime
 
 TARGETS: Mapping[str, str] = {
     "onnx": "gemma_export.targets.onnx",
@@ -48,11 +50,11 @@ class ExportJob:
     """What a target is asked to write."""
 
     config: GemmaConfig
-    store: "QuantizedStore"
+    store: QuantizedStore
     geometry: Geometry
     stop_tokens: tuple[int, ...]
     max_residual: float  # largest |x| between layers that the reference met
-    checkpoint: "Checkpoint"  # what it was all made from: names, vocabulary
+    checkpoint: Checkpoint  # what it was all made from: names, vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class Target(Protocol):
         """Raise TargetError for what it has no kernel for, before any weight is read."""
         ...
 
-    def write(self, job: ExportJob, folder: Path, progress: "Tick") -> Artifact:
+    def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
         """Write the artifact; `progress` takes a tensor's name and the bytes just written."""
         ...
 

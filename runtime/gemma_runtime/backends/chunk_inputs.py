@@ -1,7 +1,7 @@
-"""What a host brings to a graph that computes no index: cosines, masks, slots, for one chunk.
+"""Inputs that the host computes for one chunk: cosines, masks and slots.
 
-Each input's role and shape say what it takes. T tokens of a call, of which the last may be padding;
-S slots.
+Core ML and Core AI graphs compute no index themselves. An input's role and shape determine its
+value. T tokens per call, of which the last may be padding; S slots.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from gemma_runtime.manifest import (
 
 Array = NDArray[np.generic]
 
-# Far below any score, and within float16: -inf is not for every one of Apple's units.
+# Far below any score but finite in float16: not every Apple compute unit handles -inf.
 _HIDDEN = -4e4
 
 
@@ -33,12 +33,12 @@ class ChunkInputs:
     """One chunk of tokens at a position."""
 
     manifest: Manifest
-    table: EmbeddingTable | None  # where the caller looks embeddings up
+    table: EmbeddingTable | None  # if the caller looks embeddings up
     tokens: Sequence[int]
     position: int
 
     def of(self, graph: Graph) -> dict[str, Array]:
-        """All inputs that do not come from another part."""
+        """Values of all inputs except hidden states, which come from another part."""
         given = [spec for spec in graph.inputs if spec.role is not TensorRole.HIDDEN]
         return {spec.name: self._input(spec).astype(spec.dtype, copy=False) for spec in given}
 
@@ -67,31 +67,33 @@ class ChunkInputs:
                 return np.cos(self._angles(cache, rows)).astype(np.float16)
             case TensorRole.SIN:
                 return np.sin(self._angles(cache, rows)).astype(np.float16)
-        raise BundleError(f"this runtime has no value for an input of role {spec.role}; update it")
+        raise BundleError(
+            f"this runtime can't compute an input with role {spec.role}; update gemma-export"
+        )
 
     def _cache(self, spec: TensorSpec) -> LayerCache:
-        """The layout of the layers that an input is for."""
+        """The cache layout of the layers that use an input."""
         for cache in self.manifest.layers:
             if cache.kind is spec.kind:
                 return cache
-        raise BundleError(f"manifest.json: input {spec.name} is for no layer; export again")
+        raise BundleError(f"manifest.json: no layer uses input {spec.name}; export again")
 
     def _angles(self, cache: LayerCache, length: int) -> NDArray[np.float64]:
         positions = self.position + np.arange(length)
         return rope_angles(self.manifest.ropes[cache.kind], positions, cache.head_dim)
 
     def _onehot(self, cache: LayerCache, slots: int, length: int) -> NDArray[np.float16]:
-        """A row per slot, a column per token: 1 where the token is written. Padding has none."""
+        """(slots, tokens): 1 where the token is written; a padding token's column is 0."""
         onehot: NDArray[np.bool_] = np.arange(slots)[:, None] == self._slots(cache, length)
         return onehot.astype(np.float16)
 
     def _slots(self, cache: LayerCache, length: int) -> NDArray[np.int64]:
-        """Where each token is written; padding goes to the row behind the slots."""
+        """The slot of each token; padding goes to the row after the last slot."""
         places = (self.position + np.arange(length)) % cache.slots
         return np.where(np.arange(length) < len(self.tokens), places, cache.slots)
 
     def _mask(self, cache: LayerCache, length: int, columns: int) -> NDArray[np.float16]:
-        """What each token sees: of the context, or of the old ring and the chunk behind it."""
+        """The attention mask: over the context, or over the old ring followed by the chunk."""
         position, count = self.position, len(self.tokens)
         query = position + np.arange(length)[:, None]  # (T, 1)
         if cache.kind is AttentionKind.LOCAL:

@@ -1,7 +1,7 @@
-"""Core ML bundles: by Core ML itself on macOS, elsewhere by our interpreter of ML Programs.
+"""Core ML bundles: on Core ML itself on macOS, elsewhere on our interpreter of ML Programs.
 
-The interpreter rounds to float16 as a device does. Core ML's side follows coremltools'
-documentation and was never run by us.
+The interpreter rounds to float16 as a device does. The Core ML path follows coremltools'
+documentation; we have never run it.
 """
 
 import sys
@@ -26,20 +26,20 @@ FUNCTIONS = ("prefill", "decode")
 
 
 def open_coreml_session(bundle: Bundle, threads: int | None, graph: str) -> StepSession:
-    """Core ML on macOS, where `threads` are its own affair; the interpreter elsewhere."""
+    """Open on Core ML on macOS, which ignores `threads`; elsewhere on the interpreter."""
     if sys.platform == "darwin":
         return StepSession(CoremlEngine(bundle, CoreMlDevice), bundle.manifest)
     return open_interpreter(bundle, threads)
 
 
 def open_interpreter(bundle: Bundle, threads: int | None = None) -> StepSession:
-    """The interpreter, wherever."""
+    """Open on the interpreter, on any system."""
     engine = CoremlEngine(bundle, lambda package: Interpreter(package, threads))
     return StepSession(engine, bundle.manifest)
 
 
 class Device(Protocol):
-    """Runs the functions of a package over one state."""
+    """Runs the functions of a package on one state."""
 
     def run(self, function: str, inputs: Mapping[str, Array]) -> Mapping[str, Array]: ...
 
@@ -47,11 +47,11 @@ class Device(Protocol):
 
 
 class Interpreter:
-    """Ours, in numpy."""
+    """Our interpreter, in numpy."""
 
     def __init__(self, package: Path, threads: int | None = None) -> None:
         self.program = Program(package, threads)
-        for function in FUNCTIONS:  # what can't be run is told at once
+        for function in FUNCTIONS:  # fail now if an operation is unsupported
             self.program.prepare(function)
         self._state = self.program.make_state("decode")
 
@@ -63,7 +63,7 @@ class Interpreter:
 
 
 class CoreMlDevice:
-    """Apple's runtime. Both functions are loaded, and share one state by its names."""
+    """Apple's runtime. Both functions are loaded and share one state."""
 
     def __init__(self, package: Path) -> None:
         try:
@@ -84,14 +84,14 @@ class CoreMlDevice:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A package: what runs it, and its graph by function."""
+    """A package's device, and its graphs by function name."""
 
     device: Device
     graphs: dict[str, Graph]
 
 
 class CoremlEngine:
-    """Takes a chunk through all packages, and brings masks and slots as an app on a phone does."""
+    """Runs a chunk through all packages and computes their inputs, as an app on a phone does."""
 
     def __init__(self, bundle: Bundle, open_device: Callable[[Path], Device]) -> None:
         self._manifest = bundle.manifest
@@ -116,7 +116,7 @@ class CoremlEngine:
 
 
 def _graphs(bundle: Bundle) -> list[dict[str, Graph]]:
-    """Of each part, its graph by function."""
+    """For each part, its graphs by function name."""
     every = [bundle.manifest.graphs.get(name, ()) for name in FUNCTIONS]
     if not every[0] or len(every[0]) != len(every[1]):
         raise BundleError(
@@ -131,7 +131,7 @@ def _open(bundle: Bundle, graphs: dict[str, Graph], open_device: Callable[[Path]
 
 
 def _open_table(bundle: Bundle, first: Graph) -> EmbeddingTable | None:
-    """The table whose rows the caller looks up, where it does."""
+    """The embedding table, if the first graph takes embeddings instead of tokens."""
     for spec in first.inputs:
         if spec.role is TensorRole.EMBEDDINGS:
             return EmbeddingTable(bundle.path("embedding"), int(spec.shape[1]))

@@ -1,43 +1,46 @@
-"""An embedding beside the model: a safetensors file, mapped, of which a token reads one row.
+"""An embedding table outside the model: a mapped safetensors file; a token reads one row.
 
-It holds `values`, or `codes` and `scales` and perhaps `zeros` (the layout of the quantized store):
-unsigned codes, two to a byte at 4 bits with the earlier one in the low half, of which
-scale · (code - zero) is the value, zero being 2^(bits-1) where the file has none.
+It has `values`, or `codes`, `scales` and optionally `zeros`, laid out as in the quantized store:
+unsigned codes, two per byte at 4 bits with the earlier one in the low half. A value is
+scale · (code - zero); zero is 2^(bits-1) if the file has no zeros.
 T tokens, M width, G groups per row.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from gemma_runtime.errors import BundleError
+from gemma_runtime.formats.safetensors import TensorInfo, read_safetensors_header
 
 _DTYPES = {"F32": np.float32, "F16": np.float16, "U8": np.uint8}
 
 
 class EmbeddingTable:
-    """Rows of a table of a given width."""
+    """Looks up rows of a table of a given width."""
 
     def __init__(self, path: Path, width: int) -> None:
-        """Raises BundleError for a file that is no such table."""
+        """Map the file. Raises BundleError if it is not such a table."""
         self._parts = _map_tensors(path)
         self._width = width
         names = set(self._parts) - {"zeros"}
         if names not in ({"values"}, {"codes", "scales"}):
-            raise BundleError(f"{path} holds {sorted(self._parts)}; expected codes and scales")
+            raise BundleError(
+                f"{path} has tensors {sorted(self._parts)}; expected codes and scales"
+            )
         if "codes" in names:
             self._bits = self._parts["codes"].shape[1] * 8 // width
         found = self._parts["values"].shape[1] if "values" in names else self._bits
         if found not in ((width,) if "values" in names else (4, 8)):
-            raise BundleError(f"{path} has no rows of {width}; export the model again")
+            raise BundleError(
+                f"the rows of {path} do not have {width} values; export the model again"
+            )
 
     def rows(self, tokens: Sequence[int]) -> NDArray[np.float16]:
-        """(T, M), rounded to what the model takes."""
+        """(T, M), rounded to the float16 that the model takes."""
         if "values" in self._parts:
             values: NDArray[np.float16] = self._parts["values"][tokens].astype(np.float16)
             return values
@@ -58,28 +61,18 @@ class EmbeddingTable:
         return unpacked
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A tensor, as the header of a safetensors file has it."""
-
-    dtype: Literal["F32", "F16", "U8"]
-    shape: tuple[int, int]
-    data_offsets: tuple[int, int]
-
-
 def _map_tensors(path: Path) -> Mapping[str, NDArray[Any]]:
-    """Every tensor as a view of the file."""
+    """Every tensor as a view of the mapped file."""
     try:
+        tensors, _ = read_safetensors_header(path)
         data = np.memmap(path, np.uint8, "r")
-        start = 8 + int.from_bytes(data[:8].tobytes(), "little")
-        header = msgspec.json.decode(data[8:start].tobytes(), type=dict[str, msgspec.Raw])
-        header.pop("__metadata__", None)
-        entries = {n: msgspec.json.decode(raw, type=_Entry) for n, raw in header.items()}
-        return {name: _view(data[start:], entry) for name, entry in entries.items()}
-    except (OSError, ValueError) as error:  # msgspec's and numpy's are ValueErrors
-        raise BundleError(f"{path} is no safetensors file: {error}; export again") from error
+        return {name: _view(data, name, info) for name, info in tensors.items()}
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} {error}; copy or export the bundle again") from error
 
 
-def _view(data: NDArray[np.uint8], entry: _Entry) -> NDArray[Any]:
-    begin, end = entry.data_offsets
-    return data[begin:end].view(_DTYPES[entry.dtype]).reshape(entry.shape)
+def _view(data: NDArray[np.uint8], name: str, info: TensorInfo) -> NDArray[Any]:
+    if info.dtype not in _DTYPES or len(info.shape) != 2:
+        raise ValueError(f"has {name} of {info.dtype} and shape {info.shape}, expected rows")
+    span = data[info.offset : info.offset + info.bytes]
+    return span.view(_DTYPES[info.dtype]).reshape(info.shape)

@@ -1,4 +1,4 @@
-"""A `.pte` in a process of its own, without torch: `native/gemma_native.cpp`, built when needed."""
+"""Runs a `.pte` without torch, in a process of `native/gemma_native.cpp`, built on demand."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ _BINARY = "gemma_native"
 
 
 class NativeEngine:
-    """Asks the process for logits; see `serve` in gemma_native.cpp for the protocol."""
+    """Requests logits from the process; `serve` in gemma_native.cpp describes the protocol."""
 
     def __init__(self, path: Path, threads: int) -> None:
         self._log = TemporaryFile()  # noqa: SIM115  closed with the process
@@ -36,12 +36,12 @@ class NativeEngine:
         except OSError as error:
             self._log.close()
             raise SessionError(
-                f"{runner} can't be run: {error.strerror}; $GEMMA_NATIVE has to name a "
-                "gemma_native for this machine, or nothing"
+                f"can't run {runner}: {error.strerror}; unset $GEMMA_NATIVE, or let it name a "
+                "gemma_native that was built for this machine"
             ) from error
 
     def run(self, tokens: Sequence[int], position: int) -> Logits:
-        """Raises SessionError with the process's last words if it has ended."""
+        """Raises SessionError with the process's last error message if it has ended."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -71,15 +71,16 @@ class NativeEngine:
 
 
 def named_runner() -> Path | None:
-    """The one that $GEMMA_NATIVE names: compiled elsewhere, for boards without a compiler."""
+    """The runner that $GEMMA_NATIVE names, for boards without a compiler."""
     name = os.environ.get("GEMMA_NATIVE")
     return Path(name) if name else None
 
 
 def build_native() -> Path:
-    """The named runner, or one for the installed executorch, compiled once and kept in the cache.
+    """The runner that $GEMMA_NATIVE names, or one compiled for the installed executorch.
 
-    Raises SessionError with the compiler's last line, MissingExtra without executorch.
+    It is compiled once and cached. Raises SessionError with the compiler's first error line, and
+    MissingExtra without executorch.
     """
     if runner := named_runner():
         return runner
@@ -98,16 +99,16 @@ def _compile(source: Path, wheel: Path, binary: Path) -> None:
         "cmake", path=os.pathsep.join([str(Path(sys.executable).parent), *_path()])
     )
     if cmake is None:
-        raise SessionError(
-            "cmake is not installed, which builds the runner; run: pip install cmake"
-        )
+        raise SessionError("building the ExecuTorch runner needs cmake; run: pip install cmake")
     with TemporaryDirectory(dir=binary.parent) as folder:
         configure = ["-S", str(source), "-B", folder, f"-DCMAKE_PREFIX_PATH={wheel}"]
         for arguments in (configure, ["--build", folder]):
             done = subprocess.run([cmake, *arguments], capture_output=True, text=True)
             if done.returncode:
                 lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-                raise SessionError(f"the runner can't be built: {lines[0] if lines else cmake}")
+                raise SessionError(
+                    f"can't build the ExecuTorch runner: {lines[0] if lines else cmake}"
+                )
         (Path(folder) / _BINARY).replace(binary)
 
 
@@ -116,7 +117,7 @@ def _path() -> list[str]:
 
 
 def _source_folder() -> Path:
-    """Beside the package in a checkout, inside it once installed."""
+    """The folder of C++ sources: beside the package in a clone, inside it once installed."""
     package = Path(__file__).parents[1]
     places = (package.parent / "native", package / "native")
     return next(place for place in places if (place / _SOURCES[0]).exists())

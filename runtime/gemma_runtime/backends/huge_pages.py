@@ -1,8 +1,8 @@
-"""Weights on huge pages: decoding reads all of them per token, and small pages cost it time.
+"""Moves weights to huge pages, because decoding reads every weight for every token.
 
-onnxruntime repacks weights onto the heap, in pages of 4 KiB; a token touches tens of thousands of
-them, far more than the processor's address cache holds. Linux from 6.1 on can move them to pages
-of 2 MiB in place (madvise(2), MADV_COLLAPSE). Elsewhere nothing happens, and nothing is lost.
+onnxruntime repacks weights onto the heap in pages of 4 KiB. A token touches tens of thousands of
+pages, far more than the processor's TLB holds. Linux 6.1 and newer can move them to pages of 2 MiB
+in place (madvise(2), MADV_COLLAPSE). Elsewhere this does nothing.
 """
 
 import ctypes
@@ -16,21 +16,21 @@ _MAPS = Path("/proc/self/maps")
 
 
 def use_huge_pages() -> int:
-    """Ask for huge pages under every large private mapping; returns the bytes that got them."""
+    """Request huge pages for every large private mapping; returns how many bytes got them."""
     if not sys.platform.startswith("linux") or not _MAPS.exists():
         return 0
     madvise = ctypes.CDLL(None, use_errno=True).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     collapsed = 0
     for start, length in _writable_mappings():
-        madvise(start, length, _MADV_HUGEPAGE)  # for what is not touched yet
+        madvise(start, length, _MADV_HUGEPAGE)  # for pages that are not touched yet
         if madvise(start, length, _MADV_COLLAPSE) == 0:
             collapsed += length
     return collapsed
 
 
 def _writable_mappings() -> Iterator[tuple[int, int]]:
-    """Address and length, in whole huge pages, of heap and anonymous memory."""
+    """Address and length of heap and anonymous memory, in whole huge pages."""
     for line in _MAPS.read_text().splitlines():
         addresses, access, _, _, _, *name = line.split()
         if not access.startswith("rw") or name not in ([], ["[heap]"]):

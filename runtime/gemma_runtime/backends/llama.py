@@ -1,4 +1,4 @@
-"""GGUF bundles on llama.cpp, through the C interface that llama-cpp-python wraps.
+"""GGUF bundles on llama.cpp, through llama-cpp-python's C bindings.
 
 T new tokens, V vocabulary.
 """
@@ -10,29 +10,31 @@ from typing import Any
 import numpy as np
 
 from gemma_runtime.bundle import Bundle
-from gemma_runtime.errors import SessionError
+from gemma_runtime.errors import MissingExtra, SessionError
 from gemma_runtime.machine import physical_cores
 from gemma_runtime.manifest import Manifest
 from gemma_runtime.session import ChunkedSession, Logits
 
 
 def open_llama_session(bundle: Bundle, threads: int | None, graph: str) -> "LlamaSession":
-    """Load the bundle's GGUF file; raises SessionError where llama.cpp is missing or refuses it."""
+    """Load the bundle's GGUF file.
+
+    Raises MissingExtra if llama.cpp is not installed, SessionError if it refuses the file.
+    """
     path = bundle.directory / bundle.manifest.graph(graph).file
     try:
         import llama_cpp
     except ModuleNotFoundError as error:
-        raise SessionError(
-            f"{path} is for llama.cpp, which is not installed; run: pip install llama-cpp-python, "
-            "or give the file to llama-cli or Ollama"
-        ) from error
+        raise MissingExtra("llama-cpp-python", "llama") from error
     _silence(llama_cpp)
     llama_cpp.llama_backend_init()
     settings = llama_cpp.llama_model_default_params()
     settings.n_gpu_layers = 0
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), settings)
     if not model:
-        raise SessionError(f"llama.cpp {llama_cpp.__version__} can't load {path}; update it")
+        raise SessionError(
+            f"llama.cpp {llama_cpp.__version__} can't load {path}; update llama-cpp-python"
+        )
     return LlamaSession(llama_cpp, model, bundle.manifest, threads or physical_cores())
 
 
@@ -64,7 +66,7 @@ class LlamaSession(ChunkedSession):
         self._library.llama_model_free(self._model)
 
     def _run(self, chunk: Sequence[int], wanted: int) -> Logits:
-        """Append a chunk; logits of its last `wanted` tokens, (wanted, V)."""
+        """Append a chunk; returns the logits of its last `wanted` tokens, (wanted, V)."""
         library, count = self._library, len(chunk)
         batch = library.llama_batch_init(count, 0, 1)
         try:
@@ -94,7 +96,7 @@ def _make_context(library: Any, model: Any, manifest: Manifest, threads: int) ->
     context = library.llama_init_from_model(model, settings)
     if not context:
         library.llama_model_free(model)
-        raise SessionError(f"llama.cpp can't make a context of {manifest.context_length} tokens")
+        raise SessionError(f"llama.cpp can't create a context of {manifest.context_length} tokens")
     return context
 
 

@@ -1,6 +1,7 @@
-"""ONNX bundles on ONNX Runtime: one session, caches bound in place.
+"""ONNX bundles on ONNX Runtime.
 
-Past and present caches are the same buffers, so a step copies no cache. T new tokens, V vocabulary.
+Past and present caches are bound to the same buffers, so a step copies no cache. T new tokens,
+V vocabulary.
 """
 
 from bisect import bisect_left
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def open_ort_session(bundle: Bundle, threads: int | None, graph: str) -> "OrtSession":
-    """Load one of the bundle's graphs. Raises SessionError for a runtime too old for it."""
+    """Load one of the bundle's graphs. Raises SessionError if onnxruntime is too old."""
     import onnxruntime as ort
 
     check_runtime("onnxruntime", ort.__version__, bundle.manifest.target.min_runtime_version)
@@ -39,7 +40,7 @@ def open_ort_session(bundle: Bundle, threads: int | None, graph: str) -> "OrtSes
 def profile_ort(
     bundle: Bundle, threads: int | None, chunks: Sequence[Sequence[int]]
 ) -> list[list[tuple[str, float]]]:
-    """Operators and seconds of each chunk, by onnxruntime's own trace."""
+    """Operators and their seconds for each chunk, from onnxruntime's trace."""
     io = bundle.manifest.graph("decode")
     with TemporaryDirectory() as folder:
         raw = _load(bundle.directory / io.file, threads, profile=str(Path(folder) / "trace"))
@@ -57,7 +58,7 @@ def profile_ort(
 
 @dataclass(frozen=True, slots=True)
 class _Event:
-    """Of Chrome's trace format; microseconds."""
+    """An event of Chrome's trace format; times in microseconds."""
 
     name: str
     ts: int
@@ -95,7 +96,7 @@ class OrtSession(ChunkedSession):
         del self._inputs, self._binding, self._caches, self._session
 
     def _run(self, chunk: Sequence[int], wanted: Sequence[int], logits: Logits) -> None:
-        """One call of the graph; the logits of the wanted positions go where `logits` lies."""
+        """Run the graph once; writes the logits of the wanted positions into `logits`."""
         total = self._position + len(chunk)
         self._inputs.set(TensorRole.TOKENS, np.array([chunk]))
         self._inputs.set(TensorRole.TOTAL, np.array(total, np.int32))
@@ -107,7 +108,7 @@ class OrtSession(ChunkedSession):
 
 
 class _Inputs:
-    """Arrays bound as inputs, and bound anew only when a shape changes: decoding never does."""
+    """Arrays bound as inputs. Rebinds only when a shape changes, so never while decoding."""
 
     def __init__(self, binding: "ort.IOBinding", io: Graph) -> None:
         self._binding = binding
@@ -138,13 +139,13 @@ def _load(path: Path, threads: int | None, profile: str | None = None) -> "ort.I
         options.enable_profiling, options.profile_file_prefix = True, profile
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no common type of their own
+    except Exception as error:  # onnxruntime's exceptions share no type of their own
         reason = str(error).splitlines()[0]
         raise SessionError(f"onnxruntime {ort.__version__} can't load {path}: {reason}") from error
 
 
 def _bind_caches(binding: "ort.IOBinding", io: Graph) -> "list[ort.OrtValue]":
-    """One buffer per cache, as input and as output."""
+    """Bind one buffer per cache as both input and output."""
     caches = []
     for state, returned in io.returned_caches():
         value = _empty(np.dtype(state.dtype), tuple(int(n) for n in state.shape))

@@ -1,4 +1,4 @@
-"""Rotary embedding's angles, for the reference, for tables in graphs, and for whoever feeds one."""
+"""Angles of the rotary embedding, for the reference, for graph tables and for graph inputs."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray

@@ -1,4 +1,4 @@
-"""Sessions on graphs that give one row of logits per call, as phones' runners want them.
+"""Sessions on graphs that return one row of logits per call, as phone runners expect.
 
 T new tokens, V vocabulary.
 """
@@ -14,16 +14,16 @@ from gemma_runtime.session import ChunkedSession, Logits
 
 class Engine(Protocol):
     def run(self, tokens: Sequence[int], position: int) -> Logits:
-        """Append tokens at a position; the logits after the last of them, (V,)."""
+        """Append tokens at a position; returns the logits after the last one, (V,)."""
         ...
 
     def close(self) -> None: ...
 
 
 class StepSession(ChunkedSession):
-    """A session over an engine whose graph gives the last token's logits alone.
+    """A session over an engine whose graph returns only the last token's logits.
 
-    So `score` takes its tokens one by one.
+    So `score` runs its tokens one by one.
     """
 
     def __init__(self, engine: Engine, manifest: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""The digest of a model's codes: the same whoever computes it, and from whichever container."""
+"""The digest of a model's codes, equal for every container."""
 
 import hashlib
 from collections.abc import Iterable
@@ -10,5 +10,5 @@ def combine_digests(lines: Iterable[str]) -> str:
 
 
 def parts_digest(parts: Iterable["hashlib._Hash"]) -> str:
-    """Of one weight: sha256 over the digests of codes, scales and zero points."""
+    """One weight's digest: sha256 over the digests of codes, scales and zero points."""
     return hashlib.sha256(b"".join(part.digest() for part in parts)).hexdigest()

@@ -1,4 +1,4 @@
-"""Tensors as llama.cpp names them, and as Hugging Face does."""
+"""llama.cpp's tensor names and Hugging Face's, in both directions."""
 
 import re
 
@@ -26,7 +26,7 @@ _STORED_LAYER_NAMES = {ours: stored for stored, ours in _LAYER_NAMES.items()}
 
 
 def gguf_name(name: str) -> str:
-    """What llama.cpp calls a Hugging Face tensor."""
+    """llama.cpp's name of a Hugging Face tensor."""
     match = re.fullmatch(r"model\.layers\.([0-9]+)\.([\w.]+)\.weight", name)
     if match:
         return f"blk.{match[1]}.{_STORED_LAYER_NAMES[match[2]]}.weight"
@@ -34,7 +34,7 @@ def gguf_name(name: str) -> str:
 
 
 def hf_name(stored: str) -> str:
-    """Names we don't know stay as they are, and are refused by them."""
+    """Hugging Face's name of a llama.cpp tensor; an unknown name is returned unchanged."""
     match = re.fullmatch(r"blk\.([0-9]+)\.(\w+)\.weight", stored)
     if match and match[2] in _LAYER_NAMES:
         return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}.weight"

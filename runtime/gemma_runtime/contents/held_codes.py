@@ -1,11 +1,11 @@
-"""The quantized weights that an artifact itself holds, read back from its container.
+"""Reads the quantized weights back from an artifact, whatever its container.
 
-Every container keeps them in its own way; here they come out in one: unsigned codes, packed row by
-row, float16 scales, zero points packed row by row. N rows, G groups per row.
+They come out in one layout: unsigned codes packed row by row, float16 scales, zero points packed
+row by row. N rows, G groups per row.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from gemma_runtime.backend_table import BACKENDS, load_function
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.contents.codes_gguf import read_gguf_codes
 from gemma_runtime.contents.digests import combine_digests, parts_digest
@@ -33,7 +34,7 @@ _BLOCK = 16 << 20  # bytes hashed at a time
 
 @dataclass(frozen=True, slots=True)
 class HeldWeight:
-    """Views of the file. Codes are to be xored with `flip`."""
+    """A weight as views of the file. XOR the codes with `flip` to get ours."""
 
     name: str
     codes: Bytes
@@ -43,21 +44,22 @@ class HeldWeight:
 
 
 def codes_digest(bundle: Bundle) -> str | None:
-    """The manifest's `codes_digest`, computed from the artifact.
+    """Compute the manifest's `codes_digest` from the artifact.
 
-    None where no weight is quantized, and for containers that are not read back. Raises BundleError
-    for a weight that is not there or a file that is damaged.
+    None if no weight is quantized or the container can't be read back. Raises BundleError for a
+    missing weight or a damaged file.
     """
     formats = _quantized(bundle.manifest)
-    reader = _READERS.get(bundle.manifest.target.name)
-    if not formats or reader is None:
+    backend = BACKENDS.get(bundle.manifest.target.name)
+    if not formats or backend is None or backend.held_codes is None:
         return None
+    reader: Callable[[Bundle], Iterator[HeldWeight]] = load_function(backend.held_codes)
     try:
         digests = {weight.name: _digest(weight) for weight in reader(bundle)}
     except (OSError, ValueError, KeyError) as error:
-        raise BundleError(f"{bundle.directory}: codes can't be read back: {error!r}") from error
+        raise BundleError(f"{bundle.directory}: can't read the codes back: {error!r}") from error
     if missing := [name for name in formats if name not in digests]:
-        raise BundleError(f"{bundle.directory} holds no codes of {missing[0]}; export again")
+        raise BundleError(f"{bundle.directory} has no codes of {missing[0]}; export again")
     return combine_digests(f"{name} {form} {digests[name]}" for name, form in formats.items())
 
 
@@ -77,8 +79,8 @@ def _quantized(manifest: Manifest) -> dict[str, str]:
     return {name: form for name, form in tensors.items() if form != "float32"}
 
 
-def _read_onnx(bundle: Bundle) -> Iterator[HeldWeight]:
-    """Initializers in the data file; their metadata say which rows belong to which weight."""
+def read_onnx(bundle: Bundle) -> Iterator[HeldWeight]:
+    """Read initializers of the data file; their metadata name each weight's rows."""
     file = bundle.directory / bundle.manifest.graph("decode").file
     found: dict[str, dict[str, Bytes]] = {}
     for tensor in ProtoMessage(file.read_bytes()).message(7).messages(5):
@@ -104,8 +106,8 @@ def _external(folder: Path, tensor: ProtoMessage) -> Bytes:
     return np.memmap(folder / place["location"], np.uint8, "r", offset, (length,))
 
 
-def _read_executorch(bundle: Bundle) -> Iterator[HeldWeight]:
-    """Named data of the delegates; scales are bfloat16, whose numbers float16 holds too."""
+def read_executorch(bundle: Bundle) -> Iterator[HeldWeight]:
+    """Read the delegates' named data. The bfloat16 scales are values that float16 also holds."""
     with open_pte(bundle.directory / bundle.manifest.graph("decode").file) as pte:
         for name in _quantized(bundle.manifest):
             codes = np.frombuffer(bytes(pte.named_data(f"{name}.codes")), np.uint8)
@@ -114,8 +116,8 @@ def _read_executorch(bundle: Bundle) -> Iterator[HeldWeight]:
             yield HeldWeight(name, codes, scales.astype(np.float16), None)
 
 
-def _read_coreml(bundle: Bundle) -> Iterator[HeldWeight]:
-    """Compressed constants, under the weight's name with underscores for its dots."""
+def read_coreml(bundle: Bundle) -> Iterator[HeldWeight]:
+    """Read compressed constants, named like the weight with underscores for dots."""
     names = {name.replace(".", "_"): name for name in _quantized(bundle.manifest)}
     for file in bundle.manifest.graph_files():
         package = Package((bundle.directory / file).parent)
@@ -138,7 +140,7 @@ def _compressed(name: str, package: Package, operation: Operation) -> HeldWeight
 
 
 def _packed(value: MilValue) -> tuple[Bytes, int]:
-    """Bytes of codes, and what turns Core ML's signed ones into ours."""
+    """The bytes of the codes, and the XOR mask that makes them unsigned."""
     if isinstance(value, Nibbles):
         return value.packed, 0x88 if value.signed else 0
     assert isinstance(value, np.ndarray)
@@ -146,14 +148,14 @@ def _packed(value: MilValue) -> tuple[Bytes, int]:
 
 
 def _row_packed(zeros: MilValue) -> Bytes:
-    """Zero points of a row end with a byte; Core ML's run on."""
+    """Repack zero points so that each row starts at a byte; Core ML's rows do not."""
     if not isinstance(zeros, Nibbles) or zeros.shape[1] % 2 == 0:
         return _packed(zeros)[0]
     return _pack(zeros.unpack().view(np.uint8), 4)
 
 
-def _read_gguf(bundle: Bundle) -> Iterator[HeldWeight]:
-    """Blocks of 32; a minimum is -scale · zero."""
+def read_gguf(bundle: Bundle) -> Iterator[HeldWeight]:
+    """Read blocks of 32 weights; a minimum is -scale · zero."""
     for matrix in read_gguf_codes(bundle.directory / bundle.manifest.graph("decode").file):
         zeros = None
         if matrix.minima is not None:
@@ -170,11 +172,3 @@ def _pack(values: Bytes, bits: int) -> Bytes:
     padded = np.pad(values, ((0, 0), (0, values.shape[1] % 2)))
     pairs: Bytes = padded[:, ::2] | (padded[:, 1::2] << np.uint8(4))
     return pairs.reshape(-1)
-
-
-_READERS: Mapping[str, Callable[[Bundle], Iterator[HeldWeight]]] = {
-    "onnx": _read_onnx,
-    "executorch": _read_executorch,
-    "coreml": _read_coreml,
-    "gguf": _read_gguf,
-}

@@ -1,4 +1,4 @@
-"""What a bundle is, from its manifest; and in what several of them are alike."""
+"""Describes bundles from their manifests, and compares several."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -32,7 +32,7 @@ class Inspection:
 
     bundle: str
     manifest: Manifest
-    codes_held: str | None  # the codes digest, computed from the artifact; None where it was not
+    codes_held: str | None  # codes digest computed from the artifact; None if not computed
     formats: dict[str, int]  # e.g. "int4-g32" -> tensors in it
     caches: tuple[CacheFigures, ...]
     bytes: int  # of all files
@@ -64,7 +64,7 @@ def inspect_bundle(bundle: Bundle, read_codes: bool = False) -> Inspection:
 
 
 def compare_bundles(bundles: Sequence[Bundle]) -> Comparison:
-    """Inspect several bundles and say in what they are alike, by the weights that they hold."""
+    """Inspect several bundles and compare their checkpoints and codes."""
     found = tuple(inspect_bundle(bundle, read_codes=len(bundles) > 1) for bundle in bundles)
     manifests = [inspection.manifest for inspection in found]
     return Comparison(
@@ -75,20 +75,20 @@ def compare_bundles(bundles: Sequence[Bundle]) -> Comparison:
 
 
 def _held_codes(bundle: Bundle) -> str | None:
-    """The digest of what the artifact holds. Raises BundleError if the manifest says another."""
+    """The artifact's codes digest. Raises BundleError if the manifest has another one."""
     from gemma_runtime.contents.held_codes import codes_digest  # readers of all containers
 
     held, claimed = codes_digest(bundle), bundle.manifest.quantization.codes_digest
     if held is not None and held != claimed:
         raise BundleError(
-            f"{bundle.directory} holds codes {held[:16]}, its manifest says {claimed[:16]}; "
+            f"{bundle.directory} has codes {held[:16]}, but its manifest says {claimed[:16]}; "
             "export it again"
         )
     return held
 
 
 def render_comparison(comparison: Comparison) -> Table:
-    """A column per bundle; with several, the last lines say what is the same."""
+    """A table with a column per bundle; a caption compares several."""
     table = Table(show_header=len(comparison.bundles) > 1, title_justify="left")
     table.add_column("bundle")
     for inspection in comparison.bundles:
@@ -96,7 +96,7 @@ def render_comparison(comparison: Comparison) -> Table:
     columns = [_lines(inspection) for inspection in comparison.bundles]
     labels = list(dict.fromkeys(label for column in columns for label in column))
     for label in labels:
-        # Text, not str: rich would take the shape [wanted] for markup, and swallow it.
+        # Text, not str: rich would take a shape like [wanted] for markup and drop it.
         table.add_row(Text(label), *(Text(column.get(label, "–")) for column in columns))
     if len(comparison.bundles) > 1:
         table.caption = (
@@ -108,7 +108,7 @@ def render_comparison(comparison: Comparison) -> Table:
 
 
 def _caches(manifest: Manifest) -> tuple[CacheFigures, ...]:
-    """Layers that are alike, together; widths come from the manifest's own count."""
+    """Group equal layers; their bytes come from the manifest's totals."""
     elements = {
         kind: sum(layer.elements for layer in manifest.layers if layer.kind is kind)
         for kind in AttentionKind
@@ -172,7 +172,7 @@ def _text_parts(manifest: Manifest) -> str:
 
 
 def _cache_lines(inspection: Inspection) -> dict[str, str]:
-    """A label per kind; layers of one kind that differ in size share it, a line each."""
+    """One label per kind of layers, with a line per cache size."""
     lines: dict[str, list[str]] = {}
     for cache in inspection.caches:
         window = "" if cache.window is None else f" for a window of {cache.window}"

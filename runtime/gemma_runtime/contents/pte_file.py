@@ -1,4 +1,4 @@
-"""The layout of a `.pte` file: where its constants and its named data lie.
+"""Finds constants and named data in a `.pte` file.
 
 Field numbers are those of ExecuTorch's program.fbs; the header before the flatbuffer is its
 extended header, `eh00`.
@@ -23,8 +23,8 @@ _SEGMENTS, _CONSTANTS, _NAMED_DATA = 4, 5, 7  # fields of Program
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    table: Table  # DataSegment, in the file's bytes
-    start: int  # in the file
+    table: Table  # the DataSegment in the file's bytes
+    start: int  # offset in the file
     size: int
 
 
@@ -35,7 +35,7 @@ class PteFile:
         self.data = data
         magic, _, _, self.base = struct.unpack_from("<4sIQQ", data, _HEADER_AT)
         if magic != _MAGIC or not self.base:
-            raise BundleError("not a .pte file with segments; export it again")
+            raise BundleError("not a .pte file with segments; export the bundle again")
         self._program = Table(data, Get(Uint32Flags.packer_type, data, 0))
 
     def named_data(self, key: str) -> memoryview:
@@ -86,7 +86,7 @@ def open_pte(path: Path, writable: bool = False) -> Iterator[PteFile]:
 
 
 def slot(field: int) -> int:
-    """A field's place in its table's vtable."""
+    """Offset of a field in its table's vtable."""
     return 4 + 2 * field
 
 

@@ -19,6 +19,7 @@ from gemma_runtime.bundle import Bundle, open_bundle
 from gemma_runtime.errors import SessionError
 from gemma_runtime.machine import (
     Machine,
+    check_threads,
     describe_machine,
     is_busy,
     load_average,
@@ -105,6 +106,7 @@ def measure(
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> Benchmark:
     """Measure bundles in turn. Raises BundleError or SessionError if one can't run."""
+    check_threads(threads)
     threads = threads or physical_cores()
     bundles = [open_bundle(directory) for directory in directories]
     all_samples = [

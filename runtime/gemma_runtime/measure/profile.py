@@ -5,20 +5,17 @@ down, so only the shares are meaningful. Use `bench` for times.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 
 from rich.table import Table
 
+from gemma_runtime.backend_table import BACKENDS, load_function
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import SessionError
+from gemma_runtime.machine import check_threads
 from gemma_runtime.measure.bench_worker import random_tokens
 
-PROFILERS: Mapping[str, str] = {
-    "onnx": "gemma_runtime.backends.ort:profile_ort",
-    "executorch": "gemma_runtime.backends.executorch:profile_executorch",
-}
 _PROMPT, _NEW_TOKENS = 128, 16
 
 # One call of the graph: (operator, seconds) for every operator that ran, in order.
@@ -45,13 +42,14 @@ def profile_bundle(bundle: Bundle, threads: int | None = None) -> Profile:
 
     Raises SessionError if the target's runtime has no profiler.
     """
+    check_threads(threads)
     target = bundle.manifest.target.name
-    if target not in PROFILERS:
-        known = ", ".join(PROFILERS)
+    profilers = {name: own.profiler for name, own in BACKENDS.items() if own.profiler}
+    if target not in profilers:
+        known = ", ".join(profilers)
         raise SessionError(f"target {target!r} has no profiler; these targets have one: {known}")
-    module, name = PROFILERS[target].split(":")
     run: Callable[[Bundle, int | None, Sequence[Sequence[int]]], list[Call]]
-    run = getattr(import_module(module), name)
+    run = load_function(profilers[target])
     manifest = bundle.manifest
     length = min(manifest.prefill_length, manifest.context_length - _NEW_TOKENS, _PROMPT)
     prompt = random_tokens(manifest.vocab_size, max(1, length))

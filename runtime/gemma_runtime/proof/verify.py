@@ -6,7 +6,7 @@ float32 weights: it depends on the recipe and is only reported. J judged tokens,
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -14,6 +14,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from gemma_runtime.backend_table import BACKENDS, Limits
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import BundleError
 from gemma_runtime.manifest import Agreement
@@ -26,22 +27,6 @@ class Verdict(StrEnum):
     PASS = "PASS"
     FAIL = "FAIL"
     AMBIGUOUS = "AMBIGUOUS"  # within the limits, but with too many near ties to be sure
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The largest lowering error that passes.
-
-    The reference multiplies in float32. ONNX Runtime's quantized kernels round activations to int8
-    in blocks. That alone costs the real 270M a mean KL of 2e-3 (int8) to 4e-3 (int4), which could
-    hide small faults: attention scores scaled by 1.5 in one layer cost only 6e-3. So the goldens
-    are also replayed on the same graph with float activations, whose KL is only 1e-10.
-    """
-
-    min_top1: float = 0.98  # share of positions; near ties count as agreeing
-    max_mean_kl: float = 1e-2  # of scoring, of decoding, and of decoding against scoring
-    max_exact_kl: float = 1e-6  # mean KL with float activations
-    max_near_ties: float = 0.2  # share of positions; above it PASS becomes AMBIGUOUS
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +45,6 @@ class Verification:
 
 
 _LIMITS = Limits()
-# executorch: XNNPACK rounds activations to int8 with one scale per token. That alone costs the real
-# 270M at int4 a mean KL of 2e-2, and there is no float kernel for int4 to compare with.
-# coreml: float16 arithmetic costs the 270M 2e-5.
-_LIMITS_OF: Mapping[str, Limits] = {
-    "executorch": Limits(max_mean_kl=5e-2),
-    "coreml": Limits(max_mean_kl=5e-4),
-}
 
 
 def verify_bundle(bundle: Bundle, threads: int | None = None) -> Verification:
@@ -83,7 +61,7 @@ def verify_bundle(bundle: Bundle, threads: int | None = None) -> Verification:
 
 def limits_of(target: str) -> Limits:
     """The limits for a target's lowering error."""
-    return _LIMITS_OF.get(target, _LIMITS)
+    return BACKENDS[target].limits if target in BACKENDS else _LIMITS
 
 
 def measure_lowering(session: Session, goldens: Sequence[Golden]) -> Agreement:

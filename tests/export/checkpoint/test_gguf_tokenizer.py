@@ -21,8 +21,8 @@ from tokenizers import Tokenizer
 from gemma_export.checkpoint.gguf import open_gguf
 from gemma_export.checkpoint.gguf_tokenizer import rebuild_tokenizer
 from gemma_export.checkpoint.packaged import find_demo_gguf
-from gemma_export.formats.gguf_file import Value
 from gemma_runtime.errors import CheckpointError
+from gemma_runtime.formats.gguf import Value
 from tests.export.gguf_files import GEMMA3, llama_metadata, random_tensors, write_gguf, write_tiny
 
 HERE = Path("model.gguf")
@@ -109,7 +109,7 @@ BROKEN: Mapping[str, tuple[str, Any, str]] = {
     "types": ("token_type", None, "a score and a type for every token"),
     "bos": ("bos_token_id", 1000, "bos_token_id is 1000"),
     "unknown": ("unknown_token_id", None, "unknown_token_id is None"),
-    "twice": ("tokens", ["x"] * 22, "tokens twice"),
+    "twice": ("tokens", ["x"] * 22, "duplicate tokens"),
 }
 
 

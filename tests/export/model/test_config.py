@@ -124,7 +124,7 @@ def test_a_multimodal_config_yields_its_text_model() -> None:
         ({"hidden_activation": "silu"}, "hidden_activation is 'silu'"),
         ({"layer_types": ["full_attention"]}, "layer_types"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type is 'yarn'"),
-        ({"num_key_value_heads": 3}, "no multiple of 3"),
+        ({"num_key_value_heads": 3}, "expected a multiple of num_key_value_heads, 3"),
         ({"attn_logit_softcapping": -1.0}, "attn_logit_softcapping is -1.0"),
     ],
 )

@@ -98,8 +98,8 @@ def test_a_recipe_file_overrides_its_base_by_pattern(tmp_path: Path) -> None:
     [
         ("base: int5", "no recipe 'int5'; there are: int"),
         ("tensors: {'*': {bits: 5}}", "bits"),
-        ("tensors: {'*': {bit: 4}}", "unknown key 'bit'"),
-        ("tensor: {}", "unknown key 'tensor'"),
+        ("tensors: {'*': {bit: 4}}", "unknown key 'bit'; expected bits, "),
+        ("tensor: {}", "unknown key 'tensor'; expected tensors, "),
         ("tensors: [", "while parsing"),
         ("tensors: {'*': {group: 7}}", "group"),
         ("- a", "Expected `object`"),

@@ -183,5 +183,5 @@ def test_without_a_tokenizer_no_text_can_be_evaluated(
         output=tmp_path / "out",
         eval_text=folder,
     )
-    with pytest.raises(CheckpointError, match="no tokenizer, so --eval-text can't be read"):
+    with pytest.raises(CheckpointError, match="no tokenizer, so --eval-text can't be encoded"):
         export_bundles(request, QuietReporter())

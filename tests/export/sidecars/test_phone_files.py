@@ -68,11 +68,11 @@ def test_every_piece_is_there_with_its_kind_and_rank() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        (("normalizer",), None, "normalizes"),
+        (("normalizer",), None, "normalizer"),
         (("pre_tokenizer",), {"type": "Whitespace"}, "splits words"),
         (("model", "byte_fallback"), False, "BPE"),
-        (("model", "merges"), [["t", "h"], ["t", "h"]], "imply"),
-        (("model", "merges"), [["t", "q"]], "imply"),
+        (("model", "merges"), [["t", "h"], ["t", "h"]], "implies"),
+        (("model", "merges"), [["t", "q"]], "implies"),
         (("model", "merges"), 7, "read"),
         (("added_tokens", 0, "lstrip"), True, "raw text"),
         (("added_tokens", 0, "id"), 1 << 30, "4 million"),

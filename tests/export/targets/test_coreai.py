@@ -18,7 +18,7 @@ import torch
 from gemma_export.progress import unheard
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import open_or_build_store
-from gemma_export.targets import ExportJob, Geometry, load_target
+from gemma_export.targets import ExportJob, Geometry, load_target, require_packages
 from gemma_export.targets.coreai.target import ASSET, PROGRAM
 from gemma_export.targets.shared.apple_layout import make_layout
 from gemma_runtime.backends.chunk_inputs import ChunkInputs
@@ -29,8 +29,8 @@ from gemma_runtime.proof.agreement import compare_logits
 from gemma_runtime.proof.goldens import top_logits
 from gemma_runtime.proof.verify import Verdict, verify_bundle
 from gemma_runtime.session import open_session
-from tests.export.conftest import TinyCheckpoint, dequantized, export_folder, save_loud
-from tests.export.models import GEMMA2, GEMMA3, WINDOW, eager_logits, save_tiny
+from tests.export.conftest import TinyCheckpoint, dequantized, export_folder, only, save_loud
+from tests.export.models import SHORT_GEMMA2, SHORT_GEMMA3, WINDOW, eager_logits, save_tiny
 
 if find_spec("coreai") is None or find_spec("coreai_torch") is None:
     pytest.skip(
@@ -47,7 +47,7 @@ NEAR = 0.08
 Exports = Callable[[TinyCheckpoint, str], Bundle]
 
 
-@pytest.fixture(scope="module", params=[GEMMA2, GEMMA3], ids=lambda tiny: tiny.name)
+@pytest.fixture(scope="module", params=[SHORT_GEMMA2, SHORT_GEMMA3], ids=lambda tiny: tiny.name)
 def tiny(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> TinyCheckpoint:
@@ -112,7 +112,7 @@ def test_int4_says_what_its_codes_say(tiny: TinyCheckpoint, int4_bundle: Bundle)
     assert figures.top1 + figures.near_ties / figures.positions == 1
 
 
-@pytest.mark.parametrize("tiny", [GEMMA3], indirect=True, ids=["gemma3"])
+@only(SHORT_GEMMA3)
 def test_a_bundle_passes_verification(tiny: TinyCheckpoint, int4_bundle: Bundle) -> None:
     assert verify_bundle(int4_bundle).verdict is Verdict.PASS
 
@@ -123,7 +123,7 @@ def test_codes_lie_in_the_asset_once_for_both_functions(
     check_codes(tiny, "int4", int4_bundle)
 
 
-@pytest.mark.parametrize("tiny", [GEMMA3], indirect=True, ids=["gemma3"])
+@only(SHORT_GEMMA3)
 def test_zero_points_and_int8_are_held_as_they_are(tiny: TinyCheckpoint, tmp_path: Path) -> None:
     bundle = export(tiny, "mixed", tmp_path)
     check_codes(tiny, "mixed", bundle)
@@ -179,6 +179,7 @@ def test_a_full_context_is_refused_before_anything_is_written(float_bundle: Bund
         assert session.position == PREFILL
 
 
+@only(SHORT_GEMMA2)
 def test_a_session_runs_where_a_loop_runs_already(float_bundle: Bundle) -> None:
     """As in a notebook: the runtime's calls are asynchronous, a session's are not."""
 
@@ -199,6 +200,7 @@ with open_session(open_bundle(sys.argv[1])) as session:
 """
 
 
+@only(SHORT_GEMMA2)
 def test_a_session_needs_no_torch(float_bundle: Bundle) -> None:
     command = [sys.executable, "-c", _WITHOUT_TORCH, str(float_bundle.directory)]
     said = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -238,6 +240,7 @@ def _other_shape(folder: Path) -> None:
     ],
     ids=["empty", "cut", "short", "no-program", "no-hash", "metadata", "no-asset", "shapes"],
 )
+@only(SHORT_GEMMA2)
 def test_a_broken_asset_is_one_clear_line(
     float_bundle: Bundle, tmp_path: Path, damage: Callable[[Path], None], match: str
 ) -> None:
@@ -268,7 +271,7 @@ def test_a_missing_package_is_named_with_its_extra(
         open_session(float_bundle)
     monkeypatch.setitem(sys.modules, "coreai_torch", None)
     with pytest.raises(MissingExtra, match=r"coreai-torch is not .* 'gemma-export\[coreai\]'"):
-        load_target("coreai").check({}, Geometry(64, 16))
+        require_packages("coreai")
 
 
 def test_a_chunk_longer_than_the_ring_is_refused(tiny: TinyCheckpoint) -> None:

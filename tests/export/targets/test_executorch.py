@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gemma_export.model.config import TABLE
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import open_or_build_store
-from gemma_export.targets import Geometry, TargetOptions, load_target, load_targets
+from gemma_export.targets import Geometry, load_target, load_targets
 from gemma_export.targets.executorch.target import MODEL
 from gemma_runtime.backends.executorch_native import NativeEngine, build_native
 from gemma_runtime.backends.step_session import StepSession
@@ -26,7 +26,7 @@ from gemma_runtime.proof.verify import Verdict, verify_bundle
 from gemma_runtime.quiet import quiet
 from gemma_runtime.session import open_session
 from gemma_runtime.text.generate import generate
-from tests.export.conftest import Export, TinyCheckpoint, dequantized, export_folder
+from tests.export.conftest import Export, TinyCheckpoint, dequantized, export_folder, only
 from tests.export.models import GEMMA2, WINDOW, eager_logits
 
 pytest.importorskip("executorch")
@@ -38,6 +38,11 @@ TOKENS = np.random.default_rng(2).integers(0, 96, 128).tolist()
 @pytest.fixture(scope="module")
 def float_bundle(tiny: TinyCheckpoint, export: Export) -> Bundle:
     return export(tiny.folder, "none", target="executorch")
+
+
+@pytest.fixture(scope="module")
+def int4_bundle(tiny: TinyCheckpoint, export: Export) -> Bundle:
+    return export(tiny.folder, "int4", target="executorch")
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -66,23 +71,22 @@ def test_any_chunks_and_resets_give_the_same_logits(
             assert np.abs(found - expected[start + length - 1]).max() <= 1e-4
 
 
-def test_int4_says_what_its_codes_say(tiny: TinyCheckpoint, export: Export) -> None:
+def test_int4_says_what_its_codes_say(tiny: TinyCheckpoint, int4_bundle: Bundle) -> None:
     """Activations are rounded to int8, one scale per token: close, and not the same."""
-    bundle = export(tiny.folder, "int4", target="executorch")
     expected = eager_logits(dequantized(tiny, "int4"), TOKENS[:96]).numpy()
-    with open_session(bundle, threads=1) as session:
+    with open_session(int4_bundle, threads=1) as session:
         figures = compare_logits(session.score(TOKENS[:96]), top_logits(expected, 96), 0.2)
     assert figures.mean_kl <= 5e-3
     assert figures.top1 + figures.near_ties / figures.positions == 1
-    assert verify_bundle(bundle, threads=1).verdict is not Verdict.FAIL
+    assert verify_bundle(int4_bundle, threads=1).verdict is not Verdict.FAIL
 
 
+@only(GEMMA2)
 def test_the_program_holds_the_codes_of_the_store_and_the_table_once(
-    tiny: TinyCheckpoint, export: Export
+    tiny: TinyCheckpoint, int4_bundle: Bundle
 ) -> None:
-    bundle = export(tiny.folder, "int4", target="executorch")
     store = open_or_build_store(tiny.open(), find_recipe("int4"))
-    path = bundle.directory / MODEL
+    path = int4_bundle.directory / MODEL
     with open_pte(path) as pte:
         for name, form in store.formats.items():
             weight = store.weight(name)
@@ -95,6 +99,7 @@ def test_the_program_holds_the_codes_of_the_store_and_the_table_once(
     assert path.read_bytes().count(table) == 1
 
 
+@only(GEMMA2)
 def test_the_methods_that_runners_ask_say_what_is_true(float_bundle: Bundle) -> None:
     from executorch.runtime import Runtime
 
@@ -113,18 +118,17 @@ def test_the_methods_that_runners_ask_say_what_is_true(float_bundle: Bundle) -> 
     assert said["use_sdpa_with_kv_cache"] == [False]
 
 
-def test_the_native_runner_says_the_same_without_torch(
-    tiny: TinyCheckpoint, export: Export
-) -> None:
-    bundle = export(tiny.folder, "int4", target="executorch")
-    with open_session(bundle, threads=1) as session:
+@only(GEMMA2)
+def test_the_native_runner_says_the_same_without_torch(int4_bundle: Bundle) -> None:
+    with open_session(int4_bundle, threads=1) as session:
         expected = [session.prefill(TOKENS[:40]), *(session.decode(t) for t in TOKENS[40:60])]
-    native = NativeEngine(bundle.directory / MODEL, threads=1)
-    with StepSession(native, bundle.manifest) as session:
+    native = NativeEngine(int4_bundle.directory / MODEL, threads=1)
+    with StepSession(native, int4_bundle.manifest) as session:
         found = [session.prefill(TOKENS[:40]), *(session.decode(t) for t in TOKENS[40:60])]
     assert np.abs(np.stack(found) - np.stack(expected)).max() <= 1e-5
 
 
+@only(GEMMA2)
 def test_the_native_runner_needs_no_python_to_generate(float_bundle: Bundle) -> None:
     model = str(float_bundle.directory / MODEL)
     command = [str(build_native()), model, "1", "24", "12", *map(str, TOKENS[:30])]
@@ -135,6 +139,7 @@ def test_the_native_runner_needs_no_python_to_generate(float_bundle: Bundle) -> 
         )
 
 
+@only(GEMMA2)
 def test_a_runner_compiled_elsewhere_is_taken_by_its_name(
     float_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +155,7 @@ def test_a_runner_compiled_elsewhere_is_taken_by_its_name(
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\x7fELF of another machine"])
+@only(GEMMA2)
 def test_a_runner_that_this_machine_can_t_run_is_one_clear_line(
     float_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
 ) -> None:
@@ -162,6 +168,7 @@ def test_a_runner_that_this_machine_can_t_run_is_one_clear_line(
         open_session(float_bundle, threads=1)
 
 
+@only(GEMMA2)
 def test_a_native_runner_that_can_t_load_says_why(tmp_path: Path, float_bundle: Bundle) -> None:
     (tmp_path / MODEL).write_bytes((float_bundle.directory / MODEL).read_bytes()[:4000])
     engine = NativeEngine(tmp_path / MODEL, threads=1)
@@ -172,10 +179,10 @@ def test_a_native_runner_that_can_t_load_says_why(tmp_path: Path, float_bundle: 
         session.decode(5)
 
 
-def test_a_profile_counts_the_kernels_of_the_decoder(tiny: TinyCheckpoint, export: Export) -> None:
-    bundle = export(tiny.folder, "int4", target="executorch")
-    layers = len(bundle.manifest.layers)
-    calls = {time.operator: time.calls for time in profile_bundle(bundle, 1).new_token}
+@only(GEMMA2)
+def test_a_profile_counts_the_kernels_of_the_decoder(int4_bundle: Bundle) -> None:
+    layers = len(int4_bundle.manifest.layers)
+    calls = {time.operator: time.calls for time in profile_bundle(int4_bundle, 1).new_token}
     products = [calls[name] for name in calls if "QB4W" in name]
     assert sum(products) == 7 * layers + 1
     assert calls["index_put_"] == 2 * layers
@@ -199,8 +206,8 @@ def test_formats_without_a_kernel_are_refused(tiny: TinyCheckpoint, recipe: str)
 @pytest.mark.parametrize(
     ("delegate", "match"),
     [
-        ("qnn", "needs Qualcomm's .* there are: xnnpack, vulkan, coreml"),
-        ("vulcan", "no delegate 'vulcan'; there are: vulkan"),
+        ("qnn", "needs Qualcomm's .* choose from xnnpack, vulkan, coreml"),
+        ("vulcan", "--delegate is 'vulcan'; choose from vulkan"),
         ("coreml", "add --prefill 1"),
         ("vulkan", "vulkan has no kernel for int4-g32.*--quant none"),
     ],
@@ -210,12 +217,12 @@ def test_delegates_that_can_t_be_lowered_for_are_refused(
 ) -> None:
     formats = find_recipe("int4").formats(tiny.open().config)
     with pytest.raises(TargetError, match=match):
-        load_target("executorch", TargetOptions(delegate)).check(formats, Geometry(64, 16))
+        load_target("executorch", {"delegate": delegate}).check(formats, Geometry(64, 16))
 
 
 def test_a_delegate_goes_with_executorch_alone() -> None:
     with pytest.raises(TargetError, match="goes with --target executorch"):
-        load_targets(["onnx"], TargetOptions("vulkan"))
+        load_targets(["onnx"], {"delegate": "vulkan"})
 
 
 def test_the_traced_decoder_is_the_decoder(tiny: TinyCheckpoint) -> None:
@@ -234,22 +241,26 @@ def test_the_traced_decoder_is_the_decoder(tiny: TinyCheckpoint) -> None:
         assert np.abs(found[0, 0] - expected[start + 23]).max() <= 1e-4
 
 
-@pytest.mark.parametrize("tiny", [GEMMA2], indirect=True, ids=["gemma2"])
 @pytest.mark.parametrize(
     ("delegate", "quant", "prefill", "backend"),
     [("coreml", "int4", 1, b"CoreMLBackend"), ("vulkan", "none", 8, b"VulkanBackend")],
 )
 def test_other_delegates_are_lowered_here_and_say_that_they_can_t_run(
-    tiny: TinyCheckpoint, tmp_path: Path, delegate: str, quant: str, prefill: int, backend: bytes
+    short_gemma2: TinyCheckpoint,
+    tmp_path: Path,
+    delegate: str,
+    quant: str,
+    prefill: int,
+    backend: bytes,
 ) -> None:
     bundle = export_folder(
-        tiny.folder,
+        short_gemma2.folder,
         quant,
         tmp_path / "bundle",
         context=32,
         target="executorch",
         prefill=prefill,
-        options=TargetOptions(delegate),
+        options={"delegate": delegate},
     )
     assert backend in (bundle.directory / MODEL).read_bytes()
     with pytest.raises(SessionError, match=r"can't load .*model\.pte"):
@@ -257,6 +268,7 @@ def test_other_delegates_are_lowered_here_and_say_that_they_can_t_run(
 
 
 @pytest.mark.parametrize("keep", [0, 40, 4000, -1000])
+@only(GEMMA2)
 def test_a_cut_off_program_is_one_clear_line(
     float_bundle: Bundle, tmp_path: Path, keep: int
 ) -> None:

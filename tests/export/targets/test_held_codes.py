@@ -105,5 +105,5 @@ def test_a_cut_or_foreign_file_is_refused(
     content = (bundle.directory / "model.gguf").read_bytes()
     for damaged in (content[: len(content) // 2], content[:100], b"GGML" + content[4:]):
         (tmp_path / "bad.gguf").write_bytes(damaged)
-        with pytest.raises(BundleError, match=r"ends inside|is no GGUF"):
+        with pytest.raises(BundleError, match=r"cut off|is not a GGUF file"):
             list(read_gguf_codes(tmp_path / "bad.gguf"))

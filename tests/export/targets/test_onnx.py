@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import open_or_build_store
 from gemma_export.targets.onnx.target import EXACT
+from gemma_runtime.backend_table import Limits
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.contents.held_codes import codes_digest
 from gemma_runtime.errors import ContextFull, SessionError
@@ -20,7 +21,7 @@ from gemma_runtime.manifest import AttentionKind, Graph
 from gemma_runtime.measure.profile import profile_bundle
 from gemma_runtime.proof.agreement import compare_logits
 from gemma_runtime.proof.goldens import load_goldens, top_logits
-from gemma_runtime.proof.verify import Limits, Verdict, measure_lowering, verify_bundle
+from gemma_runtime.proof.verify import Verdict, measure_lowering, verify_bundle
 from gemma_runtime.session import Logits, Session, open_session
 from tests.export.conftest import Export, TinyCheckpoint, dequantized
 from tests.export.models import WINDOW, eager_logits

@@ -54,8 +54,8 @@ def test_cosines_and_sines_are_those_of_their_kind_of_layers(kind: AttentionKind
 @pytest.mark.parametrize(
     ("spec", "match"),
     [
-        (_spec(TensorRole.MASK, None, 4, 8), "is for no layer"),
-        (_spec(TensorRole.MASK, AttentionKind.GLOBAL, 4, 8), "is for no layer"),
+        (_spec(TensorRole.MASK, None, 4, 8), "no layer uses"),
+        (_spec(TensorRole.MASK, AttentionKind.GLOBAL, 4, 8), "no layer uses"),
         (_spec(TensorRole.START, AttentionKind.LOCAL, 1), "role start"),
     ],
 )

@@ -214,6 +214,7 @@ def test_ratios_are_to_the_first_bundle(tmp_path: Path) -> None:
     assert second.ratios["first_token_ms_4"] == pytest.approx(11 / 41)
 
 
+@pytest.mark.serial
 def test_bundles_take_turns(bundle: Bundle) -> None:
     steps: list[str] = []
 
@@ -235,6 +236,7 @@ def test_bundles_take_turns(bundle: Bundle) -> None:
     assert msgspec.json.decode(msgspec.json.encode(benchmark), type=Benchmark) == benchmark
 
 
+@pytest.mark.serial
 def test_a_bundle_s_peak_memory_excludes_that_of_the_parent_process(bundle: Bundle) -> None:
     """getrusage reports the parent's peak for a child."""
     ballast = np.ones(400 << 17)  # 400 MiB, kept while the children run
@@ -279,6 +281,7 @@ def test_a_job_survives_json() -> None:
     assert msgspec.json.decode(msgspec.json.encode(job), type=Job) == job
 
 
+@pytest.mark.serial
 def test_a_warm_run_measures_every_step(bundle: Bundle) -> None:
     run = measure_warm(bundle.directory, WORKLOAD)
 
@@ -288,6 +291,7 @@ def test_a_warm_run_measures_every_step(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.serial
 def test_bandwidth_is_plausible(threads: int) -> None:
     assert 1e6 < measure_bandwidth(threads, repeats=1, size=1 << 22) < 1e13
 
@@ -312,6 +316,7 @@ def test_a_runtime_that_is_not_installed_is_said_to_be_missing(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("packages", [(), ("numpy", "no-such-runtime")])
+@pytest.mark.serial
 def test_a_benchmark_ends_whatever_packages_its_bundle_names(
     bundle: Bundle, tmp_path: Path, packages: tuple[str, ...]
 ) -> None:

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from gemma_runtime.backend_table import Limits
 from gemma_runtime.errors import BundleError, ContextFull
 from gemma_runtime.proof.goldens import Golden, TopLogits, top_logits
 from gemma_runtime.proof.verify import (
-    Limits,
     Verdict,
     Verification,
     compare_sessions,

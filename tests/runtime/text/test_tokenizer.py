@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders
 from tokenizers import Tokenizer as RawTokenizer
-from tokenizers import decoders
 
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import TokenizerError
@@ -62,6 +62,20 @@ def test_the_name_of_a_special_token_is_encoded_as_text(tokenizer: Tokenizer) ->
 def test_a_template_can_write_a_marker(tokenizer: Tokenizer, piece: str) -> None:
     ids = tokenizer.encode(f"ing{piece}user", control=True)
     assert [tokenizer.piece(token) for token in ids] == ["ing", piece, "user"]
+
+
+def test_the_longest_marker_wins(tmp_path: Path) -> None:
+    """`<image>` begins `<image>s`, and the reserved `<mask>` begins `<mask>ed`."""
+    raw = small_tokenizer()
+    names = ["<image>", "<image>s", "<mask>ed"]
+    raw.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
+    raw.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json")
+
+    ids = tokenizer.encode("<image>s<image><mask>ed<mask>", control=True)
+
+    pieces = [tokenizer.piece(token) for token in ids]
+    assert pieces == ["<image>s", "<image>", "<mask>ed", "<mask>"]
 
 
 def test_a_reserved_name_that_the_vocabulary_lacks_is_text(tokenizer: Tokenizer) -> None:

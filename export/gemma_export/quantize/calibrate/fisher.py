@@ -20,7 +20,7 @@ from gemma_export.memory import release_memory
 from gemma_export.model.batch_ops import GradientOps, hold, product_dtype
 from gemma_export.model.config import TABLE, GemmaConfig, LayerSpec
 from gemma_export.model.decoder import norm_before
-from gemma_export.model.torch_ops import soft_capped
+from gemma_export.model.torch_ops import rms_norm, soft_capped
 from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
 from gemma_export.quantize.calibrate.arrange import arrange_channels
@@ -183,7 +183,7 @@ def _draw_errors(work: Workspace, tick: Tick) -> dict[str, Tensor]:
     file = SafetensorsFile(work.float_residuals.last)
     x = file.rows(RESIDUAL, 0, file.tensors[RESIDUAL].shape[0]).requires_grad_()
     with torch.enable_grad():
-        y = functional.rms_norm(x, x.shape[-1:], 1 + gain, config.rms_norm_eps)
+        y = rms_norm(x, gain, config.rms_norm_eps)
     h = y.detach().flatten(0, 1)  # (P, M)
     gradient, share = _label_gradient(work, h, tick)
     y.backward(gradient.view_as(y))  # type: ignore[no-untyped-call]

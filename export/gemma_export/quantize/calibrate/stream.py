@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gemma_export.checkpoint import Checkpoint, SourceWeight
-from gemma_export.formats.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
+from gemma_export.formats.safetensors import SafetensorsFile, SafetensorsWriter
 from gemma_export.model.batch_ops import BatchOps, HeldWeight, ObservingOps, hold, product_dtype
 from gemma_export.model.config import TABLE, GemmaConfig, LayerSpec
 from gemma_export.model.decoder import decoder_layer, norm_before
@@ -20,6 +20,7 @@ from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
 from gemma_export.quantize.calibrate.arrange import ArrangedCheckpoint
 from gemma_export.quantize.calibrate.workspace import LayerFiles, Workspace
+from gemma_runtime.formats.safetensors import TensorInfo
 from gemma_runtime.staging import staged_file
 
 RESIDUAL = "residual"

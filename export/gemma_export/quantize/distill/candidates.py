@@ -15,7 +15,7 @@ from torch.nn import functional
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.model.config import TABLE
-from gemma_export.model.torch_ops import soft_capped
+from gemma_export.model.torch_ops import rms_norm, soft_capped
 from gemma_export.parallel import in_order
 from gemma_export.quantize.calibrate.stream import RESIDUAL
 from gemma_export.quantize.calibrate.workspace import Workspace
@@ -71,7 +71,7 @@ def _likelihood(work: Workspace, teacher: SafetensorsFile, gain: Tensor) -> Tens
     picked = torch.cat(
         [teacher.rows(RESIDUAL, i, i + 1)[0, :: max(1, length // 16)] for i in sequences]
     )
-    hidden = functional.rms_norm(picked, picked.shape[-1:], 1 + gain, config.rms_norm_eps)
+    hidden = rms_norm(picked, gain, config.rms_norm_eps)
 
     def logits(span: tuple[int, int]) -> Tensor:
         return soft_capped(hidden @ checkpoint.rows(TABLE, *span).T, config.final_softcap)

@@ -16,12 +16,12 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.model.batch_ops import BatchOps, hold
 from gemma_export.model.config import LayerSpec
 from gemma_export.model.decoder import norm_before
+from gemma_export.model.torch_ops import rms_norm
 from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
 from gemma_export.quantize.calibrate.stream import (
@@ -108,16 +108,12 @@ def _take_step(
     last = norm_before(config, len(config.kinds))
 
     def judge(place: int) -> tuple[Tensor, Tensor]:
-        target = functional.rms_norm(
-            teacher.rows(RESIDUAL, chosen[place], chosen[place] + 1),
-            (config.hidden_size,),
-            1 + teacher_gain,
-            config.rms_norm_eps,
-        )
+        residual = teacher.rows(RESIDUAL, chosen[place], chosen[place] + 1)
+        target = rms_norm(residual, teacher_gain, config.rms_norm_eps)
         x = flows[place].pop().requires_grad_()
         gain = student.gain(student.last, last).requires_grad_()
         with torch.enable_grad():
-            h = functional.rms_norm(x, (config.hidden_size,), 1 + gain, config.rms_norm_eps)
+            h = rms_norm(x, gain, config.rms_norm_eps)
             loss = candidates.divergence(target.flatten(0, 1), h.flatten(0, 1), student.dtype)
             (loss / len(chosen)).backward()  # type: ignore[no-untyped-call]
         assert x.grad is not None

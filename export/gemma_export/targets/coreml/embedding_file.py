@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from gemma_export.formats.blocks import row_blocks
-from gemma_export.formats.safetensors import SafetensorsWriter, TensorInfo
+from gemma_export.formats.safetensors import SafetensorsWriter
 from gemma_export.quantize.store import StoredWeight, parts_layout
+from gemma_runtime.formats.safetensors import TensorInfo
 
 
 def write_embedding(table: StoredWeight, path: Path) -> None:

@@ -24,6 +24,7 @@ from gemma_export.targets.executorch.ops import (
     Write,
     is_slots,
     mask_name,
+    rope_name,
 )
 from gemma_runtime.backends.rope import rope_angles
 from gemma_runtime.manifest import LayerCache
@@ -57,7 +58,7 @@ class CachedFrame(nn.Module):
         known: dict[str, Tensor] = {}
         for index, rope in enumerate(self.ropes):
             for part in ("cos", "sin"):
-                known[f"{part} {rope}"] = self.get_buffer(f"{part}_{index}")[position]
+                known[rope_name(part, rope)] = self.get_buffer(f"{part}_{index}")[position]
         for cache in self.caches:
             if mask_name(cache.window) not in known:
                 mask = _mask(position, used[cache.slots], cache)

@@ -228,7 +228,7 @@ class XnnOps:
     def _rotate(self, x: Value, rope: Rope) -> Value:
         graph = self._graph
         half = graph.shape(x)[-1] // 2
-        cos, sin = (self._enter(f"{part} {rope}", (1, half)) for part in ("cos", "sin"))
+        cos, sin = (self._enter(rope_name(part, rope), (1, half)) for part in ("cos", "sin"))
         low, high = graph.slice(x, 0, half), graph.slice(x, half, half)
         return graph.concat(
             graph.binary(xnn.XNNSubtract, self._times(low, cos), self._times(high, sin)),
@@ -263,6 +263,10 @@ class XnnOps:
         pairs = graph.reshape(x, (-1, width // 2, 2))
         swapped = graph.concat(graph.slice(pairs, 1, 1), graph.slice(pairs, 0, 1))
         return graph.reshape(swapped, (-1, width))
+
+
+def rope_name(part: str, rope: Rope) -> str:
+    return f"{part} {rope.base:g} {rope.factor:g}"
 
 
 def mask_name(window: int | None) -> str:

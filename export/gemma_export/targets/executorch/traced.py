@@ -15,7 +15,7 @@ from gemma_export.model.decoder import decoder
 from gemma_export.model.torch_ops import rotate_halves, soft_capped
 from gemma_export.quantize.store import QuantizedStore, StoredWeight
 from gemma_export.targets.executorch.frame import CachedFrame
-from gemma_export.targets.executorch.ops import mask_name
+from gemma_export.targets.executorch.ops import mask_name, rope_name
 from gemma_export.targets.shared.traced import buffer_name, heads_first
 from gemma_runtime.manifest import LayerCache
 
@@ -126,5 +126,5 @@ class TracedOps:
         return soft_capped(y, softcap)
 
     def _rotate(self, x: Tensor, layer: LayerSpec) -> Tensor:
-        cos, sin = (self._known[f"{part} {layer.rope}"] for part in ("cos", "sin"))
+        cos, sin = (self._known[rope_name(part, layer.rope)] for part in ("cos", "sin"))
         return rotate_halves(x, cos, sin)

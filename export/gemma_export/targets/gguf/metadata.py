@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gemma_export.formats.gguf_file import Value
 from gemma_export.model.config import GemmaConfig, LayerSpec
 from gemma_export.model.families import FAMILIES
 from gemma_runtime.errors import TargetError
+from gemma_runtime.formats.gguf import Value
 from gemma_runtime.manifest import AttentionKind
 
 

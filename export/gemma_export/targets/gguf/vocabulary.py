@@ -24,9 +24,10 @@ from gemma_export.checkpoint.gguf_tokenizer import (
     SPACE,
     USER_DEFINED,
 )
-from gemma_export.formats.gguf_file import Value, read_header
+from gemma_export.formats.gguf_file import read_header
 from gemma_export.model.config import GemmaConfig
 from gemma_runtime.errors import CheckpointError
+from gemma_runtime.formats.gguf import Value
 
 _PREFIX = "tokenizer."
 _SCORES, _TYPES = "tokenizer.ggml.scores", "tokenizer.ggml.token_type"

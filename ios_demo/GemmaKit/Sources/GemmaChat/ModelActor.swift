@@ -33,7 +33,7 @@ actor ModelActor {
         if let reason = memoryProblem(opened.manifest, deviceBytes: Double(ProcessInfo.processInfo.physicalMemory)) {
             throw GemmaError.bundle(reason)
         }
-        let voice = try Voice(opened)
+        let codec = try ChatCodec(opened)
         meter = LatencyMeter()
         meter.startLoad()
         let loaded = try await BundleSession(opened.manifest) { [open] in try await open(opened, $0) }
@@ -42,7 +42,7 @@ actor ModelActor {
             checkMs: check.latency.loadMs ?? 0, loadMs: meter.latency.loadMs ?? 0)
         // As Gemma's authors recommend.
         let sampling = try Sampling(temperature: 1, topK: 64, topP: 0.95)
-        conversation = Conversation(loaded, voice, Sampler(sampling))
+        conversation = Conversation(loaded, codec, Sampler(sampling))
         session = loaded
         bundle = opened
         return opened.manifest.modelID

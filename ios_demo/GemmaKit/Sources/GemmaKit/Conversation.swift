@@ -1,5 +1,5 @@
 /// The parts of a bundle that turn messages into tokens and tokens into text.
-public struct Voice {
+public struct ChatCodec {
     public let tokenizer: Tokenizer
     public let format: ChatFormat
     public let bosToken: Int
@@ -66,16 +66,16 @@ public final class Reply: AsyncSequence, AsyncIteratorProtocol {
 /// it), the cached tokens no longer match; then the cache is emptied and the conversation is fed again.
 public final class Conversation {
     private let session: Session
-    private let voice: Voice
+    private let codec: ChatCodec
     private let sampler: Sampler
     private let system: String?
     private var turns: [Message] = []
     private var fed: [Int] = []
     private var reply: Reply?
 
-    public init(_ session: Session, _ voice: Voice, _ sampler: Sampler, system: String? = nil) {
+    public init(_ session: Session, _ codec: ChatCodec, _ sampler: Sampler, system: String? = nil) {
         self.session = session
-        self.voice = voice
+        self.codec = codec
         self.sampler = sampler
         self.system = system
         reset()
@@ -99,16 +99,16 @@ public final class Conversation {
     /// The reply to `content`. If the conversation no longer fits, throws contextFull and changes nothing.
     public func send(_ content: String, maxNewTokens: Int? = nil) throws -> Reply {
         let messages = messages + [Message(.user, content)]
-        let tokens = try encodeChat(voice.tokenizer, voice.format, messages, bosToken: voice.bosToken)
+        let tokens = try encodeChat(codec.tokenizer, codec.format, messages, bosToken: codec.bosToken)
         try checkFits(tokens)
         let cached = usableCache(tokens)
         let request = GenerationRequest(
             prompt: Array(tokens[cached...]),
             history: Array(tokens[..<cached]),
             maxNewTokens: maxNewTokens ?? session.contextLength,
-            stopTokens: voice.stopTokens
+            stopTokens: codec.stopTokens
         )
-        let next = Reply(try TokenGeneration(session, request, sampler), voice.tokenizer)
+        let next = Reply(try TokenGeneration(session, request, sampler), codec.tokenizer)
         turns = messages
         fed = tokens
         reply = next

@@ -28,26 +28,26 @@ public struct CoreMLInputs {
         case .cos: return .halves(try angles(of: spec, manifest).map { $0.map { cos($0) } })
         case .sin: return .halves(try angles(of: spec, manifest).map { $0.map { sin($0) } })
         case .mask:
-            guard spec.shape.count == 2, let columns = spec.shape[1] else { throw unfit(spec) }
+            guard spec.shape.count == 2, let columns = spec.shape[1] else { throw unsupported(spec) }
             let visible = seen(try cache(of: spec, manifest), columns: columns)
             return .halves(visible.map { $0.map { $0 ? 0 : hidden } })
-        default: throw unfit(spec)
+        default: throw unsupported(spec)
         }
     }
 
     private func angles(of spec: TensorSpec, _ manifest: Manifest) throws -> [[Double]] {
         let layout = try cache(of: spec, manifest)
-        guard let rope = manifest.ropes[layout.kind.rawValue] else { throw unfit(spec) }
+        guard let rope = manifest.ropes[layout.kind.rawValue] else { throw unsupported(spec) }
         return angles(rope, layout)
     }
 
     private func cache(of spec: TensorSpec, _ manifest: Manifest) throws -> LayerCache {
-        guard let cache = manifest.layers.first(where: { $0.kind == spec.kind }) else { throw unfit(spec) }
+        guard let cache = manifest.layers.first(where: { $0.kind == spec.kind }) else { throw unsupported(spec) }
         return cache
     }
 
-    private func unfit(_ spec: TensorSpec) -> GemmaError {
-        .session("this app can't fill the input \(spec.name) of role \(spec.role.rawValue); export the model again")
+    private func unsupported(_ spec: TensorSpec) -> GemmaError {
+        .session("this app has no value for the input \(spec.name) with the role \(spec.role.rawValue); export the model again")
     }
 
     /// The slot each token is written to, (T); padding goes to the row after the slots, which is always masked.
@@ -69,23 +69,23 @@ public struct CoreMLInputs {
     /// On local layers the columns are the ring's slots before this chunk, then the chunk's tokens; on global
     /// layers every row of the state, including the padding row after the slots.
     public func seen(_ cache: LayerCache, columns: Int) -> [[Bool]] {
-        let held = cache.kind == .local ? heldByRing(cache) : heldByContext(columns)
+        let positions = cache.kind == .local ? ringPositions(cache) : contextPositions(columns)
         return (0..<length).map { index in
             let query = position + index
             let oldest = cache.window.map { query - $0 + 1 } ?? 0
-            return held.map { $0 >= max(0, oldest) && $0 <= query }
+            return positions.map { $0 >= max(0, oldest) && $0 <= query }
         }
     }
 
     /// The position that each slot of the ring holds (negative if empty), then the positions of the chunk.
-    private func heldByRing(_ cache: LayerCache) -> [Int] {
+    private func ringPositions(_ cache: LayerCache) -> [Int] {
         let ring = (0..<cache.slots).map { slot in
             position - 1 - ((position - 1 - slot) % cache.slots + cache.slots) % cache.slots
         }
         return ring + (0..<length).map { $0 < count ? position + $0 : -1 }
     }
 
-    private func heldByContext(_ columns: Int) -> [Int] {
+    private func contextPositions(_ columns: Int) -> [Int] {
         (0..<columns).map { $0 < position + count ? $0 : -1 }
     }
 }

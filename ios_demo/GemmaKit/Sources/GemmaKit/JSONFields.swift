@@ -44,8 +44,8 @@ struct JSONFields {
         return number
     }
 
-    /// A whole number of at most 2^53: beyond it a double skips whole numbers.
-    func whole() throws -> Int {
+    /// A whole number up to 2^53, beyond which a double skips whole numbers.
+    func integer() throws -> Int {
         let number = try double()
         guard number == number.rounded(), abs(number) <= 9_007_199_254_740_992 else { throw wrong("a whole number") }
         return Int(number)
@@ -53,7 +53,7 @@ struct JSONFields {
 
     /// A whole number of at least 0 that fits in 32 bits.
     func count() throws -> Int {
-        let number = try whole()
+        let number = try integer()
         guard (0...Int(Int32.max)).contains(number) else { throw wrong("a whole number of at least 0 that fits in 32 bits") }
         return number
     }

@@ -24,7 +24,7 @@ public struct Rope: Equatable {
     public let factor: Double
 }
 
-/// What a tensor is for, as in `gemma_runtime/manifest.py`. A runner goes by this; names are the artifact's own.
+/// The purpose of a tensor, as in `gemma_runtime/manifest.py`. Engines look tensors up by role, not by name.
 public enum TensorRole: String, CaseIterable {
     case tokens, start, positions, total, wanted, last, embeddings, hidden
     case cos, sin, mask, slots, write
@@ -37,8 +37,8 @@ public struct TensorSpec: Equatable {
     public let dtype: String
     public let shape: [Int?]  // a size of nil varies from call to call
     public let role: TensorRole
-    public let kind: AttentionKind?  // of the layers it is for; nil: for none or for all
-    public let layer: Int?  // the layer it belongs to
+    public let kind: AttentionKind?  // the kind of layers it is for; nil if it is for all or for none
+    public let layer: Int?  // the index of its layer; nil if it belongs to no single layer
 }
 
 /// A program of the artifact.
@@ -50,20 +50,20 @@ public struct Graph: Equatable {
 
     /// The input or output with a role; throws a bundle error if there is none.
     public func tensor(_ role: TensorRole) throws -> TensorSpec {
-        guard let found = (inputs + outputs).first(where: { $0.role == role }) else {
-            throw GemmaError.bundle("\(file) has no tensor of role \(role.rawValue); export the model again")
+        guard let tensor = (inputs + outputs).first(where: { $0.role == role }) else {
+            throw GemmaError.bundle("\(file) has no tensor with the role \(role.rawValue); export the model again")
         }
-        return found
+        return tensor
     }
 
-    /// Each state and the output that returns it; throws a bundle error if an output is missing.
+    /// Each state with the output that returns it; throws a bundle error if an output is missing.
     public func returnedCaches() throws -> [(past: TensorSpec, present: TensorSpec)] {
         try states.map { state in
             let same = { (spec: TensorSpec) in spec.role == state.role && spec.kind == state.kind && spec.layer == state.layer }
-            guard let returned = outputs.first(where: same) else {
-                throw GemmaError.bundle("\(file) does not return \(state.name); export the model again")
+            guard let output = outputs.first(where: same) else {
+                throw GemmaError.bundle("\(file) has no output for the cache \(state.name); export the model again")
             }
-            return (state, returned)
+            return (state, output)
         }
     }
 }
@@ -89,7 +89,7 @@ public struct Manifest: Equatable {
     public let layers: [LayerCache]
     public let cacheDtype: String
     public let headroomFactor: Double
-    public let graphs: [String: [Graph]]  // the parts of each, in the order in which they run
+    public let graphs: [String: [Graph]]  // the parts of each graph, in the order in which they run
     public let files: [String: BundleFile]
     public let roles: [String: String]
     public let ropes: [String: Rope]  // by kind of attention
@@ -124,7 +124,7 @@ public struct Manifest: Equatable {
 }
 
 private func readManifest(_ json: JSONFields) throws -> Manifest {
-    try checkSchema(json.of("schema_version").whole())
+    try checkSchema(json.of("schema_version").integer())
     return Manifest(
         modelID: try json.of("model").of("id").string(),
         family: try json.of("model").of("family").string(),
@@ -142,7 +142,7 @@ private func readManifest(_ json: JSONFields) throws -> Manifest {
         headroomFactor: try json.of("headroom").of("factor").double(),
         graphs: try json.of("graphs").map(readParts),
         files: try json.of("files").map {
-            BundleFile(sha256: try $0.of("sha256").string(), bytes: try $0.of("bytes").whole())
+            BundleFile(sha256: try $0.of("sha256").string(), bytes: try $0.of("bytes").integer())
         },
         roles: try json.of("roles").map { try $0.string() },
         ropes: try json.of("ropes").map(readRope)
@@ -211,8 +211,8 @@ private func readTensor(_ json: JSONFields) throws -> TensorSpec {
 }
 
 private func oneOf<T: RawRepresentable & CaseIterable>(_ field: JSONFields) throws -> T where T.RawValue == String {
-    guard let found = T(rawValue: try field.string()) else {
+    guard let value = T(rawValue: try field.string()) else {
         throw field.wrong(T.allCases.map(\.rawValue).joined(separator: " or "))
     }
-    return found
+    return value
 }

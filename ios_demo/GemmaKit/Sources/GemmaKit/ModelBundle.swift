@@ -26,7 +26,7 @@ public struct ModelBundle {
         let parts = manifest.graphs[name] ?? []
         guard parts.count == 1 else {
             throw GemmaError.bundle(
-                "the bundle \(directory.lastPathComponent) has \(parts.count) parts of graph \(name), expected 1; "
+                "the bundle \(directory.lastPathComponent) has \(parts.count) parts of the \(name) graph, expected 1; "
                     + "export the model again"
             )
         }

@@ -88,18 +88,18 @@ final class BundleTests: XCTestCase {
         XCTAssertEqual(pairs.count, 8)
         XCTAssertEqual(pairs[1...2].map(\.past.name), ["past_value_0", "a"])
         XCTAssertEqual(pairs[1...2].map(\.present.name), ["present_value_0", "b"])
-        assertFails("role cos") { try graph.tensor(.cos) }
-        let forgetful = Graph(file: graph.file, inputs: graph.inputs, outputs: [], states: graph.states)
-        assertFails("past_key_0") { try forgetful.returnedCaches() }
+        assertFails("the role cos") { try graph.tensor(.cos) }
+        let withoutOutputs = Graph(file: graph.file, inputs: graph.inputs, outputs: [], states: graph.states)
+        assertFails("past_key_0") { try withoutOutputs.returnedCaches() }
     }
 
-    func testAGraphInSeveralPartsIsNotTakenForAWholeOne() throws {
+    func testAMissingGraphIsRefusedWhereOnePartIsExpected() throws {
         let path = folder.appendingPathComponent("manifest.json")
         let text = try String(contentsOf: path, encoding: .utf8)
         XCTAssertEqual(try ModelBundle.open(folder).graph("exact").file, "exact.onnx")
         let renamed = text.replacingOccurrences(of: "\"exact\": [", with: "\"other\": [")
         let bundle = ModelBundle(directory: folder, manifest: try Manifest.parse(Data(renamed.utf8)))
-        assertFails("0 parts of graph exact") { try bundle.graph("exact") }
+        assertFails("0 parts of the exact graph") { try bundle.graph("exact") }
     }
 
     func testDamagedFilesAreRefusedAndNeverCrash() throws {

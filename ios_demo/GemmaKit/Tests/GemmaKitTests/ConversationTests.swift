@@ -5,7 +5,7 @@ import XCTest
 
 final class ConversationTests: XCTestCase {
     private func conversation(_ session: Session) throws -> Conversation {
-        Conversation(session, try tinyVoice(), Sampler(try Sampling()))
+        Conversation(session, try tinyCodec(), Sampler(try Sampling()))
     }
 
     private func pieces(_ reply: Reply) async throws -> [String] {
@@ -27,9 +27,9 @@ final class ConversationTests: XCTestCase {
         let chat = try conversation(session)
         _ = try await pieces(chat.send("one"))
         _ = try await pieces(chat.send("two"))
-        let voice = try tinyVoice()
+        let codec = try tinyCodec()
         let turns = [Message(.user, "one"), Message(.assistant, "in"), Message(.user, "two")]
-        let whole = try encodeChat(voice.tokenizer, voice.format, turns, bosToken: 2)
+        let whole = try encodeChat(codec.tokenizer, codec.format, turns, bosToken: 2)
         XCTAssertEqual(Array(session.tokens.prefix(whole.count)), whole)
         XCTAssertEqual(session.fed.filter { $0.count > 1 }.map { $0[0] }, [2, 5])
     }

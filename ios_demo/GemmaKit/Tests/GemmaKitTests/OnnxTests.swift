@@ -79,7 +79,7 @@ final class OnnxTests: XCTestCase {
     func testAConversationIsUnaffectedByAStoppedVerification() async throws {
         let bundle = try ModelBundle.open(tiny)
         let session = try await BundleSession(bundle.manifest) { try OnnxEngine(bundle, graph: $0) }
-        func conversation() throws -> Conversation { Conversation(session, try Voice(bundle), Sampler(try Sampling())) }
+        func conversation() throws -> Conversation { Conversation(session, try ChatCodec(bundle), Sampler(try Sampling())) }
         func answer(_ chat: Conversation, _ question: String) async throws -> String {
             let reply = try chat.send(question, maxNewTokens: 8)
             for try await _ in reply {}

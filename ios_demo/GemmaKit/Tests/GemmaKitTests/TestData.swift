@@ -15,9 +15,9 @@ func vectors() throws -> JSONFields { try json(data.appendingPathComponent("phon
 
 func tinyTokenizer() throws -> Tokenizer { try Tokenizer(Data(contentsOf: tiny.appendingPathComponent("tokenizer.gtok"))) }
 
-func tinyVoice() throws -> Voice {
+func tinyCodec() throws -> ChatCodec {
     let format = try ChatFormat(Data(contentsOf: tiny.appendingPathComponent("chat.json")))
-    return Voice(tokenizer: try tinyTokenizer(), format: format, bosToken: 2, stopTokens: [1, 5])
+    return ChatCodec(tokenizer: try tinyTokenizer(), format: format, bosToken: 2, stopTokens: [1, 5])
 }
 
 extension JSONFields {

@@ -22,12 +22,12 @@ final class VectorsTests: XCTestCase {
     }
 
     func testEncodingConversationsGivesPythonsIds() throws {
-        let voice = try tinyVoice()
+        let codec = try tinyCodec()
         _ = try vectors().of("chat").list { vector in
             let messages = try vector.of("messages").list { message in
                 Message(try XCTUnwrap(Role(rawValue: message.of("role").string())), try message.of("content").string())
             }
-            let ids = try encodeChat(voice.tokenizer, voice.format, messages, bosToken: 2)
+            let ids = try encodeChat(codec.tokenizer, codec.format, messages, bosToken: 2)
             XCTAssertEqual(ids, try vector.of("ids").ints(), "\(messages)")
         }
     }

@@ -23,7 +23,8 @@ from gemma_export.quantize.recipe import (
 )
 from gemma_export.quantize.store import open_or_build_store
 from gemma_runtime.errors import MemoryLimit, RecipeError
-from tests.export.conftest import TinyCheckpoint
+from tests.export.conftest import TinyCheckpoint, only
+from tests.export.models import GEMMA2
 
 CONFIG = find_official("270m").config
 MATRICES = [name for name in RECIPES["int4"].formats(CONFIG) if name != TABLE]
@@ -89,6 +90,7 @@ def test_a_written_recipe_is_read_back(name: str, tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "r.yaml") == recipe
 
 
+@only(GEMMA2)
 def test_a_bundle_s_own_recipe_gives_the_same_codes(tiny: TinyCheckpoint, tmp_path: Path) -> None:
     def export(recipe: str | Path, bits: float | None, name: str) -> str:
         request = ExportRequest(
@@ -124,6 +126,7 @@ class _Stages(QuietReporter):
             yield tick
 
 
+@only(GEMMA2)
 def test_bits_of_a_recipe_that_looks_at_weights_alone_are_measured_and_not_calibrated(
     tiny: TinyCheckpoint, tmp_path: Path
 ) -> None:

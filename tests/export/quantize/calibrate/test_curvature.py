@@ -13,7 +13,8 @@ from gemma_export.quantize.calibrate.curvature import measure_losses
 from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.round import round_rows
-from tests.export.conftest import RandomText, divergence
+from tests.export.conftest import RandomText, divergence, only
+from tests.export.models import GEMMA2
 
 
 @pytest.fixture
@@ -54,6 +55,7 @@ def test_losses_are_of_the_recipe_s_own_rounding(
     assert max(ratios.values()) > 1.2 * min(ratios.values())
 
 
+@only(GEMMA2)
 def test_interrupted_measuring_goes_on_and_finds_the_same(
     work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,9 +28,11 @@ from tests.export.conftest import (
     RandomText,
     TinyCheckpoint,
     head_inputs,
+    only,
     stages,
     store_divergence,
 )
+from tests.export.models import GEMMA2
 
 FORMATS = (Format(4), Format(4, asymmetric=True), Format(8))
 
@@ -137,6 +139,7 @@ def test_a_calibrated_model_is_closer_to_the_float_one(work: Workspace) -> None:
     assert store_divergence(work, store) < store_divergence(work, searched)
 
 
+@only(GEMMA2)
 def test_interrupted_work_goes_on_and_gives_the_same_codes(
     work: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

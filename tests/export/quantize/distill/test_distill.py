@@ -30,7 +30,7 @@ from gemma_export.quantize.distill.student import Student
 from gemma_export.quantize.recipe import Rule, find_recipe
 from gemma_export.quantize.round import shared_scale
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
-from tests.export.conftest import RandomText, head_inputs, stages, store_divergence
+from tests.export.conftest import RandomText, head_inputs, only, stages, store_divergence
 from tests.export.models import GEMMA2, save_tiny
 
 
@@ -66,6 +66,7 @@ def test_a_student_begins_with_the_calibrated_codes(work: Workspace) -> None:
     assert torch.equal(learning.layer(1)[matrix], rounded[matrix].to(learning.dtype))
 
 
+@only(GEMMA2)
 def test_codes_are_learned_where_there_are_four_bits(
     work: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,6 +85,7 @@ def test_codes_are_learned_where_there_are_four_bits(
         assert torch.equal(codes, before) is not changes
 
 
+@only(GEMMA2)
 def test_distillation_goes_through_the_factors_of_a_divided_table(
     work: Workspace, tmp_path: Path
 ) -> None:
@@ -101,11 +103,13 @@ def test_distillation_goes_through_the_factors_of_a_divided_table(
     assert store_divergence(work, distilled) < 0.95 * store_divergence(work, rounded)
 
 
+@only(GEMMA2)
 def test_learned_scales_stay_on_the_shared_grid(work: Workspace) -> None:
     scales = _store(work).weight("model.layers.0.mlp.up_proj.weight").codes(0, 160).scales.float()
     assert torch.equal(scales, shared_scale(scales))
 
 
+@only(GEMMA2)
 def test_interrupted_distillation_gives_the_same_store(
     work: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -122,6 +126,7 @@ def test_interrupted_distillation_gives_the_same_store(
     assert _store(work).codes_digest == resumed
 
 
+@only(GEMMA2)
 def test_progress_ends_where_it_said(work: Workspace) -> None:
     totals: dict[str, int] = {}
     done: dict[str, int] = {}

@@ -3,6 +3,7 @@ package gemma.demo
 import gemma.core.Bundle
 import gemma.core.BundleException
 import gemma.core.BundleSession
+import gemma.core.ChatCodec
 import gemma.core.Conversation
 import gemma.core.Engine
 import gemma.core.LatencyMeter
@@ -10,7 +11,6 @@ import gemma.core.Loading
 import gemma.core.Sampler
 import gemma.core.Sampling
 import gemma.core.SessionException
-import gemma.core.Voice
 import gemma.core.memoryProblem
 import gemma.core.openBundle
 import java.io.Closeable
@@ -46,13 +46,13 @@ class LoadedModel private constructor(
             )
             val heap = device.heapBytes.takeIf { backend.cachesOnHeap }
             memoryProblem(bundle.manifest, device.memoryBytes, heap)?.let { throw BundleException(it) }
-            val voice = Voice.load(bundle)
+            val codec = ChatCodec.load(bundle)
             val meter = LatencyMeter()
             val session = meter.load {
                 BundleSession(bundle.manifest) { graph -> catchOutOfMemory(directory) { backend.open(bundle, graph, device.threads) } }
             }
             val loading = Loading(check.latency().loadMs ?: 0.0, meter.latency().loadMs ?: 0.0)
-            return LoadedModel(bundle, session, Conversation(session, voice, Sampler(CHAT)), meter, loading)
+            return LoadedModel(bundle, session, Conversation(session, codec, Sampler(CHAT)), meter, loading)
         }
 
         private fun <T> catchOutOfMemory(directory: File, open: () -> T): T = try {

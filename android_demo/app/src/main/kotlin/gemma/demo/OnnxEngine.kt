@@ -27,10 +27,10 @@ class OnnxEngine(bundle: Bundle, graph: String, threads: Int) : Engine {
         checkRuntime("onnxruntime-android", it.version, bundle.manifest.target.minRuntimeVersion)
     }
     private val vocabSize = bundle.manifest.vocabSize
-    private val io = bundle.graph(graph)
-    private val returned = io.returnedCaches()
-    private val session = load(File(bundle.directory, io.file), threads)
-    private val caches = emptyCaches(io.states)
+    private val signature = bundle.graph(graph)
+    private val returned = signature.returnedCaches()
+    private val session = load(File(bundle.directory, signature.file), threads)
+    private val caches = emptyCaches(signature.states)
     private val presents = returned.associate { (past, present) -> present.name to caches.getValue(past.name) }
     private val last = lazy { Rows(1) } // logits of one token, reused for every new token
 
@@ -53,7 +53,7 @@ class OnnxEngine(bundle: Bundle, graph: String, threads: Int) : Engine {
         val inputs = openInputs(tokens, position + tokens.size, rows)
         try {
             // All outputs are bound to our buffers, so the result owns nothing.
-            session.run(inputs + caches, presents + (io.tensor(TensorRole.LOGITS).name to logits.tensor)).close()
+            session.run(inputs + caches, presents + (signature.tensor(TensorRole.LOGITS).name to logits.tensor)).close()
         } finally {
             inputs.values.forEach { it.close() }
         }
@@ -74,13 +74,13 @@ class OnnxEngine(bundle: Bundle, graph: String, threads: Int) : Engine {
 
     private fun openInputs(tokens: IntArray, total: Int, rows: Int): Map<String, OnnxTensor> {
         val ids = LongArray(tokens.size) { tokens[it].toLong() }
-        val wanted = LongArray(rows) { (tokens.size - rows + it).toLong() }
-        val made = mapOf(
+        val positions = LongArray(rows) { (tokens.size - rows + it).toLong() }
+        val inputs = mapOf(
             TensorRole.TOKENS to OnnxTensor.createTensor(environment, LongBuffer.wrap(ids), longArrayOf(1, tokens.size.toLong())),
             TensorRole.TOTAL to OnnxTensor.createTensor(environment, IntBuffer.wrap(intArrayOf(total)), longArrayOf()),
-            TensorRole.WANTED to OnnxTensor.createTensor(environment, LongBuffer.wrap(wanted), longArrayOf(rows.toLong())),
+            TensorRole.WANTED to OnnxTensor.createTensor(environment, LongBuffer.wrap(positions), longArrayOf(rows.toLong())),
         )
-        return made.mapKeys { io.tensor(it.key).name }
+        return inputs.mapKeys { signature.tensor(it.key).name }
     }
 
     private fun load(path: File, threads: Int): OrtSession = attempt("load ${path.name}") {

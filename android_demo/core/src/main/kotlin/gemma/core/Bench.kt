@@ -25,10 +25,10 @@ data class Benchmark(
 data class Workload(val promptLengths: List<Int>, val decodePrompt: Int, val newTokens: Int) {
     companion object {
         fun of(contextLength: Int, newTokens: Int = NEW_TOKENS): Workload {
-            val fittingTokens = minOf(newTokens, maxOf(1, contextLength / 2))
-            val decodePrompt = maxOf(1, minOf(DECODE_PROMPT, contextLength - fittingTokens))
+            val fittingNewTokens = minOf(newTokens, maxOf(1, contextLength / 2))
+            val decodePrompt = maxOf(1, minOf(DECODE_PROMPT, contextLength - fittingNewTokens))
             val lengths = PROMPT_LENGTHS.filter { it <= contextLength }
-            return Workload(lengths.ifEmpty { listOf(contextLength) }, decodePrompt, fittingTokens)
+            return Workload(lengths.ifEmpty { listOf(contextLength) }, decodePrompt, fittingNewTokens)
         }
 
         private val PROMPT_LENGTHS = listOf(32, 128, 512)
@@ -120,7 +120,4 @@ private fun promptFigures(length: Int, times: List<PromptTime>) = PromptFigures(
 )
 
 /** The same ids on every run; which ids they are doesn't affect speed. */
-private fun someTokens(vocabSize: Int, count: Int): IntArray {
-    val random = java.util.Random(count.toLong())
-    return IntArray(count) { random.nextInt(vocabSize) }
-}
+private fun someTokens(vocabSize: Int, count: Int): IntArray = IntArray(count) { (it * 7919 + count) % vocabSize }

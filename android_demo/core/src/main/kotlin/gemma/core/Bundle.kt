@@ -20,7 +20,7 @@ data class Bundle(val directory: File, val manifest: Manifest) {
     /** A graph that has one part; throws BundleException if it is missing or split into several. */
     fun graph(name: String): Graph = manifest.graphs[name].orEmpty().let { parts ->
         parts.singleOrNull() ?: throw BundleException(
-            "the bundle ${directory.name} has ${parts.size} parts of graph $name, expected 1; export the model again",
+            "the bundle ${directory.name} has ${parts.size} parts of the $name graph, expected 1; export the model again",
         )
     }
 }

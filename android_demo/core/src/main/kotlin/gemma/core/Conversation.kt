@@ -4,14 +4,14 @@ import kotlinx.coroutines.flow.Flow
 import kotlinx.coroutines.flow.flow
 
 /** The parts of a bundle that turn messages into tokens and tokens into text. */
-data class Voice(
+data class ChatCodec(
     val tokenizer: Tokenizer,
     val format: ChatFormat,
     val bosToken: Int,
     val stopTokens: Set<Int>,
 ) {
     companion object {
-        fun load(bundle: Bundle) = Voice(
+        fun load(bundle: Bundle) = ChatCodec(
             Tokenizer.load(bundle),
             ChatFormat.load(bundle),
             bundle.manifest.bosToken,
@@ -53,7 +53,7 @@ class Reply internal constructor(internal val generation: TokenGeneration, priva
  */
 class Conversation(
     private val session: Session,
-    private val voice: Voice,
+    private val codec: ChatCodec,
     private val sampler: Sampler,
     private val system: String? = null,
 ) {
@@ -85,16 +85,16 @@ class Conversation(
     /** The reply to `content`. If the conversation no longer fits, throws ContextFullException and changes nothing. */
     fun send(content: String, maxNewTokens: Int = session.contextLength): Reply {
         val messages = messages + Message(Role.USER, content)
-        val tokens = encodeChat(voice.tokenizer, voice.format, messages, voice.bosToken)
+        val tokens = encodeChat(codec.tokenizer, codec.format, messages, codec.bosToken)
         checkFits(tokens)
         val cached = usableCache(tokens)
         val request = GenerationRequest(
             prompt = tokens.copyOfRange(cached, tokens.size),
             history = tokens.copyOf(cached),
             maxNewTokens = maxNewTokens,
-            stopTokens = voice.stopTokens,
+            stopTokens = codec.stopTokens,
         )
-        val next = Reply(TokenGeneration(session, request, sampler), voice.tokenizer)
+        val next = Reply(TokenGeneration(session, request, sampler), codec.tokenizer)
         turns.clear()
         turns += messages
         fed = tokens

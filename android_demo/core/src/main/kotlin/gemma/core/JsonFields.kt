@@ -16,7 +16,7 @@ internal class JsonFields(private val file: String, private val path: String, pr
 
     fun double(): Double = (value as? JsonNumber)?.value ?: throw wrong("a number")
 
-    fun long(): Long {
+    fun integer(): Long {
         val number = double()
         if (number != Math.rint(number) || Math.abs(number) > LARGEST_EXACT) throw wrong("a whole number")
         return number.toLong()
@@ -24,7 +24,7 @@ internal class JsonFields(private val file: String, private val path: String, pr
 
     /** A whole number of at least 0 that fits in 32 bits. */
     fun count(): Int {
-        val number = long()
+        val number = integer()
         if (number < 0 || number > Int.MAX_VALUE) throw wrong("a whole number of at least 0 that fits in 32 bits")
         return number.toInt()
     }

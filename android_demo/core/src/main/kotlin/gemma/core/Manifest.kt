@@ -16,7 +16,7 @@ data class LayerCache(
     val elements: Double get() = 2.0 * kvHeads * slots * headDim
 }
 
-/** What a tensor is for, as in `gemma_runtime/manifest.py`. A runner goes by this; names are the artifact's own. */
+/** The purpose of a tensor, as in `gemma_runtime/manifest.py`. Engines look tensors up by role, not by name. */
 enum class TensorRole {
     TOKENS, START, POSITIONS, TOTAL, WANTED, LAST, EMBEDDINGS, HIDDEN,
     COS, SIN, MASK, SLOTS, WRITE,
@@ -29,8 +29,8 @@ data class TensorSpec(
     val dtype: String,
     val shape: List<Int?>, // a size of null varies from call to call
     val role: TensorRole,
-    val kind: AttentionKind?, // of the layers it is for; null: for none or for all
-    val layer: Int?, // the layer it belongs to
+    val kind: AttentionKind?, // the kind of layers it is for; null if it is for all or for none
+    val layer: Int?, // the index of its layer; null if it belongs to no single layer
 )
 
 /** A program of the artifact. */
@@ -42,12 +42,12 @@ data class Graph(
 ) {
     /** The input or output with a role; throws BundleException if there is none. */
     fun tensor(role: TensorRole): TensorSpec = (inputs + outputs).firstOrNull { it.role == role }
-        ?: throw BundleException("$file has no tensor of role ${role.word}; export the model again")
+        ?: throw BundleException("$file has no tensor with the role ${role.jsonName}; export the model again")
 
-    /** Each state and the output that returns it; throws BundleException if an output is missing. */
+    /** Each state with the output that returns it; throws BundleException if an output is missing. */
     fun returnedCaches(): List<Pair<TensorSpec, TensorSpec>> = states.map { state ->
-        val returned = outputs.firstOrNull { it.role == state.role && it.kind == state.kind && it.layer == state.layer }
-        state to (returned ?: throw BundleException("$file does not return ${state.name}; export the model again"))
+        val output = outputs.firstOrNull { it.role == state.role && it.kind == state.kind && it.layer == state.layer }
+        state to (output ?: throw BundleException("$file has no output for the cache ${state.name}; export the model again"))
     }
 }
 
@@ -77,7 +77,7 @@ data class Manifest(
     val stopTokens: Set<Int>,
     val layers: List<LayerCache>,
     val cacheDtype: String,
-    val graphs: Map<String, List<Graph>>, // the parts of each, in the order in which they run
+    val graphs: Map<String, List<Graph>>, // the parts of each graph, in the order in which they run
     val files: Map<String, BundleFile>,
     val roles: Map<String, String>,
 ) {
@@ -98,7 +98,7 @@ data class Manifest(
 }
 
 private fun readManifest(json: JsonFields): Manifest {
-    checkSchema(json.of("schema_version").long())
+    checkSchema(json.of("schema_version").integer())
     return Manifest(
         model = readModel(json.of("model")),
         target = readTarget(json.of("target")),
@@ -115,7 +115,7 @@ private fun readManifest(json: JsonFields): Manifest {
         graphs = json.of("graphs").map { parts ->
             parts.list(::readGraph).also { if (it.isEmpty()) throw parts.wrong("at least one part") }
         },
-        files = json.of("files").map { BundleFile(it.of("sha256").string(), it.of("bytes").long()) },
+        files = json.of("files").map { BundleFile(it.of("sha256").string(), it.of("bytes").integer()) },
         roles = json.of("roles").map { it.string() },
     )
 }
@@ -131,7 +131,7 @@ private fun atLeastOne(field: JsonFields): Int = field.count().also { if (it < 1
 private fun readModel(json: JsonFields) = Model(
     id = json.of("id").string(),
     family = json.of("family").string(),
-    parameters = json.of("parameters").long(),
+    parameters = json.of("parameters").integer(),
     revision = json.orNull("revision")?.string(),
     digest = json.of("digest").string(),
 )
@@ -171,12 +171,12 @@ private fun readTensor(json: JsonFields) = TensorSpec(
     layer = json.orNull("layer")?.count(),
 )
 
-private val Enum<*>.word: String get() = name.lowercase()
+private val Enum<*>.jsonName: String get() = name.lowercase()
 
 private inline fun <reified T : Enum<T>> oneOf(field: JsonFields): T {
-    val word = field.string()
-    return enumValues<T>().firstOrNull { it.word == word }
-        ?: throw field.wrong(enumValues<T>().joinToString(" or ") { it.word })
+    val name = field.string()
+    return enumValues<T>().firstOrNull { it.jsonName == name }
+        ?: throw field.wrong(enumValues<T>().joinToString(" or ") { it.jsonName })
 }
 
 private fun cacheWidth(dtype: String): Int = mapOf("float32" to 4, "float16" to 2)[dtype] ?: 0

@@ -131,17 +131,17 @@ class BundleTest {
         val pairs = graph.returnedCaches().map { (past, present) -> past.name to present.name }
         assertEquals(8, pairs.size)
         assertEquals(listOf("past_value_0" to "present_value_0", "a" to "b"), pairs.subList(1, 3))
-        assertContains(failure { graph.tensor(TensorRole.COS) }, "role cos")
+        assertContains(failure { graph.tensor(TensorRole.COS) }, "the role cos")
         assertContains(failure { graph.copy(outputs = emptyList()).returnedCaches() }, "past_key_0")
     }
 
     @Test
-    fun `a graph in several parts is not taken for a whole one`() {
+    fun `a graph in several parts is refused where one part is expected`() {
         val manifest = openBundle(folder).manifest
         val graph = manifest.graphs.getValue("decode").single()
         val split = Bundle(folder, manifest.copy(graphs = mapOf("decode" to listOf(graph, graph))))
-        assertContains(failure { split.graph("decode") }, "2 parts of graph decode")
-        assertContains(failure { split.graph("exact") }, "0 parts of graph exact")
+        assertContains(failure { split.graph("decode") }, "2 parts of the decode graph")
+        assertContains(failure { split.graph("exact") }, "0 parts of the exact graph")
     }
 
     private fun failure(work: () -> Unit): String = assertFailsWith<BundleException> { work() }.message.orEmpty()

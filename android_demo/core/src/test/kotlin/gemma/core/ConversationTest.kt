@@ -16,7 +16,7 @@ private const val END = 5 // <end_of_turn>
 
 class ConversationTest {
     private val tokenizer = tinyTokenizer()
-    private val voice = Voice(tokenizer, ChatFormat.parse(File(TINY, "chat.json").readText()), 2, setOf(1, END))
+    private val codec = ChatCodec(tokenizer, ChatFormat.parse(File(TINY, "chat.json").readText()), 2, setOf(1, END))
 
     /** A session that generates these replies in order. */
     private fun replying(vararg replies: String, contextLength: Int = 4096): ScriptedSession {
@@ -28,7 +28,7 @@ class ConversationTest {
         }
     }
 
-    private fun conversation(session: Session, system: String? = null) = Conversation(session, voice, Sampler(Sampling()), system)
+    private fun conversation(session: Session, system: String? = null) = Conversation(session, codec, Sampler(Sampling()), system)
 
     @Test
     fun `a reply streams whole characters and ends at the stop token`() = runBlocking {
@@ -47,7 +47,7 @@ class ConversationTest {
         chat.send("two").pieces.toList()
         val whole = encodeChat(
             tokenizer,
-            voice.format,
+            codec.format,
             listOf(Message(Role.USER, "one"), Message(Role.ASSISTANT, "in"), Message(Role.USER, "two")),
             2,
         )

@@ -1,8 +1,8 @@
 """`optimum-cli export gemma`: the arguments of gemma-export under optimum's command line.
 
 optimum looks for such files in the namespace package `optimum.commands.register`, which every
-distribution may add to: the wheel puts this one beside optimum's own, an editable install adds its
-folder to the path. No folder on the way may hold an `__init__.py`, it would hide optimum's modules.
+distribution may add to: the wheel puts this file beside optimum's own, an editable install adds its
+folder to the path. No folder above may hold an `__init__.py`, which would hide optimum's modules.
 """
 
 import sys

@@ -1,0 +1,1 @@
+"""Headers of file formats that the exporter and the runtime both read."""

@@ -1,0 +1,79 @@
+"""Reads and checks the header of a safetensors file.
+
+The format: 8 bytes of header length, a JSON header, the tensors back to back
+(https://github.com/huggingface/safetensors#format).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+MAX_HEADER = 100_000_000  # bytes, the limit of the reference implementation
+_ITEM_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1, "I32": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    dtype: str  # safetensors' name
+    shape: tuple[int, ...]
+    offset: int = 0  # from the start of the file
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * _ITEM_BYTES[self.dtype]
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
+
+
+def read_safetensors_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Tensors by name, and the metadata; checks that the tensors fill the file.
+
+    Raises ValueError with what to say about the file after its name, or OSError.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_HEADER):
+            raise ValueError(
+                f"is not a complete safetensors file: the header claims {length} bytes, the file "
+                f"has {size}"
+            )
+        text = file.read(length)
+    try:
+        header = msgspec.json.decode(text, type=dict[str, dict[str, Any]])
+        metadata = header.pop("__metadata__", {})
+        tensors = {name: _info(name, entry, 8 + length) for name, entry in header.items()}
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"has a broken safetensors header: {error}") from error
+    _check_spans(tensors, 8 + length, size)
+    return tensors, {str(k): str(v) for k, v in metadata.items()}
+
+
+def _info(name: str, entry: Mapping[str, Any], start: int) -> TensorInfo:
+    dtype, shape = entry["dtype"], tuple(entry["shape"])
+    begin, end = entry["data_offsets"]
+    if dtype not in _ITEM_BYTES:
+        raise ValueError(f"tensor {name} is {dtype}, expected one of {', '.join(_ITEM_BYTES)}")
+    if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
+        raise ValueError(f"tensor {name} has shape {shape} at {begin}…{end}")
+    info = TensorInfo(dtype, shape, start + begin)
+    if info.bytes != end - begin:
+        raise ValueError(f"tensor {name} needs {info.bytes} bytes, its span has {end - begin}")
+    return info
+
+
+def _check_spans(tensors: Mapping[str, TensorInfo], start: int, size: int) -> None:
+    """Check that the tensors fill the file without holes or overlaps."""
+    end = start
+    for info in sorted(tensors.values(), key=lambda info: (info.offset, info.bytes)):
+        if info.offset != end:
+            raise ValueError(f"has tensors that overlap or leave a hole at byte {end}")
+        end += info.bytes
+    if end != size:
+        raise ValueError(f"has {size} bytes, its header describes {end}")

@@ -1,0 +1,28 @@
+"""A target as a third party would write it: all it adds elsewhere is a line in each table."""
+
+from gemma_export.targets.spec import MIB, Costs, Option, TargetSpec
+from gemma_runtime.backend_table import Backend, Limits
+
+TARGET = TargetSpec(
+    name="fake",
+    label="a dictionary of matrices",
+    made_by="tests.export.fake_target.target:FakeTarget",
+    extra="fake",
+    packages={"numpy": "numpy"},
+    formats="every format",
+    costs=Costs(runtime=3 * MIB, exporting=5 * MIB, has_ropes=False, alignment=1),
+    options=(
+        Option(
+            name="fake_precision",
+            help="What a fake artifact keeps its weights in: single or half.",
+            choices=("single", "half"),
+            default="single",
+        ),
+    ),
+)
+
+BACKEND = Backend(
+    opener="tests.export.fake_target.backend:open_fake_session",
+    profiler="tests.export.fake_target.backend:profile_fake",
+    limits=Limits(max_mean_kl=2e-3),
+)
