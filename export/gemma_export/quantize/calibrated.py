@@ -19,7 +19,12 @@ from gemma_export.memory import kept_memory
 from gemma_export.model.config import TABLE, TABLE_FACTORS, GemmaConfig
 from gemma_export.progress import Note, Stage, Tick, silent
 from gemma_export.quantize.calibrate.curvature import loss_peak_bytes
-from gemma_export.quantize.calibrate.fisher import end_way_back, information_peak_bytes, way_bytes
+from gemma_export.quantize.calibrate.fisher import (
+    end_way_back,
+    information_peak_bytes,
+    way_bytes,
+    weigh_table,
+)
 from gemma_export.quantize.calibrate.gptq import SLICE
 from gemma_export.quantize.calibrate.layers import (
     TABLE_ROWS,
@@ -27,7 +32,6 @@ from gemma_export.quantize.calibrate.layers import (
     calibrate_bytes,
     calibrate_table,
     table_bytes,
-    weigh_table,
 )
 from gemma_export.quantize.calibrate.stream import layer_bytes
 from gemma_export.quantize.calibrate.text import LENGTH

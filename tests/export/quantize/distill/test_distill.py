@@ -14,11 +14,11 @@ from gemma_export.formats.format import Format
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.model.config import TABLE
 from gemma_export.progress import Tick, unheard
+from gemma_export.quantize.calibrate.fisher import weigh_table
 from gemma_export.quantize.calibrate.layers import (
     calibrate,
     calibrate_table,
     rounded_layer,
-    weigh_table,
 )
 from gemma_export.quantize.calibrate.stream import load_layer, pass_layers
 from gemma_export.quantize.calibrate.workspace import Workspace
