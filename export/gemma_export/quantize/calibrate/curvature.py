@@ -152,18 +152,18 @@ def _table_losses(work: Workspace, tick: Tick) -> dict[int, float]:
 
 def _table_loss(work: Workspace, int8_columns: int, curvature: Tensor, shares: Tensor) -> float:
     """½ Σ share · eᵀ H e over the table's rows, or over a sample if gptq rounds them."""
-    form = replace(work.formats()[TABLE], int8_columns=int8_columns)
+    fmt = replace(work.formats()[TABLE], int8_columns=int8_columns)
     inputs, arrangement = None, None
     spans = list(row_blocks(work.checkpoint.config.tensor_shapes()[TABLE]))
     if work.recipe.rule(TABLE).rounding == "gptq":
-        arrangement = arrange_channels(work.checkpoint, curvature, form)
+        arrangement = arrange_channels(work.checkpoint, curvature, fmt)
         curvature = arrangement.curvature(curvature)
-        inputs, spans = prepare_table(curvature, form), spans[::_SPARSE]
+        inputs, spans = prepare_table(curvature, fmt), spans[::_SPARSE]
 
     def measure(span: tuple[int, int]) -> tuple[float, float]:
         rows, share = work.checkpoint.rows(TABLE, *span), shares[slice(*span)]
         rows = arrangement.rows(rows) if arrangement else rows
-        error = rows - inputs.rounded(rows) if inputs else _rounding_error(rows, form, None)
+        error = rows - inputs.rounded(rows) if inputs else _rounding_error(rows, fmt, None)
         return float(share @ ((error @ curvature) * error).sum(-1)), float(share.sum())
 
     losses, seen = zip(*in_order(measure, spans), strict=True)
@@ -176,6 +176,6 @@ def _read_losses(path: Path) -> dict[str, float]:
     return {name: float(file.rows(name, 0, 1)) for name in file.tensors}
 
 
-def _rounding_error(rows: Tensor, form: Format, inputs: Inputs | None) -> Tensor:
-    codes = gptq(rows, inputs, form, 0) if inputs else round_rows(rows, form, "searched")
-    return rows - dequantize(codes, form)
+def _rounding_error(rows: Tensor, fmt: Format, inputs: Inputs | None) -> Tensor:
+    codes = gptq(rows, inputs, fmt, 0) if inputs else round_rows(rows, fmt, "searched")
+    return rows - dequantize(codes, fmt)
