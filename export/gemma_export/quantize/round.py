@@ -71,9 +71,9 @@ def search(
     best = error(best_scale, best_zero)
     for shrink in shrinks:
         scale, zero = cover(low * shrink, high * shrink, fmt)
-        found = error(scale, zero)
-        better = found < best
-        best = torch.where(better, found, best)
+        current = error(scale, zero)
+        better = current < best
+        best = torch.where(better, current, best)
         best_scale = torch.where(better, scale, best_scale)
         best_zero = torch.where(better, zero, best_zero)
     return best_scale, best_zero

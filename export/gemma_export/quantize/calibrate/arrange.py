@@ -150,10 +150,10 @@ def arrange_channels(checkpoint: Checkpoint, curvature: Tensor, fmt: Format) -> 
         one, other = groups[a].clone(), groups[b].clone()
         i, j = choose.randrange(group), choose.randrange(group)
         one[i], other[j] = groups[b][j], groups[a][i]
-        found = estimate(one, middles[a]), estimate(other, middles[b])
-        if a != b and sum(found) < losses[a] + losses[b]:
+        swapped = estimate(one, middles[a]), estimate(other, middles[b])
+        if a != b and sum(swapped) < losses[a] + losses[b]:
             groups[a], groups[b] = one, other
-            losses[a], losses[b] = found
+            losses[a], losses[b] = swapped
     order = torch.cat(groups)
     return Arrangement(order, factors[order] if fmt.int8_columns else None)
 

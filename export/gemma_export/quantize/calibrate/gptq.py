@@ -162,15 +162,15 @@ def _refit(rows: Tensor, steps: Tensor, grid: _Grid, inputs: Inputs) -> Tensor:
     group, (width, count) = grid.fmt.group, steps.shape
     size = width // group
     together = max(1, _EQUATIONS // max(size * size, width))
-    found = torch.empty(count, size)
+    solved = torch.empty(count, size)
     for start in range(0, count, together):
-        held, wanted = steps[:, start : start + together].T, rows[start : start + together]
+        held, targets = steps[:, start : start + together].T, rows[start : start + together]
         codes = held.reshape(-1, size, group)  # (n, G, g)
         matrix = torch.empty(len(codes), size, size)
         for g in range(size):  # normal equations between this group and all groups
             gram = inputs.gram[g * group : (g + 1) * group]
             matrix[:, g] = ((codes[:, g] @ gram).view_as(codes) * codes).sum(-1)
-        moments = (wanted @ inputs.gram).add_(wanted, alpha=inputs.damping).view_as(codes)
+        moments = (targets @ inputs.gram).add_(targets, alpha=inputs.damping).view_as(codes)
         target = (moments * codes).sum(-1)  # (n, G)
         diagonal = matrix.diagonal(dim1=1, dim2=2)
         diagonal.add_(codes.square().sum(-1), alpha=inputs.damping)
@@ -178,7 +178,7 @@ def _refit(rows: Tensor, steps: Tensor, grid: _Grid, inputs: Inputs) -> Tensor:
         tie = diagonal.mean(-1, keepdim=True).mul(1e-6).clamp_(min=1e-20)
         before = grid.scale[:, start : start + together].T
         diagonal.add_(tie)
-        found[start : start + together] = torch.linalg.solve(matrix, target + tie * before)
-    scale = shared_scale(found.T)
+        solved[start : start + together] = torch.linalg.solve(matrix, target + tie * before)
+    scale = shared_scale(solved.T)
     stays = (scale < 0.5 * grid.scale) | (scale > 2 * grid.scale)
     return torch.where(stays, grid.scale, scale)

@@ -30,10 +30,10 @@ class TableInputs:
 
     def round(self, rows: Tensor) -> dict[str, Tensor]:
         """Quantize (N, M) rows; returns their parts by the names that the store uses."""
-        found: dict[str, Tensor] = {}
+        parts: dict[str, Tensor] = {}
         for name, _, codes in self._pieces(rows, REFINED):
-            found |= named_parts(name, codes)
-        return found
+            parts |= named_parts(name, codes)
+        return parts
 
     def rounded(self, rows: Tensor) -> Tensor:
         """(N, M) rows after quantization without refinement, dequantized."""
@@ -47,8 +47,8 @@ class TableInputs:
         rest = (TABLE, fmt, codes)
         if self.int8 is None or self.paid is None:
             return [rest]
-        wanted = rows[:, :first] - (dequantize(codes, fmt) - rows[:, first:]) @ self.paid
-        return [(TABLE + INT8_PIECE, INT8, gptq(wanted, self.int8, INT8, refined)), rest]
+        target = rows[:, :first] - (dequantize(codes, fmt) - rows[:, first:]) @ self.paid
+        return [(TABLE + INT8_PIECE, INT8, gptq(target, self.int8, INT8, refined)), rest]
 
 
 def prepare_table(curvature: Tensor, fmt: Format) -> TableInputs:
