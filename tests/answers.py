@@ -1,10 +1,10 @@
-"""Runs command lines in one process and prints what each of them answered.
+"""Runs command lines in one process and prints the exit code and the output of each.
 
     python tests/answers.py < calls.json > answers.json
 
-The calls are lists of words, the program first. Only the product itself is imported, so that any
-environment which has it installed can run this file. With BLOCKED in the environment, those modules
-and packages can't be imported, as if they were not installed.
+Each call is a list of words; the first is the program. This file imports nothing but the product,
+so any environment that has it installed can run it. The variable BLOCKED lists modules and packages
+that then behave as if they were not installed.
 """
 
 import contextlib
@@ -18,6 +18,8 @@ from typing import NoReturn
 
 
 def block(names: list[str]) -> None:
+    """Make these modules and distributions behave as if they were not installed."""
+
     def missing(name: str) -> NoReturn:
         raise importlib.metadata.PackageNotFoundError(name)
 
@@ -49,8 +51,7 @@ def answer(words: list[str]) -> dict[str, object]:
         except BaseException:
             code = traceback.format_exc()
     out.flush()
-    shown = raw.getvalue().decode()
-    return {"code": code, "out": shown, "err": err.getvalue()}
+    return {"code": code, "out": raw.getvalue().decode(), "err": err.getvalue()}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is uploaded to an index, built once for all tests that look at it."""
+"""Builds the files that are uploaded to a package index."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ class Distribution:
 
 
 def build(project: Path, folder: Path) -> None:
-    """As `python -m build` does: the wheel is built from the sdist."""
+    """Run `python -m build`, which builds the wheel from the sdist."""
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder)]
     done = subprocess.run([*command, str(project)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

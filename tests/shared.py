@@ -1,4 +1,4 @@
-"""Folders that all workers of pytest-xdist share, so that none does another's work again."""
+"""Folders that all pytest-xdist workers share, so that slow work is done once per run."""
 
 import os
 from collections.abc import Callable
@@ -16,9 +16,9 @@ def _leave_empty(folder: Path) -> None:
 def shared_folder(
     factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], None] = _leave_empty
 ) -> Path:
-    """A folder of this run, filled by the first worker that asks; the others wait for it.
+    """A folder that the first worker fills; the other workers wait, then read it.
 
-    What `fill` writes for one worker must do for all. A failed `fill` is tried again by the next.
+    `fill` must not depend on the worker. If `fill` fails, the next worker tries again.
     """
     if "PYTEST_XDIST_WORKER" not in os.environ:
         folder = factory.mktemp(name)

@@ -1,7 +1,7 @@
-"""The base install has no exporter: every command answers, or names the extra that is missing.
+"""An install without extras: every command works, or names the extra that it needs.
 
-Once with the extras' packages blocked in this environment, and once as users have it: the wheel,
-built and installed without extras into an environment of its own.
+The same commands run twice: here, with the packages of the extras blocked; and in a fresh
+environment that has only the wheel and its base dependencies.
 """
 
 import json
@@ -21,7 +21,7 @@ from tests.distribution import ROOT, Distribution
 
 TINY = ROOT / "tests" / "data" / "tiny"
 
-# Modules that extras bring, and the packages whose versions are asked for.
+# Modules that extras install, and distributions whose versions the code looks up.
 EXTRAS = (
     "torch",
     "onnx",
@@ -42,12 +42,12 @@ EXTRAS = (
 
 @dataclass(frozen=True)
 class Call:
-    words: str
+    command: str
     code: int
-    match: str  # in what it prints
+    match: str  # a regular expression that its output contains
 
     def arguments(self, place: Path) -> list[str]:
-        return [word.format(place=place, tiny=TINY) for word in self.words.split()]
+        return [word.format(place=place, tiny=TINY) for word in self.command.split()]
 
 
 def needs(package: str, extra: str) -> str:
@@ -119,18 +119,21 @@ CALLS = (
     Call("gemma-runtime verify {place}/nope", 1, "^error: no backend runs target 'nope'"),
 )
 
-# Of packages that the base install may hold, since tokenizers brings them.
+# Only with blocked packages: a base install may contain pyyaml, a dependency of tokenizers.
 BLOCKED_CALLS = (
     Call("gemma-export --size 1b --plan --recipe {place}/r.yaml", 1, needs("pyyaml", "export")),
 )
 
-# Of the base install, and slow to load: flags, plans and usage errors do without them.
+# Base dependencies that load slowly: flags, plans and usage errors must not import them.
 SLOW = ("numpy", "onnxruntime", "tokenizers", "jinja2")
 
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint's shape, a recipe, a text, and bundles that say they are of other targets."""
+    """A folder with a config.json, a recipe, a text, and a bundle per target name.
+
+    The bundles are copies of the tiny ONNX bundle whose manifests name another target.
+    """
     folder = tmp_path_factory.mktemp("place")
     (folder / "config.json").write_text(
         '{"model_type": "gemma2", "hidden_size": 64, "intermediate_size": 64, '
@@ -150,7 +153,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bare_python(distribution: Distribution, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment that holds the wheel without extras."""
+    """The Python of a fresh environment that has the wheel, without extras."""
     folder = tmp_path_factory.mktemp("bare")
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
@@ -161,20 +164,20 @@ def bare_python(distribution: Distribution, tmp_path_factory: pytest.TempPathFac
     return python
 
 
-def test_no_call_is_a_traceback_where_the_extras_are_blocked(place: Path) -> None:
+def test_no_command_ends_in_a_traceback_with_the_extras_blocked(place: Path) -> None:
     blocked = {"BLOCKED": ",".join(EXTRAS), **_sources()}
     calls = (*CALLS, *BLOCKED_CALLS)
     _check(calls, _run(sys.executable, calls, place, blocked))
 
 
 @pytest.mark.bare
-def test_no_call_is_a_traceback_in_a_bare_install(bare_python: Path, place: Path) -> None:
+def test_no_command_ends_in_a_traceback_in_a_bare_install(bare_python: Path, place: Path) -> None:
     _check(CALLS, _run(str(bare_python), CALLS, place, {}))
 
 
 @pytest.mark.bare
 @pytest.mark.parametrize("program", ["gemma-export", "gemma-runtime"])
-def test_the_scripts_of_a_bare_install_answer(bare_python: Path, program: str) -> None:
+def test_the_console_scripts_of_a_bare_install_work(bare_python: Path, program: str) -> None:
     script = bare_python.with_name(program)
     for words, code in ((["--version"], 0), ([], 2), (["--nope"], 2)):
         done = subprocess.run([script, *words], capture_output=True, text=True, env=_clean())
@@ -182,22 +185,23 @@ def test_the_scripts_of_a_bare_install_answer(bare_python: Path, program: str) -
         assert "Traceback" not in done.stderr
 
 
-def test_flags_sizes_plans_and_target_names_need_no_slow_library(place: Path) -> None:
-    calls = [call for call in CALLS if call.words.startswith("gemma-export")]
+def test_gemma_export_without_extras_needs_no_slow_library(place: Path) -> None:
+    """`--plan`, usage errors and unknown sizes took seconds while they imported torch."""
+    calls = [call for call in CALLS if call.command.startswith("gemma-export")]
     blocked = {"BLOCKED": ",".join((*EXTRAS, *SLOW)), **_sources()}
     _check(calls, _run(sys.executable, calls, place, blocked))
 
 
 def _check(calls: Sequence[Call], answers: Sequence[Mapping[str, object]]) -> None:
-    """The expected code and words, and of what is refused nothing but one line."""
+    """Each call gives its exit code and text; an error is one line on stderr."""
     wrong = []
     for call, answer in zip(calls, answers, strict=True):
-        shown = f"{answer['out']}{answer['err']}"
+        output = f"{answer['out']}{answer['err']}"
         lines = str(answer["err"]).splitlines()
-        is_told = call.code != 1 or (len(lines) == 1 and lines[0].startswith("error: "))
-        matches = re.search(call.match, shown, re.M) is not None
-        if answer["code"] != call.code or "Traceback" in shown or not (is_told and matches):
-            wrong.append(f"{call.words}: {answer['code']} {shown[-600:]}")
+        is_one_line = call.code != 1 or (len(lines) == 1 and lines[0].startswith("error: "))
+        matches = re.search(call.match, output, re.M) is not None
+        if answer["code"] != call.code or "Traceback" in output or not (is_one_line and matches):
+            wrong.append(f"{call.command}: {answer['code']} {output[-600:]}")
     assert not wrong, "\n".join(wrong)
 
 
@@ -212,16 +216,16 @@ def _run(
         env={**_clean(), **environment},
     )
     assert done.returncode == 0, done.stderr
-    found: list[Mapping[str, object]] = json.loads(done.stdout)
-    return found
+    answers: list[Mapping[str, object]] = json.loads(done.stdout)
+    return answers
 
 
 def _sources() -> dict[str, str]:
-    """Where the checkout's own packages lie, for the Python that runs the tests."""
+    """The import path of this checkout's packages."""
     return {"PYTHONPATH": os.pathsep.join([str(ROOT / "export"), str(ROOT / "runtime")])}
 
 
 def _clean() -> dict[str, str]:
-    """The environment without what would lend the bare one a package."""
-    left = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
-    return {**{k: v for k, v in os.environ.items() if k not in left}, "COLUMNS": "200"}
+    """The environment without the variables that would add packages to the import path."""
+    dropped = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
+    return {**{k: v for k, v in os.environ.items() if k not in dropped}, "COLUMNS": "200"}

@@ -1,4 +1,4 @@
-"""What may import what, and what the public names are."""
+"""Import rules of the runtime, and its public names."""
 
 import pkgutil
 import subprocess
@@ -33,7 +33,7 @@ print(*sorted(loaded))
 """
 
 
-def test_every_module_of_the_runtime_imports_without_torch_and_the_exporter() -> None:
+def test_every_runtime_module_imports_without_torch_and_without_the_exporter() -> None:
     loaded = _loaded_by(MODULES, absent=EXPORTER)
 
     assert "gemma_runtime" in loaded
@@ -41,24 +41,24 @@ def test_every_module_of_the_runtime_imports_without_torch_and_the_exporter() ->
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_backend_imports_its_runtime_only_when_a_session_is_opened(backend: str) -> None:
+def test_importing_a_backend_does_not_import_its_library(backend: str) -> None:
     loaded = _loaded_by([backend], absent=[*EXPORTER, *RUNTIMES])
 
     assert "gemma_runtime" in loaded
 
 
-def test_every_target_has_a_backend_among_those_tested() -> None:
-    assert {own.opener.partition(":")[0] for own in TABLE.values()} <= set(BACKENDS)
+def test_the_backend_of_every_target_is_among_those_tested() -> None:
+    assert {backend.opener.partition(":")[0] for backend in TABLE.values()} <= set(BACKENDS)
 
 
-def test_no_backend_and_no_terminal_is_loaded_by_importing_the_package() -> None:
+def test_importing_the_package_loads_neither_backends_nor_the_command_line() -> None:
     loaded = _loaded_by(["gemma_runtime"], absent=[*RUNTIMES, "typer", "gemma_export"])
 
     assert "gemma_runtime" in loaded
 
 
-def test_a_module_that_imports_torch_would_be_noticed() -> None:
-    """The check itself: gemma_export needs torch."""
+def test_the_import_check_fails_for_a_module_that_needs_torch() -> None:
+    """Shows that the tests above can fail."""
     with pytest.raises(subprocess.CalledProcessError):
         _loaded_by(["gemma_export.model.torch_ops"], absent=["torch"])
 
@@ -140,7 +140,7 @@ def test_both_packages_have_the_distributions_version() -> None:
 
 
 def _loaded_by(modules: Sequence[str], absent: Sequence[str]) -> set[str]:
-    """The top-level packages loaded after importing `modules` in a fresh process."""
+    """The top-level packages loaded after a fresh process imported `modules`."""
     arguments = [",".join(absent), ",".join(modules)]
     done = subprocess.run(
         [sys.executable, "-c", _IMPORT, *arguments], capture_output=True, text=True, check=True

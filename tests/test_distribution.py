@@ -1,4 +1,4 @@
-"""The files that are published: what they hold, and what an index asks of them."""
+"""The published files: their content, and the checks of a package index."""
 
 import ast
 import email
@@ -15,8 +15,8 @@ import pytest
 
 from tests.distribution import ROOT, Distribution, build, find_distribution
 
-# Part of every install, beside the Python sources.
-NEEDED = [
+# Data files that the installed packages read.
+DATA_FILES = [
     "gemma_export/py.typed",
     "gemma_export/quantize/calibrate/calibration.txt",
     "gemma_runtime/py.typed",
@@ -33,11 +33,11 @@ def hook(tmp_path_factory: pytest.TempPathFactory) -> Distribution:
     return find_distribution(folder)
 
 
-def test_the_wheel_holds_two_packages_and_what_they_read(distribution: Distribution) -> None:
+def test_the_wheel_contains_both_packages_and_their_data_files(distribution: Distribution) -> None:
     names = _wheel_names(distribution.wheel)
     folders = {name.partition("/")[0] for name in names}
     assert sorted(folders) == ["gemma_export", f"{_stem(distribution)}.dist-info", "gemma_runtime"]
-    assert [name for name in NEEDED if name not in names] == []
+    assert [name for name in DATA_FILES if name not in names] == []
     assert f"{_stem(distribution)}.dist-info/licenses/LICENSE" in names
 
 
@@ -51,7 +51,7 @@ def test_every_source_file_is_in_the_wheel(distribution: Distribution) -> None:
         assert missing == set()
 
 
-def test_the_sdist_holds_sources_without_apps_and_tests(distribution: Distribution) -> None:
+def test_the_sdist_contains_the_sources_without_apps_and_tests(distribution: Distribution) -> None:
     with tarfile.open(distribution.sdist) as tar:
         paths = [Path(name).relative_to(_stem(distribution)) for name in tar.getnames()]
     assert {path.parts[0] for path in paths} == {
@@ -66,20 +66,22 @@ def test_the_sdist_holds_sources_without_apps_and_tests(distribution: Distributi
     }
 
 
-def test_optimum_s_hook_is_one_file_in_optimum_s_namespace(hook: Distribution) -> None:
-    """In the main wheel it made `import optimum` work where optimum is not installed."""
+def test_the_optimum_hook_is_one_file_in_optimum_s_namespace(hook: Distribution) -> None:
+    """In the main wheel, this file made `import optimum` succeed without optimum."""
     files = [name for name in _wheel_names(hook.wheel) if ".dist-info/" not in name]
     assert files == ["optimum/commands/register/register_gemma.py"]
 
 
-def test_both_have_the_same_version(distribution: Distribution, hook: Distribution) -> None:
+def test_both_distributions_have_the_same_version(
+    distribution: Distribution, hook: Distribution
+) -> None:
     versions = [_metadata(one.wheel)["Version"] for one in (distribution, hook)]
     assert len(set(versions)) == 1
     changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
     assert "## [Unreleased]" in changelog or f"## [{versions[0]}]" in changelog
 
 
-def test_a_description_that_an_index_can_render(
+def test_a_package_index_can_render_the_descriptions(
     distribution: Distribution, hook: Distribution
 ) -> None:
     pytest.importorskip("twine")
@@ -89,17 +91,20 @@ def test_a_description_that_an_index_can_render(
     assert done.returncode == 0, done.stdout
 
 
-def test_whatever_the_runtime_imports_is_in_the_base_install(distribution: Distribution) -> None:
-    """flatbuffers was imported, and came with executorch only. Extras are imported when needed."""
+def test_every_import_of_the_runtime_is_a_base_dependency(distribution: Distribution) -> None:
+    """flatbuffers was imported but not declared; only executorch installed it.
+
+    Imports inside functions don't count: packages of extras are imported that way.
+    """
     requirements = _metadata(distribution.wheel).get_all("Requires-Dist") or []
     declared = {line.partition(">")[0] for line in requirements if "extra ==" not in line}
     files = (ROOT / "runtime" / "gemma_runtime").rglob("*.py")
-    imported = {name for path in files for name in _imported_at_once(path)}
+    imported = {name for path in files for name in _top_level_imports(path)}
     assert len(imported) > 20
     assert imported - sys.stdlib_module_names - {"gemma_runtime"} - declared == set()
 
 
-def test_pre_commit_runs_the_ruff_of_the_checks() -> None:
+def test_pre_commit_pins_the_same_ruff_as_the_dev_extra() -> None:
     with (ROOT / "pyproject.toml").open("rb") as file:
         developers = tomllib.load(file)["project"]["optional-dependencies"]["dev"]
     (pinned,) = [line for line in developers if line.startswith("ruff==")]
@@ -107,7 +112,7 @@ def test_pre_commit_runs_the_ruff_of_the_checks() -> None:
     assert f"rev: v{pinned.removeprefix('ruff==')}\n" in config
 
 
-def _imported_at_once(path: Path) -> Iterator[str]:
+def _top_level_imports(path: Path) -> Iterator[str]:
     for node in ast.parse(path.read_text("utf-8")).body:
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)

@@ -1,4 +1,4 @@
-"""Nothing is written outside the documented places, and no library collects usage statistics."""
+"""Files are written only in the documented places, and no library collects usage statistics."""
 
 import json
 import os
@@ -38,18 +38,18 @@ def test_running_a_bundle_writes_no_file(tmp_path: Path) -> None:
     assert home.files() == []
 
 
-def test_a_user_who_wants_telemetry_back_gets_it(tmp_path: Path) -> None:
-    """Also the proof that the test above can fail: the library writes where it looks."""
+def test_a_user_can_turn_telemetry_back_on(tmp_path: Path) -> None:
+    """Also shows that the test above can fail: onnxruntime then writes a file in the home."""
     home = FreshHome(tmp_path)
     home.command("gemma_runtime", "verify", str(TINY), environment=dict.fromkeys(OPT_OUTS, "0"))
 
     if not home.files():
-        pytest.skip("the installed onnxruntime collects nothing: the file check was NOT proven")
+        pytest.skip("NOT TESTED: the installed onnxruntime writes no telemetry file")
     assert any(path.endswith("deviceid") for path in home.files())
 
 
 @pytest.mark.parametrize("target", ["onnx", "gguf"])
-def test_an_export_writes_its_bundle_and_its_store(target: str, tmp_path: Path) -> None:
+def test_an_export_writes_only_its_bundle_and_its_cached_store(target: str, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("onnx")
     home = FreshHome(tmp_path)
@@ -63,7 +63,7 @@ def test_an_export_writes_its_bundle_and_its_store(target: str, tmp_path: Path) 
         assert home.files() == kept
 
 
-def test_the_cache_variable_moves_all_that_an_export_keeps(tmp_path: Path) -> None:
+def test_the_cache_variable_moves_every_file_that_an_export_caches(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     home, cache = FreshHome(tmp_path), tmp_path / "cache"
     _export(home, "gguf", tmp_path, {"GEMMA_EXPORT_CACHE": str(cache)})
@@ -73,7 +73,7 @@ def test_the_cache_variable_moves_all_that_an_export_keeps(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("package", ["gemma_runtime", "gemma_export"])
-def test_importing_a_package_opts_out_before_a_library_is_loaded(
+def test_importing_a_package_opts_out_and_loads_no_library_that_collects(
     package: str, tmp_path: Path
 ) -> None:
     names = ["onnxruntime", "huggingface_hub", "transformers"]
@@ -84,7 +84,7 @@ def test_importing_a_package_opts_out_before_a_library_is_loaded(
     assert [name for name in names if name in modules] == []
 
 
-def test_a_users_own_setting_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_telemetry_setting_of_the_user_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
     monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
     opt_out()
@@ -94,9 +94,9 @@ def test_a_users_own_setting_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class FreshHome:
-    """A home folder and a temporary folder in which nothing has run yet.
+    """An empty home folder with an empty temporary folder in it.
 
-    The environment holds nothing else: `CI` alone would switch onnxruntime's telemetry off.
+    Processes get a minimal environment: `CI`, for example, turns onnxruntime's telemetry off.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -107,15 +107,15 @@ class FreshHome:
     def command(
         self, package: str, *arguments: str, environment: Mapping[str, str] | None = None
     ) -> None:
-        """Run a command line as its console script does."""
+        """Run a command line the way its console script does."""
         code = f"from {package}.cli import main; main()"
         self.python(code, *arguments, environment=environment)
 
     def python(
         self, code: str, *arguments: str, environment: Mapping[str, str] | None = None
     ) -> str:
-        """The output of a fresh Python process."""
-        surroundings = {
+        """Run code in a fresh Python process; returns what it prints."""
+        minimal = {
             "HOME": str(self._home),
             "TMPDIR": str(self._temporary),
             "PATH": os.environ.get("PATH", os.defpath),
@@ -123,7 +123,7 @@ class FreshHome:
         }
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments],
-            env={**surroundings, **(environment or {})},
+            env={**minimal, **(environment or {})},
             cwd=self._home,
             capture_output=True,
             text=True,
@@ -133,7 +133,7 @@ class FreshHome:
         return done.stdout
 
     def files(self) -> list[str]:
-        """What was written below it, as paths relative to it."""
+        """Every file below the home, as relative paths."""
         paths = (path for path in self._home.rglob("*") if path.is_file())
         return sorted(path.relative_to(self._home).as_posix() for path in paths)
 

@@ -1,10 +1,10 @@
-"""What one machine says of bundles: `gemma-runtime verify`'s figures, and logits along one text.
+"""Runs bundles on one machine: the figures of `gemma-runtime verify`, and logits for one text.
 
     python -m tests.arm64.answers OUT.json [--like OTHER.json] BUNDLE…
 
-Runs on the machine that tests, and on the emulated one, which has no torch and no pytest. The text
-of a bundle is what its shipped graph says greedily, or with --like what it said on the other
-machine, so that one token that fell the other way does not part all that follow.
+Runs on the host and in the emulator, which has neither torch nor pytest. The text is generated
+greedily by the bundle itself. With --like, it is the text that the other machine generated:
+otherwise one near tie would change all tokens after it.
 """
 
 import sys
@@ -28,13 +28,13 @@ COUNT = 64  # as many as tiny_tokens.json has
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Of one bundle; T = len(tokens), V vocabulary."""
+    """The results of one bundle; T = len(tokens), V vocabulary."""
 
     exit_code: int
     verification: Verification
     tokens: list[int]  # after PROMPT
-    logits: list[list[float]]  # (T, V), each row is what the token of its place was chosen from
-    exact_tokens: list[int] | None  # greedily by the graph that rounds no activations
+    logits: list[list[float]]  # (T, V): row i predicts tokens[i]
+    exact_tokens: list[int] | None  # greedy tokens of the graph that doesn't round activations
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def load_answers(path: Path) -> dict[str, Answer]:
-    """What `main` wrote, by the bundle's folder name."""
+    """The results that `main` wrote, by the bundle's folder name."""
     return msgspec.json.decode(path.read_bytes(), type=dict[str, Answer])
 
 
@@ -66,11 +66,11 @@ def _answer(bundle: Bundle, like: Sequence[int] | None) -> Answer:
 
 
 def _verify(bundle: Bundle) -> tuple[int, Verification]:
-    """By the command line, as a user would."""
-    said = BytesIO()
-    with redirect_stdout(TextIOWrapper(said)):
+    """Run `gemma-runtime verify --json`, as a user would."""
+    output = BytesIO()
+    with redirect_stdout(TextIOWrapper(output)):
         code = run_command(["verify", str(bundle.directory), "--threads", "1", "--json"])
-        return code, msgspec.json.decode(said.getvalue(), type=Verification)
+        return code, msgspec.json.decode(output.getvalue(), type=Verification)
 
 
 def _exact_tokens(bundle: Bundle) -> list[int] | None:

@@ -1,4 +1,4 @@
-"""Exports the committed tiny bundle's checkpoint in the other forms that ARM's kernels differ for.
+"""Exports the tiny checkpoint in the formats for which ARM has kernels of its own.
 
 python -m tests.arm64.make_bundles FOLDER
 """
@@ -9,12 +9,12 @@ from shutil import rmtree
 
 from tests.data.tiny_bundle import build
 
-FORMS = (("onnx", "int8"), ("onnx", "int4-asym"), ("executorch", "int4"))
+EXPORTS = (("onnx", "int8"), ("onnx", "int4-asym"), ("executorch", "int4"))
 
 
 def main(folder: Path) -> None:
     rmtree(folder, ignore_errors=True)
-    for target, recipe in FORMS:
+    for target, recipe in EXPORTS:
         build(folder / f"{target}-{recipe}", target, recipe)
 
 

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Runs tiny bundles on 64-bit ARM without a board or a phone: onnxruntime's and executorch's own wheels
-# for it, in Debian's emulator, as three processors: without dot products, with them (sdot), and with
-# matrix products too (smmla). gemma_native is compiled here, by runtime/native/aarch64-linux-gnu.cmake.
+# Tests tiny bundles on emulated 64-bit ARM, with the published onnxruntime and executorch wheels.
+# QEMU emulates three processors: without dot products, with them (sdot), and with matrix products
+# too (smmla). gemma_native is cross-compiled, using runtime/native/aarch64-linux-gnu.cmake.
 # The emulator, a Python, a compiler and the wheels come from Debian and PyPI into a cache (470 MB).
-# What can't be had is said, and skipped.
+# If one can't be fetched, the script prints why and skips the checks that need it.
 #   PYTHON=.venv/bin/python tests/arm64/test.sh
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export ORT_DISABLE_TELEMETRY=${ORT_DISABLE_TELEMETRY-1} ORT_TELEMETRY_DISABLED=${ORT_TELEMETRY_DISABLED-1}
 source tests/data/debian_packages.sh
-unset PYTHONDONTWRITEBYTECODE GEMMA_NATIVE # compiled imports, and the runner made here
+unset PYTHONDONTWRITEBYTECODE GEMMA_NATIVE # keep bytecode for fast imports; use the runner built here
 root=$PWD
 cache=${GEMMA_EXPORT_CACHE:-$HOME/.cache/gemma-export}/arm64
 python=${PYTHON:-python3}
@@ -18,7 +18,7 @@ cpus=(cortex-a53 cortex-a76 max)
 skipped=0
 rm -rf "$out"
 mkdir -p "$cache" "$out"
-# Stores of these bundles, and the runner of this machine, never meet the user's.
+# A cache of its own, apart from the user's.
 export GEMMA_EXPORT_CACHE=$out/cache PYTHONPATH=$root/export:$root/runtime:$root
 
 skip() {
@@ -27,14 +27,15 @@ skip() {
     exit 0
 }
 
-# debian PART SUITE ARCHITECTURE TAR_ARGUMENTS NAME…: into a part of the cache.
+# debian PART SUITE ARCHITECTURE TAR_ARGUMENTS NAME…: fetches packages into the folder PART of the cache.
 debian() {
     local part=$1
     shift
     debian_packages "$cache/$part" "$@" 2>>"$out/fetch.log"
 }
 
-# The runtime's dependencies for ARM, and the versions of the runtimes that this machine has.
+# Writes the requirements for ARM: our dependencies, and onnxruntime and executorch in the versions
+# installed here. Prints the name of the wheel folder and the executorch requirement.
 wheel_folder() {
     "$python" - <<'PYTHON'
 import tomllib
@@ -42,17 +43,17 @@ from hashlib import sha256
 from importlib.metadata import version
 
 with open("pyproject.toml", "rb") as file:
-    wanted = tomllib.load(file)["project"]["dependencies"]
-wanted.append(f"onnxruntime=={version('onnxruntime')}")
+    requirements = tomllib.load(file)["project"]["dependencies"]
+requirements.append(f"onnxruntime=={version('onnxruntime')}")
 with open("build/arm64/requirements.txt", "w") as file:
-    file.write("\n".join(wanted))
+    file.write("\n".join(requirements))
 executorch = f"executorch=={version('executorch')}"
-key = sha256("\n".join([*wanted, executorch]).encode()).hexdigest()[:12]
+key = sha256("\n".join([*requirements, executorch]).encode()).hexdigest()[:12]
 print(f"wheels-{key} {executorch}")
 PYTHON
 }
 
-# wheels FOLDER EXECUTORCH
+# wheels FOLDER EXECUTORCH: installs the ARM wheels into a folder of the cache.
 wheels() {
     [ -d "$cache/$1" ] && return
     local stage install
@@ -66,22 +67,22 @@ wheels() {
     rm -rf "$stage"
 }
 
-[ "$(uname -sm)" = "Linux x86_64" ] || skip "it needs a Linux machine that is x86_64, this one is $(uname -sm)"
+[ "$(uname -sm)" = "Linux x86_64" ] || skip "needs Linux on x86_64; this is $(uname -sm)"
 for tool in apt-get dpkg-deb; do
     command -v "$tool" >/dev/null || skip "$tool is not installed"
 done
 "$python" -c "import executorch, onnxruntime, torch, transformers" 2>/dev/null \
     || skip "$python has no onnxruntime, executorch or transformers; run: pip install -e '.[dev]'"
 
-# Debian 12's own emulator (7.2) dies of `import onnxruntime`.
+# The emulator of Debian 12 (7.2) crashes on `import onnxruntime`.
 debian qemu trixie amd64 ./usr/bin/qemu-aarch64 qemu-user \
-    || skip "Debian 13's qemu-user can't be had: $(tail -n 1 "$out/fetch.log")"
+    || skip "can't fetch qemu-user of Debian 13: $(tail -n 1 "$out/fetch.log")"
 debian python bookworm arm64 --exclude=./usr/share/doc libc6 libgcc-s1 libstdc++6 \
     python3.11-minimal libpython3.11-minimal libpython3.11-stdlib zlib1g libexpat1 libssl3 libffi8 libbz2-1.0 \
     liblzma5 libuuid1 \
-    || skip "Debian 12's Python for arm64 can't be had: $(tail -n 1 "$out/fetch.log")"
+    || skip "can't fetch the arm64 Python of Debian 12: $(tail -n 1 "$out/fetch.log")"
 read -r wheels executorch <<<"$(wheel_folder)"
-wheels "$wheels" "$executorch" || skip "wheels for arm64 can't be had: $(tail -n 1 "$out/fetch.log")"
+wheels "$wheels" "$executorch" || skip "can't fetch the wheels for arm64: $(tail -n 1 "$out/fetch.log")"
 
 fetch_compiler() {
     debian compiler bookworm amd64 "--exclude=./usr/share/doc --exclude=lto1 --exclude=*lto-dump-12" \
@@ -92,7 +93,7 @@ fetch_compiler() {
 }
 
 cross_compile() {
-    export PATH # of this call alone, which is in a subshell
+    export PATH # only here: the caller runs this in a subshell
     PATH=$(dirname "$(command -v "$python")"):$cache/compiler/usr/bin:$PATH
     export LD_LIBRARY_PATH=$cache/compiler/usr/lib/x86_64-linux-gnu
     cmake -S runtime/native -B "$out/native" -DCMAKE_SYSROOT="$cache/compiler" \
@@ -104,7 +105,7 @@ cross_compile() {
 emulator=$cache/qemu/usr/bin/qemu-aarch64
 export QEMU_LD_PREFIX=$cache/python
 
-# counted COUNTS COMMAND…: the emulator with a command, and the instructions that it translated.
+# counted COUNTS COMMAND…: runs a command in the emulator; writes counts of the translated instructions.
 counted() {
     local counts=$1 status=0
     shift
@@ -121,11 +122,11 @@ if fetch_compiler; then
     (cross_compile) >"$out/native.log" 2>&1 || { tail "$out/native.log"; exit 1; }
     bundles+=("$out/bundles/executorch-int4")
     native=$("$python" -c "from gemma_runtime.backends.executorch_native import build_native; print(build_native())")
-    # Without the kernel's help no emulated program starts another one, so a script does.
+    # An emulated program can't start an ARM program directly, so this script starts the emulator.
     printf '#!/bin/sh\nexec "%s" "%s" "$@"\n' "$emulator" "$out/board/gemma_native" >"$out/emulated_native"
     chmod +x "$out/emulated_native"
 else
-    echo "SKIPPED arm64 executorch: Debian's cross compiler can't be had: $(tail -n 1 "$out/fetch.log")"
+    echo "SKIPPED arm64 executorch: can't fetch Debian's cross compiler: $(tail -n 1 "$out/fetch.log")"
     skipped=1
 fi
 

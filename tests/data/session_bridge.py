@@ -1,9 +1,9 @@
-"""A bundle's session for tests in other languages, line by line over two files.
+"""Serves a bundle's session to tests in other languages, over two files.
 
     python -m tests.data.session_bridge BUNDLE IN OUT [--exact]
 
-`POSITION ROWS ID ID …` appends tokens; the answer is the logits of the last ROWS of them, float32,
-little-endian, base64. Position 0 forgets what was before.
+A line `POSITION ROWS ID ID …` in IN appends tokens. The answer in OUT is one line: the logits of
+the last ROWS tokens as little-endian float32, in base64. Position 0 resets the session.
 """
 
 import base64
@@ -19,20 +19,23 @@ def main(arguments: Sequence[str]) -> None:
     directory, source, sink = map(Path, arguments[:3])
     with (
         open_session(open_bundle(directory), threads=1, exact="--exact" in arguments) as session,
-        source.open(encoding="ascii") as questions,
+        source.open(encoding="ascii") as requests,
         sink.open("w", encoding="ascii") as answers,
     ):
-        for line in questions:
+        for line in requests:
             answers.write(_answer(session, [int(word) for word in line.split()]) + "\n")
             answers.flush()
 
 
-def _answer(session: Session, words: Sequence[int]) -> str:
-    position, rows, *tokens = words
+def _answer(session: Session, request: Sequence[int]) -> str:
+    position, rows, *tokens = request
     if position == 0:
         session.reset()
     if position != session.position:
-        raise SystemExit(f"asked to write at {position}, the session is at {session.position}")
+        raise SystemExit(
+            f"error: request for position {position}, but the session is at {session.position}; "
+            "send that position, or 0 to reset"
+        )
     logits = session.score(tokens)[-rows:]  # (rows, V)
     return base64.b64encode(logits.astype("<f4").tobytes()).decode()
 

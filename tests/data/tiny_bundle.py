@@ -1,10 +1,12 @@
-"""Rebuilds `tests/data/tiny`, the bundle that Python, Kotlin and Swift all read, and beside it the
-tokens it says greedily, by its float kernels: they are the same on every processor.
+"""Rebuilds `tests/data/tiny`, the bundle that the Python, Kotlin and Swift tests read.
 
     python -m tests.data.tiny_bundle
 
-A Gemma 2 of random weights with softcaps that bite, a window shorter than the context, a small
-tokenizer with every part that Gemma's has, and Gemma 2's chat format.
+The bundle is a Gemma 2 with random weights, softcaps low enough to change the logits, a window
+shorter than the context, a small tokenizer with every part of Gemma's, and Gemma 2's chat format.
+
+Also writes `tiny_tokens.json`: the tokens that the bundle generates greedily with its float
+kernels, which give the same tokens on every processor.
 """
 
 import json
@@ -36,10 +38,10 @@ _TEMPLATE = """\
 
 
 def build(output: Path, target: str = "onnx", recipe: str = "int4") -> Bundle:
-    """Write the checkpoint to a folder that is thrown away, and export it."""
+    """Export the tiny checkpoint, written to a temporary folder."""
     tokenizer = small_tokenizer()
-    with tempfile.TemporaryDirectory() as place:
-        model = Path(place) / "tiny"
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "tiny"
         _weights(tokenizer.get_vocab_size()).save_pretrained(model)
         tokenizer.save(str(model / "tokenizer.json"))
         special = {"bos_token": "<bos>", "eos_token": "<eos>", "chat_template": _TEMPLATE}
@@ -63,7 +65,7 @@ def greedy_tokens(bundle: Bundle) -> dict[str, list[int]]:
 
 
 def _weights(vocabulary: int) -> PreTrainedModel:
-    """Random ones. The layers outweigh the embedding, or each token would predict itself."""
+    """Random weights; a small embedding, or else each token would predict itself."""
     model = Tiny("tiny", _config(vocabulary), Gemma2ForCausalLM).build()
     weights = dict(model.named_parameters())
     with torch.no_grad():

@@ -1,8 +1,9 @@
-"""README and pages match the code: commands, tables, links, generated parts, the picture."""
+"""The README and the pages match the code: commands, tables, links, generated parts, picture."""
 
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,14 @@ _EVERYWHERE = {"--version", "--install-completion", "--show-completion"}
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 
 
-def test_the_generated_parts_are_fresh() -> None:
+def test_the_generated_parts_are_up_to_date() -> None:
     check = [sys.executable, str(DOCS / "generate.py"), "--check"]
     done = subprocess.run(check, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_flag_in_a_command_exists(page: Path) -> None:
+def test_every_flag_in_an_example_command_exists(page: Path) -> None:
     commands = re.findall(r"(gemma-export|gemma-runtime)( [^\n`|]*(?:\\\n[^\n]*)*)", _text(page))
     wrong = [
         f"{name} {flag}"
@@ -33,9 +34,15 @@ def test_every_flag_in_a_command_exists(page: Path) -> None:
     assert wrong == []
 
 
-def test_every_flag_of_gemma_export_is_explained() -> None:
+def test_the_export_page_explains_every_flag_of_gemma_export() -> None:
     explained = set(re.findall(r"--[a-z][a-z-]+", _text(DOCS / "export.md")))
     assert explained == _flags("gemma-export") - _EVERYWHERE
+
+
+def test_every_extra_is_explained() -> None:
+    project = tomllib.loads(_text(ROOT / "pyproject.toml"))["project"]
+    explained = re.findall(r"`([a-z]+)`(?=[^|]*\|[^|]*\|$)", _text(DOCS / "install.md"), re.M)
+    assert set(explained) == set(project["optional-dependencies"]) - {"export"}
 
 
 def test_the_readme_names_every_target() -> None:
@@ -45,7 +52,7 @@ def test_the_readme_names_every_target() -> None:
     assert set(named) == set(TARGETS)
 
 
-def test_the_recipes_that_are_advised_exist() -> None:
+def test_the_recommended_recipes_exist() -> None:
     from gemma_export.quantize.recipe import RECIPES
 
     for text in (
@@ -53,12 +60,14 @@ def test_the_recipes_that_are_advised_exist() -> None:
         _section("## Which recipe", DOCS / "quantization.md"),
     ):
         rows = [line.split("|")[2] for line in text.splitlines() if line.startswith("| ")][2:]
-        advised = [name for row in rows for name in re.findall(r"`([a-z0-9-]+)(?: --.*?)?`", row)]
-        assert len(advised) >= 6
-        assert set(advised) <= set(RECIPES)
+        recommended = [
+            name for row in rows for name in re.findall(r"`([a-z0-9-]+)(?: --.*?)?`", row)
+        ]
+        assert len(recommended) >= 6
+        assert set(recommended) <= set(RECIPES)
 
 
-def test_the_readme_repeats_the_losses_that_were_measured() -> None:
+def test_the_losses_in_the_readme_are_those_in_the_measurements() -> None:
     measured = _text(DOCS / "measurements.md")
     rows = re.findall(r"^\| (?:ours|llama).*\| ([\d.]+) \| ([\d.]+ %) \| ([\d.]+) \|", README, re.M)
     assert len(rows) >= 5
@@ -71,7 +80,7 @@ def test_every_relative_link_leads_to_a_file(page: Path) -> None:
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
-def test_the_picture_names_no_place_and_loads_nothing() -> None:
+def test_the_picture_shows_no_path_and_loads_no_file() -> None:
     picture = (DOCS / "assets" / "run.svg").read_text("utf-8").replace("&#160;", " ")
     assert "PASS" in picture
     assert re.findall(r"(?<![\w.<])/(?:home|root|tmp|work|usr|Users)\b[^<]*", picture) == []
@@ -79,7 +88,7 @@ def test_the_picture_names_no_place_and_loads_nothing() -> None:
     assert re.findall(r"(?:href|src)=|url\(['\"]?http", picture) == []
 
 
-def test_the_site_loads_nothing_from_other_servers(tmp_path: Path) -> None:
+def test_the_site_loads_no_file_from_other_servers(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
     pytest.importorskip("material")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
@@ -91,7 +100,7 @@ def test_the_site_loads_nothing_from_other_servers(tmp_path: Path) -> None:
 
 
 def _flags(name: str) -> set[str]:
-    """Every flag of a command line, those of its subcommands included."""
+    """Every flag of a program, including those of its subcommands."""
     from gemma_export.cli import command_line
     from gemma_runtime.cli import app
 
@@ -110,7 +119,7 @@ def _text(page: Path) -> str:
 
 
 def _section(heading: str, page: Path = ROOT / "README.md") -> str:
-    """A section from the heading that begins so to the next heading of its level."""
+    """The section whose heading begins with `heading`, up to the next second-level heading."""
     after = _text(page).partition(f"\n{heading}")[2]
     assert after, f"{page.name} has no section {heading!r}"
     return re.split(r"^## ", after, maxsplit=1, flags=re.M)[0]
