@@ -45,10 +45,10 @@ _SEED = 0
 
 
 def weigh_table(work: Workspace, tick: Tick) -> None:
-    """Find an order of channels, and what errors of the table's rows cost in that order.
+    """Find the order of the residual channels, and the curvature of the table in that order.
 
-    For tables that are rounded by gptq. Writes `channel_order`, with the factors of columns where
-    some channels are fine.
+    Only for tables that gptq rounds. Writes `channel_order`, with column factors if some columns
+    are int8.
     """
     config = work.checkpoint.config
     for layer in reversed(config.layers[: start_way_back(work, tick)]):
