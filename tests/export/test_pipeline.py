@@ -213,3 +213,23 @@ def test_memory_is_written_in_the_usual_ways(text: str, count: int) -> None:
     assert parse_bytes(text) == count
     with pytest.raises(MemoryLimit):
         parse_bytes("0")
+
+
+@pytest.mark.parametrize(
+    ("words", "proposed"),
+    [
+        ("gemma-export --target exe", "executorch"),
+        ("gemma-export --delegate vul", "vulkan"),
+        ("gemma-export --quant int4-asym-d", "int4-asym-distilled"),
+        ("gemma-export --family gemma", "gemma2"),
+        ("gemma-export --si", "--size"),
+    ],
+)
+def test_the_shell_completes_flags_and_what_they_can_be(words: str, proposed: str) -> None:
+    environment = {
+        **os.environ,
+        "_GEMMA_EXPORT_COMPLETE": "complete_zsh",
+        "_TYPER_COMPLETE_ARGS": words,
+    }
+    done = subprocess.run(_CLI, env=environment, capture_output=True, text=True, check=True)
+    assert proposed in done.stdout

@@ -241,5 +241,5 @@ def test_a_residual_that_float16_can_t_hold_is_scaled_and_comes_out_right(tmp_pa
 
 
 def test_a_chunk_longer_than_the_ring_is_refused(tiny: TinyCheckpoint) -> None:
-    with pytest.raises(TargetError, match="give --prefill 16 or less"):
+    with pytest.raises(TargetError, match="choose --prefill 16 or less"):
         load_target("coreml").caches(tiny.open().config, Geometry(128, WINDOW + 1))
