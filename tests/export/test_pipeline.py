@@ -112,9 +112,9 @@ def test_an_existing_output_is_kept_unless_forced(
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
-        (["--context", "100000"], "--context is 100000; this model reads 2 to 256 tokens"),
-        (["--prefill", "999"], "--prefill is 999; it can be 1 to the context"),
-        (["--max-ram", "lots"], "'lots' is no amount of memory"),
+        (["--context", "100000"], "--context is 100000; this model supports 2 to 256 tokens"),
+        (["--prefill", "999"], "--prefill is 999; expected 1 to "),
+        (["--max-ram", "lots"], "'lots' is not an amount of memory"),
         (["--max-ram", "10MiB"], "--max-ram allows 10 MiB"),
         (["--recipe", "nowhere.yaml"], "can't read recipe nowhere.yaml"),
         (["--size", "2b"], "gemma2 2b has 26"),
@@ -131,8 +131,8 @@ def test_refusals_come_before_any_work(
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
-        (["--target", "onx"], "no 'onx'; choose from onnx"),
-        (["--quant", "int44"], "no 'int44'; choose from int4"),
+        (["--target", "onx"], "'onx' is unknown; choose from onnx"),
+        (["--quant", "int44"], "'int44' is unknown; choose from int4"),
         (["--contxt", "3"], "No such option"),
     ],
 )

@@ -134,7 +134,7 @@ def test_a_wrong_config_is_refused_by_field(change: dict[str, object], match: st
 
 
 def test_an_unknown_size_lists_the_choices_nearest_first() -> None:
-    with pytest.raises(ConfigError, match=r"no size '2bb'; there are: 2b,"):
+    with pytest.raises(ConfigError, match=r"unknown size '2bb'; choose from 2b,"):
         find_official("2bb")
 
 

@@ -90,7 +90,7 @@ def test_the_help_shows_it_and_its_flag(capsys: Captured, monkeypatch: pytest.Mo
     ("flags", "match"),
     [
         (["--target", "fake", "--fake-precision", "triple"], "--fake-precision is 'triple'"),
-        (["--target", "onnx", "--fake-precision", "half"], "half goes with --target fake"),
+        (["--target", "onnx", "--fake-precision", "half"], "half is an option of --target fake"),
     ],
 )
 def test_a_wrong_value_or_target_of_its_flag_is_refused(
