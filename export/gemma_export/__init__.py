@@ -8,10 +8,10 @@ Importing the package loads nothing: a name is imported when it is first used. E
 torch, which the extras bring; planning does not.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from gemma_runtime.errors import MissingExtra
+from gemma_runtime.lazy import lazy_names
 from gemma_runtime.privacy import opt_out
 
 if TYPE_CHECKING:
@@ -44,21 +44,15 @@ _HOMES = {
 }
 
 if not TYPE_CHECKING:  # else every misspelt name would pass the type checker
+    _find = lazy_names(__name__, _HOMES)
 
     def __getattr__(name: str) -> object:
-        """Import a public name from its module (PEP 562). Raises MissingExtra without torch."""
-        if name == "__version__":
-            from importlib import metadata
-
-            return metadata.version("gemma-export")
-        for home, names in _HOMES.items():
-            if name in names:
-                try:
-                    return getattr(import_module(home), name)
-                except ModuleNotFoundError as error:
-                    package = (error.name or "torch").partition(".")[0]
-                    raise MissingExtra(package, "export") from error
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        """A public name. Raises MissingExtra if its module needs a package that is missing."""
+        try:
+            return _find(name)
+        except ModuleNotFoundError as error:
+            package = (error.name or "torch").partition(".")[0]
+            raise MissingExtra(package, "export") from error
 
     def __dir__() -> list[str]:
         return sorted(__all__)

@@ -134,8 +134,8 @@ _RecipeFile = Annotated[
     Path | None,
     typer.Option(
         rich_help_panel=_QUANTIZATION,
-        help="A recipe of your own in YAML: tensor patterns → bits, group, asymmetric, fine, "
-        "rounding.",
+        help="A recipe of your own in YAML: tensor patterns → bits, group, asymmetric, "
+        "int8_columns, rounding.",
     ),
 ]
 _Bits = Annotated[

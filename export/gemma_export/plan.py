@@ -245,7 +245,7 @@ def _run(
     form = formats.get(TABLE, FLOAT)
     held = {n: _held_bytes(config, n, f, costs.float_bytes) for n, f in formats.items()}
     # Tokens are looked up in the table as it was loaded: floats, or codes with float32 scales.
-    table_codes = config.vocab_size * (config.hidden_size * form.bits + form.fine * 4) // 8
+    table_codes = config.vocab_size * (config.hidden_size * form.bits + form.int8_columns * 4) // 8
     mapped = artifact.norms + artifact.ropes
     whole = form.is_float or costs.table_kept
     mapped += held[TABLE] if whole else held[TABLE] - table_codes

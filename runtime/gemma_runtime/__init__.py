@@ -8,9 +8,9 @@ Importing the package loads nothing: a name is imported when it is first used, a
 runtime by `open_session`.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from gemma_runtime.lazy import lazy_names
 from gemma_runtime.privacy import opt_out
 
 if TYPE_CHECKING:
@@ -127,17 +127,7 @@ _HOMES = {
 }
 
 if not TYPE_CHECKING:  # else every misspelt name would pass the type checker
-
-    def __getattr__(name: str) -> object:
-        """Import a public name from its module (PEP 562)."""
-        if name == "__version__":
-            from importlib import metadata
-
-            return metadata.version("gemma-export")
-        for home, names in _HOMES.items():
-            if name in names:
-                return getattr(import_module(home), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    __getattr__ = lazy_names(__name__, _HOMES)
 
     def __dir__() -> list[str]:
         return sorted(__all__)

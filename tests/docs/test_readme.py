@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,12 @@ def test_every_flag_in_an_example_command_exists(page: Path) -> None:
 def test_the_export_page_explains_every_flag_of_gemma_export() -> None:
     explained = set(re.findall(r"--[a-z][a-z-]+", _text(DOCS / "export.md")))
     assert explained == _flags("gemma-export") - _EVERYWHERE
+
+
+def test_every_extra_is_explained() -> None:
+    project = tomllib.loads(_text(ROOT / "pyproject.toml"))["project"]
+    explained = re.findall(r"`([a-z]+)`(?=[^|]*\|[^|]*\|$)", _text(DOCS / "install.md"), re.M)
+    assert set(explained) == set(project["optional-dependencies"]) - {"export"}
 
 
 def test_the_readme_names_every_target() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -26,7 +27,16 @@ from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
 from gemma_export.targets import Options
 from gemma_runtime.bundle import Bundle
-from tests.export.models import GEMMA2, SHORT_GEMMA2, SHORT_GEMMA3, TINIES, Tiny, save_tiny
+from gemma_runtime.session import open_session
+from tests.export.models import (
+    GEMMA2,
+    SHORT_GEMMA2,
+    SHORT_GEMMA3,
+    TINIES,
+    Tiny,
+    eager_logits,
+    save_tiny,
+)
 from tests.shared import shared_folder
 
 
@@ -116,6 +126,26 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
         return export_folder(folder, quant, output, **settings)
 
     return run
+
+
+def check_exact(bundle: Bundle, tiny: TinyCheckpoint, tokens: list[int]) -> None:
+    """At once, one by one and scored together, tokens get transformers' float32 logits."""
+    expected = eager_logits(tiny.model, tokens).numpy()
+    with open_session(bundle, threads=1) as session:
+        assert np.abs(session.prefill(tokens) - expected[-1]).max() <= 1e-4
+        session.reset()
+        single = np.stack([session.decode(token) for token in tokens])
+        assert np.abs(single - expected).max() <= 1e-4
+        session.reset()
+        assert np.abs(session.score(tokens) - expected).max() <= 1e-4
+
+
+def check_loud(bundle: Bundle, loud: TinyCheckpoint, tokens: list[int], near: float) -> None:
+    """Residuals beyond float16 are scaled down, and the logits are those of float32."""
+    assert bundle.manifest.headroom.factor < 1
+    with open_session(bundle) as session:
+        found = session.score(tokens)
+    assert np.abs(found - eager_logits(loud.model, tokens).numpy()).max() < near
 
 
 def save_loud(folder: Path) -> TinyCheckpoint:

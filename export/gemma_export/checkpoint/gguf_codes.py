@@ -9,27 +9,27 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 from torch import Tensor
 
 from gemma_export.checkpoint.prequantized import Stored
 from gemma_export.formats.codes import Codes, pack
 from gemma_export.formats.format import Format
+from gemma_runtime.formats.gguf import BLOCKS, GgufType
 
 Blocks = NDArray[np.uint8]  # (N, B, bytes of a block)
-STORED: Mapping[GGMLQuantizationType, Stored] = {
-    GGMLQuantizationType.Q4_0: Stored("Q4_0", Format(4)),
-    GGMLQuantizationType.Q8_0: Stored("Q8_0", Format(8)),
-    GGMLQuantizationType.Q5_0: Stored("Q5_0", Format(8)),
+STORED: Mapping[GgufType, Stored] = {
+    GgufType.Q4_0: Stored("Q4_0", Format(4)),
+    GgufType.Q8_0: Stored("Q8_0", Format(8)),
+    GgufType.Q5_0: Stored("Q5_0", Format(8)),
     # Its scales are a float16 times an int8, which needs 18 bits.
-    GGMLQuantizationType.Q6_K: Stored("Q6_K", Format(8, 16), is_exact=False),
+    GgufType.Q6_K: Stored("Q6_K", Format(8, 16), is_exact=False),
 }
 
 
-def blocks_to_codes(data: NDArray[np.uint8], kind: GGMLQuantizationType) -> Codes:
+def blocks_to_codes(data: NDArray[np.uint8], kind: GgufType) -> Codes:
     """Convert rows of blocks, (N, bytes), of a type in STORED."""
-    blocks = data.reshape(len(data), -1, GGML_QUANT_SIZES[kind][1])
+    blocks = data.reshape(len(data), -1, BLOCKS[kind][1])
     form = STORED[kind].format
     assert form is not None
     codes, scales = _READERS[kind](blocks)
@@ -66,13 +66,11 @@ def _q6_k(blocks: Blocks) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
     )
 
 
-_READERS: Mapping[
-    GGMLQuantizationType, Callable[[Blocks], tuple[NDArray[np.uint8], NDArray[np.float16]]]
-] = {
-    GGMLQuantizationType.Q4_0: _q4_0,
-    GGMLQuantizationType.Q8_0: _q8_0,
-    GGMLQuantizationType.Q5_0: _q5_0,
-    GGMLQuantizationType.Q6_K: _q6_k,
+_READERS: Mapping[GgufType, Callable[[Blocks], tuple[NDArray[np.uint8], NDArray[np.float16]]]] = {
+    GgufType.Q4_0: _q4_0,
+    GgufType.Q8_0: _q8_0,
+    GgufType.Q5_0: _q5_0,
+    GgufType.Q6_K: _q6_k,
 }
 
 

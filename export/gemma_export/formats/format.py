@@ -7,21 +7,23 @@ from typing import Literal, TypeVar
 
 T = TypeVar("T")
 
+INT8_PIECE = ".fine"  # names the piece with the int8 columns; codes digests contain it
+
 
 @dataclass(frozen=True, slots=True)
 class Format:
     """How a matrix is stored: `bits` per code, one float16 scale per `group` of inputs.
 
     weight = scale · (code - zero). zero is 2^(bits-1), or one code per group if asymmetric. The
-    first `fine` inputs may be int8: a few channels of the embedding table matter far more than
-    others.
+    first `int8_columns` columns may be int8: a few channels of the embedding table matter far more
+    than others.
     """
 
     bits: Literal[4, 8, 32]
     group: int = 32
     asymmetric: bool = False
     per_channel: bool = False  # one scale per row; `group` becomes the row's width
-    fine: int = 0  # number of leading inputs stored as int8 in groups of 32
+    int8_columns: int = 0  # number of leading columns stored as int8 in groups of 32
 
     @property
     def is_float(self) -> bool:
@@ -30,22 +32,23 @@ class Format:
     @property
     def bits_per_weight(self) -> float:
         """Bits of codes, scales and zero points per weight. Only for a format in one piece."""
-        assert not self.fine
+        assert not self.int8_columns
         if self.is_float:
             return 32.0
         return self.bits + (16 + (self.bits if self.asymmetric else 0)) / self.group
 
     def pieces(self, name: str, width: int) -> dict[str, tuple[slice, "Format"]]:
         """The stored pieces of a matrix from left to right: name → (columns, format)."""
-        rest = {name: (slice(self.fine, width), replace(self, fine=0))}
-        return {f"{name}.fine": (slice(self.fine), INT8), **rest} if self.fine else rest
+        first = self.int8_columns
+        rest = {name: (slice(first, width), replace(self, int8_columns=0))}
+        return {name + INT8_PIECE: (slice(first), INT8), **rest} if first else rest
 
     def __str__(self) -> str:
         if self.is_float:
             return "float32"
         grouping = "channel" if self.per_channel else f"g{self.group}"
         kind = f"int{self.bits}-{grouping}" + ("-asym" if self.asymmetric else "")
-        return f"{kind} after {self.fine} inputs in {INT8}" if self.fine else kind
+        return f"{kind} after {self.int8_columns} columns in {INT8}" if self.int8_columns else kind
 
 
 def stacks(weights: Iterable[T], format_of: Callable[[T], Format]) -> Iterator[list[T]]:

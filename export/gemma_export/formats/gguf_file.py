@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
@@ -27,7 +28,7 @@ def read_rows(path: Path, tensor: GgufTensor, start: int, stop: int) -> NDArray[
     """Rows [start, stop) of a tensor, dequantized."""
     data = read_blocks(path, tensor, start, stop)
     with np.errstate(all="ignore"):  # a damaged scale gives NaN or Inf, which callers check
-        values: NDArray[np.float32] = dequantize(data, tensor.type)
+        values: NDArray[np.float32] = dequantize(data, GGMLQuantizationType(tensor.type))
     return values.reshape(stop - start, *tensor.shape[1:])
 
 

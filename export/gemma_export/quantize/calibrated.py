@@ -13,12 +13,18 @@ from pathlib import Path
 from torch import Tensor
 
 from gemma_export.formats.codes import Codes
+from gemma_export.formats.format import INT8_PIECE
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.memory import kept_memory
 from gemma_export.model.config import TABLE, TABLE_FACTORS, GemmaConfig
 from gemma_export.progress import Note, Stage, Tick, silent
 from gemma_export.quantize.calibrate.curvature import loss_peak_bytes
-from gemma_export.quantize.calibrate.fisher import end_way_back, information_peak_bytes, way_bytes
+from gemma_export.quantize.calibrate.fisher import (
+    end_way_back,
+    information_peak_bytes,
+    way_bytes,
+    weigh_table,
+)
 from gemma_export.quantize.calibrate.gptq import SLICE
 from gemma_export.quantize.calibrate.layers import (
     TABLE_ROWS,
@@ -26,7 +32,6 @@ from gemma_export.quantize.calibrate.layers import (
     calibrate_bytes,
     calibrate_table,
     table_bytes,
-    weigh_table,
 )
 from gemma_export.quantize.calibrate.stream import layer_bytes
 from gemma_export.quantize.calibrate.text import LENGTH
@@ -100,7 +105,7 @@ class CalibratedWeights:
 
     def parts(self, name: str, start: int, stop: int) -> dict[str, Tensor]:
         file = SafetensorsFile(self._path(name))
-        names = (f"{stem}.{part}" for stem in (f"{name}.fine", name) for part in Codes._fields)
+        names = (f"{stem}.{part}" for stem in (name + INT8_PIECE, name) for part in Codes._fields)
         found = [n for n in (name, *names) if n in file.tensors]
         if not found:  # a gain that nothing learned
             return {name: self.work.arranged().checkpoint.rows(name, start, stop)}

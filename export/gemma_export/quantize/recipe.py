@@ -13,7 +13,7 @@ from gemma_export.formats.format import FLOAT, INT4, INT4_ASYM, INT8, INT8_WIDE,
 from gemma_export.model.config import TABLE, GemmaConfig
 from gemma_runtime.errors import MissingExtra, RecipeError, nearest_first
 
-_FINE_STEP = 128  # what a number of fine inputs is a multiple of
+_INT8_STEP = 128  # int8 columns come in multiples of this
 # gptq needs calibration text; kept are the source's own codes.
 Rounding = Literal["nearest", "searched", "gptq", "kept"]
 
@@ -27,7 +27,7 @@ class Rule:
     @property
     def has_factors(self) -> bool:
         """Whether columns of the table are multiplied, and its lookups divided: see `arrange`."""
-        return self.format.fine > 0 and self.rounding == "gptq"
+        return self.format.int8_columns > 0 and self.rounding == "gptq"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +52,13 @@ class Recipe:
         formats = {name: self._format(name, shape[1]) for name, shape in matrices.items()}
         for name, form in formats.items():
             width = matrices[name][1]
-            if form.fine and (
-                name != TABLE or form.bits != 4 or form.fine not in fine_choices(width)
+            if form.int8_columns and (
+                name != TABLE or form.bits != 4 or form.int8_columns not in int8_choices(width)
             ):
                 raise RecipeError(
-                    f"recipe {self.name}: {form.fine} fine inputs of {name}, which has {width}; "
-                    f"only {TABLE} in 4 bits can have some, a multiple of {_FINE_STEP} of them"
+                    f"recipe {self.name}: int8_columns is {form.int8_columns} for {name}, which "
+                    f"has {width} columns; expected a multiple of {_INT8_STEP} below that, and "
+                    f"only for {TABLE} in 4 bits"
                 )
             for columns, own in form.pieces(name, width).values():
                 inputs = len(range(width)[columns])
@@ -88,9 +89,9 @@ def bits_per_weight(config: GemmaConfig, formats: Mapping[str, Format]) -> float
     return bits / sum(shapes[name][0] * shapes[name][1] for name in formats)
 
 
-def fine_choices(width: int) -> range:
-    """How many of a matrix's inputs may be held in 8 bits, if not all or none are."""
-    return range(_FINE_STEP, width, _FINE_STEP)
+def int8_choices(width: int) -> range:
+    """Allowed numbers of int8 columns in a table of this width, other than none and all."""
+    return range(_INT8_STEP, width, _INT8_STEP)
 
 
 def matrix_bits(shape: tuple[int, ...], form: Format) -> float:
@@ -144,7 +145,7 @@ class _Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bits: Literal[4, 8, 32] | None = None
     group: int | Literal["channel"] | None = None
     asymmetric: bool | None = None
-    fine: int | None = None
+    int8_columns: int | None = None
     rounding: Rounding | None = None
 
 
@@ -211,7 +212,7 @@ def _written(rule: Rule) -> dict[str, object]:
         "bits": form.bits,
         "group": "channel" if form.per_channel else form.group,
         "asymmetric": form.asymmetric,
-        **({"fine": form.fine} if form.fine else {}),
+        **({"int8_columns": form.int8_columns} if form.int8_columns else {}),
         "rounding": rule.rounding,
     }
 
@@ -228,6 +229,8 @@ def _rule(base: Recipe, pattern: str, choice: _Choice, path: Path) -> Rule:
         raise RecipeError(
             f"recipe {path}: group of {pattern!r} is {group}, expected 16 … 256 or channel"
         )
-    fine = under.format.fine if choice.fine is None and bits == under.format.bits else choice.fine
-    form = Format(bits, group, asymmetric, per_channel, fine or 0)
+    int8_columns = choice.int8_columns
+    if int8_columns is None and bits == under.format.bits:
+        int8_columns = under.format.int8_columns
+    form = Format(bits, group, asymmetric, per_channel, int8_columns or 0)
     return Rule(pattern, form, choice.rounding or under.rounding)

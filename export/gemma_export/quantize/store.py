@@ -52,7 +52,7 @@ class StoredWeight:
         """Rows [start, stop) as the float32 numbers that the codes stand for."""
         if self.format.is_float:
             return self.file.rows(self.name, start, stop)
-        if self.format.fine:
+        if self.format.int8_columns:
             return torch.cat([piece.rows(start, stop) for piece in self.pieces()], 1)
         return dequantize(self.codes(start, stop), self.format)
 

@@ -159,10 +159,10 @@ def _check_value(option: Option, value: str | None) -> None:
 
 
 def refuse_split(target: str, formats: Mapping[str, Format]) -> None:
-    """Raise TargetError where a table is divided between formats."""
+    """Raise TargetError for a table with int8 columns."""
     for name, form in formats.items():
-        if form.fine:
+        if form.int8_columns:
             raise TargetError(
-                f"{target} takes a table in one format, not {form}, which {name} would be; leave "
-                "`fine` out of the recipe, or choose onnx"
+                f"{target} can't store {name} as {form}; remove `int8_columns` from the recipe, "
+                "or choose --target onnx"
             )

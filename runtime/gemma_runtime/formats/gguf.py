@@ -37,7 +37,7 @@ class GgufType(IntEnum):
     BF16 = 30
 
 
-_BLOCKS: Mapping[int, tuple[int, int]] = {  # elements and bytes of a block
+BLOCKS: Mapping[int, tuple[int, int]] = {  # elements and bytes of a block
     GgufType.F32: (1, 4),
     GgufType.F16: (1, 2),
     GgufType.Q4_0: (32, 18),
@@ -98,7 +98,7 @@ class GgufTensor:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row; of one element if the tensor has one dimension."""
-        block, block_bytes = _BLOCKS[self.type]
+        block, block_bytes = BLOCKS[self.type]
         return math.prod(self.shape[1:]) // block * block_bytes
 
     @property
@@ -243,13 +243,13 @@ def _tensor(cursor: _Cursor, name: str) -> GgufTensor:
         raise ValueError(f"tensor {name} has {dimensions} dimensions, expected 1 to 4")
     shape = tuple(cursor.number(8) for _ in range(dimensions))[::-1]
     kind = cursor.number(4)
-    if kind not in _BLOCKS:
+    if kind not in BLOCKS:
         raise ValueError(
             f"tensor {name} is {_OTHER_TYPES.get(kind, f'type {kind}')}, which can't be read; "
             f"expected one of {', '.join(supported.name for supported in GgufType)}"
         )
     tensor = GgufTensor(GgufType(kind), shape)
-    block, _ = _BLOCKS[tensor.type]
+    block, _ = BLOCKS[tensor.type]
     if min(shape) < 1 or math.prod(shape[1:]) % block or (shape[1:] and shape[-1] % block):
         raise ValueError(f"tensor {name} of shape {shape} can't be {tensor.type.name}")
     return tensor

@@ -30,20 +30,9 @@ class Audit:
     def max_abs(self) -> float:
         return max((peak.max_abs for peak in self._peaks.values()), default=0.0)
 
-    @property
-    def max_operation(self) -> str:
-        return next((peak.name for peak in self.largest(1)), "")
-
     def largest(self, count: int) -> list[Peak]:
         """The operations with the largest finite values, the largest first."""
         return heapq.nlargest(count, self._peaks.values(), key=lambda peak: peak.max_abs)
-
-    def by_kind(self) -> dict[str, float]:
-        """The largest magnitude of each kind of operation."""
-        maxima: dict[str, float] = {}
-        for peak in self._peaks.values():
-            maxima[peak.kind] = max(maxima.get(peak.kind, 0.0), peak.max_abs)
-        return maxima
 
     def record(self, name: str, kind: str, value: Array) -> None:
         if value.dtype.kind != "f" or value.size == 0:

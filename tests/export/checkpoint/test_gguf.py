@@ -81,7 +81,7 @@ def official_header(official: Official) -> GgufHeader:
     values: dict[str, Value] = {TOKENS: tokens}
     values |= {key: one for key, one in metadata.items() if isinstance(one, int | float | str)}
     tensors = {
-        llama_name(official.hf_config, name): GgufTensor(F32, shape)
+        llama_name(official.hf_config, name): GgufTensor(GgufType.F32, shape)
         for name, shape in official.config.tensor_shapes().items()
     }
     return GgufHeader(values, tensors)

@@ -26,7 +26,14 @@ from gemma_runtime.proof.verify import Verdict, verify_bundle
 from gemma_runtime.quiet import quiet
 from gemma_runtime.session import open_session
 from gemma_runtime.text.generate import generate
-from tests.export.conftest import Export, TinyCheckpoint, dequantized, export_folder, only
+from tests.export.conftest import (
+    Export,
+    TinyCheckpoint,
+    check_exact,
+    dequantized,
+    export_folder,
+    only,
+)
 from tests.export.models import GEMMA2, WINDOW, eager_logits
 
 pytest.importorskip("executorch")
@@ -49,11 +56,7 @@ def int4_bundle(tiny: TinyCheckpoint, export: Export) -> Bundle:
 def test_prefill_and_score_give_the_logits_of_transformers(
     tiny: TinyCheckpoint, float_bundle: Bundle, length: int
 ) -> None:
-    expected = eager_logits(tiny.model, TOKENS[:length]).numpy()
-    with open_session(float_bundle, threads=1) as session:
-        assert np.abs(session.prefill(TOKENS[:length]) - expected[-1]).max() <= 1e-4
-        session.reset()
-        assert np.abs(session.score(TOKENS[:length]) - expected).max() <= 1e-4
+    check_exact(float_bundle, tiny, TOKENS[:length])
 
 
 @settings(max_examples=20, deadline=None)

@@ -23,7 +23,7 @@ from gemma_runtime.proof.agreement import compare_logits
 from gemma_runtime.proof.goldens import load_goldens, top_logits
 from gemma_runtime.proof.verify import Verdict, measure_lowering, verify_bundle
 from gemma_runtime.session import Logits, Session, open_session
-from tests.export.conftest import Export, TinyCheckpoint, dequantized
+from tests.export.conftest import Export, TinyCheckpoint, check_exact, dequantized
 from tests.export.models import WINDOW, eager_logits
 
 LENGTHS = (1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW, 3 * WINDOW + 5, 96)
@@ -47,14 +47,7 @@ def float_bundle(tiny: TinyCheckpoint, export: Export) -> Bundle:
 def test_prefill_decode_and_score_give_the_logits_of_transformers(
     tiny: TinyCheckpoint, float_bundle: Bundle, length: int
 ) -> None:
-    expected = eager_logits(tiny.model, TOKENS[:length]).numpy()
-    with open_session(float_bundle, threads=1) as session:
-        assert np.abs(session.prefill(TOKENS[:length]) - expected[-1]).max() <= 1e-4
-        session.reset()
-        stepwise = np.stack([session.decode(token) for token in TOKENS[:length]])
-        assert np.abs(stepwise - expected).max() <= 1e-4
-        session.reset()
-        assert np.abs(session.score(TOKENS[:length]) - expected).max() <= 1e-4
+    check_exact(float_bundle, tiny, TOKENS[:length])
 
 
 @pytest.mark.parametrize(

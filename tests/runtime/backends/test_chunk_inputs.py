@@ -40,6 +40,30 @@ def test_inputs_are_filled_by_role_and_kind_whatever_their_names() -> None:
     assert {value.dtype for value in found.values()} == {np.dtype(np.float32)}
 
 
+@pytest.mark.parametrize(("position", "count"), [(0, 5), (3, 8), (23, 8), (24, 1), (61, 6)])
+@pytest.mark.parametrize("kind", AttentionKind)
+def test_a_token_sees_itself_and_what_came_before_within_its_window(
+    kind: AttentionKind, position: int, count: int
+) -> None:
+    """By definition, on a cache that notes which position was written last into each slot."""
+    cache = next(layer for layer in make_layers() if layer.kind is kind)
+    slots = {place % cache.slots: place for place in range(position)}
+    chunk = list(range(position, position + count))
+    if kind is AttentionKind.LOCAL:  # the old ring, and behind it the chunk with its padding
+        columns: list[int | None] = [*map(slots.get, range(cache.slots)), *chunk]
+        columns += [None] * (8 - count)
+    else:  # the cache with the chunk already written
+        columns = list(map({**slots, **dict(zip(chunk, chunk, strict=True))}.get, range(128)))
+
+    spec = _spec(TensorRole.MASK, kind, 8, len(columns))
+    (mask,) = ChunkInputs(make_manifest(), None, [7] * count, position).of(_graph(spec)).values()
+
+    window = cache.window or cache.slots
+    for row, query in enumerate(chunk):
+        seen = [key is not None and query - window < key <= query for key in columns]
+        assert (mask[row] == 0).tolist() == seen
+
+
 @pytest.mark.parametrize("kind", AttentionKind)
 def test_cosines_and_sines_are_those_of_their_kind_of_layers(kind: AttentionKind) -> None:
     manifest = make_manifest()
@@ -54,8 +78,8 @@ def test_cosines_and_sines_are_those_of_their_kind_of_layers(kind: AttentionKind
 @pytest.mark.parametrize(
     ("spec", "match"),
     [
-        (_spec(TensorRole.MASK, None, 4, 8), "is for no layer"),
-        (_spec(TensorRole.MASK, AttentionKind.GLOBAL, 4, 8), "is for no layer"),
+        (_spec(TensorRole.MASK, None, 4, 8), "no layer uses input"),
+        (_spec(TensorRole.MASK, AttentionKind.GLOBAL, 4, 8), "no layer uses input"),
         (_spec(TensorRole.START, AttentionKind.LOCAL, 1), "role start"),
     ],
 )

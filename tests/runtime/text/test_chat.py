@@ -45,6 +45,11 @@ def say(*turns: tuple[str, str]) -> list[Message]:
     return [Message(role, content) for role, content in turns]  # type: ignore[arg-type]
 
 
+def rendered(tokenizer: Tokenizer, template: str) -> str:
+    """What a template makes of a user's "hi"."""
+    return tokenizer.decode(encode_chat(tokenizer, template, say(("user", "hi")), BOS))
+
+
 def pieces(tokenizer: Tokenizer, ids: list[int]) -> str:
     """The ids as one string, control tokens included."""
     return "".join(
@@ -212,8 +217,7 @@ def test_operators_give_jinja_s_results(tokenizer: Tokenizer) -> None:
         "{{ 2 ** -1 }} {{ 1.5 * 2 + 1 }}{% for i in range(5, 0, -2) if i > 1 %} {{ i }}{% endfor %}"
         " {{ messages[0].content }}"
     )
-    ids = encode_chat(tokenizer, template, say(("user", "hi")), BOS)
-    assert tokenizer.decode(ids) == "50 ababc1.5None 3 0.5 4.0 5 3 hi"
+    assert rendered(tokenizer, template) == "50 ababc1.5None 3 0.5 4.0 5 3 hi"
 
 
 def test_generation_blocks_are_rendered(tokenizer: Tokenizer) -> None:
@@ -221,14 +225,12 @@ def test_generation_blocks_are_rendered(tokenizer: Tokenizer) -> None:
     template = (
         "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
     )
-    ids = encode_chat(tokenizer, template, say(("user", "hi")), BOS)
-    assert tokenizer.decode(ids) == "hi"
+    assert rendered(tokenizer, template) == "hi"
 
 
 def test_blocks_leave_no_white_space(tokenizer: Tokenizer) -> None:
     template = "{% for m in messages %}\n{{ m.content }}\n  {% endfor %}\n"
-    ids = encode_chat(tokenizer, template, say(("user", "hi")), BOS)
-    assert tokenizer.decode(ids) == "hi\n"
+    assert rendered(tokenizer, template) == "hi\n"
 
 
 def test_loop_controls_and_tojson_follow_hugging_face(tokenizer: Tokenizer) -> None:
@@ -237,8 +239,7 @@ def test_loop_controls_and_tojson_follow_hugging_face(tokenizer: Tokenizer) -> N
         "{{ {'a': '<é>'} | tojson }}{{ m.content }}{% endfor %}"
         "{{ '' if tools is none else 'tools' }}{{ strftime_now('%%') }}"
     )
-    ids = encode_chat(tokenizer, template, say(("user", "hi")), BOS)
-    assert tokenizer.decode(ids) == '{"a": "<é>"}hi%'
+    assert rendered(tokenizer, template) == '{"a": "<é>"}hi%'
 
 
 @pytest.mark.parametrize("turns", CHATS)

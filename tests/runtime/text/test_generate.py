@@ -35,6 +35,18 @@ def replying(tokens: Sequence[int], after: int = 0) -> FakeSession:
     return FakeSession(script)
 
 
+def saying(text: str, tokenizer: Tokenizer, stop_strings: Sequence[str]) -> TextGeneration:
+    """A generation in which the model says `text`."""
+    return generate_text(
+        replying(tokenizer.encode(text), after=1),
+        tokenizer,
+        [BOS],
+        max_new_tokens=50,
+        stop_tokens=[1],
+        stop_strings=stop_strings,
+    )
+
+
 def one_hot(token: int) -> Logits:
     logits = np.zeros(VOCABULARY, np.float32)
     logits[token] = 1
@@ -160,30 +172,14 @@ def test_a_character_cut_by_the_length_ends_in_replacements(tokenizer: Tokenizer
 
 
 def test_a_stop_string_over_several_tokens_is_cut_exactly(tokenizer: Tokenizer) -> None:
-    reply = tokenizer.encode("in the end user: more")
-    generation = generate_text(
-        replying(reply, after=1),
-        tokenizer,
-        [BOS],
-        max_new_tokens=50,
-        stop_tokens=[1],
-        stop_strings=["d user:", "nothing"],
-    )
+    generation = saying("in the end user: more", tokenizer, stop_strings=["d user:", "nothing"])
     assert "".join(generation) == generation.result.text == "in the en"
     assert generation.result.reason is StopReason.STOP_STRING
     assert generation.result.new_tokens == len(tokenizer.encode("in the end user:"))
 
 
 def test_an_incomplete_stop_string_is_shown_at_the_end(tokenizer: Tokenizer) -> None:
-    reply = tokenizer.encode("in us")
-    generation = generate_text(
-        replying(reply, after=1),
-        tokenizer,
-        [BOS],
-        max_new_tokens=50,
-        stop_tokens=[1],
-        stop_strings=["user"],
-    )
+    generation = saying("in us", tokenizer, stop_strings=["user"])
     assert "".join(generation) == "in us"
     assert generation.result.reason is StopReason.STOP_TOKEN
 
@@ -253,6 +249,18 @@ def test_a_reply_that_the_template_trims_is_fed_again(tokenizer: Tokenizer) -> N
     assert session.resets == resets + 1
     assert session.prompts[1][0] == BOS
     assert tokenizer.decode(session.tokens).startswith("user\nin\nmodel\nthe\nuser\nus")
+
+
+def test_the_last_token_of_a_reply_cut_by_its_length_is_fed_with_the_next_turn(
+    tokenizer: Tokenizer,
+) -> None:
+    session = Recording([tokenizer.encode("the"), tokenizer.encode("user")])
+    chat = talk(session, tokenizer)
+    resets = session.resets
+    assert "".join(chat.send("in", max_new_tokens=1)) == "the"
+    say(chat, "us")
+    assert session.resets == resets
+    assert session.prompts[1][:2] == tokenizer.encode("the<end_of_turn>", control=True)
 
 
 def test_a_stop_string_is_not_fed_in_the_next_turn(tokenizer: Tokenizer) -> None:

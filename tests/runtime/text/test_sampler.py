@@ -154,6 +154,17 @@ def test_the_smallest_top_p_keeps_a_token(top_p: float) -> None:
     assert (len(tokens), weights.tolist()) == (1, [1.0])
 
 
+def test_the_largest_min_p_keeps_the_likeliest_tokens() -> None:
+    logits = np.array([1, 3, 3, 2], np.float32)
+    tokens, shares = distribution(logits, [], Sampling(temperature=1, min_p=1))
+    assert (tokens.tolist(), shares.tolist()) == ([1, 2], [0.5, 0.5])
+
+
+def test_tokens_that_hold_exactly_top_p_are_enough() -> None:
+    tokens, _ = distribution(np.zeros(4, np.float32), [], Sampling(temperature=1, top_p=0.5))
+    assert len(tokens) == 2
+
+
 @given(logits=LOGITS)
 def test_greedy_takes_the_first_of_the_most_likely_tokens(logits: Logits) -> None:
     sampler = Sampler(Sampling(top_k=2, top_p=0.1))

@@ -131,17 +131,17 @@ def arrange_channels(checkpoint: Checkpoint, curvature: Tensor, form: Format) ->
     sample = torch.cat([checkpoint.rows(TABLE, r, r + 1) for r in rows.tolist()])
     cost = prepare(curvature, TABLE_DAMPING).cost
     power = sample.square().mean(0)
-    start = (power * cost).argsort(descending=True, stable=True)[: form.fine]
+    start = (power * cost).argsort(descending=True, stable=True)[: form.int8_columns]
     left = torch.ones(width, dtype=torch.bool)
     left[start] = False
     factors = torch.ones(width)
-    if form.fine:
+    if form.int8_columns:
         factors[start] = _level(curvature.diagonal()[start])
         factors[left] = _level(cost[left] / power[left].clamp(min=1e-20))
     estimate = _Loss((sample * factors).abs().T.contiguous(), cost / factors.square())
     group = form.group
     groups = list(torch.cat((start, left.nonzero().flatten())).view(-1, group).unbind())
-    middles = [128 if i * group < form.fine else 8 for i in range(len(groups))]
+    middles = [128 if i * group < form.int8_columns else 8 for i in range(len(groups))]
     losses = [estimate(channels, middle) for channels, middle in zip(groups, middles, strict=True)]
     choose = random.Random(_SEED)
     for _ in range(_SWAPS * width if len(groups) > 1 else 0):
@@ -155,7 +155,7 @@ def arrange_channels(checkpoint: Checkpoint, curvature: Tensor, form: Format) ->
             groups[a], groups[b] = one, other
             losses[a], losses[b] = found
     order = torch.cat(groups)
-    return Arrangement(order, factors[order] if form.fine else None)
+    return Arrangement(order, factors[order] if form.int8_columns else None)
 
 
 def _level(powers: Tensor) -> Tensor:

@@ -65,8 +65,8 @@ def choose_int8(budget: Budget, config: GemmaConfig, losses: Losses) -> Recipe:
     """Most loss per weight first, beside every choice for the table: whichever loses least."""
     below = budget.base.rule(TABLE)
     tables = {
-        Rule(TABLE, replace(below.format, fine=fine), below.rounding): loss
-        for fine, loss in losses.table.items()
+        Rule(TABLE, replace(below.format, int8_columns=columns), below.rounding): loss
+        for columns, loss in losses.table.items()
     }
     tables[_raised(budget.base, TABLE)] = 0.0
     choices: list[tuple[float, tuple[Rule, ...]]] = []

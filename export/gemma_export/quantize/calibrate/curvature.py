@@ -42,7 +42,7 @@ from gemma_export.quantize.calibrate.stream import (
     write_tensors,
 )
 from gemma_export.quantize.calibrate.workspace import Workspace
-from gemma_export.quantize.recipe import fine_choices
+from gemma_export.quantize.recipe import int8_choices
 from gemma_export.quantize.round import round_rows
 
 _WIDEST = 2048  # most outputs per block of C
@@ -67,12 +67,12 @@ def measure_losses(work: Workspace, tick: Tick) -> Losses:
             _measure_layer(work, layer)
             tick(f"layer {layer.index}, back", back_bytes(config))
         found = _table_losses(work, tick)
-        write_tensors(table, {str(fine): torch.tensor([loss]) for fine, loss in found.items()})
+        write_tensors(table, {str(n): torch.tensor([loss]) for n, loss in found.items()})
     end_way_back(work)
     matrices: dict[str, float] = {}
     for layer in config.layers:
         matrices |= _read_losses(work.losses[layer.index])
-    return Losses(matrices, {int(fine): loss for fine, loss in _read_losses(table).items()})
+    return Losses(matrices, {int(n): loss for n, loss in _read_losses(table).items()})
 
 
 def loss_bytes(work: Workspace) -> int:
@@ -80,7 +80,7 @@ def loss_bytes(work: Workspace) -> int:
     if work.table_losses.exists():
         return 0
     shape = work.checkpoint.config.tensor_shapes()[TABLE]
-    return way_bytes(work) + len(_fine_tried(work)) * _ROUND * 4 * shape[0] * shape[1]
+    return way_bytes(work) + len(_tried_columns(work)) * _ROUND * 4 * shape[0] * shape[1]
 
 
 def loss_peak_bytes(config: GemmaConfig) -> int:
@@ -134,25 +134,26 @@ def _loss(error: Tensor, gram: Tensor, curvature: Tensor) -> float:
     return 0.5 * float((products * (curvature @ error.view_as(products))).sum())
 
 
-def _fine_tried(work: Workspace) -> list[int]:
+def _tried_columns(work: Workspace) -> list[int]:
     """The numbers of int8 channels to try; only a table rounded by gptq can have some."""
     width = work.checkpoint.config.hidden_size
-    some = list(fine_choices(width)) if work.recipe.rule(TABLE).rounding == "gptq" else []
+    some = list(int8_choices(width)) if work.recipe.rule(TABLE).rounding == "gptq" else []
     return [0, *some[:: -(-len(some) // _MOST_TRIED) or 1]]
 
 
 def _table_losses(work: Workspace, tick: Tick) -> dict[int, float]:
     curvature, shares = table_information(work)
     found: dict[int, float] = {}
-    for fine in _fine_tried(work):
-        found[fine] = _table_loss(work, fine, curvature, shares)
-        tick(f"table, {fine} fine", _ROUND * 4 * len(shares) * len(curvature))
+    for columns in _tried_columns(work):
+        found[columns] = _table_loss(work, columns, curvature, shares)
+        tick(f"table, {columns} int8 columns", _ROUND * 4 * len(shares) * len(curvature))
     return found
 
 
-def _table_loss(work: Workspace, fine: int, curvature: Tensor, shares: Tensor) -> float:
+def _table_loss(work: Workspace, int8_columns: int, curvature: Tensor, shares: Tensor) -> float:
     """½ Σ share · eᵀ H e over the table's rows, or over a sample if gptq rounds them."""
-    form, inputs, arrangement = replace(work.formats()[TABLE], fine=fine), None, None
+    form = replace(work.formats()[TABLE], int8_columns=int8_columns)
+    inputs, arrangement = None, None
     spans = list(row_blocks(work.checkpoint.config.tensor_shapes()[TABLE]))
     if work.recipe.rule(TABLE).rounding == "gptq":
         arrangement = arrange_channels(work.checkpoint, curvature, form)

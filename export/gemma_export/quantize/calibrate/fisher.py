@@ -23,6 +23,7 @@ from gemma_export.model.decoder import norm_before
 from gemma_export.model.torch_ops import rms_norm, soft_capped
 from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
+from gemma_export.quantize.calibrate.arrange import arrange_channels
 from gemma_export.quantize.calibrate.stream import (
     RESIDUAL,
     layer_bytes,
@@ -41,6 +42,24 @@ _TOGETHER = 2  # sequences per backward pass
 _POSITIONS = 2048  # positions whose logits are computed together
 _BACK = 4  # cost of a layer's backward pass relative to its forward pass
 _SEED = 0
+
+
+def weigh_table(work: Workspace, tick: Tick) -> None:
+    """Find the order of the residual channels, and the curvature of the table in that order.
+
+    Only for tables that gptq rounds. Writes `channel_order`, with column factors if some columns
+    are int8.
+    """
+    config = work.checkpoint.config
+    for layer in reversed(config.layers[: start_way_back(work, tick)]):
+        errors, _ = pass_back(work, layer)
+        leave_errors(work, layer, errors)
+        tick(f"layer {layer.index}, back", back_bytes(config))
+    curvature, _ = table_information(work)
+    found = arrange_channels(work.checkpoint, curvature, work.formats()[TABLE])
+    tensors = {**found.tensors(), "curvature": found.curvature(curvature)}
+    write_tensors(work.channel_order, tensors)
+    end_way_back(work)
 
 
 def start_way_back(work: Workspace, tick: Tick) -> int:

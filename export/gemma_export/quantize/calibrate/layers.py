@@ -15,16 +15,7 @@ from gemma_export.memory import release_memory
 from gemma_export.model.config import TABLE, TABLE_FACTORS, LayerSpec
 from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
-from gemma_export.quantize.calibrate.arrange import arrange_channels
 from gemma_export.quantize.calibrate.balance import balanced, balancing_factors
-from gemma_export.quantize.calibrate.fisher import (
-    back_bytes,
-    end_way_back,
-    leave_errors,
-    pass_back,
-    start_way_back,
-    table_information,
-)
 from gemma_export.quantize.calibrate.gptq import gptq, prepare
 from gemma_export.quantize.calibrate.split import prepare_table
 from gemma_export.quantize.calibrate.stream import (
@@ -42,24 +33,6 @@ from gemma_export.quantize.store import StoredWeight, named_parts, round_pieces
 FACTORS = "factors"  # by which columns were multiplied, beside a matrix's codes
 TABLE_ROWS = 2048  # rounded at a time: column by column, fewer cost as much time as these
 _SEQUENCES = 384  # that layers are rounded for; more text changes little
-
-
-def weigh_table(work: Workspace, tick: Tick) -> None:
-    """Find an order of channels, and what errors of the table's rows cost in that order.
-
-    For tables that are rounded by gptq. Writes `channel_order`, with the factors of columns where
-    some channels are fine.
-    """
-    config = work.checkpoint.config
-    for layer in reversed(config.layers[: start_way_back(work, tick)]):
-        errors, _ = pass_back(work, layer)
-        leave_errors(work, layer, errors)
-        tick(f"layer {layer.index}, back", back_bytes(config))
-    curvature, _ = table_information(work)
-    found = arrange_channels(work.checkpoint, curvature, work.formats()[TABLE])
-    tensors = {**found.tensors(), "curvature": found.curvature(curvature)}
-    write_tensors(work.channel_order, tensors)
-    end_way_back(work)
 
 
 def calibrate_table(work: Workspace, tick: Tick) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gemma_export.formats.codes import Codes, dequantize
-from gemma_export.formats.format import INT8, Format
+from gemma_export.formats.format import INT8, INT8_PIECE, Format
 from gemma_export.model.config import TABLE
 from gemma_export.quantize.calibrate.arrange import TABLE_DAMPING
 from gemma_export.quantize.calibrate.gptq import REFINED, Inputs, gptq, prepare
@@ -25,7 +25,7 @@ class TableInputs:
 
     form: Format
     rest: Inputs  # (R, R) cost of int4 errors after the int8 channels compensated
-    fine: Inputs | None = None  # (F, F) cost of int8 errors
+    int8: Inputs | None = None  # (F, F) cost of int8 errors
     paid: Tensor | None = None  # (R, F) compensation in the int8 channels per int4 error
 
     def round(self, rows: Tensor) -> dict[str, Tensor]:
@@ -41,24 +41,25 @@ class TableInputs:
 
     def _pieces(self, rows: Tensor, refined: int) -> list[tuple[str, Format, Codes]]:
         """Name, format and codes of each piece, from left to right."""
-        fine = self.form.fine
-        form = replace(self.form, fine=0)
-        codes = gptq(rows[:, fine:], self.rest, form, refined)
+        first = self.form.int8_columns
+        form = replace(self.form, int8_columns=0)
+        codes = gptq(rows[:, first:], self.rest, form, refined)
         rest = (TABLE, form, codes)
-        if self.fine is None or self.paid is None:
+        if self.int8 is None or self.paid is None:
             return [rest]
-        wanted = rows[:, :fine] - (dequantize(codes, form) - rows[:, fine:]) @ self.paid
-        return [(f"{TABLE}.fine", INT8, gptq(wanted, self.fine, INT8, refined)), rest]
+        wanted = rows[:, :first] - (dequantize(codes, form) - rows[:, first:]) @ self.paid
+        return [(TABLE + INT8_PIECE, INT8, gptq(wanted, self.int8, INT8, refined)), rest]
 
 
 def prepare_table(curvature: Tensor, form: Format) -> TableInputs:
     """From the curvature (M, M) of a row's error, channels in the table's order."""
-    if not form.fine:
+    first = form.int8_columns
+    if not first:
         return TableInputs(form, prepare(curvature, TABLE_DAMPING))
     square = curvature.double()
     square.diagonal().add_(TABLE_DAMPING * square.diagonal().mean())
-    corner, side = square[: form.fine, : form.fine], square[: form.fine, form.fine :]
+    corner, side = square[:first, :first], square[:first, first:]
     paid = torch.linalg.solve(corner, side)  # (F, R)
-    rest = (square[form.fine :, form.fine :] - side.T @ paid).float()
-    own = prepare(curvature[: form.fine, : form.fine], TABLE_DAMPING)
+    rest = (square[first:, first:] - side.T @ paid).float()
+    own = prepare(curvature[:first, :first], TABLE_DAMPING)
     return TableInputs(form, prepare((rest + rest.T) / 2, TABLE_DAMPING), own, paid.T.float())

@@ -15,12 +15,12 @@ from gemma_export.quantize.calibrate.arrange import (
     arrange_channels,
 )
 from gemma_export.quantize.calibrate.balance import balanced, balancing_factors
+from gemma_export.quantize.calibrate.fisher import weigh_table
 from gemma_export.quantize.calibrate.gptq import gptq, prepare
 from gemma_export.quantize.calibrate.layers import (
     calibrate,
     calibrate_table,
     rounded_layer,
-    weigh_table,
 )
 from gemma_export.quantize.calibrate.stream import load_layer
 from gemma_export.quantize.calibrate.workspace import Workspace

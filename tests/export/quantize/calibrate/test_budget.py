@@ -61,7 +61,7 @@ def test_the_table_is_divided_where_that_loses_least() -> None:
     budget = Budget(find_recipe("int4-asym-gptq"), 7)
     recipe = choose_int8(budget, CONFIG, losses)
     chosen = recipe.formats(CONFIG)
-    assert chosen[TABLE] == Format(4, asymmetric=True, fine=384)
+    assert chosen[TABLE] == Format(4, asymmetric=True, int8_columns=384)
     assert recipe.rule(TABLE).rounding == "gptq"
     raised = [name for name, form in chosen.items() if form == INT8]
     assert raised
@@ -69,9 +69,9 @@ def test_the_table_is_divided_where_that_loses_least() -> None:
     assert 6.9 < bits_per_weight(CONFIG, chosen) <= 7
 
 
-@pytest.mark.parametrize(("more", "fine"), [(1.2, 384), (2, 512)])
+@pytest.mark.parametrize(("more", "columns"), [(1.2, 384), (2, 512)])
 def test_what_the_layers_lose_in_four_bits_counts_half_as_much_again(
-    more: float, fine: int
+    more: float, columns: int
 ) -> None:
     budget = Budget(find_recipe("int4-asym-gptq"), 7.5)
     left: dict[int, float] = {}
@@ -80,7 +80,7 @@ def test_what_the_layers_lose_in_four_bits_counts_half_as_much_again(
         left[channels] = 0.01 * sum(chosen[name] != INT8 for name in MATRICES)
     assert 0 < left[384] < left[512]
     losses = _losses({384: more * (left[512] - left[384]), 512: 0.0})
-    assert choose_int8(budget, CONFIG, losses).formats(CONFIG)[TABLE].fine == fine
+    assert choose_int8(budget, CONFIG, losses).formats(CONFIG)[TABLE].int8_columns == columns
 
 
 @pytest.mark.parametrize("name", RECIPES)

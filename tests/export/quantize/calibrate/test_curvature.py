@@ -68,7 +68,7 @@ def test_interrupted_measuring_goes_on_and_finds_the_same(
         measure_losses(work, stop)
     again: list[str] = []
     resumed = measure_losses(work, lambda name, done: again.append(name))
-    assert set(again) == {"layer 0, back", "table, 0 fine"}
+    assert set(again) == {"layer 0, back", "table, 0 int8 columns"}
     assert not [path for path in work.folder.iterdir() if not path.name.startswith("loss-")]
     monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path / "other"))
     assert measure_losses(work, unheard) == resumed

@@ -13,8 +13,9 @@ from gemma_export.model.config import TABLE
 from gemma_export.model.decoder import decoder
 from gemma_export.progress import unheard
 from gemma_export.quantize.calibrate import stream
+from gemma_export.quantize.calibrate.fisher import weigh_table
 from gemma_export.quantize.calibrate.gptq import gptq, inverse_factor, prepare, weighted_scales
-from gemma_export.quantize.calibrate.layers import calibrate, calibrate_table, weigh_table
+from gemma_export.quantize.calibrate.layers import calibrate, calibrate_table
 from gemma_export.quantize.calibrate.stream import pass_layers
 from gemma_export.quantize.calibrate.text import LENGTH, default_texts, load_calibration
 from gemma_export.quantize.calibrate.workspace import Workspace

@@ -27,7 +27,7 @@ from gemma_runtime.proof.verify import Verdict, verify_bundle
 from tests.export.conftest import TinyCheckpoint
 from tests.export.models import GEMMA2, save_tiny
 
-SPLIT = Format(4, asymmetric=True, fine=128)
+SPLIT = Format(4, asymmetric=True, int8_columns=128)
 RECIPE = Recipe("split", (Rule(TABLE, SPLIT), *find_recipe("int4-asym").rules))
 CALIBRATED = Recipe(
     "split-gptq", (Rule(TABLE, SPLIT, "gptq"), *find_recipe("int4-asym-gptq").rules)
@@ -96,7 +96,7 @@ def test_rows_are_the_pieces_side_by_side(wide: TinyCheckpoint) -> None:
     assert error[:128].max() < 0.05 * error[128:].min()
 
 
-def test_fine_channels_pay_for_the_others(wide: TinyCheckpoint) -> None:
+def test_int8_channels_compensate_the_others(wide: TinyCheckpoint) -> None:
     draw = torch.Generator().manual_seed(4)
     mix = torch.randn(512, 40, generator=draw) @ torch.randn(40, 256, generator=draw)
     curvature = mix.T @ mix + torch.eye(256)
@@ -110,7 +110,7 @@ def test_fine_channels_pay_for_the_others(wide: TinyCheckpoint) -> None:
     paid = inputs.rounded(rows)
     unpaid = torch.cat((rows[:, :128], paid[:, 128:]), 1)
     assert loss(paid) < 0.5 * loss(unpaid)
-    plain = prepare_table(curvature, replace(SPLIT, fine=0))
+    plain = prepare_table(curvature, replace(SPLIT, int8_columns=0))
     assert loss(paid) < 0.1 * loss(plain.rounded(rows))
 
 
@@ -121,8 +121,8 @@ def test_factors_make_more_alike_what_the_head_is_given(wide: TinyCheckpoint) ->
     found = arrange_channels(wide.open(), curvature, SPLIT)
     assert found.factors is not None
     place = found.order.tolist().index(7)
-    assert place < SPLIT.fine
-    others = torch.cat((found.factors[:place], found.factors[place + 1 : SPLIT.fine]))
+    assert place < SPLIT.int8_columns
+    others = torch.cat((found.factors[:place], found.factors[place + 1 : SPLIT.int8_columns]))
     assert found.factors[place] > 3 * others.max()
     rows = wide.open().rows(TABLE, 0, 96)
     error = torch.randn(96, 256, generator=torch.Generator().manual_seed(7))
@@ -132,13 +132,13 @@ def test_factors_make_more_alike_what_the_head_is_given(wide: TinyCheckpoint) ->
         for e, c in ((error, curvature), (moved, found.curvature(curvature)))
     ]
     assert costs[1] == pytest.approx(costs[0], rel=1e-3)
-    assert arrange_channels(wide.open(), curvature, replace(SPLIT, fine=0)).factors is None
+    assert arrange_channels(wide.open(), curvature, replace(SPLIT, int8_columns=0)).factors is None
 
 
-def test_the_worst_channels_become_the_fine_ones(wide: TinyCheckpoint) -> None:
+def test_the_costliest_channels_become_int8(wide: TinyCheckpoint) -> None:
     curvature = torch.eye(256)
     curvature[130:140, 130:140] *= 1000
-    order = arrange_channels(wide.open(), curvature, replace(INT4, fine=128)).order
+    order = arrange_channels(wide.open(), curvature, replace(INT4, int8_columns=128)).order
     assert torch.equal(order.sort().values, torch.arange(256))
     assert set(range(130, 140)) <= set(order[:128].tolist())
     assert prepare(curvature).cost[135] > prepare(curvature).cost[0]
@@ -148,32 +148,34 @@ def test_a_budget_divides_the_table(wide: TinyCheckpoint, tmp_path: Path) -> Non
     bundle = _export(wide, tmp_path / "b", find_recipe("int4-asym-gptq"), bits=4.85)
     assert bundle.manifest.quantization.bits_per_weight <= 4.85
     recipe = load_recipe(bundle.directory / "recipe.yaml")
-    assert {rule.format.fine for rule in recipe.rules} <= {0, 128}
+    assert {rule.format.int8_columns for rule in recipe.rules} <= {0, 128}
     assert verify_bundle(bundle, threads=1).verdict is Verdict.PASS
 
 
 @pytest.mark.parametrize("target", ["executorch", "coreml", "gguf"])
 def test_other_targets_refuse_it_by_name(wide: TinyCheckpoint, tmp_path: Path, target: str) -> None:
     pytest.importorskip({"executorch": "executorch", "coreml": "coremltools"}.get(target, "onnx"))
-    with pytest.raises(TargetError, match=r"takes a table in one format.*embed_tokens"):
+    with pytest.raises(TargetError, match=r"can't store .*embed_tokens.* as int4"):
         _export(wide, tmp_path / "bundle", RECIPE, targets=(target,))
     assert not (tmp_path / "bundle").exists()
 
 
 @pytest.mark.parametrize(
-    ("pattern", "fine"), [(TABLE, 100), (TABLE, 256), ("*down_proj*", 128)], ids=str
+    ("pattern", "columns"), [(TABLE, 100), (TABLE, 256), ("*down_proj*", 128)], ids=str
 )
-def test_fine_inputs_that_cannot_be_are_refused(
-    wide: TinyCheckpoint, tmp_path: Path, pattern: str, fine: int
+def test_impossible_numbers_of_int8_columns_are_refused(
+    wide: TinyCheckpoint, tmp_path: Path, pattern: str, columns: int
 ) -> None:
-    (tmp_path / "r.yaml").write_text(f"tensors:\n  '{pattern}': {{fine: {fine}}}\n")
-    with pytest.raises(RecipeError, match=rf"{fine} fine inputs of .*, which has \d+; only"):
+    (tmp_path / "r.yaml").write_text(f"tensors:\n  '{pattern}': {{int8_columns: {columns}}}\n")
+    with pytest.raises(RecipeError, match=rf"int8_columns is {columns} for .*, which has \d+"):
         load_recipe(tmp_path / "r.yaml").formats(wide.open().config)
 
 
-def test_a_group_that_does_not_divide_what_fine_inputs_leave_is_refused(
+def test_a_group_that_does_not_divide_the_int4_columns_is_refused(
     wide: TinyCheckpoint,
 ) -> None:
-    recipe = replace(RECIPE, rules=(Rule(TABLE, Format(4, 256, fine=128)), *RECIPE.rules[1:]))
+    recipe = replace(
+        RECIPE, rules=(Rule(TABLE, Format(4, 256, int8_columns=128)), *RECIPE.rules[1:])
+    )
     with pytest.raises(RecipeError, match=r"group 256 does not divide the 128 inputs of .*embed"):
         recipe.formats(wide.open().config)

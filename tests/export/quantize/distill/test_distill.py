@@ -14,11 +14,11 @@ from gemma_export.formats.format import Format
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.model.config import TABLE
 from gemma_export.progress import Tick, unheard
+from gemma_export.quantize.calibrate.fisher import weigh_table
 from gemma_export.quantize.calibrate.layers import (
     calibrate,
     calibrate_table,
     rounded_layer,
-    weigh_table,
 )
 from gemma_export.quantize.calibrate.stream import load_layer, pass_layers
 from gemma_export.quantize.calibrate.workspace import Workspace
@@ -92,7 +92,7 @@ def test_distillation_goes_through_the_factors_of_a_divided_table(
     config = copy.deepcopy(GEMMA2.config)
     config.hidden_size = 256
     save_tiny(replace(GEMMA2, config=config), tmp_path / "wide")
-    divided = Rule(TABLE, Format(4, fine=128), "gptq")
+    divided = Rule(TABLE, Format(4, int8_columns=128), "gptq")
     recipe = replace(work.recipe, rules=(divided, *work.recipe.rules))
     work = replace(work, checkpoint=open_checkpoint(str(tmp_path / "wide")), recipe=recipe)
     distilled, rounded = (
