@@ -95,6 +95,16 @@ def test_figures_are_those_of_whole_distributions(bundles: dict[str, Bundle]) ->
         assert segment.positions == len(ids) - 1
 
 
+@pytest.mark.parametrize("length", [31, 32, 33, 34])
+def test_a_segment_may_end_anywhere_in_a_chunk(bundles: dict[str, Bundle], length: int) -> None:
+    """A last chunk of one token has nothing to predict; it raised an IndexError."""
+    text = "s" * (length - 1)
+    assert len(load_tokenizer(bundles["int8"]).encode(text)) == length - 1
+    evaluation = evaluate_bundle(bundles["int8"], {"letters": text})
+    assert evaluation.total.positions == length - 1
+    assert np.isfinite(evaluation.total.perplexity)
+
+
 def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:
     found: NDArray[np.floating] = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
     return found
