@@ -1,7 +1,7 @@
-"""Calibrated weights: the whole of calibration and distillation as one list of stages.
+"""Calibrated weights: runs calibration and distillation as a list of stages.
 
-Each stage writes files of the `Workspace`. What exists is not done again, so interrupted work goes
-on after its last file.
+Each stage writes files of the `Workspace`. Existing files are not computed again, so interrupted
+work resumes after its last file.
 """
 
 import os
@@ -46,18 +46,18 @@ from gemma_export.quantize.distill.distill import (
 )
 from gemma_export.quantize.recipe import Recipe
 
-_LIBRARIES = 768 << 20  # torch and its threads, and what parsing the tokenizer took
-_DISTILLED = "distilled-2"  # raise it when what is learned changes
+_LIBRARIES = 768 << 20  # torch with its threads, and memory left over from parsing the tokenizer
+_DISTILLED = "distilled-2"  # increase it when distillation changes
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationStage:
-    """Work that runs at one speed, and leaves files."""
+    """A step of the work that writes files, and whose speed is uniform."""
 
     name: str
     run: Callable[[Workspace, Tick], None]
-    is_done: Callable[[Workspace], bool]  # or not needed for the recipe
-    bytes_left: Callable[[Workspace], int]  # of weights that it will still read, for progress
+    is_done: Callable[[Workspace], bool]  # or not needed by the recipe
+    bytes_left: Callable[[Workspace], int]  # progress units left: bytes of weights to be read
 
 
 def _is_ordered(work: Workspace) -> bool:
@@ -68,7 +68,7 @@ def _is_distilled(work: Workspace) -> bool:
     return not work.recipe.distilled or work.distilled_gain.exists()
 
 
-# In this order. All after the first work on the model with its channels in the order found there.
+# In order of execution. The first finds an order of channels, which all others use.
 STAGES = (
     CalibrationStage("channels", weigh_table, _is_ordered, way_bytes),
     CalibrationStage("teacher", pass_teacher, _is_distilled, teacher_bytes),
@@ -82,7 +82,7 @@ STAGES = (
 
 @dataclass(frozen=True, slots=True)
 class CalibratedWeights:
-    """Calibrates on demand, then gives the store its codes."""
+    """Calibrates on demand; the store reads its codes here."""
 
     work: Workspace
     stage: Stage
@@ -100,18 +100,18 @@ class CalibratedWeights:
                 if not stage.is_done(work):
                     with kept_memory(), self.stage(stage.name, stage.bytes_left(work)) as tick:
                         stage.run(work, tick)
-            self.work.teacher_residuals.delete()  # large, and needed no more
+            self.work.teacher_residuals.delete()  # large and no longer needed
             end_way_back(self.work)
 
     def parts(self, name: str, start: int, stop: int) -> dict[str, Tensor]:
         file = SafetensorsFile(self._path(name))
         names = (f"{stem}.{part}" for stem in (name + INT8_PIECE, name) for part in Codes._fields)
-        found = [n for n in (name, *names) if n in file.tensors]
-        if not found:  # a gain that nothing learned
+        stored = [n for n in (name, *names) if n in file.tensors]
+        if not stored:  # a gain that was not learned
             return {name: self.work.arranged().checkpoint.rows(name, start, stop)}
-        parts = {n: file.rows(n, start, stop) for n in found}
+        parts = {n: file.rows(n, start, stop) for n in stored}
         if name == TABLE and start == 0 and (factors := self.work.table().factors) is not None:
-            parts[TABLE_FACTORS] = factors  # whole beside the first rows
+            parts[TABLE_FACTORS] = factors  # all of them, together with the first rows
         return parts
 
     def _path(self, name: str) -> Path:
@@ -123,7 +123,7 @@ class CalibratedWeights:
 
 
 def peak_bytes(config: GemmaConfig, recipe: Recipe, bits: float | None = None) -> int:
-    """Memory that calibration takes, at most: a layer and what is computed on it."""
+    """Upper bound of the memory that calibration takes, in bytes."""
     measuring = 0 if bits is None else loss_peak_bytes(config)
     if recipe.rule(TABLE).rounding == "gptq":
         measuring = max(measuring, information_peak_bytes(config))
@@ -138,7 +138,7 @@ def peak_bytes(config: GemmaConfig, recipe: Recipe, bits: float | None = None) -
     if recipe.distilled:
         residuals = BATCH * LENGTH * width * len(config.kinds)
         learning = 4 * (residuals + 3 * CANDIDATES * width)
-        # Gradients of a layer, and a matrix per thread with its averages.
+        # Gradients of a layer; per thread, a matrix with its averages.
         learning += 4 * (layer * (2 + threads) + threads * 8 * max(width, inputs) * width)
         # Logits of the candidates with their gradients, and the candidates in bfloat16.
         learning += threads * CANDIDATES * (48 * LENGTH + 8 * width)

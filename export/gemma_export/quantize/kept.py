@@ -1,4 +1,4 @@
-"""Recipes that keep a source's own codes, answered by the source, tensor by tensor."""
+"""Resolves recipes that keep the codes of a quantized checkpoint."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -9,22 +9,23 @@ from gemma_export.checkpoint.prequantized import Prequantized, Stored
 from gemma_export.quantize.recipe import Recipe, Rule
 from gemma_runtime.errors import CheckpointError
 
-_NAMED = 4  # tensors in an error line or a note; the rest is counted
+_NAMED = 4  # most tensors listed in an error or a note; the others are counted
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A recipe with every `kept` answered."""
+    """A recipe in which each `kept` matrix has a rule of its own."""
 
     recipe: Recipe
     notes: tuple[str, ...]
-    rounded: Mapping[str, str]  # tensor that is not what the source holds → how it was held
+    rounded: Mapping[str, str]  # tensor that is not kept exactly → its kind in the source
 
 
 def resolve_recipe(recipe: Recipe, checkpoint: Checkpoint) -> Resolved:
-    """Ask the source, tensor by tensor, for what a recipe wants to keep.
+    """Replace the recipe's `kept` rules by one rule per matrix.
 
-    A rule of its own for each tensor of a `kept` rule: the source's format, or the rule's rounded.
+    The rule keeps the source's codes if we can store their format, else rounds to the old rule's
+    format.
     """
     names = list(recipe.formats(checkpoint.config))
     stored = {name: _stored(checkpoint, name) for name in names}
@@ -42,11 +43,11 @@ def resolve_recipe(recipe: Recipe, checkpoint: Checkpoint) -> Resolved:
 
 
 def require_exact(resolved: Resolved) -> None:
-    """Raise CheckpointError, naming tensors, if any would not be what the source holds."""
+    """Raise CheckpointError, with tensor names, if any tensor would not be kept exactly."""
     if resolved.rounded:
         raise CheckpointError(
             f"--require-exact: {len(resolved.rounded)} tensors would be rounded again: "
-            f"{_list(resolved.rounded)}; --quant source keeps codes where a grid takes them"
+            f"{_list(resolved.rounded)}; --quant source keeps all codes that can be kept"
         )
 
 
@@ -67,7 +68,7 @@ def _hint(stored: Mapping[str, Stored]) -> tuple[str, ...]:
     if not kinds:
         return ()
     return (
-        f"the source holds codes ({_kinds(kinds)}) that this recipe rounds again; "
+        f"this recipe rounds the checkpoint's quantized weights ({_kinds(kinds)}) again; "
         "--quant source keeps them",
     )
 
@@ -75,12 +76,12 @@ def _hint(stored: Mapping[str, Stored]) -> tuple[str, ...]:
 def _notes(
     kept: Mapping[str, int], rounded: Mapping[str, str], stored: Mapping[str, Stored]
 ) -> tuple[str, ...]:
-    notes = [f"codes kept as they are: {_kinds(kept)}"] if kept else []
+    notes = [f"codes kept: {_kinds(kept)}"] if kept else []
     inexact = {n: k for n, k in rounded.items() if stored[n].format is not None}
     if inexact:
         notes.append(f"codes kept, scales rounded to float16: {_list(inexact)}")
     if again := {n: k for n, k in rounded.items() if n not in inexact}:
-        notes.append(f"rounded again, since no grid takes what the source holds: {_list(again)}")
+        notes.append(f"rounded again, because none of our formats matches: {_list(again)}")
     return tuple(notes)
 
 

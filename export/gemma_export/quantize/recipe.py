@@ -1,4 +1,4 @@
-"""Recipes: which format and which rounding each weight matrix gets."""
+"""Recipes choose the format and rounding of every weight matrix."""
 
 import re
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from gemma_export.model.config import TABLE, GemmaConfig
 from gemma_runtime.errors import MissingExtra, RecipeError, nearest_first
 
 _INT8_STEP = 128  # int8 columns come in multiples of this
-# gptq needs calibration text; kept are the source's own codes.
+# gptq needs calibration text; kept copies the source's own codes.
 Rounding = Literal["nearest", "searched", "gptq", "kept"]
 
 
@@ -26,13 +26,13 @@ class Rule:
 
     @property
     def has_factors(self) -> bool:
-        """Whether columns of the table are multiplied, and its lookups divided: see `arrange`."""
+        """Whether the table's columns are multiplied by factors (see `arrange`)."""
         return self.format.int8_columns > 0 and self.rounding == "gptq"
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Rules over the matrices; the first that matches a name decides. Norms stay float32."""
+    """Rules for matrices; the first rule that matches a name applies. Norms stay float32."""
 
     name: str
     rules: tuple[Rule, ...]
@@ -46,7 +46,7 @@ class Recipe:
         return next(rule for rule in self.rules if fnmatchcase(tensor, rule.pattern))
 
     def formats(self, config: GemmaConfig) -> dict[str, Format]:
-        """Every weight matrix by name. Raises RecipeError for a group that does not divide it."""
+        """Format of every weight matrix. Raises RecipeError for rules that don't fit the model."""
         matrices = {n: s for n, s in config.tensor_shapes().items() if len(s) == 2}
         self._check_patterns(matrices)
         formats = {name: self._format(name, shape[1]) for name, shape in matrices.items()}
@@ -78,12 +78,12 @@ class Recipe:
             if not any(fnmatchcase(name, rule.pattern) for name in names):
                 raise RecipeError(
                     f"recipe {self.name}: pattern {rule.pattern!r} matches no weight matrix; "
-                    f"names look like {', '.join(list(names)[:2])}"
+                    f"names are like {', '.join(list(names)[:2])}"
                 )
 
 
 def bits_per_weight(config: GemmaConfig, formats: Mapping[str, Format]) -> float:
-    """Average over all matrix weights: codes, scales and zero points."""
+    """Average over all matrix weights, including scales and zero points."""
     shapes = config.tensor_shapes()
     bits = sum(matrix_bits(shapes[name], form) for name, form in formats.items())
     return bits / sum(shapes[name][0] * shapes[name][1] for name in formats)
@@ -95,7 +95,7 @@ def int8_choices(width: int) -> range:
 
 
 def matrix_bits(shape: tuple[int, ...], form: Format) -> float:
-    """Of all codes, scales and zero points of a matrix (N, K)."""
+    """Bits of a matrix (N, K), including scales and zero points."""
     rows, width = shape
     pieces = form.pieces("", width).values()
     return sum(rows * len(range(width)[columns]) * f.bits_per_weight for columns, f in pieces)
@@ -140,7 +140,7 @@ def find_recipe(name: str) -> Recipe:
 
 
 class _Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a recipe file says of one pattern; what it leaves out comes from the base recipe."""
+    """The settings of one pattern in a recipe file; missing ones come from the base recipe."""
 
     bits: Literal[4, 8, 32] | None = None
     group: int | Literal["channel"] | None = None
@@ -157,9 +157,9 @@ class _RecipeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read a recipe file: `base`, an optional `name`, and `tensors`: pattern → what differs.
+    """Read a recipe file: `base`, optional `name` and `distilled`, `tensors`: pattern → settings.
 
-    Raises RecipeError with the place of the mistake.
+    Raises RecipeError with the location of the error.
     """
     try:
         import yaml
@@ -167,35 +167,35 @@ def load_recipe(path: Path) -> Recipe:
         raise MissingExtra("pyyaml", "export") from error
     try:
         content = yaml.safe_load(path.read_text("utf-8")) or {}
-        wanted = msgspec.convert(content, type=_RecipeFile)
+        file = msgspec.convert(content, type=_RecipeFile)
     except OSError as error:
         raise RecipeError(f"can't read recipe {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, msgspec.ValidationError) as error:
         reason = _unknown_key(str(error)) or " ".join(str(error).split())
         raise RecipeError(f"recipe {path}: {reason}") from error
-    base = find_recipe(wanted.base)
-    rules = [_rule(base, pattern, choice, path) for pattern, choice in wanted.tensors.items()]
-    distilled = base.distilled if wanted.distilled is None else wanted.distilled
-    return Recipe(wanted.name or path.stem, _merged(rules, base.rules), distilled)
+    base = find_recipe(file.base)
+    rules = [_rule(base, pattern, choice, path) for pattern, choice in file.tensors.items()]
+    distilled = base.distilled if file.distilled is None else file.distilled
+    return Recipe(file.name or path.stem, _merged(rules, base.rules), distilled)
 
 
 def _unknown_key(message: str) -> str | None:
-    """msgspec's message about an unknown key, with the known keys, nearest first."""
-    found = re.fullmatch(r"Object contains unknown field `(.*?)`( - at .*)?", message, re.S)
-    if found is None:
+    """The error text if msgspec's message is about an unknown key; lists the known keys."""
+    match = re.fullmatch(r"Object contains unknown field `(.*?)`( - at .*)?", message, re.S)
+    if match is None:
         return None
-    known = (_Choice if found[2] else _RecipeFile).__struct_fields__
-    return f"unknown key {found[1]!r}; expected {nearest_first(found[1], known)}"
+    known = (_Choice if match[2] else _RecipeFile).__struct_fields__
+    return f"unknown key {match[1]!r}; expected {nearest_first(match[1], known)}"
 
 
-def _merged(rules: list[Rule], below: tuple[Rule, ...]) -> tuple[Rule, ...]:
-    """The rules, and those of the base that none of them hides."""
+def _merged(rules: list[Rule], base: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """The rules, followed by the base rules with other patterns."""
     patterns = {rule.pattern for rule in rules}
-    return (*rules, *(rule for rule in below if rule.pattern not in patterns))
+    return (*rules, *(rule for rule in base if rule.pattern not in patterns))
 
 
 def write_recipe(recipe: Recipe) -> str:
-    """The text of a recipe file that `load_recipe` reads back as this recipe."""
+    """The YAML text that `load_recipe` reads back as this recipe."""
     import yaml
 
     tensors = {rule.pattern: _written(rule) for rule in recipe.rules}
@@ -218,19 +218,20 @@ def _written(rule: Rule) -> dict[str, object]:
 
 
 def _rule(base: Recipe, pattern: str, choice: _Choice, path: Path) -> Rule:
-    under = next((r for r in base.rules if r.pattern in (pattern, "*")), base.rules[-1])
-    bits = choice.bits or under.format.bits
+    default = next((r for r in base.rules if r.pattern in (pattern, "*")), base.rules[-1])
+    bits = choice.bits or default.format.bits
     per_channel = choice.group == "channel"
-    group = 32 if choice.group == "channel" else choice.group or under.format.group
+    group = 32 if choice.group == "channel" else choice.group or default.format.group
     asymmetric = choice.asymmetric
     if asymmetric is None:
-        asymmetric = under.format.asymmetric and bits == under.format.bits
+        asymmetric = default.format.asymmetric and bits == default.format.bits
     if group not in (16, 32, 64, 128, 256):
         raise RecipeError(
-            f"recipe {path}: group of {pattern!r} is {group}, expected 16 … 256 or channel"
+            f"recipe {path}: group of {pattern!r} is {group}, expected 16, 32, 64, 128, 256 or "
+            "channel"
         )
     int8_columns = choice.int8_columns
-    if int8_columns is None and bits == under.format.bits:
-        int8_columns = under.format.int8_columns
+    if int8_columns is None and bits == default.format.bits:
+        int8_columns = default.format.int8_columns
     form = Format(bits, group, asymmetric, per_channel, int8_columns or 0)
-    return Rule(pattern, form, choice.rounding or under.rounding)
+    return Rule(pattern, form, choice.rounding or default.rounding)

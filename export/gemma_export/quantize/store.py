@@ -1,8 +1,8 @@
-"""The quantized store: every weight once, packed, in one safetensors file that all targets read.
+"""The quantized store: a safetensors file with all weights, which every target reads.
 
-Names in the file: `T.codes`, `T.scales`, `T.zeros` for a quantized matrix T, and `T` for what
-stays float32. It is written block by block and kept in the cache folder under the digest of
-source and recipe, so the same export is rounded once.
+A quantized matrix T is stored as `T.codes`, `T.scales` and `T.zeros`, a float32 tensor T as `T`.
+The file is written block by block. It stays in the cache folder, named by a digest of source and
+recipe, so the same export is rounded only once.
 """
 
 import hashlib
@@ -35,8 +35,8 @@ from gemma_runtime.errors import CheckpointError
 from gemma_runtime.formats.safetensors import TensorInfo
 from gemma_runtime.staging import staged_file
 
-_VERSION = "3"  # of rounding and layout: raise it when either changes
-_Hashes = Mapping[str, "hashlib._Hash"]  # of what the file holds, by name
+_VERSION = "3"  # increase it when rounding or the layout of the file changes
+_Hashes = Mapping[str, "hashlib._Hash"]  # name in the file → hash of the data
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class StoredWeight:
     file: SafetensorsFile
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) as the float32 numbers that the codes stand for."""
+        """Rows [start, stop), dequantized to float32."""
         if self.format.is_float:
             return self.file.rows(self.name, start, stop)
         if self.format.int8_columns:
@@ -58,13 +58,13 @@ class StoredWeight:
 
     @property
     def factors(self) -> Tensor | None:
-        """(M,) by which columns were multiplied, of a table that has such factors."""
+        """(M,) by which the table's columns were multiplied; None without such factors."""
         if self.name != TABLE or TABLE_FACTORS not in self.file.tensors:
             return None
         return self.file.rows(TABLE_FACTORS, 0, self.shape[1])
 
     def pieces(self) -> list["StoredWeight"]:
-        """The matrices that hold this one's columns, from left to right: mostly itself."""
+        """The stored pieces of the matrix from left to right; usually one, itself."""
         rows, width = self.shape
         return [
             StoredWeight(name, (rows, len(range(width)[columns])), form, self.file)
@@ -79,7 +79,7 @@ class StoredWeight:
         )
 
     def part(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) of codes, scales or zeros alone."""
+        """Rows [start, stop) of codes, scales or zeros."""
         return self.file.rows(f"{self.name}.{name}", start, stop)
 
 
@@ -91,26 +91,26 @@ class QuantizedStore:
     formats: Mapping[str, Format]
     file: SafetensorsFile
     shapes: Mapping[str, tuple[int, ...]]
-    use: InUse  # as long as this object lives, `gemma-export cache` does not remove the file
+    use: InUse  # keeps `gemma-export cache` from removing the file
 
     def weight(self, name: str) -> StoredWeight:
         return StoredWeight(name, self.shapes[name], self.formats.get(name, FLOAT), self.file)
 
 
 class Rounded(Protocol):
-    """Weights that were rounded beforehand, with more than themselves to go by."""
+    """Weights rounded in advance, using calibration data."""
 
     @property
     def key(self) -> str:
-        """Differs wherever the codes may."""
+        """Part of the store's file name; differs if the codes may differ."""
         ...
 
     def round_all(self) -> None:
-        """Do the work, or find it done."""
+        """Round all weights, unless that is done already."""
         ...
 
     def parts(self, name: str, start: int, stop: int) -> dict[str, Tensor]:
-        """Rows [start, stop) of what the store holds of a tensor, by their names there."""
+        """Rows [start, stop) of a tensor's parts, by their names in the store."""
         ...
 
 
@@ -121,10 +121,10 @@ def open_or_build_store(
     rounded: Rounded | None = None,
     note: Note = silent,
 ) -> QuantizedStore:
-    """The store for this checkpoint and recipe: from the cache, or quantized now.
+    """Open the store of this checkpoint and recipe; quantize if the cache doesn't contain it.
 
-    A calibrated recipe comes with its weights `rounded`. A cached store is read whole, and built
-    again if it is damaged.
+    A calibrated recipe needs `rounded`. The content of a cached store is verified; a damaged store
+    is built again.
     """
     formats = recipe.formats(checkpoint.config)
     path = store_path(checkpoint, recipe, rounded)
@@ -137,7 +137,7 @@ def open_or_build_store(
             if rounded is not None:
                 rounded.round_all()
             _build(path, checkpoint, recipe, formats, progress or unheard, rounded)
-        os.utime(path)  # `gemma-export cache` tells when it was used last
+        os.utime(path)  # `gemma-export cache` shows the time of the last use
     file, shapes = SafetensorsFile(path), checkpoint.config.tensor_shapes()
     digest = file.metadata["codes_digest"]
     return QuantizedStore(path, recipe.name, digest, formats, file, shapes, use)
@@ -150,23 +150,23 @@ def store_path(checkpoint: Checkpoint, recipe: Recipe, rounded: Rounded | None =
 
 
 def _is_intact(path: Path, formats: Mapping[str, Format]) -> bool:
-    """Whether a store holds what was written: it takes as long as reading it."""
+    """Whether a store's content matches its digests. Reads the whole file."""
     try:
         file = SafetensorsFile(path)
     except CheckpointError:
         return False
     hashes = dict(in_order(lambda name: (name, _hash(file, name)), file.tensors))
-    found = _content_digest(hashes, file.tensors)
-    return found == file.metadata.get("content_digest") and (
+    content = _content_digest(hashes, file.tensors)
+    return content == file.metadata.get("content_digest") and (
         _codes_digest(hashes, formats) == file.metadata.get("codes_digest")
     )
 
 
 def _hash(file: SafetensorsFile, name: str) -> "hashlib._Hash":
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for span in row_blocks(file.tensors[name].shape):
-        found.update(_bytes(file.rows(name, *span)))
-    return found
+        digest.update(_bytes(file.rows(name, *span)))
+    return digest
 
 
 def _bytes(tensor: Tensor) -> memoryview:
@@ -210,12 +210,12 @@ def _build(
 
 
 def _codes_digest(hashes: _Hashes, formats: Mapping[str, Format]) -> str:
-    """Of the quantized weights, which any container gives back; of all where none is quantized."""
+    """Digest of the quantized weights, computable from any container; of all if none is."""
     pieces = [
         (piece, own, [f"{piece}.{part}" for part in Codes._fields])
         for name, form in formats.items()
         if not form.is_float
-        for piece, (_, own) in form.pieces(name, 0).items()  # whatever the width
+        for piece, (_, own) in form.pieces(name, 0).items()  # any width gives these
     ]
     return combine_digests(
         f"{piece} {own} {parts_digest(hashes[part] for part in parts if part in hashes)}"
@@ -224,7 +224,7 @@ def _codes_digest(hashes: _Hashes, formats: Mapping[str, Format]) -> str:
 
 
 def _content_digest(hashes: _Hashes, layout: Mapping[str, TensorInfo]) -> str:
-    """Of all that the file holds."""
+    """Digest of everything in the file."""
     return combine_digests(
         f"{name} {info.dtype} {list(info.shape)} {hashes[name].hexdigest()}"
         for name, info in layout.items()
@@ -242,7 +242,7 @@ def _layout(name: str, shape: tuple[int, ...], form: Format) -> dict[str, Tensor
 
 
 def parts_layout(shape: tuple[int, ...], form: Format) -> dict[str, TensorInfo]:
-    """What a quantized matrix is held in."""
+    """Types and shapes of the parts of a quantized matrix."""
     rows, width = shape
     groups = width // form.group
     layout = {
@@ -264,7 +264,7 @@ def _write(
     progress: Tick,
     rounded: Rounded | None,
 ) -> dict[str, "hashlib._Hash"]:
-    """Write one tensor; returns hashes of what the file holds of it."""
+    """Write one tensor; returns the hashes of its parts."""
 
     def quantize(span: tuple[int, int]) -> tuple[int, int, dict[str, Tensor]]:
         elements = (span[1] - span[0]) * math.prod(shape[1:])
@@ -289,20 +289,20 @@ def _parts(
         return {name: checkpoint.rows(name, *span)}
     rounding = recipe.rule(name).rounding
     if rounding == "kept":
-        assert isinstance(checkpoint, Prequantized)  # see `resolve_recipe`
+        assert isinstance(checkpoint, Prequantized)  # `resolve_recipe` made sure
         block = checkpoint.codes(name, *span)
         return named_parts(name, block)
     return round_pieces(name, checkpoint.rows(name, *span), form, rounding)
 
 
 def round_pieces(name: str, rows: Tensor, form: Format, rounding: Rounding) -> dict[str, Tensor]:
-    """Rows of a matrix, rounded, by the names that their parts have in the file."""
-    found: dict[str, Tensor] = {}
+    """Round rows of a matrix; returns their parts by their names in the file."""
+    parts: dict[str, Tensor] = {}
     for piece, (columns, own) in form.pieces(name, rows.shape[1]).items():
-        found |= named_parts(piece, round_rows(rows[:, columns], own, rounding))
-    return found
+        parts |= named_parts(piece, round_rows(rows[:, columns], own, rounding))
+    return parts
 
 
 def named_parts(name: str, block: Codes) -> dict[str, Tensor]:
-    """A matrix's codes by the names they have in the file."""
+    """The parts of a matrix by their names in the file."""
     return {f"{name}.{part}": rows for part, rows in block.parts().items()}

@@ -102,7 +102,8 @@ def test_a_note_warns_if_a_recipe_rounds_quantized_weights_again(tmp_path: Path)
     checkpoint = open_gguf(write_tiny(tmp_path, GEMMA3, KINDS["Q4_0"]))
     resolved = resolve_recipe(find_recipe("int4"), checkpoint)
     assert resolved.notes == (
-        "the source holds codes (50 Q4_0) that this recipe rounds again; --quant source keeps them",
+        "this recipe rounds the checkpoint's quantized weights (50 Q4_0) again; "
+        "--quant source keeps them",
     )
     with pytest.raises(CheckpointError, match="50 tensors would be rounded again"):
         require_exact(resolved)
@@ -195,7 +196,7 @@ def test_a_folder_with_weights_on_the_grid_is_exported_exactly(tmp_path: Path) -
     checkpoint = open_folder(folder)
     resolved = resolve_recipe(find_recipe("source"), checkpoint)
     require_exact(resolved)
-    assert resolved.notes == ("codes kept as they are: 50 bfloat16 on the Q4_0 grid",)
+    assert resolved.notes == ("codes kept: 50 bfloat16 on the Q4_0 grid",)
     weight = build(checkpoint).weight(UP)
     assert torch.equal(weight.rows(0, 160).bfloat16().float(), checkpoint.rows(UP, 0, 160))
 
@@ -423,6 +424,6 @@ def test_the_demo_keeps_the_codes_that_fit_and_names_the_other_types() -> None:
     resolved = resolve_recipe(find_recipe("source"), checkpoint)
     assert set(resolved.rounded.values()) == {"Q4_K", "Q6_K"}
     assert resolved.recipe.rule(TABLE).format == Format(8)
-    kept = next(n for n in resolved.notes if n.startswith("codes kept as they are"))
+    kept = next(n for n in resolved.notes if n.startswith("codes kept: "))
     assert "Q5_0" in kept
     assert gguf_name(TABLE) == "token_embd.weight"

@@ -1,9 +1,9 @@
-"""`--bits`: which matrices are worth eight bits, by the KL that four of theirs cost.
+"""`--bits`: chooses the matrices that get int8, by the KL that int4 costs them.
 
-`curvature` estimates it for each in nats per token, so losses compare from matrix to matrix, and
-with the table's, of whose channels some may be worth eight bits and others not. Those of the
-layers that stay in four bits add up to more than their sum: they are the ones that seemed least,
-and each was judged beside float ones.
+`curvature` estimates the KL in nats per token, so losses of matrices and of the table are
+comparable. The table may also have int8 in some columns only. Together, the int4 matrices lose more
+than the sum of their estimates: the choice favours underestimated losses, and each was estimated
+with all other weights in float.
 """
 
 from collections.abc import Mapping
@@ -19,16 +19,15 @@ from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.recipe import RECIPES, Recipe, Rule, bits_per_weight
 from gemma_runtime.errors import RecipeError
 
-# What stays in four bits costs more than its estimate, and a choice that leaves less is better for
-# it. With float activations, a 270M at 7.5 bits lost 0.0201: the table's estimate is 0.0072 of it,
-# that of 44 matrices 0.0075, so these lost 1.7 times as much. With more of the table in four bits
-# and none of the layers, it lost the 0.0159 that were foretold.
+# Ratio of the layers' loss to its estimate. With float activations, a 270M at 7.5 bits lost 0.0201.
+# The estimates are 0.0072 for the table and 0.0075 for 44 matrices, so the matrices lost 1.7 times
+# their estimate. With more of the table and no layers in int4, it lost 0.0159, as estimated.
 _TOGETHER = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A recipe, and the most bits per weight that it may take with some of it in int8."""
+    """An int4 recipe, and the most bits per weight that it may have with int8 added."""
 
     base: Recipe
     bits: float
@@ -47,9 +46,9 @@ def spend_budget(
     splits_table: bool,
     note: Note = silent,
 ) -> Recipe:
-    """The base recipe with int8 where it saves most per bit, within the budget.
+    """The base recipe with int8 where it reduces the loss most per weight, within the budget.
 
-    Channels of the table may be divided between int4 and int8 where that is allowed.
+    The table may get int4 and int8 columns if `splits_table`.
     """
     config = checkpoint.config
     _check_budget(budget, config)
@@ -62,7 +61,7 @@ def spend_budget(
 
 
 def choose_int8(budget: Budget, config: GemmaConfig, losses: Losses) -> Recipe:
-    """Most loss per weight first, beside every choice for the table: whichever loses least."""
+    """Try each format of the table, fill layers by loss per weight; the least total loss wins."""
     below = budget.base.rule(TABLE)
     tables = {
         Rule(TABLE, replace(below.format, int8_columns=columns), below.rounding): loss
@@ -75,19 +74,19 @@ def choose_int8(budget: Budget, config: GemmaConfig, losses: Losses) -> Recipe:
             rules, left = _fill(budget, config, losses.matrices, table)
             choices.append((loss + _TOGETHER * left, rules))
     _, rules = min(choices, key=lambda choice: choice[0])
-    kept = tuple(sorted((r for r in rules if r != below), key=lambda rule: rule.pattern))
-    return replace(budget.base, name=budget.name, rules=(*kept, *budget.base.rules))
+    own = tuple(sorted((r for r in rules if r != below), key=lambda rule: rule.pattern))
+    return replace(budget.base, name=budget.name, rules=(*own, *budget.base.rules))
 
 
 def _fill(
     budget: Budget, config: GemmaConfig, losses: Mapping[str, float], table: Rule
 ) -> tuple[tuple[Rule, ...], float]:
-    """Rules for the table and for what of the layers fits into int8, and what the others lose."""
+    """Rules for the table and the layers' int8 matrices, and the loss of the other matrices."""
     shapes = config.tensor_shapes()
-    worth = {name: loss / (shapes[name][0] * shapes[name][1]) for name, loss in losses.items()}
+    density = {name: loss / (shapes[name][0] * shapes[name][1]) for name, loss in losses.items()}
     rules: tuple[Rule, ...] = (table,)
     left = 0.0
-    for name in sorted(worth, key=lambda name: -worth[name]):
+    for name in sorted(density, key=lambda name: -density[name]):
         more = (*rules, _raised(budget.base, name))
         if _fits(budget, config, more):
             rules = more
@@ -97,7 +96,7 @@ def _fill(
 
 
 def _raised(base: Recipe, name: str) -> Rule:
-    """Int8 for a matrix: rounded by gptq where the base recipe does that, else to the nearest."""
+    """Int8 for a matrix, rounded by gptq if the base recipe does so, else to nearest."""
     rounding = base.rule(name).rounding
     return Rule(name, INT8, rounding if rounding == "gptq" else "nearest")
 
@@ -113,11 +112,11 @@ def _check_budget(budget: Budget, config: GemmaConfig) -> None:
     most = bits_per_weight(config, RECIPES["int8"].formats(config))
     if any(form.bits != 4 for form in formats.values()):
         raise RecipeError(
-            f"--bits starts from int4 everywhere, recipe {budget.base.name} is not; choose int4 or "
+            f"--bits needs a recipe with int4 everywhere, not {budget.base.name}; choose int4 or "
             "int4-asym, alone or with -gptq or -distilled"
         )
     if not least <= budget.bits <= most:
         raise RecipeError(
-            f"--bits is {budget.bits:g}; this model takes {least:.3g} in {budget.base.name} to "
-            f"{most:.3g} in int8"
+            f"--bits is {budget.bits:g}; expected {least:.3g} ({budget.base.name}) to {most:.3g} "
+            "(int8) for this model"
         )

@@ -1,7 +1,7 @@
-"""Calibrated rounding: the table, in the order of channels that suits it, then layer by layer.
+"""Calibrated rounding: first the table, then layer by layer.
 
-A layer is rounded for what the layers before it give as they are rounded already. It needs no more
-memory than one layer and the Gram matrices of its inputs.
+Each layer is rounded for the output of the rounded layers before it. Memory holds one layer and the
+Gram matrices of its inputs.
 """
 
 from collections.abc import Mapping
@@ -30,15 +30,15 @@ from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.round import round_rows
 from gemma_export.quantize.store import StoredWeight, named_parts, round_pieces
 
-FACTORS = "factors"  # by which columns were multiplied, beside a matrix's codes
-TABLE_ROWS = 2048  # rounded at a time: column by column, fewer cost as much time as these
-_SEQUENCES = 384  # that layers are rounded for; more text changes little
+FACTORS = "factors"  # of a matrix's columns, stored next to its codes
+TABLE_ROWS = 2048  # per block; fewer take as long, because gptq goes column by column
+_SEQUENCES = 384  # used to round layers; more change little
 
 
 def calibrate_table(work: Workspace, tick: Tick) -> None:
-    """Round the table; writes `rounded_table`.
+    """Round the table and write `rounded_table`.
 
-    Where its rounding is gptq, `weigh_table` has run, and the channels are in its order.
+    If gptq rounds the table, `weigh_table` must have run, and the channels are in its order.
     """
     form = work.formats()[TABLE]
     rounding = work.recipe.rule(TABLE).rounding
@@ -68,15 +68,15 @@ def calibrate_table(work: Workspace, tick: Tick) -> None:
 
 
 def table_bytes(work: Workspace) -> int:
-    """Of the table's weights, for progress."""
+    """Progress units: bytes of the table in float32."""
     config = work.checkpoint.config
     return 4 * config.vocab_size * config.hidden_size
 
 
 def calibrate(work: Workspace, tick: Tick) -> None:
-    """Round every matrix of the layers: a file for each. Takes up what is there.
+    """Round the matrices of all layers and write one file per layer. Skips finished layers.
 
-    The table is rounded already: layers are rounded for what it gives them.
+    The table must be rounded, because layers are rounded for its output.
     """
     config = work.checkpoint.config
     first = _first_unfinished(work)
@@ -88,7 +88,7 @@ def calibrate(work: Workspace, tick: Tick) -> None:
         path, size = work.rounded_layers[layer.index], 4 * sum(w.numel() for w in weights.values())
         if not path.exists():
             grams = observe_layer(source, config, layer, weights)
-            release_memory()  # a layer's scattered remains would make the next one's peak higher
+            release_memory()  # fragments left by a layer would raise the next one's peak
             tick(f"layer {layer.index}", size)
             write_tensors(path, _round_layer(work, layer, weights, grams))
             del grams
@@ -101,13 +101,13 @@ def calibrate(work: Workspace, tick: Tick) -> None:
 
 
 def calibrate_bytes(work: Workspace) -> int:
-    """Of weights that are still to be observed, rounded and passed by, for progress."""
+    """Progress units left: bytes of layers, once to observe and round, once to run."""
     config = work.checkpoint.config
     return 2 * (len(config.kinds) - _first_unfinished(work)) * layer_bytes(config)
 
 
 def rounded_layer(work: Workspace, index: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A layer's weights as its codes say, beside those that stay float."""
+    """A layer's weights after rounding: dequantized matrices, and those that stay float."""
     file, formats = SafetensorsFile(work.rounded_layers[index]), work.formats()
 
     def read(name: str, values: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def rounded_layer(work: Workspace, index: int, weights: Mapping[str, Tensor]) ->
 
 
 def _first_unfinished(work: Workspace) -> int:
-    """A layer is finished once the next one's residuals are there; the last, once it is rounded."""
+    """A layer is finished if the next one's residuals exist; the last, if it is rounded."""
     if work.rounded_layers.last.exists():
         return len(work.checkpoint.config.kinds)
     return work.residuals.highest() or 0
@@ -129,7 +129,7 @@ def _first_unfinished(work: Workspace) -> int:
 def _round_layer(
     work: Workspace, layer: LayerSpec, weights: Mapping[str, Tensor], grams: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Codes, factors, and gains that take factors back. Divides the Gram matrices by factors."""
+    """Codes, column factors, and balanced gains. Divides the Gram matrices by the factors."""
     formats, recipe = work.formats(), work.recipe
     chosen = [n for n in grams if recipe.rule(n).rounding == "gptq" and not formats[n].is_float]
     factors = balancing_factors(layer.index, weights, grams, chosen)
@@ -147,8 +147,8 @@ def _round_layer(
             return named_parts(name, gptq(values, prepare(grams[name]), form))
         return named_parts(name, round_rows(values, form, rounding))
 
-    found = {f"{name}.{FACTORS}": values for name, values in factors.items()}
-    found |= {n: balanced(n, w, factors) for n, w in weights.items() if w.dim() == 1}
+    tensors = {f"{name}.{FACTORS}": values for name, values in factors.items()}
+    tensors |= {n: balanced(n, w, factors) for n, w in weights.items() if w.dim() == 1}
     for parts in in_order(quantize, grams):
-        found |= parts
-    return found
+        tensors |= parts
+    return tensors

@@ -1,7 +1,7 @@
-"""Calibration sequences past a model of which one layer at a time is in memory.
+"""Runs calibration sequences through the model with one layer at a time in memory.
 
-Residuals lie in a file between layers. Every finished layer leaves its file behind, so interrupted
-work goes on after it. B sequences, T tokens, M width.
+Residuals between layers are stored in files. Interrupted work resumes after the last finished
+layer. B sequences, T tokens, M width.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,9 +24,9 @@ from gemma_runtime.formats.safetensors import TensorInfo
 from gemma_runtime.staging import staged_file
 
 RESIDUAL = "residual"
-_BATCH_ELEMENTS = 1 << 20  # of the widest activation of one batch
+_BATCH_ELEMENTS = 1 << 20  # most elements of a batch's widest activation
 _ALL = slice(None)
-_SIDE = 256  # of a block of a Gram matrix
+_SIDE = 256  # rows of a block of a Gram matrix
 _KINDS = {torch.uint8: "U8", torch.int32: "I32", torch.float16: "F16", torch.float32: "F32"}
 
 
@@ -35,20 +35,20 @@ def layer_names(config: GemmaConfig, index: int) -> list[str]:
 
 
 def layer_bytes(config: GemmaConfig) -> int:
-    """Of the matrices of one layer in float32."""
+    """Average bytes of a layer in float32."""
     layers = config.parameters - config.vocab_size * config.hidden_size
     return 4 * layers // len(config.kinds)
 
 
 def load_layer(checkpoint: Checkpoint, index: int) -> dict[str, Tensor]:
-    """A layer's weights in float32, with the gain that follows it."""
+    """A layer's float32 weights, and the gain of the norm after it."""
     shapes = checkpoint.config.tensor_shapes()
     names = [*layer_names(checkpoint.config, index), norm_before(checkpoint.config, index + 1)]
     return {name: checkpoint.rows(name, 0, shapes[name][0]) for name in names}
 
 
 def short(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices in the dtype of products, gains as they are."""
+    """Matrices in the dtype used for matrix products; gains unchanged."""
     return {n: w.to(product_dtype()) if w.dim() == 2 else w for n, w in weights.items()}
 
 
@@ -60,9 +60,9 @@ def pass_layers(
     *,
     keep: bool = False,
 ) -> None:
-    """Take the first sequences, or all, past the float model: writes residuals between layers.
+    """Run all sequences, or the first, through the float model; writes residuals between layers.
 
-    Goes on after the newest file; older ones are deleted unless `keep` is set.
+    Resumes after the newest file. Deletes older files unless `keep` is set.
     """
     config, checkpoint = work.checkpoint.config, work.checkpoint
     first = files.highest()
@@ -81,13 +81,13 @@ def pass_layers(
 
 
 def start_flow(path: Path, config: GemmaConfig, tokens: Tensor, table: Weight) -> None:
-    """Write the embedded tokens."""
+    """Embed the tokens and write them as the first residual."""
     parts = (embed_sequence(config, ids, table) for ids in tokens)
     _write_flow(path, (*tokens.shape, config.hidden_size), parts)
 
 
 def embed_sequence(config: GemmaConfig, tokens: Tensor, table: Weight) -> Tensor:
-    """(T,) ids → (1, T, M); of the table no other rows are read."""
+    """(T,) ids → (1, T, M). Reads only these rows of the table."""
     rows = torch.cat([table.rows(token, token + 1) for token in tokens.tolist()])
     return rows[None] * lookup_scale(table, config.embed_scale)
 
@@ -95,7 +95,7 @@ def embed_sequence(config: GemmaConfig, tokens: Tensor, table: Weight) -> Tensor
 def advance_flow(
     source: Path, path: Path, config: GemmaConfig, layer: LayerSpec, weights: Mapping[str, Tensor]
 ) -> None:
-    """Take all residuals past one layer."""
+    """Run all residuals through one layer."""
     file, held = SafetensorsFile(source), hold(short(weights))
 
     def run(span: tuple[int, int]) -> Tensor:
@@ -114,7 +114,7 @@ def observe_layer(
     weights: Mapping[str, Tensor],
     sequences: slice = _ALL,
 ) -> dict[str, Tensor]:
-    """Σ x xᵀ over the inputs of each of the layer's matrices, divided by their count."""
+    """The Gram matrix E[x xᵀ] of each matrix's inputs, (K, K). Shared inputs share a tensor."""
     file, held = SafetensorsFile(source), hold(short(weights))
     count, length, _ = file.tensors[RESIDUAL].shape
     chosen = range(count)[sequences]
@@ -129,7 +129,7 @@ def observe_layer(
 
     grams: dict[str, Tensor] = {}
     for seen in in_order(run, batches(config, file, chosen)):
-        for first, rows in _distinct(seen):  # summed here: a wide Gram matrix is there once
+        for first, rows in _distinct(seen):  # in one thread, so a wide Gram matrix exists only once
             if first not in grams:
                 grams[first] = torch.zeros(rows.shape[1], rows.shape[1])
             _add_upper(grams[first], rows)
@@ -140,14 +140,14 @@ def observe_layer(
 
 
 def _add_upper(gram: Tensor, rows: Tensor) -> None:
-    """Add Σ x xᵀ over rows to the blocks on and above the diagonal: half of the products."""
+    """Add Σ x xᵀ over rows, only to blocks on and above the diagonal."""
     for start in range(0, len(gram), _SIDE):
         stop = start + _SIDE
         gram[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
 
 
 def _mirror(gram: Tensor) -> Tensor:
-    """The blocks below the diagonal, from those above it."""
+    """Copy the blocks above the diagonal to those below."""
     for start in range(0, len(gram), _SIDE):
         stop = start + _SIDE
         gram[stop:, start:stop] = gram[start:stop, stop:].T
@@ -161,7 +161,7 @@ def run_layer(
     weights: Mapping[str, HeldWeight],
     x: Tensor,
 ) -> Tensor:
-    """Residual (B, T, M) to residual."""
+    """Residual (B, T, M) → residual after the layer."""
     h = ops.norm(x, weights[norm_before(config, layer.index)])
     return decoder_layer(ops, config, layer, weights.__getitem__, x, h)[0]
 
@@ -169,7 +169,7 @@ def run_layer(
 def batches(
     config: GemmaConfig, file: SafetensorsFile, chosen: range | None = None
 ) -> Iterator[tuple[int, int]]:
-    """Of all sequences, or of consecutive ones."""
+    """Spans [start, stop) of batches of all sequences, or of the chosen ones."""
     count, length, _ = file.tensors[RESIDUAL].shape
     sequences = range(count) if chosen is None else chosen
     step = max(1, _BATCH_ELEMENTS // (length * config.intermediate_size))
@@ -177,7 +177,7 @@ def batches(
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file that is there whole or not at all."""
+    """Write a safetensors file, completely or not at all."""
     layout = {n: TensorInfo(_KINDS[t.dtype], tuple(t.shape)) for n, t in tensors.items()}
     with staged_file(path) as partial, SafetensorsWriter(partial, layout, {}) as writer:
         for name, tensor in tensors.items():
@@ -198,5 +198,5 @@ def _distinct(seen: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _owner(seen: Mapping[str, Tensor], name: str) -> str:
-    """The first weight that multiplies the same input."""
+    """The first weight with the same input."""
     return next(first for first, rows in seen.items() if rows is seen[name])

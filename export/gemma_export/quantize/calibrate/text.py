@@ -1,9 +1,9 @@
-"""Calibration text: what the weights are rounded for.
+"""Calibration text, whose activations decide how weights are rounded.
 
-The default needs no network: `calibration.txt` beside this file (parts of the Universal Declaration
+The default text needs no network. It consists of `calibration.txt` in this folder and of sources of
+the running Python's standard library. `calibration.txt` contains parts of the Universal Declaration
 of Human Rights in 75 languages, none of which the benchmarks evaluate, and prose, dialogue,
-instructions, contracts and code written for this project, in 14 languages), and sources of Python's
-standard library, as the running one has them.
+instructions, contracts and code written for this project, in 14 languages.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ from torch import Tensor
 from gemma_export.model.config import GemmaConfig
 from gemma_runtime.errors import RecipeError
 
-LENGTH = 256  # tokens of a sequence, the leading bos included
+LENGTH = 256  # tokens of a sequence, including bos
 _SEED = 0
-_MOST = 1024  # sequences
-_PIECE = 3000  # characters of a source file that stay together
-_LONGEST = 12_000  # characters taken of one module
+_MOST = 1024  # most sequences
+_PIECE = 3000  # characters per piece of a source file
+_LONGEST = 12_000  # most characters of one module
 _MODULES = (
     "textwrap",
     "statistics",
@@ -45,7 +45,7 @@ _MODULES = (
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Sequences that each start with bos, in an order that the seed gave."""
+    """Shuffled sequences that each start with bos."""
 
     source: str  # "default", a file or a folder
     tokens: Tensor  # (B, T) int64
@@ -59,9 +59,9 @@ class Calibration:
 def load_calibration(
     config: GemmaConfig, encoder: Tokenizer | None, path: Path | None = None
 ) -> Calibration:
-    """The default text, or the user's: a file, or a folder's `*.txt`, `*.md` and `*.py`.
+    """Encode the default text, a file, or a folder's `*.txt`, `*.md` and `*.py` files.
 
-    Random ids where there is no tokenizer. Raises RecipeError for text missing or too short.
+    Returns random ids without a tokenizer. Raises RecipeError for missing or too short text.
     """
     if encoder is None:
         draw = np.random.default_rng(_SEED).integers(0, config.vocab_size, (8, LENGTH))
@@ -74,8 +74,8 @@ def load_calibration(
     rows = min(_MOST, len(ids) // (LENGTH - 1))
     if rows == 0:
         raise RecipeError(
-            f"calibration text {path or 'default'} has {len(ids)} tokens, expected {LENGTH} or "
-            "more (tens of thousands are better)"
+            f"calibration text {path or 'default'} has {len(ids)} tokens, expected at least "
+            f"{LENGTH}, better tens of thousands"
         )
     body = torch.tensor(ids[: rows * (LENGTH - 1)]).view(rows, LENGTH - 1)
     bos = torch.full((rows, 1), config.bos_token)
@@ -93,8 +93,8 @@ def _source_pieces(module: str) -> list[str]:
         source = inspect.getsource(importlib.import_module(module))[:_LONGEST]
     except (ImportError, OSError) as error:
         raise RecipeError(
-            f"this Python has no source of its module {module}, which the default calibration "
-            "text is made from; give --calibration FILE"
+            f"this Python lacks the source of module {module}, a part of the default calibration "
+            "text; give --calibration FILE"
         ) from error
     return [source[i : i + _PIECE] for i in range(0, len(source), _PIECE)]
 

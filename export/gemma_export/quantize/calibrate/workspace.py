@@ -1,7 +1,8 @@
-"""The files of one calibration: what each holds, who writes it, who reads it.
+"""The files of one calibration: their content, writers and readers.
 
-A folder in the cache, named by model, rules and text. Every file appears whole or not at all, so
-interrupted work goes on after the last one. `calibrated.STAGES` lists the work in order.
+They lie in a folder of the cache whose name depends on model, rules and text. Every file is written
+completely or not at all, so interrupted work resumes after the last one. `calibrated.STAGES` lists
+the work in order.
 """
 
 import hashlib
@@ -23,12 +24,12 @@ from gemma_export.quantize.recipe import Recipe
 from gemma_export.quantize.store import StoredWeight
 from gemma_runtime.cache import ABOUT, About, cache_folder
 
-_VERSION = "8"  # of calibration and its files: raise it when codes or files change
+_VERSION = "8"  # increase it when the codes or the files of calibration change
 
 
 @dataclass(frozen=True, slots=True)
 class LayerFiles:
-    """A file for each layer, or for each border between layers, by index."""
+    """One file per layer, or per boundary between layers, by index."""
 
     folder: Path
     name: str
@@ -59,17 +60,17 @@ class LayerFiles:
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """A model, a recipe and a text, and the folder where one is rounded for the other."""
+    """A model, a recipe and a calibration text, with the folder for intermediate files."""
 
     checkpoint: Checkpoint
     recipe: Recipe
     calibration: Calibration
 
-    # Files, in the order in which they appear.
+    # Files, in the order in which they are written.
 
     @property
     def float_residuals(self) -> LayerFiles:
-        """What the float model's layers get and give, for the first sequences.
+        """The float model's residuals between layers, for the first sequences.
 
         Written by `start_way_back`, read by `pass_back` and `measure_losses`, deleted by
         `end_way_back`.
@@ -78,84 +79,84 @@ class Workspace:
 
     @property
     def errors(self) -> LayerFiles:
-        """Gradients by those residuals, and what the table needs of the labels.
+        """Gradients with respect to those residuals, and the label terms of the table's gradient.
 
-        Written by `start_way_back` for the last layer's, then by `leave_errors` for one layer after
-        another, which deletes the one before. Read by `pass_back` and `table_information`.
+        `start_way_back` writes the last one. `leave_errors` writes one layer's after another and
+        deletes the previous one. Read by `pass_back` and `table_information`.
         """
         return self._borders("errors")
 
     @property
     def losses(self) -> LayerFiles:
-        """What each matrix costs when rounded: written and read by `measure_losses` (--bits)."""
+        """Loss of each rounded matrix (--bits). Written and read by `measure_losses`."""
         return self._layers("loss")
 
     @property
     def table_losses(self) -> Path:
-        """The same for the table; its presence says that measuring is done."""
+        """Losses of the rounded table. If it exists, measuring is complete."""
         return self._file("loss-table")
 
     @property
     def channel_order(self) -> Path:
-        """An order of channels, factors of columns, and the curvature of the table in that order.
+        """The order of channels, the column factors, and the table's curvature in that order.
 
-        Written by `weigh_table`, read by `arranged` and `calibrate_table`.
+        Written by `weigh_table`. Read by `arranged` and `calibrate_table`.
         """
         return self._file("channel-order")
 
     @property
     def teacher_residuals(self) -> LayerFiles:
-        """The float model's residuals for all sequences; only the newest is kept.
+        """The float model's residuals for all sequences; only the newest file is kept.
 
-        Written by `pass_teacher`, the last one read by `distill`, then deleted.
+        Written by `pass_teacher`. `distill` reads the last one, which is then deleted.
         """
         return self._borders("teacher-residual")
 
     @property
     def rounded_table(self) -> Path:
-        """The table's codes: written by `calibrate_table`, read through `table` and by the store.
+        """The table's codes. Written by `calibrate_table`; read by `table` and the store.
 
-        Distillation leaves them as they are.
+        Distillation doesn't change them.
         """
         return self._file("rounded-table")
 
     @property
     def residuals(self) -> LayerFiles:
-        """What the rounded layers give so far; only the newest is kept. `calibrate`'s own."""
+        """The rounded model's residuals; only the newest is kept. Only `calibrate` uses them."""
         return self._borders("residual")
 
     @property
     def rounded_layers(self) -> LayerFiles:
         """Codes and balanced gains of a layer.
 
-        Written by `calibrate`; read by it for the next layer, by `Student`, and by the store.
+        Written by `calibrate`. Read by `calibrate` for the next layer, by `Student` and the store.
         """
         return self._layers("rounded")
 
     @property
     def learning(self) -> Path:
-        """A folder with all that `Student` learns, changed in place and deleted at the end."""
+        """The folder of `Student`'s parameters, updated in place and deleted at the end."""
         return self.folder / "learning"
 
     def saved(self) -> list[Path]:
-        """Copies of `learning` after some step, which interrupted distillation starts from."""
+        """Copies of `learning` after some step, from which interrupted distillation resumes."""
         return sorted(self.folder.glob("saved-*"))
 
     def saved_at(self, step: int) -> Path:
-        """Written and read by `Student`; the name holds the number of steps done."""
+        """Written and read by `Student`. The name contains the number of completed steps."""
         return self.folder / f"saved-{step:06d}"
 
     @property
     def distilled_layers(self) -> LayerFiles:
-        """Like `rounded_layers`, as learned: written by `Student.write`, read by the store."""
+        """Like `rounded_layers`, after distillation. `Student.write` writes it for the store."""
         return self._layers("distilled")
 
     @property
     def distilled_gain(self) -> Path:
-        """The final gain as learned; its presence says that distillation is done."""
+        """The learned final gain. If it exists, distillation is complete."""
         return self._file("distilled-gain")
 
-    # What the work is about.
+    # The input.
 
     @property
     def key(self) -> str:
@@ -168,7 +169,7 @@ class Workspace:
 
     @contextmanager
     def locked(self, note: Callable[[str], None]) -> Iterator[None]:
-        """Keep other processes out of the folder; wait while one is in there."""
+        """Keep other processes out of the folder. Waits for a process that is using it."""
         about = About(self.checkpoint.id, self.recipe.name, self.calibration.source)
         with exclusive(self.folder, f"calibrating {about.model} ({about.recipe})", note):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -176,7 +177,7 @@ class Workspace:
             yield
 
     def arranged(self) -> "Workspace":
-        """The same with the model's channels in the order that was found for its table."""
+        """The workspace of the model with reordered channels, once `channel_order` exists."""
         path = self.channel_order
         if not path.exists() or isinstance(self.checkpoint, ArrangedCheckpoint):
             return self
@@ -200,5 +201,5 @@ class Workspace:
         return LayerFiles(self.folder, name, len(self.checkpoint.config.kinds))
 
     def _borders(self, name: str) -> LayerFiles:
-        """One more than there are layers: before each, and after the last."""
+        """One file per boundary: before each layer, and after the last."""
         return LayerFiles(self.folder, name, len(self.checkpoint.config.kinds) + 1)

@@ -1,8 +1,8 @@
-"""A part of the vocabulary that stands for the whole: P positions, M width, V vocabulary, C chosen.
+"""Selects the part of the vocabulary on which distillation computes the KL.
 
 The logits of 262,144 tokens cost more than a small model's layers. Candidates are the tokens of the
-calibration text, those that the float model gives most of its probability, and a sample of all
-others, whose every member counts for many.
+calibration text, those that the float model considers most likely, and a weighted sample of all
+others. P positions, M width, V vocabulary, C candidates.
 """
 
 import math
@@ -22,19 +22,19 @@ from gemma_export.quantize.calibrate.workspace import Workspace
 
 _LIKELY, _OTHERS = 16384, 8192
 CANDIDATES = _LIKELY + _OTHERS
-_POSITIONS = 1024  # where the float model is asked what is likely
+_POSITIONS = 1024  # sampled to find likely tokens
 _SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
     teacher: Tensor  # (C, M) rows of the float table
-    student: Tensor  # (C, M) of the rounded one
-    log_weight: Tensor  # (C,): of how many tokens each is one
+    student: Tensor  # (C, M) rows of the rounded table
+    log_weight: Tensor  # (C,) log of the number of tokens that a candidate represents
     softcap: float | None
 
     def divergence(self, target: Tensor, ours: Tensor, dtype: torch.dtype) -> Tensor:
-        """Mean KL from the head's inputs of float model and student, (P, M) each."""
+        """Mean KL of the student to the float model, from their heads' inputs, (P, M) each."""
         with torch.no_grad():
             want = self._logits(target, self.teacher, dtype).log_softmax(-1)
         got = self._logits(ours, self.student, dtype).log_softmax(-1)
@@ -64,7 +64,7 @@ def choose_candidates(work: Workspace, teacher: SafetensorsFile, gain: Tensor) -
 
 
 def _likelihood(work: Workspace, teacher: SafetensorsFile, gain: Tensor) -> Tensor:
-    """The float model's mean probability of every token, over a sample of positions."""
+    """(V,) the float model's mean probability of every token over a sample of positions."""
     config, checkpoint = work.checkpoint.config, work.checkpoint
     count, length, _ = teacher.tensors[RESIDUAL].shape
     sequences = range(0, count, max(1, count * 16 // _POSITIONS))
@@ -85,7 +85,7 @@ def _likelihood(work: Workspace, teacher: SafetensorsFile, gain: Tensor) -> Tens
 
 
 def _rows(work: Workspace, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """The chosen rows, in order, of the float table and of the rounded one."""
+    """The chosen rows, (C, M) each, of the float table and the rounded table."""
     table = work.table()
 
     def read(span: tuple[int, int]) -> tuple[Tensor, Tensor]:

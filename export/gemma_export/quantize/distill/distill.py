@@ -1,14 +1,14 @@
-"""Distillation: a rounded model learns from the float32 one what its logits should be.
+"""Distillation: trains the rounded model to reproduce the float32 model's probabilities.
 
-After calibrated rounding, codes, scales and the gains of all norms are learned end to end against
-the float model's distribution over calibration text (KL). Scales and gains follow EfficientQAT's
-second stage (https://arxiv.org/abs/2407.11062), and codes are learned besides, as in LLM-QAT
-(https://arxiv.org/abs/2305.17888): from what calibration found, never from scratch. Scales stay on
-the grid that containers share; gradients pass straight through all rounding.
+Starting from calibrated rounding, codes, scales and norm gains are trained end to end to minimize
+the KL to the float model on calibration text. Scales and gains follow the second stage of
+EfficientQAT (https://arxiv.org/abs/2407.11062); codes are trained as in LLM-QAT
+(https://arxiv.org/abs/2305.17888). Scales stay on the grid that all containers can store. Gradients
+use the straight-through estimator for all rounding.
 
-Memory holds one layer: the way forward keeps the residuals between layers, the way back runs each
-layer again, and what is learned lies in files (`student`). B sequences, T tokens, M width, C
-candidates, P = B · T.
+Memory holds one layer: the forward pass stores the residuals between layers, the backward pass runs
+each layer again, and parameters are stored in files (`student`). B sequences, T tokens, M width,
+C candidates, P = B · T.
 """
 
 import math
@@ -35,28 +35,25 @@ from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.distill.candidates import Candidates, choose_candidates
 from gemma_export.quantize.distill.student import Student
 
-BATCH = 8  # sequences of one step
-PASSES = 1  # over the calibration text
-_WARM = 10  # steps
-_SAVED_EVERY = 8  # steps
+BATCH = 8  # sequences per step
+PASSES = 1  # passes over the calibration text
+_WARM = 10  # steps of warm-up
+_SAVED_EVERY = 8  # steps between copies
 
 
 def pass_teacher(work: Workspace, tick: Tick) -> None:
-    """Take all sequences past the float model."""
+    """Run all sequences through the float model."""
     pass_layers(work, work.teacher_residuals, tick)
 
 
 def teacher_bytes(work: Workspace) -> int:
-    """Of weights that all sequences pass by, for progress."""
+    """Progress units: bytes of the layers in float32."""
     config = work.checkpoint.config
     return len(config.kinds) * layer_bytes(config)
 
 
 def distill(work: Workspace, tick: Tick) -> None:
-    """Learn codes, scales and gains; writes `distilled` files beside the rounded ones.
-
-    All sequences have passed the float model: see `pass_teacher`.
-    """
+    """Train codes, scales and gains; writes the `distilled` files. `pass_teacher` must have run."""
     config = work.checkpoint.config
     student = Student(work)
     teacher = SafetensorsFile(work.teacher_residuals.last)
@@ -75,7 +72,7 @@ def distill(work: Workspace, tick: Tick) -> None:
 
 
 def distill_bytes(work: Workspace) -> int:
-    """Of weights that all steps pass by, for progress."""
+    """Progress units: bytes of weights, once per step."""
     return 4 * count_steps(work) * work.checkpoint.config.parameters
 
 
@@ -84,7 +81,7 @@ def count_steps(work: Workspace) -> int:
 
 
 def _schedule(step: int, steps: int) -> float:
-    """A short rise, then half a cosine down to a twentieth."""
+    """Share of the learning rate: linear warm-up, then a cosine decay to 5 %."""
     fall = 0.5 + 0.5 * math.cos(math.pi * step / steps)
     return min(1, (step + 1) / _WARM) * (0.05 + 0.95 * fall)
 
@@ -148,7 +145,7 @@ def _backward(
     inputs: list[Tensor],
     errors: list[Tensor],
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Gradients of the loss by the layer's inputs, and by its weights, summed over sequences."""
+    """Gradients for the layer's inputs, and for its weights, summed over sequences."""
 
     def run(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         x, error = pair[0].detach().requires_grad_(), pair[1]

@@ -1,9 +1,9 @@
-"""The model that learns: its codes, scales and gains, layer by layer in files changed in place.
+"""The trained model: codes, scales and gains in one file per layer, updated in place.
 
-A code of 4 bits is learned as a latent: the float that rounds to it. It begins near its code's
-middle, so that only what gradients agree on over many steps moves a weight to another code. Codes
-of 8 bits stay as they are. For each weight there are 12 bytes in files (the latent and Adam's
-averages), and as many again in the copy that interrupted work goes on from.
+A 4-bit code is trained as a latent, a float that rounds to the code. Latents start near the middle
+of their code's interval, so a code changes only if gradients agree over many steps. 8-bit codes are
+not trained. Each weight takes 12 bytes in files (the latent and Adam's averages), and another 12 in
+the copy from which interrupted work resumes.
 
 N rows, K inputs, G groups per row, g inputs per group.
 """
@@ -27,24 +27,24 @@ from gemma_export.quantize.calibrate.stream import layer_names, write_tensors
 from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.round import shared_scale
 
-RATE = 1e-3  # of one step at its highest: relative for scales, absolute for gains
-CODE_RATE = 2e-2  # the same for latents, in steps from code to code
-_DECAY = (0.9, 0.95)  # of Adam's averages
+RATE = 1e-3  # highest learning rate: relative for scales, absolute for gains
+CODE_RATE = 2e-2  # highest learning rate of latents; codes are 1 apart
+_DECAY = (0.9, 0.95)  # Adam's β₁ and β₂
 _AVERAGES = ("mean", "square")
-_LEAD = 0.25  # how far from its code's middle a latent begins, at most
+_LEAD = 0.25  # largest initial distance of a latent from its code
 
 
 class Student:
-    """Everything is read from files and written back; the last index holds the final gain."""
+    """Parameters in files, by layer index; the index after the last layer has the final gain."""
 
     def __init__(self, work: Workspace) -> None:
         self.work, self.config = work, work.checkpoint.config
         self.formats, self.dtype = work.formats(), product_dtype()
         self.last = len(self.config.kinds)
-        self.steps_done = self._take_up()
+        self.steps_done = self._resume()
 
     def save(self, step: int) -> None:
-        """Keep all that was learned until this step, and nothing older."""
+        """Save a copy of all parameters after this step, and delete older copies."""
         older, partial = self.work.saved(), self.work.folder / "saving"
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(self.work.learning, partial)
@@ -53,19 +53,19 @@ class Student:
             shutil.rmtree(path)
 
     def layer(self, index: int) -> dict[str, Tensor]:
-        """All weights that a layer needs, matrices in the dtype of products."""
+        """All weights that a layer needs; matrices in the dtype used for matrix products."""
         file = self._learned(index)
         names = layer_names(self.config, index)
-        found = in_order(lambda name: self._weight(file, name, index), names)
+        weights = in_order(lambda name: self._weight(file, name, index), names)
         then = norm_before(self.config, index + 1)
-        return {**dict(zip(names, found, strict=True)), then: self.gain(index + 1, then)}
+        return {**dict(zip(names, weights, strict=True)), then: self.gain(index + 1, then)}
 
     def gain(self, index: int, name: str) -> Tensor:
         file = self._learned(index)
         return file.rows(name, 0, file.tensors[name].shape[0])
 
     def learn(self, index: int, gradients: Mapping[str, Tensor], share: float, step: int) -> None:
-        """One step of Adam at a share of the rates; gradients by weights."""
+        """One step of Adam, with gradients by weight name. `share` scales the learning rates."""
         file = self._learned(index)
 
         def update(name: str) -> None:
@@ -87,7 +87,7 @@ class Student:
             pass
 
     def write(self) -> None:
-        """Files like calibration's own, with learned codes, scales and gains in them."""
+        """Write the layers' files as calibration does, with trained codes, scales and gains."""
         for index in range(self.last):
             source, learned = self._rounded(index), self._learned(index)
             tensors = {n: source.rows(n, 0, i.shape[0]) for n, i in source.tensors.items()}
@@ -101,11 +101,11 @@ class Student:
             write_tensors(self.work.distilled_layers[index], tensors)
         name = norm_before(self.config, self.last)
         write_tensors(self.work.distilled_gain, {name: self.gain(self.last, name)})
-        for path in (self.work.learning, *self.work.saved()):  # large, and of no more use
+        for path in (self.work.learning, *self.work.saved()):  # large and no longer needed
             shutil.rmtree(path)
 
-    def _take_up(self) -> int:
-        """The steps that are saved; without any, the files as they begin."""
+    def _resume(self) -> int:
+        """Restore the newest copy, or write the initial files. Returns the number of steps done."""
         shutil.rmtree(self.work.learning, ignore_errors=True)
         if saved := max(self.work.saved(), default=None):
             shutil.copytree(saved, self.work.learning)
@@ -119,28 +119,28 @@ class Student:
         return 0
 
     def _starts(self, index: int) -> dict[str, Tensor]:
-        """Gains as they are, scales as no change of them, latents of 4-bit codes."""
+        """Initial parameters: gains, relative changes of scales (0), latents of 4-bit codes."""
         last = norm_before(self.config, self.last)
         names = [last] if index == self.last else layer_names(self.config, index)
-        found: dict[str, Tensor] = {}
+        starts: dict[str, Tensor] = {}
         for name in names:
             if name not in self.formats:
-                found[name] = self._float(index, name)
+                starts[name] = self._float(index, name)
             elif not self.formats[name].is_float:
-                found[f"{name}.scales"] = torch.zeros_like(self._scales(index, name))
+                starts[f"{name}.scales"] = torch.zeros_like(self._scales(index, name))
                 if self.formats[name].bits == 4:
-                    found[name] = self._latents(index, name)
-        return found
+                    starts[name] = self._latents(index, name)
+        return starts
 
     def _latents(self, index: int, name: str) -> Tensor:
-        """(N, K): where the float weights lie, as near to them as the codes allow."""
+        """(N, K) initial latents: the float weights in steps, kept within _LEAD of their codes."""
         steps = self._kept_steps(index, name)
         weights = self._float(index, name).view_as(steps)
-        wanted = weights / self._scales(index, name)[..., None]
-        return wanted.clamp_(steps - _LEAD, steps + _LEAD).flatten(1)
+        exact = weights / self._scales(index, name)[..., None]
+        return exact.clamp_(steps - _LEAD, steps + _LEAD).flatten(1)
 
     def _float(self, index: int, name: str) -> Tensor:
-        """The checkpoint's weight, balanced as calibration left it."""
+        """The checkpoint's weight, balanced as calibration balanced it."""
         values = self.work.checkpoint.rows(name, 0, self.config.tensor_shapes()[name][0])
         if index == self.last:
             return values
@@ -159,7 +159,7 @@ class Student:
         return steps.mul_(scale[..., None]).flatten(1).to(self.dtype)
 
     def _scales(self, index: int, name: str) -> Tensor:
-        """As calibration left them: (N, G)."""
+        """(N, G) scales from calibration."""
         file = self._rounded(index)
         return file.rows(f"{name}.scales", 0, file.tensors[f"{name}.scales"].shape[0]).float()
 
@@ -168,7 +168,7 @@ class Student:
         return shared_scale(start * (1 + file.rows(f"{name}.scales", 0, len(start))))
 
     def _steps(self, file: SafetensorsFile, name: str, index: int) -> Tensor:
-        """code - zero as it stands: (N, G, g) float32."""
+        """(N, G, g) float32: code - zero, from the latents if codes are trained."""
         if name not in file.tensors:
             return self._kept_steps(index, name)
         form, zero = self.formats[name], self._zeros(index, name)
@@ -177,14 +177,14 @@ class Student:
         return latents.round_().clamp_(-zero, (1 << form.bits) - 1 - zero)
 
     def _kept_steps(self, index: int, name: str) -> Tensor:
-        """code - zero as calibration left it: (N, G, g) float32."""
+        """(N, G, g) float32: code - zero, from calibration."""
         form, source = self.formats[name], self._rounded(index)
         rows, groups = source.tensors[f"{name}.scales"].shape
         codes = unpack(source.rows(f"{name}.codes", 0, rows), form.bits, groups * form.group)
         return codes.float().view(rows, groups, form.group) - self._zeros(index, name)
 
     def _zeros(self, index: int, name: str) -> Tensor:
-        """(N, G, 1)"""
+        """(N, G, 1) float32 zero points."""
         form, source = self.formats[name], self._rounded(index)
         rows, groups = source.tensors[f"{name}.scales"].shape
         if not form.asymmetric:
@@ -207,7 +207,7 @@ class Student:
 
 
 def _update(file: SafetensorsFile, name: str, gradient: Tensor, rate: float, step: int) -> None:
-    """Adam, https://arxiv.org/abs/1412.6980; steps count from 1."""
+    """One step of Adam (https://arxiv.org/abs/1412.6980); `step` counts from 1."""
     first, second = _DECAY
     parts = (name, *(f"{name}.{average}" for average in _AVERAGES))
     value, mean, square = (file.rows(part, 0, len(gradient)) for part in parts)
