@@ -19,9 +19,9 @@ demo: $(VENV)/.demo
 	$(BIN)/gemma-runtime run $(DEMO) "The three primary colours are" --max-new-tokens 40
 	$(BIN)/gemma-runtime bench $(DEMO)
 
-# The phones' lanes and ARM's wait for compilers and emulators that use one core: two run at once.
+# These lanes wait for compilers and emulators that use one core: two run at once.
 test: test-python
-	+$(MAKE) --jobs=2 --output-sync=target test-android test-ios test-arm64
+	+$(MAKE) --jobs=2 --output-sync=target test-android test-ios test-arm64 test-lowest
 
 # A worker per core, and one thread in each. Tests of one file stay together: they share bundles.
 test-python: $(VENV)/.dev

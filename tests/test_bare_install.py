@@ -60,16 +60,16 @@ CALLS = (
     Call("gemma-export --version", 0, r"^gemma-export \d"),
     Call("gemma-export --target coreml", 2, "^error: no checkpoint"),
     # Wrong usage
-    Call("gemma-export --target nope", 2, "no 'nope'; choose from"),
-    Call("gemma-export --target onnx,nope --size 2b", 2, "no 'nope'; choose from"),
-    Call("gemma-export --quant nope --size 2b", 2, "no 'nope'; choose from"),
-    Call("gemma-export --family nope --size 2b", 2, "no 'nope'; choose from"),
+    Call("gemma-export --target nope", 2, "'nope' is unknown; choose from"),
+    Call("gemma-export --target onnx,nope --size 2b", 2, "'nope' is unknown; choose from"),
+    Call("gemma-export --quant nope --size 2b", 2, "'nope' is unknown; choose from"),
+    Call("gemma-export --family nope --size 2b", 2, "'nope' is unknown; choose from"),
     Call("gemma-export --nope", 2, "No such option"),
     Call("gemma-export --context many --size 2b", 2, "Invalid value for .*--context"),
     Call("gemma-export nope", 2, "No such command"),
     # Refused
-    Call("gemma-export --size nope", 1, "^error: no size 'nope'"),
-    Call("gemma-export --size 2b --delegate vulkan", 1, "goes with --target executorch"),
+    Call("gemma-export --size nope", 1, "^error: unknown size 'nope'"),
+    Call("gemma-export --size 2b --delegate vulkan", 1, "is an option of --target executorch"),
     Call("gemma-export --size 2b --target executorch --delegate qnn", 1, "Qualcomm"),
     Call("gemma-export --size 2b --target coreml --coreml-compute x", 1, "choose from gpu, ane"),
     Call("gemma-export --size 2b --max-ram lots", 1, "'lots'"),
@@ -97,6 +97,10 @@ CALLS = (
     Call("gemma-export --checkpoint demo --target onnx", 1, needs("torch", "onnx")),
     Call("gemma-export --checkpoint random --size 1b --json", 1, needs("torch", "onnx")),
     Call("gemma-export --size 2b --target coreml --recipe x.yaml", 1, needs("torch", "coreml")),
+    Call("gemma-export cache", 2, "Missing command"),
+    Call("gemma-export cache list --json", 0, r"^\[\]"),
+    Call("gemma-export cache remove nope", 1, "^error: 0 entries"),
+    Call("gemma-export cache prune", 2, "--older-than"),
     # The runtime
     Call("gemma-runtime", 2, "verify"),
     Call("gemma-runtime --help", 0, "verify"),
@@ -213,7 +217,7 @@ def _run(
         input=json.dumps([call.arguments(place) for call in calls]),
         capture_output=True,
         text=True,
-        env={**_clean(), **environment},
+        env={**_clean(), "GEMMA_EXPORT_CACHE": str(place / "cache"), **environment},
     )
     assert done.returncode == 0, done.stderr
     answers: list[Mapping[str, object]] = json.loads(done.stdout)

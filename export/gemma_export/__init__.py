@@ -4,8 +4,8 @@
     plans = plan_exports(request)
     (result,) = export_bundles(request)
 
-Importing the package loads nothing: a name is imported when it is first used. Exporting needs
-torch, which the extras bring; planning does not.
+Importing the package is cheap: each name is imported on first use. Exporting needs torch, which the
+extras install; planning does not.
 """
 
 from typing import TYPE_CHECKING
@@ -47,7 +47,7 @@ if not TYPE_CHECKING:  # else every misspelt name would pass the type checker
     _find = lazy_names(__name__, _HOMES)
 
     def __getattr__(name: str) -> object:
-        """A public name. Raises MissingExtra if its module needs a package that is missing."""
+        """Import a public name. Raises MissingExtra if its module needs a missing package."""
         try:
             return _find(name)
         except ModuleNotFoundError as error:

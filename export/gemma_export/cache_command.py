@@ -1,6 +1,6 @@
 """`gemma-export cache`: list and remove what is in the cache folder. Does not import torch.
 
-Other imports that take long are made where they are used, so that `--help` does not wait for them.
+Slow imports are made inside functions, so that `--help` stays fast.
 """
 
 import shutil
@@ -16,16 +16,16 @@ import typer
 from gemma_runtime.cache import ABOUT, About, cache_folder
 from gemma_runtime.errors import CacheError
 
-app = typer.Typer(help="List and remove what exports keep in the cache folder.")
+app = typer.Typer(help="List and remove entries of the cache folder.")
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _UNITS = {"h": 3600, "d": 86400, "w": 7 * 86400}
-_SHOWN = 12  # characters of a key; a beginning that only one entry has is enough
+_SHOWN = 12  # characters of a key that are shown; any unique prefix selects an entry
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing in the cache that is used, and removed, as a whole."""
+    """One entry of the cache; its files are used and removed together."""
 
     key: str
     kind: str  # store, calibration, runner or weights
@@ -45,17 +45,17 @@ class Entry:
 
     @property
     def age_seconds(self) -> float:
-        """Since it was written or used last."""
+        """Seconds since the entry was last written or used."""
         newest = max((path.stat().st_mtime for path in self.files()), default=0.0)
         return max(0.0, time.time() - newest)
 
 
 def find_entries(folder: Path) -> list[Entry]:
-    """All that is in a cache folder, oldest first. Other files there are not ours."""
-    found = [*_stores(folder / "stores"), *_calibrations(folder / "calibrated")]
-    found += [Entry(p.name, "runner", p) for p in _inside(folder / "native") if p.is_dir()]
-    found += [Entry(p.name, "weights", p) for p in _inside(folder) if p.suffix == ".gguf"]
-    return sorted(found, key=lambda entry: -entry.age_seconds)
+    """All entries of a cache folder, oldest first. Ignores files that we did not create."""
+    entries = [*_stores(folder / "stores"), *_calibrations(folder / "calibrated")]
+    entries += [Entry(p.name, "runner", p) for p in _inside(folder / "native") if p.is_dir()]
+    entries += [Entry(p.name, "weights", p) for p in _inside(folder) if p.suffix == ".gguf"]
+    return sorted(entries, key=lambda entry: -entry.age_seconds)
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -78,7 +78,7 @@ def _calibrations(folder: Path) -> Iterator[Entry]:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """Of a safetensors file; empty where that can't be read."""
+    """The metadata of a safetensors file; empty if the file can't be read."""
     import msgspec
 
     try:
@@ -100,7 +100,7 @@ def _about(folder: Path) -> About:
 
 
 def remove_entry(entry: Entry) -> bool:
-    """Remove an entry; returns False, and leaves it, where a running export uses it."""
+    """Remove an entry. Returns False and keeps it if a running export uses it."""
     from gemma_export.cache_lock import removable
 
     with removable(entry.path) as free:
@@ -114,7 +114,7 @@ def remove_entry(entry: Entry) -> bool:
 
 @app.command("list")
 def list_cache(json: _Json = False) -> None:
-    """Show what the cache holds: model, recipe, size, and when it was used last."""
+    """List the cache: model, recipe, size and time since the last use."""
     folder = cache_folder()
     entries = find_entries(folder)
     if json:
@@ -142,13 +142,13 @@ def list_cache(json: _Json = False) -> None:
 @app.command()
 def remove(
     keys: Annotated[
-        list[str] | None, typer.Argument(help="Keys of `list`, or how they begin.")
+        list[str] | None, typer.Argument(help="Keys as `list` shows them, or unique prefixes.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Remove all entries.")] = False,
 ) -> None:
-    """Remove entries. What a running export uses stays."""
+    """Remove entries. Entries that a running export uses are kept."""
     if bool(keys) == everything:
-        raise typer.BadParameter("give KEY… or --all; gemma-export cache list shows keys")
+        raise typer.BadParameter("give KEY… or --all; run gemma-export cache list to see the keys")
     entries = find_entries(cache_folder())
     _remove(entries if everything else [_named(entries, key) for key in keys or []])
 
@@ -157,13 +157,13 @@ def remove(
 def prune(
     older_than: Annotated[str, typer.Option(help="Age since the last use: 12h, 30d, 8w.")],
 ) -> None:
-    """Remove entries that were not used for some time."""
+    """Remove entries that have not been used for some time."""
     limit = _seconds(older_than)
     _remove([entry for entry in find_entries(cache_folder()) if entry.age_seconds > limit])
 
 
 def _remove(entries: list[Entry]) -> None:
-    """Remove entries and print what was freed; raises CacheError if some are in use."""
+    """Remove entries and print the freed bytes. Raises CacheError if some are in use."""
     from gemma_runtime.machine import format_bytes
 
     sizes = {entry.key: entry.bytes for entry in entries}
@@ -171,17 +171,17 @@ def _remove(entries: list[Entry]) -> None:
     freed = format_bytes(sum(sizes[entry.key] for entry in gone))
     print(f"removed {len(gone)} entries, {freed}")
     if used := [entry.key[:_SHOWN] for entry in entries if entry not in gone]:
-        raise CacheError(f"{', '.join(used)} not removed: a running gemma-export uses it; wait")
+        raise CacheError(f"{', '.join(used)} not removed: in use by a running gemma-export; wait")
 
 
 def _named(entries: list[Entry], key: str) -> Entry:
-    found = [entry for entry in entries if entry.key.startswith(key)]
-    if len(found) != 1:
+    matches = [entry for entry in entries if entry.key.startswith(key)]
+    if len(matches) != 1:
         raise CacheError(
-            f"{len(found)} entries of the cache begin with {key!r}, expected one; "
-            "gemma-export cache list shows the keys"
+            f"{len(matches)} cache entries start with {key!r}, expected one; "
+            "run gemma-export cache list to see the keys"
         )
-    return found[0]
+    return matches[0]
 
 
 def _seconds(text: str) -> float:

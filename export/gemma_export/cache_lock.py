@@ -1,7 +1,7 @@
-"""Locks in the cache: one process writes a thing, any number use it, and nobody removes it then.
+"""Locks in the cache: one process writes an entry, any number use it, and used entries stay.
 
-Locks are the operating system's: those of a process that died are free. Their files are empty and
-lie beside what they protect. This module does not import torch.
+They are locks of the operating system, which releases those of a dead process. Lock files are empty
+and lie beside the entry that they protect. This module does not import torch.
 """
 
 import os
@@ -14,12 +14,12 @@ from weakref import finalize
 
 from filelock import FileLock, Timeout
 
-_PATIENCE = 2.0  # seconds before the user is told what the process waits for
+_PATIENCE = 2.0  # seconds to wait before telling the user why
 
 
 @contextmanager
 def exclusive(path: Path, work: str, note: Callable[[str], None]) -> Iterator[None]:
-    """Keep other processes from writing `path`; wait while one does, and say so."""
+    """Hold the only right to write `path`. Waits for another process that has it, with a note."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = _lock_of(path)
     try:
@@ -34,9 +34,10 @@ def exclusive(path: Path, work: str, note: Callable[[str], None]) -> Iterator[No
 
 
 class InUse:
-    """Keeps `removable` from giving a path away, as long as this object lives.
+    """Prevents the removal of a path for as long as this object lives.
 
-    Made inside `exclusive`. Each has a lock of its own, so any number of processes use a path.
+    Create it inside `exclusive`. Each object has its own lock, so any number of processes can use a
+    path.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,7 +50,7 @@ class InUse:
 
 @contextmanager
 def removable(path: Path) -> Iterator[bool]:
-    """Whether no process writes or uses `path`; as long as the block runs, none begins to."""
+    """Yields whether no process writes or uses `path`; none can start to until the block ends."""
     lock = _lock_of(path)
     try:
         lock.acquire(timeout=0)
@@ -68,7 +69,7 @@ def _lock_of(path: Path) -> FileLock:
 
 
 def _is_left(use: Path) -> bool:
-    """Whether the process that made this lock is dead; its file goes then."""
+    """Whether the process that created this lock is dead; if so, deletes the lock file."""
     lock = FileLock(use)
     try:
         lock.acquire(timeout=0)

@@ -1,7 +1,7 @@
-"""`gemma-export`: flags to an ExportRequest, then one call.
+"""`gemma-export`: turns flags into an ExportRequest and runs it.
 
-What --target can be, and the flags of single targets, come from what the targets declare. torch is
-imported last: whatever is wrong with the flags is answered at once, and also where it is missing.
+The values of --target and the flags of single targets come from the targets' own declarations.
+torch is imported last, so wrong flags fail at once, even without torch.
 """
 
 import sys
@@ -52,14 +52,14 @@ with [bold]gemma-runtime[/bold].
 
   gemma-export --target onnx --size 9b --checkpoint random:7 --max-ram 2GiB
 
-  gemma-export cache list                   (what exports keep in the cache, and how old it is)
+  gemma-export cache list                   (entries of the cache, with size and age)
 
-Exit codes: 0 done, 1 refused (one line says why and what to do), 2 wrong usage.
+Exit codes: 0 success, 1 error (one line with the reason and what to do), 2 wrong usage.
 """
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_given: bool) -> None:
+    if is_given:
         from importlib import metadata
 
         print(f"gemma-export {metadata.version('gemma-export')}")
@@ -67,7 +67,7 @@ def _print_version(wanted: bool) -> None:
 
 
 def _completing(choices: Iterable[str]) -> Callable[[str], list[str]]:
-    """What the shell proposes for a flag with these choices."""
+    """A function that completes the value of a flag with these choices."""
     known = list(choices)
 
     def complete(incomplete: str) -> list[str]:
@@ -94,7 +94,7 @@ _Checkpoint = Annotated[
     typer.Option(
         rich_help_panel=_MODEL,
         help="A Hugging Face folder, a hub id, a .gguf file, random\\[:SEED], or demo (the Gemma 3 "
-        "270M of the \\[demo] extra). Without it, --size is fetched from the hub.",
+        "270M of the \\[demo] extra). By default, --size is downloaded from the hub.",
     ),
 ]
 _Size = Annotated[
@@ -109,7 +109,7 @@ _Family = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=_MODEL,
-        help=f"Tells sizes of one name apart: {', '.join(FAMILIES)}. \\[the first that has it]",
+        help=f"Family, if several have this --size: {', '.join(FAMILIES)}. \\[the first of them]",
         autocompletion=_completing(FAMILIES),
     ),
 ]
@@ -117,7 +117,7 @@ _Config = Annotated[
     Path | None,
     typer.Option(
         rich_help_panel=_MODEL,
-        help="A config.json with the shape of the model, for --checkpoint random.",
+        help="A config.json that gives the model's shapes, for --checkpoint random.",
     ),
 ]
 _Quant = Annotated[
@@ -126,7 +126,7 @@ _Quant = Annotated[
         rich_help_panel=_QUANTIZATION,
         help="Recipe: int4, int4-asym, int4-table8 or mixed, each alone or calibrated "
         "(int4-gptq, int4-distilled, …); int8, int8-channel, none; source keeps a quantized "
-        "checkpoint's codes (Q4_0, Q8_0, Q5_0, GPTQ, AWQ, QAT) and names what it can't keep.",
+        "checkpoint's codes (Q4_0, Q8_0, Q5_0, GPTQ, AWQ, QAT) and lists what it can't keep.",
         autocompletion=_complete_recipe,
     ),
 ]
@@ -134,7 +134,7 @@ _RecipeFile = Annotated[
     Path | None,
     typer.Option(
         rich_help_panel=_QUANTIZATION,
-        help="A recipe of your own in YAML: tensor patterns → bits, group, asymmetric, "
+        help="Your own recipe, a YAML file: tensor patterns → bits, group, asymmetric, "
         "int8_columns, rounding.",
     ),
 ]
@@ -142,8 +142,8 @@ _Bits = Annotated[
     float | None,
     typer.Option(
         rich_help_panel=_QUANTIZATION,
-        help="The most bits per weight: --quant's int4, and int8 where it helps most, as measured. "
-        "The bundle's recipe.yaml holds the choice; --recipe reads it.",
+        help="Most bits per weight on average: --quant's int4, with int8 where it is measured to "
+        "help most. The bundle's recipe.yaml stores the choice; --recipe reads it.",
     ),
 ]
 _Calibration = Annotated[
@@ -151,7 +151,7 @@ _Calibration = Annotated[
     typer.Option(
         rich_help_panel=_QUANTIZATION,
         help="Text for --bits and for the -gptq and -distilled recipes: a file or a folder. "
-        "\\[a text that gemma-export brings]",
+        "\\[the text included in gemma-export]",
     ),
 ]
 _RequireExact = Annotated[
@@ -159,26 +159,29 @@ _RequireExact = Annotated[
     typer.Option(
         "--require-exact",
         rich_help_panel=_QUANTIZATION,
-        help="Fail, and name the tensors, if any had to be rounded.",
+        help="Fail if a tensor can't be kept exactly, and list such tensors.",
     ),
 ]
 _Context = Annotated[
     int | None,
     typer.Option(
         rich_help_panel=_LAYOUT,
-        help="Tokens that the caches hold. \\[4096, or the model's limit]",
+        help="Context length: tokens that the KV caches hold. \\[4096, or the model's limit]",
     ),
 ]
 _Prefill = Annotated[
     int | None,
-    typer.Option(rich_help_panel=_LAYOUT, help="Longest chunk of a prompt, in tokens. \\[512]"),
+    typer.Option(
+        rich_help_panel=_LAYOUT,
+        help="Longest chunk of a prompt, in tokens. \\[512]",
+    ),
 ]
 _FullCache = Annotated[
     bool,
     typer.Option(
         "--full-cache",
         rich_help_panel=_LAYOUT,
-        help="Keep the whole context on local layers too, for older runtimes.",
+        help="Give local layers caches for the whole context too, for older runtimes.",
     ),
 ]
 _Output = Annotated[
@@ -193,7 +196,7 @@ _MaxRam = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=_OUTPUT,
-        help="The most memory that the export may use, e.g. 6GiB. It refuses to use more.",
+        help="Memory limit of the export, e.g. 6GiB. It stops rather than use more.",
     ),
 ]
 _EvalText = Annotated[
@@ -209,12 +212,12 @@ _Plan = Annotated[
     typer.Option(
         "--plan",
         rich_help_panel=_OUTPUT,
-        help="Print sizes, caches, memory and which phones fit, then stop.",
+        help="Print sizes, caches, memory and which phones can run the bundle, then exit.",
     ),
 ]
 _Json = Annotated[
     bool,
-    typer.Option("--json", rich_help_panel=_OUTPUT, help="Figures as JSON on stdout."),
+    typer.Option("--json", rich_help_panel=_OUTPUT, help="Print the results as JSON on stdout."),
 ]
 _Version = Annotated[
     bool,
@@ -245,14 +248,13 @@ def export(
     plan: _Plan = False,
     json: _Json = False,
     version: _Version = False,
-    **options: str | None,  # of single targets
+    **options: str | None,  # options of single targets
 ) -> None:
     del version
     if ctx.invoked_subcommand is not None:
         return
     from gemma_export.memory import parse_bytes
-    from gemma_export.quantize.recipe import load_recipe
-    from gemma_export.request import ExportRequest, check_request, plan_exports
+    from gemma_export.request import ExportRequest
 
     request = ExportRequest(
         targets=_targets(target),
@@ -273,8 +275,16 @@ def export(
         calibration=calibration,
         bits=bits,
     )
+    _run(request, recipe, plan, json)
+
+
+def _run(request: "ExportRequest", recipe: Path | None, plan: bool, json: bool) -> None:
+    """Plan or export, after every check that needs no torch."""
+    from gemma_export.quantize.recipe import load_recipe
+    from gemma_export.request import check_request, plan_exports
+
     check_request(request)
-    if checkpoint is None and size is None:
+    if request.checkpoint is None and request.size is None:
         print(
             "error: no checkpoint: give --size, e.g. 2b, or --checkpoint; gemma-export --help "
             "lists all flags",
@@ -293,7 +303,7 @@ def export(
 
 
 def main() -> None:
-    """The console script: a GemmaError is one line on stderr and exit code 1."""
+    """Console script. Prints a GemmaError as one line on stderr and exits with code 1."""
     sys.exit(run(sys.argv[1:]))
 
 
@@ -303,13 +313,13 @@ def run(arguments: list[str]) -> int:
 
 
 def command_line() -> typer.Typer:
-    """The command line, with the flags that targets declare."""
+    """The command line, including the flags that targets declare."""
     app.callback(invoke_without_command=True, help=_HELP)(_with_target_flags())
     return app
 
 
 def _with_target_flags() -> Callable[..., None]:
-    """`export`, as typer reads it: with --target and the targets' own flags spelt out."""
+    """`export` with a signature that typer can read: --target and the targets' own flags."""
 
     def command(ctx: typer.Context, **values: object) -> None:
         export(ctx, **values)  # type: ignore[arg-type]
@@ -342,8 +352,8 @@ def _target_annotation() -> object:
     betas = ", ".join(f"{spec.name} ({spec.label})" for spec in specs if spec.is_beta)
     shown = typer.Option(
         rich_help_panel=_TARGET,
-        help=f"What to export for: {stable}; in beta: {betas}. Several with commas, or all, which "
-        "leaves betas out.",
+        help=f"Runtime to export for: {stable}; in beta: {betas}. Separate several with commas; "
+        "all means all but betas.",
         autocompletion=_completing([*TARGETS, "all"]),
     )
     return Annotated[str, shown]
@@ -373,12 +383,12 @@ def _family(name: str | None) -> str | None:
     return name
 
 
-def _choices(found: str, choices: Iterable[str]) -> str:
-    return f"no {found!r}; choose from {nearest_first(found, choices)}"
+def _choices(name: str, choices: Iterable[str]) -> str:
+    return f"{name!r} is unknown; choose from {nearest_first(name, choices)}"
 
 
 def _given(options: Mapping[str, str | None]) -> dict[str, str]:
-    """What differs from the targets' defaults."""
+    """The options that differ from the targets' defaults."""
     defaults = {option.name: option.default for spec in all_targets() for option in spec.options}
     return {
         name: value
@@ -449,7 +459,7 @@ def _summary(result: "ExportResult") -> "_Summary":
 
 @dataclass(frozen=True, slots=True)
 class _Summary:
-    """What one export reports, on the console and as JSON."""
+    """Results of one export, for the console and for JSON."""
 
     bundle: str
     target: str
@@ -459,7 +469,7 @@ class _Summary:
     codes_digest: str
     bytes: int
     context_length: int
-    quality: "Agreement"  # quantized against float32, both in the reference
+    quality: "Agreement"  # quantized against float32 weights, both run by the reference
     seconds: float
     peak_rss_bytes: int
 

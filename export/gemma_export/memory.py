@@ -1,4 +1,4 @@
-"""Memory: a ceiling on it, how a user writes one, and giving it back."""
+"""Memory limits: parses and enforces `--max-ram`, and returns freed memory to the system."""
 
 import ctypes
 import re
@@ -14,16 +14,16 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "
 
 
 def parse_bytes(text: str) -> int:
-    """`6GiB`, `1.5g`, `800MB` or plain bytes. Raises MemoryLimit for anything else."""
+    """Parse `6GiB`, `1.5g`, `800MB` or plain bytes. Raises MemoryLimit for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", text.lower())
     if match is None or not float(match[1]):
-        raise MemoryLimit(f"{text!r} is no amount of memory; write it like 6GiB or 800MB")
+        raise MemoryLimit(f"{text!r} is not an amount of memory; write it like 6GiB or 800MB")
     return int(float(match[1]) * _UNITS[match[2] or ""])
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryCeiling:
-    """`--max-ram`: refused at the start if the estimate is above, checked as the work goes on."""
+    """`--max-ram`: compared with the estimate first, then with the peak while work proceeds."""
 
     limit: int | None
 
@@ -42,7 +42,7 @@ class MemoryCeiling:
             )
 
 
-# glibc's mallopt(3): a parameter, what it is while memory is kept, and by default.
+# Parameters of glibc's mallopt(3): values that keep freed memory, and the default values.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 _KEPT = {_TRIM_THRESHOLD: (1 << 31) - 1, _MMAP_MAX: 0}
 _DEFAULTS = {_TRIM_THRESHOLD: 128 << 10, _MMAP_MAX: 65536}
@@ -50,10 +50,10 @@ _DEFAULTS = {_TRIM_THRESHOLD: 128 << 10, _MMAP_MAX: 65536}
 
 @contextmanager
 def kept_memory() -> Iterator[None]:
-    """Let the C library keep large freed tensors for the next ones, instead of giving them back.
+    """Let the C library reuse the memory of large freed tensors instead of unmapping it.
 
     glibc maps and unmaps every tensor above 32 MiB; clearing the pages each time takes as long as
-    the products on them. `release_memory` still gives back what is free.
+    the matrix products. `release_memory` still returns free memory to the system.
     """
     _set_allocator(_KEPT)
     try:
@@ -64,7 +64,7 @@ def kept_memory() -> Iterator[None]:
 
 
 def release_memory() -> None:
-    """Give freed heap back to the system, where the C library keeps it (glibc's does)."""
+    """Return freed heap memory to the system. Does nothing unless the C library is glibc."""
     trim = _of_glibc("malloc_trim")
     if trim is not None:
         trim(0)
@@ -78,7 +78,7 @@ def _set_allocator(values: Mapping[int, int]) -> None:
 
 
 def _of_glibc(name: str) -> Callable[..., int] | None:
-    """A function of the C library; None where it is another one, as musl, which lacks these."""
+    """A function of glibc; None with another C library, such as musl."""
     if not sys.platform.startswith("linux"):
         return None
     library = ctypes.CDLL(None)

@@ -1,8 +1,8 @@
-"""All cores, a block to each.
+"""Runs blocks of rows in parallel, one per core.
 
-torch's own threads meet at a barrier after every operation: for thousands of small operations on a
-machine with anything else to do that costs many times the work itself. Here each worker takes a
-whole block of rows through all of its operations, and torch is told to stay on one thread.
+torch's own threads synchronize after every operation. With thousands of small operations on a busy
+machine that costs many times the work itself. Here each worker runs all operations of one block,
+and torch uses a single thread.
 """
 
 import os
@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`map` on all cores, with no more results waiting than there are cores."""
+    """`map` on all cores, in order; holds at most one unread result per core."""
     waiting: deque[Future[Result]] = deque()
     for item in items:
         waiting.append(_pool().submit(function, item))
@@ -32,7 +32,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
 
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Keep torch on one thread in the calling thread too."""
+    """Limit torch to one thread in the calling thread too."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

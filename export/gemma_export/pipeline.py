@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle. `export_bundles` is the whole story."""
+"""Exports a checkpoint to bundles: `export_bundles` runs all steps in order."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -48,14 +48,14 @@ __all__ = ["ExportRequest", "ExportResult", "export_bundles"]
 @dataclass(frozen=True, slots=True)
 class ExportResult:
     bundle: Bundle
-    seconds: float  # of the whole request, shared work included
+    seconds: float  # since the request started, including work shared with other bundles
     peak_rss_bytes: int
 
 
 def export_bundles(request: ExportRequest, report: Reporter | None = None) -> list[ExportResult]:
-    """Write one bundle per target, all from one quantized store. `report=None` says nothing.
+    """Write one bundle per target, all from one quantized store. `report=None` prints nothing.
 
-    Everything cheap is checked before a weight is read; a bundle appears whole or not at all.
+    All cheap checks run before weights are read. A bundle is written completely or not at all.
     """
     started = time.monotonic()
     report = report or QuietReporter()
@@ -83,8 +83,8 @@ def export_bundles(request: ExportRequest, report: Reporter | None = None) -> li
         report.note(note)
 
     layouts = [target.caches(checkpoint.config, geometry) for target in targets]
-    wanted = _wanted_text(request)
-    text = read_text(checkpoint, geometry.context_length, layouts, wanted, report)
+    sources = _text_to_read(request)
+    text = read_text(checkpoint, geometry.context_length, layouts, sources, report)
     with one_thread_each():
         request = _spend_bits(request, targets, checkpoint, text.calibration, report, ceiling)
         store = _quantize(checkpoint, request.recipe, text.calibration, report, ceiling)
@@ -107,7 +107,7 @@ def export_bundles(request: ExportRequest, report: Reporter | None = None) -> li
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """All that one bundle is made from."""
+    """Everything that one bundle is made from."""
 
     checkpoint: Checkpoint
     text: ExportText
@@ -119,12 +119,12 @@ class _Work:
     teacher: list[TeacherSegment]  # empty without --eval-text
 
 
-def _wanted_text(request: ExportRequest) -> WantedText:
+def _text_to_read(request: ExportRequest) -> WantedText:
     return WantedText(request.eval_text, request.is_calibrated, request.calibration)
 
 
 def _output(request: ExportRequest, checkpoint: Checkpoint, target: str) -> Path:
-    """`--output` itself for one target, a folder in it for each of several."""
+    """The bundle's folder: `--output`, or a folder in it if there are several targets."""
     model = Path(checkpoint.id).name.removesuffix(".gguf").replace(":", "-")
     bits = "" if request.bits is None else f"-{request.bits:g}bits"
     name = f"{model}-{request.recipe.name}{bits}-{target}"
@@ -141,7 +141,7 @@ def _spend_bits(
     report: Reporter,
     ceiling: MemoryCeiling,
 ) -> ExportRequest:
-    """The request with a recipe that fits its budget of bits, if it has one."""
+    """The request with a recipe that stays within `--bits`; unchanged without `--bits`."""
     if request.bits is None or calibration is None:
         return request
     budget = Budget(request.recipe, request.bits)
@@ -204,7 +204,7 @@ def _write(target: Target, work: _Work, report: Reporter, ceiling: MemoryCeiling
 
 
 def _write_sidecars(work: _Work) -> dict[str, str]:
-    """Goldens, the teacher, and what reads and writes text; returns which file plays which role."""
+    """Write goldens, teacher, recipe and tokenizer files; returns role → file name."""
     roles = {"goldens": _GOLDENS}
     save_goldens(work.folder / _GOLDENS, work.reference.goldens)
     if work.teacher:
@@ -221,7 +221,7 @@ def _write_sidecars(work: _Work) -> dict[str, str]:
 
 
 def _tensors(config: GemmaConfig, formats: Mapping[str, Format]) -> dict[str, str]:
-    """Formats by names; of a matrix in pieces, theirs."""
+    """Format of every matrix by name, or of each of its pieces if it is stored in several."""
     widths = {name: config.tensor_shapes()[name][1] for name in formats}
     return {
         piece: str(own)
@@ -275,5 +275,5 @@ def _calibrated_on(calibration: Calibration | None) -> CalibratedOn | None:
 
 
 def _stop_tokens(config: GemmaConfig, turn_end: int | None) -> tuple[int, ...]:
-    """The config's end tokens, and the end of a turn, which base models' configs leave out."""
+    """The config's end tokens and the end-of-turn token, which base models' configs lack."""
     return tuple(dict.fromkeys((*config.eos_tokens, *([] if turn_end is None else [turn_end]))))

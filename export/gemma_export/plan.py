@@ -1,7 +1,7 @@
-"""What a bundle will weigh and need, before a weight is read.
+"""Computes sizes and memory of a bundle and of its export without reading weights.
 
-Sizes and caches are exact. Memory is estimated from what was measured on real exports and real
-sessions (`tests/export/test_plan.py` keeps the two together).
+Sizes and caches are exact. Memory is estimated from measurements of real exports and sessions;
+`tests/export/test_plan.py` compares estimates and measurements.
 """
 
 import math
@@ -24,28 +24,29 @@ Component = Literal["table", "attention", "mlp", "norms", "ropes"]
 Verdict = Literal["fits", "tight", "does not fit"]
 
 _GIB = 1 << 30
-_FLOAT_BYTES = 4  # of caches, logits, norms and rope tables, and of scales in memory
-_SCALE_BYTES = 2  # in the file
+_FLOAT_BYTES = 4  # caches, logits, norms, rope tables, and scales in memory
+_SCALE_BYTES = 2  # scales in the file
 
-# What an app may use of a phone's RAM: a rule of thumb, not a promise. iOS ends a process near half
-# of it, and at less on some versions; Android has no such line, but system and launcher need 2 to
-# 3 GB, and its low-memory killer ends whoever holds most.
+# The share of a phone's RAM that an app may use, as a rule of thumb. iOS ends a process near half
+# of the RAM, on some versions earlier. Android has no fixed limit, but system and launcher need 2
+# to 3 GB, and its low-memory killer ends the largest processes first.
 _PHONES_GB = (4, 6, 8, 12)
 _BUDGET_SHARE = 0.45
-_COMFORT = 0.75  # of the budget: the rest is for the app itself, its screens and its web views
-_ARENA = 2  # of what is alive: the arena grows by doubling
+_COMFORT = 0.75  # share of the budget; the rest is for the app's own screens and web views
+_ARENA = 2  # memory of live tensors × this: onnxruntime's arena grows by doubling
 
-# An export, measured with torch 2.13 (CPU) on Linux x86: 270m with its tokenizer, 2b to 27b shapes.
-_TOKENIZER_BYTES = 130  # per token of the vocabulary: tokenizer.json itself, kept for the bundle
-_TOKENIZER_PARSING = 1700  # the same, while it is parsed
-_BLOCK_COPIES = 7  # of a block of rows, in each thread: floats, steps, codes, products
-_LOGITS_COPIES = 2  # of all prompts', while the top ones are picked
-_WIDEST_COPIES = 3  # of the widest activations
+# Costs of an export, measured with torch 2.13 (CPU) on Linux x86: 270m with its tokenizer, and
+# random weights from 2b to 27b.
+_TOKENIZER_BYTES = 130  # per vocabulary entry: tokenizer.json, kept for the bundle
+_TOKENIZER_PARSING = 1700  # per vocabulary entry while tokenizer.json is parsed
+_BLOCK_COPIES = 7  # copies of a block of rows per thread: floats, steps, codes, products
+_LOGITS_COPIES = 2  # copies of all prompts' logits while the top ones are selected
+_WIDEST_COPIES = 3  # copies of the widest activations
 
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """How many weights there are; the table is embedding and head in one."""
+    """Numbers of weights. The table is both embedding and head."""
 
     table: int
     attention: int
@@ -56,44 +57,44 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True)
 class ArtifactBytes:
-    """What the artifact's weights file holds, part by part."""
+    """Bytes of the artifact's weights file, by part."""
 
     table: int
     attention: int
     mlp: int
     norms: int
-    ropes: int  # tables of cos and sin over the whole context
-    padding: int  # every tensor starts on a page
+    ropes: int  # tables of cos and sin for the whole context
+    padding: int  # because every tensor starts on a page
     total: int
 
 
 @dataclass(frozen=True, slots=True)
 class CacheBytes:
-    """Keys and values of all layers, by kind."""
+    """Bytes of all layers' keys and values, by attention kind."""
 
     local: int
-    full: int  # of the global layers
-    saved: int  # by rings, against the whole context on every layer
-    note: str  # the same as a sentence
+    full: int  # global layers
+    saved: int  # by ring caches, compared to caching the whole context on every layer
+    note: str  # `saved` as text for the user
     total: int
 
 
 @dataclass(frozen=True, slots=True)
 class RunBytes:
-    """Resident memory of a session."""
+    """Resident memory of a session, in bytes."""
 
-    mapped: int  # the part of the file that is read in place
-    prepacked: int  # the runtime's own copy, in the order its kernels read
+    mapped: int  # mapped weights that are read in place
+    prepacked: int  # the runtime's copy of weights in its kernels' layout
     caches: int
-    activations: int  # of the longest prefill chunk on a full context, and the logits
+    activations: int  # for the longest prefill chunk at full context, including logits
     runtime: int  # the runtime itself
-    loading: int  # the most it takes while it loads, before there are caches
-    total: int  # the most it ever takes
+    loading: int  # peak while loading, before caches are allocated
+    total: int  # peak overall
 
 
 @dataclass(frozen=True, slots=True)
 class PhoneVerdict:
-    """Whether an app on a phone of this much RAM can run the bundle."""
+    """Whether an app on a phone with this much RAM can run the bundle."""
 
     ram_gb: int
     budget: int  # bytes that an app may use
@@ -108,7 +109,7 @@ class Plan:
     context_length: int
     prefill_length: int
     parameters: Parameters
-    bits_per_weight: float  # codes, fp16 scales, zero points
+    bits_per_weight: float  # including float16 scales and zero points
     artifact: ArtifactBytes
     caches: CacheBytes
     run: RunBytes
@@ -123,7 +124,7 @@ def make_plan(
     geometry: Geometry,
     target: str,
 ) -> Plan:
-    """Sizes, caches, memory and phones from the shapes alone."""
+    """Compute the plan from the shapes alone."""
     parameters = _parameters(config)
     costs = target_spec(target).costs
     artifact = _artifact(config, formats, geometry.context_length, costs)
@@ -173,7 +174,7 @@ def _artifact(
 def _regions(
     config: GemmaConfig, formats: Mapping[str, Format], context_length: int, costs: Costs
 ) -> Iterator[tuple[Component, int]]:
-    """Every tensor of the data file, as `targets/onnx/ops.py` lays them out."""
+    """Component and bytes of every tensor in the data file, as `targets/onnx/ops.py` writes it."""
     shapes = config.tensor_shapes()
     for names in config.products():
         for stack in stacks(names, lambda name: formats.get(name, FLOAT)):
@@ -188,7 +189,7 @@ def _regions(
         if len(shape) == 1:
             yield "norms", shape[0] * costs.float_bytes
     ropes = {layer.rope for layer in config.layers} if costs.has_ropes else ()
-    for _ in range(2 * len(ropes)):  # cos and sin of each
+    for _ in range(2 * len(ropes)):  # one table of cos and one of sin for each
         yield "ropes", context_length * config.head_dim // 2 * _FLOAT_BYTES
 
 
@@ -206,7 +207,7 @@ def _matrix_regions(
 def _held_bytes(
     config: GemmaConfig, name: str, form: Format, float_bytes: int = _FLOAT_BYTES
 ) -> int:
-    """What a runtime holds of a matrix: onnxruntime's scales become float32 as it loads."""
+    """Bytes of a matrix in memory. onnxruntime converts scales to float32 when it loads."""
     rows, width = config.tensor_shapes()[name]
     return sum(
         sum(_matrix_regions(rows, len(range(width)[columns]), own, float_bytes, _FLOAT_BYTES))
@@ -215,15 +216,15 @@ def _held_bytes(
 
 
 def _caches(caches: Sequence[LayerCache], context_length: int, float_bytes: int) -> CacheBytes:
-    local = global_ = whole = 0
+    local = global_ = uncut = 0
     for cache in caches:
         size = cache.elements * float_bytes
-        whole += size // cache.slots * context_length
+        uncut += size // cache.slots * context_length
         if cache.kind is AttentionKind.LOCAL:
             local += size
         else:
             global_ += size
-    saved = whole - local - global_
+    saved = uncut - local - global_
     amount = format_bytes(saved) if saved else "0 MiB"
     return CacheBytes(
         local=local,
@@ -244,29 +245,29 @@ def _run(
 ) -> RunBytes:
     form = formats.get(TABLE, FLOAT)
     held = {n: _held_bytes(config, n, f, costs.float_bytes) for n, f in formats.items()}
-    # Tokens are looked up in the table as it was loaded: floats, or codes with float32 scales.
+    # Lookups read the table as loaded: floats, or codes with float32 scales.
     table_codes = config.vocab_size * (config.hidden_size * form.bits + form.int8_columns * 4) // 8
     mapped = artifact.norms + artifact.ropes
-    whole = form.is_float or costs.table_kept
-    mapped += held[TABLE] if whole else held[TABLE] - table_codes
+    is_kept = form.is_float or costs.table_kept
+    mapped += held[TABLE] if is_kept else held[TABLE] - table_codes
     prepacked = round(sum(held.values()) * (1.0 if form.is_float else costs.packed))
     packing = 0 if form.is_float else round(held[TABLE] * costs.packing)
-    kept = sum(cache.elements for cache in caches) * costs.float_bytes
+    cached = sum(cache.elements for cache in caches) * costs.float_bytes
     activations = _activation_bytes(config, caches, geometry.prefill_length)
     resident = costs.runtime + mapped + prepacked
     return RunBytes(
         mapped=mapped,
         prepacked=prepacked,
-        caches=kept,
+        caches=cached,
         activations=activations,
         runtime=costs.runtime,
         loading=resident + packing,
-        total=max(resident + packing, resident + kept + activations),
+        total=max(resident + packing, resident + cached + activations),
     )
 
 
 def _activation_bytes(config: GemmaConfig, caches: Sequence[LayerCache], tokens: int) -> int:
-    """Gate and up together and apart, their product; attention scores; logits."""
+    """Bytes of live activations: MLP (gate, up, product), attention scores, logits."""
     scores = config.heads * tokens * max(cache.slots for cache in caches)
     alive = tokens * _widest_row(config) + scores + config.vocab_size
     return _ARENA * alive * _FLOAT_BYTES
@@ -283,9 +284,9 @@ def _export_peak(
     geometry: Geometry,
     costs: Costs,
 ) -> int:
-    """Parsing the tokenizer, evaluating the goldens or making rope tables: whichever takes most.
+    """Peak of parsing the tokenizer, evaluating the goldens, computing rope tables and writing.
 
-    Nothing in it grows with the number of layers, but the caches that executorch's frame holds.
+    Only the caches in ExecuTorch's frame grow with the number of layers.
     """
     context_length = geometry.context_length
     judged = len(PROMPTS) * min(JUDGED, context_length)
@@ -295,7 +296,9 @@ def _export_peak(
     widest = _WIDEST_COPIES * max(judged, long) * _widest_row(config) * _FLOAT_BYTES
     threads = (os.cpu_count() or 1) + 1
     blocks = threads * _BLOCK_COPIES * BLOCK_ELEMENTS * _FLOAT_BYTES
-    ropes = context_length * config.head_dim // 2 * (8 + 8 + 4)  # angle, its cosine, and as float32
+    ropes = (
+        context_length * config.head_dim // 2 * (8 + 8 + 4)
+    )  # float64 angle and cosine, float32 result
     tokenizer = config.vocab_size * _TOKENIZER_BYTES
     working = tokenizer + blocks + max(logits + widest, scores + widest, ropes)
     table = _held_bytes(config, TABLE, formats.get(TABLE, FLOAT))

@@ -1,4 +1,4 @@
-"""A plan as the console shows it."""
+"""Renders a plan for the console."""
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -8,14 +8,14 @@ from gemma_runtime.machine import format_bytes
 
 
 def render_plan(plan: Plan) -> RenderableType:
-    """Sizes, caches and memory, and below them the phones that an app would fit."""
+    """A table of sizes, caches and memory, followed by a table of phones."""
     title = f"{plan.family} to {plan.target}, {plan.context_length} tokens of context"
     table = Table(show_header=False, box=None, title=title, title_justify="left")
     table.add_column(style="bold")
     for label, value in _lines(plan):
         table.add_row(label, value)
-    phones = Table(box=None, title="an app that runs it", title_justify="left")
-    for heading in ("phone", "may use", "needs", ""):
+    phones = Table(box=None, title="can an app run it?", title_justify="left")
+    for heading in ("phone", "app may use", "needs", ""):
         phones.add_column(heading, justify="left" if heading in ("phone", "") else "right")
     for phone in plan.phones:
         amounts = (format_bytes(phone.budget), format_bytes(phone.needed))

@@ -1,4 +1,4 @@
-"""How long work tells what it does: a stage, a tensor, bytes done, the memory peak."""
+"""Reports the progress of long-running work: stage, tensor, bytes done, memory peak."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -17,29 +17,29 @@ from rich.progress import (
 from gemma_export.memory import MemoryCeiling
 from gemma_runtime.machine import format_bytes, peak_rss_bytes
 
-Tick = Callable[[str, int], None]  # tensor name, bytes just done
-Stage = Callable[[str, int], AbstractContextManager[Tick]]  # title, bytes in all
-Note = Callable[[str], None]  # tells the user a sentence
+Tick = Callable[[str, int], None]  # (tensor name, bytes done since the last tick)
+Stage = Callable[[str, int], AbstractContextManager[Tick]]  # (title, total bytes)
+Note = Callable[[str], None]  # shows a message to the user
 
 
 def unheard(name: str, done: int) -> None:
-    """The tick of work whose progress nobody follows."""
+    """A tick that does nothing."""
     del name, done
 
 
 def silent(text: str) -> None:
-    """A note that nobody reads."""
+    """A note that shows nothing."""
     del text
 
 
 class Reporter(Protocol):
     @contextmanager
     def stage(self, title: str, total_bytes: int) -> Iterator[Tick]:
-        """One stage of the work; the tick is called after every block."""
+        """Run one stage of the work; it calls the tick after every block."""
         ...
 
     def note(self, text: str) -> None:
-        """A sentence the user should see."""
+        """Show a message to the user."""
         ...
 
 
@@ -70,7 +70,7 @@ class ConsoleReporter:
             TextColumn("peak {task.fields[peak]}"),
             TextColumn("{task.fields[tensor]}", style="dim"),
         )
-        # Of a speed over minutes, as a layer takes that long.
+        # Averages the speed over minutes, because one layer can take that long.
         with Progress(*columns, console=self._console, speed_estimate_period=300) as bar:
             task = bar.add_task(title, total=total_bytes, tensor="", peak="")
 
@@ -86,7 +86,7 @@ class ConsoleReporter:
 
 
 def guarded_stage(report: Reporter, ceiling: MemoryCeiling) -> Stage:
-    """The reporter's stages, whose ticks stop the work once memory passes the ceiling."""
+    """The reporter's stages, with ticks that raise MemoryLimit above the ceiling."""
 
     @contextmanager
     def stage(title: str, total_bytes: int) -> Iterator[Tick]:
@@ -97,7 +97,7 @@ def guarded_stage(report: Reporter, ceiling: MemoryCeiling) -> Stage:
 
 
 def guarded(tick: Tick, ceiling: MemoryCeiling) -> Tick:
-    """The same tick, stopping the work once memory passes the ceiling."""
+    """A tick that raises MemoryLimit if memory is above the ceiling, else calls `tick`."""
 
     def checked(name: str, done: int) -> None:
         ceiling.check_peak()
@@ -107,5 +107,5 @@ def guarded(tick: Tick, ceiling: MemoryCeiling) -> Tick:
 
 
 def _short(name: str) -> str:
-    """A tensor's name, or the first of several that lie together."""
+    """A tensor's name, shortened; for several stacked tensors, the first one's."""
     return name.split("+")[0].removeprefix("model.").removesuffix(".weight")

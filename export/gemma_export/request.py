@@ -1,4 +1,4 @@
-"""What a user asks for, checked and planned: no weight is read here, and torch is not imported."""
+"""An export request: checks and plans it without reading weights or importing torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,40 +19,40 @@ _DEFAULT_CONTEXT, _DEFAULT_PREFILL = 4096, 512
 class ExportRequest:
     targets: tuple[str, ...]
     recipe: Recipe
-    checkpoint: str | None = None  # None: the official one of `size`
+    checkpoint: str | None = None  # None: the official checkpoint of `size`
     size: str | None = None
     family: str | None = None
-    config_file: Path | None = None  # shape of random weights
+    config_file: Path | None = None  # config.json with the shapes of random weights
     context_length: int | None = None
     prefill_length: int | None = None
     full_cache: bool = False
-    options: Mapping[str, str] = field(default_factory=dict)  # of single targets, by name
+    options: Mapping[str, str] = field(default_factory=dict)  # options of single targets, by name
     output: Path | None = None
     max_ram: int | None = None  # bytes
     force: bool = False
     require_exact: bool = False
     eval_text: Path | None = None  # text whose float32 probabilities every bundle stores
-    calibration: Path | None = None  # text of the user's own, for recipes that are calibrated
-    bits: float | None = None  # per weight: the recipe's int4, and int8 as far as that goes
+    calibration: Path | None = None  # text for calibrated recipes; None: the default text
+    bits: float | None = None  # most bits per weight: int8 is added to the recipe's int4 up to it
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether calibration text is read, by the recipe or to spend the bits."""
+        """Whether the recipe or `bits` needs calibration text."""
         return self.recipe.is_calibrated or self.bits is not None
 
 
 def check_request(request: ExportRequest) -> None:
-    """Raise what is wrong with the names in a request."""
+    """Raise a GemmaError for an unknown target, option, size or family."""
     load_targets(request.targets, request.options)
     if request.size:
         find_official(request.size, request.family)
 
 
 def plan_exports(request: ExportRequest) -> list[Plan]:
-    """What each bundle would weigh and need, without reading a weight."""
+    """Sizes and memory of each bundle, computed without reading weights."""
     targets = load_targets(request.targets, request.options)
     if request.checkpoint and any(rule.rounding == "kept" for rule in request.recipe.rules):
-        from gemma_export.quantize.kept import resolve_recipe  # asks the weights, with torch
+        from gemma_export.quantize.kept import resolve_recipe  # imports torch
 
         checkpoint = open_checkpoint(request.checkpoint, request.size, request.family)
         request = replace(request, recipe=resolve_recipe(request.recipe, checkpoint).recipe)
@@ -61,7 +61,7 @@ def plan_exports(request: ExportRequest) -> list[Plan]:
 
 
 def plan_export(config: GemmaConfig, request: ExportRequest, target: Target) -> Plan:
-    """The plan of one bundle. Raises TargetError for what the target has no kernel for."""
+    """The plan of one bundle. Raises TargetError for formats that the target doesn't support."""
     geometry = export_geometry(request, config)
     formats = request.recipe.formats(config)
     target.check(formats, geometry)
@@ -73,7 +73,7 @@ def export_geometry(request: ExportRequest, config: GemmaConfig) -> Geometry:
     context = request.context_length or min(_DEFAULT_CONTEXT, longest)
     prefill = request.prefill_length or min(_DEFAULT_PREFILL, context)
     if not 2 <= context <= longest:
-        raise TargetError(f"--context is {context}; this model reads 2 to {longest} tokens")
+        raise TargetError(f"--context is {context}; this model supports 2 to {longest} tokens")
     if not 1 <= prefill <= context:
-        raise TargetError(f"--prefill is {prefill}; it can be 1 to the context of {context}")
+        raise TargetError(f"--prefill is {prefill}; expected 1 to {context}, the context length")
     return Geometry(context, prefill, request.full_cache)

@@ -159,7 +159,7 @@ def test_a_store_in_use_is_not_removed(
 ) -> None:
     key = store.path.stem
     line = _failing(capsys, "cache", "remove", key[:8])
-    assert line.startswith(f"error: {key[:12]} not removed: a running gemma-export uses it")
+    assert line.startswith(f"error: {key[:12]} not removed: in use by a running gemma-export")
     assert store.path.exists()
 
 
@@ -203,8 +203,8 @@ def test_prune_removes_entries_that_were_not_used_for_the_given_time(
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
-        (["remove", "abc"], "0 entries of the cache begin with 'abc', expected one"),
-        (["remove", ""], "2 entries of the cache begin with '', expected one"),
+        (["remove", "abc"], "0 cache entries start with 'abc', expected one"),
+        (["remove", ""], "2 cache entries start with '', expected one"),
     ],
 )
 def test_a_key_that_does_not_match_exactly_one_entry_is_refused(

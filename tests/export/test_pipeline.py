@@ -114,9 +114,9 @@ def test_an_existing_output_is_kept_unless_forced(
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
-        (["--context", "100000"], "--context is 100000; this model reads 2 to 256 tokens"),
-        (["--prefill", "999"], "--prefill is 999; it can be 1 to the context"),
-        (["--max-ram", "lots"], "'lots' is no amount of memory"),
+        (["--context", "100000"], "--context is 100000; this model supports 2 to 256 tokens"),
+        (["--prefill", "999"], "--prefill is 999; expected 1 to "),
+        (["--max-ram", "lots"], "'lots' is not an amount of memory"),
         (["--max-ram", "10MiB"], "--max-ram allows 10 MiB"),
         (["--recipe", "nowhere.yaml"], "can't read recipe nowhere.yaml"),
         (["--size", "2b"], "gemma2 2b has 26"),
@@ -133,8 +133,8 @@ def test_wrong_values_are_refused_before_any_work(
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
-        (["--target", "onx"], "no 'onx'; choose from onnx"),
-        (["--quant", "int44"], "no 'int44'; choose from int4"),
+        (["--target", "onx"], "'onx' is unknown; choose from onnx"),
+        (["--quant", "int44"], "'int44' is unknown; choose from int4"),
         (["--contxt", "3"], "No such option"),
     ],
 )
@@ -219,3 +219,23 @@ def test_memory_limits_accept_the_usual_units(text: str, count: int) -> None:
     assert parse_bytes(text) == count
     with pytest.raises(MemoryLimit):
         parse_bytes("0")
+
+
+@pytest.mark.parametrize(
+    ("words", "proposed"),
+    [
+        ("gemma-export --target exe", "executorch"),
+        ("gemma-export --delegate vul", "vulkan"),
+        ("gemma-export --quant int4-asym-d", "int4-asym-distilled"),
+        ("gemma-export --family gemma", "gemma2"),
+        ("gemma-export --si", "--size"),
+    ],
+)
+def test_the_shell_completes_flags_and_what_they_can_be(words: str, proposed: str) -> None:
+    environment = {
+        **os.environ,
+        "_GEMMA_EXPORT_COMPLETE": "complete_zsh",
+        "_TYPER_COMPLETE_ARGS": words,
+    }
+    done = subprocess.run(_CLI, env=environment, capture_output=True, text=True, check=True)
+    assert proposed in done.stdout

@@ -38,4 +38,5 @@ def find_official(size: str, family: str | None = None) -> Official:
             return official
     sizes = list(dict.fromkeys(o.size for o in OFFICIAL if family in (None, o.family)))
     of = f" of {family}" if family else ""
-    raise ConfigError(f"no size {size!r}{of}; there are: {nearest_first(size.lower(), sizes)}")
+    choices = nearest_first(size.lower(), sizes)
+    raise ConfigError(f"unknown size {size!r}{of}; choose from {choices}")

@@ -136,7 +136,7 @@ def find_recipe(name: str) -> Recipe:
     """A named recipe; raises RecipeError with the choices, nearest first."""
     if name in RECIPES:
         return RECIPES[name]
-    raise RecipeError(f"no recipe {name!r}; there are: {nearest_first(name, RECIPES)}")
+    raise RecipeError(f"unknown recipe {name!r}; choose from {nearest_first(name, RECIPES)}")
 
 
 class _Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,6 +1,7 @@
-"""Targets: what a decoder can be written for. A new one is a folder here and a line in TARGETS.
+"""Targets: the runtimes that a decoder can be exported for.
 
-The folder's `__init__.py` declares a `TARGET`, as data; its Target is imported when it is needed.
+To add one, add a folder here and a line in TARGETS. The folder's `__init__.py` declares `TARGET`, a
+TargetSpec; the Target class itself is imported only when it is used.
 """
 
 from __future__ import annotations
@@ -32,42 +33,42 @@ TARGETS: Mapping[str, str] = {
     "gguf": "gemma_export.targets.gguf",
 }
 
-# What the user gave of targets' own options, by name.
+# Name → value of the targets' own options that the user gave.
 Options = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """The static sizes of one export. Caches, graphs and manifest all come from it."""
+    """The fixed lengths of one export; caches, graphs and manifest are derived from them."""
 
     context_length: int
     prefill_length: int
-    full_cache: bool = False  # local layers keep the whole context too
+    full_cache: bool = False  # local layers cache the whole context too
 
 
 @dataclass(frozen=True, slots=True)
 class ExportJob:
-    """What a target is asked to write."""
+    """The input of `Target.write`."""
 
     config: GemmaConfig
     store: QuantizedStore
     geometry: Geometry
     stop_tokens: tuple[int, ...]
-    max_residual: float  # largest |x| between layers that the reference met
-    checkpoint: Checkpoint  # what it was all made from: names, vocabulary
+    max_residual: float  # largest |x| between layers in the reference's runs
+    checkpoint: Checkpoint  # the source, for names and vocabulary
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """What a target wrote into the folder it was given."""
+    """The output of `Target.write`: describes the files for the manifest."""
 
     graphs: dict[str, tuple[Graph, ...]]
     caches: tuple[LayerCache, ...]
     cache_dtype: str
     runtime: Runtime
-    tools: tuple[str, ...]  # packages whose versions shaped the artifact
-    headroom_factor: float = 1.0  # of the residual, folded into weights for float16
-    roles: Mapping[str, str] = field(default_factory=dict)  # of further files, as in the manifest
+    tools: tuple[str, ...]  # packages whose versions the manifest records
+    headroom_factor: float = 1.0  # scales the residual down for float16; folded into the weights
+    roles: Mapping[str, str] = field(default_factory=dict)  # role in the manifest → further file
 
 
 class Target(Protocol):
@@ -75,11 +76,11 @@ class Target(Protocol):
     def name(self) -> str: ...
 
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
-        """The cache layout, known before any weight is read."""
+        """The cache layout of every layer; needs no weights."""
         ...
 
     def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
-        """Raise TargetError for what it has no kernel for, before any weight is read."""
+        """Raise TargetError for formats and lengths that the target doesn't support."""
         ...
 
     def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
@@ -88,35 +89,35 @@ class Target(Protocol):
 
 
 def all_targets() -> list[TargetSpec]:
-    """What every target declares."""
+    """The declarations of all targets."""
     return [target_spec(name) for name in TARGETS]
 
 
 def target_spec(name: str) -> TargetSpec:
-    """What one target declares. Raises TargetError with the choices, nearest first."""
+    """The declaration of one target. Raises TargetError with the choices, nearest first."""
     if name not in TARGETS:
-        raise TargetError(f"no target {name!r}; there are: {nearest_first(name, TARGETS)}")
+        raise TargetError(f"unknown target {name!r}; choose from {nearest_first(name, TARGETS)}")
     spec: TargetSpec = import_module(TARGETS[name]).TARGET
     return spec
 
 
 def load_targets(names: Sequence[str], options: Options) -> list[Target]:
-    """Import targets. Raises TargetError for an option that none of them takes."""
+    """Import targets. Raises TargetError for an option that none of them has."""
     specs = [target_spec(name) for name in names]
     taken = {option.name for spec in specs for option in spec.options}
     for name, value in options.items():
         if name not in taken:
             owner, option = _owner(name)
             raise TargetError(
-                f"{option.flag} {value} goes with --target {owner}, not with {', '.join(names)}"
+                f"{option.flag} {value} is an option of --target {owner}, not of {', '.join(names)}"
             )
     return [load_target(name, options) for name in names]
 
 
 def load_target(name: str, options: Options | None = None) -> Target:
-    """Import a target, with those of the options that it takes.
+    """Import a target and create it with those of the options that it has.
 
-    Raises TargetError for an unknown target or a value that an option can't have.
+    Raises TargetError for an unknown target or option value.
     """
     spec = target_spec(name)
     module, attribute = spec.made_by.split(":")
@@ -129,7 +130,7 @@ def load_target(name: str, options: Options | None = None) -> Target:
 
 
 def require_packages(name: str) -> None:
-    """Raise MissingExtra if something is not installed that writing for a target needs."""
+    """Raise MissingExtra unless all packages for exporting to a target are installed."""
     spec = target_spec(name)
     for module, package in {"torch": "torch", **spec.packages}.items():
         if find_spec(module) is None:

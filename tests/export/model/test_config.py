@@ -137,7 +137,7 @@ def test_the_error_for_a_wrong_config_names_the_field(
 
 
 def test_the_error_for_an_unknown_size_lists_the_closest_sizes_first() -> None:
-    with pytest.raises(ConfigError, match=r"no size '2bb'; there are: 2b,"):
+    with pytest.raises(ConfigError, match=r"unknown size '2bb'; choose from 2b,"):
         find_official("2bb")
 
 

@@ -96,7 +96,7 @@ def test_a_recipe_file_overrides_its_base_by_pattern(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("base: int5", "no recipe 'int5'; there are: int"),
+        ("base: int5", "unknown recipe 'int5'; choose from int"),
         ("tensors: {'*': {bits: 5}}", "bits"),
         ("tensors: {'*': {bit: 4}}", "unknown key 'bit'; expected bits, "),
         ("tensor: {}", "unknown key 'tensor'; expected tensors, "),

@@ -283,5 +283,5 @@ def test_the_error_for_a_missing_package_names_the_extra(
 
 
 def test_a_chunk_longer_than_the_ring_is_refused(tiny: TinyCheckpoint) -> None:
-    with pytest.raises(TargetError, match="give --prefill 16 or less"):
+    with pytest.raises(TargetError, match="choose --prefill 16 or less"):
         load_target("coreai").caches(tiny.open().config, Geometry(128, WINDOW + 1))

@@ -241,5 +241,5 @@ def test_a_residual_beyond_float16_is_scaled_and_the_logits_stay_right(tmp_path:
 
 
 def test_a_chunk_longer_than_the_ring_is_refused(tiny: TinyCheckpoint) -> None:
-    with pytest.raises(TargetError, match="give --prefill 16 or less"):
+    with pytest.raises(TargetError, match="choose --prefill 16 or less"):
         load_target("coreml").caches(tiny.open().config, Geometry(128, WINDOW + 1))

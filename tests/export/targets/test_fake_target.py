@@ -94,7 +94,7 @@ def test_the_help_lists_the_target_and_its_flag(
     ("flags", "match"),
     [
         (["--target", "fake", "--fake-precision", "triple"], "--fake-precision is 'triple'"),
-        (["--target", "onnx", "--fake-precision", "half"], "half goes with --target fake"),
+        (["--target", "onnx", "--fake-precision", "half"], "half is an option of --target fake"),
     ],
 )
 def test_the_target_s_flag_with_a_wrong_value_or_another_target_is_refused(

@@ -91,7 +91,7 @@ def test_ggml_dequantizes_every_block_to_the_values_of_the_store(
 
 def test_a_minimum_that_float16_can_t_represent_is_refused() -> None:
     weight_format = Format(4, 32, True)
-    with pytest.raises(TargetError, match="can't store w exactly: Q4_1 keeps"):
+    with pytest.raises(TargetError, match="can't store w exactly: Q4_1 stores"):
         pack_blocks("w", random_codes(weight_format), weight_format)
 
 
@@ -100,7 +100,7 @@ def test_a_minimum_that_float16_can_t_represent_is_refused() -> None:
 )
 def test_formats_without_a_block_type_are_refused_before_any_work(weight_format: Format) -> None:
     target = GgufTarget()
-    with pytest.raises(TargetError, match=f"not {weight_format}, which w would be"):
+    with pytest.raises(TargetError, match=f"can't store w as {weight_format}; it supports"):
         target.check({"w": weight_format}, None)  # type: ignore[arg-type]
 
 
@@ -174,7 +174,7 @@ def test_opening_a_session_without_llama_cpp_names_the_extra(
 
 def test_a_query_scale_that_llama_cpp_does_not_support_is_refused(tiny: TinyCheckpoint) -> None:
     config = replace(tiny.open().config, query_scale=24**-0.5)
-    with pytest.raises(TargetError, match="can't hold query_pre_attn_scalar 24"):
+    with pytest.raises(TargetError, match="can't store query_pre_attn_scalar 24"):
         model_metadata("m", config)
 
 

@@ -1,7 +1,7 @@
 """The decoder as a torch module of one chunk length, for torch.export.
 
-Values are float16 throughout. The caller brings cosines, masks and slots, so that no index is
-computed on the device; a padded token goes to a trash slot that no mask shows.
+All values are float16. The caller passes cosines, masks and slots, so the device computes no index.
+Padded tokens are written to a trash slot, which every mask hides.
 
 Shapes: T new tokens, M width, H query heads, K kv heads, G = H / K, D head size, S slots.
 """
@@ -27,14 +27,14 @@ from gemma_export.targets.shared.traced import buffer_name, heads_first
 from gemma_runtime.manifest import AttentionKind, TensorRole
 
 _TINY = 1e-3
-_INT4 = torch.int4  # type: ignore[attr-defined]  # known to torch, not to its stubs
+_INT4 = torch.int4  # type: ignore[attr-defined]  # missing in torch's stubs
 
 
 Inputs: TypeAlias = Mapping[tuple[TensorRole, AttentionKind | None], Tensor]
 
 
 class Step(nn.Module):
-    """Weights, once for every function, and the caches as states."""
+    """The weights, shared by all functions, and the caches as states."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Step(nn.Module):
             progress(name, math.prod(weight.shape) // 2)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Logits after the last token, (1, V); inputs are in the layout's order."""
+        """Returns the logits after the last token, (1, V). Inputs are in the layout's order."""
         specs = self.layout.inputs(self.layout.parts[0], len(inputs[0]))
         given = {(s.role, s.kind): value for s, value in zip(specs, inputs, strict=True)}
         ops = StepOps(self, given, self._config.rms_norm_eps)
@@ -66,7 +66,7 @@ class Step(nn.Module):
         return self.get_buffer(self._states[kind])
 
     def matrix(self, weight: StoredWeight) -> Tensor:
-        """Float16, or codes that Core AI multiplies by their scales."""
+        """A float16 matrix, or the operation that dequantizes its codes in Core AI."""
         name = buffer_name(weight.name)
         if weight.format.is_float:
             return self.get_buffer(name)
@@ -84,7 +84,7 @@ class Step(nn.Module):
         return self.get_buffer(buffer_name(weight.name) + ("_folded" if folded else ""))
 
     def _register(self, weight: StoredWeight) -> None:
-        """A gain is kept with and without the headroom factor; Core AI drops what nothing uses."""
+        """Gains are stored with and without the headroom factor; Core AI drops unused ones."""
         name, rows = buffer_name(weight.name), weight.shape[0]
         if len(weight.shape) == 1:
             gain = 1 + weight.rows(0, rows)
@@ -102,7 +102,7 @@ class Step(nn.Module):
 
 
 class StepOps:
-    """The vocabulary in plain torch, over a step's weights and states."""
+    """The decoder's operations in plain torch, on a step's weights and states."""
 
     def __init__(self, step: Step, inputs: Inputs, epsilon: float) -> None:
         self._step = step
@@ -155,10 +155,10 @@ class StepOps:
         return y if softcap is None else _softcap(y, softcap)  # (1, V)
 
     def _cached(self, new: Tensor, layer: LayerSpec) -> Tensor:
-        """Write new keys and values; what the queries may look at, (2K, S, D).
+        """Write new keys and values; returns what the queries attend to, (2K, S, D).
 
-        A ring is read before it is written: its oldest slots are what the chunk's first tokens
-        still need, so they see the old ring and, behind it, the chunk.
+        A ring is read before it is written, because the chunk's first tokens still need its oldest
+        slots. Local layers therefore attend to the old ring followed by the chunk.
         """
         rows, state = 2 * layer.kv_heads, self._step.state(layer.kind)
         first = self._step.layout.first_row(layer.index)
@@ -172,11 +172,11 @@ class StepOps:
         return seen
 
     def _norm(self, x: Tensor, gain: Tensor, folded: float = 1.0) -> Tensor:
-        """x / m / √(mean((x / m)²) + ε / m²) with m = max |x|: RMSNorm that float16 survives.
+        """RMSNorm without overflow: x / m / √(mean((x / m)²) + ε / m²) with m = max |x|.
 
-        `folded` is the headroom factor that x carries, so that ε means what it means without.
-        x itself is multiplied, not x / m: beside an outlier of 1e4 the rest of it would sink to
-        where float16 has few bits left.
+        `folded` is the headroom factor that x contains; it scales ε accordingly. The last product
+        uses x instead of x / m: with an outlier of 1e4, most of x / m would be subnormal in
+        float16.
         """
         largest = x.abs().amax(-1, keepdim=True).clamp(min=_TINY)
         scaled = x / largest

@@ -24,9 +24,9 @@ def write_asset(
     path: Path,
     progress: Tick,
 ) -> None:
-    import_module("coreai_torch._compression.custom_layers")  # registers codes with scales
+    import_module("coreai_torch._compression.custom_layers")  # registers dequantization
     step = Step(job, layout, progress)
-    # The debug mode would store stack traces with paths of this machine.
+    # The debug mode stores stack traces, which contain paths of this machine.
     converter = TorchConverter(mode=TorchConverter.Mode.RELEASE)
     for name, graph in graphs.items():
         converter.add_exported_program(

@@ -1,6 +1,6 @@
 """The Core AI target: an `.aimodel` for iOS 27 and macOS 27, written and run without a Mac.
 
-It was executed by the runtime in Apple's own Linux wheel, `coreai-core`, never on a device.
+It has run on the runtime in Apple's Linux wheel, `coreai-core`, never on a device.
 """
 
 from collections.abc import Mapping
@@ -29,24 +29,24 @@ class CoreaiTarget:
     name: ClassVar[str] = TARGET.name
 
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
-        """A ring of exactly the window: it is read before it is written."""
+        """Rings of exactly `window` slots, since attention reads the ring before writing."""
         return ring_caches(self.name, config, geometry)
 
     def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
-        """Every format has its operation."""
+        """Accepts every format."""
         refuse_split(self.name, formats)
 
     def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
         caches = self.caches(job.config, job.geometry)
         layout = make_layout(job.config, caches, job.store.formats, "gpu", external=False)
-        (whole,) = layout.parts
+        (part,) = layout.parts
         lengths = {"prefill": job.geometry.prefill_length, "decode": 1}
         graphs = {
             name: Graph(
                 file=PROGRAM,
-                inputs=layout.inputs(whole, tokens),
-                outputs=layout.outputs(whole, tokens),
-                states=layout.states(whole),
+                inputs=layout.inputs(part, tokens),
+                outputs=layout.outputs(part, tokens),
+                states=layout.states(part),
             )
             for name, tokens in lengths.items()
         }

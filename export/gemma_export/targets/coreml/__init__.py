@@ -10,8 +10,8 @@ TARGET = TargetSpec(
     packages={"coremltools": "coremltools"},
     formats="every format on a GPU; one symmetric scale per channel, and float16, on the Neural "
     "Engine",
-    # Running is for Apple's machines. Exporting was measured with coremltools 9, loaded once the
-    # goldens are done.
+    # Running is estimated. Exporting was measured with coremltools 9, which is imported after the
+    # goldens are recorded.
     costs=Costs(
         runtime=20 * MIB,
         exporting=400 * MIB,
@@ -22,15 +22,15 @@ TARGET = TargetSpec(
     options=(
         Option(
             name="coreml_compute",
-            help="What a Core ML package is laid out for: gpu, or ane (the Neural Engine; never "
-            "run on one).",
+            help="Hardware that a Core ML package is laid out for: gpu, or ane (the Neural Engine; "
+            "never run on one).",
             choices=("gpu", "ane"),
             default="gpu",
         ),
         Option(
             name="coreml_embed",
-            help="Where a Core ML bundle keeps the embedding: inside the model, or external, a "
-            "file that the app maps. \\[inside for gpu, external for ane]",
+            help="Where a Core ML bundle stores the embedding table: inside the model, or external "
+            "in a file that the app maps. \\[inside for gpu, external for ane]",
             choices=("inside", "external"),
         ),
     ),

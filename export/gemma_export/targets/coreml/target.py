@@ -1,6 +1,6 @@
 """The Core ML target: `.mlpackage`s for iOS 18 and macOS 15, built without a Mac.
 
-They were executed by our interpreter (`gemma_runtime.mil`), never by Apple's runtime.
+They have run on our interpreter (`gemma_runtime.mil`), never on Apple's runtime.
 """
 
 from collections.abc import Mapping
@@ -27,25 +27,25 @@ EMBEDDING = "embedding.safetensors"
 class CoremlTarget:
     name: ClassVar[str] = TARGET.name
     coreml_compute: str
-    coreml_embed: str | None  # None: as suits what it is computed on
+    coreml_embed: str | None  # None: inside for the GPU, external for the Neural Engine
 
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
-        """A ring of exactly the window: it is read before it is written."""
+        """Rings of exactly `window` slots, since attention reads the ring before writing."""
         return ring_caches(self.name, config, geometry)
 
     def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
-        """A GPU takes every format, bit for bit; the Neural Engine one scale per channel."""
+        """The GPU supports every format; the Neural Engine one symmetric scale per channel."""
         refuse_split(self.name, formats)
         if self.coreml_compute == "ane":
             if self.coreml_embed == "inside":
                 raise TargetError(
-                    "the Neural Engine looks no embedding up; leave --coreml-embed inside out"
+                    "the Neural Engine can't look up embeddings; remove --coreml-embed inside"
                 )
             for name, form in formats.items():
                 if not form.is_float and (form.asymmetric or not form.per_channel):
                     raise TargetError(
-                        f"the Neural Engine takes one symmetric scale per output channel, not "
-                        f"{form}, which {name} would be: --quant int8-channel or none"
+                        f"the Neural Engine has no kernel for {name} as {form}; it supports one "
+                        "symmetric scale per output channel: --quant int8-channel or none"
                     )
 
     def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
@@ -62,7 +62,7 @@ class CoremlTarget:
             graphs=_graphs(layout, files, job.geometry.prefill_length),
             caches=layout.caches,
             cache_dtype="float16",
-            # On macOS and, by our interpreter, elsewhere.
+            # coremltools runs it on macOS, our interpreter elsewhere.
             runtime=Runtime(
                 self.name, "Core ML", ("coremltools", "gemma-export"), "iOS 18, macOS 15"
             ),
@@ -79,7 +79,7 @@ class CoremlTarget:
 
 
 def _suffix(index: int) -> str:
-    """Nothing for the first part, -2, -3 … for those that follow."""
+    """Nothing for the first part, then -2, -3 …."""
     return f"-{index + 1}" if index else ""
 
 

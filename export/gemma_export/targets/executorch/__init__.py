@@ -22,8 +22,8 @@ TARGET = TargetSpec(
     options=(
         Option(
             name="delegate",
-            help="What an ExecuTorch program runs on: xnnpack, vulkan or coreml. vulkan and "
-            "coreml programs are written, but were never run.",
+            help="Backend of an ExecuTorch program: xnnpack, vulkan or coreml. vulkan and coreml "
+            "programs have never been run.",
             choices=("xnnpack", "vulkan", "coreml"),
             default="xnnpack",
             unavailable={

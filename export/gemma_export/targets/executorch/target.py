@@ -16,7 +16,7 @@ from gemma_runtime.manifest import Target as Runtime
 from gemma_runtime.quiet import quiet
 
 MODEL = "model.pte"
-_MIN_RUNTIME = "1.5.0"  # the oldest that was tried
+_MIN_RUNTIME = "1.5.0"  # the oldest version that was tested
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,27 +25,26 @@ class ExecutorchTarget:
     delegate: str
 
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
-        """A ring of window + prefill - 1 slots: a chunk evicts nothing its first token needs."""
+        """Rings of window + prefill - 1 slots, so a chunk evicts nothing that its tokens need."""
         slack = None if geometry.full_cache else geometry.prefill_length - 1
         return cache_layout(config, geometry.context_length, slack)
 
     def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
-        """int4 in symmetric groups of 32 n, and float32, as far as the delegate goes."""
+        """Accepts float32, and int4 in symmetric groups of 32 n except for vulkan."""
         refuse_split(self.name, formats)
         if self.delegate == "coreml" and geometry.prefill_length != 1:
             raise TargetError(
-                "executorch's Core ML delegate takes shapes that never change, here one token at "
-                "a time: add --prefill 1"
+                "executorch's Core ML delegate needs fixed shapes, here one token per call; add "
+                "--prefill 1"
             )
         for name, form in formats.items():
             is_int4 = form.bits == 4 and not form.asymmetric and form.group % 32 == 0
             if not (form.is_float or (is_int4 and self.delegate != "vulkan")):
-                taken = "float32: --quant none"
-                if self.delegate != "vulkan":  # whose lowering of int4 fails in executorch 1.5.1
-                    taken = f"{TARGET.formats}: --quant int4 or none"
+                supported = "float32: --quant none"
+                if self.delegate != "vulkan":  # lowering int4 to vulkan fails in executorch 1.5.1
+                    supported = f"{TARGET.formats}: --quant int4 or none"
                 raise TargetError(
-                    f"{self.delegate} has no kernel for {form}, which {name} would be; it takes "
-                    f"{taken}"
+                    f"{self.delegate} has no kernel for {name} as {form}; it supports {supported}"
                 )
 
     def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
@@ -69,7 +68,7 @@ class ExecutorchTarget:
 
 
 def _graph(vocab_size: int) -> Graph:
-    """The caches are inside: no runner passes them."""
+    """Inputs and outputs of the program. It contains the caches, so runners don't pass them."""
     return Graph(
         file=MODEL,
         inputs=(

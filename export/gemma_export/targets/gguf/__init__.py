@@ -9,6 +9,6 @@ TARGET = TargetSpec(
     extra="gguf",
     packages={"gguf": "gguf"},
     formats="int4 and symmetric int8 in groups of 32, 64, … and float32",
-    # llama.cpp maps the file, and copies what its kernels want in another order.
+    # llama.cpp maps the file and repacks some weights for its kernels.
     costs=Costs(runtime=40 * MIB, exporting=160 * MIB),
 )

@@ -1,9 +1,9 @@
-"""The store's codes as ggml's blocks, code for code. N rows, K inputs, B blocks of 32 per row.
+"""Packs the store's codes as ggml blocks. N rows, K inputs, B blocks of 32 per row.
 
 Q4_0: a float16 scale and 16 bytes, elements 0 … 15 in the low nibbles, 16 … 31 in the high ones;
-weight = scale · (code - 8). Q4_1: a float16 minimum behind the scale; weight = scale · code +
+weight = scale · (code - 8). Q4_1: a float16 minimum after the scale; weight = scale · code +
 minimum. Q8_0: a float16 scale and 32 signed bytes.
-Source: ggml `ggml-common.h` and `ggml-quants.c`, `dequantize_row_q4_0` and its neighbours.
+Source: ggml `ggml-common.h` and `ggml-quants.c`, `dequantize_row_q4_0` and its siblings.
 """
 
 import torch
@@ -42,7 +42,7 @@ def _minimum(name: str, scales: Tensor, zeros: Tensor) -> Tensor:
     minimum = exact.half()
     if not torch.equal(minimum.float(), exact):
         raise TargetError(
-            f"gguf can't store {name} exactly: Q4_1 keeps -scale · zero as float16, which rounds "
-            "it; choose a symmetric recipe, e.g. --quant int4"
+            f"gguf can't store {name} exactly: Q4_1 stores -scale · zero, which float16 "
+            "can't represent; choose a symmetric recipe, e.g. --quant int4"
         )
     return minimum

@@ -1,4 +1,4 @@
-"""The store's codes and the model's metadata as one GGUF file."""
+"""Writes the store's codes and the model's metadata to a GGUF file."""
 
 from pathlib import Path
 from typing import BinaryIO
@@ -32,7 +32,7 @@ def write_gguf(job: ExportJob, path: Path, progress: Tick) -> None:
 
 def _type(job: ExportJob, name: str) -> GGMLQuantizationType:
     kind = block_type(job.store.formats.get(name, FLOAT))
-    assert kind is not None, name  # `check` has seen to it
+    assert kind is not None, name  # `check` made sure
     return GGMLQuantizationType[kind]
 
 
@@ -48,4 +48,4 @@ def _block_rows(weight: StoredWeight, start: int, stop: int) -> Tensor:
     if not weight.format.is_float:
         return pack_blocks(weight.name, weight.codes(start, stop), weight.format)
     rows = weight.rows(start, stop)
-    return 1 + rows if len(weight.shape) == 1 else rows  # llama.cpp keeps gains as 1 + w
+    return 1 + rows if len(weight.shape) == 1 else rows  # llama.cpp stores gains as 1 + w

@@ -1,4 +1,4 @@
-"""A model's numbers as GGUF keys: the inverse of `checkpoint/gguf_config`.
+"""Converts a GemmaConfig to GGUF metadata: the inverse of `checkpoint/gguf_config`.
 
 Source: llama.cpp `src/models/gemma2.cpp`, `gemma3.cpp` and its converter, `conversion/gemma.py`.
 """
@@ -16,7 +16,7 @@ from gemma_runtime.manifest import AttentionKind
 
 
 def model_metadata(id: str, config: GemmaConfig) -> dict[str, Value]:
-    """`general.*` and the model's own keys. Raises TargetError for what no key can say."""
+    """The `general.*` and architecture keys. Raises TargetError if GGUF has no key for a value."""
     _check_scale(config)
     local = next((layer.rope for layer in config.layers if layer.window), None)
     rope = config.ropes[AttentionKind.GLOBAL]
@@ -52,24 +52,24 @@ def model_metadata(id: str, config: GemmaConfig) -> dict[str, Value]:
 
 
 def _check_scale(config: GemmaConfig) -> None:
-    """GGUF has no key for query_pre_attn_scalar, so llama.cpp goes by the number of layers."""
+    """GGUF has no key for query_pre_attn_scalar; llama.cpp derives it from the number of layers."""
     by_width = len(config.kinds) == FAMILIES[config.family].gguf.width_scaled_layers
     scalar = config.hidden_size // config.heads if by_width else config.head_dim
     if not math.isclose(config.query_scale, scalar**-0.5, rel_tol=1e-6):
         raise TargetError(
-            f"gguf can't hold query_pre_attn_scalar {config.query_scale**-2:.4g}: llama.cpp scales "
-            f"the queries of such a {config.family} by {scalar}; take another target"
+            f"gguf can't store query_pre_attn_scalar {config.query_scale**-2:.4g}: llama.cpp uses "
+            f"{scalar} for this {config.family}; choose another target"
         )
 
 
 def _local_rope(config: GemmaConfig, base: float, factor: float) -> dict[str, Value]:
-    """llama.cpp rotates all layers alike, or local ones with a base of their own and no factor."""
+    """llama.cpp uses one rope for all layers, or gives local layers their own base and factor 1."""
     rope = config.ropes[AttentionKind.GLOBAL]
     alike = FAMILIES[config.family].local_rope_base is None
     if (factor, base) != ((rope.factor, rope.base) if alike else (1.0, base)):
         raise TargetError(
-            f"gguf can't hold local layers with rope base {base:g} and factor {factor:g} in a "
-            f"{config.family}; take another target"
+            f"gguf can't store rope base {base:g} and factor {factor:g} of local layers for "
+            f"{config.family}; choose another target"
         )
     return {} if alike else {"rope.freq_base_swa": base}
 

@@ -1,7 +1,7 @@
 """The GGUF target: the store's codes as Q4_0 and Q8_0 blocks, for llama.cpp and Ollama.
 
-What llama.cpp does by itself and no key changes: it scales embeddings by sqrt(width) in float32,
-where a bfloat16 Gemma rounds that number, and queries by the head size (27b: by width / heads).
+llama.cpp fixes two scales that no key can change: it multiplies embeddings by sqrt(width) in
+float32, which a bfloat16 Gemma rounds, and scales queries by the head size (27b: by width / heads).
 """
 
 from collections.abc import Mapping
@@ -28,16 +28,18 @@ class GgufTarget:
     name: ClassVar[str] = TARGET.name
 
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
-        """llama.cpp keeps the window and one chunk (`n_ubatch`) of local layers."""
+        """llama.cpp caches the window plus one chunk (`n_ubatch`) in local layers."""
         slack = None if geometry.full_cache else geometry.prefill_length
         return cache_layout(config, geometry.context_length, slack)
 
     def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
-        """int4 and symmetric int8 in groups of 32 n, and float32."""
+        """Accepts int4 and symmetric int8 in groups of 32 n, and float32."""
         refuse_split(self.name, formats)
         for name, form in formats.items():
             if block_type(form) is None:
-                raise TargetError(f"gguf takes {TARGET.formats}, not {form}, which {name} would be")
+                raise TargetError(
+                    f"gguf can't store {name} as {form}; it supports {TARGET.formats}"
+                )
 
     def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
         from gemma_export.targets.gguf.file import write_gguf
@@ -54,7 +56,7 @@ class GgufTarget:
 
 
 def _graph(vocab_size: int) -> Graph:
-    """llama.cpp's own: tokens and their places in, one row of logits for each that asks."""
+    """llama.cpp's interface: tokens and positions in, logits out for each requested token."""
     return Graph(
         file=MODEL,
         inputs=(

@@ -1,8 +1,8 @@
-"""A `tokenizer.json` as GGUF metadata: the inverse of `gguf_tokenizer`.
+"""Converts a `tokenizer.json` to GGUF metadata: the inverse of `gguf_tokenizer`.
 
-llama.cpp joins the pair whose whole has the best score, where `tokenizer.json` has an ordered list
-of pairs: so a token's score is minus the place at which the list first makes it, and both cut text
-alike if all pairs that make a token stand together. SentencePiece's lists do.
+llama.cpp merges the pair whose result has the highest score; `tokenizer.json` has an ordered list
+of merges. A token's score is minus the position of the first merge that produces it. Both tokenize
+alike if all merges that produce a token are adjacent in the list, as SentencePiece writes them.
 """
 
 import re
@@ -32,13 +32,13 @@ from gemma_runtime.formats.gguf import Value
 _PREFIX = "tokenizer."
 _SCORES, _TYPES = "tokenizer.ggml.scores", "tokenizer.ggml.token_type"
 _UNUSED = 5
-_LOWEST = -1000.0  # what llama.cpp's converter gives tokens that nothing is merged into
+_LOWEST = -1000.0  # score that llama.cpp's converter gives tokens without merges
 
 
 def gguf_vocabulary(checkpoint: Checkpoint) -> dict[str, Value]:
-    """The `tokenizer.*` keys of a GGUF file: a GGUF source's own, or made from `tokenizer.json`.
+    """The `tokenizer.*` keys: copied from a GGUF source, or converted from `tokenizer.json`.
 
-    Raises CheckpointError for a tokenizer that llama.cpp would cut text with in other places.
+    Raises CheckpointError if llama.cpp would tokenize differently.
     """
     if isinstance(checkpoint, GgufCheckpoint):
         metadata = read_header(checkpoint.path).metadata
@@ -48,33 +48,33 @@ def gguf_vocabulary(checkpoint: Checkpoint) -> dict[str, Value]:
     files = checkpoint.tokenizer()
     if files is None:
         return {"tokenizer.ggml.model": "no_vocab"}
-    found = make_vocabulary(checkpoint.id, files.tokenizer_json, checkpoint.config)
+    keys = make_vocabulary(checkpoint.id, files.tokenizer_json, checkpoint.config)
     if files.chat_template is not None:
-        found["tokenizer.chat_template"] = files.chat_template
-    return found
+        keys["tokenizer.chat_template"] = files.chat_template
+    return keys
 
 
-def _padded(found: dict[str, Value], rows: int) -> dict[str, Value]:
-    """llama.cpp wants a piece for every row of the table; its converter makes them up too."""
-    pieces = found[TOKENS]
+def _padded(keys: dict[str, Value], rows: int) -> dict[str, Value]:
+    """Add [PAD…] tokens: llama.cpp needs one per row of the table; its converter adds them too."""
+    pieces = keys[TOKENS]
     assert isinstance(pieces, list)
     if missing := range(len(pieces), rows):
-        found[TOKENS] = pieces + [f"[PAD{index}]" for index in missing]
+        keys[TOKENS] = pieces + [f"[PAD{index}]" for index in missing]
         for key, value in ((_SCORES, _LOWEST), (_TYPES, _UNUSED)):
-            held = found.get(key)
-            if isinstance(held, np.ndarray):
-                found[key] = np.append(held, np.full(len(missing), value, held.dtype))
-    return found
+            values = keys.get(key)
+            if isinstance(values, np.ndarray):
+                keys[key] = np.append(values, np.full(len(missing), value, values.dtype))
+    return keys
 
 
 def make_vocabulary(where: str, tokenizer_json: bytes, config: GemmaConfig) -> dict[str, Value]:
-    """Pieces, scores and types of a `tokenizer.json` of Gemma's kind."""
+    """The keys for a `tokenizer.json` like Gemma's: BPE with byte fallback."""
     content: dict[str, Any] = msgspec.json.decode(tokenizer_json)
     model = content["model"]
     if model.get("type") != "BPE" or not model.get("byte_fallback"):
         raise CheckpointError(
-            f"{where}: tokenizer.json is of kind {model.get('type')!r:.40}, expected BPE with byte "
-            "fallback, as Gemma's is"
+            f"{where}: tokenizer.json has type {model.get('type')!r:.40}, expected BPE with byte "
+            "fallback, like Gemma's"
         )
     added = {token["id"]: token for token in content.get("added_tokens", [])}
     by_id = {index: piece for piece, index in model["vocab"].items()}
@@ -103,13 +103,13 @@ def _type(piece: str, added: Mapping[str, Any] | None, ids: Mapping[str, int]) -
         special = added["special"] and piece not in PICTURE
         is_control = special or PLACEHOLDER.fullmatch(piece)
         return CONTROL if is_control else USER_DEFINED
-    # Gemma's vocabularies have the tab itself where <0x09> would be.
+    # Gemma's vocabularies contain the tab character instead of <0x09>.
     is_byte = re.fullmatch(r"<0x[0-9A-F]{2}>", piece) or (piece == "\t" and "<0x09>" not in ids)
     return BYTE if is_byte else NORMAL
 
 
 def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
-    """Older files join the two with a space, which no piece holds."""
+    """Older files join the two with a space, which no piece contains."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return left, right
 
@@ -121,15 +121,15 @@ def _scores(
     places: dict[str, int] = {}
     before = ""
     for left, right in merges:
-        whole = left + right
-        if whole in normal and whole != before:
-            if whole in places:
+        merged = left + right
+        if merged in normal and merged != before:
+            if merged in places:
                 raise CheckpointError(
-                    f"{where}: tokenizer.json merges into {whole!r:.40} at two places, which "
-                    "llama.cpp's scores can't say; this tokenizer is not SentencePiece's"
+                    f"{where}: tokenizer.json merges into {merged!r:.40} at two places, which "
+                    "llama.cpp's scores can't express; expected merges in SentencePiece's order"
                 )
-            places[whole] = len(places)
-            before = whole
+            places[merged] = len(places)
+            before = merged
     rest = (piece for piece in pieces if piece in normal and piece not in places)
     places |= {piece: len(places) + index for index, piece in enumerate(rest)}
     return [
@@ -139,7 +139,7 @@ def _scores(
 
 
 def _special(pieces: Sequence[str], config: GemmaConfig, unknown: str | None) -> dict[str, Value]:
-    found: dict[str, Value] = {
+    keys: dict[str, Value] = {
         "tokenizer.ggml.bos_token_id": config.bos_token,
         "tokenizer.ggml.eos_token_id": config.eos_tokens[0],
         "tokenizer.ggml.add_bos_token": True,
@@ -148,5 +148,5 @@ def _special(pieces: Sequence[str], config: GemmaConfig, unknown: str | None) ->
     }
     for key, piece in (("unknown", unknown), ("padding", "<pad>"), ("eot", "<end_of_turn>")):
         if piece in pieces:
-            found[f"tokenizer.ggml.{key}_token_id"] = pieces.index(piece)
-    return found
+            keys[f"tokenizer.ggml.{key}_token_id"] = pieces.index(piece)
+    return keys

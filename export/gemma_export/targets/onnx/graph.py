@@ -1,4 +1,4 @@
-"""An ONNX graph under construction, and the file its weights stream into."""
+"""Builds an ONNX graph and writes its weights to an external data file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from gemma_runtime.manifest import TensorSpec
 MICROSOFT = "com.microsoft"
 _OPSETS = {"": 21, MICROSOFT: 1}
 _IR_VERSION = 10
-_ALIGNMENT = 4096  # of tensors that are worth mapping; ONNX Runtime maps the file
+_ALIGNMENT = 4096  # of tensors in the data file, which ONNX Runtime maps
 _DTYPES: Mapping[str, int] = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
@@ -29,14 +29,14 @@ Attribute: TypeAlias = int | float
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Bytes of the data file."""
+    """A range of bytes in the data file."""
 
     offset: int
     length: int
 
 
 class DataFile:
-    """External tensor data, written at offsets while the graph grows."""
+    """The file of external tensor data, written while the graph is built."""
 
     def __init__(self, path: Path, progress: Tick) -> None:
         self.location = path.name
@@ -63,7 +63,7 @@ class DataFile:
 
 
 class GraphBuilder:
-    """Nodes and initializers by name. A value is the name of a tensor."""
+    """Collects nodes and initializers. Tensors are referred to by name."""
 
     def __init__(self, data: DataFile) -> None:
         self.data = data
@@ -85,7 +85,7 @@ class GraphBuilder:
         return list(names)
 
     def constant(self, name: str, value: NDArray[np.generic]) -> str:
-        """A small tensor kept in the graph itself; the same name is the same tensor."""
+        """Store a small tensor in the graph, unless one of this name exists; returns the name."""
         if name not in self._initializers:
             self._initializers[name] = numpy_helper.from_array(value, name)
         return name
@@ -101,7 +101,7 @@ class GraphBuilder:
         region: Region,
         metadata: Mapping[str, str] | None = None,
     ) -> str:
-        """A tensor that lies in the data file."""
+        """Declare a tensor in the data file; returns its name."""
         tensor = TensorProto(
             name=name,
             data_type=_DTYPES[dtype],
@@ -120,16 +120,16 @@ class GraphBuilder:
         return name
 
     def view(self, name: str, of: str, shape: Sequence[int]) -> str:
-        """Another shape of a tensor in the data file: the same bytes under a second name."""
+        """Declare a tensor with the same bytes as `of` in another shape; returns its name."""
         tensor = TensorProto()
         tensor.CopyFrom(self._initializers[of])
         tensor.name, tensor.dims[:] = name, shape
-        tensor.ClearField("metadata_props")  # once is enough
+        tensor.ClearField("metadata_props")  # `of` has it already
         self._initializers[name] = tensor
         return name
 
     def array(self, name: str, value: NDArray[np.generic]) -> str:
-        """Write an array to the data file and name it; the same name is the same tensor."""
+        """Write an array to the data file, unless one of this name exists; returns the name."""
         if not self.has(name):
             region = self.data.allocate(value.nbytes)
             self.data.write(name, region.offset, value)

@@ -1,4 +1,4 @@
-"""The decoder's vocabulary as ONNX Runtime's fused operators.
+"""The decoder's operations as ONNX Runtime's fused operators.
 
 Shapes: T new tokens, M width, N rows and K inputs of a weight, G groups per row, D head size.
 """
@@ -20,15 +20,15 @@ from gemma_export.targets.onnx.graph import MICROSOFT, Attribute, GraphBuilder
 from gemma_runtime.backends.rope import rope_angles
 from gemma_runtime.manifest import Graph, LayerCache, TensorRole
 
-# MatMulNBits quantizes activations to int8 in the weights' groups: 2.8 times the speed. Beside
-# plain int4 the cost does not show (KL to float 0.487 instead of 0.490 on a 270M); in int8 it is
-# most of the loss, and the wider the groups the more.
+# MatMulNBits quantizes activations to int8 in the weights' groups, which is 2.8 times as fast. With
+# int4 weights the loss is not measurable (KL to float 0.487 instead of 0.490 on a 270M). With int8
+# weights it is most of the loss, and it grows with the group size.
 ACCURACY_LEVEL = "accuracy_level"
 FLOAT_ACTIVATIONS, _INT8_ACTIVATIONS = 0, 4
 
 
 class OnnxOps:
-    """Values are names of ONNX tensors; every weight goes to the data file once."""
+    """Builds the graph. Values are names of tensors; each weight is written once."""
 
     def __init__(
         self,
@@ -46,15 +46,15 @@ class OnnxOps:
         self._seqlens: str | None = None
 
     def finish(self, logits: str) -> None:
-        """Give the logits the name of their output."""
+        """Add the graph output for the logits."""
         self._graph.node("Identity", [logits], outputs=[self._name(TensorRole.LOGITS)])
 
     def _name(self, role: TensorRole) -> str:
         return self._io.tensor(role).name
 
     def embed(self, table: StoredWeight, scale: float) -> str:
-        found = [self._look_up(piece) for piece in table.pieces()]
-        rows = self._one("Concat", found, {"axis": -1}) if len(found) > 1 else found[0]
+        pieces = [self._look_up(piece) for piece in table.pieces()]
+        rows = self._one("Concat", pieces, {"axis": -1}) if len(pieces) > 1 else pieces[0]
         factor = torch.as_tensor(lookup_scale(table, scale), dtype=torch.float32).numpy()
         return self._one("Mul", [rows, self._graph.constant("embed_scale", factor)])
 
@@ -69,7 +69,7 @@ class OnnxOps:
         return self._one("Reshape", [per_head, joined])
 
     def project(self, x: str, weights: Sequence[StoredWeight]) -> list[str]:
-        """Neighbours of one format become one matrix product, split afterwards."""
+        """Adjacent weights of the same format share one product, which is split afterwards."""
         values: list[str] = []
         for together in stacks(weights, lambda weight: weight.format):
             y = self._matmul(x, together)
@@ -126,7 +126,7 @@ class OnnxOps:
         return self._one("Mul", [self._one("Tanh", [self._one("Div", [y, cap])]), cap])
 
     def _look_up(self, table: StoredWeight) -> str:
-        """Rows of a table by tokens."""
+        """The rows of a table for the tokens, (1, T, K)."""
         tokens = self._name(TensorRole.TOKENS)
         if table.format.is_float:
             return self._one("Gather", [self._float([table]), tokens])
@@ -169,7 +169,7 @@ class OnnxOps:
         return self._graph.node("MatMulNBits", inputs, attributes, MICROSOFT)[0]
 
     def _codes(self, weights: Sequence[StoredWeight]) -> tuple[str, str, list[str]]:
-        """Codes, scales and zero points of several weights, one below the other."""
+        """Names of the codes, scales and zero points of weights stacked along rows."""
         name, form = _name(weights), weights[0].format
         codes, scales, zeros = f"{name}.codes", f"{name}.scales.float32", f"{name}.zeros"
         if not self._graph.has(codes):
@@ -204,7 +204,7 @@ class OnnxOps:
             graph.external(f"{name}.{part_name}", dtype, shape, region, metadata)
 
     def _gather_view(self, table: StoredWeight, codes: str) -> str:
-        """The same bytes in the shape that GatherBlockQuantized wants: (V, bytes per row)."""
+        """The codes in the shape that GatherBlockQuantized expects: (V, bytes per row)."""
         rows, width = table.shape
         return self._graph.view(f"{codes}.rows", codes, (rows, width * table.format.bits // 8))
 
@@ -223,7 +223,7 @@ class OnnxOps:
         return self._graph.array(gain.name, 1 + gain.rows(0, gain.shape[0]).numpy())
 
     def _rope(self, layer: LayerSpec) -> tuple[str, str]:
-        """Tables of cos and sin, (context, D / 2), one pair per rope."""
+        """Names of the tables of cos and sin, (context, D / 2); one pair per rope."""
         rope, width = layer.rope, layer.head_dim
         name = f"rope_{rope.base:g}_{rope.factor:g}"
         if not self._graph.has(f"{name}_cos"):
@@ -243,12 +243,12 @@ class OnnxOps:
 
 
 def is_windowed(cache: LayerCache, context_length: int) -> bool:
-    """Whether a layer's cache forgets: a window with fewer slots than the context."""
+    """Whether a layer's cache has fewer slots than the context, so that old tokens are dropped."""
     return cache.window is not None and cache.slots < context_length
 
 
 def _name(weights: Sequence[StoredWeight]) -> str:
-    """For people: which rows are whose stands in the tensor's metadata."""
+    """A readable name for a stack of weights. Metadata says which rows belong to which weight."""
     return "+".join(weight.name for weight in weights)
 
 
@@ -260,7 +260,7 @@ def _rows(weights: Sequence[StoredWeight]) -> str:
 
 
 def _blocks(weights: Sequence[StoredWeight]) -> Iterator[tuple[int, StoredWeight, int, int]]:
-    """Blocks of weights stacked on one another: the row in the stack, and the rows of which."""
+    """Blocks of a stack of weights: first row in the stack, weight, its rows [start, stop)."""
     first = 0
     for weight in weights:
         for start, stop in row_blocks(weight.shape):

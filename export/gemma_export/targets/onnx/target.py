@@ -1,11 +1,11 @@
 """The ONNX Runtime target: one graph for prefill, decode and scoring.
 
 The graph is built node by node from the decoder; weights stream from the store into one external
-data file. Inputs: `tokens` (1, T), `total` (the tokens in the caches after this call), `wanted`
-(which of the T positions get logits). Past and present caches may be the same buffers.
+data file. Inputs: `tokens` (1, T), `total` (number of tokens in the caches after this call),
+`wanted` (those of the T positions that get logits). Past and present caches may share buffers.
 
-A quantized bundle holds the graph a second time, over the same data, with float activations: too
-slow to ship, and exact, so that a fault in the graph has no rounding to hide in.
+A quantized bundle contains a second graph with float activations on the same data. It is too slow
+to ship, but it is exact, so rounding can't hide errors in the graph.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     import onnx
 
 MODEL, EXACT, DATA = "model.onnx", "exact.onnx", "model.onnx.data"
-# Rows beyond the window: GroupQueryAttention compacts its window only when they are used up.
+# Slots beyond the window: GroupQueryAttention moves the window only when they are full.
 SLACK = 64
-# sliding_window_cache runs on the CPU from 1.29; local_window_size is right from 1.24.4 (before,
-# a query saw one token too many).
+# sliding_window_cache runs on the CPU since 1.29. local_window_size is correct since 1.24.4; before
+# that, a query attended to one token too many.
 _MIN_WINDOWED, _MIN_FULL = "1.29.0", "1.24.4"
 
 
@@ -41,16 +41,15 @@ class OnnxTarget:
         return cache_layout(config, geometry.context_length, None if geometry.full_cache else SLACK)
 
     def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
-        """Every format has a kernel, but one scale per channel: blocks are powers of two."""
+        """Refuses one scale per channel, because the kernels' groups are powers of two."""
         for name, form in formats.items():
             if form.per_channel:
                 raise TargetError(
-                    f"onnx has no kernel for {form}, which {name} would be; it takes "
-                    f"{TARGET.formats}"
+                    f"onnx has no kernel for {name} as {form}; it supports {TARGET.formats}"
                 )
 
     def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
-        import onnx  # takes seconds, and the plan does without it
+        import onnx  # takes seconds; plans don't need it
 
         from gemma_export.model.decoder import decoder
         from gemma_export.targets.onnx.graph import DataFile, GraphBuilder
@@ -93,7 +92,7 @@ def _with_float_activations(model: "onnx.ModelProto") -> "onnx.ModelProto":
 
 
 def _graph(caches: tuple[LayerCache, ...], vocab_size: int) -> Graph:
-    """What goes in and out, for the file and for the manifest. Every cache is given back."""
+    """Inputs and outputs of the graph. Every cache is an input and an output."""
     shape = (1, "wanted", vocab_size)
     logits = TensorSpec("logits", "float32", shape, TensorRole.LOGITS, None, None)
     return Graph(

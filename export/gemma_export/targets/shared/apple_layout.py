@@ -1,4 +1,4 @@
-"""What goes in and out of a Core ML program: plain data, before coremltools is imported.
+"""Inputs, outputs and states of Core ML and Core AI programs, as plain data.
 
 T tokens of a call, S slots, D head size, M width, V vocabulary.
 """
@@ -13,15 +13,15 @@ from gemma_runtime.manifest import AttentionKind, LayerCache, TensorRole, Tensor
 
 Compute = Literal["gpu", "ane"]
 
-# Rows behind the slots: padded tokens are written there. A multiple of 32 suits the Neural Engine.
+# Rows after the last slot, for padded tokens. The Neural Engine prefers multiples of 32.
 TRASH = 32
-# A package of more than about 1 GB silently leaves the Neural Engine.
+# Core ML silently moves a package above about 1 GB off the Neural Engine.
 ANE_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A run of layers in a package of its own."""
+    """Consecutive layers that form one package."""
 
     layers: range
     first: bool
@@ -38,11 +38,11 @@ class Layout:
 
     @property
     def trash(self) -> int:
-        """Rows for padding. The Neural Engine's masked write needs none: it writes no pad."""
+        """Rows for padded tokens. The Neural Engine's masked write needs none."""
         return 0 if self.compute == "ane" else TRASH
 
     def inputs(self, part: Part, tokens: int) -> tuple[TensorSpec, ...]:
-        """What a function takes, states not among them."""
+        """Inputs of a function, without states."""
         specs = [self._first_input(part, tokens)]
         if part.last:
             specs.append(TensorSpec("last", "int32", (1,), TensorRole.LAST, None, None))
@@ -59,7 +59,7 @@ class Layout:
 
     def _kind_inputs(self, kind: AttentionKind, tokens: int) -> Iterator[TensorSpec]:
         slots = self._slots(kind)
-        # The old ring and the chunk behind it, or every row of the context with the trash.
+        # The old ring followed by the chunk, or all slots of the context plus trash.
         seen = slots + (tokens if kind is AttentionKind.LOCAL else self.trash)
         half = self.config.head_dim // 2
         yield _of_kind(kind, TensorRole.COS, "float16", (tokens, half))
@@ -78,7 +78,7 @@ class Layout:
         return (TensorSpec("hidden_out", "float16", shape, TensorRole.HIDDEN, None, None),)
 
     def states(self, part: Part) -> tuple[TensorSpec, ...]:
-        """One state per kind of attention: keys and values of its layers, one behind the other."""
+        """One state per attention kind, with the keys and values of all its layers."""
         return tuple(
             _of_kind(kind, TensorRole.CACHE, "float16", self._state_shape(part, kind))
             for kind in self.kinds(part)
@@ -90,11 +90,11 @@ class Layout:
         return (2 * self.config.kv_heads * layers, rows, self.config.head_dim)
 
     def kinds(self, part: Part) -> tuple[AttentionKind, ...]:
-        """Kinds of attention that the part's layers have."""
+        """The attention kinds of the part's layers."""
         return tuple(k for k in AttentionKind if any(self.caches[i].kind is k for i in part.layers))
 
     def first_row(self, layer: int) -> int:
-        """Where a layer's keys begin in the state of its part."""
+        """The first row of a layer's keys in the state of its part."""
         part = next(part for part in self.parts if layer in part.layers)
         before = range(part.layers.start, layer)
         return (
@@ -126,7 +126,7 @@ def make_layout(
 
 
 def _parts(config: GemmaConfig, formats: Mapping[str, Format], limit: int | None) -> Iterator[Part]:
-    """As few packages as the limit allows; the head is in the last one."""
+    """Split layers into as few packages as the limit in bytes allows; the last has the head."""
     layers = len(config.kinds)
     sizes = [_layer_bytes(config, formats, index) for index in range(layers)]
     sizes[-1] += _bytes(config, formats, TABLE)
