@@ -129,7 +129,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
 
 
 def check_exact(bundle: Bundle, tiny: TinyCheckpoint, tokens: list[int]) -> None:
-    """At once, one by one and scored together, tokens get transformers' float32 logits."""
+    """`prefill`, `decode` and `score` give the float32 logits of transformers."""
     expected = eager_logits(tiny.model, tokens).numpy()
     with open_session(bundle, threads=1) as session:
         assert np.abs(session.prefill(tokens) - expected[-1]).max() <= 1e-4
@@ -141,11 +141,11 @@ def check_exact(bundle: Bundle, tiny: TinyCheckpoint, tokens: list[int]) -> None
 
 
 def check_loud(bundle: Bundle, loud: TinyCheckpoint, tokens: list[int], near: float) -> None:
-    """Residuals beyond float16 are scaled down, and the logits are those of float32."""
+    """The bundle scales residuals beyond float16, and its logits are close to float32's."""
     assert bundle.manifest.headroom.factor < 1
     with open_session(bundle) as session:
-        found = session.score(tokens)
-    assert np.abs(found - eager_logits(loud.model, tokens).numpy()).max() < near
+        logits = session.score(tokens)
+    assert np.abs(logits - eager_logits(loud.model, tokens).numpy()).max() < near
 
 
 def save_loud(folder: Path) -> TinyCheckpoint:

@@ -94,11 +94,11 @@ def random_tensors(hf: Json, type: GGMLQuantizationType = F32) -> dict[str, Stor
 
 
 def llama_name(hf: Json, name: str) -> str:
-    """What llama.cpp's own table calls a Hugging Face tensor."""
+    """llama.cpp's name for a Hugging Face tensor, from the table in the gguf package."""
     names = _names(_ARCHITECTURES[hf["model_type"]], hf["num_hidden_layers"])
-    found = names.get_name(name, try_suffixes=(".weight",))
-    assert found is not None
-    return found
+    llama = names.get_name(name, try_suffixes=(".weight",))
+    assert llama is not None
+    return llama
 
 
 @cache
@@ -107,7 +107,7 @@ def _names(architecture: MODEL_ARCH, layers: int) -> TensorNameMap:
 
 
 def encode(values: NDArray[np.float32], type: GGMLQuantizationType) -> NDArray[np.generic]:
-    """Quantize; K-quants, which the package can only read, become random blocks."""
+    """Quantize the values. For K-quants, which gguf can't write, make random blocks instead."""
     if not type.name.endswith("_K"):
         return quantize(values, type)
     block, block_bytes = GGML_QUANT_SIZES[type]

@@ -222,7 +222,7 @@ def test_memory_limits_accept_the_usual_units(text: str, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "proposed"),
+    ("command", "completion"),
     [
         ("gemma-export --target exe", "executorch"),
         ("gemma-export --delegate vul", "vulkan"),
@@ -231,11 +231,11 @@ def test_memory_limits_accept_the_usual_units(text: str, count: int) -> None:
         ("gemma-export --si", "--size"),
     ],
 )
-def test_the_shell_completes_flags_and_what_they_can_be(words: str, proposed: str) -> None:
+def test_the_shell_completes_flags_and_their_values(command: str, completion: str) -> None:
     environment = {
         **os.environ,
         "_GEMMA_EXPORT_COMPLETE": "complete_zsh",
-        "_TYPER_COMPLETE_ARGS": words,
+        "_TYPER_COMPLETE_ARGS": command,
     }
     done = subprocess.run(_CLI, env=environment, capture_output=True, text=True, check=True)
-    assert proposed in done.stdout
+    assert completion in done.stdout

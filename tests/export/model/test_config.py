@@ -63,7 +63,7 @@ def test_the_27b_models_scale_queries_by_width_over_heads() -> None:
 
 
 def test_gemma2_alternates_layers_and_starts_with_a_local_one() -> None:
-    """The inverted pattern was a bug of several ports."""
+    """An inverted pattern gives every layer the wrong window."""
     assert config_from_hf(GEMMA2).kinds == (LOCAL, GLOBAL, LOCAL, GLOBAL)
 
 

@@ -232,7 +232,7 @@ def test_a_delegate_with_another_target_is_refused() -> None:
 
 
 def test_the_traced_decoder_gives_the_logits_of_transformers(tiny: TinyCheckpoint) -> None:
-    """Vulkan and Core ML lower this module. It runs eagerly here, as neither can run on a CPU."""
+    """Vulkan and Core ML lower this module. Here it runs eagerly, without these delegates."""
     with quiet():
         from gemma_export.targets.executorch.traced import TracedFrame
 

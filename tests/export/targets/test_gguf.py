@@ -40,7 +40,7 @@ from tests.export.llama_server import LlamaServer
 
 Q4_0, Q4_1, Q8_0 = (GGMLQuantizationType[name] for name in ("Q4_0", "Q4_1", "Q8_0"))
 MODELS = pytest.mark.parametrize("hf", [GEMMA2, GEMMA3], ids=["gemma2", "gemma3"])
-# In log-probability. int8 activations and float16 caches change one by half of this at most.
+# Of log-probabilities, which int8 activations and float16 caches change by about half of this.
 QUANTIZED_ATOL, FLOAT_ATOL = 0.3, 0.02
 
 
