@@ -4,9 +4,9 @@ BIN    := $(VENV)/bin
 WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 DEMO   := out/gemma-3-270m-demo
-# Compiled imports make torch load in seconds instead of a minute.
+# With cached bytecode, torch loads in seconds instead of a minute.
 unexport PYTHONDONTWRITEBYTECODE
-# As in gemma_runtime/privacy.py, for scripts that load a library before the package does.
+# The same settings as in gemma_runtime/privacy.py, for scripts that import a library first.
 export ORT_DISABLE_TELEMETRY    ?= 1
 export ORT_TELEMETRY_DISABLED   ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
@@ -19,9 +19,9 @@ demo: $(VENV)/.demo
 	$(BIN)/gemma-runtime run $(DEMO) "The three primary colours are" --max-new-tokens 40
 	$(BIN)/gemma-runtime bench $(DEMO)
 
-# The phones' lanes and ARM's wait for compilers and emulators that use one core: two run at once.
+# These lanes wait for compilers and emulators that use one core: two run at once.
 test: test-python
-	+$(MAKE) --jobs=2 --output-sync=target test-android test-ios test-arm64
+	+$(MAKE) --jobs=2 --output-sync=target test-android test-ios test-arm64 test-lowest
 
 # A worker per core, and one thread in each. Tests of one file stay together: they share bundles.
 test-python: $(VENV)/.dev
@@ -63,7 +63,7 @@ clean:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# torch first and pinned, so that pip takes the CPU build and nothing pulls in another one.
+# Install torch first and pinned, so that no other package pulls in another version or build.
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet -e '.[demo]'

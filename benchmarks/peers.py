@@ -1,20 +1,25 @@
-"""Our bundle beside its peers: one run, taking turns, the same threads and the same prompt.
+"""Compares the speed of our bundles with other engines, on the same prompt and threads.
 
     python benchmarks/peers.py --bundle out/gemma-3-270m-int4 --genai genai_int4 --llama q4_0.gguf
 
-Each peer is a process of its own that serves timing requests, so that turns alternate on a warm
-model. Peers are installed by hand (`pip install onnxruntime-genai xllamacpp`); one that is not
-asked for is left out. onnxruntime-genai's folder comes from its own builder; with transformers 5
-that needs Gemma 3's nested `rope_parameters` made flat before `Gemma3Model` reads them. `--llama`
-is the xllamacpp wheel, whose kernels stop at AVX2; `--native` is llama.cpp compiled for the machine
-at hand (`CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary :all: llama-cpp-python`).
+Each engine runs in its own process, which keeps its model loaded; the engines take turns. Install
+the engines by hand. Only those named on the command line run:
 
-`--optimum` is a .pte of optimum-executorch 1.1 (`pip install --no-deps` beside torch 2.13),
-exported with `--use_custom_sdpa --use_custom_kv_cache --qlinear 8da4w --qembedding 8w`.
+--bundle        A bundle of ours.
+--genai         A folder from the model builder of onnxruntime-genai (`pip install
+                onnxruntime-genai`). With transformers 5, flatten Gemma 3's nested
+                `rope_parameters` before the builder's `Gemma3Model` reads them.
+--llama         A GGUF file for the xllamacpp wheel, whose kernels use AVX2 at most.
+--native        A GGUF file for llama.cpp compiled for this machine (`CMAKE_ARGS=-DGGML_NATIVE=ON
+                pip install --no-binary :all: llama-cpp-python`).
+--optimum       A .pte from optimum-executorch 1.1 (`pip install --no-deps`, with torch 2.13),
+                exported with `--use_custom_sdpa --use_custom_kv_cache --qlinear 8da4w
+                --qembedding 8w`.
+--transformers  A checkpoint folder.
 
-What is in each loop: ours, optimum, native and transformers, a graph call and an argmax; genai, its
-generator's greedy search; llama, a slot of its server with sampler and detokenizer, by its own
-clock.
+The timed loop is a graph call and an argmax for --bundle, --optimum, --native and --transformers;
+the generator's greedy search for --genai; and, for --llama, a request to its server, with sampler
+and detokenizer, timed by that server.
 """
 
 import argparse
@@ -32,7 +37,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-Serve = Callable[[list[int], int], tuple[float, float]]  # prompt, new tokens → seconds of each
+Serve = Callable[[list[int], int], tuple[float, float]]  # (prompt, new tokens) → seconds for each
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,9 @@ class Figures:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--bundle", type=Path, action="append", default=[])
     parser.add_argument("--genai", type=Path, action="append", default=[])
     parser.add_argument("--llama", type=Path, action="append", default=[])
@@ -62,27 +69,27 @@ def main() -> None:
     if options.serve:
         serve(options.serve[0], Path(options.serve[1]), options.threads)
         return
-    asked = {kind: getattr(options, kind) for kind in OPENERS}
-    peers = [(kind, path) for kind, paths in asked.items() for path in paths]
-    found = compare(peers, options.threads, options.prompt, options.new_tokens, options.rounds)
+    requested = {kind: getattr(options, kind) for kind in OPENERS}
+    peers = [(kind, path) for kind, paths in requested.items() for path in paths]
+    figures = compare(peers, options.threads, options.prompt, options.new_tokens, options.rounds)
     if options.json:
-        sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
+        sys.stdout.buffer.write(msgspec.json.encode(figures) + b"\n")
     else:
-        Console().print(render(found))
+        Console().print(render(figures))
 
 
 def compare(
     peers: list[tuple[str, Path]], threads: int, prompt: int, new_tokens: int, rounds: int
 ) -> list[Figures]:
-    """Medians over the rounds; the order turns, and the first round warms up."""
+    """Medians over the rounds. Each round starts with another peer; the first only warms up."""
     workers = [_start(kind, path, threads) for kind, path in peers]
     samples: list[list[dict[str, float]]] = [[] for _ in peers]
     for turn in range(rounds + 1):
-        for place in range(len(peers)):
-            which = (turn + place) % len(peers)
-            answer = _ask(workers[which], prompt, new_tokens)
+        for position in range(len(peers)):
+            peer = (turn + position) % len(peers)
+            seconds = _ask(workers[peer], prompt, new_tokens)
             if turn:
-                samples[which].append(answer)
+                samples[peer].append(seconds)
     for worker in workers:
         worker.terminate()
     return [
@@ -97,13 +104,13 @@ def compare(
     ]
 
 
-def render(found: list[Figures]) -> Table:
-    """Ratios are ours over the peer's: above 1, we are faster."""
-    table = Table(title=f"{found[0].threads} threads; ratios: the first over each")
+def render(figures: list[Figures]) -> Table:
+    """Each ratio is the first row's speed divided by this row's: above 1, the first is faster."""
+    table = Table(title=f"{figures[0].threads} threads; in brackets: speed of the first row / this")
     for heading in ("peer", "prefill tokens/s", "decode tokens/s", "peak MB"):
         table.add_column(heading, justify="left" if heading == "peer" else "right")
-    first = found[0]
-    for f in found:
+    first = figures[0]
+    for f in figures:
         prefill = first.prefill_tokens_per_second / f.prefill_tokens_per_second
         decode = first.decode_tokens_per_second / f.decode_tokens_per_second
         table.add_row(
@@ -116,8 +123,8 @@ def render(found: list[Figures]) -> Table:
 
 
 def serve(kind: str, path: Path, threads: int) -> None:
-    """Answer `PROMPT NEW` lines on stdin with a line of JSON each."""
-    # gemma_runtime comes before the peer's library, since it opts out of that one's telemetry.
+    """Answer each line `PROMPT_LENGTH NEW_TOKENS` on stdin with a line of JSON."""
+    # gemma_runtime first: it opts out of telemetry before the peer's library is loaded.
     from gemma_runtime.machine import peak_rss_bytes
 
     run = OPENERS[kind](path, threads)
@@ -211,7 +218,7 @@ def _open_native(path: Path, threads: int) -> Serve:
     def step(tokens: list[int]) -> int:
         array = (llama.llama_token * len(tokens))(*tokens)
         if llama.llama_decode(context, llama.llama_batch_get_one(array, len(tokens))) != 0:
-            raise SystemExit(f"llama.cpp could not decode {len(tokens)} tokens")
+            raise SystemExit(f"error: llama.cpp failed to decode {len(tokens)} tokens")
         logits = llama.llama_get_logits_ith(context, -1)
         return int(np.ctypeslib.as_array(logits, (vocabulary,)).argmax())
 
@@ -237,16 +244,16 @@ def _open_optimum(path: Path, threads: int) -> Serve:
     module = portable_lib._load_for_executorch(str(path))
 
     def step(tokens: list[int], position: int) -> int:
-        places = torch.arange(position, position + len(tokens))
-        (logits,) = module.run_method("forward", (torch.tensor([tokens]), places))
+        positions = torch.arange(position, position + len(tokens))
+        (logits,) = module.run_method("forward", (torch.tensor([tokens]), positions))
         return int(logits[0, -1].argmax())
 
     def run(prompt: list[int], new: int) -> tuple[float, float]:
         started = perf_counter()
         token = step(prompt, 0)
         filled = perf_counter()
-        for place in range(new):
-            token = step([token], len(prompt) + place)
+        for position in range(len(prompt), len(prompt) + new):
+            token = step([token], position)
         return filled - started, perf_counter() - filled
 
     return run
@@ -292,10 +299,10 @@ def _ask(worker: "subprocess.Popen[str]", prompt: int, new_tokens: int) -> dict[
     assert worker.stdout is not None
     print(prompt, new_tokens, file=worker.stdin, flush=True)
     for line in worker.stdout:
-        if line.startswith("figures "):  # libraries print on stdout too
+        if line.startswith("figures "):  # other lines are output of libraries
             answer: dict[str, float] = json.loads(line.removeprefix("figures "))
             return answer
-    raise SystemExit(f"a peer stopped with exit code {worker.wait()}; its message is above")
+    raise SystemExit(f"error: a peer exited with code {worker.wait()}; see its message above")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""How much each recipe costs, on the shipped artifacts: KL and top-1 to the float32 artifact.
+"""Measures the quality loss of each recipe: KL and top-1 agreement with the float32 bundle.
 
     python benchmarks/quality.py --checkpoint demo --text benchmarks/text.txt
 
-Exports the checkpoint once per recipe, scores the text with each bundle, and compares full
-distributions, position by position. A blank line in the text starts a new segment.
+Exports the checkpoint once per recipe, scores the text with each bundle, and compares the full
+distributions at every position. A blank line in the text starts a new segment.
 
-`NAME@BITS` is a recipe with a budget (`--quant NAME --bits BITS`), `llama.cpp-q4_0` what
-llama.cpp's own quantizer makes of the checkpoint: those codes, kept as they are.
+`NAME@BITS` means a recipe with a budget (`--quant NAME --bits BITS`). `llama.cpp-q4_0` means the
+codes of llama.cpp's own Q4_0 quantizer, exported unchanged.
 """
 
 import argparse
@@ -53,11 +53,13 @@ class Quality:
     p99_kl: float
     top1: float
     perplexity: float
-    reference_perplexity: float
+    reference_perplexity: float  # of the float32 bundle
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", default="demo")
     parser.add_argument("--text", type=Path, default=Path(__file__).with_name("text.txt"))
     parser.add_argument("--recipes", nargs="+", default=_onnx_recipes())
@@ -68,19 +70,19 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         teacher = _export(options.checkpoint, "none", Path(folder))
         references = [_score(teacher, segment) for segment in segments]
-        found = []
+        results = []
         for recipe in options.recipes:
             bundle = _export(options.checkpoint, recipe, Path(folder))
-            found.append(_measure(recipe, bundle, references))
-            console.print(found[-1])  # a recipe may take half an hour
+            results.append(_measure(recipe, bundle, references))
+            console.print(results[-1])  # at once: a recipe may take half an hour
     if options.json:
-        sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
+        sys.stdout.buffer.write(msgspec.json.encode(results) + b"\n")
     else:
-        Console().print(_table(found))
+        Console().print(_table(results))
 
 
 def _onnx_recipes() -> list[str]:
-    """All but the teacher's own, and the one that ONNX Runtime has no kernel for."""
+    """All recipes but `none`, which is the reference, and those ONNX Runtime has no kernel for."""
     return [
         name
         for name, recipe in RECIPES.items()
@@ -105,10 +107,10 @@ def _export(checkpoint: str, recipe: str, folder: Path) -> Bundle:
 
 
 def _write_llama_q4_0(checkpoint: Checkpoint, path: Path) -> Path:
-    """What `llama-quantize … Q4_0` makes: gguf's own rounding, matrices in Q4_0, gains in float32.
+    """Quantize as `llama-quantize … Q4_0` does: matrices to Q4_0, gains in float32.
 
-    llama.cpp gives the tied table Q6_K, or Q8_0 where rows are no multiple of 256, as the 270M's
-    are. Here all get Q8_0: never worse than llama.cpp's choice.
+    llama.cpp stores the tied table in Q6_K, or in Q8_0 if the row length is not a multiple of 256,
+    as in the 270M. This function always uses Q8_0, which is at least as accurate.
     """
     shapes = checkpoint.config.tensor_shapes()
     metadata = model_metadata(checkpoint.id, checkpoint.config) | gguf_vocabulary(checkpoint)
@@ -130,7 +132,7 @@ def _type(name: str, shape: tuple[int, ...]) -> GGMLQuantizationType:
 
 
 def _score(bundle: Bundle, text: str) -> tuple[list[int], Logits]:
-    """The segment's tokens, and the log-probabilities after each of them: (T, V)."""
+    """The segment's tokens, and the log-probabilities of the next token after each: (T, V)."""
     tokens = [bundle.manifest.bos_token, *load_tokenizer(bundle).encode(text)][:256]
     return tokens, _run(bundle, tokens)
 
@@ -144,37 +146,37 @@ def _run(bundle: Bundle, tokens: list[int]) -> Logits:
 
 
 def _measure(recipe: str, bundle: Bundle, references: list[tuple[list[int], Logits]]) -> Quality:
-    kl, same, ours, theirs = [], [], [], []
-    for tokens, want in references:
-        got = _run(bundle, tokens)
-        kl.append((np.exp(want) * (want - got)).sum(-1, dtype=np.float64))
-        same.append(want.argmax(-1) == got.argmax(-1))
+    kl, same, likelihoods, reference_likelihoods = [], [], [], []
+    for tokens, reference in references:
+        scored = _run(bundle, tokens)
+        kl.append((np.exp(reference) * (reference - scored)).sum(-1, dtype=np.float64))
+        same.append(reference.argmax(-1) == scored.argmax(-1))
         rows = np.arange(len(tokens) - 1)
-        ours.append(got[rows, tokens[1:]])
-        theirs.append(want[rows, tokens[1:]])
-    every = np.concatenate(kl)
+        likelihoods.append(scored[rows, tokens[1:]])
+        reference_likelihoods.append(reference[rows, tokens[1:]])
+    all_kl = np.concatenate(kl)
     return Quality(
         recipe=recipe,
         bits_per_weight=bundle.manifest.quantization.bits_per_weight,
         artifact_bytes=sum(
             file.bytes for name, file in bundle.manifest.files.items() if "onnx" in name
         ),
-        positions=len(every),
-        mean_kl=float(every.mean()),
-        median_kl=float(np.median(every)),
-        p99_kl=float(np.quantile(every, 0.99)),
+        positions=len(all_kl),
+        mean_kl=float(all_kl.mean()),
+        median_kl=float(np.median(all_kl)),
+        p99_kl=float(np.quantile(all_kl, 0.99)),
         top1=float(np.concatenate(same).mean()),
-        perplexity=float(np.exp(-np.concatenate(ours).mean())),
-        reference_perplexity=float(np.exp(-np.concatenate(theirs).mean())),
+        perplexity=float(np.exp(-np.concatenate(likelihoods).mean())),
+        reference_perplexity=float(np.exp(-np.concatenate(reference_likelihoods).mean())),
     )
 
 
-def _table(found: list[Quality]) -> Table:
-    table = Table(title=f"{found[0].positions} positions, against the float32 artifact")
+def _table(results: list[Quality]) -> Table:
+    table = Table(title=f"{results[0].positions} positions, against the float32 bundle")
     headings = ("recipe", "bits", "MB", "mean KL", "median", "p99", "top-1", "perplexity")
     for heading in headings:
         table.add_column(heading)
-    for q in found:
+    for q in results:
         table.add_row(
             q.recipe,
             f"{q.bits_per_weight:.2f}",

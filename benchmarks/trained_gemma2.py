@@ -1,10 +1,10 @@
-"""Calibrated rounding of a Gemma 2 that has learned something, where no real one is at hand.
+"""Measures calibrated rounding on a small trained Gemma 2, without downloading a real one.
 
     python benchmarks/trained_gemma2.py --steps 800 --json
 
-Trains a small Gemma 2 (1.5 million weights; softcaps, interleaved windows) on the bytes of the
-default calibration text, rounds it by every int4 recipe for that same text, and compares its
-distributions with its own float ones on text that neither saw (`benchmarks/text.txt`).
+Trains a Gemma 2 (1.5 million weights; softcaps, interleaved windows) on the bytes of the default
+calibration text, and quantizes it with each int4 recipe, calibrated on the same text. Then compares
+the quantized model with the float model on unseen text (`benchmarks/text.txt`).
 """
 
 import argparse
@@ -37,7 +37,7 @@ from gemma_export.quantize.store import open_or_build_store
 _RECIPES = ("int4", "int4-gptq", "int4-distilled")
 _BYTES, _BOS = 256, 256
 _LENGTH, _BATCH = 128, 16
-_CALIBRATED = 128  # sequences
+_CALIBRATION_SEQUENCES = 128
 _RATE = 3e-3
 _CONFIG = Gemma2Config(
     vocab_size=_BYTES + 32,
@@ -58,37 +58,39 @@ _CONFIG = Gemma2Config(
 class Outcome:
     recipe: str
     positions: int
-    mean_kl: float  # nats, to the float model
+    mean_kl: float  # nats, relative to the float model
     top1: float
     bits_per_byte: float
-    reference_bits_per_byte: float
+    reference_bits_per_byte: float  # of the float model
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.manual_seed(0)
-    learned = _sequences("\n\n".join(default_texts()))
+    training = _sequences("\n\n".join(default_texts()))
     unseen = _sequences(Path(__file__).with_name("text.txt").read_text("utf-8"))
     console = Console(stderr=True)
     with TemporaryDirectory() as folder:
-        train(learned, options.steps, Path(folder), console.print)
+        train(training, options.steps, Path(folder), console.print)
         checkpoint = open_checkpoint(folder)
-        order = torch.randperm(len(learned), generator=torch.Generator().manual_seed(0))
-        calibration = Calibration("default, as bytes", learned[order[:_CALIBRATED]])
-        found = [compare(checkpoint, recipe, calibration, unseen) for recipe in _RECIPES]
+        order = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))
+        calibration = Calibration("default, as bytes", training[order[:_CALIBRATION_SEQUENCES]])
+        outcomes = [compare(checkpoint, recipe, calibration, unseen) for recipe in _RECIPES]
     if options.json:
-        sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
+        sys.stdout.buffer.write(msgspec.json.encode(outcomes) + b"\n")
     else:
-        Console().print(_table(found))
+        Console().print(_table(outcomes))
 
 
 def train(sequences: Tensor, steps: int, folder: Path, say: Callable[[str], None]) -> None:
-    """Adam with a falling rate; saves the model as an ordinary checkpoint folder."""
+    """Train with AdamW and a one-cycle learning rate, and save a Hugging Face checkpoint folder."""
     model = Gemma2ForCausalLM(_CONFIG)
-    model.set_attn_implementation("eager")  # sdpa drops the softcap
+    model.set_attn_implementation("eager")  # sdpa ignores the softcap
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
     for step in range(1, steps + 1):
@@ -112,42 +114,43 @@ def compare(
     store = open_or_build_store(checkpoint, chosen, None, rounded if chosen.is_calibrated else None)
     exact = {name: checkpoint.rows(name, 0, shape[0]) for name, shape in shapes.items()}
     stored = {name: store.weight(name).rows(0, shape[0]) for name, shape in shapes.items()}
-    want, got = (_log_likely(checkpoint, weights, unseen) for weights in (exact, stored))
+    reference, quantized = (_log_probs(checkpoint, held, unseen) for held in (exact, stored))
     return Outcome(
         recipe=recipe,
-        positions=want.shape[0] * want.shape[1],
-        mean_kl=float((want.exp() * (want - got)).sum(-1).mean()),
-        top1=float((want.argmax(-1) == got.argmax(-1)).float().mean()),
-        bits_per_byte=_bits(got, unseen),
-        reference_bits_per_byte=_bits(want, unseen),
+        positions=reference.shape[0] * reference.shape[1],
+        mean_kl=float((reference.exp() * (reference - quantized)).sum(-1).mean()),
+        top1=float((reference.argmax(-1) == quantized.argmax(-1)).float().mean()),
+        bits_per_byte=_bits(quantized, unseen),
+        reference_bits_per_byte=_bits(reference, unseen),
     )
 
 
-def _log_likely(checkpoint: Checkpoint, weights: dict[str, Tensor], tokens: Tensor) -> Tensor:
+def _log_probs(checkpoint: Checkpoint, weights: dict[str, Tensor], tokens: Tensor) -> Tensor:
+    """(B, T, V)"""
     config = checkpoint.config
     with torch.inference_mode():
         ops = BatchOps(tokens, config.rms_norm_eps)
         return decoder(ops, config, hold(weights).__getitem__).log_softmax(-1)
 
 
-def _bits(likely: Tensor, tokens: Tensor) -> float:
-    """Per byte, of the tokens as they go on."""
-    return float(-likely[:, :-1].gather(-1, tokens[:, 1:, None]).mean() / math.log(2))
+def _bits(log_probs: Tensor, tokens: Tensor) -> float:
+    """Mean bits per byte: the cross-entropy of each next token."""
+    return float(-log_probs[:, :-1].gather(-1, tokens[:, 1:, None]).mean() / math.log(2))
 
 
 def _sequences(text: str) -> Tensor:
-    """(B, T), each beginning with bos."""
+    """The text's bytes in rows that each begin with bos: (B, T)."""
     ids = torch.tensor(list(text.encode()))
     rows = len(ids) // (_LENGTH - 1)
     body = ids[: rows * (_LENGTH - 1)].view(rows, -1)
     return torch.cat((torch.full((rows, 1), _BOS), body), 1)
 
 
-def _table(found: list[Outcome]) -> Table:
-    table = Table(title=f"{found[0].positions} positions of unseen text")
+def _table(outcomes: list[Outcome]) -> Table:
+    table = Table(title=f"{outcomes[0].positions} positions of unseen text")
     for heading in ("recipe", "mean KL", "top-1", "bits per byte (float)"):
         table.add_column(heading)
-    for outcome in found:
+    for outcome in outcomes:
         table.add_row(
             outcome.recipe,
             f"{outcome.mean_kl:.4f}",

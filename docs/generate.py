@@ -1,16 +1,16 @@
-"""Writes the parts of the documentation that come from the code.
+"""Writes the parts of the documentation that are generated from the code.
 
     python docs/generate.py            # rewrite them
-    python docs/generate.py --check    # exit with 1 and name the stale ones
+    python docs/generate.py --check    # print the outdated pages; exit with 1 if there are any
 
-A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`.
+A generated part lies between `<!-- generated: NAME -->` and `<!-- end -->`.
 """
 
 import argparse
 import ast
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,20 +24,24 @@ _PACKAGES = (ROOT / "export/gemma_export", ROOT / "runtime/gemma_runtime")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if one is stale")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail if a page is outdated"
+    )
     check = parser.parse_args().check
-    stale = list(stale_pages())
-    for page, text in stale:
-        print(f"{'stale' if check else 'wrote'}: {page.relative_to(ROOT)}")
+    outdated = list(outdated_pages())
+    for page, text in outdated:
+        print(f"{'outdated' if check else 'wrote'}: {page.relative_to(ROOT)}")
         if not check:
             page.write_text(text, "utf-8")
-    if check and stale:
+    if check and outdated:
         sys.exit("error: run python docs/generate.py")
 
 
-def stale_pages() -> Iterator[tuple[Path, str]]:
-    """Pages whose generated parts differ from the code, with the text they should have."""
+def outdated_pages() -> Iterator[tuple[Path, str]]:
+    """Pages whose generated parts don't match the code, each with its new text."""
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         text = page.read_text("utf-8")
         new = _PART.sub(lambda part: f"{part[1]}\n{PARTS[part[2]]()}\n{part[3]}", text)
@@ -61,8 +65,8 @@ def runtime_commands() -> str:
 class _Command:
     name: str
     help: str
-    arguments: tuple[tuple[str, str], ...]  # how it is written, what it means
-    options: tuple[tuple[str, str, str], ...]  # flag, default, what it means
+    arguments: tuple[tuple[str, str], ...]  # name, meaning
+    options: tuple[tuple[str, str, str], ...]  # flag, default, meaning
 
     def markdown(self) -> str:
         arguments = (name.strip("`") for name, _ in self.arguments)
@@ -81,11 +85,11 @@ def _commands(app: Typer, name: str) -> Iterator[_Command]:
 
 
 def _within(command: object, name: str, help: str) -> Iterator[_Command]:
-    """A command, if it does anything by itself, and its subcommands."""
+    """The command, unless it only has subcommands, and all its subcommands."""
     subcommands: Mapping[str, object] = getattr(command, "commands", {})
-    whole = _command(command, name, help)
-    if whole.options or not subcommands:
-        yield whole
+    own = _command(command, name, help)
+    if own.options or not subcommands:
+        yield own
     for sub, inner in subcommands.items():
         yield from _within(inner, f"{name} {sub}", _plain(getattr(inner, "help", "") or ""))
 
@@ -103,9 +107,9 @@ def _command(command: object, name: str, help: str) -> _Command:
 
 
 def _split_default(text: str, default: object, is_flag: bool) -> tuple[str, str]:
-    """A default told in brackets at the end of the help goes into its own column."""
-    if told := re.search(r" ?\[([^\[\]]+)\]$", text):
-        return text[: told.start()], told[1]
+    """Split a default in brackets, such as `[model]`, off the end of the help text."""
+    if bracketed := re.search(r" ?\[([^\[\]]+)\]$", text):
+        return text[: bracketed.start()], bracketed[1]
     shown = "" if is_flag or default is None or default == [] else f"`{default}`"
     return text, shown
 
@@ -117,7 +121,7 @@ def _plain(help: str) -> str:
 
 
 def recipes() -> str:
-    """Every named recipe: formats, rounding, bits per weight."""
+    """The table of named recipes: formats, rounding, bits per weight."""
     from gemma_export.model.config import TABLE
     from gemma_export.model.sizes import find_official
     from gemma_export.quantize.recipe import RECIPES, Recipe, bits_per_weight
@@ -141,7 +145,7 @@ def recipes() -> str:
 
 
 def sizes() -> str:
-    """Every official size, with what `gemma-export --plan` says of its int4 ONNX bundle."""
+    """The table of official sizes, with the plan of each one's int4 ONNX bundle."""
     from gemma_export import ExportRequest, find_recipe, plan_exports
     from gemma_export.model.sizes import OFFICIAL
     from gemma_runtime.machine import format_bytes
@@ -175,7 +179,7 @@ def sizes() -> str:
 
 
 def house_tree() -> str:
-    """The folders of both packages by the first line of their docstrings."""
+    """The folder tree of both packages, with the first sentence of each docstring."""
     lines = []
     for package in _PACKAGES:
         for folder, described in _folders(package):
@@ -185,7 +189,7 @@ def house_tree() -> str:
 
 
 def house_modules() -> str:
-    """A table of modules for each folder."""
+    """A table of modules for each folder of both packages."""
     parts = []
     for package in _PACKAGES:
         for folder, described in _folders(package):
@@ -219,22 +223,20 @@ def runtime_api() -> str:
 
 
 def _reference(package: str, module: Path) -> str:
-    """A mkdocstrings entry for every name of the package's `__all__`."""
+    """A mkdocstrings entry for each name in the package's `__all__`."""
     names = (name for name in public_names(module) if name != "__version__")
     return "\n".join(f"::: {package}.{name}\n" for name in names)
 
 
 def public_names(module: Path) -> list[str]:
-    """`__all__`, without importing the package."""
+    """The names in `__all__`, read without importing the package."""
     for statement in ast.parse(module.read_text("utf-8")).body:
         if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__":
             return list(ast.literal_eval(statement.value))
-    raise SystemExit(f"error: {module} has no __all__; expected the list of its public names")
+    raise SystemExit(f"error: {module} has no __all__; add a list of its public names")
 
 
-def _table(
-    head: tuple[str, ...], rows: "list[tuple[str, ...]] | tuple[tuple[str, ...], ...]"
-) -> list[str]:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     lines = [head, tuple("---" for _ in head), *rows]
     cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     return [f"| {' | '.join(line)} |" for line in cells] + [""]

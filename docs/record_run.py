@@ -1,8 +1,8 @@
-"""Records the picture of a real run: `gemma-runtime verify` and `run` on a bundle, as an SVG.
+"""Records `gemma-runtime verify` and `gemma-runtime run` on a bundle as an SVG picture.
 
     python docs/record_run.py out/gemma-3-270m-demo
 
-The commands run in the bundle's grandparent folder, so the picture shows no path of this machine.
+The commands run two folders above the bundle, so the picture shows only a short relative path.
 """
 
 import argparse
@@ -21,13 +21,15 @@ _WIDTH = 84
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("bundle", type=Path)
     bundle = parser.parse_args().bundle.resolve()
-    folder, shown = bundle.parents[1], f"{bundle.parent.name}/{bundle.name}"
+    folder, path = bundle.parents[1], f"{bundle.parent.name}/{bundle.name}"
     with open(os.devnull, "w") as nowhere:
         console = Console(record=True, width=_WIDTH, file=nowhere, force_terminal=True)
-        for arguments in (["verify", shown], ["run", shown, _PROMPT, "--max-new-tokens", "24"]):
+        for arguments in (["verify", path], ["run", path, _PROMPT, "--max-new-tokens", "24"]):
             _show(console, arguments, folder)
         svg = console.export_svg(title="gemma-runtime", unique_id="run")
     PICTURE.write_text(without_downloads(svg), "utf-8")
@@ -41,7 +43,7 @@ def _show(console: Console, arguments: list[str], folder: Path) -> None:
         cwd=folder,
         env={**os.environ, "FORCE_COLOR": "1", "COLUMNS": str(_WIDTH)},
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # speed: it tells of the moment's load
+        stderr=subprocess.DEVNULL,  # omits the speed, which depends on this machine's load
         text=True,
         check=True,
     )
@@ -50,7 +52,7 @@ def _show(console: Console, arguments: list[str], folder: Path) -> None:
 
 
 def without_downloads(svg: str) -> str:
-    """The picture in the reader's own monospaced font: rich's would come from a server."""
+    """Use the reader's monospaced font: rich's font would be loaded from a server."""
     svg = re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)
     return svg.replace("Fira Code", "ui-monospace, Menlo, Consolas")
 

@@ -16,7 +16,7 @@ def _leave_empty(folder: Path) -> None:
 def shared_folder(
     factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], None] = _leave_empty
 ) -> Path:
-    """A folder that the first worker fills; the other workers wait, then read it.
+    """A folder of this run that the first worker fills; the other workers wait, then read it.
 
     `fill` must not depend on the worker. If `fill` fails, the next worker tries again.
     """

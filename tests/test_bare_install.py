@@ -97,6 +97,10 @@ CALLS = (
     Call("gemma-export --checkpoint demo --target onnx", 1, needs("torch", "onnx")),
     Call("gemma-export --checkpoint random --size 1b --json", 1, needs("torch", "onnx")),
     Call("gemma-export --size 2b --target coreml --recipe x.yaml", 1, needs("torch", "coreml")),
+    Call("gemma-export cache", 2, "Missing command"),
+    Call("gemma-export cache list --json", 0, r"^\[\]"),
+    Call("gemma-export cache remove nope", 1, "^error: 0 entries"),
+    Call("gemma-export cache prune", 2, "--older-than"),
     # The runtime
     Call("gemma-runtime", 2, "verify"),
     Call("gemma-runtime --help", 0, "verify"),
@@ -213,7 +217,7 @@ def _run(
         input=json.dumps([call.arguments(place) for call in calls]),
         capture_output=True,
         text=True,
-        env={**_clean(), **environment},
+        env={**_clean(), "GEMMA_EXPORT_CACHE": str(place / "cache"), **environment},
     )
     assert done.returncode == 0, done.stderr
     answers: list[Mapping[str, object]] = json.loads(done.stdout)

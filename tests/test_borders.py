@@ -63,7 +63,7 @@ def test_the_import_check_fails_for_a_module_that_needs_torch() -> None:
         _loaded_by(["gemma_export.model.torch_ops"], absent=["torch"])
 
 
-def test_the_public_names_are_these() -> None:
+def test_the_public_names_of_the_runtime_are_these() -> None:
     assert sorted(gemma_runtime.__all__) == [
         "Agreement",
         "AttentionKind",
@@ -106,7 +106,7 @@ def test_the_public_names_are_these() -> None:
     assert all(hasattr(gemma_runtime, name) for name in gemma_runtime.__all__)
 
 
-def test_the_exporters_public_names_are_these() -> None:
+def test_the_public_names_of_the_exporter_are_these() -> None:
     assert sorted(gemma_export.__all__) == [
         "ExportRequest",
         "ExportResult",
@@ -120,7 +120,7 @@ def test_the_exporters_public_names_are_these() -> None:
     ]
 
 
-def test_the_exporters_names_but_its_result_are_there_without_torch() -> None:
+def test_without_torch_the_exporter_offers_everything_but_exports_and_their_results() -> None:
     names = sorted(set(gemma_export.__all__) - {"ExportResult", "export_bundles"})
     code = (
         "import sys; sys.modules['torch'] = None; import gemma_export as own; "
@@ -129,12 +129,12 @@ def test_the_exporters_names_but_its_result_are_there_without_torch() -> None:
         "except own.MissingExtra as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    found, refused = done.stdout.splitlines()
-    assert sorted(found.split()) == names
-    assert refused == "torch is not installed; run: pip install 'gemma-export[export]'"
+    available, error = done.stdout.splitlines()
+    assert sorted(available.split()) == names
+    assert error == "torch is not installed; run: pip install 'gemma-export[export]'"
 
 
-def test_both_packages_have_the_distributions_version() -> None:
+def test_both_packages_have_the_version_of_the_distribution() -> None:
     version = metadata.version("gemma-export")
     assert gemma_export.__version__ == gemma_runtime.__version__ == version
 

@@ -254,8 +254,7 @@ def export(
     if ctx.invoked_subcommand is not None:
         return
     from gemma_export.memory import parse_bytes
-    from gemma_export.quantize.recipe import load_recipe
-    from gemma_export.request import ExportRequest, check_request, plan_exports
+    from gemma_export.request import ExportRequest
 
     request = ExportRequest(
         targets=_targets(target),
@@ -276,8 +275,16 @@ def export(
         calibration=calibration,
         bits=bits,
     )
+    _run(request, recipe, plan, json)
+
+
+def _run(request: "ExportRequest", recipe: Path | None, plan: bool, json: bool) -> None:
+    """Plan or export, after every check that needs no torch."""
+    from gemma_export.quantize.recipe import load_recipe
+    from gemma_export.request import check_request, plan_exports
+
     check_request(request)
-    if checkpoint is None and size is None:
+    if request.checkpoint is None and request.size is None:
         print(
             "error: no checkpoint: give --size, e.g. 2b, or --checkpoint; gemma-export --help "
             "lists all flags",

@@ -25,8 +25,8 @@ NATIVE = "executorch-int4"
 MAX_MEAN_KL = 2e-3
 TIE_MARGIN = 0.1  # in logits; measured: tokens that swapped ranks were less than 0.05 apart
 # In a model this small, XNNPACK's int8 activations are the same on every processor; only float32
-# rounding differs. Measured: 2e-6. In the 270M, logits differ by up to 2: some activations round
-# to another int8.
+# rounding differs. Measured: 2e-6. The 270M's logits differ by 2, probably because some activations
+# round to another int8.
 MAX_NATIVE_DELTA = 1e-5
 # For each processor: the instruction its fastest kernels use, and instructions it doesn't have.
 KERNELS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {

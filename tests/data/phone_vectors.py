@@ -1,8 +1,7 @@
 """Writes the results of the Python code that the Kotlin and Swift ports must reproduce.
 
-    python -m tests.data.phone_vectors                            # phone_vectors.json, committed
-    python -m tests.data.phone_vectors --genuine FOLDER FILE...   # for real tokenizers, not
-    committed
+    python -m tests.data.phone_vectors                           # phone_vectors.json, committed
+    python -m tests.data.phone_vectors --genuine FOLDER FILE...  # real tokenizers, not committed
 
 The first uses the tokenizer of the tiny bundle. `schema_cases.json` is written by hand, since only
 Kotlin and Swift have that code.

@@ -1,3 +1,5 @@
+"""Tiny checkpoints, exports and calibrations that the exporter's tests share."""
+
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,9 +52,9 @@ class TinyCheckpoint:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Stores of tests never meet the user's; one thread, since tiny work only pays for more.
+    """Use a cache apart from the user's, and one thread: more threads slow tiny models down.
 
-    All workers share it: what one of them builds, the others find.
+    All workers share this cache, so that each store is built once.
     """
     os.environ["GEMMA_EXPORT_CACHE"] = str(shared_folder(tmp_path_factory, "cache"))
     torch.set_num_threads(1)
@@ -62,7 +64,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def tiny(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> TinyCheckpoint:
-    """Every kind of tiny checkpoint in turn."""
+    """Each kind of tiny checkpoint in turn."""
     return _saved(request.param, tmp_path_factory)
 
 
@@ -82,7 +84,7 @@ def short_gemma3(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
 
 
 def only(*tinies: Tiny) -> pytest.MarkDecorator:
-    """Runs a dear test with these kinds alone; tests/README.md says what covers the others."""
+    """Run an expensive test with these kinds only; tests/README.md lists what covers the others."""
     names = [tiny.name for tiny in tinies]
     return pytest.mark.parametrize("tiny", tinies, indirect=True, ids=names)
 
@@ -117,7 +119,7 @@ def export_folder(
 
 @pytest.fixture(scope="session")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """`export_folder`, to a folder of its own."""
+    """`export_folder`, into a new folder for each call."""
 
     def run(folder: Path, quant: str, **settings: Any) -> Bundle:
         output = tmp_path_factory.mktemp("bundles") / "bundle"
@@ -127,7 +129,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
 
 
 def check_exact(bundle: Bundle, tiny: TinyCheckpoint, tokens: list[int]) -> None:
-    """At once, one by one and scored together, tokens get transformers' float32 logits."""
+    """`prefill`, `decode` and `score` give the float32 logits of transformers."""
     expected = eager_logits(tiny.model, tokens).numpy()
     with open_session(bundle, threads=1) as session:
         assert np.abs(session.prefill(tokens) - expected[-1]).max() <= 1e-4
@@ -139,15 +141,15 @@ def check_exact(bundle: Bundle, tiny: TinyCheckpoint, tokens: list[int]) -> None
 
 
 def check_loud(bundle: Bundle, loud: TinyCheckpoint, tokens: list[int], near: float) -> None:
-    """Residuals beyond float16 are scaled down, and the logits are those of float32."""
+    """The bundle scales residuals beyond float16, and its logits are close to float32's."""
     assert bundle.manifest.headroom.factor < 1
     with open_session(bundle) as session:
-        found = session.score(tokens)
-    assert np.abs(found - eager_logits(loud.model, tokens).numpy()).max() < near
+        logits = session.score(tokens)
+    assert np.abs(logits - eager_logits(loud.model, tokens).numpy()).max() < near
 
 
 def save_loud(folder: Path) -> TinyCheckpoint:
-    """A tiny Gemma 2 whose residuals pass float16's 65504, as Gemma 3's do."""
+    """A tiny Gemma 2 whose residuals exceed float16's maximum, 65504, as Gemma 3's do."""
     model = GEMMA2.build()
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -158,7 +160,7 @@ def save_loud(folder: Path) -> TinyCheckpoint:
 
 
 def dequantized(tiny: TinyCheckpoint, quant: str) -> PreTrainedModel:
-    """transformers' model with the store's weights in place of its own."""
+    """The transformers model with its weights replaced by the store's."""
     model = tiny.tiny.build()
     store = open_or_build_store(tiny.open(), find_recipe(quant))
     with torch.no_grad():
@@ -174,26 +176,29 @@ RandomText = Callable[[str, int], Workspace]
 def random_text(
     tiny: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> RandomText:
-    """By recipe and sequences: calibration for random tokens, longer than the window; own cache."""
+    """Makes a workspace for a recipe and a number of random sequences longer than the window.
+
+    Each test has a cache of its own.
+    """
     monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path))
 
-    def calibrator(recipe: str, sequences: int) -> Workspace:
+    def workspace(recipe: str, sequences: int) -> Workspace:
         draw = torch.Generator().manual_seed(3)
         tokens = torch.randint(0, 96, (sequences, 24), generator=draw)
         return Workspace(tiny.open(), find_recipe(recipe), Calibration("test", tokens))
 
-    return calibrator
+    return workspace
 
 
 def head_inputs(residuals: Path, config: GemmaConfig, gain: Tensor) -> Tensor:
-    """What the head multiplies: (B · T, M)."""
+    """The inputs of the output projection, after the final norm: (B · T, M)."""
     file = SafetensorsFile(residuals)
     x = file.rows(RESIDUAL, 0, file.tensors[RESIDUAL].shape[0]).flatten(0, 1)
     return torch.nn.functional.rms_norm(x, x.shape[-1:], 1 + gain, config.rms_norm_eps)
 
 
 def stages(tick: Tick) -> Stage:
-    """Every stage with the same tick."""
+    """A progress reporter that gives `tick` to every stage."""
 
     @contextmanager
     def stage(title: str, total_bytes: int) -> Iterator[Tick]:
@@ -206,9 +211,9 @@ def stages(tick: Tick) -> Stage:
 def divergence(
     work: Workspace, weight: Callable[[str], Tensor], factors: Tensor | None = None
 ) -> float:
-    """Mean KL on the calibration text, in nats per token, of a model with the weights given.
+    """Mean KL, in nats per token, from the float model to one with other weights.
 
-    `factors` are its table's.
+    The text is the calibration text. `factors` are the table's column factors.
     """
     config, tokens = work.checkpoint.config, work.calibration.tokens
     shapes = config.tensor_shapes()
@@ -216,16 +221,16 @@ def divergence(
     other = hold({name: weight(name) for name in shapes})
     other[TABLE] = replace(other[TABLE], factors=factors)
     with torch.inference_mode():
-        want, got = (
+        reference, changed = (
             decoder(BatchOps(tokens, config.rms_norm_eps), config, weights.__getitem__)
             .double()
             .log_softmax(-1)
             for weights in (exact, other)
         )
-    return float((want.exp() * (want - got)).sum(-1).mean())
+    return float((reference.exp() * (reference - changed)).sum(-1).mean())
 
 
 def store_divergence(work: Workspace, store: QuantizedStore) -> float:
-    """The same of a model with a store's weights."""
+    """`divergence` of a model with the store's weights."""
     factors = store.weight(TABLE).factors
     return divergence(work, lambda name: store.weight(name).rows(0, store.shapes[name][0]), factors)

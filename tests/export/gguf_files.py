@@ -1,4 +1,4 @@
-"""Small GGUF files, written as llama.cpp's converter writes them."""
+"""Writes small GGUF files in the form that llama.cpp's converter produces."""
 
 import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +37,7 @@ GEMMA3: Json = {**_SHARED, "model_type": "gemma3_text", "num_hidden_layers": 7}
 
 
 def llama_metadata(hf: Json) -> Metadata:
-    """What the converter writes for a config.json; the vocabulary is 64 short tokens."""
+    """The metadata that the converter writes for a config.json, with a vocabulary of 64 tokens."""
     family = "gemma2" if hf["model_type"] == "gemma2" else "gemma3"
     config = config_from_hf(hf)
     fields: Metadata = {
@@ -63,7 +63,7 @@ def llama_metadata(hf: Json) -> Metadata:
 
 
 def vocabulary(end_of_turn: int) -> Metadata:
-    """A few pieces of every type: control, user-defined, bytes, letters and what they make."""
+    """A few pieces of each type: control, user-defined, bytes, letters and their merges."""
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>"]
     pieces += [f"<unused{i}>" for i in range(end_of_turn - 4)] + ["<end_of_turn>"]
     control = len(pieces)
@@ -83,7 +83,7 @@ def vocabulary(end_of_turn: int) -> Metadata:
 
 
 def random_tensors(hf: Json, type: GGMLQuantizationType = F32) -> dict[str, Stored]:
-    """Every tensor of the model by llama.cpp's name: matrices in `type`, gains as 1 + w."""
+    """All tensors of the model under llama.cpp's names: matrices in `type`, gains as 1 + w."""
     generator = np.random.default_rng(5)
     tensors: dict[str, Stored] = {}
     for name, shape in config_from_hf(hf).tensor_shapes().items():
@@ -94,11 +94,11 @@ def random_tensors(hf: Json, type: GGMLQuantizationType = F32) -> dict[str, Stor
 
 
 def llama_name(hf: Json, name: str) -> str:
-    """What llama.cpp's own table calls a Hugging Face tensor."""
+    """llama.cpp's name for a Hugging Face tensor, from the table in the gguf package."""
     names = _names(_ARCHITECTURES[hf["model_type"]], hf["num_hidden_layers"])
-    found = names.get_name(name, try_suffixes=(".weight",))
-    assert found is not None
-    return found
+    llama = names.get_name(name, try_suffixes=(".weight",))
+    assert llama is not None
+    return llama
 
 
 @cache
@@ -107,14 +107,16 @@ def _names(architecture: MODEL_ARCH, layers: int) -> TensorNameMap:
 
 
 def encode(values: NDArray[np.float32], type: GGMLQuantizationType) -> NDArray[np.generic]:
-    """Quantize; K-quants, which the package can only read, become random blocks."""
+    """Quantize the values. For K-quants, which gguf can't write, make random blocks instead."""
     if not type.name.endswith("_K"):
         return quantize(values, type)
     block, block_bytes = GGML_QUANT_SIZES[type]
     blocks = values.size // block
     data = np.random.default_rng(6).integers(0, 256, (blocks, block_bytes), np.uint8)
     scale = np.full((blocks, 1), 0.01, np.float16).view(np.uint8)
-    if type is GGMLQuantizationType.Q6_K:  # the scale comes last; else scale and minimum first
+    if (
+        type is GGMLQuantizationType.Q6_K
+    ):  # scale at the end; in other types, scale and minimum first
         data[:, -2:] = scale
     else:
         data[:, 0:2] = data[:, 2:4] = scale
@@ -124,7 +126,7 @@ def encode(values: NDArray[np.float32], type: GGMLQuantizationType) -> NDArray[n
 def write_gguf(path: Path, metadata: Metadata, tensors: Mapping[str, Stored]) -> Path:
     writer = GGUFWriter(path, str(metadata["general.architecture"]))
     for key, value in metadata.items():
-        if key != "general.architecture":  # the writer has put it first
+        if key != "general.architecture":  # GGUFWriter has already written it
             _add(writer, key, value)
     for name, (data, type) in tensors.items():
         writer.add_tensor(name, data, raw_dtype=type)
@@ -142,14 +144,14 @@ def write_tiny(
     metadata: Metadata | None = None,
     tensors: dict[str, Stored | None] | None = None,
 ) -> Path:
-    """A sound file, but for what is overridden; a tensor that is None is left out."""
+    """Write a valid file with some fields and tensors overridden; None leaves a tensor out."""
     changed = {**random_tensors(hf, type), **(tensors or {})}
     kept = {name: stored for name, stored in changed.items() if stored is not None}
     return write_gguf(path / "model.gguf", {**llama_metadata(hf), **(metadata or {})}, kept)
 
 
 def peak_of(work: Callable[[], object]) -> int:
-    """The most memory that was allocated at once."""
+    """Peak bytes of Python allocations during `work`."""
     tracemalloc.start()
     try:
         work()

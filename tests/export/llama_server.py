@@ -1,4 +1,4 @@
-"""llama.cpp itself, from the xllamacpp wheel: what it says of a GGUF file after a prompt."""
+"""Runs GGUF files in llama.cpp itself, using the xllamacpp wheel."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import pytest
 
 
 class LlamaServer:
-    """A model loaded in llama.cpp; skips loudly where the wheel is absent."""
+    """A model loaded in llama.cpp; skips the test, with a reason, if the wheel is missing."""
 
     def __init__(self, path: Path, context_length: int = 128) -> None:
         xllamacpp = pytest.importorskip(
@@ -22,7 +22,7 @@ class LlamaServer:
         self._server = xllamacpp.Server(parameters)
 
     def greedy(self, prompt: str | Sequence[int], new_tokens: int, top: int) -> list[Any]:
-        """Per new token its `id` and `top_logprobs`, likeliest first."""
+        """For each new token, its `id` and `top_logprobs`, the most probable first."""
         request = {
             "prompt": prompt,
             "n_predict": new_tokens,
@@ -34,5 +34,5 @@ class LlamaServer:
         }
         answer: Any = self._server.handle_completions(request)
         content = json.loads(answer) if isinstance(answer, str | bytes) else answer
-        found: list[Any] = content["choices"][0]["logprobs"]["content"]
-        return found
+        tokens: list[Any] = content["choices"][0]["logprobs"]["content"]
+        return tokens

@@ -1,6 +1,6 @@
-"""Tiny random Gemmas, built by transformers and saved as ordinary checkpoint folders.
+"""Tiny Gemmas with random weights, built by transformers and saved as checkpoint folders.
 
-Windows and caps are small enough to bite: a decoder that ignores one is far off, not slightly.
+Windows and softcaps are small, so that a decoder that ignores one is clearly wrong.
 """
 
 import copy
@@ -20,25 +20,25 @@ from transformers import (
 WINDOW = 16
 _SHARED: dict[str, Any] = {
     "vocab_size": 96,
-    "hidden_size": 128,  # not a square: the embedding scale has digits to get wrong
+    "hidden_size": 128,  # its square root is irrational, so a wrongly rounded scale shows
     "intermediate_size": 160,
     "sliding_window": WINDOW,
     "max_position_embeddings": 256,
-    "attn_implementation": "eager",  # sdpa drops the softcap
+    "attn_implementation": "eager",  # sdpa ignores the softcap
     "dtype": "float32",
 }
 
 
 @dataclass(frozen=True)
 class Tiny:
-    """A kind of model, by name."""
+    """A named kind of tiny model."""
 
     name: str
     config: Any
     model: type[PreTrainedModel]
 
     def build(self) -> PreTrainedModel:
-        """Random weights, norms included, the same ones every time."""
+        """The model with random weights, also in the norms; the same on every call."""
         torch.manual_seed(7)
         model = self.model(self.config)
         model.train(False)
@@ -63,7 +63,8 @@ GEMMA2 = Tiny(
     ),
     Gemma2ForCausalLM,
 )
-# Like the 27b: many small heads, twice as wide together as the model, queries scaled by width.
+# Like the 27b: many small heads, together twice the model's width, and a query scale that is
+# derived from hidden_size / heads, not from head_dim.
 GEMMA2_27B = Tiny(
     "gemma2-27b",
     Gemma2Config(
@@ -81,7 +82,7 @@ GEMMA2_27B = Tiny(
 GEMMA3 = Tiny(
     "gemma3",
     Gemma3TextConfig(
-        num_hidden_layers=7,  # one period of five local and a global, then one more local
+        num_hidden_layers=7,  # five local layers and a global one, then one more local layer
         num_attention_heads=4,
         num_key_value_heads=1,
         head_dim=32,
@@ -98,7 +99,7 @@ TINIES = (GEMMA2, GEMMA2_27B, GEMMA3)
 
 
 def _shortened(tiny: Tiny, kinds: str) -> Tiny:
-    """The same model with fewer layers: an L is a local one, a G a global one."""
+    """The same model with fewer layers: L means a local layer, G a global one."""
     config = copy.deepcopy(tiny.config)
     names = {"L": "sliding_attention", "G": "full_attention"}
     config.layer_types = [names[kind] for kind in kinds]
@@ -112,7 +113,7 @@ SHORT_GEMMA3 = _shortened(GEMMA3, "LGL")
 
 
 def save_tiny(tiny: Tiny, folder: Path) -> PreTrainedModel:
-    """Write the checkpoint folder; returns the model, to compare with."""
+    """Write the checkpoint folder, and return the model."""
     model = tiny.build()
     model.save_pretrained(folder)
     return model
@@ -120,6 +121,6 @@ def save_tiny(tiny: Tiny, folder: Path) -> PreTrainedModel:
 
 @torch.inference_mode()
 def eager_logits(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
-    """What transformers says at every position: (T, V) float32."""
+    """The logits of transformers at every position: (T, V) float32."""
     logits: torch.Tensor = model(input_ids=torch.tensor([tokens])).logits[0]
     return logits

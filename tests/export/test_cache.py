@@ -1,4 +1,4 @@
-"""The cache: shared by processes, checked when read, listed and removed."""
+"""The cache: locks between processes, damaged files, and the `cache` command."""
 
 import json
 import os
@@ -72,12 +72,13 @@ def store(checkpoint: Checkpoint, cache: Path) -> QuantizedStore:
 
 
 def _failing(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    """Run the command line, which must exit with 1; returns its only error line."""
     assert run(list(flags)) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     return line
 
 
-def test_a_second_process_waits_for_the_first_and_says_so(tmp_path: Path) -> None:
+def test_a_second_process_reports_that_it_waits_for_the_first(tmp_path: Path) -> None:
     notes: list[str] = []
     holder = subprocess.Popen(
         [sys.executable, "-c", _HOLD, str(tmp_path / "thing")],
@@ -91,7 +92,7 @@ def test_a_second_process_waits_for_the_first_and_says_so(tmp_path: Path) -> Non
 
     def note(text: str) -> None:
         notes.append(text)
-        holder.communicate()  # closes its stdin, which ends it
+        holder.communicate()  # closes its stdin, so it exits
 
     with removable(tmp_path / "thing") as free:
         assert not free
@@ -100,7 +101,7 @@ def test_a_second_process_waits_for_the_first_and_says_so(tmp_path: Path) -> Non
     assert notes == ["another gemma-export is rounding tiny; waiting for it to finish"]
 
 
-def test_a_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+def test_a_killed_process_releases_its_lock(tmp_path: Path) -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", _HOLD, str(tmp_path / "thing")],
         stdin=subprocess.PIPE,
@@ -114,8 +115,8 @@ def test_a_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
         pass
 
 
-def test_two_processes_calibrate_one_model_at_the_same_time(tmp_path: Path) -> None:
-    """They share a folder, and the one that ended first deleted what the other still read."""
+def test_two_processes_can_calibrate_the_same_model_at_the_same_time(tmp_path: Path) -> None:
+    """They share a folder. The first to finish deleted files that the other still read."""
     save_tiny(GEMMA2, tmp_path / "model")
 
     def start(quant: str, cache: str) -> "subprocess.Popen[str]":
@@ -129,13 +130,13 @@ def test_two_processes_calibrate_one_model_at_the_same_time(tmp_path: Path) -> N
     quants = ("int4-distilled", "int4-gptq")
     together = [start(quant, "shared") for quant in quants]
     apart = [start(quant, quant) for quant in quants]
-    found, expected = ([p.communicate()[0] for p in some] for some in (together, apart))
-    assert found == expected
+    digests, expected = ([p.communicate()[0] for p in group] for group in (together, apart))
+    assert digests == expected
     assert [process.returncode for process in (*together, *apart)] == [0] * 4
 
 
 @pytest.mark.parametrize("place", ["length", "header", "codes", "gain"])
-def test_a_damaged_store_is_built_again(
+def test_a_damaged_store_is_rebuilt(
     checkpoint: Checkpoint, store: QuantizedStore, place: str
 ) -> None:
     before, digest = store.path.read_bytes(), store.codes_digest
@@ -162,7 +163,7 @@ def test_a_store_in_use_is_not_removed(
     assert store.path.exists()
 
 
-def test_entries_are_listed_with_what_they_were_made_from_and_removed(
+def test_entries_are_listed_with_their_model_and_recipe_and_can_be_removed(
     tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_tiny(GEMMA2, tmp_path / "model")
@@ -185,7 +186,7 @@ def test_entries_are_listed_with_what_they_were_made_from_and_removed(
     assert not [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
-def test_pruning_removes_what_was_not_used_for_that_long(
+def test_prune_removes_entries_that_were_not_used_for_the_given_time(
     checkpoint: Checkpoint, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old, new = (open_or_build_store(checkpoint, find_recipe(n)).path for n in ("int4", "int8"))
@@ -206,7 +207,7 @@ def test_pruning_removes_what_was_not_used_for_that_long(
         (["remove", ""], "2 cache entries start with '', expected one"),
     ],
 )
-def test_a_key_that_names_no_single_entry_is_refused(
+def test_a_key_that_does_not_match_exactly_one_entry_is_refused(
     cache: Path, capsys: pytest.CaptureFixture[str], flags: list[str], match: str
 ) -> None:
     for name in ("first", "second"):
@@ -231,8 +232,8 @@ def test_an_unwritable_cache_is_refused_before_any_work(
         assert "set GEMMA_EXPORT_CACHE" in line
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="places of Linux")
-def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="checks the paths used on Linux")
+def test_the_environment_sets_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     monkeypatch.delenv("GEMMA_EXPORT_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
@@ -243,7 +244,7 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPat
     assert cache_folder() == Path("/mine")
 
 
-def test_what_is_used_can_be_removed_once_nobody_uses_it(tmp_path: Path) -> None:
+def test_an_entry_can_be_removed_only_after_its_last_use_ends(tmp_path: Path) -> None:
     path = tmp_path / "thing"
     uses = [InUse(path), InUse(path)]
     while uses:

@@ -1,4 +1,4 @@
-"""Memory that is kept for the next tensor, and given back."""
+"""`kept_memory` keeps freed memory in the process and returns it at the end."""
 
 import platform
 from pathlib import Path
@@ -12,7 +12,7 @@ pytestmark = [
     pytest.mark.serial,
     pytest.mark.skipif(
         platform.libc_ver()[0] != "glibc",
-        reason="glibc's allocator alone can be told to keep memory",
+        reason="only glibc's allocator has this setting",
     ),
 ]
 _SIZE = 200 << 20
@@ -27,11 +27,11 @@ def _use_and_free() -> None:
     torch.ones(_SIZE // 4).add_(1)
 
 
-def test_freed_memory_stays_until_the_end() -> None:
+def test_freed_memory_stays_until_the_block_ends() -> None:
     release_memory()
     before = _resident()
     _use_and_free()
-    assert _resident() - before < _SIZE // 4  # as the library is by itself
+    assert _resident() - before < _SIZE // 4  # the allocator's default
     with kept_memory():
         _use_and_free()
         assert _resident() - before > _SIZE * 3 // 4

@@ -1,4 +1,4 @@
-"""`optimum-cli export gemma`, as optimum itself finds and starts it, in its own process."""
+"""`optimum-cli export gemma`, discovered and started by optimum in a separate process."""
 
 import json
 import os
@@ -16,7 +16,7 @@ HOOK = Path(__file__).parents[2] / "optimum_hook"
 
 
 def _is_installed(name: str) -> bool:
-    """`find_spec` alone is not enough: our own file makes a namespace package `optimum`."""
+    """`find_spec` is not enough: our own file makes a namespace package `optimum`."""
     try:
         metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -26,13 +26,15 @@ def _is_installed(name: str) -> bool:
 
 needs_optimum = pytest.mark.skipif(
     not _is_installed("optimum"),
-    reason="optimum is not installed: `optimum-cli export gemma` was NOT tested; run: "
-    "pip install optimum",
+    reason="NOT TESTED, optimum is not installed; run: pip install optimum",
 )
 
 
 def optimum_cli(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run it with this checkout's hook, installed or not; two copies would register it twice."""
+    """Run it with this checkout's hook, which is added to the path only if not installed.
+
+    Two copies would register the command twice.
+    """
     code = "import sys; from optimum.commands.optimum_cli import main; sys.exit(main())"
     environment = dict(os.environ)
     if not _is_installed("gemma-export-optimum"):
@@ -43,22 +45,22 @@ def optimum_cli(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 @needs_optimum
-def test_export_lists_gemma_once() -> None:
+def test_optimum_lists_the_command() -> None:
     done = optimum_cli("export", "--help")
     assert done.returncode == 0, done.stderr
     assert "{gemma" in done.stdout or ",gemma" in done.stdout
 
 
 @needs_optimum
-def test_help_is_that_of_gemma_export() -> None:
-    """argparse answered --help itself, and knew of no flag."""
+def test_help_shows_the_flags_of_gemma_export() -> None:
+    """argparse handled --help itself and listed none of the flags."""
     done = optimum_cli("export", "gemma", "--help")
     assert done.returncode == 0, done.stderr
     assert "--max-ram" in done.stdout
 
 
 @needs_optimum
-def test_a_bundle_is_exported(tmp_path: Path) -> None:
+def test_the_command_exports_a_bundle(tmp_path: Path) -> None:
     save_tiny(GEMMA2, tmp_path / "model")
     bundle = tmp_path / "bundle"
     flags = ("--target", "onnx", "--checkpoint", str(tmp_path / "model"), "--output", str(bundle))
@@ -69,7 +71,7 @@ def test_a_bundle_is_exported(tmp_path: Path) -> None:
 
 
 @needs_optimum
-def test_a_refusal_is_one_line_and_code_1(tmp_path: Path) -> None:
+def test_a_refused_request_prints_one_line_and_exits_with_1(tmp_path: Path) -> None:
     done = optimum_cli("export", "gemma", "--checkpoint", str(tmp_path / "nothing"))
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
@@ -78,11 +80,11 @@ def test_a_refusal_is_one_line_and_code_1(tmp_path: Path) -> None:
 
 @needs_optimum
 @pytest.mark.parametrize("flags", [("--bogus",), ("--target", "nokia"), ("--context", "many")])
-def test_wrong_usage_is_code_2(flags: tuple[str, ...]) -> None:
+def test_wrong_usage_exits_with_2(flags: tuple[str, ...]) -> None:
     assert optimum_cli("export", "gemma", *flags).returncode == 2
 
 
-def test_nothing_but_the_command_is_added_to_the_namespace() -> None:
-    """An `__init__.py` anywhere on the way hides optimum's own modules."""
+def test_the_hook_is_the_only_file_in_the_namespace() -> None:
+    """An `__init__.py` in any of the folders hides optimum's own modules."""
     files = set(HOOK.rglob("*.py"))
     assert files == {HOOK / "optimum" / "commands" / "register" / "register_gemma.py"}

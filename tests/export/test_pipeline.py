@@ -1,4 +1,4 @@
-"""The whole road: one bundle or none, whatever happens on the way."""
+"""A whole export: it writes one complete bundle or none, also if it fails or is killed."""
 
 import json
 import os
@@ -26,7 +26,7 @@ _CLI = [
     "-c",
     "import sys; from gemma_export.cli import run; sys.exit(run(sys.argv[1:]))",
 ]
-_SLOW = {  # enough random weights that a kill lands in the middle
+_SLOW = {  # enough weights that a kill arrives during the export
     "model_type": "gemma2",
     "num_hidden_layers": 4,
     "hidden_size": 1024,
@@ -50,7 +50,7 @@ def slow_config(tmp_path: Path) -> Path:
 
 
 def failing(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
-    """Run the command line, expect exit code 1 and one line; returns the line."""
+    """Run the command line, which must exit with 1; returns its only error line."""
     assert run(list(flags)) == 1
     lines = capsys.readouterr().err.strip().splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
@@ -58,7 +58,7 @@ def failing(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
     return errors[0]
 
 
-def test_an_export_verifies_and_reports_as_json(
+def test_an_exported_bundle_passes_verify_and_its_summary_is_json(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "bundle"
@@ -73,14 +73,16 @@ def test_an_export_verifies_and_reports_as_json(
     assert set(tmp_path.iterdir()) == {output}
 
 
-def test_two_exports_of_one_checkpoint_are_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+def test_two_exports_of_one_checkpoint_are_identical(folder: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         assert run(["--checkpoint", str(folder), "--output", str(tmp_path / name), "--json"]) == 0
     a, b = (open_bundle(tmp_path / name).manifest for name in ("a", "b"))
     assert a == b
 
 
-def test_the_tokenizer_and_the_end_of_a_turn_come_along(folder: Path, tmp_path: Path) -> None:
+def test_the_bundle_contains_the_tokenizer_template_and_end_of_turn_token(
+    folder: Path, tmp_path: Path
+) -> None:
     pieces = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "a": 4, "<end_of_turn>": 5}
     model = tmp_path / "model"
     model.mkdir()
@@ -120,7 +122,7 @@ def test_an_existing_output_is_kept_unless_forced(
         (["--size", "2b"], "gemma2 2b has 26"),
     ],
 )
-def test_refusals_come_before_any_work(
+def test_wrong_values_are_refused_before_any_work(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], match: str
 ) -> None:
     base = ["--checkpoint", str(folder), "--output", str(tmp_path / "out")]
@@ -136,7 +138,7 @@ def test_refusals_come_before_any_work(
         (["--contxt", "3"], "No such option"),
     ],
 )
-def test_wrong_usage_exits_with_2_and_the_choices(
+def test_wrong_usage_exits_with_2_and_prints_the_choices(
     capfd: pytest.CaptureFixture[str], flags: list[str], match: str
 ) -> None:
     assert run(flags) == 2
@@ -144,7 +146,7 @@ def test_wrong_usage_exits_with_2_and_the_choices(
 
 
 @pytest.mark.serial
-def test_a_killed_export_leaves_no_bundle_and_the_next_one_works(
+def test_a_killed_export_leaves_no_bundle_and_the_next_export_succeeds(
     tmp_path: Path, slow_config: Path
 ) -> None:
     output = tmp_path / "out" / "bundle"
@@ -169,11 +171,13 @@ def test_a_killed_export_leaves_no_bundle_and_the_next_one_works(
     assert not any(stores.glob("*.safetensors"))
     subprocess.run(_CLI + flags, env=environment, check=True, stdout=subprocess.DEVNULL)
     open_bundle(output)
-    assert not any(stores.glob("*.partial-*")), "what the killed one left is swept"
+    assert not any(stores.glob("*.partial-*")), "partial files of the killed export are removed"
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, slow_config: Path) -> None:
-    """A limit on file size stands in for the disk: the write fails in the same way."""
+def test_a_full_disk_gives_a_one_line_error_and_leaves_no_file(
+    tmp_path: Path, slow_config: Path
+) -> None:
+    """A limit on the file size replaces the full disk: writes fail in the same way."""
     output = tmp_path / "bundle"
     flags = ["--checkpoint", "random", "--config", str(slow_config), "--output", str(output)]
     environment = {**os.environ, "GEMMA_EXPORT_CACHE": str(tmp_path / "cache")}
@@ -189,15 +193,17 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, slow_config:
     assert "Traceback" not in done.stderr
     assert "error: can't write" in done.stderr
     assert not output.exists()
-    left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-    assert not [path for path in left if path.suffix != ".lock"]
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert not [path for path in files if path.suffix != ".lock"]
 
 
-def test_a_plan_reads_no_weight(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_does_not_read_the_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_tiny(GEMMA2, tmp_path)
     with (tmp_path / "model.safetensors").open("r+b") as file:
         file.seek(-4000, os.SEEK_END)
-        file.write(b"\xff" * 4000)  # NaN in every tensor's place, were it read
+        file.write(b"\xff" * 4000)  # reading these weights would fail: they are NaN
     assert run(["--checkpoint", str(tmp_path), "--plan", "--json"]) == 0
     (plan,) = json.loads(capsys.readouterr().out)
     assert plan["export_peak_bytes"] > 0
@@ -209,7 +215,27 @@ def test_a_plan_reads_no_weight(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ("text", "count"),
     [("6GiB", 6 << 30), ("1.5g", 1_500_000_000), ("800 MB", 800_000_000), ("4096", 4096)],
 )
-def test_memory_is_written_in_the_usual_ways(text: str, count: int) -> None:
+def test_memory_limits_accept_the_usual_units(text: str, count: int) -> None:
     assert parse_bytes(text) == count
     with pytest.raises(MemoryLimit):
         parse_bytes("0")
+
+
+@pytest.mark.parametrize(
+    ("command", "completion"),
+    [
+        ("gemma-export --target exe", "executorch"),
+        ("gemma-export --delegate vul", "vulkan"),
+        ("gemma-export --quant int4-asym-d", "int4-asym-distilled"),
+        ("gemma-export --family gemma", "gemma2"),
+        ("gemma-export --si", "--size"),
+    ],
+)
+def test_the_shell_completes_flags_and_their_values(command: str, completion: str) -> None:
+    environment = {
+        **os.environ,
+        "_GEMMA_EXPORT_COMPLETE": "complete_zsh",
+        "_TYPER_COMPLETE_ARGS": command,
+    }
+    done = subprocess.run(_CLI, env=environment, capture_output=True, text=True, check=True)
+    assert completion in done.stdout

@@ -1,4 +1,4 @@
-"""The plan against what exports and sessions really weigh."""
+"""Compares plans with the measured sizes and memory of exports and sessions."""
 
 import json
 import os
@@ -39,20 +39,20 @@ def plan(
 
 
 @pytest.mark.parametrize("quant", ["int4", "int4-asym", "mixed", "int8", "none"])
-def test_the_planned_file_is_the_exported_file(
+def test_the_planned_size_is_that_of_the_exported_file(
     tiny: TinyCheckpoint, export: Export, quant: str
 ) -> None:
-    """Less than a page apart: the last tensor's page is not filled up."""
+    """They differ by less than a page: the plan rounds the last tensor up to a whole page."""
     data = export(tiny.folder, quant, context=48).directory / DATA
     planned = plan(tiny.open().config, quant, context=48).artifact.total
     assert 0 <= planned - data.stat().st_size < 4096
 
 
 @pytest.mark.parametrize("quant", ["int4", "int4-asym", "int8-channel", "none"])
-def test_the_planned_weight_file_is_core_ml_s(
+def test_the_planned_size_is_that_of_core_ml_s_weight_file(
     tiny: TinyCheckpoint, export: Export, quant: str
 ) -> None:
-    """But for a record of 64 bytes per tensor; gains with the headroom factor are new tensors."""
+    """The file also has 64 bytes of metadata per tensor, and gains scaled by the headroom."""
     pytest.importorskip("coremltools")
     folder = export(tiny.folder, quant, context=48, target="coreml", prefill=8).directory
     size = next(folder.rglob("weight.bin")).stat().st_size
@@ -63,17 +63,17 @@ def test_the_planned_weight_file_is_core_ml_s(
 
 @pytest.mark.parametrize("official", OFFICIAL, ids=lambda o: f"{o.family}-{o.size}")
 @pytest.mark.parametrize("quant", RECIPES)
-def test_parts_add_up(official: Official, quant: str) -> None:
+def test_the_parts_add_up_to_the_totals(official: Official, quant: str) -> None:
     planned = plan(official.config, quant)
-    for whole in (planned.parameters, planned.artifact):
-        parts = msgspec.to_builtins(whole)
+    for group in (planned.parameters, planned.artifact):
+        parts = msgspec.to_builtins(group)
         assert parts.pop("total") == sum(parts.values())
     assert planned.parameters.total == official.config.parameters
     assert planned.caches.total == planned.caches.local + planned.caches.full
 
 
-def test_bytes_of_each_part_by_hand() -> None:
-    """Gemma 2 2b at int4: half a byte per weight, and an fp16 scale per 32 weights."""
+def test_the_bytes_of_each_part_match_a_calculation_by_hand() -> None:
+    """Gemma 2 2b in int4: half a byte per weight, and a float16 scale per 32 weights."""
     config = find_official("2b").config
     table = 256000 * 2304
     attention = 26 * (2304 * (2048 + 1024 + 1024) + 2048 * 2304)
@@ -87,11 +87,11 @@ def test_bytes_of_each_part_by_hand() -> None:
     assert planned.artifact.attention == attention * 9 // 16
     assert planned.artifact.mlp == mlp * 9 // 16
     assert planned.artifact.norms == planned.parameters.norms * 4
-    assert planned.artifact.ropes == 2 * 1024 * 128 * 4  # both kinds of layer share one rope
+    assert planned.artifact.ropes == 2 * 1024 * 128 * 4  # both kinds of layer use the same rope
     assert planned.bits_per_weight == 4.5
 
 
-def test_zero_points_and_wider_codes_are_counted() -> None:
+def test_the_plan_counts_zero_points_and_int8_codes() -> None:
     config = find_official("1b").config
     parts = {quant: plan(config, quant).artifact for quant in RECIPES}
     assert parts["int4-asym"].table - parts["int4"].table == 262144 * 1152 // 64
@@ -102,7 +102,7 @@ def test_zero_points_and_wider_codes_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "context", "whole_mib", "slotted_mib"),
+    ("size", "context", "full_mib", "ring_mib"),
     [
         ("2b", 2048, 416, 416),
         ("2b", 4096, 832, 832),
@@ -111,15 +111,15 @@ def test_zero_points_and_wider_codes_are_counted() -> None:
         ("4b", 8192, 2176, 552 + 29 * 64 / 128),
     ],
 )
-def test_cache_bytes_are_those_of_the_published_arithmetic(
-    size: str, context: int, whole_mib: int, slotted_mib: float
+def test_cache_bytes_match_a_calculation_by_hand(
+    size: str, context: int, full_mib: int, ring_mib: float
 ) -> None:
-    """Whole context and bare window in float32, plus the 64 rows of slack that local layers get."""
+    """Float32 caches of the whole context, or of the window and 64 more rows in local layers."""
     config = find_official(size).config
-    assert plan(config, context=context, full_cache=True).caches.total == whole_mib * MIB
+    assert plan(config, context=context, full_cache=True).caches.total == full_mib * MIB
     caches = plan(config, context=context).caches
-    assert caches.total / MIB == pytest.approx(slotted_mib, rel=0.01)
-    assert caches.saved == whole_mib * MIB - caches.total
+    assert caches.total / MIB == pytest.approx(ring_mib, rel=0.01)
+    assert caches.saved == full_mib * MIB - caches.total
 
 
 @pytest.mark.parametrize("context", [512, 2048, 4096])
@@ -129,7 +129,7 @@ def test_a_ring_saves_nothing_when_the_window_holds_the_context(context: int) ->
     assert caches.note == "ring saves 0 MiB at this context"
 
 
-def test_a_ring_saves_what_lies_beyond_window_and_slack() -> None:
+def test_a_ring_saves_the_rows_beyond_window_and_slack() -> None:
     caches = plan(find_official("2b").config, context=8192).caches
     assert caches.saved == 13 * (8192 - 4096 - 64) * 4 * 256 * 2 * 4
     assert caches.note == f"ring saves {round(caches.saved / MIB)} MiB at this context"
@@ -140,8 +140,8 @@ def test_a_full_cache_saves_nothing() -> None:
     assert (caches.saved, caches.note) == (0, "ring saves 0 MiB at this context")
 
 
-# MiB of resident memory after loading, at the peak of loading, and after filling 4096 tokens in
-# chunks of 512: onnxruntime 1.32, 2 threads. The wide ones have only as many layers as stated.
+# Resident memory in MiB: after loading, at the peak of loading, and after 4096 tokens in chunks of
+# 512. Measured with onnxruntime 1.32 and 2 threads, on models cut to the given number of layers.
 SESSIONS = [
     ("gemma3", "270m", 18, "int4", 316, 394, 428),
     ("gemma3", "270m", 18, "int8", 444, 602, 558),
@@ -153,7 +153,7 @@ SESSIONS = [
 
 
 @pytest.mark.parametrize("measured", SESSIONS, ids=lambda m: f"{m[1]}-{m[3]}")
-def test_running_memory_is_near_what_was_measured(
+def test_planned_running_memory_is_close_to_the_measured_one(
     measured: tuple[str, str, int, str, int, int, int],
 ) -> None:
     family, size, layers, quant, _, loading, full = measured
@@ -163,37 +163,40 @@ def test_running_memory_is_near_what_was_measured(
     assert run.total / MIB == pytest.approx(max(loading, full), rel=0.12)
 
 
-# MiB: context, longest chunk, the native runner's peak with a short prompt, the export's peak.
+# Measured in MiB: running, the peak of the native runner with a short prompt; exporting, the
+# peak of the export.
 @pytest.mark.parametrize(
     ("size", "context", "prefill", "running", "exporting"),
     [("270m", 2048, 128, 294, 997), ("2b", 4096, 512, 2705, 2625)],
 )
-def test_executorch_takes_no_more_than_planned_and_not_much_less(
+def test_executorch_needs_no_more_memory_than_planned_and_not_much_less(
     size: str, context: int, prefill: int, running: int, exporting: int
 ) -> None:
-    found = plan(find_official(size).config, context=context, target="executorch", prefill=prefill)
-    assert running <= found.run.total / MIB <= 1.35 * running
-    assert exporting <= found.export_peak_bytes / MIB <= 1.35 * exporting
+    config = find_official(size).config
+    planned = plan(config, context=context, target="executorch", prefill=prefill)
+    assert running <= planned.run.total / MIB <= 1.35 * running
+    assert exporting <= planned.export_peak_bytes / MIB <= 1.35 * exporting
 
 
 @pytest.mark.parametrize(("size", "exporting"), [("270m", 766), ("2b", 654)])
-def test_a_core_ml_export_takes_no_more_than_planned(size: str, exporting: int) -> None:
-    """MiB of resident memory at the export's peak."""
-    found = plan(find_official(size).config, target="coreml").export_peak_bytes / MIB
-    assert exporting <= found <= 1.35 * exporting
+def test_a_core_ml_export_needs_no_more_memory_than_planned(size: str, exporting: int) -> None:
+    """`exporting` is the measured peak of resident memory, in MiB."""
+    planned = plan(find_official(size).config, target="coreml").export_peak_bytes / MIB
+    assert exporting <= planned <= 1.35 * exporting
 
 
-def test_a_core_ai_export_takes_no_more_than_planned() -> None:
-    """MiB of resident memory at the export's peak, of the 270M."""
-    found = plan(find_official("270m").config, target="coreai").export_peak_bytes / MIB
-    assert 2141 <= found <= 1.35 * 2141
+def test_a_core_ai_export_needs_no_more_memory_than_planned() -> None:
+    """2141 MiB is the measured peak of resident memory for the 270M."""
+    planned = plan(find_official("270m").config, target="coreai").export_peak_bytes / MIB
+    assert 2141 <= planned <= 1.35 * 2141
 
 
 @pytest.mark.skipif(
-    torch.version.cuda is not None, reason="the estimate is for torch's CPU build; this is CUDA's"
+    torch.version.cuda is not None,
+    reason="the plan is for torch's CPU build; a CUDA build is installed",
 )
 @pytest.mark.serial
-def test_a_real_export_stays_below_the_estimate(tmp_path: Path) -> None:
+def test_a_real_export_needs_no_more_memory_than_planned(tmp_path: Path) -> None:
     config = {
         "model_type": "gemma2",
         "num_hidden_layers": 2,
@@ -206,7 +209,7 @@ def test_a_real_export_stays_below_the_estimate(tmp_path: Path) -> None:
     flags = ["--checkpoint", "random", "--config", str(tmp_path / "config.json"), "--json"]
     (planned,) = gemma_export(tmp_path, *flags, "--plan")
     (done,) = gemma_export(tmp_path, *flags, "--output", str(tmp_path / "bundle"))
-    # Random weights have no tokenizer; the plan can't know, and counts one.
+    # The plan counts a tokenizer, but random weights have none.
     tokenizer = 128000 * 1700
     assert done["peak_rss_bytes"] <= planned["export_peak_bytes"]
     assert done["peak_rss_bytes"] >= 0.6 * (planned["export_peak_bytes"] - tokenizer)
@@ -221,20 +224,20 @@ def gemma_export(cache: Path, *flags: str) -> list[dict[str, int]]:
     return content
 
 
-def test_the_export_of_a_27b_takes_no_more_for_its_layers() -> None:
+def test_the_export_peak_does_not_grow_with_the_number_of_layers() -> None:
     config = find_official("27b").config
     one = replace(config, kinds=config.kinds[:1])
     assert plan(config).export_peak_bytes == plan(one).export_peak_bytes
 
 
-def test_phones_get_no_worse_with_more_memory() -> None:
+def test_phones_with_more_memory_get_no_worse_verdict() -> None:
     order = ("does not fit", "tight", "fits")
     for official in OFFICIAL:
         verdicts = [order.index(phone.verdict) for phone in plan(official.config).phones]
         assert verdicts == sorted(verdicts)
 
 
-def test_verdicts_follow_the_numbers() -> None:
+def test_a_model_does_not_fit_if_it_needs_more_than_the_budget() -> None:
     by_size = {
         o.size: {p.ram_gb: p for p in plan(o.config).phones} for o in OFFICIAL if o.size != "27b"
     }
@@ -247,12 +250,12 @@ def test_verdicts_follow_the_numbers() -> None:
             assert (phone.verdict == "does not fit") == (phone.needed > phone.budget)
 
 
-def test_a_plan_is_json_and_back() -> None:
+def test_a_plan_survives_a_round_trip_through_json() -> None:
     planned = plan(find_official("1b").config)
     assert msgspec.json.decode(msgspec.json.encode(planned), type=Plan) == planned
 
 
-def test_the_rendered_plan_names_what_matters() -> None:
+def test_the_rendered_plan_shows_caches_phones_and_every_section() -> None:
     console = Console(width=200, record=True, file=StringIO())
     planned = plan(find_official("1b").config)
     console.print(render_plan(planned))

@@ -1,4 +1,4 @@
-"""The real Gemma 3 270M, exported to every target from one store."""
+"""The real Gemma 3 270M, exported to three targets from the same store."""
 
 import numpy as np
 import pytest
@@ -16,8 +16,8 @@ from gemma_runtime.text.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.real
 
-# XNNPACK rounds activations with one scale per token, onnxruntime in blocks of 32: both move logits
-# by half of this on average.
+# In logits. XNNPACK quantizes activations with one scale per token, onnxruntime in blocks of 32;
+# each changes the logits by half of this on average.
 TIE_MARGIN = 1.0
 LONG = "The lighthouse keeper wrote every evening how far the light had reached. " * 50
 
@@ -40,26 +40,26 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
 
 
 @pytest.mark.parametrize("target", ["onnx", "executorch"])
-def test_every_target_verifies(bundles: dict[str, Bundle], target: str) -> None:
+def test_the_bundle_passes_verify(bundles: dict[str, Bundle], target: str) -> None:
     assert verify_bundle(bundles[target]).verdict is Verdict.PASS
 
 
-def test_core_ml_s_float16_is_near_the_reference_from_the_first_token_on(
+def test_core_ml_in_float16_is_close_to_the_reference_from_the_first_token(
     bundles: dict[str, Bundle],
 ) -> None:
-    """One golden of the five that `verify` replays: an interpreted token takes most of a second."""
+    """Replays the shortest golden only: the interpreter needs almost a second per token."""
     golden = min(load_goldens(bundles["coreml"].path("goldens")), key=lambda g: len(g.tokens))
     with open_session(bundles["coreml"]) as session:
         assert measure_lowering(session, [golden]).mean_kl < 1e-4
 
 
-def test_all_containers_give_the_same_codes_back(bundles: dict[str, Bundle]) -> None:
-    found = {inspection.codes_held for inspection in compare_bundles([*bundles.values()]).bundles}
-    assert found == {bundles["onnx"].manifest.quantization.codes_digest}
+def test_all_bundles_contain_the_same_codes(bundles: dict[str, Bundle]) -> None:
+    digests = {inspection.codes_held for inspection in compare_bundles([*bundles.values()]).bundles}
+    assert digests == {bundles["onnx"].manifest.quantization.codes_digest}
 
 
 @pytest.mark.parametrize("target", ["executorch", "coreml"])
-def test_greedy_tokens_agree_between_targets_outside_near_ties(
+def test_greedy_tokens_agree_between_targets_except_at_near_ties(
     bundles: dict[str, Bundle], target: str
 ) -> None:
     prompt = [2, *load_tokenizer(bundles["onnx"]).encode("The history of the lighthouse")]
@@ -68,14 +68,16 @@ def test_greedy_tokens_agree_between_targets_outside_near_ties(
         session.reset()
         exact = session.score([*prompt, *tokens])[len(prompt) - 1 : -1]  # (64, V)
     with open_session(bundles[target]) as session:
-        found = [session.prefill(prompt), *(session.decode(token) for token in tokens[:-1])]
-    chosen = np.stack(found).argmax(-1)
+        rows = [session.prefill(prompt), *(session.decode(token) for token in tokens[:-1])]
+    chosen = np.stack(rows).argmax(-1)
     lead = exact.max(-1) - exact[np.arange(64), chosen]
     assert (lead <= TIE_MARGIN).all()
     assert (chosen == tokens).mean() > 0.85
 
 
-def test_the_stock_runner_says_the_same_past_window_and_chunk(bundles: dict[str, Bundle]) -> None:
+def test_executorch_s_own_runner_generates_the_same_text_beyond_window_and_chunk(
+    bundles: dict[str, Bundle],
+) -> None:
     from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
 
     bundle = bundles["executorch"]
@@ -84,9 +86,9 @@ def test_the_stock_runner_says_the_same_past_window_and_chunk(bundles: dict[str,
     assert len(ids) > 512 + 128
     with open_session(bundle) as session:
         expected = tokenizer.decode(list(generate(session, ids, max_new_tokens=20)))
-    model, texts = str(bundle.directory / "model.pte"), str(bundle.path("tokenizer"))
-    said: list[str] = []
+    model, vocabulary = str(bundle.directory / "model.pte"), str(bundle.path("tokenizer"))
+    pieces: list[str] = []
     config = GenerationConfig(echo=False, max_new_tokens=20, temperature=0.0, num_bos=1)
-    TextLLMRunner(model, texts).generate(LONG + "In the end, he", config, said.append)
-    assert expected.startswith("".join(said))
-    assert len("".join(said)) > len(expected) // 2
+    TextLLMRunner(model, vocabulary).generate(LONG + "In the end, he", config, pieces.append)
+    assert expected.startswith("".join(pieces))
+    assert len("".join(pieces)) > len(expected) // 2

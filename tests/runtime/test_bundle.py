@@ -42,6 +42,10 @@ def _truncate(folder: Path) -> None:
     (folder / ARTIFACT).write_bytes(b"artifac")
 
 
+def _lengthen(folder: Path) -> None:
+    (folder / ARTIFACT).write_bytes(b"artifacts")
+
+
 def _make_folder(folder: Path) -> None:
     (folder / ARTIFACT).unlink()
     (folder / ARTIFACT).mkdir()
@@ -72,9 +76,10 @@ def _damage_manifest(folder: Path) -> None:
         (_remove, "is missing"),
         (_alter, "was altered"),
         (_truncate, "has 7 bytes, the manifest says 8"),
+        (_lengthen, "has 9 bytes, the manifest says 8"),
         (_make_folder, "is missing"),
         (_link_outside, "leaves the bundle"),
-        (_link_to_itself, "can't be read"),
+        (_link_to_itself, r"can't be read|is missing"),  # the latter from Python 3.13 on
         (_remove_manifest, "is not a bundle"),
         (_damage_manifest, "not a manifest"),
     ],

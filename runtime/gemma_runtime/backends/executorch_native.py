@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory, TemporaryFile
 
 import numpy as np
 
-from gemma_runtime.cache import cache_folder
+from gemma_runtime.cache import cache_folder, writable_cache
 from gemma_runtime.errors import MissingExtra, SessionError
 from gemma_runtime.session import Logits
 
@@ -89,6 +89,7 @@ def build_native() -> Path:
     key = hashlib.sha256(content + str(wheel).encode()).hexdigest()[:16]
     binary = cache_folder() / "native" / key / _BINARY
     if not binary.exists():
+        writable_cache()
         binary.parent.mkdir(parents=True, exist_ok=True)
         _compile(source, wheel, binary)
     return binary

@@ -127,7 +127,7 @@ def _measure(
     following, kl, same = [], [np.empty(0)], [np.empty(0, np.bool_)]
     for start in range(0, len(tokens), _CHUNK):
         logits = session.score(tokens[start : start + _CHUNK])  # (T, V)
-        after = np.array(tokens[start + 1 : start + 1 + len(logits)])
+        after = np.array(tokens[start + 1 : start + 1 + len(logits)], np.int64)  # may be empty
         rows = logits[: len(after)]
         following.append(rows[np.arange(len(after)), after] - log_sum_exp(rows))
         if teacher is not None:

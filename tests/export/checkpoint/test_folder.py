@@ -1,4 +1,4 @@
-"""Checkpoint folders: what is read, and what is refused by name."""
+"""Checkpoint folders: reading safetensors, shards and configs, and refusing bad ones."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ def change(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> N
 
 
 def shard(folder: Path) -> dict[str, str]:
-    """Split the checkpoint in two, with an index."""
+    """Split the checkpoint into two shards with an index file."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = sorted(tensors)
@@ -59,26 +59,26 @@ def write_index(folder: Path, index: dict[str, str]) -> None:
     path.write_text(json.dumps({"weight_map": index}))
 
 
-def test_rows_are_those_of_the_file(folder: Path) -> None:
+def test_rows_are_read_from_the_file(folder: Path) -> None:
     expected = load_file(folder / "model.safetensors")[NAME]
     checkpoint = open_folder(folder)
     assert torch.equal(checkpoint.rows(NAME, 3, 17), expected[3:17])
 
 
-def test_shards_say_what_one_file_says(folder: Path, saved: Path) -> None:
+def test_shards_give_the_same_rows_as_one_file(folder: Path, saved: Path) -> None:
     shard(folder)
     one, two = open_folder(saved), open_folder(folder)
     assert torch.equal(one.rows(NAME, 0, 9), two.rows(NAME, 0, 9))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_widened_exactly(folder: Path, dtype: torch.dtype) -> None:
+def test_half_precision_is_converted_to_float32_exactly(folder: Path, dtype: torch.dtype) -> None:
     change(folder, lambda t: t.update({NAME: t[NAME].to(dtype)}))
     expected = load_file(folder / "model.safetensors")[NAME].float()
     assert torch.equal(open_folder(folder).rows(NAME, 0, len(expected)), expected)
 
 
-def test_a_multimodal_folder_gives_its_text_model_and_says_so(folder: Path) -> None:
+def test_a_multimodal_folder_gives_its_text_model_and_a_note(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": config}))
 
@@ -94,7 +94,7 @@ def test_a_multimodal_folder_gives_its_text_model_and_says_so(folder: Path) -> N
     assert "without its 1 vision tensors" in checkpoint.notes[0]
 
 
-def test_a_stored_head_is_fine_while_it_is_the_table(folder: Path) -> None:
+def test_a_stored_head_is_accepted_only_if_it_equals_the_table(folder: Path) -> None:
     table = "model.embed_tokens.weight"
     change(folder, lambda t: t.update({"lm_head.weight": t[table].clone()}))
     open_folder(folder)
@@ -111,9 +111,9 @@ def test_a_stored_head_is_fine_while_it_is_the_table(folder: Path) -> None:
         (lambda t: t.update({NAME: torch.zeros(3, 3)}), r"has shape \(3, 3\), the config says"),
         (lambda t: t.update({NAME: t[NAME].int()}), "is I32, expected one of"),
     ],
-    ids=["missing", "left over", "shape", "dtype"],
+    ids=["missing", "unknown", "shape", "dtype"],
 )
-def test_wrong_tensors_are_refused_by_name(
+def test_the_error_for_a_wrong_tensor_names_it(
     folder: Path, edit: Callable[[dict[str, torch.Tensor]], object], match: str
 ) -> None:
     change(folder, edit)
@@ -122,7 +122,7 @@ def test_wrong_tensors_are_refused_by_name(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_nan_and_inf_are_refused_by_name_when_they_are_read(folder: Path, value: float) -> None:
+def test_nan_and_inf_are_refused_when_their_rows_are_read(folder: Path, value: float) -> None:
     change(folder, lambda t: t[NAME][2].fill_(value))
     checkpoint = open_folder(folder)
     checkpoint.rows(NAME, 0, 2)
@@ -131,14 +131,14 @@ def test_nan_and_inf_are_refused_by_name_when_they_are_read(folder: Path, value:
 
 
 @pytest.mark.parametrize("bad", ["../b.safetensors", "/etc/passwd", "sub/b.safetensors", ".."])
-def test_an_index_that_points_outside_is_refused(folder: Path, bad: str) -> None:
+def test_an_index_that_points_outside_the_folder_is_refused(folder: Path, bad: str) -> None:
     index = shard(folder)
     write_index(folder, {**index, NAME: bad})
     with pytest.raises(CheckpointError, match="outside the folder"):
         open_folder(folder)
 
 
-def test_a_missing_shard_and_a_pickled_one_are_refused(folder: Path) -> None:
+def test_a_missing_shard_and_a_pickled_shard_are_refused(folder: Path) -> None:
     index = shard(folder)
     write_index(folder, {**index, NAME: "c.safetensors"})
     with pytest.raises(CheckpointError, match=r"shard c\.safetensors is missing"):
@@ -164,36 +164,38 @@ def test_pickles_adapters_and_quantized_weights_are_refused(folder: Path) -> Non
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_a_damaged_file_opens_or_is_refused(folder: Path, data: st.DataObject) -> None:
-    """Truncated anywhere, or with bytes of the header changed: never another exception."""
+def test_a_damaged_file_opens_or_gives_a_checkpoint_error(
+    folder: Path, data: st.DataObject
+) -> None:
+    """Truncated anywhere, or with changed bytes in the header: no other exception is raised."""
     path = folder / "damaged.safetensors"
     content = bytearray((folder / "model.safetensors").read_bytes())
     if data.draw(st.booleans()):
         del content[data.draw(st.integers(0, len(content) - 1)) :]
     for _ in range(data.draw(st.integers(0, 3))):
         if content:
-            place = data.draw(st.integers(0, min(len(content), 3000) - 1))
-            content[place] = data.draw(st.integers(0, 255))
+            index = data.draw(st.integers(0, min(len(content), 3000) - 1))
+            content[index] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
     with suppress(CheckpointError):
         SafetensorsFile(path)
 
 
-def test_an_absurd_header_length_allocates_nothing(tmp_path: Path) -> None:
+def test_a_huge_header_length_is_refused_before_allocating(tmp_path: Path) -> None:
     path = tmp_path / "absurd.safetensors"
     path.write_bytes((1 << 62).to_bytes(8, "little") + b"{}")
     with pytest.raises(CheckpointError, match="header claims"):
         SafetensorsFile(path)
 
 
-def test_random_rows_do_not_depend_on_how_they_are_cut() -> None:
+def test_random_rows_are_the_same_in_one_read_or_several() -> None:
     checkpoint = RandomCheckpoint(find_official("2b").config, 3)
-    whole = checkpoint.rows(NAME, 0, 200)
+    rows = checkpoint.rows(NAME, 0, 200)
     assert torch.equal(
-        torch.cat([checkpoint.rows(NAME, 0, 70), checkpoint.rows(NAME, 70, 200)]), whole
+        torch.cat([checkpoint.rows(NAME, 0, 70), checkpoint.rows(NAME, 70, 200)]), rows
     )
-    assert not torch.equal(RandomCheckpoint(checkpoint.config, 4).rows(NAME, 0, 200), whole)
-    assert whole.std() == pytest.approx(2304**-0.5, rel=0.01)
+    assert not torch.equal(RandomCheckpoint(checkpoint.config, 4).rows(NAME, 0, 200), rows)
+    assert rows.std() == pytest.approx(2304**-0.5, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -205,13 +207,13 @@ def test_random_rows_do_not_depend_on_how_they_are_cut() -> None:
         (None, None, "give --size"),
     ],
 )
-def test_what_names_no_checkpoint_is_refused(
+def test_a_source_that_is_not_a_checkpoint_is_refused(
     source: str | None, size: str | None, match: str
 ) -> None:
     with pytest.raises(CheckpointError, match=match):
         open_checkpoint(source, size)
 
 
-def test_a_size_beside_a_checkpoint_is_checked(folder: Path) -> None:
+def test_a_size_that_contradicts_the_checkpoint_is_refused(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="7 layers of width 128; gemma2 2b has 26 of 2304"):
         open_checkpoint(str(folder), "2b")

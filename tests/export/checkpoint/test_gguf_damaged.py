@@ -1,4 +1,4 @@
-"""GGUF files that are damaged or not for us: one line, no crash, no memory."""
+"""Damaged or unsupported GGUF files give a one-line error, without a crash or a huge allocation."""
 
 import os
 from pathlib import Path
@@ -29,7 +29,7 @@ MIB = 1 << 20
 
 
 REFUSED: dict[str, tuple[Metadata, dict[str, Stored | None], str]] = {
-    "left-over": (
+    "unknown tensor": (
         {},
         {"blk.0.attn_q.lora_a": (np.ones((2, 32), "f4"), F32)},
         "blk.0.attn_q.lora_a",
@@ -56,18 +56,18 @@ REFUSED: dict[str, tuple[Metadata, dict[str, Stored | None], str]] = {
 }
 
 
-@pytest.mark.parametrize(("metadata", "tensors", "says"), REFUSED.values(), ids=list(REFUSED))
-def test_what_is_not_a_whole_gemma_is_refused_by_name(
-    tmp_path: Path, metadata: Metadata, tensors: dict[str, Stored | None], says: str
+@pytest.mark.parametrize(("metadata", "tensors", "match"), REFUSED.values(), ids=list(REFUSED))
+def test_the_error_for_wrong_metadata_or_tensors_names_them_and_the_file(
+    tmp_path: Path, metadata: Metadata, tensors: dict[str, Stored | None], match: str
 ) -> None:
     path = write_tiny(tmp_path, metadata=metadata, tensors=tensors)
-    with pytest.raises((CheckpointError, ConfigError), match=says) as error:
+    with pytest.raises((CheckpointError, ConfigError), match=match) as error:
         open_gguf(path)
     assert str(path) in str(error.value)
 
 
 @pytest.mark.parametrize("key", ["gemma3.rope.freq_base", "gemma3.attention.sliding_window"])
-def test_a_gemma_3_without_a_field_that_has_no_default_is_refused(tmp_path: Path, key: str) -> None:
+def test_a_gemma_3_without_a_required_field_is_refused(tmp_path: Path, key: str) -> None:
     metadata = llama_metadata(GEMMA3)
     del metadata[key]
     with pytest.raises(ConfigError, match=f"no {key}"):
@@ -75,7 +75,7 @@ def test_a_gemma_3_without_a_field_that_has_no_default_is_refused(tmp_path: Path
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_nan_and_inf_are_refused_when_they_are_read(tmp_path: Path, value: float) -> None:
+def test_nan_and_inf_are_refused_when_their_rows_are_read(tmp_path: Path, value: float) -> None:
     up = np.zeros((512, 256), np.float32)
     up[300, 5] = value
     checkpoint = open_gguf(write_tiny(tmp_path, tensors={"blk.1.ffn_up.weight": (up, F32)}))
@@ -86,7 +86,7 @@ def test_nan_and_inf_are_refused_when_they_are_read(tmp_path: Path, value: float
 
 
 @pytest.mark.parametrize("type", [t for t in TYPES if t.name.startswith("Q")], ids=lambda t: t.name)
-def test_a_damaged_scale_is_refused_without_a_warning(
+def test_a_damaged_scale_gives_an_error_and_no_numpy_warning(
     tmp_path: Path, type: GGMLQuantizationType
 ) -> None:
     data, _ = random_tensors(GEMMA3, type)["blk.0.ffn_up.weight"]
@@ -128,10 +128,10 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The smallest file: one layer, so that most of it is header."""
+def valid(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The bytes of a valid file with one layer, so that the header is a large part of it."""
     hf = {**GEMMA3, "num_hidden_layers": 1}
-    folder = tmp_path_factory.mktemp("sound")
+    folder = tmp_path_factory.mktemp("valid")
     return write_tiny(folder, hf, GGMLQuantizationType.Q4_0).read_bytes()
 
 
@@ -141,39 +141,39 @@ def damaged_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opens_or_refuses(path: Path) -> None:
-    """Opening, and then reading everything, ends in values or in one line."""
-    said = ""
+    """Open a file and read everything: it must succeed or raise a short, one-line error."""
+    message = ""
     try:
         checkpoint = open_gguf(path)
         checkpoint.tokenizer()
         for name, shape in checkpoint.config.tensor_shapes().items():
             checkpoint.rows(name, 0, min(shape[0], 4))
     except GemmaError as error:
-        said = str(error)
-    assert "\n" not in said
-    assert len(said) < 1000
+        message = str(error)
+    assert "\n" not in message
+    assert len(message) < 1000
 
 
-def test_a_file_cut_off_anywhere_is_refused(sound: bytes, damaged_path: Path) -> None:
-    for length in [*range(0, 5000, 41), *range(5000, len(sound) - 512, 9973)]:
-        damaged_path.write_bytes(sound[:length])
+def test_a_file_truncated_anywhere_is_refused(valid: bytes, damaged_path: Path) -> None:
+    for length in [*range(0, 5000, 41), *range(5000, len(valid) - 512, 9973)]:
+        damaged_path.write_bytes(valid[:length])
         with pytest.raises(CheckpointError):
             open_gguf(damaged_path)
 
 
 @pytest.mark.parametrize("offset", [0, 32, 2**63])
-def test_a_tensor_that_begins_elsewhere_is_refused(
-    sound: bytes, damaged_path: Path, offset: int
+def test_a_tensor_with_a_wrong_offset_is_refused(
+    valid: bytes, damaged_path: Path, offset: int
 ) -> None:
-    """Within the file it would be read as another's numbers, and nothing would tell."""
+    """Otherwise the bytes of another tensor would be read without any error."""
     name = b"output_norm.weight"
-    place = sound.index(name) + len(name) + 4 + 8 + 4  # dimensions, the one size, type
-    damaged_path.write_bytes(sound[:place] + offset.to_bytes(8, "little") + sound[place + 8 :])
+    field = valid.index(name) + len(name) + 4 + 8 + 4  # after rank, shape (one number) and type
+    damaged_path.write_bytes(valid[:field] + offset.to_bytes(8, "little") + valid[field + 8 :])
     with pytest.raises(CheckpointError, match=r"output_norm.weight begins at byte \d+, expected"):
         open_gguf(damaged_path)
 
 
-HEADER = 2200  # bytes of the sound file; what follows are weights
+HEADER = 2200  # bytes of the valid file; the weights follow
 BYTES = st.tuples(st.integers(0, HEADER), st.binary(min_size=1, max_size=1))
 NUMBERS = st.tuples(
     st.integers(0, HEADER),
@@ -185,11 +185,11 @@ NUMBERS = st.tuples(
 
 @settings(max_examples=400, deadline=None)
 @given(edits=st.lists(BYTES | NUMBERS, min_size=1, max_size=4))
-def test_a_damaged_header_never_crashes_or_allocates(
-    sound: bytes, damaged_path: Path, edits: list[tuple[int, bytes]]
+def test_a_damaged_header_never_causes_a_crash_or_a_large_allocation(
+    valid: bytes, damaged_path: Path, edits: list[tuple[int, bytes]]
 ) -> None:
-    content = bytearray(sound)
-    for place, new in edits:
-        content[place : place + len(new)] = new
+    content = bytearray(valid)
+    for start, new in edits:
+        content[start : start + len(new)] = new
     damaged_path.write_bytes(content)
     assert peak_of(lambda: opens_or_refuses(damaged_path)) < 64 * MIB

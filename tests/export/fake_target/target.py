@@ -1,4 +1,4 @@
-"""Writes every weight, dequantized, into one `.npz`, and the config beside it."""
+"""Writes all weights, dequantized, into one `.npz` file, and the config into a JSON file."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Configs: every trap that Gemma's sizes and file styles set."""
+"""Reading config.json: the differences between Gemma's sizes, families and file versions."""
 
 import pytest
 
@@ -17,8 +17,8 @@ GEMMA2 = {
 GEMMA3 = {**GEMMA2, "model_type": "gemma3_text", "num_hidden_layers": 13}
 
 
-def test_official_sizes_have_their_published_parameters() -> None:
-    """Counts without the vision tower, from the model cards, in millions."""
+def test_official_sizes_have_their_published_parameter_counts() -> None:
+    """In millions, from the model cards, without the vision tower."""
     published = {
         ("gemma2", "2b"): 2614,
         ("gemma2", "9b"): 9242,
@@ -51,7 +51,7 @@ def test_the_embedding_scale_is_rounded_to_bfloat16(
     assert find_official(size, family).config.embed_scale == scale
 
 
-def test_a_float32_checkpoint_keeps_the_whole_square_root() -> None:
+def test_the_embedding_scale_of_a_float32_checkpoint_is_not_rounded() -> None:
     config = config_from_hf({**GEMMA2, "hidden_size": 3584, "torch_dtype": "float32"})
     assert config.embed_scale == pytest.approx(3584**0.5, rel=1e-7)
 
@@ -62,7 +62,8 @@ def test_the_27b_models_scale_queries_by_width_over_heads() -> None:
     assert find_official("2b").config.query_scale == 1 / 16
 
 
-def test_gemma2_starts_local_and_alternates() -> None:
+def test_gemma2_alternates_layers_and_starts_with_a_local_one() -> None:
+    """An inverted pattern gives every layer the wrong window."""
     assert config_from_hf(GEMMA2).kinds == (LOCAL, GLOBAL, LOCAL, GLOBAL)
 
 
@@ -71,13 +72,13 @@ def test_every_sixth_gemma3_layer_is_global() -> None:
     assert [i for i, kind in enumerate(kinds) if kind is GLOBAL] == [5, 11]
 
 
-def test_gemma3_ropes_differ_by_kind_and_size() -> None:
+def test_gemma3_ropes_depend_on_layer_kind_and_model_size() -> None:
     small, large = find_official("1b").config, find_official("4b").config
     assert small.ropes == {LOCAL: Rope(10_000.0, 1.0), GLOBAL: Rope(1_000_000.0, 1.0)}
     assert large.ropes == {LOCAL: Rope(10_000.0, 1.0), GLOBAL: Rope(1_000_000.0, 8.0)}
 
 
-def test_old_and_nested_rope_fields_say_the_same() -> None:
+def test_flat_and_nested_rope_fields_give_the_same_config() -> None:
     nested = {
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
         "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
@@ -92,14 +93,14 @@ def test_old_and_nested_rope_fields_say_the_same() -> None:
     )
 
 
-def test_only_gemma2_has_caps_and_only_gemma3_has_qk_norm() -> None:
+def test_only_gemma2_has_softcaps_and_only_gemma3_has_qk_norm() -> None:
     two, three = find_official("2b").config, find_official("1b").config
     assert (two.attn_softcap, two.final_softcap, two.qk_norm) == (50.0, 30.0, False)
     assert (three.attn_softcap, three.final_softcap, three.qk_norm) == (None, None, True)
 
 
-def test_a_multimodal_config_yields_its_text_model() -> None:
-    """The hub's 4b config leaves heads, head size and vocabulary to transformers' defaults."""
+def test_a_multimodal_config_gives_its_text_model() -> None:
+    """The published 4b config omits heads, head size and vocabulary: transformers' defaults."""
     text = {
         "model_type": "gemma3_text",
         "hidden_size": 2560,
@@ -128,17 +129,19 @@ def test_a_multimodal_config_yields_its_text_model() -> None:
         ({"attn_logit_softcapping": -1.0}, "attn_logit_softcapping is -1.0"),
     ],
 )
-def test_a_wrong_config_is_refused_by_field(change: dict[str, object], match: str) -> None:
+def test_the_error_for_a_wrong_config_names_the_field(
+    change: dict[str, object], match: str
+) -> None:
     with pytest.raises(ConfigError, match=match):
         config_from_hf({**GEMMA2, **change})
 
 
-def test_an_unknown_size_lists_the_choices_nearest_first() -> None:
+def test_the_error_for_an_unknown_size_lists_the_closest_sizes_first() -> None:
     with pytest.raises(ConfigError, match=r"unknown size '2bb'; choose from 2b,"):
         find_official("2bb")
 
 
-def test_local_caches_hold_window_and_slack_but_never_more_than_the_context() -> None:
+def test_local_caches_have_window_plus_slack_slots_but_never_more_than_the_context() -> None:
     config = find_official("1b").config
     assert {c.slots for c in cache_layout(config, 4096, 64) if c.window} == {576}
     assert {c.slots for c in cache_layout(config, 540, 64)} == {540}

@@ -1,9 +1,9 @@
-"""A family is an entry of FAMILIES: whatever depends on families reads it from there."""
+"""A new family needs only an entry in FAMILIES: all other code reads that table."""
 
 import subprocess
 import sys
 
-# A process of its own: the entry is there before anything reads the table.
+# Runs in a fresh process, so that the entry exists before other modules read the table.
 _NEW_FAMILY = """
 from dataclasses import replace
 
@@ -57,19 +57,19 @@ assert run(["--help"]) == 0
 """
 
 
-def test_config_and_sizes_know_a_new_entry() -> None:
+def test_config_and_sizes_of_a_new_family_are_found() -> None:
     _run(_NEW_FAMILY + _CONFIG)
 
 
-def test_gguf_is_written_and_read_for_a_new_entry() -> None:
+def test_gguf_metadata_of_a_new_family_are_written_and_read() -> None:
     _run(_NEW_FAMILY + _CONFIG + _GGUF)
 
 
-def test_the_command_line_offers_a_new_entry() -> None:
-    shown = _run(_NEW_FAMILY + _COMMAND)
-    assert "gemma9 to onnx" in shown
-    assert "(Gemma 9)" in shown
-    assert "gemma3, gemma9" in shown
+def test_the_command_line_offers_a_new_family() -> None:
+    output = _run(_NEW_FAMILY + _COMMAND)
+    assert "gemma9 to onnx" in output
+    assert "(Gemma 9)" in output
+    assert "gemma3, gemma9" in output
 
 
 def _run(code: str) -> str:

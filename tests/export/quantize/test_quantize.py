@@ -25,14 +25,14 @@ FORMATS = (Format(4), Format(4, asymmetric=True), Format(8), Format(8, asymmetri
 @given(
     arrays(np.uint8, st.tuples(st.integers(1, 5), st.integers(1, 9)), elements=st.integers(0, 15))
 )
-def test_unpack_undoes_pack(codes: np.ndarray) -> None:
+def test_unpacking_packed_codes_gives_the_same_codes(codes: np.ndarray) -> None:
     values = torch.from_numpy(codes)
     packed = pack(values, 4)
     assert packed.shape == (len(codes), (codes.shape[1] + 1) // 2)
     assert torch.equal(unpack(packed, 4, codes.shape[1]), values)
 
 
-def test_the_earlier_code_lies_in_the_low_nibble() -> None:
+def test_the_first_of_two_codes_is_in_the_low_nibble() -> None:
     assert pack(torch.tensor([[1, 2, 3, 4]], dtype=torch.uint8), 4).tolist() == [[0x21, 0x43]]
 
 
@@ -44,36 +44,36 @@ def test_a_scale_is_the_same_in_bfloat16_and_float16(scale: float) -> None:
     assert shared.bfloat16().float() == shared == shared.half().float()
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=str)
+@pytest.mark.parametrize("weight_format", FORMATS, ids=str)
 @pytest.mark.parametrize("rounding", ["nearest", "searched"])
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**32), spread=st.floats(1e-2, 100))
-def test_rounding_is_off_by_at_most_half_a_step_of_the_full_range(
-    form: Format, rounding: str, seed: int, spread: float
+def test_the_rounding_error_is_at_most_half_a_step_of_the_full_range(
+    weight_format: Format, rounding: str, seed: int, spread: float
 ) -> None:
     rows = torch.randn(3, 64, generator=torch.Generator().manual_seed(seed)) * spread
-    back = dequantize(round_rows(rows, form, rounding), form)  # type: ignore[arg-type]
+    rounded = dequantize(round_rows(rows, weight_format, rounding), weight_format)  # type: ignore[arg-type]
     groups = rows.view(3, 2, 32)
-    error = (groups - back.view_as(groups)).pow(2).sum(-1)
-    full = round_rows(rows, form, "nearest")
-    worst = (groups - dequantize(full, form).view_as(groups)).pow(2).sum(-1)
-    assert (error <= worst * 1.001 + 1e-12).all()  # a search never does worse than no search
-    step = full.scales.float()[..., None]
-    # Half a step, and at the ends what rounding the scale to eight bits may cut off.
-    zero = 0.5 * form.asymmetric  # the zero point is rounded to a code too
-    limit = (0.5 + zero + (1 << form.bits) / 256) * step
-    assert ((groups - dequantize(full, form).view_as(groups)).abs() <= limit).all()
+    error = (groups - rounded.view_as(groups)).pow(2).sum(-1)
+    nearest = round_rows(rows, weight_format, "nearest")
+    limit = (groups - dequantize(nearest, weight_format).view_as(groups)).pow(2).sum(-1)
+    assert (error <= limit * 1.001 + 1e-12).all()  # a search is never worse than no search
+    step = nearest.scales.float()[..., None]
+    # Half a step; at the ends of the range, also the error of rounding the scale to eight bits.
+    zero = 0.5 * weight_format.asymmetric  # the zero point is rounded to a code too
+    largest = (0.5 + zero + (1 << weight_format.bits) / 256) * step
+    assert ((groups - dequantize(nearest, weight_format).view_as(groups)).abs() <= largest).all()
 
 
 def test_a_group_of_zeros_stays_zero() -> None:
-    for form in FORMATS:
-        block = round_rows(torch.zeros(2, 64), form, "searched")
-        assert (dequantize(block, form) == 0).all()
-        assert (block.scales > 0).all()  # a scale of zero is refused by some runtimes
+    for weight_format in FORMATS:
+        block = round_rows(torch.zeros(2, 64), weight_format, "searched")
+        assert (dequantize(block, weight_format) == 0).all()
+        assert (block.scales > 0).all()  # some runtimes refuse a scale of zero
 
 
-def test_bits_per_weight_count_scales_and_zero_points() -> None:
-    assert [form.bits_per_weight for form in FORMATS] == [4.5, 4.625, 8.5, 8.75]
+def test_bits_per_weight_include_scales_and_zero_points() -> None:
+    assert [weight_format.bits_per_weight for weight_format in FORMATS] == [4.5, 4.625, 8.5, 8.75]
     config = find_official("270m").config
     formats = RECIPES["int4"].formats(config)
     assert bits_per_weight(config, formats) == 4.5
@@ -106,20 +106,22 @@ def test_a_recipe_file_overrides_its_base_by_pattern(tmp_path: Path) -> None:
         ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
     ],
 )
-def test_a_wrong_recipe_file_is_refused_in_one_line(tmp_path: Path, text: str, match: str) -> None:
+def test_a_wrong_recipe_file_gives_a_one_line_error(tmp_path: Path, text: str, match: str) -> None:
     (tmp_path / "r.yaml").write_text(text)
     with pytest.raises(RecipeError, match=match) as caught:
         load_recipe(tmp_path / "r.yaml")
     assert "\n" not in str(caught.value)
 
 
-def test_a_pattern_that_matches_nothing_is_refused(tmp_path: Path) -> None:
+def test_a_pattern_that_matches_no_matrix_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("tensors: {'*.dwon_proj.*': {bits: 8}}")
     with pytest.raises(RecipeError, match="matches no weight matrix"):
         load_recipe(tmp_path / "r.yaml").formats(find_official("2b").config)
 
 
-def test_a_store_is_built_once_and_named_by_source_and_recipe(tiny: TinyCheckpoint) -> None:
+def test_a_store_is_built_once_and_its_path_depends_on_source_and_recipe(
+    tiny: TinyCheckpoint,
+) -> None:
     checkpoint, ticks = tiny.open(), []
     recipe = find_recipe("int4-asym")
     path = store_path(checkpoint, recipe)
@@ -133,7 +135,7 @@ def test_a_store_is_built_once_and_named_by_source_and_recipe(tiny: TinyCheckpoi
     assert store_path(checkpoint, find_recipe("int4")) != path
 
 
-def test_a_store_holds_what_rounding_gives(tiny: TinyCheckpoint) -> None:
+def test_a_store_contains_the_rounded_codes_and_the_exact_gains(tiny: TinyCheckpoint) -> None:
     checkpoint = tiny.open()
     store = open_or_build_store(checkpoint, find_recipe("int4"))
     name = "model.layers.0.self_attn.o_proj.weight"

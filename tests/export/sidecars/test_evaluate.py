@@ -1,4 +1,4 @@
-"""`--eval-text` and `gemma-runtime eval`: what the shipped artifact loses, against the teacher."""
+"""`--eval-text` and `gemma-runtime eval`: compare a bundle with the float32 teacher on a text."""
 
 import json
 from dataclasses import replace
@@ -28,7 +28,7 @@ TEXTS = {"fruit": "banana bananas an ana", "short": "ban", "lines": "an\n\nan ba
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file for every text."""
+    """A folder with one file for each text."""
     folder = tmp_path_factory.mktemp("texts")
     for name, text in TEXTS.items():
         (folder / f"{name}.txt").write_text(text)
@@ -37,10 +37,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> dict[str, Bundle]:
-    """float32, int8 and int4 of a tiny Gemma 2, softcaps included, with the teacher inside."""
+    """A tiny Gemma 2 with softcaps in float32, int8 and int4; each bundle contains the teacher."""
     work = tmp_path_factory.mktemp("eval")
     source = write_tiny(work, GEMMA2)
-    found = {}
+    exported = {}
     for recipe in ("none", "int8", "int4"):
         request = ExportRequest(
             targets=("onnx",),
@@ -51,11 +51,11 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> dict[str,
             eval_text=folder,
         )
         export_bundles(request, QuietReporter())
-        found[recipe] = open_bundle(work / recipe)
-    return found
+        exported[recipe] = open_bundle(work / recipe)
+    return exported
 
 
-def test_the_float_artifact_is_the_teacher(bundles: dict[str, Bundle]) -> None:
+def test_the_float32_bundle_agrees_with_the_teacher(bundles: dict[str, Bundle]) -> None:
     evaluation = evaluate_bundle(bundles["none"])
     assert [segment.name for segment in evaluation.segments] == sorted(TEXTS)
     for figures in (*evaluation.segments, evaluation.total):
@@ -66,7 +66,7 @@ def test_the_float_artifact_is_the_teacher(bundles: dict[str, Bundle]) -> None:
     assert evaluation.note == "against the float32 teacher's stored probabilities"
 
 
-def test_fewer_bits_are_further_from_the_teacher(bundles: dict[str, Bundle]) -> None:
+def test_fewer_bits_give_a_larger_kl_to_the_teacher(bundles: dict[str, Bundle]) -> None:
     kl = {}
     for recipe, bundle in bundles.items():
         teacher = evaluate_bundle(bundle).total.teacher
@@ -75,43 +75,54 @@ def test_fewer_bits_are_further_from_the_teacher(bundles: dict[str, Bundle]) -> 
     assert kl["none"] < kl["int8"] < kl["int4"]
 
 
-def test_figures_are_those_of_whole_distributions(bundles: dict[str, Bundle]) -> None:
-    """64 tokens are fewer than are kept, so nothing is left in the bucket."""
+def test_the_figures_match_those_of_full_distributions(bundles: dict[str, Bundle]) -> None:
+    """The teacher keeps more tokens than the vocabulary has: the bucket for the rest is empty."""
     evaluation = evaluate_bundle(bundles["int4"])
     for segment in evaluation.segments:
         manifest = bundles["int4"].manifest
         encode = load_tokenizer(bundles["int4"]).encode
-        read = encode_segments(TEXTS, encode, manifest.bos_token, manifest.context_length)
-        ids = read[segment.name]
-        with open_session(bundles["none"]) as want, open_session(bundles["int4"]) as got:
-            log_p, log_q = log_softmax(want.score(ids)), log_softmax(got.score(ids))
+        encoded = encode_segments(TEXTS, encode, manifest.bos_token, manifest.context_length)
+        ids = encoded[segment.name]
+        with open_session(bundles["none"]) as teacher, open_session(bundles["int4"]) as session:
+            log_p, log_q = log_softmax(teacher.score(ids)), log_softmax(session.score(ids))
         kl = (np.exp(log_p) * (log_p - log_q)).sum(-1)
         assert segment.teacher is not None
         assert segment.teacher.mean_kl == pytest.approx(kl.mean(), rel=1e-3, abs=1e-5)
         assert segment.teacher.p99_kl == pytest.approx(np.quantile(kl, 0.99), rel=1e-3, abs=1e-5)
         assert segment.teacher.top1 == np.mean(log_p.argmax(-1) == log_q.argmax(-1))
-        following = log_q[np.arange(len(ids) - 1), ids[1:]]
-        assert segment.perplexity == pytest.approx(np.exp(-following.mean()), rel=1e-4)
+        next_log_q = log_q[np.arange(len(ids) - 1), ids[1:]]
+        assert segment.perplexity == pytest.approx(np.exp(-next_log_q.mean()), rel=1e-4)
         assert segment.positions == len(ids) - 1
 
 
+@pytest.mark.parametrize("length", [31, 32, 33, 34])
+def test_a_segment_may_end_anywhere_in_a_chunk(bundles: dict[str, Bundle], length: int) -> None:
+    """A last chunk of one token has nothing to predict; it raised an IndexError."""
+    text = "s" * (length - 1)
+    assert len(load_tokenizer(bundles["int8"]).encode(text)) == length - 1
+    evaluation = evaluate_bundle(bundles["int8"], {"letters": text})
+    assert evaluation.total.positions == length - 1
+    assert np.isfinite(evaluation.total.perplexity)
+
+
 def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:
-    found: NDArray[np.floating] = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
-    return found
+    log_p: NDArray[np.floating] = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    return log_p
 
 
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**31), k=st.integers(1, 40))
-def test_the_bucket_gives_a_lower_bound_that_rest_and_its_divergence_make_whole(
+def test_the_kl_with_a_bucket_is_a_lower_bound_short_by_the_kl_inside_the_bucket(
     seed: int, k: int
 ) -> None:
+    """Kept tokens are compared one by one; the others count as one token, the bucket."""
     generator = np.random.default_rng(seed)
     p, q = (generator.standard_normal((3, 40)).astype(np.float32) * 2 for _ in range(2))
     log_p, log_q = log_softmax(p.astype(np.float64)), log_softmax(q.astype(np.float64))
     ids = np.argsort(-p, axis=-1)[:, :k].astype(np.int32)
-    found = teacher_kl(q, ids, np.take_along_axis(log_p, ids, -1).astype(np.float32))
-    whole = (np.exp(log_p) * (log_p - log_q)).sum(-1)
-    assert (found <= whole + 1e-5).all()
+    bucketed = teacher_kl(q, ids, np.take_along_axis(log_p, ids, -1).astype(np.float32))
+    full = (np.exp(log_p) * (log_p - log_q)).sum(-1)
+    assert (bucketed <= full + 1e-5).all()
     tail_p, tail_q = log_p.copy(), log_q.copy()
     for tail in (tail_p, tail_q):
         np.put_along_axis(tail, ids, -np.inf, -1)
@@ -120,12 +131,14 @@ def test_the_bucket_gives_a_lower_bound_that_rest_and_its_divergence_make_whole(
         inside = np.exp(tail_p) / rest[:, None]
         with np.errstate(invalid="ignore"):
             gap = np.where(inside > 0, inside * (log_softmax(tail_p) - log_softmax(tail_q)), 0)
-        np.testing.assert_allclose(found + rest * gap.sum(-1), whole, atol=1e-4)
+        np.testing.assert_allclose(bucketed + rest * gap.sum(-1), full, atol=1e-4)
     else:
-        np.testing.assert_allclose(found, whole, atol=1e-4)
+        np.testing.assert_allclose(bucketed, full, atol=1e-4)
 
 
-def test_another_text_has_a_perplexity_alone_and_says_so(bundles: dict[str, Bundle]) -> None:
+def test_a_text_without_a_teacher_has_only_a_perplexity_and_a_note(
+    bundles: dict[str, Bundle],
+) -> None:
     evaluation = evaluate_bundle(bundles["int4"], {"other": "an ban", "fruit": TEXTS["fruit"]})
     assert evaluation.segments[0].teacher is None
     assert evaluation.segments[1].teacher is not None
@@ -135,7 +148,7 @@ def test_another_text_has_a_perplexity_alone_and_says_so(bundles: dict[str, Bund
     assert alone.note.startswith("perplexity only: the bundle has no teacher for this text")
 
 
-def test_the_command_tells_it_as_json_and_as_a_table(
+def test_the_command_prints_json_or_a_table(
     bundles: dict[str, Bundle], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = str(bundles["int8"].directory)
@@ -147,7 +160,9 @@ def test_the_command_tells_it_as_json_and_as_a_table(
     assert "perplexity" in capsys.readouterr().out
 
 
-def test_a_bundle_without_text_asks_for_one(bundles: dict[str, Bundle]) -> None:
+def test_the_error_for_a_bundle_without_text_says_how_to_give_one(
+    bundles: dict[str, Bundle],
+) -> None:
     bundle = bundles["int4"]
     bare = replace(bundle, manifest=replace(bundle.manifest, roles={"tokenizer": "tokenizer.json"}))
     with pytest.raises(TokenizerError, match="no evaluation text; give --text, or export with"):
@@ -161,7 +176,7 @@ def test_a_damaged_teacher_is_refused(bundles: dict[str, Bundle], tmp_path: Path
         load_teacher(tmp_path / TEACHER)
 
 
-def test_paragraphs_of_a_file_are_segments(tmp_path: Path) -> None:
+def test_each_paragraph_of_a_file_is_a_segment(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("one\ntwo\n\nthree\n\n\n\n")
     assert read_segments(tmp_path / "text.txt") == {"1": "one\ntwo", "2": "three"}
     (tmp_path / "empty.txt").write_text("\n")
@@ -172,7 +187,7 @@ def test_paragraphs_of_a_file_are_segments(tmp_path: Path) -> None:
         read_segments(tmp_path)
 
 
-def test_without_a_tokenizer_no_text_can_be_evaluated(
+def test_an_evaluation_text_without_a_tokenizer_is_refused(
     tmp_path: Path, tiny: TinyCheckpoint, folder: Path
 ) -> None:
     request = ExportRequest(

@@ -1,4 +1,4 @@
-"""The compact tokenizer and the chat format, against what they were made from."""
+"""The compact tokenizer and the chat format, compared with their sources."""
 
 import json
 import struct
@@ -28,33 +28,33 @@ TINY = Path(__file__).parents[2] / "data" / "tiny"
 SMALL = json.loads(small_tokenizer().to_str())
 
 
-def test_the_committed_vectors_are_what_the_runtime_says() -> None:
-    committed, found = json.loads(VECTORS.read_text()), json.loads(json.dumps(vectors()))
-    figures, said = found.pop("verify"), committed.pop("verify")
-    assert found == committed
+def test_the_committed_vectors_are_those_of_the_runtime() -> None:
+    committed, current = json.loads(VECTORS.read_text()), json.loads(json.dumps(vectors()))
+    figures, expected = current.pop("verify"), committed.pop("verify")
+    assert current == committed
     for name, agreement in figures.items():
-        assert agreement == pytest.approx(said[name], rel=1e-3, abs=1e-5)
+        assert agreement == pytest.approx(expected[name], rel=1e-3, abs=1e-5)
 
 
-def test_the_committed_bundle_holds_its_tokenizer_in_the_compact_form() -> None:
+def test_the_compact_tokenizer_of_the_committed_bundle_is_up_to_date() -> None:
     compact = compact_tokenizer((TINY / "tokenizer.json").read_bytes())
     assert (TINY / "tokenizer.gtok").read_bytes() == compact
 
 
-def test_every_piece_is_there_with_its_kind_and_rank() -> None:
+def test_the_compact_file_contains_every_piece_with_its_kind_and_rank() -> None:
     compact = compact_tokenizer(json.dumps(SMALL).encode())
     magic, version, count, text_bytes = struct.unpack_from("<4sIII", compact)
     assert (magic, version, count) == (b"GTOK", 1, len(SMALL["model"]["vocab"]))
-    at = 16 + 256 * 4
-    ranks = np.frombuffer(compact, "<i4", count, at)
-    lengths = np.frombuffer(compact, "<u2", count, at + 4 * count)
-    kinds = np.frombuffer(compact, "u1", count, at + 6 * count)
-    text = compact[at + 7 * count :]
+    start = 16 + 256 * 4
+    ranks = np.frombuffer(compact, "<i4", count, start)
+    lengths = np.frombuffer(compact, "<u2", count, start + 4 * count)
+    kinds = np.frombuffer(compact, "u1", count, start + 6 * count)
+    text = compact[start + 7 * count :]
     assert len(text) == text_bytes
     ends = lengths.cumsum()
     pieces = {
-        text[end - length : end].decode(): place
-        for place, (end, length) in enumerate(zip(ends.tolist(), lengths.tolist(), strict=True))
+        text[end - length : end].decode(): token
+        for token, (end, length) in enumerate(zip(ends.tolist(), lengths.tolist(), strict=True))
     }
     assert pieces == SMALL["model"]["vocab"]
     merged = ["".join(merge) for merge in SMALL["model"]["merges"]]
@@ -66,7 +66,7 @@ def test_every_piece_is_there_with_its_kind_and_rank() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "match"),
     [
         (("normalizer",), None, "normalizer"),
         (("pre_tokenizer",), {"type": "Whitespace"}, "splits words"),
@@ -78,20 +78,20 @@ def test_every_piece_is_there_with_its_kind_and_rank() -> None:
         (("added_tokens", 0, "id"), 1 << 30, "4 million"),
     ],
 )
-def test_a_tokenizer_of_another_kind_is_refused(
-    path: tuple[str | int, ...], value: object, said: str
+def test_a_tokenizer_that_the_compact_format_can_t_express_is_refused(
+    path: tuple[str | int, ...], value: object, match: str
 ) -> None:
     source = json.loads(json.dumps(SMALL))
-    place = source
-    for step in path[:-1]:
-        place = place[step]
-    place[path[-1]] = value
-    with pytest.raises(TokenizerError, match=said):
+    parent = source
+    for key in path[:-1]:
+        parent = parent[key]
+    parent[path[-1]] = value
+    with pytest.raises(TokenizerError, match=match):
         compact_tokenizer(json.dumps(source).encode())
 
 
-def test_merges_whose_order_the_ranks_do_not_tell_are_refused() -> None:
-    """abc is a+bc before ab+c: by the longer left half it would be the other way round."""
+def test_merges_in_an_order_that_ranks_can_t_express_are_refused() -> None:
+    """Here a+bc precedes ab+c. The format assumes that the longer left half comes first."""
     source = json.loads(json.dumps(SMALL))
     for piece in ("ab", "bc", "abc"):
         source["model"]["vocab"][piece] = len(source["model"]["vocab"])
@@ -102,12 +102,14 @@ def test_merges_whose_order_the_ranks_do_not_tell_are_refused() -> None:
     assert compact_tokenizer(json.dumps(source).encode())
 
 
-def test_the_genuine_tokenizer_takes_four_megabytes(gemma3_tokenizer_folder: Path) -> None:
+def test_the_compact_file_of_gemma_3_s_tokenizer_has_four_megabytes(
+    gemma3_tokenizer_folder: Path,
+) -> None:
     compact = compact_tokenizer((gemma3_tokenizer_folder / "tokenizer.json").read_bytes())
     assert len(compact) < 4.3e6
     config = json.loads((gemma3_tokenizer_folder / "tokenizer_config.json").read_text())
-    form = chat_format(config["chat_template"], "<bos>", "<eos>")
-    assert (form.system_to_user, form.trim_user, form.trim_system) == ("\n\n", True, False)
+    chat = chat_format(config["chat_template"], "<bos>", "<eos>")
+    assert (chat.system_to_user, chat.trim_user, chat.trim_system) == ("\n\n", True, False)
 
 
 @pytest.mark.parametrize(
@@ -120,40 +122,40 @@ def test_the_genuine_tokenizer_takes_four_megabytes(gemma3_tokenizer_folder: Pat
         json.loads((TINY / "manifest.json").read_text())["chat_template"],
     ],
 )
-def test_the_texts_between_turns_say_what_the_template_says(template: str | None) -> None:
+def test_the_chat_format_gives_the_same_ids_as_the_template(template: str | None) -> None:
     tokenizer = Tokenizer(TINY / "tokenizer.json")
-    form = chat_format(template, "<bos>", "<eos>")
+    chat = chat_format(template, "<bos>", "<eos>")
     for turns in TURNS:
         safe = [(role, content.replace("<", "")) for role, content in turns]
         messages = [Message(role, content) for role, content in safe]  # type: ignore[arg-type]
-        ids = tokenizer.encode(form.render(safe), control=True)
+        ids = tokenizer.encode(chat.render(safe), control=True)
         assert ids == encode_chat(tokenizer, template, messages, 2)
 
 
 @pytest.mark.parametrize(
     "template",
     [
-        "{{ bos_token }}{{ messages[-1].content }}",  # forgets the turns before
-        "{% for m in messages %}{{ loop.index }}{{ m.content }}{% endfor %}",  # counts
+        "{{ bos_token }}{{ messages[-1].content }}",  # drops earlier turns
+        "{% for m in messages %}{{ loop.index }}{{ m.content }}{% endfor %}",  # numbers the turns
         "{% for m in messages %}{{ m.content | upper | replace('7', '') }}{% endfor %}",
         "{{ nothing.at.all }}",
     ],
 )
-def test_a_template_that_is_more_than_texts_is_refused(template: str) -> None:
+def test_a_template_that_the_chat_format_can_t_express_is_refused(template: str) -> None:
     with pytest.raises(TokenizerError, match="chat template"):
         chat_format(template, "<bos>", "<eos>")
 
 
-def test_what_phones_cannot_use_is_left_out_and_said() -> None:
+def test_a_tokenizer_that_phones_can_t_use_is_omitted_with_a_note() -> None:
     class Notes(QuietReporter):
         def __init__(self) -> None:
-            self.heard: list[str] = []
+            self.texts: list[str] = []
 
         def note(self, text: str) -> None:
-            self.heard.append(text)
+            self.texts.append(text)
 
     notes = Notes()
-    made = phone_files(TokenizerFiles(b"{}", None), "<bos>", "<eos>", notes)
-    assert list(made) == ["chat_format"]
-    assert len(notes.heard) == 1
-    assert "tokenizer.gtok" in notes.heard[0]
+    files = phone_files(TokenizerFiles(b"{}", None), "<bos>", "<eos>", notes)
+    assert list(files) == ["chat_format"]
+    assert len(notes.texts) == 1
+    assert "tokenizer.gtok" in notes.texts[0]

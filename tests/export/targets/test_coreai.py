@@ -1,4 +1,4 @@
-"""The gauntlet for Core AI: tiny models through the saved `.aimodel`, by Apple's own runtime."""
+"""Core AI bundles of tiny models in Apple's own runtime, compared with transformers."""
 
 import asyncio
 import json
@@ -48,7 +48,8 @@ if find_spec("coreai") is None or find_spec("coreai_torch") is None:
 
 PREFILL = 8
 TOKENS = np.random.default_rng(2).integers(0, 96, 128).tolist()
-# The runtime in the Linux wheel adds a float16 product's terms in float16; torch does in float32.
+# Tolerance in logits: the runtime in the Linux wheel sums float16 products in float16, torch in
+# float32.
 NEAR = 0.08
 
 Exports = Callable[[TinyCheckpoint, str], Bundle]
@@ -58,7 +59,7 @@ Exports = Callable[[TinyCheckpoint, str], Bundle]
 def tiny(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> TinyCheckpoint:
-    """One of each family: a step takes tens of milliseconds."""
+    """One short model of each family, since a step takes tens of milliseconds."""
     folder = tmp_path_factory.mktemp(request.param.name)
     return TinyCheckpoint(request.param, folder, save_tiny(request.param, folder))
 
@@ -70,7 +71,7 @@ def export(tiny: TinyCheckpoint, quant: str, folder: Path) -> Bundle:
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
-    """Each bundle is written once, however pytest orders the tests."""
+    """Exports each bundle once, in whatever order pytest runs the tests."""
     written: dict[tuple[str, str], Bundle] = {}
 
     def find(tiny: TinyCheckpoint, quant: str) -> Bundle:
@@ -92,10 +93,10 @@ def int4_bundle(tiny: TinyCheckpoint, exports: Exports) -> Bundle:
     return exports(tiny, "int4")
 
 
-def test_float16_stays_near_float32_past_the_window(
+def test_float16_stays_close_to_float32_beyond_the_window(
     tiny: TinyCheckpoint, float_bundle: Bundle
 ) -> None:
-    """Token by token, then in chunks of every length: a padded one must leave nothing behind."""
+    """By single tokens and by chunks of many lengths: padding must not reach the caches."""
     expected = eager_logits(tiny.model, TOKENS[:96]).numpy()
     largest = 0.0
     with open_session(float_bundle) as session:
@@ -104,13 +105,15 @@ def test_float16_stays_near_float32_past_the_window(
             session.reset()
             for length in lengths:
                 start = session.position
-                found = session.prefill(TOKENS[start : start + length])
-                largest = max(largest, np.abs(found - expected[start + length - 1]).max())
+                logits = session.prefill(TOKENS[start : start + length])
+                largest = max(largest, np.abs(logits - expected[start + length - 1]).max())
     print(f"{tiny.tiny.name}: max |Δlogit| {largest:.3f}, max |logit| {np.abs(expected).max():.1f}")
     assert largest < NEAR
 
 
-def test_int4_says_what_its_codes_say(tiny: TinyCheckpoint, int4_bundle: Bundle) -> None:
+def test_int4_gives_the_logits_of_its_dequantized_weights(
+    tiny: TinyCheckpoint, int4_bundle: Bundle
+) -> None:
     expected = eager_logits(dequantized(tiny, "int4"), TOKENS[:48]).numpy()
     with open_session(int4_bundle) as session:
         figures = compare_logits(session.score(TOKENS[:48]), top_logits(expected, 96), NEAR)
@@ -120,18 +123,20 @@ def test_int4_says_what_its_codes_say(tiny: TinyCheckpoint, int4_bundle: Bundle)
 
 
 @only(SHORT_GEMMA3)
-def test_a_bundle_passes_verification(tiny: TinyCheckpoint, int4_bundle: Bundle) -> None:
+def test_a_bundle_passes_verify(tiny: TinyCheckpoint, int4_bundle: Bundle) -> None:
     assert verify_bundle(int4_bundle).verdict is Verdict.PASS
 
 
-def test_codes_lie_in_the_asset_once_for_both_functions(
+def test_both_functions_share_one_copy_of_the_codes(
     tiny: TinyCheckpoint, int4_bundle: Bundle
 ) -> None:
     check_codes(tiny, "int4", int4_bundle)
 
 
 @only(SHORT_GEMMA3)
-def test_zero_points_and_int8_are_held_as_they_are(tiny: TinyCheckpoint, tmp_path: Path) -> None:
+def test_zero_points_and_int8_codes_are_stored_unchanged(
+    tiny: TinyCheckpoint, tmp_path: Path
+) -> None:
     bundle = export(tiny, "mixed", tmp_path)
     check_codes(tiny, "mixed", bundle)
     expected = eager_logits(dequantized(tiny, "mixed"), TOKENS[:20]).numpy()
@@ -140,24 +145,24 @@ def test_zero_points_and_int8_are_held_as_they_are(tiny: TinyCheckpoint, tmp_pat
 
 
 def check_codes(tiny: TinyCheckpoint, recipe: str, bundle: Bundle) -> None:
-    """Ours count from 0, Core AI's are two's complement: one bit of each differs."""
+    """The asset contains each code once; ours are offset binary, Core AI's two's complement."""
     store = open_or_build_store(tiny.open(), find_recipe(recipe))
     program = (bundle.directory / PROGRAM).read_bytes()
-    for name, form in store.formats.items():
+    for name, weight_format in store.formats.items():
         part = store.weight(name).codes(0, store.shapes[name][0])
-        signed = part.codes.numpy() ^ np.uint8(0x88 if form.bits == 4 else 0x80)
+        signed = part.codes.numpy() ^ np.uint8(0x88 if weight_format.bits == 4 else 0x80)
         assert program.count(signed.tobytes()) == 1
         assert program.count(part.scales.numpy().tobytes()) == 1
 
 
-def test_no_folder_of_the_exporting_machine_is_in_the_asset(int4_bundle: Bundle) -> None:
+def test_the_asset_contains_no_path_of_the_exporting_machine(int4_bundle: Bundle) -> None:
     for path in (int4_bundle.directory / ASSET).iterdir():
         assert str(Path(__file__).parents[3]).encode() not in path.read_bytes()
         assert b".py" not in path.read_bytes()
 
 
-def test_a_residual_that_float16_can_t_hold_is_scaled_and_comes_out_right(tmp_path: Path) -> None:
-    """Gemma 3's residuals pass 65504: unscaled, the logits are NaN."""
+def test_a_residual_beyond_float16_is_scaled_and_the_logits_stay_right(tmp_path: Path) -> None:
+    """Gemma 3's residuals exceed 65504: without scaling, the logits are NaN."""
     from gemma_export.targets.coreai.module import Step
 
     loud = save_loud(tmp_path / "loud")
@@ -169,12 +174,12 @@ def test_a_residual_that_float16_can_t_hold_is_scaled_and_comes_out_right(tmp_pa
         config, store, Geometry(128, PREFILL), (1,), max_residual=0, checkpoint=loud.open()
     )
     layout = make_layout(config, bundle.manifest.layers, store.formats, "gpu", external=False)
-    given = ChunkInputs(bundle.manifest, None, TOKENS[:1], 0).of(bundle.manifest.graph("decode"))
+    inputs = ChunkInputs(bundle.manifest, None, TOKENS[:1], 0).of(bundle.manifest.graph("decode"))
     step = Step(unscaled, layout, unheard)
-    assert torch.isnan(step(*map(torch.from_numpy, given.values()))).all()
+    assert torch.isnan(step(*map(torch.from_numpy, inputs.values()))).all()
 
 
-def test_a_full_context_is_refused_before_anything_is_written(float_bundle: Bundle) -> None:
+def test_a_chunk_beyond_the_context_is_refused_and_changes_nothing(float_bundle: Bundle) -> None:
     with open_session(float_bundle) as session:
         session.prefill(TOKENS[:PREFILL])
         with pytest.raises(ContextFull):
@@ -183,8 +188,8 @@ def test_a_full_context_is_refused_before_anything_is_written(float_bundle: Bund
 
 
 @only(SHORT_GEMMA2)
-def test_a_session_runs_where_a_loop_runs_already(float_bundle: Bundle) -> None:
-    """As in a notebook: the runtime's calls are asynchronous, a session's are not."""
+def test_a_session_runs_inside_a_running_event_loop(float_bundle: Bundle) -> None:
+    """As in a notebook. Calls of the runtime are asynchronous; those of a session are not."""
 
     async def notebook() -> np.float32:
         with open_session(float_bundle) as session:
@@ -206,10 +211,10 @@ with open_session(open_bundle(sys.argv[1])) as session:
 @only(SHORT_GEMMA2)
 def test_a_session_needs_no_torch(float_bundle: Bundle) -> None:
     command = [sys.executable, "-c", _WITHOUT_TORCH, str(float_bundle.directory)]
-    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     with open_session(float_bundle) as session:
-        assert said.stdout == f"{session.prefill([2, 3, 4]).argmax()}\n"
-    assert said.stderr == ""
+        assert done.stdout == f"{session.prefill([2, 3, 4]).argmax()}\n"
+    assert done.stderr == ""
 
 
 def _cut(length: int) -> Callable[[Path], None]:
@@ -244,10 +249,10 @@ def _other_shape(folder: Path) -> None:
     ids=["empty", "cut", "short", "no-program", "no-hash", "metadata", "no-asset", "shapes"],
 )
 @only(SHORT_GEMMA2)
-def test_a_broken_asset_is_one_clear_line(
+def test_a_damaged_asset_gives_a_one_line_error(
     float_bundle: Bundle, tmp_path: Path, damage: Callable[[Path], None], match: str
 ) -> None:
-    """Of bytes that it can't parse, the runtime would end the process."""
+    """The runtime ends the whole process on bytes that it can't parse."""
     folder = tmp_path / "bundle"
     shutil.copytree(float_bundle.directory, folder)
     damage(folder)
@@ -256,14 +261,14 @@ def test_a_broken_asset_is_one_clear_line(
         open_session(Bundle(folder, manifest))
 
 
-def test_another_beta_is_refused(float_bundle: Bundle) -> None:
+def test_a_bundle_for_another_beta_of_the_runtime_is_refused(float_bundle: Bundle) -> None:
     target = replace(float_bundle.manifest.target, min_runtime_version="1.0.0b2")
     bundle = replace(float_bundle, manifest=replace(float_bundle.manifest, target=target))
     with pytest.raises(SessionError, match=r"for 1\.0\.0b2.* pip install coreai-core==1\.0\.0b2"):
         open_session(bundle)
 
 
-def test_a_missing_package_is_named_with_its_extra(
+def test_the_error_for_a_missing_package_names_the_extra(
     float_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(name: str) -> str:

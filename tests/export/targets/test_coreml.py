@@ -1,4 +1,4 @@
-"""The gauntlet for Core ML: tiny models through the saved package, by our interpreter."""
+"""Core ML packages of tiny models in our interpreter, compared with transformers."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -59,7 +59,7 @@ def int4_bundle(tiny: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) 
     return export(tiny, "int4", tmp_path_factory.mktemp("int4"))
 
 
-def test_float16_stays_near_float32_past_the_window(
+def test_float16_stays_close_to_float32_beyond_the_window(
     tiny: TinyCheckpoint, float_bundle: Bundle
 ) -> None:
     expected = eager_logits(tiny.model, TOKENS[:96]).numpy()
@@ -71,22 +71,22 @@ def test_float16_stays_near_float32_past_the_window(
         assert np.abs(session.score(TOKENS[:96]) - expected).max() < 0.05
 
 
-def test_chunks_of_every_length_say_what_single_tokens_say(float_bundle: Bundle) -> None:
-    """A padded chunk must leave nothing in the caches."""
+def test_chunks_of_every_length_give_the_logits_of_single_tokens(float_bundle: Bundle) -> None:
+    """The padding of a short chunk must not reach the caches."""
     with open_session(float_bundle) as session:
         single = session.score(TOKENS[:90])
         for lengths in ([3, 8, 1, 5, 7, 8, 20, 2, 30], [29, 29, 29], [8] * 11):
             session.reset()
             for length in lengths:
                 start = session.position
-                found = session.prefill(TOKENS[start : start + length])
-                assert np.abs(found - single[start + length - 1]).max() < 0.05
+                logits = session.prefill(TOKENS[start : start + length])
+                assert np.abs(logits - single[start + length - 1]).max() < 0.05
 
 
-def test_another_device_is_given_what_the_interpreter_is_given(float_bundle: Bundle) -> None:
-    """The cut at which macOS puts Core ML in; here another interpreter stands behind it."""
+def test_the_engine_passes_inputs_with_the_declared_shapes_and_types(float_bundle: Bundle) -> None:
+    """On macOS, Core ML takes the place of the interpreter and gets these inputs."""
 
-    class Watched(Interpreter):
+    class InputChecker(Interpreter):
         def run(self, function: str, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
             declared = self.program.inputs(function)
             assert {n: (a.shape, a.dtype) for n, a in inputs.items()} == {
@@ -94,14 +94,14 @@ def test_another_device_is_given_what_the_interpreter_is_given(float_bundle: Bun
             }
             return super().run(function, inputs)
 
-    through = CoremlEngine(float_bundle, Watched)
+    engine = CoremlEngine(float_bundle, InputChecker)
     for start, stop in ((0, 5), (5, 6), (6, 14)):
-        assert np.isfinite(through.run(TOKENS[start:stop], start)).all()
-    through.close()
+        assert np.isfinite(engine.run(TOKENS[start:stop], start)).all()
+    engine.close()
 
 
 @pytest.mark.parametrize("quant", ["int4", "int4-asym", "int8", "mixed"])
-def test_quantized_weights_say_what_their_codes_say(
+def test_quantized_bundles_give_the_logits_of_their_dequantized_weights(
     short_gemma2: TinyCheckpoint, quant: str, tmp_path: Path
 ) -> None:
     bundle = export(short_gemma2, quant, tmp_path)
@@ -114,22 +114,22 @@ def test_quantized_weights_say_what_their_codes_say(
 
 
 @pytest.mark.parametrize("quant", ["none", "int4-asym", "mixed"])
-def test_embeddings_looked_up_by_the_caller_are_the_model_s_own(
+def test_embeddings_looked_up_by_the_caller_give_the_same_logits(
     short_gemma3: TinyCheckpoint, quant: str, tmp_path: Path
 ) -> None:
-    outside = export(short_gemma3, quant, tmp_path / "e", {"coreml_embed": "external"})
-    assert (outside.directory / outside.manifest.roles["embedding"]).exists()
+    external = export(short_gemma3, quant, tmp_path / "e", {"coreml_embed": "external"})
+    assert (external.directory / external.manifest.roles["embedding"]).exists()
     inside = export(short_gemma3, quant, tmp_path / "i")
-    with open_session(outside) as one, open_session(inside) as other:
+    with open_session(external) as one, open_session(inside) as other:
         assert np.array_equal(one.score(TOKENS[:20]), other.score(TOKENS[:20]))
         assert np.array_equal(one.prefill(TOKENS[:19]), other.prefill(TOKENS[:19]))
 
 
 @pytest.mark.parametrize("quant", ["none", "int8-channel"])
-def test_the_neural_engine_s_packages_say_what_their_codes_say(
+def test_neural_engine_bundles_give_the_logits_of_their_dequantized_weights(
     short_gemma3: TinyCheckpoint, quant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In parts, as a package above a gigabyte has to be; written by blending, padding included."""
+    """In several packages, as models above a gigabyte need. Cache writes blend, without scatter."""
     monkeypatch.setattr("gemma_export.targets.shared.apple_layout.ANE_BYTES", 150_000)
     bundle = export(short_gemma3, quant, tmp_path, {"coreml_compute": "ane"})
     packages = list(bundle.directory.glob("model*.mlpackage"))
@@ -145,8 +145,8 @@ def test_the_neural_engine_s_packages_say_what_their_codes_say(
             session.reset()
             for length in lengths:
                 start = session.position
-                found = session.prefill(TOKENS[start : start + length])
-                assert np.abs(found - expected[start + length - 1]).max() < 0.05
+                logits = session.prefill(TOKENS[start : start + length])
+                assert np.abs(logits - expected[start + length - 1]).max() < 0.05
     assert verify_bundle(bundle).verdict is Verdict.PASS
 
 
@@ -159,7 +159,7 @@ def test_the_neural_engine_s_packages_say_what_their_codes_say(
         ({"coreml_compute": "ane", "coreml_embed": "inside"}, "none", "leave"),
     ],
 )
-def test_what_the_neural_engine_can_t_take_is_refused(
+def test_options_that_the_neural_engine_does_not_support_are_refused(
     tiny: TinyCheckpoint, options: Options, quant: str, match: str
 ) -> None:
     formats = find_recipe(quant).formats(tiny.open().config)
@@ -174,28 +174,28 @@ def test_a_missing_part_is_refused(float_bundle: Bundle) -> None:
         CoremlEngine(bundle, Interpreter)
 
 
-def test_a_benchmark_ends_with_its_figures(tmp_path: Path) -> None:
-    """It measured, and then looked for a package named Core ML."""
+def test_a_benchmark_prints_its_figures(tmp_path: Path) -> None:
+    """After measuring, it failed: it looked up the version of a package named "Core ML"."""
     tiny = TinyCheckpoint(GEMMA2, tmp_path / "tiny", save_tiny(GEMMA2, tmp_path / "tiny"))
     bundle = export(tiny, "int4", tmp_path)
 
-    found = measure([bundle.directory], threads=1, repeats=1, new_tokens=2)
+    benchmark = measure([bundle.directory], threads=1, repeats=1, new_tokens=2)
 
-    assert found.bundles[0].target == "coreml"
-    assert found.machine.runtimes.keys() == {"coremltools", "gemma-export"}
-    assert f"coremltools {metadata.version('coremltools')}" in rendered(found)
+    assert benchmark.bundles[0].target == "coreml"
+    assert benchmark.machine.runtimes.keys() == {"coremltools", "gemma-export"}
+    assert f"coremltools {metadata.version('coremltools')}" in rendered(benchmark)
 
 
 @only(GEMMA2)
-def test_the_same_export_gives_the_same_bytes(
+def test_two_exports_are_identical(
     tiny: TinyCheckpoint, int4_bundle: Bundle, tmp_path: Path
 ) -> None:
     again = export(tiny, "int4", tmp_path)
     assert again.manifest.files == int4_bundle.manifest.files
 
 
-def test_a_small_branch_is_normed_with_its_epsilon(tmp_path: Path) -> None:
-    """A first token's branches may be as small as epsilon: without it the 270M's KL was 5e-2."""
+def test_rms_norm_of_small_values_adds_its_epsilon(tmp_path: Path) -> None:
+    """The first token's values may be as small as epsilon. Without it, the 270M's KL was 5e-2."""
     model = GEMMA2.build()
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -204,11 +204,11 @@ def test_a_small_branch_is_normed_with_its_epsilon(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "quiet")
     bundle = export(TinyCheckpoint(GEMMA2, tmp_path / "quiet", model), "none", tmp_path)
     with open_session(bundle) as session:
-        found = session.score(TOKENS[:24])
-    assert np.abs(found - eager_logits(model, TOKENS[:24]).numpy()).max() < 0.05
+        logits = session.score(TOKENS[:24])
+    assert np.abs(logits - eager_logits(model, TOKENS[:24]).numpy()).max() < 0.05
 
 
-def test_codes_lie_in_the_package_once_for_both_functions(
+def test_both_functions_share_one_copy_of_the_codes(
     tiny: TinyCheckpoint, int4_bundle: Bundle
 ) -> None:
     store = open_or_build_store(tiny.open(), find_recipe("int4"))
@@ -219,8 +219,8 @@ def test_codes_lie_in_the_package_once_for_both_functions(
         assert weights.count(signed.tobytes()) == 1
 
 
-def test_a_residual_that_float16_can_t_hold_is_scaled_and_comes_out_right(tmp_path: Path) -> None:
-    """Gemma 3's residuals pass 65504: unscaled, the logits are NaN."""
+def test_a_residual_beyond_float16_is_scaled_and_the_logits_stay_right(tmp_path: Path) -> None:
+    """Gemma 3's residuals exceed 65504: without scaling, the logits are NaN."""
     loud = save_loud(tmp_path / "loud")
     bundle = export(loud, "none", tmp_path)
     check_loud(bundle, loud, TOKENS[:40], 0.05)
@@ -231,11 +231,11 @@ def test_a_residual_that_float16_can_t_hold_is_scaled_and_comes_out_right(tmp_pa
     load_target("coreml").write(unscaled, tmp_path / "unscaled", unheard)
     opened: list[Interpreter] = []
 
-    def watched(package: Path) -> Interpreter:
+    def interpreter(package: Path) -> Interpreter:
         opened.append(Interpreter(package))
         return opened[-1]
 
-    engine = CoremlEngine(Bundle(tmp_path / "unscaled", bundle.manifest), watched)
+    engine = CoremlEngine(Bundle(tmp_path / "unscaled", bundle.manifest), interpreter)
     assert np.isnan(engine.run(TOKENS[:8], 0)).all()
     assert opened[0].program.audit.first_not_finite is not None
 

@@ -1,4 +1,4 @@
-"""The gauntlet for ExecuTorch: tiny models through the real `.pte`."""
+"""ExecuTorch programs of tiny models, compared with transformers' eager attention."""
 
 import subprocess
 from pathlib import Path
@@ -53,7 +53,7 @@ def int4_bundle(tiny: TinyCheckpoint, export: Export) -> Bundle:
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_one_shot_and_token_by_token_are_exact(
+def test_prefill_and_score_give_the_logits_of_transformers(
     tiny: TinyCheckpoint, float_bundle: Bundle, length: int
 ) -> None:
     check_exact(float_bundle, tiny, TOKENS[:length])
@@ -66,16 +66,18 @@ def test_any_chunks_and_resets_give_the_same_logits(
 ) -> None:
     expected = eager_logits(tiny.model, TOKENS).numpy()
     with open_session(float_bundle, threads=1) as session:
-        for place, length in enumerate(lengths):
-            if place == restart or session.position + length > len(TOKENS):
+        for index, length in enumerate(lengths):
+            if index == restart or session.position + length > len(TOKENS):
                 session.reset()
             start = session.position
-            found = session.prefill(TOKENS[start : start + length])
-            assert np.abs(found - expected[start + length - 1]).max() <= 1e-4
+            logits = session.prefill(TOKENS[start : start + length])
+            assert np.abs(logits - expected[start + length - 1]).max() <= 1e-4
 
 
-def test_int4_says_what_its_codes_say(tiny: TinyCheckpoint, int4_bundle: Bundle) -> None:
-    """Activations are rounded to int8, one scale per token: close, and not the same."""
+def test_int4_gives_almost_the_logits_of_its_dequantized_weights(
+    tiny: TinyCheckpoint, int4_bundle: Bundle
+) -> None:
+    """Not the same logits: activations are rounded to int8, with one scale per token."""
     expected = eager_logits(dequantized(tiny, "int4"), TOKENS[:96]).numpy()
     with open_session(int4_bundle, threads=1) as session:
         figures = compare_logits(session.score(TOKENS[:96]), top_logits(expected, 96), 0.2)
@@ -85,65 +87,66 @@ def test_int4_says_what_its_codes_say(tiny: TinyCheckpoint, int4_bundle: Bundle)
 
 
 @only(GEMMA2)
-def test_the_program_holds_the_codes_of_the_store_and_the_table_once(
+def test_the_program_contains_the_codes_of_the_store_and_one_copy_of_the_table(
     tiny: TinyCheckpoint, int4_bundle: Bundle
 ) -> None:
     store = open_or_build_store(tiny.open(), find_recipe("int4"))
     path = int4_bundle.directory / MODEL
     with open_pte(path) as pte:
-        for name, form in store.formats.items():
+        for name, weight_format in store.formats.items():
             weight = store.weight(name)
             part = weight.codes(0, weight.shape[0])
             assert bytes(pte.named_data(f"{name}.codes")) == part.codes.numpy().tobytes()
             scales = np.frombuffer(bytes(pte.named_data(f"{name}.scales")), np.uint16)
             widened = (scales.astype(np.uint32) << 16).view(np.float32)
-            assert (widened == part.scales.float().numpy().ravel()).all(), form
+            assert (widened == part.scales.float().numpy().ravel()).all(), weight_format
     table = store.weight(TABLE).codes(0, 96).codes.numpy().tobytes()
     assert path.read_bytes().count(table) == 1
 
 
 @only(GEMMA2)
-def test_the_methods_that_runners_ask_say_what_is_true(float_bundle: Bundle) -> None:
+def test_the_metadata_methods_return_the_values_of_the_manifest(float_bundle: Bundle) -> None:
+    """ExecuTorch's own runners call these methods."""
     from executorch.runtime import Runtime
 
     program = Runtime.get().load_program(float_bundle.directory / MODEL)
-    said = {
+    metadata = {
         name: program.load_method(name).execute([])
         for name in sorted(program.method_names - {"forward"})
     }
     manifest = float_bundle.manifest
-    assert said["get_max_seq_len"] == [manifest.prefill_length]
-    assert said["get_max_context_len"] == [manifest.context_length]
-    assert said["get_vocab_size"] == [manifest.vocab_size]
-    assert said["get_bos_id"] == [manifest.bos_token]
-    assert said["get_eos_ids"] == [*manifest.stop_tokens]
-    assert said["enable_dynamic_shape"] == said["use_kv_cache"] == [True]
-    assert said["use_sdpa_with_kv_cache"] == [False]
+    assert metadata["get_max_seq_len"] == [manifest.prefill_length]
+    assert metadata["get_max_context_len"] == [manifest.context_length]
+    assert metadata["get_vocab_size"] == [manifest.vocab_size]
+    assert metadata["get_bos_id"] == [manifest.bos_token]
+    assert metadata["get_eos_ids"] == [*manifest.stop_tokens]
+    assert metadata["enable_dynamic_shape"] == metadata["use_kv_cache"] == [True]
+    assert metadata["use_sdpa_with_kv_cache"] == [False]
 
 
 @only(GEMMA2)
-def test_the_native_runner_says_the_same_without_torch(int4_bundle: Bundle) -> None:
+def test_the_native_runner_gives_the_same_logits_without_torch(int4_bundle: Bundle) -> None:
     with open_session(int4_bundle, threads=1) as session:
         expected = [session.prefill(TOKENS[:40]), *(session.decode(t) for t in TOKENS[40:60])]
     native = NativeEngine(int4_bundle.directory / MODEL, threads=1)
     with StepSession(native, int4_bundle.manifest) as session:
-        found = [session.prefill(TOKENS[:40]), *(session.decode(t) for t in TOKENS[40:60])]
-    assert np.abs(np.stack(found) - np.stack(expected)).max() <= 1e-5
+        logits = [session.prefill(TOKENS[:40]), *(session.decode(t) for t in TOKENS[40:60])]
+    assert np.abs(np.stack(logits) - np.stack(expected)).max() <= 1e-5
 
 
 @only(GEMMA2)
-def test_the_native_runner_needs_no_python_to_generate(float_bundle: Bundle) -> None:
+def test_the_native_runner_generates_tokens_without_python(float_bundle: Bundle) -> None:
     model = str(float_bundle.directory / MODEL)
     command = [str(build_native()), model, "1", "24", "12", *map(str, TOKENS[:30])]
-    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     with open_session(float_bundle, threads=1) as session:
-        assert [int(line) for line in said.stdout.split()] == list(
+        assert [int(line) for line in done.stdout.split()] == list(
             generate(session, TOKENS[:30], max_new_tokens=12)
         )
 
 
 @only(GEMMA2)
-def test_a_runner_compiled_elsewhere_is_taken_by_its_name(
+def test_the_variable_gemma_native_selects_another_runner(
     float_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner, log = tmp_path / "runner", tmp_path / "log"
@@ -159,7 +162,7 @@ def test_a_runner_compiled_elsewhere_is_taken_by_its_name(
 
 @pytest.mark.parametrize("content", [None, b"", b"\x7fELF of another machine"])
 @only(GEMMA2)
-def test_a_runner_that_this_machine_can_t_run_is_one_clear_line(
+def test_a_runner_that_can_t_be_executed_gives_a_one_line_error(
     float_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
 ) -> None:
     runner = tmp_path / "runner"
@@ -172,7 +175,9 @@ def test_a_runner_that_this_machine_can_t_run_is_one_clear_line(
 
 
 @only(GEMMA2)
-def test_a_native_runner_that_can_t_load_says_why(tmp_path: Path, float_bundle: Bundle) -> None:
+def test_the_error_of_a_native_runner_says_why_it_can_t_load_the_model(
+    tmp_path: Path, float_bundle: Bundle
+) -> None:
     (tmp_path / MODEL).write_bytes((float_bundle.directory / MODEL).read_bytes()[:4000])
     engine = NativeEngine(tmp_path / MODEL, threads=1)
     with (
@@ -183,7 +188,7 @@ def test_a_native_runner_that_can_t_load_says_why(tmp_path: Path, float_bundle: 
 
 
 @only(GEMMA2)
-def test_a_profile_counts_the_kernels_of_the_decoder(int4_bundle: Bundle) -> None:
+def test_a_profile_counts_the_calls_of_each_kernel(int4_bundle: Bundle) -> None:
     layers = len(int4_bundle.manifest.layers)
     calls = {time.operator: time.calls for time in profile_bundle(int4_bundle, 1).new_token}
     products = [calls[name] for name in calls if "QB4W" in name]
@@ -191,7 +196,7 @@ def test_a_profile_counts_the_kernels_of_the_decoder(int4_bundle: Bundle) -> Non
     assert calls["index_put_"] == 2 * layers
 
 
-def test_a_full_context_is_refused_before_anything_is_written(float_bundle: Bundle) -> None:
+def test_a_token_beyond_the_context_is_refused_and_changes_nothing(float_bundle: Bundle) -> None:
     with open_session(float_bundle, threads=1) as session:
         session.prefill(TOKENS)
         with pytest.raises(ContextFull):
@@ -215,21 +220,19 @@ def test_formats_without_a_kernel_are_refused(tiny: TinyCheckpoint, recipe: str)
         ("vulkan", "vulkan has no kernel for int4-g32.*--quant none"),
     ],
 )
-def test_delegates_that_can_t_be_lowered_for_are_refused(
-    tiny: TinyCheckpoint, delegate: str, match: str
-) -> None:
+def test_unsupported_delegates_are_refused(tiny: TinyCheckpoint, delegate: str, match: str) -> None:
     formats = find_recipe("int4").formats(tiny.open().config)
     with pytest.raises(TargetError, match=match):
         load_target("executorch", {"delegate": delegate}).check(formats, Geometry(64, 16))
 
 
-def test_a_delegate_goes_with_executorch_alone() -> None:
+def test_a_delegate_with_another_target_is_refused() -> None:
     with pytest.raises(TargetError, match="is an option of --target executorch"):
         load_targets(["onnx"], {"delegate": "vulkan"})
 
 
-def test_the_traced_decoder_is_the_decoder(tiny: TinyCheckpoint) -> None:
-    """What Vulkan and Core ML lower, run eagerly: nothing here can run them."""
+def test_the_traced_decoder_gives_the_logits_of_transformers(tiny: TinyCheckpoint) -> None:
+    """Vulkan and Core ML lower this module. Here it runs eagerly, without these delegates."""
     with quiet():
         from gemma_export.targets.executorch.traced import TracedFrame
 
@@ -240,15 +243,15 @@ def test_the_traced_decoder_is_the_decoder(tiny: TinyCheckpoint) -> None:
     expected = eager_logits(tiny.model, TOKENS).numpy()
     for start in range(0, 120, 24):
         tokens = torch.tensor([TOKENS[start : start + 24]])
-        found = frame(tokens, torch.tensor([start])).detach().numpy()
-        assert np.abs(found[0, 0] - expected[start + 23]).max() <= 1e-4
+        logits = frame(tokens, torch.tensor([start])).detach().numpy()
+        assert np.abs(logits[0, 0] - expected[start + 23]).max() <= 1e-4
 
 
 @pytest.mark.parametrize(
     ("delegate", "quant", "prefill", "backend"),
     [("coreml", "int4", 1, b"CoreMLBackend"), ("vulkan", "none", 8, b"VulkanBackend")],
 )
-def test_other_delegates_are_lowered_here_and_say_that_they_can_t_run(
+def test_other_delegates_are_lowered_and_opening_their_bundles_gives_an_error(
     short_gemma2: TinyCheckpoint,
     tmp_path: Path,
     delegate: str,
@@ -272,7 +275,7 @@ def test_other_delegates_are_lowered_here_and_say_that_they_can_t_run(
 
 @pytest.mark.parametrize("keep", [0, 40, 4000, -1000])
 @only(GEMMA2)
-def test_a_cut_off_program_is_one_clear_line(
+def test_a_truncated_program_gives_a_one_line_error(
     float_bundle: Bundle, tmp_path: Path, keep: int
 ) -> None:
     (tmp_path / MODEL).write_bytes((float_bundle.directory / MODEL).read_bytes()[:keep])

@@ -1,4 +1,4 @@
-"""A target is a folder and a line in each table: a fake one takes the whole road."""
+"""A new target needs a folder and one line in each table: a fake target runs every command."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ from tests.export.models import GEMMA3, save_tiny
 ROOT = Path(__file__).parents[3]
 Captured = pytest.CaptureFixture[str]
 
-# What a process of `bench` starts with: it can't see what this one has patched.
+# Registers the fake backend in the processes that `bench` starts; patches here don't reach them.
 _SITE = """
 from gemma_runtime.backend_table import BACKENDS
 from tests.export.fake_target import BACKEND
@@ -28,7 +28,7 @@ BACKENDS["fake"] = BACKEND
 
 @pytest.fixture(autouse=True)
 def _fake_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The line in each table, here and in the processes that are started."""
+    """Add the line to each table, in this process and in those it starts."""
     monkeypatch.setitem(TARGETS, "fake", "tests.export.fake_target")
     monkeypatch.setitem(BACKENDS, "fake", BACKEND)
     (tmp_path / "site").mkdir()
@@ -46,7 +46,7 @@ def export(tmp_path: Path, *flags: str) -> Path:
     return bundle
 
 
-def test_its_plan_is_made_from_its_own_costs(capsys: Captured) -> None:
+def test_the_plan_uses_the_target_s_own_costs(capsys: Captured) -> None:
     assert run(["--target", "fake,onnx", "--size", "270m", "--plan", "--json"]) == 0
     fake, onnx = json.loads(capsys.readouterr().out)
     assert fake["run"]["runtime"] == 3 << 20
@@ -55,20 +55,22 @@ def test_its_plan_is_made_from_its_own_costs(capsys: Captured) -> None:
 
 
 @pytest.mark.parametrize("precision", ["single", "half"])
-def test_it_exports_verifies_and_profiles(tmp_path: Path, capsys: Captured, precision: str) -> None:
+def test_the_target_exports_verifies_and_profiles(
+    tmp_path: Path, capsys: Captured, precision: str
+) -> None:
     bundle = export(tmp_path, "--fake-precision", precision)
     with np.load(bundle / "model.npz") as file:
         assert file["model.norm.weight"].dtype == (np.float16 if precision == "half" else "f4")
     capsys.readouterr()
     assert run_command(["verify", str(bundle), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["limits"]["max_mean_kl"] == 2e-3
-    assert (found["lowering"]["mean_kl"] < 1e-9) is (precision == "single")
+    report = json.loads(capsys.readouterr().out)
+    assert report["limits"]["max_mean_kl"] == 2e-3
+    assert (report["lowering"]["mean_kl"] < 1e-9) is (precision == "single")
     assert run_command(["bench", str(bundle), "--profile", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[str(bundle)]["new_token"][0]["operator"] == "decoder"
 
 
-def test_it_is_measured_and_inspected(tmp_path: Path, capsys: Captured) -> None:
+def test_bench_and_inspect_accept_a_bundle_of_the_target(tmp_path: Path, capsys: Captured) -> None:
     bundle = export(tmp_path)
     capsys.readouterr()
     limits = ["--repeats", "1", "--new-tokens", "2", "--threads", "1"]
@@ -78,12 +80,14 @@ def test_it_is_measured_and_inspected(tmp_path: Path, capsys: Captured) -> None:
     assert json.loads(capsys.readouterr().out)["bundles"][0]["manifest"]["target"]["name"] == "fake"
 
 
-def test_the_help_shows_it_and_its_flag(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_help_lists_the_target_and_its_flag(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert run(["--help"]) == 0
-    shown = capsys.readouterr().out
-    assert "fake (a dictionary of matrices)" in shown
-    assert "--fake-precision" in shown
+    text = capsys.readouterr().out
+    assert "fake (a dictionary of matrices)" in text
+    assert "--fake-precision" in text
 
 
 @pytest.mark.parametrize(
@@ -93,14 +97,14 @@ def test_the_help_shows_it_and_its_flag(capsys: Captured, monkeypatch: pytest.Mo
         (["--target", "onnx", "--fake-precision", "half"], "half is an option of --target fake"),
     ],
 )
-def test_a_wrong_value_or_target_of_its_flag_is_refused(
+def test_the_target_s_flag_with_a_wrong_value_or_another_target_is_refused(
     capsys: Captured, flags: list[str], match: str
 ) -> None:
     assert run([*flags, "--size", "2b", "--plan"]) == 1
     assert match in capsys.readouterr().err
 
 
-def test_a_missing_package_names_its_extra(
+def test_the_error_for_a_missing_package_names_the_extra(
     capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "numpy", None)

@@ -1,4 +1,4 @@
-"""GGUF out: the store's codes in ggml's blocks, and llama.cpp saying what the reference says."""
+"""GGUF bundles: the store's codes in ggml's blocks, and the same probabilities in llama.cpp."""
 
 import json
 import sys
@@ -40,7 +40,7 @@ from tests.export.llama_server import LlamaServer
 
 Q4_0, Q4_1, Q8_0 = (GGMLQuantizationType[name] for name in ("Q4_0", "Q4_1", "Q8_0"))
 MODELS = pytest.mark.parametrize("hf", [GEMMA2, GEMMA3], ids=["gemma2", "gemma3"])
-# Activations in blocks of int8 and float16 caches move a log-probability by half of this.
+# Of log-probabilities, which int8 activations and float16 caches change by about half of this.
 QUANTIZED_ATOL, FLOAT_ATOL = 0.3, 0.02
 
 
@@ -56,18 +56,18 @@ def export_gguf(folder: Path, source: Path, recipe: str, target: str = "gguf") -
     return export_bundles(request, QuietReporter())[0].bundle
 
 
-def random_codes(form: Format, zero_step: int = 1) -> Codes:
+def random_codes(weight_format: Format, zero_step: int = 1) -> Codes:
     generator = torch.Generator().manual_seed(3)
-    groups, top = 256 // form.group, 1 << form.bits
+    groups, top = 256 // weight_format.group, 1 << weight_format.bits
     codes = torch.randint(0, top, (6, 256), generator=generator, dtype=torch.uint8)
-    scales = torch.randn(6, groups, generator=generator).half()  # of both signs, as Q4_0 has them
+    scales = torch.randn(6, groups, generator=generator).half()  # of both signs, as in Q4_0
     zeros = torch.randint(0, 16 // zero_step, (6, groups), generator=generator, dtype=torch.uint8)
-    packed = pack(zeros * zero_step, 4) if form.asymmetric else None
-    return Codes(pack(codes, form.bits), scales, packed)
+    packed = pack(zeros * zero_step, 4) if weight_format.asymmetric else None
+    return Codes(pack(codes, weight_format.bits), scales, packed)
 
 
 @pytest.mark.parametrize(
-    ("form", "kind"),
+    ("weight_format", "kind"),
     [
         (Format(4), Q4_0),
         (Format(4, 128), Q4_0),
@@ -77,32 +77,36 @@ def random_codes(form: Format, zero_step: int = 1) -> Codes:
     ],
     ids=str,
 )
-def test_ggml_reads_every_block_as_the_store_does(form: Format, kind: GGMLQuantizationType) -> None:
-    codes = random_codes(form, zero_step=8)
-    assert block_type(form) == kind.name
-    read = ggml_dequantize(pack_blocks("w", codes, form).numpy(), kind)
-    # Q4_1 adds a product and a minimum, the store multiplies a difference.
-    np.testing.assert_allclose(read, dequantize(codes, form).numpy(), rtol=1e-6, atol=1e-6)
-    if not form.asymmetric:
-        assert np.array_equal(read, dequantize(codes, form).numpy())
+def test_ggml_dequantizes_every_block_to_the_values_of_the_store(
+    weight_format: Format, kind: GGMLQuantizationType
+) -> None:
+    codes = random_codes(weight_format, zero_step=8)
+    assert block_type(weight_format) == kind.name
+    read = ggml_dequantize(pack_blocks("w", codes, weight_format).numpy(), kind)
+    # Q4_1 computes scale * code + minimum, the store scale * (code - zero).
+    np.testing.assert_allclose(read, dequantize(codes, weight_format).numpy(), rtol=1e-6, atol=1e-6)
+    if not weight_format.asymmetric:
+        assert np.array_equal(read, dequantize(codes, weight_format).numpy())
 
 
-def test_a_minimum_that_float16_would_round_is_refused() -> None:
-    form = Format(4, 32, True)
+def test_a_minimum_that_float16_can_t_represent_is_refused() -> None:
+    weight_format = Format(4, 32, True)
     with pytest.raises(TargetError, match="can't store w exactly: Q4_1 stores"):
-        pack_blocks("w", random_codes(form), form)
+        pack_blocks("w", random_codes(weight_format), weight_format)
 
 
-@pytest.mark.parametrize("form", [Format(4, 16), Format(8, 16), Format(8, 32, True)], ids=str)
-def test_formats_without_a_block_are_refused_before_any_work(form: Format) -> None:
+@pytest.mark.parametrize(
+    "weight_format", [Format(4, 16), Format(8, 16), Format(8, 32, True)], ids=str
+)
+def test_formats_without_a_block_type_are_refused_before_any_work(weight_format: Format) -> None:
     target = GgufTarget()
-    with pytest.raises(TargetError, match=f"can't store w as {form}; it supports"):
-        target.check({"w": form}, None)  # type: ignore[arg-type]
+    with pytest.raises(TargetError, match=f"can't store w as {weight_format}; it supports"):
+        target.check({"w": weight_format}, None)  # type: ignore[arg-type]
 
 
 @MODELS
 @pytest.mark.parametrize("recipe", ["int4", "int8", "none"])
-def test_the_file_opens_as_the_checkpoint_it_was_made_from(
+def test_the_exported_file_opens_as_a_checkpoint_with_the_store_s_weights(
     tmp_path: Path, hf: Json, recipe: str
 ) -> None:
     source = open_gguf(write_tiny(tmp_path, hf))
@@ -111,55 +115,55 @@ def test_the_file_opens_as_the_checkpoint_it_was_made_from(
     assert written.config == source.config
     store = open_or_build_store(source, find_recipe(recipe))
     for name, shape in store.shapes.items():
-        want = store.weight(name).rows(0, shape[0])
-        # A gain goes through 1 + w in float32 and back.
+        expected = store.weight(name).rows(0, shape[0])
+        # A gain is stored as 1 + w in float32, so w is rounded.
         atol = 1e-7 if len(shape) == 1 else 0
-        torch.testing.assert_close(written.rows(name, 0, shape[0]), want, rtol=0, atol=atol)
+        torch.testing.assert_close(written.rows(name, 0, shape[0]), expected, rtol=0, atol=atol)
 
 
 @MODELS
 @pytest.mark.parametrize("recipe", ["int4", "int8", "none"])
-def test_llama_cpp_gives_the_exact_graphs_probabilities(
+def test_llama_cpp_gives_the_probabilities_of_the_exact_graph(
     tmp_path: Path, hf: Json, recipe: str
 ) -> None:
     source = write_tiny(tmp_path, hf)
     server = LlamaServer(export_gguf(tmp_path, source, recipe).directory / "model.gguf")
     atol = FLOAT_ATOL if recipe == "none" else QUANTIZED_ATOL
-    prompt = np.random.default_rng(1).integers(0, 22, 41).tolist()  # past two windows of 16
+    prompt = np.random.default_rng(1).integers(0, 22, 41).tolist()  # more than two windows of 16
     with open_session(export_gguf(tmp_path, source, recipe, "onnx"), exact=True) as session:
         logits = session.score(prompt)
     log_p = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
     for length in (1, 5, 16, 17, 32, 41):
         (step,) = server.greedy(prompt[:length], 1, top=64)
-        said = np.full(64, np.nan)
-        said[[one["id"] for one in step["top_logprobs"]]] = [
+        llama_log_p = np.full(64, np.nan)
+        llama_log_p[[one["id"] for one in step["top_logprobs"]]] = [
             one["logprob"] for one in step["top_logprobs"]
         ]
-        np.testing.assert_allclose(said, log_p[length - 1], atol=atol)
+        np.testing.assert_allclose(llama_log_p, log_p[length - 1], atol=atol)
 
 
 @MODELS
-def test_the_bundle_verifies_on_llama_cpp(tmp_path: Path, hf: Json) -> None:
+def test_the_bundle_passes_verify_in_llama_cpp(tmp_path: Path, hf: Json) -> None:
     pytest.importorskip(
-        "llama_cpp", reason="NOT VERIFIED on llama.cpp: pip install llama-cpp-python"
+        "llama_cpp", reason="NOT TESTED in llama.cpp; run: pip install llama-cpp-python"
     )
     bundle = export_gguf(tmp_path, write_tiny(tmp_path, hf), "int4")
     assert verify_bundle(bundle).verdict is Verdict.PASS
 
 
-def test_a_benchmark_ends_with_its_figures(tmp_path: Path) -> None:
-    """It measured, and then looked for a package named llama.cpp."""
+def test_a_benchmark_prints_its_figures(tmp_path: Path) -> None:
+    """After measuring, it failed: it looked up the version of a package named "llama.cpp"."""
     pytest.importorskip(
-        "llama_cpp", reason="NOT VERIFIED on llama.cpp: pip install llama-cpp-python"
+        "llama_cpp", reason="NOT TESTED in llama.cpp; run: pip install llama-cpp-python"
     )
     bundle = export_gguf(tmp_path, write_tiny(tmp_path, GEMMA3), "int4")
 
-    found = measure([bundle.directory], threads=1, repeats=1, new_tokens=2)
+    benchmark = measure([bundle.directory], threads=1, repeats=1, new_tokens=2)
 
-    assert found.machine.runtimes.keys() == {"llama-cpp-python"}
+    assert benchmark.machine.runtimes.keys() == {"llama-cpp-python"}
 
 
-def test_without_llama_cpp_the_session_is_refused_in_a_line(
+def test_opening_a_session_without_llama_cpp_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
@@ -168,28 +172,28 @@ def test_without_llama_cpp_the_session_is_refused_in_a_line(
         open_session(bundle)
 
 
-def test_a_query_scale_that_llama_cpp_does_not_know_is_refused(tiny: TinyCheckpoint) -> None:
+def test_a_query_scale_that_llama_cpp_does_not_support_is_refused(tiny: TinyCheckpoint) -> None:
     config = replace(tiny.open().config, query_scale=24**-0.5)
     with pytest.raises(TargetError, match="can't store query_pre_attn_scalar 24"):
         model_metadata("m", config)
 
 
-def test_random_weights_make_a_file_without_a_vocabulary(
+def test_a_checkpoint_without_a_tokenizer_gives_a_file_without_a_vocabulary(
     tmp_path: Path, tiny: TinyCheckpoint
 ) -> None:
     checkpoint = tiny.open()
     assert gguf_vocabulary(checkpoint) == {"tokenizer.ggml.model": "no_vocab"}
 
 
-def test_the_vocabulary_goes_to_gguf_and_back() -> None:
-    there = rebuild_tokenizer(HERE, metadata())
+def test_the_vocabulary_survives_a_round_trip_through_gguf() -> None:
+    original = rebuild_tokenizer(HERE, metadata())
     config = replace(config_from_hf(GEMMA3), vocab_size=22)
-    again = rebuild_tokenizer(HERE, make_vocabulary("m", there, config))
-    assert json.loads(again) == json.loads(there)
+    again = rebuild_tokenizer(HERE, make_vocabulary("m", original, config))
+    assert json.loads(again) == json.loads(original)
 
 
-def test_merges_that_scores_cannot_say_are_refused() -> None:
-    """Two ways to one token with another between them: llama.cpp would take both at one rank."""
+def test_merges_that_scores_can_t_express_are_refused() -> None:
+    """Two merges make one token, at different ranks; llama.cpp gives a token a single rank."""
     tokenizer = json.loads(rebuild_tokenizer(HERE, metadata()))
     merges = tokenizer["model"]["merges"]
     merges.insert(len(merges), ["a", "n"])
@@ -203,12 +207,12 @@ def test_the_real_vocabulary_gets_the_original_scores(tmp_path: Path) -> None:
     checkpoint = open_gguf(find_demo_gguf())
     files = checkpoint.tokenizer()
     assert files is not None
-    made = make_vocabulary("m", files.tokenizer_json, checkpoint.config)
-    assert made["tokenizer.ggml.tokens"] == original["tokenizer.ggml.tokens"]
+    rebuilt = make_vocabulary("m", files.tokenizer_json, checkpoint.config)
+    assert rebuilt["tokenizer.ggml.tokens"] == original["tokenizer.ggml.tokens"]
     types = original["tokenizer.ggml.token_type"]
-    assert np.array_equal(np.asarray(made["tokenizer.ggml.token_type"]), np.asarray(types))
-    scores = [np.asarray(m["tokenizer.ggml.scores"]) for m in (made, original)]
-    merged = scores[1] > -236249  # characters come after all merges: only their order is left
+    assert np.array_equal(np.asarray(rebuilt["tokenizer.ggml.token_type"]), np.asarray(types))
+    scores = [np.asarray(m["tokenizer.ggml.scores"]) for m in (rebuilt, original)]
+    merged = scores[1] > -236249  # characters follow the merges; only their order matters
     assert np.array_equal(scores[0][merged], scores[1][merged])
     assert np.array_equal(
         np.argsort(scores[0], kind="stable"), np.argsort(scores[1], kind="stable")
@@ -216,8 +220,8 @@ def test_the_real_vocabulary_gets_the_original_scores(tmp_path: Path) -> None:
 
 
 @pytest.mark.real
-def test_the_real_model_says_the_same_in_llama_cpp(tmp_path: Path) -> None:
-    pytest.importorskip("xllamacpp", reason="NOT CHECKED in llama.cpp: pip install xllamacpp")
+def test_the_real_model_gives_almost_the_same_tokens_in_llama_cpp(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="NOT TESTED in llama.cpp; run: pip install xllamacpp")
     request = ExportRequest(
         targets=("gguf", "onnx"),
         recipe=find_recipe("int4"),

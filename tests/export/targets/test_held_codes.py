@@ -1,4 +1,4 @@
-"""What artifacts hold, read back from each container, is what the store holds."""
+"""The codes read back from a bundle of each target are those of the store."""
 
 import copy
 from dataclasses import replace
@@ -34,7 +34,7 @@ CONTAINERS = [
 
 
 def _with_head_scale(tiny: Tiny) -> Tiny:
-    """Queries scaled by the head size, the one scale that llama.cpp knows."""
+    """A copy with queries scaled by the head size, the only scale that llama.cpp supports."""
     config = copy.deepcopy(tiny.config)
     config.query_pre_attn_scalar = config.head_dim
     return replace(tiny, config=config)
@@ -47,7 +47,7 @@ TINIES = (_with_head_scale(GEMMA2), GEMMA3)
 def tiny(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> TinyCheckpoint:
-    """In place of the usual ones. 160 inputs of down_proj are five groups: an odd number."""
+    """Replaces the shared fixture. down_proj has 160 inputs: five groups, an odd number."""
     folder = tmp_path_factory.mktemp(request.param.name)
     return TinyCheckpoint(request.param, folder, save_tiny(request.param, folder))
 
@@ -58,7 +58,7 @@ def exported(export: Export, tiny: TinyCheckpoint, target: str, quant: str) -> B
 
 
 @pytest.mark.parametrize(("target", "quant"), CONTAINERS)
-def test_every_container_gives_the_store_s_codes_back(
+def test_every_bundle_contains_the_store_s_codes(
     tiny: TinyCheckpoint, export: Export, target: str, quant: str
 ) -> None:
     store = open_or_build_store(tiny.open(), find_recipe(quant))
@@ -67,7 +67,7 @@ def test_every_container_gives_the_store_s_codes_back(
 
 
 @pytest.mark.parametrize("target", ["onnx", "executorch", "coreml"])
-def test_one_altered_code_is_found(
+def test_one_altered_code_is_detected(
     tiny: TinyCheckpoint, export: Export, tmp_path: Path, target: str
 ) -> None:
     bundle = exported(export, tiny, target, "int4")
@@ -75,18 +75,20 @@ def test_one_altered_code_is_found(
     store = open_or_build_store(tiny.open(), find_recipe("int4"))
     name = "model.layers.1.mlp.down_proj.weight"
     codes = store.weight(name).codes(0, store.shapes[name][0]).codes.numpy()
-    held = (codes ^ 0x88 if target == "coreml" else codes).tobytes()
+    stored = (codes ^ 0x88 if target == "coreml" else codes).tobytes()
     (file,) = (
-        f for f in (tmp_path / "altered").rglob("*") if f.is_file() and held in f.read_bytes()
+        f for f in (tmp_path / "altered").rglob("*") if f.is_file() and stored in f.read_bytes()
     )
-    file.write_bytes(file.read_bytes().replace(held, held[:-1] + bytes([held[-1] ^ 1])))
+    file.write_bytes(file.read_bytes().replace(stored, stored[:-1] + bytes([stored[-1] ^ 1])))
     altered = Bundle(tmp_path / "altered", bundle.manifest)
     assert codes_digest(altered) != codes_digest(bundle)
     with pytest.raises(BundleError, match="its manifest says"):
         compare_bundles([bundle, altered])
 
 
-def test_bundles_of_all_targets_hold_the_same_codes(tiny: TinyCheckpoint, export: Export) -> None:
+def test_bundles_of_all_targets_contain_the_same_codes(
+    tiny: TinyCheckpoint, export: Export
+) -> None:
     bundles = [exported(export, tiny, t, "int4") for t in ("onnx", "executorch", "coreml", "gguf")]
     compared = compare_bundles(bundles)
     assert compared.same_codes
@@ -98,7 +100,7 @@ def test_float_weights_have_no_codes(tiny: TinyCheckpoint, export: Export) -> No
     assert codes_digest(export(tiny.folder, "none")) is None
 
 
-def test_a_cut_or_foreign_file_is_refused(
+def test_a_truncated_file_or_another_file_type_is_refused(
     tiny: TinyCheckpoint, export: Export, tmp_path: Path
 ) -> None:
     bundle = export(tiny.folder, "int4", target="gguf")

@@ -1,4 +1,4 @@
-"""The gauntlet: tiny models through the real artifact, against transformers' eager attention."""
+"""ONNX bundles of tiny models in ONNX Runtime, compared with transformers' eager attention."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ TOKENS = np.random.default_rng(2).integers(0, 96, 128).tolist()
 
 
 def chunked(session: Session, tokens: list[int], chunks: list[int]) -> Logits:
-    """Prefill in the given chunks; the logits after each chunk, (chunks, V)."""
+    """Prefill in chunks of the given lengths; the logits after each chunk: (chunks, V)."""
     session.reset()
     ends = np.cumsum(chunks)
     rows = [session.prefill(tokens[e - c : e]) for e, c in zip(ends, chunks, strict=True)]
@@ -44,7 +44,7 @@ def float_bundle(tiny: TinyCheckpoint, export: Export) -> Bundle:
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_one_shot_and_token_by_token_are_exact(
+def test_prefill_decode_and_score_give_the_logits_of_transformers(
     tiny: TinyCheckpoint, float_bundle: Bundle, length: int
 ) -> None:
     check_exact(float_bundle, tiny, TOKENS[:length])
@@ -61,7 +61,7 @@ def test_one_shot_and_token_by_token_are_exact(
     ],
     ids=str,
 )
-def test_chunks_that_straddle_the_window_are_exact(
+def test_chunks_that_cross_the_window_are_exact(
     tiny: TinyCheckpoint, float_bundle: Bundle, chunks: list[int]
 ) -> None:
     expected = eager_logits(tiny.model, TOKENS[: sum(chunks)]).numpy()[np.cumsum(chunks) - 1]
@@ -69,8 +69,8 @@ def test_chunks_that_straddle_the_window_are_exact(
         assert np.abs(chunked(session, TOKENS, chunks) - expected).max() <= 1e-4
 
 
-def test_a_reset_session_remembers_nothing(tiny: TinyCheckpoint, float_bundle: Bundle) -> None:
-    """Caches are not cleared: stale rows must lie beyond the position."""
+def test_a_reset_session_ignores_earlier_tokens(tiny: TinyCheckpoint, float_bundle: Bundle) -> None:
+    """A reset does not clear the caches: their old rows must have no effect."""
     with open_session(float_bundle, threads=1) as session:
         session.prefill(TOKENS[30:128])
         session.reset()
@@ -81,7 +81,9 @@ def test_a_reset_session_remembers_nothing(tiny: TinyCheckpoint, float_bundle: B
             assert np.abs(session.prefill(TOKENS[:length]) - expected).max() <= 1e-4
 
 
-def test_the_full_cache_layout_is_exact_and_says_so(tiny: TinyCheckpoint, export: Export) -> None:
+def test_the_full_cache_layout_is_exact_and_is_in_the_manifest(
+    tiny: TinyCheckpoint, export: Export
+) -> None:
     bundle = export(tiny.folder, "none", full_cache=True)
     assert {layer.slots for layer in bundle.manifest.layers} == {128}
     assert bundle.manifest.target.min_runtime_version == "1.24.4"
@@ -93,7 +95,9 @@ def test_the_full_cache_layout_is_exact_and_says_so(tiny: TinyCheckpoint, export
         )
 
 
-def test_local_layers_hold_a_window_and_slack(tiny: TinyCheckpoint, float_bundle: Bundle) -> None:
+def test_local_layers_have_window_plus_slack_slots(
+    tiny: TinyCheckpoint, float_bundle: Bundle
+) -> None:
     manifest = float_bundle.manifest
     slots = {layer.kind: layer.slots for layer in manifest.layers}
     assert slots == {AttentionKind.LOCAL: WINDOW + 64, AttentionKind.GLOBAL: 128}
@@ -105,9 +109,9 @@ def test_a_context_near_the_window_is_exact_to_its_end(
     tiny: TinyCheckpoint, export: Export, context: int
 ) -> None:
     """GroupQueryAttention refuses a windowed cache smaller than its window."""
-    request = export(tiny.folder, "none", context=context)
+    bundle = export(tiny.folder, "none", context=context)
     expected = eager_logits(tiny.model, TOKENS[:context]).numpy()
-    with open_session(request, threads=1) as session:
+    with open_session(bundle, threads=1) as session:
         assert np.abs(session.score(TOKENS[:context]) - expected).max() <= 1e-4
         with pytest.raises(ContextFull):
             session.decode(1)
@@ -115,10 +119,10 @@ def test_a_context_near_the_window_is_exact_to_its_end(
 
 
 @pytest.mark.parametrize("quant", ["int8", "int4", "int4-asym", "mixed"])
-def test_quantized_artifacts_say_what_their_codes_say(
+def test_quantized_bundles_give_the_logits_of_their_dequantized_weights(
     tiny: TinyCheckpoint, export: Export, quant: str
 ) -> None:
-    """The lowering yardstick: against transformers holding the dequantized weights."""
+    """Measures the lowering alone: transformers has the same, dequantized weights."""
     bundle = export(tiny.folder, quant)
     expected = eager_logits(dequantized(tiny, quant), TOKENS[:96]).numpy()
     with open_session(bundle, threads=1) as session:
@@ -129,7 +133,7 @@ def test_quantized_artifacts_say_what_their_codes_say(
     assert figures.top1 + figures.near_ties / figures.positions == 1
 
 
-def test_the_artifact_holds_the_codes_of_the_store(tiny: TinyCheckpoint, export: Export) -> None:
+def test_the_graph_contains_the_codes_of_the_store(tiny: TinyCheckpoint, export: Export) -> None:
     bundle = export(tiny.folder, "int4")
     store = open_or_build_store(tiny.open(), find_recipe("int4"))
     weight = store.weight("model.layers.1.mlp.down_proj.weight")
@@ -142,7 +146,7 @@ def test_the_artifact_holds_the_codes_of_the_store(tiny: TinyCheckpoint, export:
     assert (held[f"{weight.name}.scales"] == scales.numpy()).all()
 
 
-def test_the_manifest_lists_what_the_file_takes_and_gives(
+def test_the_manifest_lists_the_inputs_and_outputs_of_the_graph(
     tiny: TinyCheckpoint, export: Export
 ) -> None:
     bundle = export(tiny.folder, "int4")
@@ -158,7 +162,9 @@ def _described(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, .
     return value.name, dtype, tuple(d.dim_param or d.dim_value for d in kind.shape.dim)
 
 
-def test_a_session_goes_by_roles_and_not_by_names(float_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_session_finds_tensors_by_role_and_not_by_name(
+    float_bundle: Bundle, tmp_path: Path
+) -> None:
     renamed = _renamed(float_bundle, tmp_path / "renamed")
     with open_session(float_bundle, threads=1) as one, open_session(renamed, threads=1) as other:
         assert np.array_equal(one.score(TOKENS[:40]), other.score(TOKENS[:40]))
@@ -175,7 +181,7 @@ def test_codes_are_found_by_metadata_and_not_by_names(
 
 
 def _renamed(bundle: Bundle, folder: Path) -> Bundle:
-    """Every value and every initializer under another name: the order of names backwards."""
+    """A copy in which every value and initializer is renamed, in reverse alphabetical order."""
     copytree(bundle.directory, folder)
     io = bundle.manifest.graph("decode")
     model = onnx.load(folder / io.file, load_external_data=False)
@@ -198,7 +204,7 @@ def _renamed(bundle: Bundle, folder: Path) -> Bundle:
     return Bundle(folder, replace(bundle.manifest, graphs=graphs))
 
 
-def test_table_and_head_are_one_region_of_the_file(tiny: TinyCheckpoint, export: Export) -> None:
+def test_table_and_head_share_one_region_of_the_file(tiny: TinyCheckpoint, export: Export) -> None:
     for quant in ("int4", "none"):
         tensors = {t.name: t for t in graph(export(tiny.folder, quant)).initializer}
         table = [t for name, t in tensors.items() if name.startswith("model.embed_tokens.weight")]
@@ -218,25 +224,27 @@ def test_rope_tables_are_as_long_as_the_context(tiny: TinyCheckpoint, float_bund
 def test_any_chunks_and_resets_give_the_same_logits(
     float_bundle: Bundle, data: st.DataObject
 ) -> None:
-    """Calls of random lengths, scored or not, with a reset at a random place."""
+    """Random calls of `score` and `prefill` with random lengths, and one reset between them."""
     lengths = data.draw(st.lists(st.integers(1, 50), min_size=1, max_size=12))
     restart = data.draw(st.integers(0, len(lengths)))
     with open_session(float_bundle, threads=1) as session:
-        whole = session.score(TOKENS)
+        reference = session.score(TOKENS)
         session.reset()
-        for place, length in enumerate(lengths):
-            if place == restart or session.position + length > len(TOKENS):
+        for index, length in enumerate(lengths):
+            if index == restart or session.position + length > len(TOKENS):
                 session.reset()
             start = session.position
             end = start + length
             if data.draw(st.booleans()):
-                found, expected = session.score(TOKENS[start:end]), whole[start:end]
+                logits, expected = session.score(TOKENS[start:end]), reference[start:end]
             else:
-                found, expected = session.prefill(TOKENS[start:end]), whole[end - 1]
-            assert np.abs(found - expected).max() <= 1e-4
+                logits, expected = session.prefill(TOKENS[start:end]), reference[end - 1]
+            assert np.abs(logits - expected).max() <= 1e-4
 
 
-def test_goldens_are_what_transformers_says(tiny: TinyCheckpoint, float_bundle: Bundle) -> None:
+def test_goldens_contain_the_logits_of_transformers(
+    tiny: TinyCheckpoint, float_bundle: Bundle
+) -> None:
     for golden in load_goldens(float_bundle.path("goldens")):
         expected = eager_logits(tiny.model, golden.tokens).numpy()[-golden.judged :]
         figures = compare_logits(expected, golden.reference)
@@ -244,17 +252,17 @@ def test_goldens_are_what_transformers_says(tiny: TinyCheckpoint, float_bundle: 
         assert figures.mean_kl < 1e-6
 
 
-def test_the_long_golden_overflows_the_caches_that_forget(float_bundle: Bundle) -> None:
+def test_the_long_golden_overflows_the_caches_of_local_layers(float_bundle: Bundle) -> None:
     (long,) = [g for g in load_goldens(float_bundle.path("goldens")) if g.name == "long"]
     assert len(long.tokens) - long.judged == max(
         layer.slots for layer in float_bundle.manifest.layers if layer.window is not None
     )
 
 
-def test_a_small_fault_shows_in_the_exact_graph(
+def test_a_small_fault_is_visible_in_the_exact_graph(
     tiny: TinyCheckpoint, export: Export, tmp_path: Path
 ) -> None:
-    """Scores 5 % too large in one layer: less than what int8 activations cost."""
+    """Attention scores 5 % too large in one layer change less than int8 activations do."""
     bundle = export(tiny.folder, "int4")
     faulty = Bundle(copytree(bundle.directory, tmp_path / "faulty"), bundle.manifest)
     path = faulty.directory / EXACT
@@ -276,7 +284,9 @@ def _exact_kl(bundle: Bundle) -> float:
         return measure_lowering(session, load_goldens(bundle.path("goldens"))).mean_kl
 
 
-def test_a_profile_tells_prompt_from_new_token(tiny: TinyCheckpoint, export: Export) -> None:
+def test_a_profile_has_separate_times_for_prompt_and_new_token(
+    tiny: TinyCheckpoint, export: Export
+) -> None:
     bundle = export(tiny.folder, "int4")
     profile = profile_bundle(bundle, 1)
     for times in (profile.prompt, profile.new_token):
@@ -285,7 +295,7 @@ def test_a_profile_tells_prompt_from_new_token(tiny: TinyCheckpoint, export: Exp
         assert sum(time.share for time in times) == pytest.approx(1)
 
 
-def test_an_older_onnxruntime_is_refused_by_name(float_bundle: Bundle) -> None:
+def test_an_onnxruntime_older_than_the_bundle_needs_is_refused(float_bundle: Bundle) -> None:
     target = replace(float_bundle.manifest.target, min_runtime_version="99.0.0")
     manifest = replace(float_bundle.manifest, target=target)
     with pytest.raises(SessionError, match=r"needs 99\.0\.0.*pip install -U onnxruntime"):

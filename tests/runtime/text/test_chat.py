@@ -119,6 +119,13 @@ def test_bos_comes_once(tokenizer: Tokenizer, prefix: str) -> None:
     assert ids.count(BOS) == 1
 
 
+def test_a_template_that_writes_bos_before_each_turn_gets_it_once(tokenizer: Tokenizer) -> None:
+    template = "{% for m in messages %}{{ bos_token }}{{ m.content }}{% endfor %}"
+    chat = say(("user", "in"), ("assistant", "us"), ("user", "er"))
+    ids = encode_chat(tokenizer, template, chat, BOS)
+    assert (ids[0], ids.count(BOS), tokenizer.decode(ids)) == (BOS, 1, "inuser")
+
+
 def test_a_bos_that_is_an_ordinary_piece_is_not_removed_from_text(tokenizer: Tokenizer) -> None:
     """If config.json named `h` as bos, every `h` in the user's text was dropped."""
     letter = tokenizer.token_id("h")

@@ -1,8 +1,8 @@
-"""`optimum-cli export gemma`: the arguments of gemma-export under optimum's command line.
+"""Adds the command `optimum-cli export gemma`, which passes its arguments to gemma-export.
 
-optimum looks for such files in the namespace package `optimum.commands.register`, which every
-distribution may add to: the wheel puts this file beside optimum's own, an editable install adds its
-folder to the path. No folder above may hold an `__init__.py`, which would hide optimum's modules.
+optimum imports every module in the namespace package `optimum.commands.register`. The wheel
+installs this file there; an editable install adds its folder to the path. None of the folders above
+may contain an `__init__.py`: it would hide optimum's own modules.
 """
 
 import sys
@@ -14,17 +14,17 @@ from optimum.commands.export.base import ExportCommand
 
 
 class GemmaExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
-    COMMAND = CommandInfo(name="gemma", help="Export Gemma, as the command gemma-export does.")
+    COMMAND = CommandInfo(name="gemma", help="Export Gemma with gemma-export.")
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
-        """Take every argument as it is, --help included: gemma-export reads them."""
-        # argparse would take the first option for its own. To this parser, nothing is an option.
+        """Pass all arguments, including --help, to gemma-export unchanged."""
+        # REMAINDER alone does not catch a leading option; with this prefix, nothing is an option.
         parser.prefix_chars = "\0"
         parser.add_argument("arguments", nargs=REMAINDER)
 
     def run(self) -> NoReturn:
-        # Imported here: optimum imports this file for each of its commands.
+        # Imported here because every optimum command imports this file.
         from gemma_export.cli import run
 
         sys.exit(run(self.args.arguments))

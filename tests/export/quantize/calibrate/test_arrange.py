@@ -1,4 +1,4 @@
-"""Channels in another order, columns with factors: the same model, rounded better."""
+"""Permuting channels and scaling columns: the same model, with a smaller rounding error."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ from gemma_export.quantize.calibrate.stream import load_layer
 from gemma_export.quantize.calibrate.workspace import Workspace
 from tests.export.conftest import RandomText, divergence
 
-_LOUD = (3, 35, 70, 101)  # channels, in four groups
+_LARGE = (3, 35, 70, 101)  # channels, in four different groups
 
 
 @pytest.fixture
@@ -34,61 +34,61 @@ def work(random_text: RandomText) -> Workspace:
     return random_text("int4-gptq", 8)
 
 
-class _LoudTable:
-    """Some channels of the table are twenty times as large as the others."""
+class _LargeChannels:
+    """A checkpoint in which some channels are twenty times as large as the others."""
 
     def __init__(self, config: GemmaConfig) -> None:
         self.config = config
-        self.id, self.revision, self.notes = "loud", None, ()
+        self.id, self.revision, self.notes = "large-channels", None, ()
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         draw = torch.Generator().manual_seed(1)
         rows = torch.randn(self.config.tensor_shapes()[name], generator=draw)
-        rows[:, _LOUD] *= 20
+        rows[:, _LARGE] *= 20
         return rows[start:stop]
 
     def digest(self) -> str:
-        return "loud"
+        return "large-channels"
 
     def tokenizer(self) -> None:
         return None
 
 
-def test_a_model_with_its_channels_in_another_order_says_the_same(work: Workspace) -> None:
+def test_a_model_with_permuted_channels_gives_the_same_logits(work: Workspace) -> None:
     shapes = work.checkpoint.config.tensor_shapes()
     draw = torch.Generator().manual_seed(5)
     order = torch.randperm(work.checkpoint.config.hidden_size, generator=draw)
-    other = ArrangedCheckpoint(work.checkpoint, Arrangement(order))
-    assert divergence(work, lambda n: other.rows(n, 0, shapes[n][0])) < 1e-9
+    permuted = ArrangedCheckpoint(work.checkpoint, Arrangement(order))
+    assert divergence(work, lambda n: permuted.rows(n, 0, shapes[n][0])) < 1e-9
     name = "model.layers.1.mlp.down_proj.weight"
-    whole = other.rows(name, 0, shapes[name][0])
-    assert torch.equal(other.rows(name, 5, 9), whole[5:9])
-    assert not torch.equal(whole, work.checkpoint.rows(name, 0, shapes[name][0]))
+    rows = permuted.rows(name, 0, shapes[name][0])
+    assert torch.equal(permuted.rows(name, 5, 9), rows[5:9])
+    assert not torch.equal(rows, work.checkpoint.rows(name, 0, shapes[name][0]))
 
 
-def test_factors_of_the_table_leave_the_model_as_it_is(work: Workspace) -> None:
+def test_column_factors_of_the_table_do_not_change_the_logits(work: Workspace) -> None:
     config = work.checkpoint.config
     shapes, width = config.tensor_shapes(), config.hidden_size
     draw = torch.Generator().manual_seed(6)
     order, factors = torch.randperm(width, generator=draw), torch.rand(width, generator=draw) + 0.25
-    other = ArrangedCheckpoint(work.checkpoint, Arrangement(order, factors))
+    scaled = ArrangedCheckpoint(work.checkpoint, Arrangement(order, factors))
 
     def read(name: str) -> Tensor:
-        return other.rows(name, 0, shapes[name][0])
+        return scaled.rows(name, 0, shapes[name][0])
 
     assert divergence(work, read, factors) < 1e-9
     assert divergence(work, read) > 1e-3
-    assert torch.equal(other.rows("model.norm.weight", 5, 9), read("model.norm.weight")[5:9])
+    assert torch.equal(scaled.rows("model.norm.weight", 5, 9), read("model.norm.weight")[5:9])
     assert torch.equal(read(TABLE), work.checkpoint.rows(TABLE, 0, 96)[:, order] * factors)
 
 
-def test_loud_channels_share_a_group(work: Workspace) -> None:
-    """Each made 31 others as coarse as itself."""
-    checkpoint = _LoudTable(work.checkpoint.config)
+def test_large_channels_are_placed_in_one_group(work: Workspace) -> None:
+    """A large channel sets the scale of its group, so the other 31 channels lose precision."""
+    checkpoint = _LargeChannels(work.checkpoint.config)
     order = arrange_channels(checkpoint, torch.eye(128), INT4).order
     assert torch.equal(order.sort().values, torch.arange(128))
-    places = [order.tolist().index(channel) // INT4.group for channel in _LOUD]
-    assert len(set(places)) == 1
+    groups = [order.tolist().index(channel) // INT4.group for channel in _LARGE]
+    assert len(set(groups)) == 1
     rows, inputs = checkpoint.rows(TABLE, 0, 96), prepare(torch.eye(128), TABLE_DAMPING)
     before, after = (
         (dequantize(gptq(r, inputs, INT4), INT4) - r).square().sum()
@@ -97,7 +97,7 @@ def test_loud_channels_share_a_group(work: Workspace) -> None:
     assert after < 0.5 * before
 
 
-def test_balanced_weights_say_the_same(work: Workspace) -> None:
+def test_balanced_weights_give_the_same_logits(work: Workspace) -> None:
     config = work.checkpoint.config
     shapes = config.tensor_shapes()
     factors: dict[str, Tensor] = {}
@@ -117,23 +117,23 @@ def test_balanced_weights_say_the_same(work: Workspace) -> None:
     assert not torch.equal(weight("model.layers.0.mlp.up_proj.weight"), weight("model.norm.weight"))
 
 
-def test_columns_with_more_power_get_finer_steps() -> None:
+def test_balancing_columns_lowers_the_error_that_inputs_of_unequal_power_see() -> None:
     name, draw = "model.layers.0.mlp.down_proj.weight", torch.Generator().manual_seed(4)
     spread = torch.randn(2, 128, generator=draw)
     rows = torch.randn(64, 128, generator=draw) * torch.exp(0.4 * spread[0])
     gram = torch.exp(2 * spread[1]).diag()
     factors = balancing_factors(0, {name: rows}, {name: gram}, [name])
     scaled = gram / factors[name][:, None] / factors[name]
-    wide = balanced(name, rows, factors)
+    balanced_rows = balanced(name, rows, factors)
 
     def loss(weights: Tensor, power: Tensor) -> float:
-        off = dequantize(gptq(weights, prepare(power), INT4), INT4) - weights
-        return float(((off @ power) * off).sum())
+        error = dequantize(gptq(weights, prepare(power), INT4), INT4) - weights
+        return float(((error @ power) * error).sum())
 
-    assert loss(wide, scaled) < 0.9 * loss(rows, gram)
+    assert loss(balanced_rows, scaled) < 0.9 * loss(rows, gram)
 
 
-def test_a_layer_keeps_the_gains_that_take_factors_back(work: Workspace) -> None:
+def test_the_gains_of_a_rounded_layer_cancel_the_column_factors(work: Workspace) -> None:
     weigh_table(work, unheard)
     work = work.arranged()
     calibrate_table(work, unheard)
@@ -143,5 +143,5 @@ def test_a_layer_keeps_the_gains_that_take_factors_back(work: Workspace) -> None
     gain = "model.layers.1.pre_feedforward_layernorm.weight"
     assert not torch.equal(rounded[gain], exact[gain])
     products = (1 + rounded[gain]) * rounded["model.layers.1.mlp.gate_proj.weight"]
-    wanted = (1 + exact[gain]) * exact["model.layers.1.mlp.gate_proj.weight"]
-    assert float((products - wanted).norm() / wanted.norm()) < 0.15
+    expected = (1 + exact[gain]) * exact["model.layers.1.mlp.gate_proj.weight"]
+    assert float((products - expected).norm() / expected.norm()) < 0.15

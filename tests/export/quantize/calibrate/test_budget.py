@@ -1,4 +1,4 @@
-"""`--bits`: the budget is kept, spent where it pays, and the choice can be replayed."""
+"""`--bits`: the chosen formats stay within the budget, lower the loss most, and can be reused."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,13 +35,13 @@ def _losses(table: dict[int, float], others: dict[str, float] | None = None) -> 
 
 
 @pytest.mark.parametrize("bits", [4.6, 5.9, 7.5])
-def test_the_budget_is_kept_and_nearly_spent(bits: float) -> None:
+def test_the_chosen_formats_use_almost_the_whole_budget_and_no_more(bits: float) -> None:
     losses = _losses({0: 1.0})
     chosen = choose_int8(Budget(find_recipe("int4"), bits), CONFIG, losses).formats(CONFIG)
     assert bits - 0.05 < bits_per_weight(CONFIG, chosen) <= bits
 
 
-def test_what_loses_most_per_weight_gets_eight_bits() -> None:
+def test_the_matrix_with_the_largest_loss_per_weight_gets_int8() -> None:
     worst = "model.layers.3.mlp.down_proj.weight"
     losses = _losses({0: 0.01}, {worst: 0.5})
     chosen = choose_int8(Budget(find_recipe("int4"), 4.6), CONFIG, losses).formats(CONFIG)
@@ -50,48 +50,50 @@ def test_what_loses_most_per_weight_gets_eight_bits() -> None:
 
 
 @pytest.mark.parametrize("table", [0.1, 5.0])
-def test_the_table_gets_eight_bits_where_it_saves_more_than_the_layers(table: float) -> None:
+def test_the_table_gets_int8_only_if_that_lowers_the_loss_more_than_layers_would(
+    table: float,
+) -> None:
     losses = _losses({0: table})
     chosen = choose_int8(Budget(find_recipe("int4"), 7.5), CONFIG, losses).formats(CONFIG)
     assert (chosen[TABLE] == INT8) is (table > 1)
 
 
-def test_the_table_is_divided_where_that_loses_least() -> None:
+def test_the_table_gets_the_number_of_int8_columns_with_the_smallest_total_loss() -> None:
     losses = _losses({0: 5.0, 128: 1.0, 256: 0.9, 384: 0.1, 512: 0.09})
     budget = Budget(find_recipe("int4-asym-gptq"), 7)
     recipe = choose_int8(budget, CONFIG, losses)
     chosen = recipe.formats(CONFIG)
     assert chosen[TABLE] == Format(4, asymmetric=True, int8_columns=384)
     assert recipe.rule(TABLE).rounding == "gptq"
-    raised = [name for name, form in chosen.items() if form == INT8]
-    assert raised
-    assert {recipe.rule(name).rounding for name in raised} == {"gptq"}
+    int8 = [name for name, weight_format in chosen.items() if weight_format == INT8]
+    assert int8
+    assert {recipe.rule(name).rounding for name in int8} == {"gptq"}
     assert 6.9 < bits_per_weight(CONFIG, chosen) <= 7
 
 
 @pytest.mark.parametrize(("more", "columns"), [(1.2, 384), (2, 512)])
-def test_what_the_layers_lose_in_four_bits_counts_half_as_much_again(
-    more: float, columns: int
-) -> None:
+def test_the_int4_loss_of_layers_is_weighted_by_one_and_a_half(more: float, columns: int) -> None:
     budget = Budget(find_recipe("int4-asym-gptq"), 7.5)
-    left: dict[int, float] = {}
+    layer_loss: dict[int, float] = {}
     for channels in (384, 512):
         chosen = choose_int8(budget, CONFIG, _losses({channels: 0.0})).formats(CONFIG)
-        left[channels] = 0.01 * sum(chosen[name] != INT8 for name in MATRICES)
-    assert 0 < left[384] < left[512]
-    losses = _losses({384: more * (left[512] - left[384]), 512: 0.0})
+        layer_loss[channels] = 0.01 * sum(chosen[name] != INT8 for name in MATRICES)
+    assert 0 < layer_loss[384] < layer_loss[512]
+    losses = _losses({384: more * (layer_loss[512] - layer_loss[384]), 512: 0.0})
     assert choose_int8(budget, CONFIG, losses).formats(CONFIG)[TABLE].int8_columns == columns
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_written_recipe_is_read_back(name: str, tmp_path: Path) -> None:
+def test_a_written_recipe_file_loads_as_the_same_recipe(name: str, tmp_path: Path) -> None:
     recipe = RECIPES[name]
     (tmp_path / "r.yaml").write_text(write_recipe(recipe))
     assert load_recipe(tmp_path / "r.yaml") == recipe
 
 
 @only(GEMMA2)
-def test_a_bundle_s_own_recipe_gives_the_same_codes(tiny: TinyCheckpoint, tmp_path: Path) -> None:
+def test_exporting_with_the_recipe_file_of_a_bundle_gives_the_same_codes(
+    tiny: TinyCheckpoint, tmp_path: Path
+) -> None:
     def export(recipe: str | Path, bits: float | None, name: str) -> str:
         request = ExportRequest(
             targets=("onnx",),
@@ -103,18 +105,18 @@ def test_a_bundle_s_own_recipe_gives_the_same_codes(tiny: TinyCheckpoint, tmp_pa
             bits=bits,
         )
         (result,) = export_bundles(request, QuietReporter())
-        found = result.bundle.manifest.quantization
-        assert found.bits_per_weight <= 6
-        assert {"int4-g32", "int8-g32"} <= set(found.tensors.values())
-        assert found.calibration is not None
-        return found.codes_digest
+        quantization = result.bundle.manifest.quantization
+        assert quantization.bits_per_weight <= 6
+        assert {"int4-g32", "int8-g32"} <= set(quantization.tensors.values())
+        assert quantization.calibration is not None
+        return quantization.codes_digest
 
     first = export("int4-gptq", 6.0, "first")
     assert export(tmp_path / "first" / "recipe.yaml", None, "again") == first
 
 
 class _Stages(QuietReporter):
-    """Notes which there were."""
+    """Collects the titles of the stages."""
 
     def __init__(self) -> None:
         self.titles: list[str] = []
@@ -127,10 +129,10 @@ class _Stages(QuietReporter):
 
 
 @only(GEMMA2)
-def test_bits_of_a_recipe_that_looks_at_weights_alone_are_measured_and_not_calibrated(
+def test_a_budget_for_an_uncalibrated_recipe_measures_losses_but_does_not_calibrate(
     tiny: TinyCheckpoint, tmp_path: Path
 ) -> None:
-    """All layers once went past the calibration text for codes that do not depend on it."""
+    """It ran all layers on the calibration text, though the codes do not depend on it."""
     stages = _Stages()
     request = ExportRequest(
         targets=("onnx",),
@@ -144,10 +146,10 @@ def test_bits_of_a_recipe_that_looks_at_weights_alone_are_measured_and_not_calib
     (result,) = export_bundles(request, stages)
     assert "measure" in stages.titles
     assert "calibrate" not in stages.titles
-    found = result.bundle.manifest.quantization
-    assert found.calibration is not None
+    quantization = result.bundle.manifest.quantization
+    assert quantization.calibration is not None
     chosen = load_recipe(tmp_path / "first" / "recipe.yaml")
-    assert open_or_build_store(tiny.open(), chosen).codes_digest == found.codes_digest
+    assert open_or_build_store(tiny.open(), chosen).codes_digest == quantization.codes_digest
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def test_bits_of_a_recipe_that_looks_at_weights_alone_are_measured_and_not_calib
         ("mixed", 7.0, "int4 everywhere"),
     ],
 )
-def test_a_budget_that_cannot_be_kept_is_refused(
+def test_an_impossible_budget_is_refused(
     tiny: TinyCheckpoint, recipe: str, bits: float, match: str
 ) -> None:
     request = ExportRequest(
@@ -169,10 +171,10 @@ def test_a_budget_that_cannot_be_kept_is_refused(
 
 
 @pytest.mark.parametrize(("recipe", "bits"), [("int4-gptq", None), ("int4", 6.0)])
-def test_memory_that_calibration_will_not_have_is_refused_beforehand(
+def test_an_export_whose_calibration_exceeds_max_ram_is_refused_before_any_work(
     tmp_path: Path, recipe: str, bits: float | None
 ) -> None:
-    """It takes more than the export that follows."""
+    """Calibration needs more memory than the export after it."""
     chosen, config = find_recipe(recipe), find_official("2b").config
     needed = peak_bytes(config, chosen, bits)
     request = ExportRequest(

@@ -1,4 +1,4 @@
-"""What errors of outputs cost: the KL that it foretells, and taking the measuring up again."""
+"""Estimated losses predict the KL of rounding, and measuring resumes after an interruption."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,23 +30,23 @@ def _by_name(work: Workspace) -> dict[str, float]:
 @pytest.mark.parametrize(
     "part", ["self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj", "table"]
 )
-def test_losses_foretell_the_kl_of_a_matrix_rounded_alone(work: Workspace, part: str) -> None:
+def test_a_loss_predicts_the_kl_of_rounding_that_matrix_alone(work: Workspace, part: str) -> None:
     name = TABLE if part == "table" else f"model.layers.1.{part}.weight"
     losses = _by_name(work)
-    form = work.formats()[name]
+    weight_format = work.formats()[name]
     shapes = work.checkpoint.config.tensor_shapes()
     rows = work.checkpoint.rows(name, 0, shapes[name][0])
-    rounded = dequantize(round_rows(rows, form, "searched"), form)
-    found = divergence(
+    rounded = dequantize(round_rows(rows, weight_format, "searched"), weight_format)
+    kl = divergence(
         work, lambda n: rounded if n == name else work.checkpoint.rows(n, 0, shapes[n][0])
     )
-    assert found / 2.5 < losses[name] < 2.5 * found
+    assert kl / 2.5 < losses[name] < 2.5 * kl
 
 
-def test_losses_are_of_the_recipe_s_own_rounding(
+def test_losses_are_measured_with_the_rounding_of_the_recipe(
     work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They were those of plain rounding, of which calibration takes more from some than others."""
+    """They were those of plain rounding, but calibration lowers some losses more than others."""
     plain = _by_name(work)
     monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path / "other"))
     calibrated = _by_name(replace(work, recipe=find_recipe("int4-gptq")))
@@ -56,7 +56,7 @@ def test_losses_are_of_the_recipe_s_own_rounding(
 
 
 @only(GEMMA2)
-def test_interrupted_measuring_goes_on_and_finds_the_same(
+def test_interrupted_measuring_resumes_and_gives_the_same_losses(
     work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(name: str, done: int) -> None:
@@ -74,13 +74,13 @@ def test_interrupted_measuring_goes_on_and_finds_the_same(
     assert measure_losses(work, unheard) == resumed
 
 
-def test_blocks_on_the_diagonal_hold_most_of_it(
+def test_diagonal_blocks_of_the_curvature_give_similar_losses(
     work: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Wide matrices keep only them: the estimate stays one."""
-    whole = _by_name(work)
+    """For wide matrices, only these blocks are kept."""
+    full = _by_name(work)
     monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path / "other"))
     monkeypatch.setattr(measuring, "_WIDEST", 16)
-    cut = _by_name(work)
-    assert cut == pytest.approx(whole, rel=0.5)
-    assert cut != whole
+    blocks = _by_name(work)
+    assert blocks == pytest.approx(full, rel=0.5)
+    assert blocks != full

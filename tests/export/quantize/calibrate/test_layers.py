@@ -1,4 +1,4 @@
-"""Calibrated rounding: GPTQ against a naive one, the stream of layers, and taking work up again."""
+"""Calibrated rounding: GPTQ compared with a naive version, layer by layer, and resumed work."""
 
 from pathlib import Path
 
@@ -38,61 +38,74 @@ FORMATS = (Format(4), Format(4, asymmetric=True), Format(8))
 
 
 def _layer(rows: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Weights, and the Gram matrix of inputs that lean on one another."""
+    """Random weights, and the Gram matrix of correlated inputs."""
     draw = torch.Generator().manual_seed(seed)
     inputs = torch.randn(400, width, generator=draw) @ torch.randn(width, width, generator=draw)
     return torch.randn(rows, width, generator=draw), inputs.T @ inputs / 400
 
 
 def _error(weights: Tensor, rounded: Tensor, gram: Tensor) -> float:
-    """Mean squared error of the products."""
-    off = weights - rounded
-    return float(((off @ gram) * off).sum())
+    """Squared error of the matrix products, averaged over the inputs."""
+    error = weights - rounded
+    return float(((error @ gram) * error).sum())
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=str)
-def test_gptq_serves_the_calibration_inputs_better_than_rounding(form: Format) -> None:
+@pytest.mark.parametrize("weight_format", FORMATS, ids=str)
+def test_gptq_has_a_smaller_error_on_the_calibration_inputs_than_rounding(
+    weight_format: Format,
+) -> None:
     weights, gram = _layer(24, 128)
-    ours = _error(weights, dequantize(gptq(weights, prepare(gram), form), form), gram)
-    searched = round_rows(weights, form, "searched")
-    assert ours < 0.5 * _error(weights, dequantize(searched, form), gram)
+    calibrated = _error(
+        weights, dequantize(gptq(weights, prepare(gram), weight_format), weight_format), gram
+    )
+    searched = round_rows(weights, weight_format, "searched")
+    assert calibrated < 0.5 * _error(weights, dequantize(searched, weight_format), gram)
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=str)
-def test_gptq_is_the_paper_s_greedy_rounding(form: Format) -> None:
-    """Column by column, the rest re-solved by least squares each time, without a factor."""
+@pytest.mark.parametrize("weight_format", FORMATS, ids=str)
+def test_gptq_gives_the_codes_of_the_paper_s_greedy_algorithm(weight_format: Format) -> None:
+    """Here naively: after each column, least squares solves for the others, without Cholesky."""
     weights, gram = _layer(3, 64)
     order = torch.argsort(gram.diagonal(), descending=True)
     damped = gram.double() + 0.01 * gram.diagonal().double().mean() * torch.eye(64)
-    worth = damped.inverse().diagonal().reciprocal().float().view(-1, form.group)
-    scale, zero = weighted_scales(weights.view(3, -1, form.group), worth, form)
+    importance = damped.inverse().diagonal().reciprocal().float().view(-1, weight_format.group)
+    scale, zero = weighted_scales(
+        weights.view(3, -1, weight_format.group), importance, weight_format
+    )
     current, codes = weights.double().clone(), torch.zeros(3, 64, dtype=torch.uint8)
-    for place, column in enumerate(order.tolist()):
-        s, z = scale[:, column // form.group].double(), zero[:, column // form.group].double()
-        code = (current[:, column] / s).round().add(z).clamp(0, (1 << form.bits) - 1)
+    for index, column in enumerate(order.tolist()):
+        s, z = (
+            scale[:, column // weight_format.group].double(),
+            zero[:, column // weight_format.group].double(),
+        )
+        code = (current[:, column] / s).round().add(z).clamp(0, (1 << weight_format.bits) - 1)
         codes[:, column] = code.to(torch.uint8)
-        left = order[place + 1 :]
-        off = current[:, column] - (code - z) * s
-        if len(left):
-            push = torch.linalg.solve(damped[left][:, left], damped[left, column])
-            current[:, left] += off[:, None] * push
-    block = gptq(weights, prepare(gram), form, refined=0)
-    same = unpack(block.codes, form.bits, 64) == codes
-    assert same.float().mean() > 0.99  # ties in float32
+        remaining = order[index + 1 :]
+        error = current[:, column] - (code - z) * s
+        if len(remaining):
+            update = torch.linalg.solve(damped[remaining][:, remaining], damped[remaining, column])
+            current[:, remaining] += error[:, None] * update
+    block = gptq(weights, prepare(gram), weight_format, refined=0)
+    same = unpack(block.codes, weight_format.bits, 64) == codes
+    assert same.float().mean() > 0.99  # a few differ because of ties in float32
     assert torch.equal(block.scales.float(), scale)
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=str)
-def test_refinement_lowers_the_error_and_keeps_to_the_grid(form: Format) -> None:
+@pytest.mark.parametrize("weight_format", FORMATS, ids=str)
+def test_refinement_lowers_the_error_and_its_scales_are_exact_in_float16_and_bfloat16(
+    weight_format: Format,
+) -> None:
     weights, gram = _layer(24, 128)
     inputs = prepare(gram)
-    greedy, refined = (gptq(weights, inputs, form, refined=times) for times in (0, 3))
-    was, now = (_error(weights, dequantize(block, form), gram) for block in (greedy, refined))
-    assert now < 0.95 * was
+    greedy, refined = (gptq(weights, inputs, weight_format, refined=times) for times in (0, 3))
+    before, after = (
+        _error(weights, dequantize(block, weight_format), gram) for block in (greedy, refined)
+    )
+    assert after < 0.95 * before
     assert torch.equal(refined.scales.float(), shared_scale(refined.scales.float()))
 
 
-def test_the_factor_is_of_the_inverse() -> None:
+def test_the_factor_is_the_cholesky_factor_of_the_inverse() -> None:
     _, gram = _layer(1, 32)
     order = torch.arange(31, -1, -1)
     factor = inverse_factor(gram, order, 0.01)
@@ -101,11 +114,11 @@ def test_the_factor_is_of_the_inverse() -> None:
     assert torch.equal(factor, factor.triu())
 
 
-def test_inputs_that_never_fire_are_rounded_too() -> None:
+def test_columns_whose_inputs_are_always_zero_are_rounded_too() -> None:
     weights, gram = _layer(4, 64)
     gram[:, 5] = gram[5] = 0
-    back = dequantize(gptq(weights, prepare(gram), Format(4)), Format(4))
-    assert torch.isfinite(back).all()
+    rounded = dequantize(gptq(weights, prepare(gram), Format(4)), Format(4))
+    assert torch.isfinite(rounded).all()
 
 
 @pytest.fixture
@@ -113,7 +126,7 @@ def work(random_text: RandomText) -> Workspace:
     return random_text("int4-gptq", 8)
 
 
-def test_the_stream_of_layers_is_the_decoder(
+def test_streaming_one_layer_at_a_time_gives_the_logits_of_the_decoder(
     work: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "product_dtype", lambda: torch.float32)
@@ -127,11 +140,11 @@ def test_the_stream_of_layers_is_the_decoder(
     if config.final_softcap is not None:
         logits = config.final_softcap * (logits / config.final_softcap).tanh()
     with torch.inference_mode():
-        want = decoder(BatchOps(tokens, config.rms_norm_eps), config, weights.__getitem__)
-    assert torch.allclose(logits.view_as(want), want, atol=2e-4)
+        expected = decoder(BatchOps(tokens, config.rms_norm_eps), config, weights.__getitem__)
+    assert torch.allclose(logits.view_as(expected), expected, atol=2e-4)
 
 
-def test_a_calibrated_model_is_closer_to_the_float_one(work: Workspace) -> None:
+def test_a_calibrated_model_has_a_smaller_kl_than_a_searched_one(work: Workspace) -> None:
     store = open_or_build_store(
         work.checkpoint, work.recipe, None, CalibratedWeights(work, stages(unheard))
     )
@@ -140,7 +153,7 @@ def test_a_calibrated_model_is_closer_to_the_float_one(work: Workspace) -> None:
 
 
 @only(GEMMA2)
-def test_interrupted_work_goes_on_and_gives_the_same_codes(
+def test_interrupted_calibration_resumes_and_gives_the_same_codes(
     work: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[str] = []
@@ -156,24 +169,24 @@ def test_interrupted_work_goes_on_and_gives_the_same_codes(
         calibrate(work.arranged(), stop)
     assert work.rounded_layers[0].exists()
     again: list[str] = []
-    whole = CalibratedWeights(work, stages(lambda name, done: again.append(name)))
-    resumed = open_or_build_store(work.checkpoint, work.recipe, None, whole).codes_digest
+    weights = CalibratedWeights(work, stages(lambda name, done: again.append(name)))
+    resumed = open_or_build_store(work.checkpoint, work.recipe, None, weights).codes_digest
     assert "layer 0" not in again
     monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path / "other"))
     fresh = CalibratedWeights(work, stages(unheard))
     assert open_or_build_store(work.checkpoint, work.recipe, None, fresh).codes_digest == resumed
 
 
-def test_default_text_is_none_of_the_evaluated(tmp_path: Path) -> None:
+def test_the_calibration_text_shares_no_sentence_with_the_evaluation_text() -> None:
     evaluated = Path(__file__).parents[4].joinpath("benchmarks", "text.txt").read_text("utf-8")
-    known = {line for text in default_texts() for line in _windows(text)}
-    assert len(known) > 10_000
-    shared = known & set(_windows(evaluated))
+    calibrated = {run for text in default_texts() for run in _eight_words(text)}
+    assert len(calibrated) > 10_000
+    shared = calibrated & set(_eight_words(evaluated))
     assert not shared, sorted(shared)[:3]
 
 
-def _windows(text: str) -> list[str]:
-    """All runs of eight words; scripts without spaces give few, in none of the languages shared."""
+def _eight_words(text: str) -> list[str]:
+    """All runs of eight words. Languages without spaces give few, but the two texts share none."""
     words = text.split()
     return [" ".join(words[i : i + 8]) for i in range(len(words) - 7)]
 

@@ -1,4 +1,4 @@
-"""A table with some channels in int8, the others in int4: chosen, rounded, written, read back."""
+"""A split table: some columns in int8, the others in int4. Chosen, rounded, exported, read back."""
 
 import copy
 from dataclasses import replace
@@ -36,7 +36,7 @@ CALIBRATED = Recipe(
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
-    """Of 256 channels: a half of them is a group of 128."""
+    """A tiny Gemma 2 with 256 channels, so that half of them can be int8."""
     config = copy.deepcopy(GEMMA2.config)
     config.hidden_size = 256
     tiny, folder = replace(GEMMA2, config=config), tmp_path_factory.mktemp("wide")
@@ -57,7 +57,7 @@ def _export(checkpoint: TinyCheckpoint, output: Path, recipe: Recipe, **more: ob
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, CALIBRATED], ids=lambda recipe: recipe.name)
-def test_the_graph_says_what_both_pieces_say(
+def test_a_bundle_with_a_split_table_passes_verify_and_contains_both_parts(
     wide: TinyCheckpoint, tmp_path: Path, recipe: Recipe
 ) -> None:
     bundle = _export(wide, tmp_path / "bundle", recipe)
@@ -73,23 +73,25 @@ def test_the_graph_says_what_both_pieces_say(
     assert again.manifest.quantization.codes_digest == quantization.codes_digest
 
 
-def test_a_split_table_weighs_what_the_plan_says(wide: TinyCheckpoint, tmp_path: Path) -> None:
+def test_the_planned_size_of_a_split_table_is_that_of_the_file(
+    wide: TinyCheckpoint, tmp_path: Path
+) -> None:
     bundle = _export(wide, tmp_path / "bundle", RECIPE)
     config, target, geometry = wide.open().config, OnnxTarget(), Geometry(64, 24)
     formats = RECIPE.formats(config)
     planned = make_plan(config, formats, target.caches(config, geometry), geometry, "onnx")
     assert 0 <= planned.artifact.total - (bundle.directory / DATA).stat().st_size < 4096
-    whole = find_recipe("int4-asym").formats(config)
-    more = bits_per_weight(config, formats) - bits_per_weight(config, whole)
+    unsplit = find_recipe("int4-asym").formats(config)
+    more = bits_per_weight(config, formats) - bits_per_weight(config, unsplit)
     table, all_ = (
         96 * 256,
-        sum(s[0] * s[1] for n, s in config.tensor_shapes().items() if n in whole),
+        sum(s[0] * s[1] for n, s in config.tensor_shapes().items() if n in unsplit),
     )
     assert more == pytest.approx((8.5 - 4.625) / 2 * table / all_)
 
 
-def test_rows_are_the_pieces_side_by_side(wide: TinyCheckpoint) -> None:
-    """The first half is off by steps of eight bits, the other by steps of four."""
+def test_rows_of_a_split_table_join_the_int8_and_the_int4_columns(wide: TinyCheckpoint) -> None:
+    """The int8 half has a much smaller error than the int4 half."""
     checkpoint = wide.open()
     stored = open_or_build_store(checkpoint, RECIPE).weight(TABLE)
     error = (stored.rows(5, 60) - checkpoint.rows(TABLE, 5, 60)).square().mean(0)
@@ -107,29 +109,31 @@ def test_int8_channels_compensate_the_others(wide: TinyCheckpoint) -> None:
         error = rounded - rows
         return float(((error @ curvature) * error).sum())
 
-    paid = inputs.rounded(rows)
-    unpaid = torch.cat((rows[:, :128], paid[:, 128:]), 1)
-    assert loss(paid) < 0.5 * loss(unpaid)
+    compensated = inputs.rounded(rows)
+    uncompensated = torch.cat((rows[:, :128], compensated[:, 128:]), 1)
+    assert loss(compensated) < 0.5 * loss(uncompensated)
     plain = prepare_table(curvature, replace(SPLIT, int8_columns=0))
-    assert loss(paid) < 0.1 * loss(plain.rounded(rows))
+    assert loss(compensated) < 0.1 * loss(plain.rounded(rows))
 
 
-def test_factors_make_more_alike_what_the_head_is_given(wide: TinyCheckpoint) -> None:
-    """And what errors cost follows them."""
+def test_column_factors_are_larger_for_channels_with_more_curvature(wide: TinyCheckpoint) -> None:
+    """The curvature is scaled with them, so an error costs as much as before."""
     curvature = torch.eye(256)
     curvature[7, 7] = 1e4
-    found = arrange_channels(wide.open(), curvature, SPLIT)
-    assert found.factors is not None
-    place = found.order.tolist().index(7)
-    assert place < SPLIT.int8_columns
-    others = torch.cat((found.factors[:place], found.factors[place + 1 : SPLIT.int8_columns]))
-    assert found.factors[place] > 3 * others.max()
+    arrangement = arrange_channels(wide.open(), curvature, SPLIT)
+    assert arrangement.factors is not None
+    column = arrangement.order.tolist().index(7)
+    assert column < SPLIT.int8_columns
+    others = torch.cat(
+        (arrangement.factors[:column], arrangement.factors[column + 1 : SPLIT.int8_columns])
+    )
+    assert arrangement.factors[column] > 3 * others.max()
     rows = wide.open().rows(TABLE, 0, 96)
     error = torch.randn(96, 256, generator=torch.Generator().manual_seed(7))
-    moved = found.rows(rows + error) - found.rows(rows)
+    scaled = arrangement.rows(rows + error) - arrangement.rows(rows)
     costs = [
         float(((e @ c) * e).sum())
-        for e, c in ((error, curvature), (moved, found.curvature(curvature)))
+        for e, c in ((error, curvature), (scaled, arrangement.curvature(curvature)))
     ]
     assert costs[1] == pytest.approx(costs[0], rel=1e-3)
     assert arrange_channels(wide.open(), curvature, replace(SPLIT, int8_columns=0)).factors is None
@@ -144,7 +148,7 @@ def test_the_costliest_channels_become_int8(wide: TinyCheckpoint) -> None:
     assert prepare(curvature).cost[135] > prepare(curvature).cost[0]
 
 
-def test_a_budget_divides_the_table(wide: TinyCheckpoint, tmp_path: Path) -> None:
+def test_a_budget_can_split_the_table(wide: TinyCheckpoint, tmp_path: Path) -> None:
     bundle = _export(wide, tmp_path / "b", find_recipe("int4-asym-gptq"), bits=4.85)
     assert bundle.manifest.quantization.bits_per_weight <= 4.85
     recipe = load_recipe(bundle.directory / "recipe.yaml")
@@ -153,7 +157,9 @@ def test_a_budget_divides_the_table(wide: TinyCheckpoint, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("target", ["executorch", "coreml", "gguf"])
-def test_other_targets_refuse_it_by_name(wide: TinyCheckpoint, tmp_path: Path, target: str) -> None:
+def test_targets_other_than_onnx_refuse_a_split_table(
+    wide: TinyCheckpoint, tmp_path: Path, target: str
+) -> None:
     pytest.importorskip({"executorch": "executorch", "coreml": "coremltools"}.get(target, "onnx"))
     with pytest.raises(TargetError, match=r"can't store .*embed_tokens.* as int4"):
         _export(wide, tmp_path / "bundle", RECIPE, targets=(target,))

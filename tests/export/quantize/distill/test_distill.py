@@ -1,4 +1,4 @@
-"""Distillation: closer to the float model, the same every time, also when interrupted."""
+"""Distillation: a smaller KL to the float model, and the same result after an interruption."""
 
 import copy
 from collections.abc import Iterator
@@ -42,12 +42,13 @@ def work(random_text: RandomText, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 
 def _store(work: Workspace, names: list[str] | None = None) -> QuantizedStore:
+    """Build the store; `names` collects the names of the progress ticks."""
     ticks = [] if names is None else names
     rounded = CalibratedWeights(work, stages(lambda name, done: ticks.append(name)))
     return open_or_build_store(work.checkpoint, work.recipe, None, rounded)
 
 
-def test_distillation_brings_the_logits_closer(work: Workspace) -> None:
+def test_distillation_lowers_the_kl_and_changes_the_gains(work: Workspace) -> None:
     distilled = _store(work)
     rounded = _store(replace(work, recipe=find_recipe("int4-gptq")))
     assert store_divergence(work, distilled) < 0.95 * store_divergence(work, rounded)
@@ -56,21 +57,21 @@ def test_distillation_brings_the_logits_closer(work: Workspace) -> None:
     assert not torch.equal(distilled.weight(gain).rows(0, rows), rounded.weight(gain).rows(0, rows))
 
 
-def test_a_student_begins_with_the_calibrated_codes(work: Workspace) -> None:
+def test_a_student_starts_from_the_calibrated_codes(work: Workspace) -> None:
     weigh_table(work, unheard)
     work = work.arranged()
     calibrate_table(work, unheard)
     calibrate(work, unheard)
-    learning, matrix = Student(work), "model.layers.1.mlp.down_proj.weight"
+    initial, matrix = Student(work), "model.layers.1.mlp.down_proj.weight"
     rounded = rounded_layer(work, 1, load_layer(work.checkpoint, 1))
-    assert torch.equal(learning.layer(1)[matrix], rounded[matrix].to(learning.dtype))
+    assert torch.equal(initial.layer(1)[matrix], rounded[matrix].to(initial.dtype))
 
 
 @only(GEMMA2)
-def test_codes_are_learned_where_there_are_four_bits(
+def test_distillation_changes_int4_codes_but_not_int8_codes(
     work: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(student, "CODE_RATE", 0.3)  # in 16 steps
+    monkeypatch.setattr(student, "CODE_RATE", 0.3)  # high enough for 16 steps
     int8 = Rule("*.up_proj.*", Format(8), "nearest")
     recipe = replace(work.recipe, rules=(int8, *work.recipe.rules))
     work = replace(work, recipe=recipe)
@@ -86,14 +87,14 @@ def test_codes_are_learned_where_there_are_four_bits(
 
 
 @only(GEMMA2)
-def test_distillation_goes_through_the_factors_of_a_divided_table(
+def test_distillation_works_with_a_split_table_and_its_factors(
     work: Workspace, tmp_path: Path
 ) -> None:
     config = copy.deepcopy(GEMMA2.config)
     config.hidden_size = 256
     save_tiny(replace(GEMMA2, config=config), tmp_path / "wide")
-    divided = Rule(TABLE, Format(4, int8_columns=128), "gptq")
-    recipe = replace(work.recipe, rules=(divided, *work.recipe.rules))
+    split = Rule(TABLE, Format(4, int8_columns=128), "gptq")
+    recipe = replace(work.recipe, rules=(split, *work.recipe.rules))
     work = replace(work, checkpoint=open_checkpoint(str(tmp_path / "wide")), recipe=recipe)
     distilled, rounded = (
         _store(work),
@@ -104,7 +105,7 @@ def test_distillation_goes_through_the_factors_of_a_divided_table(
 
 
 @only(GEMMA2)
-def test_learned_scales_stay_on_the_shared_grid(work: Workspace) -> None:
+def test_learned_scales_are_exact_in_float16_and_bfloat16(work: Workspace) -> None:
     scales = _store(work).weight("model.layers.0.mlp.up_proj.weight").codes(0, 160).scales.float()
     assert torch.equal(scales, shared_scale(scales))
 
@@ -121,13 +122,13 @@ def test_interrupted_distillation_gives_the_same_store(
         CalibratedWeights(work, stages(stop)).round_all()
     names: list[str] = []
     resumed = _store(work, names).codes_digest
-    assert names[0] == "step 9"  # saved after 8
+    assert names[0] == "step 9"  # the state was saved after step 8
     monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path / "other"))
     assert _store(work).codes_digest == resumed
 
 
 @only(GEMMA2)
-def test_progress_ends_where_it_said(work: Workspace) -> None:
+def test_progress_of_each_stage_adds_up_to_its_total(work: Workspace) -> None:
     totals: dict[str, int] = {}
     done: dict[str, int] = {}
 
@@ -143,11 +144,11 @@ def test_progress_ends_where_it_said(work: Workspace) -> None:
 
     CalibratedWeights(work, stage).round_all()
     assert list(totals) == ["channels", "teacher", "table", "calibrate", "distill"]
-    assert done == pytest.approx(totals, rel=0.05)  # gains between layers count twice
+    assert done == pytest.approx(totals, rel=0.05)  # gains between layers are counted twice
 
 
-def test_candidates_stand_for_the_whole_vocabulary(work: Workspace) -> None:
-    """With every token a candidate, the divergence is exact and zero for equal inputs."""
+def test_the_divergence_is_exact_if_every_token_is_a_candidate(work: Workspace) -> None:
+    """It is zero for equal inputs."""
     weigh_table(work, unheard)
     work = work.arranged()
     pass_layers(work, work.teacher_residuals, unheard)
@@ -155,9 +156,9 @@ def test_candidates_stand_for_the_whole_vocabulary(work: Workspace) -> None:
     calibrate_table(work, unheard)
     config = work.checkpoint.config
     gain = work.checkpoint.rows("model.norm.weight", 0, config.hidden_size)
-    found = choose_candidates(work, SafetensorsFile(last), gain)
-    assert len(found.teacher) == config.vocab_size
-    assert (found.log_weight == 0).all()
-    same = replace(found, student=found.teacher)
+    candidates = choose_candidates(work, SafetensorsFile(last), gain)
+    assert len(candidates.teacher) == config.vocab_size
+    assert (candidates.log_weight == 0).all()
+    same = replace(candidates, student=candidates.teacher)
     h = head_inputs(last, config, gain)
     assert float(same.divergence(h, h, torch.float32)) == pytest.approx(0, abs=1e-6)
