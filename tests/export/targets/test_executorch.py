@@ -217,7 +217,7 @@ def test_formats_without_a_kernel_are_refused(tiny: TinyCheckpoint, recipe: str)
         ("qnn", "needs Qualcomm's .* choose from xnnpack, vulkan, coreml"),
         ("vulcan", "--delegate is 'vulcan'; choose from vulkan"),
         ("coreml", "add --prefill 1"),
-        ("vulkan", "vulkan has no kernel for int4-g32.*--quant none"),
+        ("vulkan", "vulkan has no kernel for .* as int4-g32.*--quant none"),
     ],
 )
 def test_unsupported_delegates_are_refused(tiny: TinyCheckpoint, delegate: str, match: str) -> None:
