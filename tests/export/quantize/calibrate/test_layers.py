@@ -177,7 +177,7 @@ def test_interrupted_calibration_resumes_and_gives_the_same_codes(
     assert open_or_build_store(work.checkpoint, work.recipe, None, fresh).codes_digest == resumed
 
 
-def test_the_calibration_text_shares_no_sentence_with_the_evaluation_text() -> None:
+def test_the_calibration_text_shares_no_eight_words_with_the_evaluation_text() -> None:
     evaluated = Path(__file__).parents[4].joinpath("benchmarks", "text.txt").read_text("utf-8")
     calibrated = {run for text in default_texts() for run in _eight_words(text)}
     assert len(calibrated) > 10_000
