@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gemma_export.checkpoint import TokenizerFiles, check_finite, check_tensors
+from gemma_export.checkpoint.generation import GenerationDefaults, generation_from_hf
 from gemma_export.checkpoint.grid import grid_codes
 from gemma_export.checkpoint.packed import PackedMatrix, Places
 from gemma_export.checkpoint.packed_folder import check_method, split_packed
@@ -25,6 +26,7 @@ from gemma_runtime.bundle import sha256_file
 from gemma_runtime.errors import CheckpointError, ConfigError
 
 _INDEX = "model.safetensors.index.json"
+_GENERATION = "generation_config.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # In multimodal Gemma 3 the text model's tensors have one of these prefixes.
 _TEXT_PREFIXES = ("language_model.model.", "model.language_model.")
@@ -48,6 +50,7 @@ class FolderCheckpoint:
         repr=False
     )  # our name → file, stored name
     _files: frozenset[Path] = field(repr=False)
+    generation: GenerationDefaults = field(default_factory=GenerationDefaults)
     _packed: Mapping[str, PackedMatrix] = field(
         default_factory=dict, repr=False
     )  # GPTQ, AWQ, bitsandbytes
@@ -95,7 +98,8 @@ class FolderCheckpoint:
         path = self.folder / "tokenizer.json"
         if not path.exists():
             return None
-        return TokenizerFiles(path.read_bytes(), _chat_template(self.folder))
+        eos = _eos_piece(self.folder)
+        return TokenizerFiles(path.read_bytes(), _chat_template(self.folder), eos)
 
 
 def open_folder(
@@ -110,6 +114,7 @@ def open_folder(
     with _naming(folder):
         check_method(hf_config)
     config = config_from_hf(hf_config)
+    generation = _generation(folder)
     places, left_out = _text_places(_open_files(folder), is_multimodal(hf_config))
     files = frozenset(file.path for file, _ in places.values())
     with _naming(folder):
@@ -125,16 +130,16 @@ def open_folder(
         else ()
     )  # fmt: skip
     return FolderCheckpoint(
-        id or folder.name, revision, folder, config, notes, plain, files, packed
+        id or folder.name, revision, folder, config, notes, plain, files, generation, packed
     )
 
 
 @contextmanager
-def _naming(folder: Path) -> Iterator[None]:
+def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"{folder}: {error}") from error
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _check_floats(folder: Path, places: Places) -> None:
@@ -236,6 +241,27 @@ def _chat_template(folder: Path) -> str | None:
         return None
     template = _read_json(folder / "tokenizer_config.json").get("chat_template")
     return template if isinstance(template, str) else None
+
+
+def _generation(folder: Path) -> GenerationDefaults:
+    path = folder / _GENERATION
+    if not path.exists():
+        return GenerationDefaults()
+    with _naming(path):
+        return generation_from_hf(_read_json(path))
+
+
+def _eos_piece(folder: Path) -> str:
+    """The tokenizer's `eos_token`, which is a text or an object; older folders have a map."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if not (folder / name).exists():
+            continue
+        piece = _read_json(folder / name).get("eos_token")
+        if isinstance(piece, dict):
+            piece = piece.get("content")
+        if isinstance(piece, str) and piece:
+            return piece
+    return "<eos>"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

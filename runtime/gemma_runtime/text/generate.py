@@ -151,6 +151,10 @@ class Conversation:
     Each turn feeds only the tokens that the cache lacks. If the template renders an earlier turn
     differently from what is in the cache (for example with the reply trimmed), the session is reset
     and the conversation is fed again from the start.
+
+    With `roll`, a full context makes it forget the oldest turns, a question with its reply at a
+    time, but never the system turn. The next reply is then that of a new conversation that begins
+    with the turns kept.
     """
 
     def __init__(
@@ -161,18 +165,22 @@ class Conversation:
         template: str | None,
         bos_token: int,
         stop_tokens: Collection[int],
+        eos_token: int | None = None,
         stop_strings: Sequence[str] = (),
         sampling: Sampling = _GREEDY,
         system: str | None = None,
+        roll: bool = False,
     ) -> None:
         self._session = session
         self._tokenizer = tokenizer
         self._template = template
         self._bos_token = bos_token
+        self._eos_token = eos_token
         self._stop_tokens = stop_tokens
         self._stop_strings = stop_strings
         self._sampling = sampling
         self._system = [] if system is None else [Message("system", system)]
+        self._roll = roll
         self.reset()
 
     def reset(self) -> None:
@@ -180,6 +188,7 @@ class Conversation:
         self._messages = list(self._system)
         self._fed: list[int] = []
         self._reply: TextGeneration | None = None
+        self._forgotten = 0
         self._session.reset()
 
     @property
@@ -192,19 +201,25 @@ class Conversation:
             return self._messages[:-1]  # the user turn has no reply, so drop it
         return [*self._messages, Message("assistant", reply.text)]
 
+    @property
+    def forgotten(self) -> int:
+        """How many turns, replies included, were forgotten because the context was full."""
+        return self._forgotten
+
     def send(self, content: str, max_new_tokens: int | None = None) -> TextGeneration:
         """The model's reply to `content`. Iterate it before sending the next turn.
 
         Without `max_new_tokens` the reply may fill the context. Raises ContextFull if the
-        conversation no longer fits; its state doesn't change then.
+        conversation no longer fits; its state doesn't change then. With `roll`, only a turn that
+        doesn't fit by itself raises it.
         """
-        messages = [*self.messages, Message("user", content)]
-        tokens = encode_chat(self._tokenizer, self._template, messages, self._bos_token)
+        if max_new_tokens is None:
+            max_new_tokens = self._session.context_length
+        turns = [*self.messages, Message("user", content)]
+        messages, tokens = self._fitting(turns, max_new_tokens)
         self._check_room(tokens)
         if self._reply is not None:
             self._reply.close()
-        if max_new_tokens is None:
-            max_new_tokens = self._session.context_length
         cached = self._cached()
         if len(cached) != self._session.position or cached != tokens[: len(cached)]:
             self._session.reset()
@@ -220,7 +235,25 @@ class Conversation:
             history=cached,
         )
         self._messages, self._fed = messages, tokens
+        self._forgotten += len(turns) - len(messages)
         return self._reply
+
+    def _fitting(self, turns: list[Message], reply: int) -> tuple[list[Message], list[int]]:
+        """The turns to feed and their tokens; with `roll`, without the oldest if there is no room.
+
+        A quarter of the context is kept free for the reply, or all of the reply if that is less.
+        """
+        context = self._session.context_length
+        room = context - min(reply, context // 4)
+        tokens = self._encode(turns)
+        first = len(self._system)
+        while self._roll and len(tokens) > room and len(turns) > first + 1:
+            turns = [*turns[:first], *turns[first + 2 :]]
+            tokens = self._encode(turns)
+        return turns, tokens
+
+    def _encode(self, turns: Sequence[Message]) -> list[int]:
+        return encode_chat(self._tokenizer, self._template, turns, self._bos_token, self._eos_token)
 
     def _cached(self) -> list[int]:
         """The tokens that this conversation has fed into the session."""
