@@ -50,6 +50,7 @@ class TokenizerFiles:
 
     tokenizer_json: bytes
     chat_template: str | None
+    notes: tuple[str, ...] = ()  # sentences the user should see
 
 
 @dataclass(frozen=True, slots=True)

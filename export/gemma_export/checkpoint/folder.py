@@ -17,6 +17,7 @@ from gemma_export.checkpoint.grid import grid_codes
 from gemma_export.checkpoint.packed import PackedMatrix, Places
 from gemma_export.checkpoint.packed_folder import check_method, split_packed
 from gemma_export.checkpoint.prequantized import Stored, grid_stored
+from gemma_export.checkpoint.tokenizer_folder import read_tokenizer
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.codes import Codes
 from gemma_export.formats.safetensors import SafetensorsFile
@@ -92,10 +93,7 @@ class FolderCheckpoint:
         return hashlib.sha256(" ".join(sha256_file(path) for path in parts).encode()).hexdigest()
 
     def tokenizer(self) -> TokenizerFiles | None:
-        path = self.folder / "tokenizer.json"
-        if not path.exists():
-            return None
-        return TokenizerFiles(path.read_bytes(), _chat_template(self.folder))
+        return read_tokenizer(self.folder, self.config.vocab_size)
 
 
 def open_folder(
@@ -227,15 +225,6 @@ def _check_tied(file: SafetensorsFile, head: str, table_file: SafetensorsFile, t
             f"{file.path}: {head} differs from {table}; Gemma's head is its embedding table, and "
             "an untied head is not supported"
         )
-
-
-def _chat_template(folder: Path) -> str | None:
-    if (folder / "chat_template.jinja").exists():
-        return (folder / "chat_template.jinja").read_text("utf-8")
-    if not (folder / "tokenizer_config.json").exists():
-        return None
-    template = _read_json(folder / "tokenizer_config.json").get("chat_template")
-    return template if isinstance(template, str) else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

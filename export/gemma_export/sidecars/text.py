@@ -50,6 +50,8 @@ def read_text(
     """Encode all texts, then free the tokenizer."""
     texts = read_segments(wanted.evaluation) if wanted.evaluation else {}
     files = checkpoint.tokenizer()
+    if files:
+        _report_notes(checkpoint, files, report)
     encoder = _load_encoder(checkpoint, files) if files else None
     prompts = golden_prompts(checkpoint.config, encoder, context_length, layouts)
     turn_end = encoder.token_to_id(_TURN_END) if encoder else None
@@ -63,6 +65,13 @@ def read_text(
     phones = phone_files(files, bos or "", _END, report) if files else {}
     release_memory()
     return ExportText(files, prompts, segments, turn_end, phones, calibration)
+
+
+def _report_notes(checkpoint: Checkpoint, files: TokenizerFiles, report: Reporter) -> None:
+    for note in files.notes:
+        report.note(note)
+    if files.chat_template is None:
+        report.note(f"{checkpoint.id} has no chat template; chats use Gemma's own turns")
 
 
 def _encode_segments(
