@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gemma_export.checkpoint import TokenizerFiles, check_finite, check_tensors
+from gemma_export.checkpoint.generation import GenerationDefaults, generation_from_hf
 from gemma_export.checkpoint.grid import grid_codes
 from gemma_export.checkpoint.packed import PackedMatrix, Places
 from gemma_export.checkpoint.packed_folder import check_method, split_packed
@@ -26,6 +27,7 @@ from gemma_runtime.bundle import sha256_file
 from gemma_runtime.errors import CheckpointError, ConfigError
 
 _INDEX = "model.safetensors.index.json"
+_GENERATION = "generation_config.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # In multimodal Gemma 3 the text model's tensors have one of these prefixes.
 _TEXT_PREFIXES = ("language_model.model.", "model.language_model.")
@@ -49,6 +51,7 @@ class FolderCheckpoint:
         repr=False
     )  # our name → file, stored name
     _files: frozenset[Path] = field(repr=False)
+    generation: GenerationDefaults = field(default_factory=GenerationDefaults)
     _packed: Mapping[str, PackedMatrix] = field(
         default_factory=dict, repr=False
     )  # GPTQ, AWQ, bitsandbytes
@@ -108,6 +111,7 @@ def open_folder(
     with _naming(folder):
         check_method(hf_config)
     config = config_from_hf(hf_config)
+    generation = _generation(folder)
     places, left_out = _text_places(_open_files(folder), is_multimodal(hf_config))
     files = frozenset(file.path for file, _ in places.values())
     with _naming(folder):
@@ -123,7 +127,7 @@ def open_folder(
         else ()
     )  # fmt: skip
     return FolderCheckpoint(
-        id or folder.name, revision, folder, config, notes, plain, files, packed
+        id or folder.name, revision, folder, config, notes, plain, files, generation, packed
     )
 
 
@@ -225,6 +229,13 @@ def _check_tied(file: SafetensorsFile, head: str, table_file: SafetensorsFile, t
             f"{file.path}: {head} differs from {table}; Gemma's head is its embedding table, and "
             "an untied head is not supported"
         )
+
+
+def _generation(folder: Path) -> GenerationDefaults:
+    if not (folder / _GENERATION).exists():
+        return GenerationDefaults()
+    with _naming(folder):
+        return generation_from_hf(_read_json(folder / _GENERATION))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

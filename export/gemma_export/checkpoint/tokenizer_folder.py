@@ -37,7 +37,15 @@ def read_tokenizer(folder: Path, vocab_size: int) -> TokenizerFiles | None:
     else:
         return None
     content, notes = _with_tokens(folder, content, vocab_size)
-    return TokenizerFiles(content, read_chat_template(folder), notes)
+    return TokenizerFiles(content, read_chat_template(folder), _eos_piece(folder), notes)
+
+
+def _eos_piece(folder: Path) -> str:
+    """The tokenizer's `eos_token`; older folders name it in a map."""
+    for name in (_CONFIG, "special_tokens_map.json"):
+        if piece := _content(_read_json(folder / name).get("eos_token")):
+            return piece
+    return "<eos>"
 
 
 def read_chat_template(folder: Path) -> str | None:

@@ -1,18 +1,20 @@
 """Turns chat messages into token ids with the checkpoint's chat template.
 
-Neither the template nor the messages are trusted. The template runs in a sandbox and sees a random
-number instead of each message's content. The contents are filled in afterwards, as text that can't
-become a control token.
+Neither the template nor the messages are trusted. The template runs in a sandbox, and first sees a
+random number instead of each message's content. The contents are filled in afterwards, as text that
+can't become a control token. A template may depend on the contents, for example to remove thoughts
+from earlier replies. So it is rendered a second time with the contents; if the texts differ, that
+rendering counts, and names of control tokens in the contents stay text there too.
 """
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Literal
 
 from gemma_runtime.errors import TokenizerError
+from gemma_runtime.text.mask import Mask
 from gemma_runtime.text.template import TemplateRefusal, render_template
 from gemma_runtime.text.tokenizer import Tokenizer
 from gemma_runtime.text.tools import Json, Schema, ToolCall, call_text, check_tools, tool_prompt
@@ -63,42 +65,40 @@ def encode_chat(
     template: str | None,
     messages: Sequence[Message],
     bos_token: int,
+    eos_token: int | None = None,
     *,
     tools: Sequence[Schema] = (),
 ) -> list[int]:
     """Token ids of a conversation, up to the start of the model's next turn.
 
-    bos comes once, at the start. `template` is Jinja with Hugging Face's conventions; None selects
-    Gemma's format. If the template rejects a system turn, the system text is put in front of the
-    first user turn. `tools` are JSON schemas; if the template leaves them out, they go into the
-    system turn, as Gemma 3's documented prompt. Raises TokenizerError if turns don't alternate or
-    the template fails.
+    bos is where the template writes it: a template without bos gets none. `template` is Jinja with
+    Hugging Face's conventions; None selects Gemma's format. `eos_token` is what the template may
+    write as `eos_token`; None selects `<eos>`. If the template rejects a system turn, the system
+    text is put in front of the first user turn. `tools` are JSON schemas; if the template leaves
+    them out, they go into the system turn, as Gemma 3's documented prompt. Raises TokenizerError if
+    turns don't alternate or the template fails.
     """
     _check_turns(messages)
     frame = ChatFrame(
         template=CANONICAL_TEMPLATE if template is None else template,
         bos=_piece(tokenizer, bos_token),
-        eos=_piece(tokenizer, tokenizer.token_id("<eos>")),
+        eos=_piece(tokenizer, tokenizer.token_id("<eos>") if eos_token is None else eos_token),
     )
     tools = check_tools(tools)
-    mask = _Mask(tokenizer)
+    mask = Mask(tokenizer.control_pieces)
     if tools or any(message.tool_calls or message.role == "tool" for message in messages):
         if frame.leaves_out_tools():
             messages = _without_tools(messages, tools)
         else:
             frame = replace(frame, tools=mask.value(tools) or None)
-            messages = [mask.message(message) for message in messages]
-    text, contents = _render_folded(frame, messages)
-    ids = [bos_token]
-    for part in tokenizer.split_control(text):
-        if part == bos_token:
-            continue
+            messages = [_masked(message, mask) for message in messages]
+    rendering = _render_folded(tokenizer, frame, messages)
+    ids: list[int] = []
+    for part in rendering.parts:
         # The template's and the user's text between two control tokens are encoded together, as
         # transformers does, so that the ids are the same.
         ids += (
-            [part]
-            if isinstance(part, int)
-            else tokenizer.encode(_fill(_fill(part, contents), mask.hidden))
+            [part] if isinstance(part, int) else tokenizer.encode(mask.fill(rendering.fill(part)))
         )
     return ids
 
@@ -138,10 +138,8 @@ class ChatFrame:
 
 
 def _piece(tokenizer: Tokenizer, token: int | None) -> str:
-    """The text of a control token, or "" if the vocabulary doesn't have it."""
-    if token is None or token not in tokenizer.control_tokens:
-        return ""
-    return tokenizer.piece(token) or ""
+    """The text of a token, or "" if the vocabulary doesn't have it."""
+    return "" if token is None else tokenizer.piece(token) or ""
 
 
 def _check_turns(messages: Sequence[Message]) -> None:
@@ -161,6 +159,15 @@ def _check_turns(messages: Sequence[Message]) -> None:
             expected = ["assistant", "tool"]
         else:
             expected = ["tool", "user"] if message.tool_calls else ["user"]
+
+
+def _masked(message: Message, mask: Mask) -> Message:
+    calls = tuple(
+        ToolCall(mask.text(call.name), mask.value(call.arguments)) for call in message.tool_calls
+    )
+    name = None if message.name is None else mask.text(message.name)
+    results = tuple(map(mask.value, message.results))
+    return replace(message, tool_calls=calls, name=name, results=results)
 
 
 def _without_tools(messages: Sequence[Message], tools: Sequence[Schema]) -> list[Message]:
@@ -188,70 +195,33 @@ def _without_tools(messages: Sequence[Message], tools: Sequence[Schema]) -> list
     return turns
 
 
-class _Mask:
-    """Hides what could become a control token in the strings of tools, calls and results.
+@dataclass(frozen=True, slots=True)
+class _Rendering:
+    """A rendered conversation: control tokens, and text with placeholders between them."""
 
-    Templates look at these strings, for example at types, so a whole one can't be hidden. Of each
-    control token the first and last character is enough.
-    """
+    parts: list[int | str]
+    hidden: Mapping[str, str]  # placeholder -> the text that it stands for
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.hidden: dict[str, str] = {}  # placeholder -> what it stands for
-        self._placeholders: dict[str, str] = {}
-        self._pieces = tokenizer.control_pieces
+    @property
+    def control(self) -> list[int]:
+        return [part for part in self.parts if isinstance(part, int)]
 
-    def message(self, message: Message) -> Message:
-        calls = tuple(
-            ToolCall(self._text(call.name), self.value(call.arguments))
-            for call in message.tool_calls
-        )
-        results = tuple(map(self.value, message.results))
-        name = None if message.name is None else self._text(message.name)
-        return replace(message, tool_calls=calls, name=name, results=results)
-
-    def value(self, value: Json) -> Json:
-        if isinstance(value, str):
-            return self._text(value)
-        if isinstance(value, Mapping):
-            return {self._text(str(key)): self.value(each) for key, each in value.items()}
-        if isinstance(value, list | tuple):
-            return [self.value(each) for each in value]
-        return value
-
-    def _text(self, text: str) -> str:
-        text = self._pattern.sub(lambda match: self._placeholder(match[0]), text)
-        if text.strip().casefold() in self._names:  # between the template's brackets
-            text = text.rstrip()
-            text = text[:-1] + self._placeholder(text[-1])
-        return text
-
-    @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        edges = {edge for piece in self._pieces for edge in (piece[0], piece[-1])}
-        worded = [piece for piece in self._pieces if piece[0].isalnum() or piece[-1].isalnum()]
-        single = sorted(edge for edge in edges if not edge.isalnum())
-        return re.compile("|".join(map(re.escape, [*worded, *single])) or "(?!)")
-
-    @cached_property
-    def _names(self) -> frozenset[str]:
-        return frozenset(re.sub(r"^\W+|\W+$", "", piece).casefold() for piece in self._pieces)
-
-    def _placeholder(self, text: str) -> str:
-        if text not in self._placeholders:
-            placeholder = f"{secrets.randbelow(10**40):040}"
-            self._placeholders[text] = placeholder
-            self.hidden[placeholder] = text
-        return self._placeholders[text]
+    def fill(self, text: str) -> str:
+        if not self.hidden:
+            return text
+        return re.sub("|".join(self.hidden), lambda match: self.hidden[match[0]], text)
 
 
-def _render_folded(frame: ChatFrame, messages: Sequence[Message]) -> tuple[str, dict[str, str]]:
+def _render_folded(
+    tokenizer: Tokenizer, frame: ChatFrame, messages: Sequence[Message]
+) -> _Rendering:
     """Render. If the template rejects the system turn, fold it into the user turn and retry."""
     if messages[0].role not in _SYSTEM:
-        return _render(frame, messages)
+        return _render(tokenizer, frame, messages)
     try:
-        return _render(frame, messages)
+        return _render(tokenizer, frame, messages)
     except TemplateRefusal:
-        return _render(frame, _fold_system(messages))
+        return _render(tokenizer, frame, _fold_system(messages))
 
 
 def _fold_system(messages: Sequence[Message]) -> list[Message]:
@@ -260,34 +230,87 @@ def _fold_system(messages: Sequence[Message]) -> list[Message]:
     return [Message("user", content), *rest]
 
 
-def _render(frame: ChatFrame, messages: Sequence[Message]) -> tuple[str, dict[str, str]]:
-    """The rendered text with placeholders, and the content of each placeholder."""
-    contents: dict[str, str] = {}
-    text = frame.render([m.shown(_hide(m.content, contents)) for m in messages])
-    for placeholder, content in contents.items():
-        if placeholder not in text:
-            raise TemplateRefusal(
-                f"the chat template leaves out or alters {content[:40]!r}; fix the template"
-            )
-    return text, contents
+def _render(tokenizer: Tokenizer, frame: ChatFrame, messages: Sequence[Message]) -> _Rendering:
+    """The rendering with hidden contents, or the one with real contents if they differ."""
+    hidden: dict[str, str] = {}
+    shown = [_hide(message.content, hidden) for message in messages]
+    text = frame.render(
+        [message.shown(text) for message, text in zip(messages, shown, strict=True)]
+    )
+    blind = _Rendering(list(tokenizer.split_control(text)), hidden)
+    real = frame.render([message.shown(message.content) for message in messages])
+    if blind.fill(text) == real:
+        _check_kept(text, messages[-1].content, shown[-1])
+        _check_kept(text, messages[0].content, shown[0])
+        return blind
+    if messages[0].role in _SYSTEM:
+        _check_kept(text, messages[0].content, shown[0])
+    return _render_real(tokenizer, frame, messages, blind)
 
 
-def _hide(content: str, contents: dict[str, str]) -> str:
+def _check_kept(text: str, content: str, shown: str) -> None:
+    if shown.strip() not in text:
+        raise TemplateRefusal(f"the chat template leaves out {content[:40]!r}; fix the template")
+
+
+def _render_real(
+    tokenizer: Tokenizer, frame: ChatFrame, messages: Sequence[Message], blind: _Rendering
+) -> _Rendering:
+    """Render with the real contents, in which only names of the template's control tokens are
+    hidden. Any other control token in the result is the contents' and stays text.
+    """
+    own = set(blind.control)
+    hidden: dict[str, str] = {}
+
+    def mask(content: str) -> str:
+        parts = tokenizer.split_control(content)
+        return "".join(
+            _placeholder(tokenizer.piece(part) or "", hidden)
+            if isinstance(part, int) and part in own
+            else part
+            if isinstance(part, str)
+            else tokenizer.piece(part) or ""
+            for part in parts
+        )
+
+    text = frame.render([message.shown(mask(message.content)) for message in messages])
+    found = _Rendering(_only(tokenizer, text, own), hidden)
+    if found.control != blind.control:
+        raise TokenizerError(
+            "the chat template adds or removes control tokens depending on a message's text; "
+            "shorten the message or fix the template"
+        )
+    return found
+
+
+def _only(tokenizer: Tokenizer, text: str, own: Collection[int]) -> list[int | str]:
+    """Split `text` at these control tokens; the names of others are text."""
+    parts: list[int | str] = []
+    for part in tokenizer.split_control(text):
+        if isinstance(part, int) and part in own:
+            parts.append(part)
+            continue
+        piece = part if isinstance(part, str) else tokenizer.piece(part) or ""
+        before = parts.pop() if parts and isinstance(parts[-1], str) else ""
+        parts.append(f"{before}{piece}")
+    return parts
+
+
+def _hide(content: str, hidden: dict[str, str]) -> str:
     """Replace the content by a placeholder, keeping its outer white space.
 
-    The template can then trim or keep that white space. The placeholder is digits because a
-    template may change the case of letters. Content that is only white space is returned as it is.
+    The template can then trim or keep that white space. Content that is only white space is
+    returned as it is.
     """
     stripped = content.strip()
     if not stripped:
         return content
-    placeholder = f"{secrets.randbelow(10**40):040}"
-    contents[placeholder] = stripped
     left = len(content) - len(content.lstrip())
-    return content[:left] + placeholder + content[left + len(stripped) :]
+    return content[:left] + _placeholder(stripped, hidden) + content[left + len(stripped) :]
 
 
-def _fill(text: str, contents: dict[str, str]) -> str:
-    if not contents:
-        return text
-    return re.sub("|".join(contents), lambda match: contents[match[0]], text)
+def _placeholder(content: str, hidden: dict[str, str]) -> str:
+    """A new placeholder for this text: digits, because a template may change letters' case."""
+    placeholder = f"{secrets.randbelow(10**40):040}"
+    hidden[placeholder] = content
+    return placeholder

@@ -182,6 +182,10 @@ class Conversation:
     differently from what is in the cache (for example with the reply trimmed), the session is reset
     and the conversation is fed again from the start.
 
+    With `roll`, a full context makes it forget the oldest turns, a question with its reply at a
+    time, but never the system turn. The next reply is then that of a new conversation that begins
+    with the turns kept.
+
     With `tools` (JSON schemas, as transformers takes them) a reply's result has the calls of tools;
     `send_results` gives the model what they returned.
     """
@@ -194,21 +198,25 @@ class Conversation:
         template: str | None,
         bos_token: int,
         stop_tokens: Collection[int],
+        eos_token: int | None = None,
         stop_strings: Sequence[str] = (),
         sampling: Sampling = _GREEDY,
         system: str | None = None,
+        roll: bool = False,
         tools: Sequence[Schema] = (),
     ) -> None:
         self._session = session
         self._tokenizer = tokenizer
         self._template = template
         self._bos_token = bos_token
+        self._eos_token = eos_token
         self._stop_tokens = stop_tokens
         self._stop_strings = stop_strings
         self._sampling = sampling
         self._tools = check_tools(tools)
         self._marks_calls = CALL in (template or "")
         self._system = self._system_turn(system)
+        self._roll = roll
         self.reset()
 
     def _system_turn(self, system: str | None) -> list[Message]:
@@ -223,6 +231,7 @@ class Conversation:
         self._fed: list[int] = []
         self._sent = 0  # turns that the reply answers
         self._reply: TextGeneration | None = None
+        self._forgotten = 0
         self._session.reset()
 
     @property
@@ -238,11 +247,17 @@ class Conversation:
             return [*self._messages, Message("assistant", result.text, result.tool_calls)]
         return [*self._messages, Message("assistant", reply.text)]
 
+    @property
+    def forgotten(self) -> int:
+        """How many turns, replies included, were forgotten because the context was full."""
+        return self._forgotten
+
     def send(self, content: str, max_new_tokens: int | None = None) -> TextGeneration:
         """The model's reply to `content`. Iterate it before sending the next turn.
 
         Without `max_new_tokens` the reply may fill the context. Raises ContextFull if the
-        conversation no longer fits; its state doesn't change then.
+        conversation no longer fits; its state doesn't change then. With `roll`, only a turn that
+        doesn't fit by itself raises it.
         """
         return self._reply_to([Message("user", content)], max_new_tokens)
 
@@ -266,16 +281,14 @@ class Conversation:
         turns = [Message("tool", _result_text(result), name=call.name) for call, result in pairs]
         return self._reply_to(turns, max_new_tokens)
 
-    def _reply_to(self, turns: list[Message], max_new_tokens: int | None) -> TextGeneration:
-        messages = [*self.messages, *turns]
-        tokens = encode_chat(
-            self._tokenizer, self._template, messages, self._bos_token, tools=self._tools
-        )
+    def _reply_to(self, new: list[Message], max_new_tokens: int | None) -> TextGeneration:
+        if max_new_tokens is None:
+            max_new_tokens = self._session.context_length
+        turns = [*self.messages, *new]
+        messages, tokens = self._fitting(turns, max_new_tokens)
         self._check_room(tokens)
         if self._reply is not None:
             self._reply.close()
-        if max_new_tokens is None:
-            max_new_tokens = self._session.context_length
         cached = self._cached()
         if len(cached) != self._session.position or cached != tokens[: len(cached)]:
             self._session.reset()
@@ -291,8 +304,36 @@ class Conversation:
             history=cached,
             tools=tool_names(self._tools),
         )
-        self._messages, self._fed, self._sent = messages, tokens, len(turns)
+        self._messages, self._fed, self._sent = messages, tokens, len(new)
+        self._forgotten += len(turns) - len(messages)
         return self._reply
+
+    def _fitting(self, turns: list[Message], reply: int) -> tuple[list[Message], list[int]]:
+        """The turns to feed and their tokens; with `roll`, without the oldest if there is no room.
+
+        A quarter of the context is kept free for the reply, or all of the reply if that is less.
+        """
+        context = self._session.context_length
+        room = context - min(reply, context // 4)
+        tokens = self._encode(turns)
+        first = len(self._system)
+        while self._roll and len(tokens) > room:
+            users = [at for at, turn in enumerate(turns) if turn.role == "user" and at > first]
+            if not users:
+                break
+            turns = [*turns[:first], *turns[users[0] :]]
+            tokens = self._encode(turns)
+        return turns, tokens
+
+    def _encode(self, turns: Sequence[Message]) -> list[int]:
+        return encode_chat(
+            self._tokenizer,
+            self._template,
+            turns,
+            self._bos_token,
+            self._eos_token,
+            tools=self._tools,
+        )
 
     def _cached(self) -> list[int]:
         """The tokens that this conversation has fed into the session."""
