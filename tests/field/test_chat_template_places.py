@@ -63,7 +63,7 @@ def write(folder: Path, files: dict[str, Any]) -> None:
 @pytest.mark.parametrize("tools", [None, TOOLS])
 @pytest.mark.parametrize("files", PLACES.values(), ids=list(PLACES))
 def test_chats_are_rendered_as_transformers_renders_them(
-    tmp_path: Path, files: dict[str, Any], tools: list[dict[str, Any]] | None
+    tmp_path: Path, files: dict[str, Any], tools: list[Any] | None
 ) -> None:
     write(tmp_path, files)
     small_tokenizer().save(str(tmp_path / "tokenizer.json"))

@@ -169,7 +169,7 @@ def _named_tokens(folder: Path) -> Iterator[tuple[Json, bool]]:
 def _special_tokens(config: Mapping[str, Any]) -> list[str | Json]:
     """The tokens with a role: bos and so on, then tokens of own roles, then those without one."""
     others = [key for key in config if key.endswith("_token") and key not in _NAMED]
-    extra = next((config[key] for key in _EXTRA if config.get(key)), [])
+    extra: Any = next((config[key] for key in _EXTRA if config.get(key)), [])
     values = [config.get(key) for key in (*_NAMED, *others)]
     values += extra.values() if isinstance(extra, dict) else extra
     return [value for value in values if isinstance(value, str | dict) and _content(value)]

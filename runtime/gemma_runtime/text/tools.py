@@ -63,7 +63,7 @@ def check_tools(tools: Sequence[Schema]) -> list[Schema]:
     """
     if not isinstance(tools, list | tuple):
         raise TokenizerError("expected a list of tools, each a JSON schema with a name")
-    schemas = []
+    schemas: list[Schema] = []
     for tool in tools:
         is_bare = isinstance(tool, Mapping) and "function" not in tool
         schema = {"type": "function", "function": tool} if is_bare else tool
