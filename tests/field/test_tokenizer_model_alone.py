@@ -126,7 +126,7 @@ def test_a_damaged_model_is_refused_by_name(tmp_path: Path, content: bytes, matc
 def test_gemma_3_s_own_pieces_have_the_ids_of_transformers_and_of_the_gguf(tmp_path: Path) -> None:
     metadata = read_gguf_header(find_demo_gguf()).metadata
     columns = (metadata[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type"))
-    model = sentencepiece_model_pb2.ModelProto()
+    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     model.trainer_spec.bos_id = 2
     for piece, score, kind in zip(*columns, strict=True):
         is_space = kind == 4 and not piece.strip(" ")

@@ -145,7 +145,9 @@ def tokenizer(folder: Path) -> Tokenizer:
 @pytest.fixture(scope="module")
 def reference(folder: Path) -> PreTrainedTokenizerFast:
     file = str(folder / "tokenizer.json")
-    return PreTrainedTokenizerFast(tokenizer_file=file, bos_token="<bos>", eos_token="<eos>")
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_file=file, bos_token="<bos>", eos_token="<eos>"
+    )
 
 
 def chats(marked: bool) -> list[list[Message]]:

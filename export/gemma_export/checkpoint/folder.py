@@ -132,11 +132,11 @@ def open_folder(
 
 
 @contextmanager
-def _naming(folder: Path) -> Iterator[None]:
+def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"{folder}: {error}") from error
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _check_floats(folder: Path, places: Places) -> None:
@@ -232,10 +232,11 @@ def _check_tied(file: SafetensorsFile, head: str, table_file: SafetensorsFile, t
 
 
 def _generation(folder: Path) -> GenerationDefaults:
-    if not (folder / _GENERATION).exists():
+    path = folder / _GENERATION
+    if not path.exists():
         return GenerationDefaults()
-    with _naming(folder):
-        return generation_from_hf(_read_json(folder / _GENERATION))
+    with _naming(path):
+        return generation_from_hf(_read_json(path))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

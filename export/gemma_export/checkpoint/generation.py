@@ -10,6 +10,7 @@ from gemma_runtime.manifest import SamplingDefaults
 
 _Json = Mapping[str, Any]
 _GREEDY = SamplingDefaults(0.0, 0, 1.0, 0.0, 1.0)
+_LEAST = 1e-6
 _TOP_K = 50  # what transformers uses where generation_config.json has no top_k
 LLAMA_SAMPLING = {  # `general.sampling.*` → field
     "temp": "temperature",
@@ -50,9 +51,7 @@ def _stop_tokens(value: object) -> tuple[int, ...]:
         return ()
     tokens = value if isinstance(value, list) else [value]
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in tokens):
-        raise ConfigError(
-            f"generation: eos_token_id is {value!r:.40}, expected a token id or a list of them"
-        )
+        raise ConfigError(f"eos_token_id is {value!r:.40}, expected a token id or a list of them")
     return tuple(tokens)
 
 
@@ -62,7 +61,7 @@ def _sampling(fields: _Json) -> SamplingDefaults | None:
     Values without `do_sample` count: transformers ignores them, but their author wants sampling.
     """
     named = {name: fields[name] for name in LLAMA_SAMPLING.values() if fields.get(name) is not None}
-    penalty = _number(named, "repetition_penalty", 1.0, 0.0)
+    penalty = _number(named, "repetition_penalty", 1.0, _LEAST)
     samples = fields.get("do_sample")
     if samples is None and not named:
         return None
@@ -71,7 +70,7 @@ def _sampling(fields: _Json) -> SamplingDefaults | None:
     return SamplingDefaults(
         temperature=_number(named, "temperature", 1.0, 0.0),
         top_k=_top_k(named),
-        top_p=_number(named, "top_p", 1.0, 0.0, 1.0),
+        top_p=max(_number(named, "top_p", 1.0, 0.0, 1.0), _LEAST),  # 0 keeps the likeliest token
         min_p=_number(named, "min_p", 0.0, 0.0, 1.0),
         repetition_penalty=penalty,
     )
@@ -80,7 +79,7 @@ def _sampling(fields: _Json) -> SamplingDefaults | None:
 def _top_k(fields: _Json) -> int:
     value = fields.get("top_k", _TOP_K)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ConfigError(f"generation: top_k is {value!r:.40}, expected a whole number")
+        raise ConfigError(f"top_k is {value!r:.40}, expected a whole number")
     return max(value, 0)  # -1 also means all tokens
 
 
@@ -91,5 +90,5 @@ def _number(
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not least <= value <= most or math.isinf(value):
         limits = f"a number from {least:g}" + ("" if math.isinf(most) else f" to {most:g}")
-        raise ConfigError(f"generation: {name} is {value!r:.40}, expected {limits}")
+        raise ConfigError(f"{name} is {value!r:.40}, expected {limits}")
     return round(float(value), 6)  # GGUF stores 0.95 as 0.949999988

@@ -78,13 +78,13 @@ class IntMatrix:
         return Stored(self.kind, self._format(group, unpacked.zeros))
 
     def codes(self, start: int, stop: int) -> Codes:
-        unpacked, form = self.holder.get(self), self._stored.format
-        assert form is not None, self.kind
+        unpacked, fmt = self.holder.get(self), self._stored.format
+        assert fmt is not None, self.kind
         zeros = unpacked.zeros[start:stop].to(torch.uint8)
         return Codes(
-            pack(unpacked.codes[start:stop].contiguous(), form.bits),
+            pack(unpacked.codes[start:stop].contiguous(), fmt.bits),
             unpacked.scales[start:stop].half().contiguous(),
-            pack(zeros.contiguous(), form.bits) if form.asymmetric else None,
+            pack(zeros.contiguous(), fmt.bits) if fmt.asymmetric else None,
         )
 
     def _format(self, group: int, zeros: Tensor) -> Format:

@@ -45,11 +45,11 @@ def read_text(
     checkpoint: Checkpoint,
     context_length: int,
     layouts: Sequence[Sequence[LayerCache]],
-    wanted: WantedText,
+    sources: WantedText,
     report: Reporter,
 ) -> ExportText:
     """Encode all texts, then free the tokenizer."""
-    texts = read_segments(wanted.evaluation) if wanted.evaluation else {}
+    texts = read_segments(sources.evaluation) if sources.evaluation else {}
     files = _without_training_state(checkpoint.tokenizer())
     if files:
         _report_notes(checkpoint, files, report)
@@ -59,8 +59,8 @@ def read_text(
     stops = find_stop_tokens(checkpoint, files, encoder, report)
     segments = _encode_segments(checkpoint, encoder, texts, context_length) if texts else {}
     calibration = None
-    if wanted.is_calibrated:
-        calibration = load_calibration(checkpoint.config, encoder, wanted.calibration)
+    if sources.is_calibrated:
+        calibration = load_calibration(checkpoint.config, encoder, sources.calibration)
     bos = encoder.id_to_token(checkpoint.config.bos_token) if encoder else None
     del encoder
     release_memory()

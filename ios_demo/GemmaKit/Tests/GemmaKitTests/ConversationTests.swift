@@ -91,9 +91,9 @@ final class ConversationTests: XCTestCase {
     }
 
     func testARollingChatForgetsTheOldestTurnsAndGoesOnAsANewOneThatBeginsWithTheKeptTurns() async throws {
-        let session = ScriptedSession.replying(
+        let session = try ScriptedSession.replying(
             "the inn", "the inn", "the inn", "the inn", "the inn", "the inn", "the inn", "the inn",
-            tokenizer: try tinyTokenizer(), contextLength: 96)
+            tokenizer: tinyTokenizer(), contextLength: 96)
         let codec = try tinyCodec()
         let chat = Conversation(session, codec, Sampler(try Sampling()), system: "be brief", roll: true)
         var forgotten = 0
