@@ -63,9 +63,7 @@ def export_bundles(request: ExportRequest, report: Reporter | None = None) -> li
     targets = load_targets(request.targets, request.options)
     for target in targets:
         require_packages(target.name)
-    checkpoint = open_checkpoint(
-        request.checkpoint, request.size, request.family, request.config_file
-    )
+    checkpoint = open_checkpoint(*request.model)
     resolved = resolve_recipe(request.recipe, checkpoint)
     if request.require_exact:
         require_exact(resolved)

@@ -92,10 +92,14 @@ class FolderCheckpoint:
         return hashlib.sha256(" ".join(sha256_file(path) for path in parts).encode()).hexdigest()
 
     def tokenizer(self) -> TokenizerFiles | None:
-        path = self.folder / "tokenizer.json"
-        if not path.exists():
-            return None
-        return TokenizerFiles(path.read_bytes(), _chat_template(self.folder))
+        return read_tokenizer(self.folder)
+
+
+def read_tokenizer(folder: Path) -> TokenizerFiles | None:
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return None
+    return TokenizerFiles(path.read_bytes(), _chat_template(folder))
 
 
 def open_folder(
@@ -181,8 +185,6 @@ def _open_shard(folder: Path, shard: str) -> SafetensorsFile:
 
 
 def _why_empty(folder: Path) -> str:
-    if (folder / "adapter_config.json").exists():
-        return f"{folder} contains an adapter, not a model; merge it into its base model first"
     if any(path for pattern in _PICKLES for path in folder.glob(pattern)):
         return (
             f"{folder} contains pickled weights (.bin, .pt), which can run code when read; save "
