@@ -123,7 +123,7 @@ def _text_to_read(request: ExportRequest) -> WantedText:
 
 def _output(request: ExportRequest, checkpoint: Checkpoint, target: str) -> Path:
     """The bundle's folder: `--output`, or a folder in it if there are several targets."""
-    model = Path(checkpoint.id).name.removesuffix(".gguf").replace(":", "-")
+    model = Path(checkpoint.id).name.replace(".gguf", "").replace(":", "-")
     bits = "" if request.bits is None else f"-{request.bits:g}bits"
     name = f"{model}-{request.recipe.name}{bits}-{target}"
     if request.output is None:
