@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.checkpoint.open import open_checkpoint, planned_config
+from gemma_export.cli import run
 from gemma_export.model.config import TABLE
 from gemma_export.pipeline import ExportRequest, export_bundles
 from gemma_export.progress import QuietReporter
@@ -38,7 +39,7 @@ class Base:
         torch.manual_seed(len(str(settings)))
         with torch.no_grad():
             for name, weight in model.named_parameters():
-                if "modules_to_save" in name or "magnitude" in name:
+                if "modules_to_save" in name or "magnitude" in name or "tokens_delta" in name:
                     weight.mul_(1 + 0.2 * torch.randn_like(weight))
         model.peft_config["default"].base_model_name_or_path = str(self.folder)
         with warnings.catch_warnings():
@@ -99,6 +100,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "fan_in_fan_out": {"fan_in_fan_out": True},
     "norms replaced": {"modules_to_save": ["input_layernorm", "norm"]},
     "a matrix replaced": {"modules_to_save": ["up_proj"]},
+    "trained tokens": {"trainable_token_indices": [3, 90]},
+    "trained tokens by module": {"trainable_token_indices": {"model.embed_tokens": [5, 7, 2]}},
     "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
     "embedding with dora": {"target_modules": ["embed_tokens"], "use_dora": True},
     "head": {"target_modules": ["lm_head"]},
@@ -345,6 +348,39 @@ def test_an_equal_head_and_embedding_are_replaced(gemma2: Base, tmp_path: Path) 
     assert torch.equal(checkpoint.rows(TABLE, 0, len(new)), new)
     with pytest.raises(CheckpointError, match=r"can't have the weight 0\.5"):
         open_checkpoint(str(gemma2.folder), adapters=[f"{tmp_path}=0.5"])
+
+
+def test_trained_tokens_beyond_the_table_are_refused(gemma2: Base, tmp_path: Path) -> None:
+    gemma2.train(tmp_path, trainable_token_indices=[3, 5])
+    for tokens in ([3, 96], [3], None, {"lm_head": [3, 5]}):
+        _configure(tmp_path, trainable_token_indices=tokens)
+        with pytest.raises(
+            CheckpointError, match=r"trainable_token_indices is|has shape \(2, 128\)"
+        ):
+            open_checkpoint(str(tmp_path))
+
+
+def test_two_adapters_that_replace_the_same_values_are_refused(
+    gemma2: Base, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        gemma2.train(tmp_path / name, trainable_token_indices=[3])
+    with pytest.raises(CheckpointError, match=r"a and b both change model\.embed_tokens"):
+        open_checkpoint(str(tmp_path / "a"), adapters=[str(tmp_path / "b")])
+
+
+def test_the_plan_of_the_command_line_takes_adapters(
+    gemma2: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gemma2.train(tmp_path / "style")
+    style, base = str(tmp_path / "style"), str(gemma2.folder)
+    flags = [["--checkpoint", base], ["--checkpoint", base, "--adapter", f"{style}=0.5"]]
+    flags += [["--checkpoint", style], ["--checkpoint", style, "--base", base, "--adapter", style]]
+    plans = []
+    for given in flags:
+        assert run(["--plan", "--json", *given]) == 0
+        plans.append(json.loads(capsys.readouterr().out))
+    assert plans[0] == plans[1] == plans[2] == plans[3]
 
 
 def test_wrong_flags_are_refused(gemma2: Base, tmp_path: Path) -> None:

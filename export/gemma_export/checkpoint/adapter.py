@@ -14,13 +14,8 @@ import torch
 from torch import Tensor
 
 from gemma_export.checkpoint import Checkpoint, TokenizerFiles, check_finite
-from gemma_export.checkpoint.adapter_folder import (
-    ADAPTER_CONFIG,
-    Adapter,
-    Change,
-    describe,
-    fit_adapter,
-)
+from gemma_export.checkpoint.adapter_fit import Change, fit_adapter
+from gemma_export.checkpoint.adapter_folder import ADAPTER_CONFIG, Adapter
 from gemma_export.checkpoint.folder import read_tokenizer
 from gemma_export.checkpoint.prequantized import Prequantized, Stored
 from gemma_export.formats.blocks import row_blocks
@@ -62,7 +57,8 @@ class MergedCheckpoint:
     def stored(self, name: str) -> Stored:
         """The source's answer for weights that no adapter changes."""
         if name in self._changes:
-            return Stored(f"merged with {describe(self.adapters)}")
+            labels = ", ".join(adapter.label for adapter in self.adapters)
+            return Stored(f"merged with {labels}")
         if isinstance(self.source, Prequantized):
             return self.source.stored(name)
         return Stored("float32")
@@ -122,6 +118,8 @@ class _Applied:
         self, merged: Tensor, base: Tensor, start: int, stop: int, checkpoint: MergedCheckpoint
     ) -> Tensor:
         """Add the change to `merged`; `base` has none of the adapters."""
+        if self.what.some is not None:
+            return self._with_tokens(merged, start, stop, self.what.some)
         if self.what.is_replacement:
             return merged
         delta = self.delta(start, stop)
@@ -151,6 +149,14 @@ class _Applied:
         check_finite(self.file.path, stored, values)
         return values
 
+    def _with_tokens(self, rows: Tensor, start: int, stop: int, stored: str) -> Tensor:
+        """The rows with those of trained tokens replaced."""
+        here = [(i, token) for i, token in enumerate(self.what.tokens) if start <= token < stop]
+        rows = rows.clone() if here else rows
+        for index, token in here:
+            rows[token - start] = self.read(stored, index, index + 1)[0]
+        return rows
+
     def _magnitude(self) -> Tensor:
         assert self.what.magnitude is not None
         return self.read(self.what.magnitude, 0, *self.file.tensors[self.what.magnitude].shape)
@@ -179,7 +185,7 @@ def merge_adapters(source: Checkpoint, adapters: Sequence[Adapter]) -> MergedChe
             if earlier and any(one.what.is_replacement for one in (*earlier, *applied)):
                 raise CheckpointError(
                     f"adapters {owners[name].name} and {adapter.name} both change {name}, and one "
-                    "of them replaces it (modules_to_save); leave one of them out"
+                    "of them replaces its values; leave one of them out"
                 )
             changes[name], owners[name] = earlier + applied, adapter
     return MergedCheckpoint(source, tuple(adapters), tuple(notes), changes)

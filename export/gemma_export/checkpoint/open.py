@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemma_export.checkpoint import Checkpoint
+from gemma_export.checkpoint.adapter_fit import fit_adapter
 from gemma_export.checkpoint.adapter_folder import (
     ADAPTER_CONFIG,
     Adapter,
-    fit_adapter,
     is_adapter,
     open_adapter,
     split_weight,
