@@ -282,6 +282,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no rank": ({"r": None}, "r is None for"),
     "broken pattern": ({"rank_pattern": {"(": 3}}, "'\\(' is not a regular expression"),
     "no magnitudes": ({"use_dora": True}, "has no lora_magnitude_vector, but use_dora"),
+    "a number as base": ({"base_model_name_or_path": 2}, "or_path is 2, expected a string"),
     "no base": ({"base_model_name_or_path": None}, "names no base model; give it as --base"),
     "lost base": ({"base_model_name_or_path": "/content/it"}, "base /content/it, which does not"),
 }

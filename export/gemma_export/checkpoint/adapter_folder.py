@@ -105,6 +105,9 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
                 f"{path}: {key} is {config[key]!r:.60}, expected none; such an adapter can't be "
                 "merged into the weights here"
             )
+    for key in ("base_model_name_or_path", "revision"):
+        if not isinstance(config.get(key), str | None):
+            raise CheckpointError(f"{path}: {key} is {config[key]!r:.60}, expected a string")
     if config.get("bias", "none") != "none":
         raise CheckpointError(
             f"{path}: bias is {config['bias']!r}, expected 'none': Gemma's layers have no biases"
