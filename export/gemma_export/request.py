@@ -63,9 +63,9 @@ def plan_exports(request: ExportRequest) -> list[Plan]:
     """Sizes and memory of each bundle, computed without reading weights."""
     targets = load_targets(request.targets, request.options)
     if request.checkpoint and any(rule.rounding == "kept" for rule in request.recipe.rules):
-        from gemma_export.quantize.kept import resolve_recipe  # imports torch
+        checkpoint = open_checkpoint(*request.model)  # says so if torch is not installed
+        from gemma_export.quantize.kept import resolve_recipe
 
-        checkpoint = open_checkpoint(*request.model)
         request = replace(request, recipe=resolve_recipe(request.recipe, checkpoint).recipe)
     config = planned_config(*request.model)
     return [plan_export(config, request, target) for target in targets]
