@@ -39,7 +39,7 @@ def hf_config(config: GemmaConfig, formats: Mapping[str, Format]) -> dict[str, A
         "attention_dropout": 0.0,
         "tie_word_embeddings": _HEAD not in config.tensor_shapes(),
         "bos_token_id": config.bos_token,
-        "eos_token_id": list(config.eos_tokens),
+        "eos_token_id": list(config.eos_tokens) or None,
         "pad_token_id": 0,
         **_ropes(config),
     }

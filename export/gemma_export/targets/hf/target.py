@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import msgspec
-
 from gemma_export.formats.format import Format
 from gemma_export.model.config import TABLE, GemmaConfig, cache_layout
 from gemma_export.progress import Tick
 from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
 from gemma_export.targets.hf import TARGET
 from gemma_export.targets.hf.config import hf_config
-from gemma_export.targets.hf.text import write_text_files
+from gemma_export.targets.hf.text import write_json, write_text_files
 from gemma_runtime.errors import TargetError
 from gemma_runtime.manifest import Graph, LayerCache, TensorRole, TensorSpec
 from gemma_runtime.manifest import Target as Runtime
@@ -50,7 +48,7 @@ class HfTarget:
         from gemma_export.targets.hf.weights import write_table_scales, write_weights
 
         config = hf_config(job.config, job.store.formats)
-        _write_json(folder / "config.json", config)
+        write_json(folder / "config.json", config)
         write_text_files(job, folder)
         write_weights(job.store, folder / MODEL, progress)
         roles = {}
@@ -66,10 +64,6 @@ class HfTarget:
             tools=("torch",),
             roles=roles,
         )
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
 
 
 def _graph(vocab_size: int) -> Graph:

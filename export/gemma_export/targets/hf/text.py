@@ -9,48 +9,52 @@ from typing import Any
 import msgspec
 
 from gemma_export.checkpoint import TokenizerFiles
-from gemma_export.checkpoint.folder import FolderCheckpoint
+from gemma_export.model.config import GemmaConfig
 from gemma_export.targets import ExportJob
 
-_TOKENIZER, _GENERATION = "tokenizer_config.json", "generation_config.json"
-# Fields of tokenizer_config.json → the pieces in Gemma's vocabularies.
-_SPECIAL = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+_PAD, _UNKNOWN = "<pad>", "<unk>"
 
 
 def write_text_files(job: ExportJob, folder: Path) -> None:
-    """The source folder's settings if it has them, else those that Gemma's vocabulary implies."""
-    generation = {
-        **_of_source(job, _GENERATION),
-        "bos_token_id": job.config.bos_token,
-        "eos_token_id": list(job.stop_tokens),
-    }
-    _write(folder / _GENERATION, generation)
+    write_json(folder / "generation_config.json", _generation(job))
     files = job.checkpoint.tokenizer()
     if files is None:
         return
-    _write(folder / _TOKENIZER, _of_source(job, _TOKENIZER) or _settings(files))
+    write_json(folder / "tokenizer_config.json", _tokenizer(files, job.config))
     if files.chat_template is not None:
         (folder / "chat_template.jinja").write_text(files.chat_template, "utf-8")
 
 
-def _of_source(job: ExportJob, name: str) -> dict[str, Any]:
-    if not isinstance(job.checkpoint, FolderCheckpoint):
-        return {}
-    path = job.checkpoint.folder / name
-    return msgspec.json.decode(path.read_bytes(), type=dict[str, Any]) if path.exists() else {}
+def write_json(path: Path, content: object) -> None:
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
 
 
-def _settings(files: TokenizerFiles) -> dict[str, Any]:
+def _generation(job: ExportJob) -> dict[str, Any]:
+    """The stop tokens and sampling values of the manifest."""
+    fields = {"bos_token_id": job.config.bos_token, "eos_token_id": list(job.stop_tokens)}
+    sampling = job.checkpoint.generation.sampling
+    if sampling is None:
+        return fields
+    values = {"repetition_penalty": sampling.repetition_penalty}
+    if is_sampled := sampling.temperature > 0:
+        values |= {
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            "min_p": sampling.min_p,
+        }
+    return fields | {"do_sample": is_sampled} | values
+
+
+def _tokenizer(files: TokenizerFiles, config: GemmaConfig) -> dict[str, Any]:
     content = msgspec.json.decode(files.tokenizer_json)
-    known = {token["content"] for token in content.get("added_tokens", [])}
-    known |= set(content["model"]["vocab"])
-    special = {field: piece for field, piece in _SPECIAL.items() if piece in known}
+    ids: dict[str, int] = dict(content["model"]["vocab"])
+    ids |= {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+    bos = {index: piece for piece, index in ids.items()}.get(config.bos_token)
+    special = {"bos": bos, "eos": files.eos, "pad": _PAD, "unk": _UNKNOWN}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config.max_position,
         "clean_up_tokenization_spaces": False,
-        **special,
+        **{f"{role}_token": piece for role, piece in special.items() if piece in ids},
     }
-
-
-def _write(path: Path, content: object) -> None:
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
