@@ -14,8 +14,8 @@ from torch import Tensor
 
 from gemma_export.checkpoint import TokenizerFiles, check_finite, check_tensors
 from gemma_export.checkpoint.grid import grid_codes
-from gemma_export.checkpoint.packed import PackedMatrix, Places
-from gemma_export.checkpoint.packed_folder import check_method, split_packed
+from gemma_export.checkpoint.packed import FLOATS, PackedMatrix, Places
+from gemma_export.checkpoint.packed_folder import find_quantization, split_packed
 from gemma_export.checkpoint.prequantized import Stored, grid_stored
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.codes import Codes
@@ -50,7 +50,7 @@ class FolderCheckpoint:
     _files: frozenset[Path] = field(repr=False)
     _packed: Mapping[str, PackedMatrix] = field(
         default_factory=dict, repr=False
-    )  # GPTQ, AWQ, bitsandbytes
+    )  # see packed_folder.READERS
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         if name in self._packed:
@@ -108,12 +108,14 @@ def open_folder(
     """
     hf_config = _read_json(folder / "config.json")
     with _naming(folder):
-        check_method(hf_config)
+        quantization = find_quantization(folder, hf_config)
     config = config_from_hf(hf_config)
     places, left_out = _text_places(_open_files(folder), is_multimodal(hf_config))
     files = frozenset(file.path for file, _ in places.values())
+    if quantization is not None and quantization.file is not None:
+        files |= {quantization.file}
     with _naming(folder):
-        plain, packed, notes = split_packed(places, hf_config)
+        plain, packed, notes = split_packed(places, quantization)
     _check_floats(folder, plain)
     shapes = {name: file.tensors[stored].shape for name, (file, stored) in plain.items()}
     shapes |= {name: matrix.shape for name, matrix in packed.items()}
@@ -139,10 +141,9 @@ def _naming(folder: Path) -> Iterator[None]:
 
 def _check_floats(folder: Path, places: Places) -> None:
     for name, (file, stored) in places.items():
-        if not file.dtype(stored).is_floating_point:
+        if (dtype := file.tensors[stored].dtype) not in FLOATS:
             raise CheckpointError(
-                f"{folder}: tensor {name} is {file.tensors[stored].dtype}, expected one of F32, "
-                "F16, BF16"
+                f"{folder}: tensor {name} is {dtype}, expected one of {', '.join(FLOATS)}"
             )
 
 

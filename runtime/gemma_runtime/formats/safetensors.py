@@ -13,7 +13,18 @@ from typing import Any
 import msgspec
 
 MAX_HEADER = 100_000_000  # bytes, the limit of the reference implementation
-_ITEM_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1, "I32": 4}
+_ITEM_BYTES: Mapping[str, int] = {
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "U8": 1,
+    "I8": 1,
+    "I32": 4,
+    "U32": 4,
+    "I64": 8,
+}
 
 
 @dataclass(frozen=True, slots=True)
