@@ -22,7 +22,7 @@ from gemma_export.checkpoint.packed import (
     ordered_groups,
     unpack_words,
 )
-from gemma_export.checkpoint.packed_fp8 import FLOAT8, fp8_matrix
+from gemma_export.checkpoint.packed_fp8 import FLOAT8, FLOAT8_NOTE, fp8_matrix
 from gemma_runtime.errors import ConfigError
 
 _FORMATS = ("pack-quantized", "int-quantized", "naive-quantized", "float-quantized")
@@ -58,13 +58,19 @@ def check_compressed(config: Mapping[str, Any]) -> tuple[str, ...]:
             f"quantization_config: sparsity_config has the format {sparsity['format']!r:.40}, "
             "expected dense; give the original checkpoint instead"
         )
-    activations = any(group.get("input_activations") for group in _groups(config))
-    if activations or config.get("kv_cache_scheme"):
-        return (
-            "the checkpoint's config also quantizes activations or the cache: the export leaves "
-            "them as its own recipe says",
+    return _notes(config)
+
+
+def _notes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    groups = list(_groups(config))
+    is_float8 = any((group.get("weights") or {}).get("type") == "float" for group in groups)
+    notes = (FLOAT8_NOTE,) if is_float8 else ()
+    if config.get("kv_cache_scheme") or any(group.get("input_activations") for group in groups):
+        notes += (
+            "the checkpoint's config also quantizes activations or the cache, which the export "
+            "doesn't do",
         )
-    return ()
+    return notes
 
 
 def _formats(config: Mapping[str, Any]) -> set[Any]:

@@ -14,7 +14,7 @@ import msgspec
 from gemma_export.checkpoint.packed import Holder, PackedMatrix, Parts, Places
 from gemma_export.checkpoint.packed_bitsandbytes import bitsandbytes_matrix
 from gemma_export.checkpoint.packed_compressed import check_compressed, compressed_matrix
-from gemma_export.checkpoint.packed_fp8 import fp8_matrix
+from gemma_export.checkpoint.packed_fp8 import FLOAT8_NOTE, fp8_matrix
 from gemma_export.checkpoint.packed_gptq import auto_round_matrix, awq_matrix, gptq_matrix
 from gemma_export.checkpoint.packed_mlx import mlx_matrix
 from gemma_runtime.errors import CheckpointError, ConfigError
@@ -96,8 +96,7 @@ READERS: Mapping[str, Reader] = {
         kept="nothing",
         dequantized="float8 with scales per tensor, row or block",
         refused="",
-        note="float8 weights are dequantized, because float8 is not one of our formats; every "
-        "recipe except none rounds them again",
+        note=FLOAT8_NOTE,
     ),
     "fbgemm_fp8": Reader(
         "fbgemm fp8",
@@ -107,8 +106,7 @@ READERS: Mapping[str, Reader] = {
         kept="nothing",
         dequantized="float8 with one scale per row",
         refused="",
-        note="float8 weights are dequantized, because float8 is not one of our formats; every "
-        "recipe except none rounds them again",
+        note=FLOAT8_NOTE,
     ),
     "mlx": Reader(
         "MLX (mlx-lm)",

@@ -13,6 +13,10 @@ from gemma_export.checkpoint.prequantized import Stored
 from gemma_export.formats.codes import Codes
 
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
+FLOAT8_NOTE = (
+    "float8 weights are dequantized, because float8 is not one of our formats; every recipe "
+    "except none rounds them again"
+)
 
 
 @dataclass(frozen=True)
