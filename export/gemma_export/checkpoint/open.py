@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from gemma_export.checkpoint import Checkpoint
@@ -104,10 +105,10 @@ def _demo() -> Checkpoint:
 def _existing(source: str) -> Checkpoint | None:
     """Open a local file or folder; None if there is none of that name."""
     path = Path(source).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
+    if path.exists() and (model := _gguf_file(path)) is not None:
         from gemma_export.checkpoint.gguf import open_gguf
 
-        return open_gguf(path)
+        return open_gguf(model)
     if path.is_dir():
         from gemma_export.checkpoint.folder import open_folder
 
@@ -120,16 +121,32 @@ def _existing(source: str) -> Checkpoint | None:
     return None
 
 
-def _from_hub(repo_id: str) -> Checkpoint:
+def _gguf_file(path: Path) -> Path | None:
+    """The GGUF model that a path is, or that its folder contains."""
+    from gemma_export.checkpoint.gguf_choice import find_gguf, is_gguf
+
+    if path.is_dir():
+        return find_gguf(path)
+    return path if is_gguf(path) else None
+
+
+def _from_hub(source: str) -> Checkpoint:
+    """Open `owner/name`, or `owner/name:PATTERN` for one of its GGUF models."""
     from gemma_export.checkpoint.folder import open_folder
     from gemma_export.checkpoint.hub import fetch_hub, looks_like_hub_id
 
+    repo_id, _, pattern = source.partition(":")
     if not looks_like_hub_id(repo_id):
         raise CheckpointError(
-            f"{repo_id} does not exist, and is not a hub id (owner/name); expected a folder, a "
+            f"{source} does not exist, and is not a hub id (owner/name); expected a folder, a "
             ".gguf file, a hub id, random[:SEED] or demo"
         )
-    snapshot = fetch_hub(repo_id)
+    snapshot = fetch_hub(repo_id, pattern=pattern)
+    if snapshot.gguf is not None:
+        from gemma_export.checkpoint.gguf import open_gguf
+
+        opened = open_gguf(snapshot.folder / snapshot.gguf)
+        return replace(opened, id=f"{repo_id}/{snapshot.gguf}", revision=snapshot.revision)
     return open_folder(snapshot.folder, repo_id, snapshot.revision)
 
 

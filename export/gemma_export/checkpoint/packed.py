@@ -22,6 +22,7 @@ from gemma_runtime.errors import CheckpointError
 Places = Mapping[str, tuple[SafetensorsFile, str]]  # e.g. qweight → file, stored name
 FLOATS = ("F32", "F16", "BF16")
 INTEGERS = ("I32", "I64")
+_SMALLEST_GROUP = 16  # inputs; no kernel has less
 
 
 class PackedMatrix(Protocol):
@@ -129,15 +130,20 @@ class IntMatrix:
         low, high = (int(zero) for zero in torch.aminmax(unpacked.zeros))
         if low < 0 or high >= 1 << self.bits:
             return Stored(f"{self.kind} with a zero point of {low if low < 0 else high}")
-        return Stored(self.kind, self._format(group, unpacked.zeros))
+        step = _kernel_group(group)
+        if step < _SMALLEST_GROUP:
+            return Stored(f"{self.kind} in groups of {group}")
+        return Stored(self.kind, self._format(step, unpacked.zeros))
 
     def codes(self, start: int, stop: int) -> Codes:
         unpacked, form = self.holder.get(self), self._stored.format
         assert form is not None, self.kind
-        zeros = unpacked.zeros[start:stop].to(torch.uint8)
+        count = self.shape[1] // form.group // unpacked.scales.shape[1]  # scales are repeated
+        zeros = unpacked.zeros[start:stop].to(torch.uint8).repeat_interleave(count, 1)
+        scales = unpacked.scales[start:stop].half().repeat_interleave(count, 1)
         return Codes(
             pack(unpacked.codes[start:stop].contiguous(), form.bits),
-            unpacked.scales[start:stop].half().contiguous(),
+            scales.contiguous(),
             pack(zeros.contiguous(), form.bits) if form.asymmetric else None,
         )
 
@@ -160,6 +166,11 @@ class Holder:
                 self._unpacked = None
                 self._unpacked, self._matrix = matrix.unpack(), matrix
             return self._unpacked
+
+
+def _kernel_group(group: int) -> int:
+    """The largest power of two that divides a group, e.g. 256 of one group per row of 2304."""
+    return group & -group
 
 
 def ordered_groups(inputs: int, groups: int) -> Tensor:
