@@ -27,7 +27,7 @@ from gemma_runtime.errors import ConfigError
 
 _FORMATS = ("pack-quantized", "int-quantized", "naive-quantized", "float-quantized")
 _MIXED = "mixed-precision"  # each group has a format of its own
-_SPARSE_DENSE = ("dense", None)
+_NOT_SPARSE = ("dense", None)
 
 
 def compressed_matrix(parts: Parts, config: Mapping[str, Any], holder: Holder) -> PackedMatrix:
@@ -35,7 +35,7 @@ def compressed_matrix(parts: Parts, config: Mapping[str, Any], holder: Holder) -
     if "weight_packed" in parts:
         return _packed_matrix(parts, config, holder)
     if parts.dtype("weight") in FLOAT8:
-        return fp8_matrix(parts, config, holder)
+        return fp8_matrix(parts, {"weight_block_size": _block_structure(config)}, holder)
     return _int8_matrix(parts, holder)
 
 
@@ -53,7 +53,7 @@ def check_compressed(config: Mapping[str, Any]) -> tuple[str, ...]:
             "give the original checkpoint instead"
         )
     sparsity = config.get("sparsity_config") or {}
-    if isinstance(sparsity, dict) and sparsity.get("format") not in _SPARSE_DENSE:
+    if isinstance(sparsity, dict) and sparsity.get("format") not in _NOT_SPARSE:
         raise ConfigError(
             f"quantization_config: sparsity_config has the format {sparsity['format']!r:.40}, "
             "expected dense; give the original checkpoint instead"
@@ -63,7 +63,8 @@ def check_compressed(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _notes(config: Mapping[str, Any]) -> tuple[str, ...]:
     groups = list(_groups(config))
-    is_float8 = any((group.get("weights") or {}).get("type") == "float" for group in groups)
+    weights = [group.get("weights") for group in groups]
+    is_float8 = any(isinstance(w, dict) and w.get("type") == "float" for w in weights)
     notes = (FLOAT8_NOTE,) if is_float8 else ()
     if config.get("kv_cache_scheme") or any(group.get("input_activations") for group in groups):
         notes += (
@@ -133,7 +134,7 @@ def _int8_matrix(parts: Parts, holder: Holder) -> IntMatrix:
 
 def _declared_bits(config: Mapping[str, Any]) -> tuple[int, ...]:
     """The numbers of bits of all groups."""
-    weights = [group.get("weights") or {} for group in _groups(config)]
+    weights = [group.get("weights") for group in _groups(config)]
     found = {w.get("num_bits") for w in weights if isinstance(w, dict) and w.get("type") != "float"}
     known = tuple(bits for bits in (4, 8) if bits in found)
     if not known:
@@ -142,6 +143,15 @@ def _declared_bits(config: Mapping[str, Any]) -> tuple[int, ...]:
             "expected 4 or 8; give the original checkpoint instead"
         )
     return known
+
+
+def _block_structure(config: Mapping[str, Any]) -> Any:
+    """The block of the first group with one, e.g. [128, 128]."""
+    weights = [group.get("weights") for group in _groups(config)]
+    found = [
+        w["block_structure"] for w in weights if isinstance(w, dict) and "block_structure" in w
+    ]
+    return next((block for block in found if block), None)
 
 
 def _group_count(parts: Parts, rows: int, inputs: int) -> int:

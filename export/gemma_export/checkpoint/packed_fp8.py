@@ -50,17 +50,16 @@ def fp8_matrix(parts: Parts, config: Mapping[str, Any], holder: Holder) -> Float
     count = prod(stored)
     shape = (1, 1) if count == 1 else (stored[0], prod(stored[1:]))
     block = _block(rows, shape[0], config, 0), _block(inputs, shape[1], config, 1)
-    fits = (-(-rows // block[0]), -(-inputs // block[1])) == shape
-    if len(stored) > 2 or not fits:
+    if len(stored) > 2 or 0 in block:
         raise parts.error(scale, f"one scale per tensor, row or block of {(rows, inputs)}")
     return Float8Matrix((rows, inputs), parts, scale, shape, block)
 
 
 def _block(size: int, count: int, config: Mapping[str, Any], axis: int) -> int:
-    """The block's length along an axis: the config's if the blocks don't divide the size."""
-    if size % count == 0:
-        return size // count
+    """The block's length along an axis; 0 if `count` blocks don't fit. The last may be shorter."""
     sizes = config.get("weight_block_size")
     if isinstance(sizes, list) and len(sizes) == 2 and isinstance(sizes[axis], int):
-        return max(1, sizes[axis])
-    return -(-size // count)
+        length = max(1, sizes[axis])
+        if -(-size // length) == count:
+            return length
+    return 0 if size % count else size // count
