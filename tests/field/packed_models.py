@@ -56,7 +56,8 @@ def their_logits(folder: Path, **loading: Any) -> Tensor:
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", **loading
     )
-    return eager_logits(model.eval(), TOKENS)
+    model.train(False)
+    return eager_logits(model, TOKENS)
 
 
 def all_rows(checkpoint: Checkpoint, name: str = UP) -> Tensor:

@@ -42,11 +42,15 @@ FLOAT8 = {"num_bits": 8, "type": "float", "symmetric": True}
 
 
 def quantization(weights: dict[str, Any], form: str, **fields: Any) -> dict[str, Any]:
-    group = {"targets": ["Linear"], "weights": weights, "input_activations": None}
+    group: dict[str, Any] = {"targets": ["Linear"], "weights": weights, "input_activations": None}
     if form in ("int-quantized", "float-quantized"):
         kind = {"num_bits": 8, "type": weights["type"], "strategy": "token", "dynamic": True}
         group["input_activations"] = {**kind, "symmetric": True}
-    config = {"quant_method": "compressed-tensors", "format": form, "ignore": ["lm_head"]}
+    config: dict[str, Any] = {
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "ignore": ["lm_head"],
+    }
     config |= {"config_groups": {"group_0": group}, "quantization_status": "compressed"}
     return {"quantization_config": {**config, **fields}}
 

@@ -38,7 +38,7 @@ def test_values_are_those_of_transformers(
     checkpoint = open_folder(save(tmp_path, blocks, name))
     tensors = load_file(tmp_path / "model.safetensors")
     scales = tensors[UP.replace("weight", name)]
-    expected = Fp8Dequantize(None)._dequantize_one(tensors[UP], scales)
+    expected = Fp8Dequantize(None)._dequantize_one(tensors[UP], scales)  # type: ignore[no-untyped-call]
     torch.testing.assert_close(all_rows(checkpoint), expected)
     assert our_logits(checkpoint).isfinite().all()
     assert rounded(checkpoint)[UP] == "fp8 (F8_E4M3)"

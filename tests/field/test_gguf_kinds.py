@@ -51,7 +51,8 @@ def test_every_block_type_of_the_gguf_package_is_dequantized(
 ) -> None:
     type = GGMLQuantizationType(kind)
     data = random_blocks(type, (512, 256))
-    checkpoint = open_gguf(write_tiny(tmp_path, tensors={STORED_UP: (data, type)}))
+    tensors: dict[str, Stored | None] = {STORED_UP: (data, type)}
+    checkpoint = open_gguf(write_tiny(tmp_path, tensors=tensors))
     expected = dequantize(data, type)
     assert np.array_equal(checkpoint.rows(UP, 3, 200).numpy(), expected[3:200])
     assert kind.name in checkpoint.notes[0]
@@ -59,7 +60,7 @@ def test_every_block_type_of_the_gguf_package_is_dequantized(
 
 def test_a_type_with_scales_outside_of_its_blocks_is_refused_by_name(tmp_path: Path) -> None:
     data = np.zeros((512, 256 // 64 * 36), np.uint8)
-    stored = {STORED_UP: (data, GGMLQuantizationType.NVFP4)}
+    stored: dict[str, Stored | None] = {STORED_UP: (data, GGMLQuantizationType.NVFP4)}
     with pytest.raises(CheckpointError, match=r"ffn_up\.weight is NVFP4, which can't be read"):
         open_gguf(write_tiny(tmp_path, tensors=stored))
 
@@ -183,7 +184,7 @@ def test_an_unclear_choice_lists_the_models(pattern: str, match: str) -> None:
 # Ollama
 
 
-def ollama(folder: Path, tensors: dict[str, Stored | None] | None = None) -> Path:
+def ollama(folder: Path) -> Path:
     """As Ollama's converter writes Gemma 3 4b: its own keys, vision inside, no suffix."""
     metadata = llama_metadata(GEMMA3)
     for key in ("rope.freq_base", "attention.layer_norm_rms_epsilon", "attention.key_length"):

@@ -100,7 +100,8 @@ def _cached_gguf(repo_id: str, revision: str | None, pattern: str) -> HubSnapsho
     from gemma_export.formats.gguf_parts import part_names
 
     try:
-        folder = _snapshot(repo_id, revision, ["*.gguf"], local_files_only=True)
+        # No patterns: the folder, without a check that the repository's other files are in it.
+        folder = _snapshot(repo_id, revision, [], local_files_only=True)
     except (LocalEntryNotFoundError, HFValidationError):
         return None
     known = models(path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf"))

@@ -65,7 +65,7 @@ def _notes(config: Mapping[str, Any]) -> tuple[str, ...]:
     groups = list(_groups(config))
     weights = [group.get("weights") for group in groups]
     is_float8 = any(isinstance(w, dict) and w.get("type") == "float" for w in weights)
-    notes = (FLOAT8_NOTE,) if is_float8 else ()
+    notes: tuple[str, ...] = (FLOAT8_NOTE,) if is_float8 else ()
     if config.get("kv_cache_scheme") or any(group.get("input_activations") for group in groups):
         notes += (
             "the checkpoint's config also quantizes activations or the cache, which the export "

@@ -1,6 +1,6 @@
 """Finds the packed matrices of a folder, by the quantization that its files declare.
 
-READERS is the list of what can be read; the documentation's table is made from it.
+READERS is the list of what can be read.
 """
 
 import re
@@ -176,7 +176,7 @@ def split_packed(
     if found is None:
         return places, {}, ()
     reader = READERS[found.method]
-    notes = (reader.note,) if reader.note else ()
+    notes: tuple[str, ...] = (reader.note,) if reader.note else ()
     if found.method == "compressed-tensors":
         notes += check_compressed(found.config)
     modules, plain = _modules(places, reader)

@@ -58,8 +58,7 @@ def fp8_matrix(parts: Parts, config: Mapping[str, Any], holder: Holder) -> Float
 def _block(size: int, count: int, config: Mapping[str, Any], axis: int) -> int:
     """The block's length along an axis; 0 if `count` blocks don't fit. The last may be shorter."""
     sizes = config.get("weight_block_size")
-    if isinstance(sizes, list) and len(sizes) == 2 and isinstance(sizes[axis], int):
-        length = max(1, sizes[axis])
-        if -(-size // length) == count:
-            return length
+    length = sizes[axis] if isinstance(sizes, list) and len(sizes) == 2 else None
+    if isinstance(length, int) and length > 0 and -(-size // length) == count:
+        return length
     return 0 if size % count else size // count
