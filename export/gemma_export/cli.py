@@ -93,8 +93,8 @@ _Checkpoint = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=_MODEL,
-        help="A Hugging Face folder, a hub id, a .gguf file, owner/name:PATTERN (one GGUF model of a "
-        "hub repository), random\\[:SEED], or demo (the Gemma 3 270M of the \\[demo] extra). By "
+        help="A Hugging Face folder, a hub id, a .gguf file, owner/name:PATTERN (one GGUF model of "
+        "a hub repository), random\\[:SEED], or demo (the Gemma 3 270M of the \\[demo] extra). By "
         "default, --size is downloaded from the hub.",
     ),
 ]
