@@ -225,8 +225,8 @@ def _tensors(config: GemmaConfig, formats: Mapping[str, Format]) -> dict[str, st
     widths = {name: config.tensor_shapes()[name][1] for name in formats}
     return {
         piece: str(own)
-        for name, form in formats.items()
-        for piece, (_, own) in form.pieces(name, widths[name]).items()
+        for name, fmt in formats.items()
+        for piece, (_, own) in fmt.pieces(name, widths[name]).items()
     }
 
 

@@ -66,17 +66,17 @@ class SourceWeight:
 
 
 def check_tensors(
-    where: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+    where: Path, shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
     """Raise CheckpointError naming the tensor if one is missing, unexpected or of wrong shape."""
     for name, shape in expected.items():
-        if name not in found:
+        if name not in shapes:
             raise CheckpointError(f"{where}: tensor {name} is missing, expected shape {shape}")
-        if found[name] != shape:
+        if shapes[name] != shape:
             raise CheckpointError(
-                f"{where}: tensor {name} has shape {found[name]}, the config says {shape}"
+                f"{where}: tensor {name} has shape {shapes[name]}, the config says {shape}"
             )
-    if left := sorted(set(found) - set(expected)):
+    if left := sorted(set(shapes) - set(expected)):
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise CheckpointError(
             f"{where}: tensor {left[0]}{more} is not part of this Gemma; merge adapters and "

@@ -39,11 +39,11 @@ def open_checkpoint(
     with _packages():
         if source == DEMO:
             return _demo()
-        found = _existing(source) if source is not None else None
-        if found is None:
-            found = _from_hub(source or (official.hub_id if official else ""))
-    _check_size(found, official)
-    return found
+        checkpoint = _existing(source) if source is not None else None
+        if checkpoint is None:
+            checkpoint = _from_hub(source or (official.hub_id if official else ""))
+    _check_size(checkpoint, official)
+    return checkpoint
 
 
 def planned_config(
@@ -150,14 +150,14 @@ def _from_hub(source: str) -> Checkpoint:
     return open_folder(snapshot.folder, repo_id, snapshot.revision)
 
 
-def _check_size(found: Checkpoint, official: Official | None) -> None:
+def _check_size(checkpoint: Checkpoint, official: Official | None) -> None:
     """Raise CheckpointError if `--size` doesn't match `--checkpoint`."""
     if official is None:
         return
-    want, have = official.config, found.config
+    want, have = official.config, checkpoint.config
     if (want.hidden_size, len(want.kinds)) != (have.hidden_size, len(have.kinds)):
         raise CheckpointError(
-            f"{found.id} has {len(have.kinds)} layers of width {have.hidden_size}; "
+            f"{checkpoint.id} has {len(have.kinds)} layers of width {have.hidden_size}; "
             f"{official.family} {official.size} has {len(want.kinds)} of {want.hidden_size}; "
             "leave --size out or give the right one"
         )

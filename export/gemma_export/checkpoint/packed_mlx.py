@@ -50,9 +50,9 @@ class MlxMatrix:
         in_range = bool(((whole >= 0) & (whole < 1 << self.bits)).all())
         if not in_range or not bool(((zeros - whole).abs() <= _OFF).all()):
             return Stored(f"{kind} with biases that are no zero points")
-        form = Format(8 if self.bits == 8 else 4, self.group, asymmetric=True)
+        fmt = Format(8 if self.bits == 8 else 4, self.group, asymmetric=True)
         exact = bool((whole * scales == -self.parts.read("biases").float()).all())
-        return Stored(kind, form, "" if exact else "biases rounded to whole zero points")
+        return Stored(kind, fmt, "" if exact else "biases rounded to whole zero points")
 
     def codes(self, start: int, stop: int) -> Codes:
         scales = self.parts.read("scales", start, stop).float()

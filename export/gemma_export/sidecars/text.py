@@ -44,19 +44,19 @@ def read_text(
     checkpoint: Checkpoint,
     context_length: int,
     layouts: Sequence[Sequence[LayerCache]],
-    wanted: WantedText,
+    sources: WantedText,
     report: Reporter,
 ) -> ExportText:
     """Encode all texts, then free the tokenizer."""
-    texts = read_segments(wanted.evaluation) if wanted.evaluation else {}
+    texts = read_segments(sources.evaluation) if sources.evaluation else {}
     files = checkpoint.tokenizer()
     encoder = _load_encoder(checkpoint, files) if files else None
     prompts = golden_prompts(checkpoint.config, encoder, context_length, layouts)
     turn_end = encoder.token_to_id(_TURN_END) if encoder else None
     segments = _encode_segments(checkpoint, encoder, texts, context_length) if texts else {}
     calibration = None
-    if wanted.is_calibrated:
-        calibration = load_calibration(checkpoint.config, encoder, wanted.calibration)
+    if sources.is_calibrated:
+        calibration = load_calibration(checkpoint.config, encoder, sources.calibration)
     bos = encoder.id_to_token(checkpoint.config.bos_token) if encoder else None
     del encoder
     release_memory()
