@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gemma_export.checkpoint import Checkpoint
-from gemma_export.model.config import GemmaConfig, config_from_hf
+from gemma_export.formats.downloaded import check_downloaded, starts_with
+from gemma_export.model.config import GemmaConfig, config_from_hf, is_tied
 from gemma_export.model.sizes import Official, find_official
 from gemma_runtime.errors import CheckpointError, ConfigError, MissingExtra
 
@@ -91,6 +92,11 @@ def _random_shape(
         raise ConfigError(f"can't read {config_file}: {error}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{config_file} is not a JSON object")
+    if not is_tied(config):
+        raise ConfigError(
+            f"{config_file}: tie_word_embeddings is False, expected true: Gemma's head is its "
+            "embedding table"
+        )
     return config_from_hf(config), int(seed)
 
 
@@ -104,7 +110,11 @@ def _demo() -> Checkpoint:
 def _existing(source: str) -> Checkpoint | None:
     """Open a local file or folder; None if there is none of that name."""
     path = Path(source).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
+    check_downloaded(path)
+    if path.is_dir() and (inside := _only_gguf(path)) is not None:
+        path = inside
+        check_downloaded(path)
+    if path.is_file() and (path.suffix == ".gguf" or starts_with(path, b"GGUF")):
         from gemma_export.checkpoint.gguf import open_gguf
 
         return open_gguf(path)
@@ -112,12 +122,21 @@ def _existing(source: str) -> Checkpoint | None:
         from gemma_export.checkpoint.folder import open_folder
 
         return open_folder(path)
+    if path.is_file() and path.suffix in (".safetensors", ".json"):
+        raise CheckpointError(f"{path} is one file of a checkpoint; give its folder, {path.parent}")
     if path.exists():
         raise CheckpointError(
             f"{path} is neither a folder with safetensors nor a .gguf file; pickles (.bin, .pt) "
             "are refused, because reading one can run code"
         )
     return None
+
+
+def _only_gguf(folder: Path) -> Path | None:
+    """The single GGUF model in a folder without safetensors; vision projectors don't count."""
+    found = [path for path in folder.glob("*.gguf") if not path.name.startswith("mmproj")]
+    has_others = any(folder.glob("*.safetensors")) or (folder / "adapter_config.json").exists()
+    return found[0] if len(found) == 1 and not has_others else None
 
 
 def _from_hub(repo_id: str) -> Checkpoint:

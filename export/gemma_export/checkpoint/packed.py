@@ -21,7 +21,9 @@ from gemma_export.formats.format import Format
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_runtime.errors import ConfigError
 
-Places = Mapping[str, tuple[SafetensorsFile, str]]  # e.g. qweight → file, stored name
+Place = tuple[SafetensorsFile, str]  # file, stored name
+Places = Mapping[str, Place]  # e.g. qweight → its place
+_SMALLEST_GROUP = 16  # inputs; no kernel has less
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # for each of eight columns, its nibble
 
 
@@ -75,15 +77,20 @@ class IntMatrix:
             return Stored(f"{self.kind} with scales beyond float16")
         if int(unpacked.zeros.max()) >= 1 << self.bits:
             return Stored(f"{self.kind} with a zero point of {int(unpacked.zeros.max())}")
-        return Stored(self.kind, self._format(group, unpacked.zeros))
+        step = _kernel_group(group)
+        if step < _SMALLEST_GROUP:
+            return Stored(f"{self.kind} in groups of {group}")
+        return Stored(self.kind, self._format(step, unpacked.zeros))
 
     def codes(self, start: int, stop: int) -> Codes:
         unpacked, form = self.holder.get(self), self._stored.format
         assert form is not None, self.kind
-        zeros = unpacked.zeros[start:stop].to(torch.uint8)
+        count = self.shape[1] // form.group // unpacked.scales.shape[1]  # scales are repeated
+        zeros = unpacked.zeros[start:stop].to(torch.uint8).repeat_interleave(count, 1)
+        scales = unpacked.scales[start:stop].half().repeat_interleave(count, 1)
         return Codes(
             pack(unpacked.codes[start:stop].contiguous(), form.bits),
-            unpacked.scales[start:stop].half().contiguous(),
+            scales.contiguous(),
             pack(zeros.contiguous(), form.bits) if form.asymmetric else None,
         )
 
@@ -161,12 +168,20 @@ class BitsAndBytesMatrix:
             scales = _read(self.places, "SCB", start, stop)
             return steps * (scales.float() / 127)[:, None]
         width = self.shape[1]
-        packed = _read(self.places, "weight", start * width // 2, stop * width // 2).flatten()
+        packed = self._packed(start * width // 2, stop * width // 2)
         codes = torch.stack((packed >> 4, packed & 15), dim=-1).flatten().long()
         block = self.state["blocksize"]
         block_of = torch.arange(start * width, stop * width) // block
         values = _read(self.places, "weight.quant_map")[codes]
         return (values * self._scales()[block_of]).view(stop - start, width)
+
+    def _packed(self, start: int, stop: int) -> Tensor:
+        """Bytes [start, stop). `bnb_4bit_quant_storage` may hold several in one element."""
+        file, stored = self.places["weight"]
+        size = file.dtype(stored).itemsize
+        first = start // size
+        elements = _read(self.places, "weight", first, -(-stop // size))
+        return elements.view(torch.uint8).flatten()[start - first * size : stop - first * size]
 
     def stored(self) -> Stored:
         return Stored(self.kind)
@@ -197,6 +212,11 @@ def bitsandbytes_matrix(
     state = msgspec.json.decode(bytes(_read(places, part).tolist()))
     kind = f"bitsandbytes {state['quant_type']}"
     return BitsAndBytesMatrix(kind, tuple(state["shape"]), places, state)
+
+
+def _kernel_group(group: int) -> int:
+    """The largest power of two that divides a group, e.g. 256 of one group per row of 2304."""
+    return group & -group
 
 
 def _unpack(words: Tensor, bits: int) -> Tensor:

@@ -29,7 +29,7 @@ def split_packed(
     method = check_method(hf_config)
     if not method:
         return places, {}, ()
-    config = dict(hf_config["quantization_config"])
+    config = _quantization(hf_config)
     modules: dict[str, dict[str, Any]] = {}
     for name, place in places.items():
         if (packed := _module(name, places)) is not None:
@@ -46,15 +46,36 @@ def split_packed(
 
 def check_method(hf_config: Mapping[str, Any]) -> str:
     """The quantization method, "" if there is none. Raises ConfigError for an unsupported one."""
-    if "quantization_config" not in hf_config:
+    config = _quantization(hf_config)
+    if _is_mlx(hf_config.get("quantization")) or ("quant_method" not in config and _is_mlx(config)):
+        raise ConfigError(
+            "the weights are quantized by MLX, which is not supported; give the original "
+            "checkpoint instead"
+        )
+    if not config:
         return ""
-    method = str(dict(hf_config["quantization_config"]).get("quant_method"))
+    method = str(config.get("quant_method"))
     if method not in METHODS:
         raise ConfigError(
             f"the weights are already quantized ({method}), expected one of {', '.join(METHODS)}; "
             "give the original checkpoint instead"
         )
     return method
+
+
+def _quantization(hf_config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`quantization_config`, also of a multimodal model's text; empty if there is none."""
+    text = hf_config.get("text_config")
+    for config in (hf_config, text if isinstance(text, Mapping) else {}):
+        if (found := config.get("quantization_config")) is not None:
+            if not isinstance(found, Mapping):
+                raise ConfigError(f"quantization_config is {found!r:.40}, expected an object")
+            return found
+    return {}
+
+
+def _is_mlx(config: object) -> bool:
+    return isinstance(config, Mapping) and {"bits", "group_size"} <= set(config)
 
 
 def _module(name: str, places: Places) -> tuple[str, str] | None:
