@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
+from gemma_export.formats.downloaded import starts_with
 from gemma_export.formats.gguf_parts import first_part
 from gemma_runtime.errors import CheckpointError
 
@@ -13,20 +14,15 @@ _NOT_MODELS = ("mmproj", "imatrix")  # vision projectors and calibration data
 
 def is_gguf(path: Path) -> bool:
     """Whether a file is a GGUF, by suffix or by its first bytes: Ollama's blobs have no suffix."""
-    if not path.is_file():
-        return False
-    if path.suffix == ".gguf":
-        return True
-    with path.open("rb") as file:
-        return file.read(4) == b"GGUF"
+    return path.is_file() and (path.suffix == ".gguf" or starts_with(path, b"GGUF"))
 
 
 def find_gguf(folder: Path) -> Path | None:
-    """The GGUF model of a folder without safetensors; None if it has none.
+    """The GGUF model of a folder without safetensors or adapter; None if it has none.
 
     Raises CheckpointError with the list if it has several.
     """
-    if any(folder.glob("*.safetensors")):
+    if any(folder.glob("*.safetensors")) or (folder / "adapter_config.json").exists():
         return None
     names = models(path.name for path in folder.glob("*.gguf"))
     if not names:

@@ -147,9 +147,11 @@ def _snapshot(
 def _has_weights(folder: Path) -> bool:
     if not (folder / "config.json").exists():
         return False
+    if (folder / "model.safetensors").exists():
+        return True
     if not (folder / _INDEX).exists():
         shards = list(folder.glob("*.safetensors"))
-        return bool(shards) and not any("-of-" in path.name for path in shards)
+        return bool(shards) and all(path.exists() and "-of-" not in path.name for path in shards)
     try:
         shards_of = json.loads((folder / _INDEX).read_text("utf-8"))["weight_map"].values()
     except (ValueError, KeyError):

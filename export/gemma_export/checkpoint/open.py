@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from gemma_export.checkpoint import Checkpoint
-from gemma_export.model.config import GemmaConfig, config_from_hf
+from gemma_export.formats.downloaded import check_downloaded
+from gemma_export.model.config import GemmaConfig, config_from_hf, is_tied
 from gemma_export.model.sizes import Official, find_official
 from gemma_runtime.errors import CheckpointError, ConfigError, MissingExtra
 
@@ -92,6 +93,11 @@ def _random_shape(
         raise ConfigError(f"can't read {config_file}: {error}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{config_file} is not a JSON object")
+    if not is_tied(config):
+        raise ConfigError(
+            f"{config_file}: tie_word_embeddings is False, expected true: Gemma's head is its "
+            "embedding table"
+        )
     return config_from_hf(config), int(seed)
 
 
@@ -105,6 +111,7 @@ def _demo() -> Checkpoint:
 def _existing(source: str) -> Checkpoint | None:
     """Open a local file or folder; None if there is none of that name."""
     path = Path(source).expanduser()
+    check_downloaded(path)
     if path.exists() and (model := _gguf_file(path)) is not None:
         from gemma_export.checkpoint.gguf import open_gguf
 
@@ -113,6 +120,8 @@ def _existing(source: str) -> Checkpoint | None:
         from gemma_export.checkpoint.folder import open_folder
 
         return open_folder(path)
+    if path.is_file() and path.suffix in (".safetensors", ".json"):
+        raise CheckpointError(f"{path} is one file of a checkpoint; give its folder, {path.parent}")
     if path.exists():
         raise CheckpointError(
             f"{path} is neither a folder with safetensors nor a .gguf file; pickles (.bin, .pt) "

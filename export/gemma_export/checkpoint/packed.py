@@ -19,7 +19,8 @@ from gemma_export.formats.format import Format
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_runtime.errors import CheckpointError
 
-Places = Mapping[str, tuple[SafetensorsFile, str]]  # e.g. qweight → file, stored name
+Place = tuple[SafetensorsFile, str]  # file, stored name
+Places = Mapping[str, Place]  # e.g. qweight → its place
 FLOATS = ("F32", "F16", "BF16")
 INTEGERS = ("I32", "I64")
 _SMALLEST_GROUP = 16  # inputs; no kernel has less
@@ -78,7 +79,7 @@ class Parts:
             f"{expected}; the file doesn't match its quantization config"
         )
 
-    def _place(self, part: str) -> tuple[SafetensorsFile, str]:
+    def _place(self, part: str) -> Place:
         if part not in self.places:
             file, stored = next(iter(self.places.values()))
             raise CheckpointError(

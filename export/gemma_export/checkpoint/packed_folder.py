@@ -136,21 +136,26 @@ def find_quantization(folder: Path, hf_config: Mapping[str, Any]) -> Quantizatio
     text = hf_config.get("text_config")
     inner = text.get("quantization_config") if isinstance(text, dict) else None
     config = hf_config.get("quantization_config") or inner
-    own = hf_config.get("quantization")
-    if isinstance(own, dict) and "quant_method" not in (config or {}):
+    own = hf_config.get("quantization") or config
+    if isinstance(own, dict) and {"bits", "group_size"} <= set(own) and not _method(config):
         return Quantization("mlx", own)
     if not config:
         return _beside(folder)
     if not isinstance(config, dict):
         raise ConfigError(f"quantization_config is {config!r:.40}, expected an object")
-    method = str(config.get("quant_method"))
-    method = _OTHER_NAMES.get(method, method)
+    method = _method(config)
     if method not in READERS:
         raise ConfigError(
-            f"the weights are already quantized ({method:.40}), expected one of "
-            f"{', '.join(READERS)}; give the original checkpoint instead"
+            f"the weights are already quantized ({method or 'no quant_method':.40}), expected one "
+            f"of {', '.join(READERS)}; give the original checkpoint instead"
         )
     return Quantization(method, config)
+
+
+def _method(config: object) -> str:
+    """`quant_method` under the name that READERS has; "" if there is none."""
+    named = str(config.get("quant_method") or "") if isinstance(config, dict) else ""
+    return _OTHER_NAMES.get(named, named)
 
 
 def _beside(folder: Path) -> Quantization | None:

@@ -15,10 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gemma_export.formats.downloaded import check_downloaded
 from gemma_runtime.errors import CheckpointError
 from gemma_runtime.formats.safetensors import TensorInfo, read_safetensors_header
 
 _DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
@@ -37,6 +39,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        check_downloaded(path)
         try:
             self.tensors, self.metadata = read_safetensors_header(path)
         except ValueError as error:
@@ -61,7 +64,7 @@ class SafetensorsFile:
         info = self.tensors[name]
         assert (data.dtype, tuple(data.shape)) == (_DTYPES[info.dtype], info.shape)
         with self.path.open("r+b", buffering=0) as file:
-            content = data.contiguous().view(torch.uint8).numpy().tobytes()
+            content = data.contiguous().flatten().view(torch.uint8).numpy().tobytes()
             _write_all(file.fileno(), content, info.offset)
 
 
