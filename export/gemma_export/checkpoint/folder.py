@@ -183,8 +183,6 @@ def _open_shard(folder: Path, shard: str) -> SafetensorsFile:
 
 
 def _why_empty(folder: Path) -> str:
-    if (folder / "adapter_config.json").exists():
-        return f"{folder} contains an adapter, not a model; merge it into its base model first"
     if any(path for pattern in _PICKLES for path in folder.glob(pattern)):
         return (
             f"{folder} contains pickled weights (.bin, .pt), which can run code when read; save "
