@@ -63,9 +63,7 @@ def export_bundles(request: ExportRequest, report: Reporter | None = None) -> li
     targets = load_targets(request.targets, request.options)
     for target in targets:
         require_packages(target.name)
-    checkpoint = open_checkpoint(
-        request.checkpoint, request.size, request.family, request.config_file
-    )
+    checkpoint = open_checkpoint(*request.model)
     resolved = resolve_recipe(request.recipe, checkpoint)
     if request.require_exact:
         require_exact(resolved)
@@ -125,7 +123,7 @@ def _text_to_read(request: ExportRequest) -> WantedText:
 
 def _output(request: ExportRequest, checkpoint: Checkpoint, target: str) -> Path:
     """The bundle's folder: `--output`, or a folder in it if there are several targets."""
-    model = Path(checkpoint.id).name.removesuffix(".gguf").replace(":", "-")
+    model = Path(checkpoint.id).name.replace(".gguf", "").replace(":", "-")
     bits = "" if request.bits is None else f"-{request.bits:g}bits"
     name = f"{model}-{request.recipe.name}{bits}-{target}"
     if request.output is None:

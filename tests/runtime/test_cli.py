@@ -204,6 +204,37 @@ def test_chat_takes_a_system_turn(
     assert counts[0] < counts[1]
 
 
+def test_chat_takes_tools_and_refuses_results_of_no_call(
+    bundle: Bundle, capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "tools.json").write_text('[{"name": "the user"}]')
+    tools = ["--tools", str(tmp_path / "tools.json")]
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle.directory, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["chat_template"] = (
+        "{% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}"
+        "{% for message in messages %}{{ message.content }}{% endfor %}"
+    )
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    bundle = Bundle(copy, bundle.manifest)
+    counts = []
+    for options in (tools, []):
+        _type(monkeypatch, b"the\n")
+        assert _chat(bundle, *options) == 0
+        counts += [reply.prompt_tokens for reply in _replies(capsys)]
+    assert counts[0] > counts[1]
+
+    for line, match in (
+        (b"/results [1]", "the last reply calls 0 tools, but there are 1 results"),
+        (b"/results {}", "/results expects a JSON list"),
+        (b"/results", "/results is not followed by JSON"),
+    ):
+        _type(monkeypatch, b"the\n" + line + b"\n")
+        assert _chat(bundle, *tools) == 1
+        assert match in _error(capsys)
+
+
 def test_chat_samples_as_the_bundle_says_unless_options_say_otherwise(
     capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,7 @@ class TokenizerFiles:
     tokenizer_json: bytes
     chat_template: str | None
     eos: str = "<eos>"
+    notes: tuple[str, ...] = ()  # sentences the user should see
 
 
 @dataclass(frozen=True, slots=True)

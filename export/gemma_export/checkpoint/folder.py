@@ -18,6 +18,7 @@ from gemma_export.checkpoint.grid import grid_codes
 from gemma_export.checkpoint.packed import PackedMatrix, Places
 from gemma_export.checkpoint.packed_folder import check_method, split_packed
 from gemma_export.checkpoint.prequantized import Stored, grid_stored
+from gemma_export.checkpoint.tokenizer_folder import read_tokenizer
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.codes import Codes
 from gemma_export.formats.safetensors import SafetensorsFile
@@ -95,11 +96,7 @@ class FolderCheckpoint:
         return hashlib.sha256(" ".join(sha256_file(path) for path in parts).encode()).hexdigest()
 
     def tokenizer(self) -> TokenizerFiles | None:
-        path = self.folder / "tokenizer.json"
-        if not path.exists():
-            return None
-        eos = _eos_piece(self.folder)
-        return TokenizerFiles(path.read_bytes(), _chat_template(self.folder), eos)
+        return read_tokenizer(self.folder, self.config.vocab_size)
 
 
 def open_folder(
@@ -186,8 +183,6 @@ def _open_shard(folder: Path, shard: str) -> SafetensorsFile:
 
 
 def _why_empty(folder: Path) -> str:
-    if (folder / "adapter_config.json").exists():
-        return f"{folder} contains an adapter, not a model; merge it into its base model first"
     if any(path for pattern in _PICKLES for path in folder.glob(pattern)):
         return (
             f"{folder} contains pickled weights (.bin, .pt), which can run code when read; save "
@@ -234,34 +229,12 @@ def _check_tied(file: SafetensorsFile, head: str, table_file: SafetensorsFile, t
         )
 
 
-def _chat_template(folder: Path) -> str | None:
-    if (folder / "chat_template.jinja").exists():
-        return (folder / "chat_template.jinja").read_text("utf-8")
-    if not (folder / "tokenizer_config.json").exists():
-        return None
-    template = _read_json(folder / "tokenizer_config.json").get("chat_template")
-    return template if isinstance(template, str) else None
-
-
 def _generation(folder: Path) -> GenerationDefaults:
     path = folder / _GENERATION
     if not path.exists():
         return GenerationDefaults()
     with _naming(path):
         return generation_from_hf(_read_json(path))
-
-
-def _eos_piece(folder: Path) -> str:
-    """The tokenizer's `eos_token`, which is a text or an object; older folders have a map."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if not (folder / name).exists():
-            continue
-        piece = _read_json(folder / name).get("eos_token")
-        if isinstance(piece, dict):
-            piece = piece.get("content")
-        if isinstance(piece, str) and piece:
-            return piece
-    return "<eos>"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -51,6 +51,8 @@ def read_text(
     """Encode all texts, then free the tokenizer."""
     texts = read_segments(sources.evaluation) if sources.evaluation else {}
     files = _without_training_state(checkpoint.tokenizer())
+    if files:
+        _report_notes(checkpoint, files, report)
     encoder = _load_encoder(checkpoint, files) if files else None
     prompts = golden_prompts(checkpoint.config, encoder, context_length, layouts)
     eos = encoder.token_to_id(files.eos) if encoder and files else None
@@ -89,6 +91,13 @@ def _without_training_state(files: TokenizerFiles | None) -> TokenizerFiles | No
     content = msgspec.json.decode(files.tokenizer_json, type=dict[str, msgspec.Raw])
     content |= {"truncation": msgspec.Raw(b"null"), "padding": msgspec.Raw(b"null")}
     return replace(files, tokenizer_json=msgspec.json.encode(content))
+
+
+def _report_notes(checkpoint: Checkpoint, files: TokenizerFiles, report: Reporter) -> None:
+    for note in files.notes:
+        report.note(note)
+    if files.chat_template is None:
+        report.note(f"{checkpoint.id} has no chat template; chats use Gemma's own turns")
 
 
 def _encode_segments(

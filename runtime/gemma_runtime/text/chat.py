@@ -10,12 +10,14 @@ rendering counts, and names of control tokens in the contents stay text there to
 import re
 import secrets
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from gemma_runtime.errors import TokenizerError
+from gemma_runtime.text.mask import Mask
 from gemma_runtime.text.template import TemplateRefusal, render_template
 from gemma_runtime.text.tokenizer import Tokenizer
+from gemma_runtime.text.tools import Json, Schema, ToolCall, call_text, check_tools, tool_prompt
 
 # For checkpoints without a template: Gemma's turn format, written by us.
 CANONICAL_TEMPLATE = """\
@@ -30,11 +32,32 @@ CANONICAL_TEMPLATE = """\
 {%- endif %}
 """
 
+_SYSTEM = ("system", "developer")
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    role: Literal["system", "user", "assistant"]
+    """A turn. Only the assistant calls tools; a turn of the role `tool` has what they returned."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str | None = None  # of the tool whose result the content is
+    results: tuple[Schema, ...] = ()  # for templates that take {"name": …, "response": …} instead
+
+    def shown(self, content: str) -> dict[str, Json]:
+        """What a template sees, with this text as the content."""
+        turn: dict[str, Json] = {"role": self.role, "content": content}
+        if self.name is not None:
+            turn["name"] = self.name
+        if self.results:
+            turn["content"] = list(self.results)
+        if self.tool_calls:
+            turn["tool_calls"] = [
+                {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in self.tool_calls
+            ]
+        return turn
 
 
 def encode_chat(
@@ -43,14 +66,17 @@ def encode_chat(
     messages: Sequence[Message],
     bos_token: int,
     eos_token: int | None = None,
+    *,
+    tools: Sequence[Schema] = (),
 ) -> list[int]:
     """Token ids of a conversation, up to the start of the model's next turn.
 
     bos is where the template writes it: a template without bos gets none. `template` is Jinja with
     Hugging Face's conventions; None selects Gemma's format. `eos_token` is what the template may
     write as `eos_token`; None selects `<eos>`. If the template rejects a system turn, the system
-    text is put in front of the first user turn. Raises TokenizerError if turns don't alternate or
-    the template fails.
+    text is put in front of the first user turn. `tools` are JSON schemas; if the template leaves
+    them out, they go into the system turn, as Gemma 3's documented prompt. Raises TokenizerError if
+    turns don't alternate or the template fails.
     """
     _check_turns(messages)
     frame = ChatFrame(
@@ -58,12 +84,22 @@ def encode_chat(
         bos=_piece(tokenizer, bos_token),
         eos=_piece(tokenizer, tokenizer.token_id("<eos>") if eos_token is None else eos_token),
     )
+    tools = check_tools(tools)
+    mask = Mask(tokenizer.control_pieces)
+    if tools or any(message.tool_calls or message.role == "tool" for message in messages):
+        if frame.leaves_out_tools():
+            messages = _without_tools(messages, tools)
+        else:
+            frame = replace(frame, tools=mask.value(tools) or None)
+            messages = [_masked(message, mask) for message in messages]
     rendering = _render_folded(tokenizer, frame, messages)
     ids: list[int] = []
     for part in rendering.parts:
         # The template's and the user's text between two control tokens are encoded together, as
         # transformers does, so that the ids are the same.
-        ids += [part] if isinstance(part, int) else tokenizer.encode(rendering.fill(part))
+        ids += (
+            [part] if isinstance(part, int) else tokenizer.encode(mask.fill(rendering.fill(part)))
+        )
     return ids
 
 
@@ -74,18 +110,31 @@ class ChatFrame:
     template: str
     bos: str
     eos: str
+    tools: list[Schema] | None = None
 
-    def render(self, turns: Sequence[tuple[str, str]]) -> str:
-        """Render (role, content) turns as text, up to the start of the reply."""
+    def render(self, turns: Sequence[tuple[str, str] | dict[str, Json]]) -> str:
+        """Render turns, as (role, content) or whole, as text, up to the start of the reply."""
         names = {
-            "messages": [{"role": role, "content": content} for role, content in turns],
+            "messages": [
+                turn if isinstance(turn, dict) else {"role": turn[0], "content": turn[1]}
+                for turn in turns
+            ],
             "add_generation_prompt": True,
             "bos_token": self.bos,
             "eos_token": self.eos,
-            "tools": None,
+            "tools": self.tools,
             "documents": None,
         }
         return render_template(self.template, names)
+
+    def leaves_out_tools(self) -> bool:
+        """Whether the template writes the same text with tools as without."""
+        function = {"name": "f", "description": "f", "parameters": {"type": "object"}}
+        probe = replace(self, tools=[{"type": "function", "function": function}])
+        try:
+            return probe.render([("user", "0")]) == self.render([("user", "0")])
+        except TokenizerError:
+            return False  # it reads the tools, or wants another conversation
 
 
 def _piece(tokenizer: Tokenizer, token: int | None) -> str:
@@ -94,18 +143,56 @@ def _piece(tokenizer: Tokenizer, token: int | None) -> str:
 
 
 def _check_turns(messages: Sequence[Message]) -> None:
-    turns = [message.role for message in messages]
-    if turns[:1] == ["system"]:
-        turns = turns[1:]
+    turns = messages[1:] if messages and messages[0].role in _SYSTEM else messages
     if not turns:
         raise TokenizerError("the conversation has no user turn; begin with one")
-    for index, role in enumerate(turns):
-        expected = ("user", "assistant")[index % 2]
-        if role != expected:
+    expected = ["user"]
+    for index, message in enumerate(turns):
+        if message.role not in expected:
             raise TokenizerError(
-                f"turn {index + 1} is by {role!r}, expected {expected!r}: after an optional system "
-                "turn, user and assistant alternate"
+                f"turn {index + 1} is by {message.role!r}, expected {expected[0]!r}: after an "
+                "optional system turn, user and assistant alternate"
             )
+        if message.role == "user":
+            expected = ["assistant"]
+        elif message.role == "tool":
+            expected = ["assistant", "tool"]
+        else:
+            expected = ["tool", "user"] if message.tool_calls else ["user"]
+
+
+def _masked(message: Message, mask: Mask) -> Message:
+    calls = tuple(
+        ToolCall(mask.text(call.name), mask.value(call.arguments)) for call in message.tool_calls
+    )
+    name = None if message.name is None else mask.text(message.name)
+    results = tuple(map(mask.value, message.results))
+    return replace(message, tool_calls=calls, name=name, results=results)
+
+
+def _without_tools(messages: Sequence[Message], tools: Sequence[Schema]) -> list[Message]:
+    """The conversation as text: tools in the system turn, calls and results as JSON.
+
+    Google's examples for Gemma put results into blocks fenced as `tool_output`.
+    """
+    turns: list[Message] = []
+    if tools:
+        system = messages[0].content if messages[0].role in _SYSTEM else ""
+        turns.append(Message("system", f"{system}\n\n{tool_prompt(tools)}".strip()))
+        messages = messages[1:] if messages[0].role in _SYSTEM else messages
+    for message in messages:
+        if message.tool_calls:
+            content = f"{message.content}\n{call_text(message.tool_calls)}".strip()
+            turns.append(Message("assistant", content))
+            continue
+        if message.role != "tool":
+            turns.append(message)
+            continue
+        content = f"```tool_output\n{message.content}\n```"
+        if turns[-1].role == "user":  # the results of several calls are one turn
+            content = f"{turns.pop().content}\n{content}"
+        turns.append(Message("user", content))
+    return turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +216,7 @@ def _render_folded(
     tokenizer: Tokenizer, frame: ChatFrame, messages: Sequence[Message]
 ) -> _Rendering:
     """Render. If the template rejects the system turn, fold it into the user turn and retry."""
-    if messages[0].role != "system":
+    if messages[0].role not in _SYSTEM:
         return _render(tokenizer, frame, messages)
     try:
         return _render(tokenizer, frame, messages)
@@ -146,16 +233,18 @@ def _fold_system(messages: Sequence[Message]) -> list[Message]:
 def _render(tokenizer: Tokenizer, frame: ChatFrame, messages: Sequence[Message]) -> _Rendering:
     """The rendering with hidden contents, or the one with real contents if they differ."""
     hidden: dict[str, str] = {}
-    turns = [(message.role, _hide(message.content, hidden)) for message in messages]
-    text = frame.render(turns)
+    shown = [_hide(message.content, hidden) for message in messages]
+    text = frame.render(
+        [message.shown(text) for message, text in zip(messages, shown, strict=True)]
+    )
     blind = _Rendering(list(tokenizer.split_control(text)), hidden)
-    real = frame.render([(message.role, message.content) for message in messages])
+    real = frame.render([message.shown(message.content) for message in messages])
     if blind.fill(text) == real:
-        _check_kept(text, messages[-1].content, turns[-1][1])
-        _check_kept(text, messages[0].content, turns[0][1])
+        _check_kept(text, messages[-1].content, shown[-1])
+        _check_kept(text, messages[0].content, shown[0])
         return blind
-    if messages[0].role == "system":
-        _check_kept(text, messages[0].content, turns[0][1])
+    if messages[0].role in _SYSTEM:
+        _check_kept(text, messages[0].content, shown[0])
     return _render_real(tokenizer, frame, messages, blind)
 
 
@@ -184,7 +273,7 @@ def _render_real(
             for part in parts
         )
 
-    text = frame.render([(message.role, mask(message.content)) for message in messages])
+    text = frame.render([message.shown(mask(message.content)) for message in messages])
     found = _Rendering(_only(tokenizer, text, own), hidden)
     if found.control != blind.control:
         raise TokenizerError(

@@ -15,7 +15,7 @@ import numpy as np
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.checkpoint.gguf import GgufCheckpoint
 from gemma_export.checkpoint.gguf_config import TOKENS
-from gemma_export.checkpoint.gguf_tokenizer import (
+from gemma_export.checkpoint.piece_tokenizer import (
     BYTE,
     CONTROL,
     NORMAL,
