@@ -162,7 +162,10 @@ def test_a_bundle_has_the_stop_tokens_sampling_and_ids_of_transformers(
     template = CHATML.replace("'<|im_end|>\n'", "eos_token + '\n'")
     sampling = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "eos_token_id": [END]}
     names = {"eos_token": "<|im_end|>", "chat_template": template}
-    files = {"generation_config.json": sampling, "tokenizer_config.json": names}
+    files: dict[str, dict[str, object]] = {
+        "generation_config.json": sampling,
+        "tokenizer_config.json": {**names},
+    }
     folder = make(weights, tmp_path / "model", files)
     monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path / "cache"))
     bundle = export_folder(folder, "int8", tmp_path / "bundle", context=64)
