@@ -30,5 +30,5 @@ install_packages() {
     (
         flock 9
         apt-get update -qq && apt-get install -y -qq --no-install-recommends "$@"
-    ) 9>/tmp/gemma-export-apt.lock
+    ) 9>"${TMPDIR:-/tmp}/gemma-export-apt.lock"
 }

@@ -16,8 +16,8 @@ from torch import Tensor
 from gemma_export.checkpoint import Checkpoint, TokenizerFiles, check_finite
 from gemma_export.checkpoint.adapter_fit import Change, fit_adapter
 from gemma_export.checkpoint.adapter_folder import ADAPTER_CONFIG, Adapter
-from gemma_export.checkpoint.folder import read_tokenizer
 from gemma_export.checkpoint.prequantized import Prequantized, Stored
+from gemma_export.checkpoint.tokenizer_folder import read_tokenizer
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.codes import Codes
 from gemma_export.formats.safetensors import SafetensorsFile
@@ -81,7 +81,7 @@ class MergedCheckpoint:
 
     def tokenizer(self) -> TokenizerFiles | None:
         """The first adapter's that has one, because training may have added tokens."""
-        own = (read_tokenizer(adapter.folder) for adapter in self.adapters)
+        own = (read_tokenizer(adapter.folder, self.config.vocab_size) for adapter in self.adapters)
         return next((files for files in own if files is not None), None) or self.source.tokenizer()
 
     def column_norms(self, change: "_Applied") -> Tensor:

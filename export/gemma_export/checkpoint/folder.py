@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from gemma_export.checkpoint import TokenizerFiles, check_finite, check_tensors
+from gemma_export.checkpoint.generation import GenerationDefaults, generation_from_hf
 from gemma_export.checkpoint.grid import grid_codes
 from gemma_export.checkpoint.packed import PackedMatrix, Places
 from gemma_export.checkpoint.packed_folder import check_method, split_packed
 from gemma_export.checkpoint.prequantized import Stored, grid_stored
+from gemma_export.checkpoint.tokenizer_folder import read_tokenizer
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.codes import Codes
 from gemma_export.formats.safetensors import SafetensorsFile
@@ -25,6 +27,7 @@ from gemma_runtime.bundle import sha256_file
 from gemma_runtime.errors import CheckpointError, ConfigError
 
 _INDEX = "model.safetensors.index.json"
+_GENERATION = "generation_config.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # In multimodal Gemma 3 the text model's tensors have one of these prefixes.
 _TEXT_PREFIXES = ("language_model.model.", "model.language_model.")
@@ -48,6 +51,7 @@ class FolderCheckpoint:
         repr=False
     )  # our name → file, stored name
     _files: frozenset[Path] = field(repr=False)
+    generation: GenerationDefaults = field(default_factory=GenerationDefaults)
     _packed: Mapping[str, PackedMatrix] = field(
         default_factory=dict, repr=False
     )  # GPTQ, AWQ, bitsandbytes
@@ -92,14 +96,7 @@ class FolderCheckpoint:
         return hashlib.sha256(" ".join(sha256_file(path) for path in parts).encode()).hexdigest()
 
     def tokenizer(self) -> TokenizerFiles | None:
-        return read_tokenizer(self.folder)
-
-
-def read_tokenizer(folder: Path) -> TokenizerFiles | None:
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        return None
-    return TokenizerFiles(path.read_bytes(), _chat_template(folder))
+        return read_tokenizer(self.folder, self.config.vocab_size)
 
 
 def open_folder(
@@ -114,6 +111,7 @@ def open_folder(
     with _naming(folder):
         check_method(hf_config)
     config = config_from_hf(hf_config)
+    generation = _generation(folder)
     places, left_out = _text_places(_open_files(folder), is_multimodal(hf_config))
     files = frozenset(file.path for file, _ in places.values())
     with _naming(folder):
@@ -129,16 +127,16 @@ def open_folder(
         else ()
     )  # fmt: skip
     return FolderCheckpoint(
-        id or folder.name, revision, folder, config, notes, plain, files, packed
+        id or folder.name, revision, folder, config, notes, plain, files, generation, packed
     )
 
 
 @contextmanager
-def _naming(folder: Path) -> Iterator[None]:
+def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"{folder}: {error}") from error
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _check_floats(folder: Path, places: Places) -> None:
@@ -231,13 +229,12 @@ def _check_tied(file: SafetensorsFile, head: str, table_file: SafetensorsFile, t
         )
 
 
-def _chat_template(folder: Path) -> str | None:
-    if (folder / "chat_template.jinja").exists():
-        return (folder / "chat_template.jinja").read_text("utf-8")
-    if not (folder / "tokenizer_config.json").exists():
-        return None
-    template = _read_json(folder / "tokenizer_config.json").get("chat_template")
-    return template if isinstance(template, str) else None
+def _generation(folder: Path) -> GenerationDefaults:
+    path = folder / _GENERATION
+    if not path.exists():
+        return GenerationDefaults()
+    with _naming(path):
+        return generation_from_hf(_read_json(path))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -19,9 +19,14 @@ _FILES = (
     "config.json",
     "generation_config.json",
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",
+    "additional_chat_templates/*.jinja",
+    "processor_config.json",
     "*.safetensors",
     _INDEX,
 )
@@ -81,7 +86,8 @@ def _cached(repo_id: str, revision: str | None) -> HubSnapshot | None:
         folder = _snapshot(repo_id, revision, local_files_only=True)
     except (LocalEntryNotFoundError, HFValidationError):
         return None
-    complete = _has_weights(folder) and (folder / "tokenizer.json").exists()
+    has_tokenizer = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
+    complete = _has_weights(folder) and has_tokenizer
     return HubSnapshot(folder, folder.name) if complete or _has_adapter(folder) else None
 
 
