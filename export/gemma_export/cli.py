@@ -93,9 +93,9 @@ _Checkpoint = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=_MODEL,
-        help="A Hugging Face folder, a hub id, a .gguf file, a LoRA adapter, random\\[:SEED], or "
-        "demo (the Gemma 3 270M of the \\[demo] extra). By default, --size is downloaded from the "
-        "hub.",
+        help="A Hugging Face folder, a hub id, a .gguf file, owner/name:PATTERN (one GGUF model of "
+        "a hub repository), a LoRA adapter, random\\[:SEED], or demo (the Gemma 3 270M of the "
+        "\\[demo] extra). By default, --size is downloaded from the hub.",
     ),
 ]
 _Base = Annotated[
@@ -144,7 +144,8 @@ _Quant = Annotated[
         rich_help_panel=_QUANTIZATION,
         help="Recipe: int4, int4-asym, int4-table8 or mixed, each alone or calibrated "
         "(int4-gptq, int4-distilled, …); int8, int8-channel, none; source keeps a quantized "
-        "checkpoint's codes (Q4_0, Q8_0, Q5_0, GPTQ, AWQ, QAT) and lists what it can't keep.",
+        "checkpoint's codes (Q4_0, Q8_0, Q5_0, GPTQ, AWQ, compressed-tensors, QAT) and lists what "
+        "it can't keep.",
         autocompletion=_complete_recipe,
     ),
 ]

@@ -174,7 +174,7 @@ def test_vision_tensors_are_left_out_with_a_note(gemma2: Base, tmp_path: Path) -
     _rewrite(tmp_path, lambda tensors: {**tensors, vision: torch.zeros(4, 8)})
     checkpoint = open_checkpoint(str(tmp_path))
     _check_equal(checkpoint, expected)
-    assert "1 tensors of the vision part are left out" in " ".join(checkpoint.notes)
+    assert "without its vision tensors (1)" in " ".join(checkpoint.notes)
 
 
 def test_half_precision_adapters_are_merged_in_float32(gemma2: Base, tmp_path: Path) -> None:
@@ -324,6 +324,13 @@ def test_other_tensors_are_refused(gemma2: Base, tmp_path: Path) -> None:
     check({f"{stem}B.bias": torch.zeros(128)}, "B.bias is a bias")
     check({f"{stem}A.other.weight": torch.zeros(4, 160)}, "two adapters in one file")
     check({f"{stem}A.weight": torch.zeros(4, 160, dtype=torch.int8)}, "is I8, expected one of")
+    check(
+        {
+            f"{stem.replace('model.model.', '')}A.weight": torch.zeros(4, 160),
+            f"{stem.replace('model.model.', '')}B.weight": torch.zeros(128, 4),
+        },
+        r"changes model\.layers\.0\.mlp\.down_proj\.weight twice",
+    )
     del saved[f"{stem}B.weight"]
     _rewrite(tmp_path, lambda _: saved)
     check({}, "down_proj has no lora_B")

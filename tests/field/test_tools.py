@@ -290,7 +290,8 @@ class Replying(FakeSession):
     [
         (
             FUNCTION_GEMMA,
-            "<start_function_call>call:get_weather{start:<escape>Rome<escape>}<end_function_call>",
+            "<start_function_call>call:get_weather{start:<escape>Rome<escape>}<end_function_call>"
+            "<start_function_response>response:never said",
             [{"name": "get_weather", "response": {"sky": "clear"}}],
         ),
         (PYTHONIC, '[get_weather(start="Rome")]', '{"sky": "clear"}'),

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, Generat
 
 from gemma_export.checkpoint.folder import open_folder
 from gemma_export.checkpoint.generation import generation_from_gguf, generation_from_hf
+from gemma_export.formats.gguf_file import read_header
 from gemma_export.progress import QuietReporter
 from gemma_export.sidecars.stop_tokens import find_stop_tokens
 from gemma_export.sidecars.text import WantedText, read_text
@@ -161,7 +162,10 @@ def test_a_bundle_has_the_stop_tokens_sampling_and_ids_of_transformers(
     template = CHATML.replace("'<|im_end|>\n'", "eos_token + '\n'")
     sampling = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "eos_token_id": [END]}
     names = {"eos_token": "<|im_end|>", "chat_template": template}
-    files = {"generation_config.json": sampling, "tokenizer_config.json": names}
+    files: dict[str, dict[str, object]] = {
+        "generation_config.json": sampling,
+        "tokenizer_config.json": {**names},
+    }
     folder = make(weights, tmp_path / "model", files)
     monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path / "cache"))
     bundle = export_folder(folder, "int8", tmp_path / "bundle", context=64)
@@ -230,6 +234,21 @@ def test_top_k_without_a_value_is_that_of_transformers() -> None:
     sampling = generation_from_hf({"do_sample": True}).sampling
     assert sampling is not None
     assert sampling.top_k == GenerationConfig._get_default_generation_params()["top_k"]
+
+
+def test_a_gguf_bundle_has_the_sampling_values_and_every_stop_token(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama.cpp, which reads them there, neither sampled so nor stopped."""
+    files = {"generation_config.json": {"do_sample": True, "top_k": 64, "eos_token_id": [1, END]}}
+    monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path / "cache"))
+    folder = make(weights, tmp_path / "model", files)
+    bundle = export_folder(folder, "int8", tmp_path / "bundle", context=64, target="gguf")
+    written = read_header(bundle.directory / "model.gguf").metadata
+    assert generation_from_gguf(written).sampling == bundle.manifest.sampling
+    names = ("eos", "eot", "eom")
+    ends = {written[f"tokenizer.ggml.{name}_token_id"] for name in names}
+    assert ends == set(bundle.manifest.stop_tokens) == {EOS, END_OF_TURN, END}
 
 
 def test_sampling_values_of_a_gguf_file_are_those_that_llama_cpp_reads() -> None:

@@ -86,10 +86,7 @@ def check_tensors(
             )
     if left := sorted(set(shapes) - set(expected)):
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        raise CheckpointError(
-            f"{where}: tensor {left[0]}{more} is not part of this Gemma; merge adapters and "
-            "dequantize quantized weights first"
-        )
+        raise CheckpointError(f"{where}: tensor {left[0]}{more} is not part of this Gemma")
 
 
 def check_finite(where: Path, name: str, values: "Tensor") -> None:

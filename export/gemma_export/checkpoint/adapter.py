@@ -16,6 +16,7 @@ from torch import Tensor
 from gemma_export.checkpoint import Checkpoint, TokenizerFiles, check_finite
 from gemma_export.checkpoint.adapter_fit import Change, fit_adapter
 from gemma_export.checkpoint.adapter_folder import ADAPTER_CONFIG, Adapter
+from gemma_export.checkpoint.generation import GenerationDefaults
 from gemma_export.checkpoint.prequantized import Prequantized, Stored
 from gemma_export.checkpoint.tokenizer_folder import read_tokenizer
 from gemma_export.formats.blocks import row_blocks
@@ -46,6 +47,10 @@ class MergedCheckpoint:
     @property
     def config(self) -> GemmaConfig:
         return self.source.config
+
+    @property
+    def generation(self) -> GenerationDefaults:
+        return self.source.generation
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         changes = self._changes.get(name, ())

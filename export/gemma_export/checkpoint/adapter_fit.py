@@ -68,14 +68,16 @@ def fit_adapter(
                 f"{adapter.path} changes {module}, which the base model doesn't have; "
                 f"{_trained_on(adapter)}"
             )
+        if name in changes:
+            raise CheckpointError(f"{adapter.path} changes {name} twice; save the adapter again")
         changes[name] = (_change(adapter, module, stored, shapes[name]),)
     if not changes:
-        raise CheckpointError(f"{adapter.path} has no LoRA tensors; save the adapter again")
+        raise CheckpointError(f"{adapter.path} has no LoRA tensors of a text model")
     notes: tuple[str, ...] = ()
     if vision:
         notes = (
-            f"adapter {adapter.name}: {vision} tensors of the vision part are left out, because "
-            "only the text model is exported",
+            f"adapter {adapter.name} is merged into the text model only, without its vision "
+            f"tensors ({vision})",
         )
     return (changes, notes) if has_head else _tied(adapter, changes, notes)
 

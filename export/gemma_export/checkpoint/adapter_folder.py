@@ -68,7 +68,7 @@ def open_adapter(folder: Path, name: str | None = None, weight: float = 1.0) -> 
         config = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise CheckpointError(f"can't read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} is not a JSON object; save the adapter again")

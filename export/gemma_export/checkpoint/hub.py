@@ -1,12 +1,12 @@
 """Gets checkpoints from the Hugging Face hub: first from the local cache, then the network.
 
-Downloads only the files that an export reads: configuration, tokenizer and safetensors, never
-pickles or code. Every failure becomes one line with its reason and what to do.
+Downloads only the files that an export reads: configuration, tokenizer and safetensors, or one GGUF
+model, never pickles or code. Every failure becomes one line with its reason and what to do.
 """
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,7 @@ _PATH_LIKE = (".gguf", ".safetensors", ".json", ".bin", ".pt")
 class HubSnapshot:
     folder: Path
     revision: str  # the commit
+    gguf: str | None = None  # the chosen GGUF model, if it is not a folder of safetensors
 
 
 def looks_like_hub_id(text: str) -> bool:
@@ -50,26 +51,34 @@ def looks_like_hub_id(text: str) -> bool:
     )
 
 
-def fetch_hub(repo_id: str, revision: str | None = None) -> HubSnapshot:
+def fetch_hub(repo_id: str, revision: str | None = None, pattern: str = "") -> HubSnapshot:
     """The snapshot of a repository. Makes no request if the cache has a complete one.
 
-    Raises HubError if the repository is gated or unknown, no token is set, or the hub unreachable.
+    `pattern` chooses one of its GGUF models. Without a pattern, and without safetensors, the
+    repository must have a single one. Raises CheckpointError if the choice is not clear, and
+    HubError if the repository is gated or unknown, no token is set, or the hub unreachable.
     """
     try:
         from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
     except ImportError as error:
         raise MissingExtra("huggingface_hub", "export") from error
 
-    if (cached := _cached(repo_id, revision)) is not None:
+    cached = _cached_gguf(repo_id, revision, pattern) if pattern else _cached(repo_id, revision)
+    if cached is not None:
         return cached
     try:
-        folder = _snapshot(repo_id, revision)
+        folder = None if pattern else _snapshot(repo_id, revision)
+        if folder is None or not (_has_weights(folder) or _has_adapter(folder)):
+            model = _fetch_gguf(repo_id, revision, pattern)
+            if model is not None:
+                return model
     except (HTTPError, OSError, ValueError) as error:
         raise HubError(_explain(repo_id, revision, error)) from error
-    if not _has_weights(folder) and not _has_adapter(folder):
+    if folder is None or not (_has_weights(folder) or _has_adapter(folder)):
         raise HubError(
             f"{repo_id}: config.json or a .safetensors file is missing on the hub and in the "
-            "cache; choose a repository that has them, or pass --checkpoint DIR"
+            "cache, and there is no GGUF model; choose a repository that has them, or pass "
+            "--checkpoint DIR"
         )
     return HubSnapshot(folder, folder.name)
 
@@ -91,14 +100,53 @@ def _cached(repo_id: str, revision: str | None) -> HubSnapshot | None:
     return HubSnapshot(folder, folder.name) if complete or _has_adapter(folder) else None
 
 
-def _snapshot(repo_id: str, revision: str | None, local_files_only: bool = False) -> Path:
+def _cached_gguf(repo_id: str, revision: str | None, pattern: str) -> HubSnapshot | None:
+    """The GGUF model in the cache that a pattern matches; None unless there is one, whole."""
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    from gemma_export.checkpoint.gguf_choice import matches, models
+    from gemma_export.formats.gguf_parts import part_names
+
+    try:
+        # No patterns: the folder, without a check that the repository's other files are in it.
+        folder = _snapshot(repo_id, revision, [], local_files_only=True)
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    known = models(path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf"))
+    found = [name for name in known if matches(name, pattern)]
+    if len(found) != 1 or not all((folder / part).exists() for part in part_names(found[0])):
+        return None
+    return HubSnapshot(folder, folder.name, found[0])
+
+
+def _fetch_gguf(repo_id: str, revision: str | None, pattern: str) -> HubSnapshot | None:
+    """Download one GGUF model with all its parts; None if the repository has none."""
+    from huggingface_hub import HfApi
+
+    from gemma_export.checkpoint.gguf_choice import choose, models
+    from gemma_export.formats.gguf_parts import part_names
+
+    names = HfApi().list_repo_files(repo_id, revision=revision)
+    if not models(names):
+        return None
+    name = choose(repo_id, names, pattern)
+    folder = _snapshot(repo_id, revision, part_names(name))
+    return HubSnapshot(folder, folder.name, name)
+
+
+def _snapshot(
+    repo_id: str,
+    revision: str | None,
+    patterns: Sequence[str] = _FILES,
+    local_files_only: bool = False,
+) -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(
         snapshot_download(
             repo_id,
             revision=revision,
-            allow_patterns=list(_FILES),
+            allow_patterns=list(patterns),
             local_files_only=local_files_only,
         )
     )
@@ -107,9 +155,11 @@ def _snapshot(repo_id: str, revision: str | None, local_files_only: bool = False
 def _has_weights(folder: Path) -> bool:
     if not (folder / "config.json").exists():
         return False
+    if (folder / "model.safetensors").exists():
+        return True
     if not (folder / _INDEX).exists():
         shards = list(folder.glob("*.safetensors"))
-        return bool(shards) and not any("-of-" in path.name for path in shards)
+        return bool(shards) and all(path.exists() and "-of-" not in path.name for path in shards)
     try:
         shards_of = json.loads((folder / _INDEX).read_text("utf-8"))["weight_map"].values()
     except (ValueError, KeyError):

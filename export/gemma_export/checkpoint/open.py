@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gemma_export.checkpoint import Checkpoint
@@ -15,7 +15,8 @@ from gemma_export.checkpoint.adapter_folder import (
     open_adapter,
     split_weight,
 )
-from gemma_export.model.config import GemmaConfig, config_from_hf
+from gemma_export.formats.downloaded import check_downloaded
+from gemma_export.model.config import GemmaConfig, config_from_hf, is_tied
 from gemma_export.model.sizes import OFFICIAL, Official, find_official
 from gemma_runtime.errors import CheckpointError, ConfigError, MissingExtra
 
@@ -219,6 +220,11 @@ def _random_shape(
         raise ConfigError(f"can't read {config_file}: {error}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{config_file} is not a JSON object")
+    if not is_tied(config):
+        raise ConfigError(
+            f"{config_file}: tie_word_embeddings is False, expected true: Gemma's head is its "
+            "embedding table"
+        )
     return config_from_hf(config), int(seed)
 
 
@@ -232,14 +238,17 @@ def _demo() -> Checkpoint:
 def _existing(source: str) -> Checkpoint | None:
     """Open a local file or folder; None if there is none of that name."""
     path = Path(source).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
+    check_downloaded(path)
+    if path.exists() and (model := _gguf_file(path)) is not None:
         from gemma_export.checkpoint.gguf import open_gguf
 
-        return open_gguf(path)
+        return open_gguf(model)
     if path.is_dir():
         from gemma_export.checkpoint.folder import open_folder
 
         return open_folder(path)
+    if path.is_file() and path.suffix in (".safetensors", ".json"):
+        raise CheckpointError(f"{path} is one file of a checkpoint; give its folder, {path.parent}")
     if path.exists():
         raise CheckpointError(
             f"{path} is neither a folder with safetensors nor a .gguf file; pickles (.bin, .pt) "
@@ -248,16 +257,32 @@ def _existing(source: str) -> Checkpoint | None:
     return None
 
 
-def _from_hub(repo_id: str, revision: str | None) -> Checkpoint:
+def _gguf_file(path: Path) -> Path | None:
+    """The GGUF model that a path is, or that its folder contains."""
+    from gemma_export.checkpoint.gguf_choice import find_gguf, is_gguf
+
+    if path.is_dir():
+        return find_gguf(path)
+    return path if is_gguf(path) else None
+
+
+def _from_hub(source: str, revision: str | None) -> Checkpoint:
+    """Open `owner/name`, or `owner/name:PATTERN` for one of its GGUF models."""
     from gemma_export.checkpoint.folder import open_folder
     from gemma_export.checkpoint.hub import fetch_hub, looks_like_hub_id
 
+    repo_id, _, pattern = source.partition(":")
     if not looks_like_hub_id(repo_id):
         raise CheckpointError(
-            f"{repo_id} does not exist, and is not a hub id (owner/name); expected a folder, a "
+            f"{source} does not exist, and is not a hub id (owner/name); expected a folder, a "
             ".gguf file, a hub id, random[:SEED] or demo"
         )
-    snapshot = fetch_hub(repo_id, revision)
+    snapshot = fetch_hub(repo_id, revision, pattern)
+    if snapshot.gguf is not None:
+        from gemma_export.checkpoint.gguf import open_gguf
+
+        opened = open_gguf(snapshot.folder / snapshot.gguf)
+        return replace(opened, id=f"{repo_id}/{snapshot.gguf}", revision=snapshot.revision)
     return open_folder(snapshot.folder, repo_id, snapshot.revision)
 
 

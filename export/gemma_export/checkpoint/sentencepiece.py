@@ -1,7 +1,9 @@
 """Builds `tokenizer.json` from a SentencePiece model, for folders that have `tokenizer.model` only.
 
 The ids are those of transformers' GemmaTokenizer, which makes a BPE of any SentencePiece model and
-orders its merges by the id of the merged piece.
+orders its merges by the id of the merged piece. Merges into the same piece are in the order of
+Gemma's own tokenizer.json, which phones need; transformers has them in the reverse order, which
+gave the same ids for all texts tried.
 https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
 """
 
@@ -52,9 +54,9 @@ def _read(data: bytes) -> tuple[list[str], list[int], int]:
 
 
 def _merges(tokens: Sequence[str], ids: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Every split of a piece into two pieces: lower ids first, then the shorter left half."""
+    """Every split of a piece into two pieces: lower ids first, then the longer left half."""
     return [
         split
         for index in range(len(tokens))
-        for split in sorted(splits_of(tokens, ids, index), key=lambda split: len(split[0]))
+        for split in sorted(splits_of(tokens, ids, index), key=lambda split: -len(split[0]))
     ]

@@ -16,16 +16,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gemma_export.formats.downloaded import check_downloaded
 from gemma_runtime.errors import CheckpointError
 from gemma_runtime.formats.safetensors import TensorInfo, read_safetensors_header
 
 _DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
     "U8": torch.uint8,
     "I8": torch.int8,
     "I32": torch.int32,
+    "U32": torch.uint32,
+    "I64": torch.int64,
 }
 
 
@@ -34,6 +40,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        check_downloaded(path)
         try:
             self.tensors, self.metadata = read_safetensors_header(path)
         except ValueError as error:
@@ -69,7 +76,7 @@ class SafetensorsFile:
         info = self.tensors[name]
         assert (data.dtype, tuple(data.shape)) == (_DTYPES[info.dtype], info.shape)
         with self.path.open("r+b", buffering=0) as file:
-            content = data.contiguous().view(torch.uint8).numpy().tobytes()
+            content = data.contiguous().flatten().view(torch.uint8).numpy().tobytes()
             _write_all(file.fileno(), content, info.offset)
 
 

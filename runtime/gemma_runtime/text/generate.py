@@ -14,6 +14,7 @@ from gemma_runtime.text.tokenizer import Tokenizer
 from gemma_runtime.text.tools import (
     ACTIVATION,
     CALL,
+    RESPONSE,
     Json,
     Schema,
     ToolCall,
@@ -210,11 +211,12 @@ class Conversation:
         self._template = template
         self._bos_token = bos_token
         self._eos_token = eos_token
-        self._stop_tokens = stop_tokens
         self._stop_strings = stop_strings
         self._sampling = sampling
         self._tools = check_tools(tools)
         self._marks_calls = CALL in (template or "")
+        waits = tokenizer.token_id(RESPONSE) if self._marks_calls else None
+        self._stop_tokens = [*stop_tokens] if waits is None else [*stop_tokens, waits]
         self._system = self._system_turn(system)
         self._roll = roll
         self.reset()

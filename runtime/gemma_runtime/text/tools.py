@@ -22,6 +22,7 @@ Json = Any  # what a JSON text can hold
 Schema = Mapping[str, Json]
 
 CALL, CALL_END, ESCAPE = "<start_function_call>", "<end_function_call>", "<escape>"
+RESPONSE = "<start_function_response>"  # FunctionGemma writes it when it waits for a result
 # FunctionGemma is trained to call functions after this sentence only.
 ACTIVATION = "You are a model that can do function calling with the following functions"
 # Gemma 3 has no tokens for tools: this prompt is the documented way.
