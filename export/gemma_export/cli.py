@@ -15,7 +15,7 @@ import typer
 
 from gemma_export import cache_command
 from gemma_export.model.families import FAMILIES
-from gemma_export.targets import TARGETS, all_targets, require_packages
+from gemma_export.targets import TARGETS, all_targets, require_packages, target_spec
 from gemma_export.targets.spec import Option
 from gemma_runtime.command import run_app
 from gemma_runtime.errors import nearest_first
@@ -512,5 +512,5 @@ def _lines(summary: _Summary) -> list[tuple[str, str]]:
             f"over {quality.positions} golden tokens",
         ),
         ("export", f"{summary.seconds:.1f} s, peak {format_bytes(summary.peak_rss_bytes)}"),
-        ("next", f"gemma-runtime verify {summary.bundle}"),
+        ("next", target_spec(summary.target).next_step.format(bundle=summary.bundle)),
     ]

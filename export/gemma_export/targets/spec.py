@@ -50,4 +50,5 @@ class TargetSpec:
     costs: Costs
     options: tuple[Option, ...] = ()
     is_beta: bool = False  # not part of `--target all`, because its format may still change
+    next_step: str = "gemma-runtime verify {bundle}"  # printed after an export
     splits_table: bool = False  # supports a table with int8 and int4 columns

@@ -21,7 +21,7 @@ from gemma_export.quantize.recipe import Recipe, Rule, find_recipe
 from gemma_export.quantize.store import open_or_build_store
 from gemma_export.targets.hf.config import hf_config
 from gemma_export.targets.hf.target import HfTarget
-from gemma_runtime.bundle import Bundle
+from gemma_runtime.bundle import Bundle, open_bundle
 from gemma_runtime.cli import run_command
 from gemma_runtime.contents.held_codes import codes_digest
 from gemma_runtime.errors import TargetError
@@ -96,6 +96,7 @@ def test_float_tensors_are_bfloat16_only_where_that_is_exact(
         config = json.loads((bundle.directory / "config.json").read_text())
         assert config["dtype"] == str(dtype).removeprefix("torch.")
         assert "quantization_config" not in config
+        assert open_bundle(bundle.directory).manifest.cache_dtype != "bfloat16"
 
 
 def test_config_json_gives_back_the_config(tiny: TinyCheckpoint) -> None:

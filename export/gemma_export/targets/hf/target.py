@@ -59,7 +59,7 @@ class HfTarget:
         return Artifact(
             graphs={"prefill": (io,), "decode": (io,)},
             caches=self.caches(job.config, job.geometry),
-            cache_dtype=config["dtype"],
+            cache_dtype="float32" if config["dtype"] == "float32" else "float16",  # or bfloat16
             runtime=Runtime(self.name, TARGET.label, ("transformers",), _MIN_RUNTIME),
             tools=("torch",),
             roles=roles,
