@@ -41,7 +41,7 @@ def split_packed(
         for module, parts in modules.items()
     }
     plain = {name: place for name, place in places.items() if _module(name, places) is None}
-    return plain, matrices, _notes(method)
+    return plain, matrices, _notes(method) if matrices else ()
 
 
 def check_method(hf_config: Mapping[str, Any]) -> str:

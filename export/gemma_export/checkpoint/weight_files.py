@@ -21,7 +21,11 @@ _NAMED = 3  # most files listed in a note; the others are counted
 
 def check_folder(folder: Path) -> None:
     """Raise CheckpointError if a folder is not a checkpoint, or is only partly downloaded."""
-    for path in sorted(folder.iterdir()):
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"can't read {folder}: {error.strerror}") from error
+    for path in paths:
         if path.suffix in _SMALL_FILES:
             check_downloaded(path)
     if (folder / _ADAPTER).exists():
