@@ -19,11 +19,11 @@ demo: $(VENV)/.demo
 	$(BIN)/gemma-runtime run $(DEMO) "The three primary colours are" --max-new-tokens 40
 	$(BIN)/gemma-runtime bench $(DEMO)
 
-# These lanes wait for compilers and emulators that use one core: two run at once.
+# Two at a time: most of each is a compiler or an emulator that uses one core.
 test: test-python
 	+$(MAKE) --jobs=2 --output-sync=target test-android test-ios test-arm64 test-lowest
 
-# A worker per core, and one thread in each. Tests of one file stay together: they share bundles.
+# One thread per worker. All tests of a file run in one worker, because they share bundles.
 test-python: $(VENV)/.dev
 	$(ONE_THREAD) $(BIN)/python -m pytest -m "not serial" --numprocesses=$(WORKERS) --dist=loadscope
 	$(BIN)/python -m pytest -m serial

@@ -36,7 +36,7 @@ debian_package() {
 install_java() {
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
     echo "android: installing Debian's JDK"
-    { apt-get update -qq && apt-get install -y -qq --no-install-recommends default-jdk-headless; } >"$out/java.log" 2>&1
+    install_packages default-jdk-headless >"$out/java.log" 2>&1
 }
 
 command -v java >/dev/null || install_java || skip "java is not installed and could not be installed"

@@ -5,6 +5,7 @@
 #   PYTHON=.venv/bin/python ios_demo/test.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source tests/data/debian_packages.sh
 export ORT_DISABLE_TELEMETRY=${ORT_DISABLE_TELEMETRY-1} ORT_TELEMETRY_DISABLED=${ORT_TELEMETRY_DISABLED-1}
 root=$PWD
 cache=${GEMMA_EXPORT_CACHE:-$HOME/.cache/gemma-export}
@@ -22,7 +23,7 @@ skip() {
 
 make_swift_root() {
     [ "$(id -u)" = 0 ] || skip "Swift is not installed, and installing it into a folder needs root"
-    command -v debootstrap >/dev/null || { apt-get update -qq && apt-get install -qq --no-install-recommends debootstrap; } >/dev/null 2>&1 \
+    command -v debootstrap >/dev/null || install_packages debootstrap >/dev/null 2>&1 \
         || skip "Swift is not installed, and debootstrap could not be installed"
     local stage=$swift_root.partial mirror
     rm -rf "$stage"

@@ -34,10 +34,10 @@ class Entry:
     recipe: str = ""
 
     def files(self) -> list[Path]:
-        """All of its files but locks; of a store also what an interrupted export left."""
+        """All files of the entry except locks; a store's include those of an interrupted export."""
         inside = self.path.rglob("*") if self.path.is_dir() else None
-        found = inside or self.path.parent.glob(f"{self.path.stem}.*")
-        return [path for path in found if path.is_file() and path.suffix != ".lock"]
+        files = inside or self.path.parent.glob(f"{self.path.stem}.*")
+        return [path for path in files if path.is_file() and path.suffix != ".lock"]
 
     @property
     def bytes(self) -> int:

@@ -93,8 +93,26 @@ _Checkpoint = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=_MODEL,
-        help="A Hugging Face folder, a hub id, a .gguf file, random\\[:SEED], or demo (the Gemma 3 "
-        "270M of the \\[demo] extra). By default, --size is downloaded from the hub.",
+        help="A Hugging Face folder, a hub id, a .gguf file, a LoRA adapter, random\\[:SEED], or "
+        "demo (the Gemma 3 270M of the \\[demo] extra). By default, --size is downloaded from the "
+        "hub.",
+    ),
+]
+_Base = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=_MODEL,
+        help="The model of a LoRA adapter given as --checkpoint: a folder or a hub id. \\[the one "
+        "that its adapter_config.json names]",
+    ),
+]
+_Adapter = Annotated[
+    list[str] | None,
+    typer.Option(
+        rich_help_panel=_MODEL,
+        metavar="FOLDER[=WEIGHT]",
+        help="A LoRA adapter (PEFT), a folder or a hub id, merged into the model; may be given "
+        "several times. WEIGHT scales it; 1 is usual.",
     ),
 ]
 _Size = Annotated[
@@ -229,6 +247,8 @@ def export(
     ctx: typer.Context,
     *,
     checkpoint: _Checkpoint = None,
+    base: _Base = None,
+    adapter: _Adapter = None,
     size: _Size = None,
     family: _Family = None,
     config: _Config = None,
@@ -260,6 +280,8 @@ def export(
         targets=_targets(target),
         recipe=_recipe(quant),
         checkpoint=checkpoint,
+        base=base,
+        adapters=tuple(adapter or ()),
         size=size,
         family=_family(family),
         config_file=config,

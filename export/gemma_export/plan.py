@@ -178,10 +178,10 @@ def _regions(
     shapes = config.tensor_shapes()
     for names in config.products():
         for stack in stacks(names, lambda name: formats.get(name, FLOAT)):
-            form = formats.get(stack[0], FLOAT)
+            fmt = formats.get(stack[0], FLOAT)
             rows, width = sum(shapes[name][0] for name in stack), shapes[stack[0]][1]
             component = _component(stack[0], shapes[stack[0]])
-            for columns, own in form.pieces("", width).values():
+            for columns, own in fmt.pieces("", width).values():
                 inputs = len(range(width)[columns])
                 for length in _matrix_regions(rows, inputs, own, costs.float_bytes):
                     yield component, length
@@ -194,24 +194,24 @@ def _regions(
 
 
 def _matrix_regions(
-    rows: int, width: int, form: Format, float_bytes: int, scale_bytes: int = _SCALE_BYTES
+    rows: int, width: int, fmt: Format, float_bytes: int, scale_bytes: int = _SCALE_BYTES
 ) -> list[int]:
     """Bytes of codes, scales and zero points."""
-    if form.is_float:
+    if fmt.is_float:
         return [rows * width * float_bytes]
-    groups = width // form.group
-    zeros = [rows * ((groups * form.bits + 7) // 8)] if form.asymmetric else []
-    return [rows * width * form.bits // 8, rows * groups * scale_bytes, *zeros]
+    groups = width // fmt.group
+    zeros = [rows * ((groups * fmt.bits + 7) // 8)] if fmt.asymmetric else []
+    return [rows * width * fmt.bits // 8, rows * groups * scale_bytes, *zeros]
 
 
 def _held_bytes(
-    config: GemmaConfig, name: str, form: Format, float_bytes: int = _FLOAT_BYTES
+    config: GemmaConfig, name: str, fmt: Format, float_bytes: int = _FLOAT_BYTES
 ) -> int:
     """Bytes of a matrix in memory. onnxruntime converts scales to float32 when it loads."""
     rows, width = config.tensor_shapes()[name]
     return sum(
         sum(_matrix_regions(rows, len(range(width)[columns]), own, float_bytes, _FLOAT_BYTES))
-        for columns, own in form.pieces(name, width).values()
+        for columns, own in fmt.pieces(name, width).values()
     )
 
 
@@ -243,15 +243,15 @@ def _run(
     artifact: ArtifactBytes,
     costs: Costs,
 ) -> RunBytes:
-    form = formats.get(TABLE, FLOAT)
+    fmt = formats.get(TABLE, FLOAT)
     held = {n: _held_bytes(config, n, f, costs.float_bytes) for n, f in formats.items()}
     # Lookups read the table as loaded: floats, or codes with float32 scales.
-    table_codes = config.vocab_size * (config.hidden_size * form.bits + form.int8_columns * 4) // 8
+    table_codes = config.vocab_size * (config.hidden_size * fmt.bits + fmt.int8_columns * 4) // 8
     mapped = artifact.norms + artifact.ropes
-    is_kept = form.is_float or costs.table_kept
+    is_kept = fmt.is_float or costs.table_kept
     mapped += held[TABLE] if is_kept else held[TABLE] - table_codes
-    prepacked = round(sum(held.values()) * (1.0 if form.is_float else costs.packed))
-    packing = 0 if form.is_float else round(held[TABLE] * costs.packing)
+    prepacked = round(sum(held.values()) * (1.0 if fmt.is_float else costs.packed))
+    packing = 0 if fmt.is_float else round(held[TABLE] * costs.packing)
     cached = sum(cache.elements for cache in caches) * costs.float_bytes
     activations = _activation_bytes(config, caches, geometry.prefill_length)
     resident = costs.runtime + mapped + prepacked

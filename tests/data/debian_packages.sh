@@ -1,4 +1,4 @@
-# Fetches Debian packages without installing them. Other scripts source this file.
+# Fetches and installs Debian packages. Other scripts source this file.
 
 # debian_packages FOLDER SUITE ARCHITECTURE TAR_ARGUMENTS NAME…
 # Unpacks the packages into FOLDER, from the mirror that apt uses here. Does nothing if FOLDER exists.
@@ -23,4 +23,12 @@ debian_packages() {
         done) >&2 || { rm -rf "$stage"; return 1; }
     mv -T "$stage/root" "$folder" || [ -d "$folder" ] # a parallel run may have created it
     rm -rf "$stage"
+}
+
+# install_packages NAME…: onto this machine, as root. Lanes that run at once wait for each other.
+install_packages() {
+    (
+        flock 9
+        apt-get update -qq && apt-get install -y -qq --no-install-recommends "$@"
+    ) 9>"${TMPDIR:-/tmp}/gemma-export-apt.lock"
 }

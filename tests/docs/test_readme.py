@@ -108,7 +108,7 @@ def _flags(name: str) -> set[str]:
 
 
 def _flags_of(command: object) -> set[str]:
-    """Those of its subcommands too. typer's own classes for commands are private."""
+    """Every flag of a command and its subcommands. Typed `object`, as typer hides its classes."""
     inner = getattr(command, "commands", {}).values()
     own = {flag for one in command.params for flag in one.opts if flag[0] == "-"}  # type: ignore[attr-defined]
     return own.union(*map(_flags_of, inner))

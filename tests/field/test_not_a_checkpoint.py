@@ -62,12 +62,6 @@ def test_the_folder_above_a_trainers_checkpoints_names_the_newest(folder: Path) 
         open_checkpoint(str(above))
 
 
-def test_an_adapter_without_a_config_is_told_apart_from_a_model(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="contains an adapter, not a model; merge it"):
-        open_checkpoint(str(tmp_path))
-
-
 @pytest.mark.parametrize("keys", [("quantization",), ("quantization", "quantization_config")])
 def test_a_quantized_mlx_folder_is_refused_by_name(folder: Path, keys: tuple[str, ...]) -> None:
     configure(folder, **{key: {"group_size": 64, "bits": 4} for key in keys})

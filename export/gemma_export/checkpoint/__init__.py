@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from gemma_export.checkpoint.generation import GenerationDefaults
 from gemma_export.model.config import GemmaConfig
 from gemma_runtime.errors import CheckpointError
 
@@ -31,6 +32,11 @@ class Checkpoint(Protocol):
         """Sentences the user should see, e.g. that the vision tower is left out."""
         ...
 
+    @property
+    def generation(self) -> GenerationDefaults:
+        """Stop tokens and sampling values from the files beside the config."""
+        ...
+
     def rows(self, name: str, start: int, stop: int) -> "Tensor":
         """Rows [start, stop) of a tensor as float32. Reads only those rows."""
         ...
@@ -46,10 +52,12 @@ class Checkpoint(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFiles:
-    """A `tokenizer.json` and its chat template."""
+    """A `tokenizer.json`, its chat template, and the token that the template calls `eos_token`."""
 
     tokenizer_json: bytes
     chat_template: str | None
+    eos: str = "<eos>"
+    notes: tuple[str, ...] = ()  # sentences the user should see
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +74,17 @@ class SourceWeight:
 
 
 def check_tensors(
-    where: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+    where: Path, shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
     """Raise CheckpointError naming the tensor if one is missing, unexpected or of wrong shape."""
     for name, shape in expected.items():
-        if name not in found:
+        if name not in shapes:
             raise CheckpointError(f"{where}: tensor {name} is missing, expected shape {shape}")
-        if found[name] != shape:
+        if shapes[name] != shape:
             raise CheckpointError(
-                f"{where}: tensor {name} has shape {found[name]}, the config says {shape}"
+                f"{where}: tensor {name} has shape {shapes[name]}, the config says {shape}"
             )
-    if left := sorted(set(found) - set(expected)):
+    if left := sorted(set(shapes) - set(expected)):
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise CheckpointError(f"{where}: tensor {left[0]}{more} is not part of this Gemma")
 

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from gemma_export.checkpoint import TokenizerFiles, check_finite, check_tensors
+from gemma_export.checkpoint.generation import GenerationDefaults, generation_from_hf
 from gemma_export.checkpoint.grid import grid_codes
 from gemma_export.checkpoint.packed import PackedMatrix, Place, Places
 from gemma_export.checkpoint.packed_folder import check_method, split_packed
 from gemma_export.checkpoint.prequantized import Stored, grid_stored
 from gemma_export.checkpoint.text_names import HEAD, check_unpacked, find_text
+from gemma_export.checkpoint.tokenizer_folder import read_tokenizer
 from gemma_export.checkpoint.weight_files import CONFIG, check_folder, open_weights, read_json
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.codes import Codes
@@ -29,6 +31,7 @@ from gemma_export.model.config import (
 from gemma_runtime.bundle import sha256_file
 from gemma_runtime.errors import CheckpointError, ConfigError
 
+_GENERATION = "generation_config.json"
 _FLOATS = ("F32", "F16", "BF16")
 _UNTIED = "Gemma's head is its embedding table, and an untied head is not supported"
 
@@ -42,6 +45,7 @@ class FolderCheckpoint:
     notes: tuple[str, ...]
     _places: Mapping[str, Place] = field(repr=False)  # our name → file, stored name
     _files: frozenset[Path] = field(repr=False)
+    generation: GenerationDefaults = field(default_factory=GenerationDefaults)
     _packed: Mapping[str, PackedMatrix] = field(
         default_factory=dict, repr=False
     )  # GPTQ, AWQ, bitsandbytes
@@ -86,10 +90,7 @@ class FolderCheckpoint:
         return hashlib.sha256(" ".join(sha256_file(path) for path in parts).encode()).hexdigest()
 
     def tokenizer(self) -> TokenizerFiles | None:
-        path = self.folder / "tokenizer.json"
-        if not path.exists():
-            return None
-        return TokenizerFiles(path.read_bytes(), _chat_template(self.folder))
+        return read_tokenizer(self.folder, self.config.vocab_size)
 
 
 def open_folder(
@@ -105,6 +106,7 @@ def open_folder(
     with _naming(folder):
         check_method(hf_config)
         config = config_from_hf(hf_config)
+    generation = _generation(folder)
     expected = config.tensor_shapes()
     files, aside = open_weights(folder, hf_config)
     with _naming(folder):
@@ -121,15 +123,17 @@ def open_folder(
     used = frozenset(file.path for file, _ in places.values())
     multimodal = _multimodal_note(folder, text.vision) if is_multimodal(hf_config) else ()
     notes = (*aside, *notes, *multimodal, *_others_note(folder, (*text.others, *others)))
-    return FolderCheckpoint(id or folder.name, revision, folder, config, notes, plain, used, packed)
+    return FolderCheckpoint(
+        id or folder.name, revision, folder, config, notes, plain, used, generation, packed
+    )
 
 
 @contextmanager
-def _naming(folder: Path) -> Iterator[None]:
+def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except (CheckpointError, ConfigError) as error:
-        raise type(error)(f"{folder}: {error}") from error
+        raise type(error)(f"{path}: {error}") from error
 
 
 def _needed(
@@ -207,10 +211,10 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
-def _chat_template(folder: Path) -> str | None:
-    if (folder / "chat_template.jinja").exists():
-        return (folder / "chat_template.jinja").read_text("utf-8")
-    if not (folder / "tokenizer_config.json").exists():
-        return None
-    template = read_json(folder / "tokenizer_config.json").get("chat_template")
-    return template if isinstance(template, str) else None
+def _generation(folder: Path) -> GenerationDefaults:
+    path = folder / _GENERATION
+    if not path.exists():
+        return GenerationDefaults()
+    content = read_json(path)
+    with _naming(path):
+        return generation_from_hf(content)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gemma_export.checkpoint import TokenizerFiles, check_finite, check_tensors
+from gemma_export.checkpoint.generation import GenerationDefaults, generation_from_gguf
 from gemma_export.checkpoint.gguf_codes import STORED, blocks_to_codes
 from gemma_export.checkpoint.gguf_config import TOKENS, config_from_gguf
 from gemma_export.checkpoint.gguf_tokenizer import rebuild_tokenizer
@@ -34,6 +35,7 @@ class GgufCheckpoint:
     config: GemmaConfig
     notes: tuple[str, ...]
     _tensors: Mapping[str, GgufTensor] = field(repr=False)  # by Hugging Face name
+    generation: GenerationDefaults = field(default_factory=GenerationDefaults)
 
     @property
     def revision(self) -> None:
@@ -76,8 +78,13 @@ class GgufCheckpoint:
         if TOKENS not in metadata:
             return None
         template = metadata.get("tokenizer.chat_template")
+        rebuilt = rebuild_tokenizer(self.path, metadata)
+        tokens, eos = metadata[TOKENS], metadata.get("tokenizer.ggml.eos_token_id")
+        assert isinstance(tokens, list)  # else it can't be rebuilt
         return TokenizerFiles(
-            rebuild_tokenizer(self.path, metadata), template if isinstance(template, str) else None
+            rebuilt,
+            template if isinstance(template, str) else None,
+            tokens[eos] if isinstance(eos, int) and 0 <= eos < len(tokens) else "<eos>",
         )
 
 
@@ -90,6 +97,7 @@ def open_gguf(path: Path, notes: tuple[str, ...] = ()) -> GgufCheckpoint:
     header = read_header(path)
     try:
         config = config_from_gguf(header)
+        generation = generation_from_gguf(header.metadata)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     if _HEAD in header.tensors:
@@ -100,7 +108,8 @@ def open_gguf(path: Path, notes: tuple[str, ...] = ()) -> GgufCheckpoint:
     tensors = {hf_name(name): tensor for name, tensor in header.tensors.items()}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     check_tensors(path, shapes, config.tensor_shapes())
-    return GgufCheckpoint(path.name, path, config, _quantized_note(path, header) + notes, tensors)
+    notes = _quantized_note(path, header) + notes
+    return GgufCheckpoint(path.name, path, config, notes, tensors, generation)
 
 
 def _quantized_note(path: Path, header: GgufHeader) -> tuple[str, ...]:

@@ -30,10 +30,10 @@ STORED: Mapping[GgufType, Stored] = {
 def blocks_to_codes(data: NDArray[np.uint8], kind: GgufType) -> Codes:
     """Convert rows of blocks, (N, bytes), of a type in STORED."""
     blocks = data.reshape(len(data), -1, BLOCKS[kind][1])
-    form = STORED[kind].format
-    assert form is not None
+    fmt = STORED[kind].format
+    assert fmt is not None
     codes, scales = _READERS[kind](blocks)
-    packed = pack(torch.from_numpy(np.ascontiguousarray(codes.reshape(len(data), -1))), form.bits)
+    packed = pack(torch.from_numpy(np.ascontiguousarray(codes.reshape(len(data), -1))), fmt.bits)
     return Codes(packed, _tensor(scales), None)
 
 

@@ -56,14 +56,14 @@ def config_from_gguf(header: GgufHeader) -> GemmaConfig:
 def _scalars(metadata: Mapping[str, Value], family: str) -> dict[str, int | float | str]:
     """The family's fields by key. In Gemma all layers share them, so none may be a list."""
     prefix = f"{family}."
-    found: dict[str, int | float | str] = {}
+    scalars: dict[str, int | float | str] = {}
     for key, value in metadata.items():
         if not key.startswith(prefix) or key == prefix + _PATTERN:
             continue
         if isinstance(value, list | np.ndarray):
             raise ConfigError(f"{key} is a list, expected one value for all layers")
-        found[key.removeprefix(prefix)] = value
-    return found
+        scalars[key.removeprefix(prefix)] = value
+    return scalars
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +120,14 @@ def _attention(fields: _Fields) -> dict[str, object]:
     for key in fields.family.gguf.required:
         fields.require(key)
     values = fields.values
-    found: dict[str, object] = {hf: values[key] for key, hf in _OPTIONAL.items() if key in values}
-    found |= {cap: values[cap] or None for cap in _SOFTCAPS if cap in values}  # 0 is off
+    config: dict[str, object] = {hf: values[key] for key, hf in _OPTIONAL.items() if key in values}
+    config |= {cap: values[cap] or None for cap in _SOFTCAPS if cap in values}  # 0 is off
     # A factor without a type is linear, as the older name of the field says.
     factor = values.get("rope.scaling.factor", values.get("rope.scale_linear"))
     kind = values.get("rope.scaling.type", "linear" if factor else "none")
     if kind != "none":
-        found["rope_scaling"] = {"rope_type": kind, "factor": factor or 1.0}
-    return found
+        config["rope_scaling"] = {"rope_type": kind, "factor": factor or 1.0}
+    return config
 
 
 def _layer_types(pattern: Value | None, layers: int) -> dict[str, list[str]]:
@@ -149,12 +149,12 @@ def _tokens(metadata: Mapping[str, Value], rows: int) -> dict[str, object]:
     tokens = metadata.get(TOKENS)
     if isinstance(tokens, list) and _END_OF_TURN in tokens:
         ends.append(tokens.index(_END_OF_TURN))
-    found: dict[str, object] = {}
+    config: dict[str, object] = {}
     if stops := [end for end in dict.fromkeys(ends) if end is not None]:
-        found["eos_token_id"] = stops
+        config["eos_token_id"] = stops
     if (bos := _token(metadata, "bos", rows)) is not None:
-        found["bos_token_id"] = bos
-    return found
+        config["bos_token_id"] = bos
+    return config
 
 
 def _token(metadata: Mapping[str, Value], name: str, rows: int) -> int | None:

@@ -13,13 +13,20 @@ from pathlib import Path
 from gemma_runtime.errors import HubError, MissingExtra
 
 _INDEX = "model.safetensors.index.json"
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _FILES = (
+    "adapter_config.json",
     "config.json",
     "generation_config.json",
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",
+    "additional_chat_templates/*.jinja",
+    "processor_config.json",
     "*.safetensors",
     _INDEX,
 )
@@ -59,7 +66,7 @@ def fetch_hub(repo_id: str, revision: str | None = None) -> HubSnapshot:
         folder = _snapshot(repo_id, revision)
     except (HTTPError, OSError, ValueError) as error:
         raise HubError(_explain(repo_id, revision, error)) from error
-    if not _has_weights(folder):
+    if not _has_weights(folder) and not _has_adapter(folder):
         raise HubError(
             f"{repo_id}: config.json or a .safetensors file is missing on the hub and in the "
             "cache; choose a repository that has them, or pass --checkpoint DIR"
@@ -79,8 +86,9 @@ def _cached(repo_id: str, revision: str | None) -> HubSnapshot | None:
         folder = _snapshot(repo_id, revision, local_files_only=True)
     except (LocalEntryNotFoundError, HFValidationError):
         return None
-    complete = _has_weights(folder) and (folder / "tokenizer.json").exists()
-    return HubSnapshot(folder, folder.name) if complete else None
+    has_tokenizer = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
+    complete = _has_weights(folder) and has_tokenizer
+    return HubSnapshot(folder, folder.name) if complete or _has_adapter(folder) else None
 
 
 def _snapshot(repo_id: str, revision: str | None, local_files_only: bool = False) -> Path:
@@ -109,6 +117,11 @@ def _has_weights(folder: Path) -> bool:
     except (ValueError, KeyError):
         return False  # a damaged index names no shards
     return all((folder / str(shard)).exists() for shard in shards_of)
+
+
+def _has_adapter(folder: Path) -> bool:
+    """Whether it has a LoRA adapter, whose base is another repository."""
+    return all((folder / name).exists() for name in _ADAPTER)
 
 
 def _explain(repo_id: str, revision: str | None, error: Exception) -> str:

@@ -1,14 +1,23 @@
 """Opens the checkpoint that the user named."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from gemma_export.checkpoint import Checkpoint
+from gemma_export.checkpoint.adapter_fit import fit_adapter
+from gemma_export.checkpoint.adapter_folder import (
+    ADAPTER_CONFIG,
+    Adapter,
+    is_adapter,
+    open_adapter,
+    split_weight,
+)
 from gemma_export.formats.downloaded import check_downloaded, starts_with
 from gemma_export.model.config import GemmaConfig, config_from_hf, is_tied
-from gemma_export.model.sizes import Official, find_official
+from gemma_export.model.sizes import OFFICIAL, Official, find_official
 from gemma_runtime.errors import CheckpointError, ConfigError, MissingExtra
 
 DEMO = "demo"
@@ -19,12 +28,32 @@ def open_checkpoint(
     size: str | None = None,
     family: str | None = None,
     config_file: Path | None = None,
+    base: str | None = None,
+    adapters: Sequence[str] = (),
 ) -> Checkpoint:
-    """Open a folder, a `.gguf` file, `random[:SEED]`, `demo` or a hub id.
+    """Open a folder, a `.gguf` file, `random[:SEED]`, `demo` or a hub id, and merge `adapters`.
 
     `source=None` selects the official checkpoint of `size`. Random weights take their shape from
-    `size` or `config_file`.
+    `size` or `config_file`. A `source` that is an adapter is merged into `base`, or else into the
+    model that its config names.
     """
+    model = _find_model(source, base, adapters)
+    checkpoint = _open_model(model.source, model.revision, size, family, config_file)
+    if not model.adapters:
+        return checkpoint
+    with _packages():
+        from gemma_export.checkpoint.adapter import merge_adapters
+
+        return merge_adapters(checkpoint, model.adapters)
+
+
+def _open_model(
+    source: str | None,
+    revision: str | None,
+    size: str | None,
+    family: str | None,
+    config_file: Path | None,
+) -> Checkpoint:
     official = find_official(size, family) if size else None
     if source is not None and _is_random(source):
         config, seed = _random_shape(source, official, config_file)
@@ -39,11 +68,11 @@ def open_checkpoint(
     with _packages():
         if source == DEMO:
             return _demo()
-        found = _existing(source) if source is not None else None
-        if found is None:
-            found = _from_hub(source or (official.hub_id if official else ""))
-    _check_size(found, official)
-    return found
+        checkpoint = _existing(source) if source is not None else None
+        if checkpoint is None:
+            checkpoint = _from_hub(source or (official.hub_id if official else ""), revision)
+    _check_size(checkpoint, official)
+    return checkpoint
 
 
 def planned_config(
@@ -51,14 +80,113 @@ def planned_config(
     size: str | None = None,
     family: str | None = None,
     config_file: Path | None = None,
+    base: str | None = None,
+    adapters: Sequence[str] = (),
 ) -> GemmaConfig:
-    """The config only. Opens nothing for an official size or for random weights."""
+    """The config only. Opens no weights of an official model, and none of random ones.
+
+    Raises CheckpointError for an adapter that doesn't fit.
+    """
+    model = _find_model(source, base, adapters)
+    config = _model_config(model, size, family, config_file)
+    for adapter in model.adapters:
+        fit_adapter(adapter, config)
+    return config
+
+
+def _model_config(
+    model: "_Model", size: str | None, family: str | None, config_file: Path | None
+) -> GemmaConfig:
     official = find_official(size, family) if size else None
+    source = model.source
     if source is None and official is not None and config_file is None:
         return official.config
     if source is not None and _is_random(source):
         return _random_shape(source, official, config_file)[0]
-    return open_checkpoint(source, size, family, config_file).config
+    if model.adapters and size is None and config_file is None:
+        for known in OFFICIAL:
+            if known.hub_id == source:
+                return known.config
+    return _open_model(source, model.revision, size, family, config_file).config
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What `--checkpoint`, `--base` and `--adapter` name together."""
+
+    source: str | None  # never an adapter
+    revision: str | None
+    adapters: tuple[Adapter, ...]
+
+
+def _find_model(source: str | None, base: str | None, adapters: Sequence[str]) -> _Model:
+    """Open the adapters, and find the model that they are merged into."""
+    merged = tuple(_open_adapter(*split_weight(text)) for text in adapters)
+    folder = _adapter_folder(source) if source is not None else None
+    if source is None or folder is None:
+        if base is not None:
+            raise CheckpointError(
+                f"--base {base} needs an adapter as --checkpoint, which {source or 'missing'} is "
+                "not; give the model as --checkpoint and adapters as --adapter"
+            )
+        return _Model(source, None, merged)
+    adapter = open_adapter(folder, _adapter_name(source))
+    own = None if base else _own_model(folder)
+    found = own or base or _named_base(adapter)
+    if own is None and _adapter_folder(found) is not None:
+        raise CheckpointError(
+            f"the base of {source}, {found}, is an adapter too; give the model as --checkpoint and "
+            "both adapters as --adapter"
+        )
+    revision = adapter.config.get("revision") if found == adapter.base else None
+    return _Model(found, revision, (adapter, *merged))
+
+
+def _open_adapter(source: str, weight: float) -> Adapter:
+    folder = _adapter_folder(source)
+    if folder is None:
+        raise CheckpointError(
+            f"--adapter {source} is not an adapter; expected a folder or hub id with "
+            f"{ADAPTER_CONFIG}, or FOLDER=WEIGHT"
+        )
+    return open_adapter(folder, _adapter_name(source), weight)
+
+
+def _adapter_name(source: str) -> str:
+    return Path(source).expanduser().resolve().name
+
+
+def _adapter_folder(source: str) -> Path | None:
+    """The folder of an adapter, downloaded if it is on the hub; None if it is something else."""
+    path = Path(source).expanduser()
+    if not path.exists() and not _is_random(source):
+        from gemma_export.checkpoint.hub import fetch_hub, looks_like_hub_id
+
+        if not looks_like_hub_id(source) or any(known.hub_id == source for known in OFFICIAL):
+            return None
+        path = fetch_hub(source).folder
+    return path if is_adapter(path) else None
+
+
+def _own_model(folder: Path) -> str | None:
+    """The folder itself if it holds a model too; transformers reads that one, not the base."""
+    names = ("model.safetensors", "model.safetensors.index.json")
+    has_weights = any((folder / name).exists() for name in names)
+    return str(folder) if has_weights and (folder / "config.json").exists() else None
+
+
+def _named_base(adapter: Adapter) -> str:
+    from gemma_export.checkpoint.hub import looks_like_hub_id
+
+    path, base = adapter.folder / ADAPTER_CONFIG, adapter.base
+    if base is None:
+        raise CheckpointError(f"{path} names no base model; give it as --base FOLDER or hub id")
+    if not Path(base).expanduser().exists() and not looks_like_hub_id(base):
+        raise CheckpointError(
+            f"{path} names the base {base}, which does not exist here; give it as --base FOLDER "
+            "or hub id"
+        )
+    return base
 
 
 @contextmanager
@@ -139,7 +267,7 @@ def _only_gguf(folder: Path) -> Path | None:
     return found[0] if len(found) == 1 and not has_others else None
 
 
-def _from_hub(repo_id: str) -> Checkpoint:
+def _from_hub(repo_id: str, revision: str | None) -> Checkpoint:
     from gemma_export.checkpoint.folder import open_folder
     from gemma_export.checkpoint.hub import fetch_hub, looks_like_hub_id
 
@@ -148,18 +276,18 @@ def _from_hub(repo_id: str) -> Checkpoint:
             f"{repo_id} does not exist, and is not a hub id (owner/name); expected a folder, a "
             ".gguf file, a hub id, random[:SEED] or demo"
         )
-    snapshot = fetch_hub(repo_id)
+    snapshot = fetch_hub(repo_id, revision)
     return open_folder(snapshot.folder, repo_id, snapshot.revision)
 
 
-def _check_size(found: Checkpoint, official: Official | None) -> None:
+def _check_size(checkpoint: Checkpoint, official: Official | None) -> None:
     """Raise CheckpointError if `--size` doesn't match `--checkpoint`."""
     if official is None:
         return
-    want, have = official.config, found.config
+    want, have = official.config, checkpoint.config
     if (want.hidden_size, len(want.kinds)) != (have.hidden_size, len(have.kinds)):
         raise CheckpointError(
-            f"{found.id} has {len(have.kinds)} layers of width {have.hidden_size}; "
+            f"{checkpoint.id} has {len(have.kinds)} layers of width {have.hidden_size}; "
             f"{official.family} {official.size} has {len(want.kinds)} of {want.hidden_size}; "
             "leave --size out or give the right one"
         )

@@ -83,15 +83,15 @@ class IntMatrix:
         return Stored(self.kind, self._format(step, unpacked.zeros))
 
     def codes(self, start: int, stop: int) -> Codes:
-        unpacked, form = self.holder.get(self), self._stored.format
-        assert form is not None, self.kind
-        count = self.shape[1] // form.group // unpacked.scales.shape[1]  # scales are repeated
+        unpacked, fmt = self.holder.get(self), self._stored.fmtat
+        assert fmt is not None, self.kind
+        count = self.shape[1] // fmt.group // unpacked.scales.shape[1]  # scales are repeated
         zeros = unpacked.zeros[start:stop].to(torch.uint8).repeat_interleave(count, 1)
         scales = unpacked.scales[start:stop].half().repeat_interleave(count, 1)
         return Codes(
-            pack(unpacked.codes[start:stop].contiguous(), form.bits),
+            pack(unpacked.codes[start:stop].contiguous(), fmt.bits),
             scales.contiguous(),
-            pack(zeros.contiguous(), form.bits) if form.asymmetric else None,
+            pack(zeros.contiguous(), fmt.bits) if fmt.asymmetric else None,
         )
 
     def _format(self, group: int, zeros: Tensor) -> Format:

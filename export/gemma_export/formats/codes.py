@@ -57,11 +57,11 @@ def signed(packed: Tensor, bits: int, width: int) -> Tensor:
     return (unpack(packed, bits, width) - (1 << (bits - 1))).to(torch.int8)  # uint8 wraps
 
 
-def dequantize(block: Codes, form: Format) -> Tensor:
+def dequantize(block: Codes, fmt: Format) -> Tensor:
     """(N, K) float32 weights, exactly the numbers that every container represents."""
     rows, groups = block.scales.shape
-    codes = unpack(block.codes, form.bits, groups * form.group).view(rows, groups, form.group)
-    zero: Tensor | float = float(1 << (form.bits - 1))
+    codes = unpack(block.codes, fmt.bits, groups * fmt.group).view(rows, groups, fmt.group)
+    zero: Tensor | float = float(1 << (fmt.bits - 1))
     if block.zeros is not None:
-        zero = unpack(block.zeros, form.bits, groups).float()[..., None]  # (N, G, 1)
+        zero = unpack(block.zeros, fmt.bits, groups).float()[..., None]  # (N, G, 1)
     return ((codes.float() - zero) * block.scales.float()[..., None]).view(rows, -1)

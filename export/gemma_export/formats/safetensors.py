@@ -4,6 +4,7 @@ The format: 8 bytes of header length, a JSON header, the tensors back to back
 (https://github.com/huggingface/safetensors#format).
 """
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,14 +48,25 @@ class SafetensorsFile:
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) in the file's dtype."""
+        shape = self.tensors[name].shape[1:]
+        return self._read(name, start * math.prod(shape), (stop - start, *shape))
+
+    def _read(self, name: str, first: int, shape: tuple[int, ...]) -> Tensor:
+        """Elements of this shape, from element `first` on."""
         info = self.tensors[name]
-        data = torch.empty((stop - start, *info.shape[1:]), dtype=_DTYPES[info.dtype])
+        data = torch.empty(shape, dtype=_DTYPES[info.dtype])
         buffer = data.view(torch.uint8).numpy().reshape(-1).data
         with self.path.open("rb", buffering=0) as file:
-            file.seek(info.offset + start * info.row_bytes)
+            file.seek(info.offset + first * data.element_size())
             if file.readinto(buffer) != len(buffer):
                 raise CheckpointError(f"{self.path} ended inside tensor {name}; copy it again")
         return data
+
+    def columns(self, name: str, start: int, stop: int) -> Tensor:
+        """Columns [start, stop) of a matrix in the file's dtype. Reads only those."""
+        rows, width = self.tensors[name].shape
+        parts = [self._read(name, row * width + start, (stop - start,)) for row in range(rows)]
+        return torch.stack(parts)
 
     def overwrite(self, name: str, data: Tensor) -> None:
         """Replace a tensor in place by another of its dtype and shape."""

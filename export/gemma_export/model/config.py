@@ -306,6 +306,8 @@ def _eos(config: Json, text: Json) -> tuple[int, ...]:
             return (value,)
         if isinstance(value, list) and value and all(isinstance(x, int) for x in value):
             return tuple(value)
+    if config.get("eos_token_id") is None and text.get("eos_token_id") is None:
+        return ()  # other files may name some
     _refuse("eos_token_id", text.get("eos_token_id"), "a token id or a list of them")
 
 

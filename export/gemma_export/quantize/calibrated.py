@@ -20,9 +20,9 @@ from gemma_export.model.config import TABLE, TABLE_FACTORS, GemmaConfig
 from gemma_export.progress import Note, Stage, Tick, silent
 from gemma_export.quantize.calibrate.curvature import loss_peak_bytes
 from gemma_export.quantize.calibrate.fisher import (
-    end_way_back,
+    backward_bytes,
+    end_backward,
     information_peak_bytes,
-    way_bytes,
     weigh_table,
 )
 from gemma_export.quantize.calibrate.gptq import SLICE
@@ -70,7 +70,7 @@ def _is_distilled(work: Workspace) -> bool:
 
 # In order of execution. The first finds an order of channels, which all others use.
 STAGES = (
-    CalibrationStage("channels", weigh_table, _is_ordered, way_bytes),
+    CalibrationStage("channels", weigh_table, _is_ordered, backward_bytes),
     CalibrationStage("teacher", pass_teacher, _is_distilled, teacher_bytes),
     CalibrationStage("table", calibrate_table, lambda w: w.rounded_table.exists(), table_bytes),
     CalibrationStage(
@@ -101,7 +101,7 @@ class CalibratedWeights:
                     with kept_memory(), self.stage(stage.name, stage.bytes_left(work)) as tick:
                         stage.run(work, tick)
             self.work.teacher_residuals.delete()  # large and no longer needed
-            end_way_back(self.work)
+            end_backward(self.work)
 
     def parts(self, name: str, start: int, stop: int) -> dict[str, Tensor]:
         file = SafetensorsFile(self._path(name))

@@ -50,17 +50,17 @@ class Recipe:
         matrices = {n: s for n, s in config.tensor_shapes().items() if len(s) == 2}
         self._check_patterns(matrices)
         formats = {name: self._format(name, shape[1]) for name, shape in matrices.items()}
-        for name, form in formats.items():
+        for name, fmt in formats.items():
             width = matrices[name][1]
-            if form.int8_columns and (
-                name != TABLE or form.bits != 4 or form.int8_columns not in int8_choices(width)
+            if fmt.int8_columns and (
+                name != TABLE or fmt.bits != 4 or fmt.int8_columns not in int8_choices(width)
             ):
                 raise RecipeError(
-                    f"recipe {self.name}: int8_columns is {form.int8_columns} for {name}, which "
+                    f"recipe {self.name}: int8_columns is {fmt.int8_columns} for {name}, which "
                     f"has {width} columns; expected a multiple of {_INT8_STEP} below that, and "
                     f"only for {TABLE} in 4 bits"
                 )
-            for columns, own in form.pieces(name, width).values():
+            for columns, own in fmt.pieces(name, width).values():
                 inputs = len(range(width)[columns])
                 if not own.is_float and inputs % own.group:
                     raise RecipeError(
@@ -70,8 +70,8 @@ class Recipe:
         return formats
 
     def _format(self, name: str, width: int) -> Format:
-        form = self.rule(name).format
-        return replace(form, group=width) if form.per_channel else form
+        fmt = self.rule(name).format
+        return replace(fmt, group=width) if fmt.per_channel else fmt
 
     def _check_patterns(self, names: Mapping[str, object]) -> None:
         for rule in self.rules:
@@ -85,7 +85,7 @@ class Recipe:
 def bits_per_weight(config: GemmaConfig, formats: Mapping[str, Format]) -> float:
     """Average over all matrix weights, including scales and zero points."""
     shapes = config.tensor_shapes()
-    bits = sum(matrix_bits(shapes[name], form) for name, form in formats.items())
+    bits = sum(matrix_bits(shapes[name], fmt) for name, fmt in formats.items())
     return bits / sum(shapes[name][0] * shapes[name][1] for name in formats)
 
 
@@ -94,10 +94,10 @@ def int8_choices(width: int) -> range:
     return range(_INT8_STEP, width, _INT8_STEP)
 
 
-def matrix_bits(shape: tuple[int, ...], form: Format) -> float:
+def matrix_bits(shape: tuple[int, ...], fmt: Format) -> float:
     """Bits of a matrix (N, K), including scales and zero points."""
     rows, width = shape
-    pieces = form.pieces("", width).values()
+    pieces = fmt.pieces("", width).values()
     return sum(rows * len(range(width)[columns]) * f.bits_per_weight for columns, f in pieces)
 
 
@@ -207,12 +207,12 @@ def write_recipe(recipe: Recipe) -> str:
 
 
 def _written(rule: Rule) -> dict[str, object]:
-    form = rule.format
+    fmt = rule.format
     return {
-        "bits": form.bits,
-        "group": "channel" if form.per_channel else form.group,
-        "asymmetric": form.asymmetric,
-        **({"int8_columns": form.int8_columns} if form.int8_columns else {}),
+        "bits": fmt.bits,
+        "group": "channel" if fmt.per_channel else fmt.group,
+        "asymmetric": fmt.asymmetric,
+        **({"int8_columns": fmt.int8_columns} if fmt.int8_columns else {}),
         "rounding": rule.rounding,
     }
 
@@ -233,5 +233,5 @@ def _rule(base: Recipe, pattern: str, choice: _Choice, path: Path) -> Rule:
     int8_columns = choice.int8_columns
     if int8_columns is None and bits == default.format.bits:
         int8_columns = default.format.int8_columns
-    form = Format(bits, group, asymmetric, per_channel, int8_columns or 0)
-    return Rule(pattern, form, choice.rounding or default.rounding)
+    fmt = Format(bits, group, asymmetric, per_channel, int8_columns or 0)
+    return Rule(pattern, fmt, choice.rounding or default.rounding)

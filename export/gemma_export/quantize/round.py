@@ -21,10 +21,10 @@ _SHRINKS = (0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7)
 _SLICE = 1 << 17  # elements rounded at a time, so that temporaries fit the processor's cache
 
 
-def round_rows(rows: Tensor, form: Format, rounding: Rounding) -> Codes:
+def round_rows(rows: Tensor, fmt: Format, rounding: Rounding) -> Codes:
     """Quantize (N, K) float32 rows."""
     step = max(1, _SLICE // rows.shape[1])
-    return join([_round(rows[i : i + step], form, rounding) for i in range(0, len(rows), step)])
+    return join([_round(rows[i : i + step], fmt, rounding) for i in range(0, len(rows), step)])
 
 
 def shared_scale(scale: Tensor) -> Tensor:
@@ -35,45 +35,45 @@ def shared_scale(scale: Tensor) -> Tensor:
     return scale.bfloat16().half().float().clamp_(2.0**-24, 65280.0)
 
 
-def cover(low: Tensor, high: Tensor, form: Format) -> tuple[Tensor, Tensor]:
+def cover(low: Tensor, high: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
     """Scale and zero, (N, G) each, of codes that cover [low, high] and represent 0 exactly."""
     low, high = low.clamp(max=0), high.clamp(min=0)
-    top = (1 << form.bits) - 1
-    if form.asymmetric:
+    top = (1 << fmt.bits) - 1
+    if fmt.asymmetric:
         scale = shared_scale((high - low) / top)
         return scale, torch.round(-low / scale).clamp_(0, top)
-    middle = 1 << (form.bits - 1)  # codes reach from -middle to middle - 1 around it
+    middle = 1 << (fmt.bits - 1)  # codes reach from -middle to middle - 1 around it
     scale = shared_scale(torch.maximum(-low / middle, high / (middle - 1)))
     return scale, torch.full_like(scale, middle)
 
 
-def nearest(groups: Tensor, form: Format) -> tuple[Tensor, Tensor]:
+def nearest(groups: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
     """(N, G, g) → scales and zeros, (N, G) each, that cover the whole range."""
-    return cover(groups.amin(-1), groups.amax(-1), form)
+    return cover(groups.amin(-1), groups.amax(-1), fmt)
 
 
-def searched(groups: Tensor, form: Format) -> tuple[Tensor, Tensor]:
+def searched(groups: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
     """Scales and zeros of least squared error among the candidate ranges, per group."""
     return search(
-        groups, form, _SHRINKS, lambda scale, zero: _squared_error(groups, scale, zero, form)
+        groups, fmt, _SHRINKS, lambda scale, zero: _squared_error(groups, scale, zero, fmt)
     )
 
 
 def search(
     groups: Tensor,
-    form: Format,
+    fmt: Format,
     shrinks: Sequence[float],
     error: Callable[[Tensor, Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Scale and zero, (N, G) each, with the least error among the full range and its shares."""
     low, high = groups.amin(-1), groups.amax(-1)
-    best_scale, best_zero = cover(low, high, form)
+    best_scale, best_zero = cover(low, high, fmt)
     best = error(best_scale, best_zero)
     for shrink in shrinks:
-        scale, zero = cover(low * shrink, high * shrink, form)
-        found = error(scale, zero)
-        better = found < best
-        best = torch.where(better, found, best)
+        scale, zero = cover(low * shrink, high * shrink, fmt)
+        current = error(scale, zero)
+        better = current < best
+        best = torch.where(better, current, best)
         best_scale = torch.where(better, scale, best_scale)
         best_zero = torch.where(better, zero, best_zero)
     return best_scale, best_zero
@@ -86,29 +86,29 @@ ROUNDINGS: Mapping[Rounding, Callable[[Tensor, Format], tuple[Tensor, Tensor]]] 
 }
 
 
-def _round(rows: Tensor, form: Format, rounding: Rounding) -> Codes:
-    groups = rows.view(len(rows), -1, form.group)  # (N, G, g)
-    scale, zero = ROUNDINGS[rounding](groups, form)  # (N, G) each
-    codes = _steps(groups, scale, zero, form).add_(zero[..., None])
+def _round(rows: Tensor, fmt: Format, rounding: Rounding) -> Codes:
+    groups = rows.view(len(rows), -1, fmt.group)  # (N, G, g)
+    scale, zero = ROUNDINGS[rounding](groups, fmt)  # (N, G) each
+    codes = _steps(groups, scale, zero, fmt).add_(zero[..., None])
     return Codes(
-        pack(_bytes(codes).flatten(1), form.bits),
+        pack(_bytes(codes).flatten(1), fmt.bits),
         scale.half(),
-        pack(_bytes(zero), form.bits) if form.asymmetric else None,
+        pack(_bytes(zero), fmt.bits) if fmt.asymmetric else None,
     )
 
 
-def _steps(groups: Tensor, scale: Tensor, zero: Tensor, form: Format) -> Tensor:
+def _steps(groups: Tensor, scale: Tensor, zero: Tensor, fmt: Format) -> Tensor:
     """code - zero, still float: (N, G, g)."""
     steps = (groups * scale.reciprocal()[..., None]).round_()
-    if not form.asymmetric:
-        middle = 1 << (form.bits - 1)
+    if not fmt.asymmetric:
+        middle = 1 << (fmt.bits - 1)
         return steps.clamp_(-middle, middle - 1)
-    return steps.clamp_(-zero[..., None], (1 << form.bits) - 1 - zero[..., None])
+    return steps.clamp_(-zero[..., None], (1 << fmt.bits) - 1 - zero[..., None])
 
 
-def _squared_error(groups: Tensor, scale: Tensor, zero: Tensor, form: Format) -> Tensor:
+def _squared_error(groups: Tensor, scale: Tensor, zero: Tensor, fmt: Format) -> Tensor:
     """Σ (w - s·q)² minus the constant Σ w²: s (s Σ q² - 2 Σ w q), (N, G)."""
-    steps = _steps(groups, scale, zero, form)
+    steps = _steps(groups, scale, zero, fmt)
     error: Tensor = scale * (scale * vecdot(steps, steps) - 2 * vecdot(groups, steps))
     return error
 

@@ -67,8 +67,8 @@ class StoredWeight:
         """The stored pieces of the matrix from left to right; usually one, itself."""
         rows, width = self.shape
         return [
-            StoredWeight(name, (rows, len(range(width)[columns])), form, self.file)
-            for name, (columns, form) in self.format.pieces(self.name, width).items()
+            StoredWeight(name, (rows, len(range(width)[columns])), fmt, self.file)
+            for name, (columns, fmt) in self.format.pieces(self.name, width).items()
         ]
 
     def codes(self, start: int, stop: int) -> Codes:
@@ -201,8 +201,8 @@ def _build(
         ):
             hashes: dict[str, hashlib._Hash] = {}
             for name, shape in shapes.items():
-                form = formats.get(name, FLOAT)
-                hashes |= _write(writer, checkpoint, recipe, name, shape, form, progress, rounded)
+                fmt = formats.get(name, FLOAT)
+                hashes |= _write(writer, checkpoint, recipe, name, shape, fmt, progress, rounded)
             writer.patch_metadata("codes_digest", _codes_digest(hashes, formats))
             writer.patch_metadata("content_digest", _content_digest(hashes, layout))
     except OSError as error:
@@ -213,9 +213,9 @@ def _codes_digest(hashes: _Hashes, formats: Mapping[str, Format]) -> str:
     """Digest of the quantized weights, computable from any container; of all if none is."""
     pieces = [
         (piece, own, [f"{piece}.{part}" for part in Codes._fields])
-        for name, form in formats.items()
-        if not form.is_float
-        for piece, (_, own) in form.pieces(name, 0).items()  # any width gives these
+        for name, fmt in formats.items()
+        if not fmt.is_float
+        for piece, (_, own) in fmt.pieces(name, 0).items()  # any width gives these
     ]
     return combine_digests(
         f"{piece} {own} {parts_digest(hashes[part] for part in parts if part in hashes)}"
@@ -231,26 +231,26 @@ def _content_digest(hashes: _Hashes, layout: Mapping[str, TensorInfo]) -> str:
     )
 
 
-def _layout(name: str, shape: tuple[int, ...], form: Format) -> dict[str, TensorInfo]:
-    if form.is_float:
+def _layout(name: str, shape: tuple[int, ...], fmt: Format) -> dict[str, TensorInfo]:
+    if fmt.is_float:
         return {name: TensorInfo("F32", shape)}
     return {
         f"{piece}.{part}": info
-        for piece, (columns, own) in form.pieces(name, shape[1]).items()
+        for piece, (columns, own) in fmt.pieces(name, shape[1]).items()
         for part, info in parts_layout((shape[0], len(range(shape[1])[columns])), own).items()
     }
 
 
-def parts_layout(shape: tuple[int, ...], form: Format) -> dict[str, TensorInfo]:
+def parts_layout(shape: tuple[int, ...], fmt: Format) -> dict[str, TensorInfo]:
     """Types and shapes of the parts of a quantized matrix."""
     rows, width = shape
-    groups = width // form.group
+    groups = width // fmt.group
     layout = {
-        "codes": TensorInfo("U8", (rows, width * form.bits // 8)),
+        "codes": TensorInfo("U8", (rows, width * fmt.bits // 8)),
         "scales": TensorInfo("F16", (rows, groups)),
     }
-    if form.asymmetric:
-        layout["zeros"] = TensorInfo("U8", (rows, (groups * form.bits + 7) // 8))
+    if fmt.asymmetric:
+        layout["zeros"] = TensorInfo("U8", (rows, (groups * fmt.bits + 7) // 8))
     return layout
 
 
@@ -260,7 +260,7 @@ def _write(
     recipe: Recipe,
     name: str,
     shape: tuple[int, ...],
-    form: Format,
+    fmt: Format,
     progress: Tick,
     rounded: Rounded | None,
 ) -> dict[str, "hashlib._Hash"]:
@@ -270,7 +270,7 @@ def _write(
         elements = (span[1] - span[0]) * math.prod(shape[1:])
         if rounded is not None:
             return span[0], elements * 4, rounded.parts(name, *span)
-        return span[0], elements * 4, _parts(name, span, checkpoint, form, recipe)
+        return span[0], elements * 4, _parts(name, span, checkpoint, fmt, recipe)
 
     hashes: dict[str, hashlib._Hash] = {}
     for start, done, parts in in_order(quantize, row_blocks(shape)):
@@ -283,22 +283,22 @@ def _write(
 
 
 def _parts(
-    name: str, span: tuple[int, int], checkpoint: Checkpoint, form: Format, recipe: Recipe
+    name: str, span: tuple[int, int], checkpoint: Checkpoint, fmt: Format, recipe: Recipe
 ) -> dict[str, Tensor]:
-    if form.is_float:
+    if fmt.is_float:
         return {name: checkpoint.rows(name, *span)}
     rounding = recipe.rule(name).rounding
     if rounding == "kept":
         assert isinstance(checkpoint, Prequantized)  # `resolve_recipe` made sure
         block = checkpoint.codes(name, *span)
         return named_parts(name, block)
-    return round_pieces(name, checkpoint.rows(name, *span), form, rounding)
+    return round_pieces(name, checkpoint.rows(name, *span), fmt, rounding)
 
 
-def round_pieces(name: str, rows: Tensor, form: Format, rounding: Rounding) -> dict[str, Tensor]:
+def round_pieces(name: str, rows: Tensor, fmt: Format, rounding: Rounding) -> dict[str, Tensor]:
     """Round rows of a matrix; returns their parts by their names in the file."""
     parts: dict[str, Tensor] = {}
-    for piece, (columns, own) in form.pieces(name, rows.shape[1]).items():
+    for piece, (columns, own) in fmt.pieces(name, rows.shape[1]).items():
         parts |= named_parts(piece, round_rows(rows[:, columns], own, rounding))
     return parts
 

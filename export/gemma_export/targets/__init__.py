@@ -161,9 +161,9 @@ def _check_value(option: Option, value: str | None) -> None:
 
 def refuse_split(target: str, formats: Mapping[str, Format]) -> None:
     """Raise TargetError for a table with int8 columns."""
-    for name, form in formats.items():
-        if form.int8_columns:
+    for name, fmt in formats.items():
+        if fmt.int8_columns:
             raise TargetError(
-                f"{target} can't store {name} as {form}; remove `int8_columns` from the recipe, "
+                f"{target} can't store {name} as {fmt}; remove `int8_columns` from the recipe, "
                 "or choose --target onnx"
             )

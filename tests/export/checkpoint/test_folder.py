@@ -147,14 +147,10 @@ def test_a_missing_shard_and_a_pickled_shard_are_refused(folder: Path) -> None:
         open_folder(folder)
 
 
-def test_pickles_adapters_and_quantized_weights_are_refused(folder: Path) -> None:
+def test_pickles_and_quantized_weights_are_refused(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="can run code"):
         open_folder(folder)
-    (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="merge it into its base model"):
-        open_folder(folder)
-    (folder / "adapter_config.json").unlink()
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "aqlm"}
     (folder / "config.json").write_text(json.dumps(config))

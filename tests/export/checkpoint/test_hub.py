@@ -215,6 +215,16 @@ def test_a_repository_with_only_pickles_is_refused(hub: Hub, client: Client) -> 
     assert "a repository that has them" in client.refused(hub.endpoint)
 
 
+def test_an_adapter_is_fetched_without_the_model_that_it_needs(
+    hub: Hub, client: Client, nobody: str
+) -> None:
+    names = ("adapter_config.json", "adapter_model.safetensors")
+    hub.files = {**dict.fromkeys(names, b"{}"), "adapter_model.bin": b"a pickle"}
+    assert client.fetch(hub.endpoint)["folder"] == str(client.snapshot)
+    assert sorted(path.name for path in client.snapshot.iterdir()) == sorted(names)
+    assert client.fetch(nobody, offline=True)["revision"] == COMMIT
+
+
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("only_files", [True, False])
 def test_the_error_for_a_gated_model_says_where_to_accept_its_licence(

@@ -62,15 +62,15 @@ def export(folder: Path, source: Path, *targets: str, exact: bool = True) -> dic
 
 
 @pytest.mark.parametrize(
-    ("kind", "weight_format"), [("Q4_0", Format(4)), ("Q5_0", Format(8)), ("Q8_0", Format(8))]
+    ("kind", "fmt"), [("Q4_0", Format(4)), ("Q5_0", Format(8)), ("Q8_0", Format(8))]
 )
 def test_kept_ggml_codes_give_exactly_the_same_weights(
-    tmp_path: Path, kind: str, weight_format: Format
+    tmp_path: Path, kind: str, fmt: Format
 ) -> None:
     checkpoint = open_gguf(write_tiny(tmp_path, GEMMA3, KINDS[kind]))
     store = build(checkpoint)
     for name in (UP, TABLE):
-        assert store.formats[name] == weight_format
+        assert store.formats[name] == fmt
         rows = store.shapes[name][0]
         assert torch.equal(store.weight(name).rows(0, rows), checkpoint.rows(name, 0, rows))
     require_exact(resolve_recipe(find_recipe("source"), checkpoint))
@@ -312,10 +312,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("config", "weight_format"), CASES.values(), ids=list(CASES))
-def test_packed_codes_are_kept(
-    tmp_path: Path, config: dict[str, Any], weight_format: Format
-) -> None:
+@pytest.mark.parametrize(("config", "fmt"), CASES.values(), ids=list(CASES))
+def test_packed_codes_are_kept(tmp_path: Path, config: dict[str, Any], fmt: Format) -> None:
     folder = tmp_path / "packed"
     method = config["quant_method"]
     expected = quantized_folder(
@@ -325,7 +323,7 @@ def test_packed_codes_are_kept(
     store = build(checkpoint)
     for name, values in expected.items():
         rows = len(values)
-        assert store.formats[name] == weight_format
+        assert store.formats[name] == fmt
         torch.testing.assert_close(checkpoint.rows(name, 0, rows), values, rtol=0, atol=1e-6)
         assert torch.equal(store.weight(name).rows(0, rows), checkpoint.rows(name, 0, rows))
     assert list(resolve_recipe(find_recipe("source"), checkpoint).rounded) == [TABLE]

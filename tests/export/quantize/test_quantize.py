@@ -44,36 +44,36 @@ def test_a_scale_is_the_same_in_bfloat16_and_float16(scale: float) -> None:
     assert shared.bfloat16().float() == shared == shared.half().float()
 
 
-@pytest.mark.parametrize("weight_format", FORMATS, ids=str)
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
 @pytest.mark.parametrize("rounding", ["nearest", "searched"])
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**32), spread=st.floats(1e-2, 100))
 def test_the_rounding_error_is_at_most_half_a_step_of_the_full_range(
-    weight_format: Format, rounding: str, seed: int, spread: float
+    fmt: Format, rounding: str, seed: int, spread: float
 ) -> None:
     rows = torch.randn(3, 64, generator=torch.Generator().manual_seed(seed)) * spread
-    rounded = dequantize(round_rows(rows, weight_format, rounding), weight_format)  # type: ignore[arg-type]
+    rounded = dequantize(round_rows(rows, fmt, rounding), fmt)  # type: ignore[arg-type]
     groups = rows.view(3, 2, 32)
     error = (groups - rounded.view_as(groups)).pow(2).sum(-1)
-    nearest = round_rows(rows, weight_format, "nearest")
-    limit = (groups - dequantize(nearest, weight_format).view_as(groups)).pow(2).sum(-1)
+    nearest = round_rows(rows, fmt, "nearest")
+    limit = (groups - dequantize(nearest, fmt).view_as(groups)).pow(2).sum(-1)
     assert (error <= limit * 1.001 + 1e-12).all()  # a search is never worse than no search
     step = nearest.scales.float()[..., None]
     # Half a step; at the ends of the range, also the error of rounding the scale to eight bits.
-    zero = 0.5 * weight_format.asymmetric  # the zero point is rounded to a code too
-    largest = (0.5 + zero + (1 << weight_format.bits) / 256) * step
-    assert ((groups - dequantize(nearest, weight_format).view_as(groups)).abs() <= largest).all()
+    zero = 0.5 * fmt.asymmetric  # the zero point is rounded to a code too
+    largest = (0.5 + zero + (1 << fmt.bits) / 256) * step
+    assert ((groups - dequantize(nearest, fmt).view_as(groups)).abs() <= largest).all()
 
 
 def test_a_group_of_zeros_stays_zero() -> None:
-    for weight_format in FORMATS:
-        block = round_rows(torch.zeros(2, 64), weight_format, "searched")
-        assert (dequantize(block, weight_format) == 0).all()
+    for fmt in FORMATS:
+        block = round_rows(torch.zeros(2, 64), fmt, "searched")
+        assert (dequantize(block, fmt) == 0).all()
         assert (block.scales > 0).all()  # some runtimes refuse a scale of zero
 
 
 def test_bits_per_weight_include_scales_and_zero_points() -> None:
-    assert [weight_format.bits_per_weight for weight_format in FORMATS] == [4.5, 4.625, 8.5, 8.75]
+    assert [fmt.bits_per_weight for fmt in FORMATS] == [4.5, 4.625, 8.5, 8.75]
     config = find_official("270m").config
     formats = RECIPES["int4"].formats(config)
     assert bits_per_weight(config, formats) == 4.5

@@ -148,9 +148,9 @@ def check_codes(tiny: TinyCheckpoint, recipe: str, bundle: Bundle) -> None:
     """The asset contains each code once; ours are offset binary, Core AI's two's complement."""
     store = open_or_build_store(tiny.open(), find_recipe(recipe))
     program = (bundle.directory / PROGRAM).read_bytes()
-    for name, weight_format in store.formats.items():
+    for name, fmt in store.formats.items():
         part = store.weight(name).codes(0, store.shapes[name][0])
-        signed = part.codes.numpy() ^ np.uint8(0x88 if weight_format.bits == 4 else 0x80)
+        signed = part.codes.numpy() ^ np.uint8(0x88 if fmt.bits == 4 else 0x80)
         assert program.count(signed.tobytes()) == 1
         assert program.count(part.scales.numpy().tobytes()) == 1
 

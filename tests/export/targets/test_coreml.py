@@ -156,7 +156,7 @@ def test_neural_engine_bundles_give_the_logits_of_their_dequantized_weights(
         ({"coreml_compute": "npu"}, "int4", "choose from gpu, ane"),
         ({"coreml_embed": "beside"}, "int4", "choose from inside, external"),
         ({"coreml_compute": "ane"}, "int4", "--quant int8-channel or none"),
-        ({"coreml_compute": "ane", "coreml_embed": "inside"}, "none", "leave"),
+        ({"coreml_compute": "ane", "coreml_embed": "inside"}, "none", "remove --coreml-embed"),
     ],
 )
 def test_options_that_the_neural_engine_does_not_support_are_refused(

@@ -93,13 +93,13 @@ def test_the_program_contains_the_codes_of_the_store_and_one_copy_of_the_table(
     store = open_or_build_store(tiny.open(), find_recipe("int4"))
     path = int4_bundle.directory / MODEL
     with open_pte(path) as pte:
-        for name, weight_format in store.formats.items():
+        for name, fmt in store.formats.items():
             weight = store.weight(name)
             part = weight.codes(0, weight.shape[0])
             assert bytes(pte.named_data(f"{name}.codes")) == part.codes.numpy().tobytes()
             scales = np.frombuffer(bytes(pte.named_data(f"{name}.scales")), np.uint16)
             widened = (scales.astype(np.uint32) << 16).view(np.float32)
-            assert (widened == part.scales.float().numpy().ravel()).all(), weight_format
+            assert (widened == part.scales.float().numpy().ravel()).all(), fmt
     table = store.weight(TABLE).codes(0, 96).codes.numpy().tobytes()
     assert path.read_bytes().count(table) == 1
 
@@ -217,7 +217,7 @@ def test_formats_without_a_kernel_are_refused(tiny: TinyCheckpoint, recipe: str)
         ("qnn", "needs Qualcomm's .* choose from xnnpack, vulkan, coreml"),
         ("vulcan", "--delegate is 'vulcan'; choose from vulkan"),
         ("coreml", "add --prefill 1"),
-        ("vulkan", "vulkan has no kernel for int4-g32.*--quant none"),
+        ("vulkan", "vulkan has no kernel for .* as int4-g32.*--quant none"),
     ],
 )
 def test_unsupported_delegates_are_refused(tiny: TinyCheckpoint, delegate: str, match: str) -> None:

@@ -56,18 +56,18 @@ def export_gguf(folder: Path, source: Path, recipe: str, target: str = "gguf") -
     return export_bundles(request, QuietReporter())[0].bundle
 
 
-def random_codes(weight_format: Format, zero_step: int = 1) -> Codes:
+def random_codes(fmt: Format, zero_step: int = 1) -> Codes:
     generator = torch.Generator().manual_seed(3)
-    groups, top = 256 // weight_format.group, 1 << weight_format.bits
+    groups, top = 256 // fmt.group, 1 << fmt.bits
     codes = torch.randint(0, top, (6, 256), generator=generator, dtype=torch.uint8)
     scales = torch.randn(6, groups, generator=generator).half()  # of both signs, as in Q4_0
     zeros = torch.randint(0, 16 // zero_step, (6, groups), generator=generator, dtype=torch.uint8)
-    packed = pack(zeros * zero_step, 4) if weight_format.asymmetric else None
-    return Codes(pack(codes, weight_format.bits), scales, packed)
+    packed = pack(zeros * zero_step, 4) if fmt.asymmetric else None
+    return Codes(pack(codes, fmt.bits), scales, packed)
 
 
 @pytest.mark.parametrize(
-    ("weight_format", "kind"),
+    ("fmt", "kind"),
     [
         (Format(4), Q4_0),
         (Format(4, 128), Q4_0),
@@ -78,30 +78,28 @@ def random_codes(weight_format: Format, zero_step: int = 1) -> Codes:
     ids=str,
 )
 def test_ggml_dequantizes_every_block_to_the_values_of_the_store(
-    weight_format: Format, kind: GGMLQuantizationType
+    fmt: Format, kind: GGMLQuantizationType
 ) -> None:
-    codes = random_codes(weight_format, zero_step=8)
-    assert block_type(weight_format) == kind.name
-    read = ggml_dequantize(pack_blocks("w", codes, weight_format).numpy(), kind)
+    codes = random_codes(fmt, zero_step=8)
+    assert block_type(fmt) == kind.name
+    read = ggml_dequantize(pack_blocks("w", codes, fmt).numpy(), kind)
     # Q4_1 computes scale * code + minimum, the store scale * (code - zero).
-    np.testing.assert_allclose(read, dequantize(codes, weight_format).numpy(), rtol=1e-6, atol=1e-6)
-    if not weight_format.asymmetric:
-        assert np.array_equal(read, dequantize(codes, weight_format).numpy())
+    np.testing.assert_allclose(read, dequantize(codes, fmt).numpy(), rtol=1e-6, atol=1e-6)
+    if not fmt.asymmetric:
+        assert np.array_equal(read, dequantize(codes, fmt).numpy())
 
 
 def test_a_minimum_that_float16_can_t_represent_is_refused() -> None:
-    weight_format = Format(4, 32, True)
+    fmt = Format(4, 32, True)
     with pytest.raises(TargetError, match="can't store w exactly: Q4_1 stores"):
-        pack_blocks("w", random_codes(weight_format), weight_format)
+        pack_blocks("w", random_codes(fmt), fmt)
 
 
-@pytest.mark.parametrize(
-    "weight_format", [Format(4, 16), Format(8, 16), Format(8, 32, True)], ids=str
-)
-def test_formats_without_a_block_type_are_refused_before_any_work(weight_format: Format) -> None:
+@pytest.mark.parametrize("fmt", [Format(4, 16), Format(8, 16), Format(8, 32, True)], ids=str)
+def test_formats_without_a_block_type_are_refused_before_any_work(fmt: Format) -> None:
     target = GgufTarget()
-    with pytest.raises(TargetError, match=f"can't store w as {weight_format}; it supports"):
-        target.check({"w": weight_format}, None)  # type: ignore[arg-type]
+    with pytest.raises(TargetError, match=f"can't store w as {fmt}; it supports"):
+        target.check({"w": fmt}, None)  # type: ignore[arg-type]
 
 
 @MODELS

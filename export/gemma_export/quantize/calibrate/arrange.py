@@ -118,7 +118,7 @@ class ArrangedCheckpoint:
         return self.source.tokenizer()
 
 
-def arrange_channels(checkpoint: Checkpoint, curvature: Tensor, form: Format) -> Arrangement:
+def arrange_channels(checkpoint: Checkpoint, curvature: Tensor, fmt: Format) -> Arrangement:
     """Search an order of the channels that gives the table the least estimated loss.
 
     `curvature` (M, M) gives the cost of a row's error. Starting from the source's order, with the
@@ -131,17 +131,17 @@ def arrange_channels(checkpoint: Checkpoint, curvature: Tensor, form: Format) ->
     sample = torch.cat([checkpoint.rows(TABLE, r, r + 1) for r in rows.tolist()])
     cost = prepare(curvature, TABLE_DAMPING).cost
     power = sample.square().mean(0)
-    start = (power * cost).argsort(descending=True, stable=True)[: form.int8_columns]
+    start = (power * cost).argsort(descending=True, stable=True)[: fmt.int8_columns]
     left = torch.ones(width, dtype=torch.bool)
     left[start] = False
     factors = torch.ones(width)
-    if form.int8_columns:
+    if fmt.int8_columns:
         factors[start] = _level(curvature.diagonal()[start])
         factors[left] = _level(cost[left] / power[left].clamp(min=1e-20))
     estimate = _Loss((sample * factors).abs().T.contiguous(), cost / factors.square())
-    group = form.group
+    group = fmt.group
     groups = list(torch.cat((start, left.nonzero().flatten())).view(-1, group).unbind())
-    middles = [128 if i * group < form.int8_columns else 8 for i in range(len(groups))]
+    middles = [128 if i * group < fmt.int8_columns else 8 for i in range(len(groups))]
     losses = [estimate(channels, middle) for channels, middle in zip(groups, middles, strict=True)]
     choose = random.Random(_SEED)
     for _ in range(_SWAPS * width if len(groups) > 1 else 0):
@@ -150,12 +150,12 @@ def arrange_channels(checkpoint: Checkpoint, curvature: Tensor, form: Format) ->
         one, other = groups[a].clone(), groups[b].clone()
         i, j = choose.randrange(group), choose.randrange(group)
         one[i], other[j] = groups[b][j], groups[a][i]
-        found = estimate(one, middles[a]), estimate(other, middles[b])
-        if a != b and sum(found) < losses[a] + losses[b]:
+        swapped = estimate(one, middles[a]), estimate(other, middles[b])
+        if a != b and sum(swapped) < losses[a] + losses[b]:
             groups[a], groups[b] = one, other
-            losses[a], losses[b] = found
+            losses[a], losses[b] = swapped
     order = torch.cat(groups)
-    return Arrangement(order, factors[order] if form.int8_columns else None)
+    return Arrangement(order, factors[order] if fmt.int8_columns else None)
 
 
 def _level(powers: Tensor) -> Tensor:

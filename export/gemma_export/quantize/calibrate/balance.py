@@ -30,13 +30,13 @@ def balancing_factors(
 ) -> dict[str, Tensor]:
     """Column factors (K,) of a layer's MLP matrices, by name, for groups with one in `names`."""
     mlp = f"model.layers.{index}.mlp"
-    found: dict[str, Tensor] = {}
+    by_name: dict[str, Tensor] = {}
     for group in (_SIDE_BY_SIDE, ("down_proj",)):
         members = [f"{mlp}.{part}.weight" for part in group]
         if any(name in names for name in members):
             factors = _factors([weights[name] for name in members], grams[members[0]])
-            found |= dict.fromkeys(members, factors)
-    return found
+            by_name |= dict.fromkeys(members, factors)
+    return by_name
 
 
 def balanced(name: str, values: Tensor, factors: Mapping[str, Tensor]) -> Tensor:

@@ -110,7 +110,7 @@ def _check_budget(budget: Budget, config: GemmaConfig) -> None:
     formats = budget.base.formats(config)
     least = bits_per_weight(config, formats)
     most = bits_per_weight(config, RECIPES["int8"].formats(config))
-    if any(form.bits != 4 for form in formats.values()):
+    if any(fmt.bits != 4 for fmt in formats.values()):
         raise RecipeError(
             f"--bits needs a recipe with int4 everywhere, not {budget.base.name}; choose int4 or "
             "int4-asym, alone or with -gptq or -distilled"

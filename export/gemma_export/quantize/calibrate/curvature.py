@@ -23,14 +23,14 @@ from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
 from gemma_export.quantize.calibrate.arrange import arrange_channels
 from gemma_export.quantize.calibrate.fisher import (
-    back_bytes,
-    end_way_back,
+    backward_bytes,
+    backward_layer,
+    end_backward,
     information_peak_bytes,
-    leave_errors,
-    pass_back,
-    start_way_back,
+    layer_backward_bytes,
+    start_backward,
+    store_errors,
     table_information,
-    way_bytes,
 )
 from gemma_export.quantize.calibrate.gptq import Inputs, gptq, prepare
 from gemma_export.quantize.calibrate.split import prepare_table
@@ -63,12 +63,12 @@ def measure_losses(work: Workspace, tick: Tick) -> Losses:
     """Measure all losses. Each layer's are stored at once, so interrupted work resumes."""
     config, table = work.checkpoint.config, work.table_losses
     if not table.exists():
-        for layer in reversed(config.layers[: start_way_back(work, tick)]):
+        for layer in reversed(config.layers[: start_backward(work, tick)]):
             _measure_layer(work, layer)
-            tick(f"layer {layer.index}, back", back_bytes(config))
-        found = _table_losses(work, tick)
-        write_tensors(table, {str(n): torch.tensor([loss]) for n, loss in found.items()})
-    end_way_back(work)
+            tick(f"layer {layer.index}, back", layer_backward_bytes(config))
+        by_columns = _table_losses(work, tick)
+        write_tensors(table, {str(n): torch.tensor([loss]) for n, loss in by_columns.items()})
+    end_backward(work)
     matrices: dict[str, float] = {}
     for layer in config.layers:
         matrices |= _read_losses(work.losses[layer.index])
@@ -80,7 +80,7 @@ def loss_bytes(work: Workspace) -> int:
     if work.table_losses.exists():
         return 0
     shape = work.checkpoint.config.tensor_shapes()[TABLE]
-    return way_bytes(work) + len(_tried_columns(work)) * _ROUND * 4 * shape[0] * shape[1]
+    return backward_bytes(work) + len(_tried_columns(work)) * _ROUND * 4 * shape[0] * shape[1]
 
 
 def loss_peak_bytes(config: GemmaConfig) -> int:
@@ -105,7 +105,7 @@ def _measure_layer(work: Workspace, layer: LayerSpec) -> None:
     known, unseen = (
         observe_layer(source, work.checkpoint.config, layer, weights, half) for half in halves
     )
-    errors, curvatures = pass_back(work, layer, _outer)
+    errors, curvatures = backward_layer(work, layer, _outer)
 
     def measure(name: str) -> float:
         inputs = prepare(known[name]) if work.recipe.rule(name).rounding == "gptq" else None
@@ -114,7 +114,7 @@ def _measure_layer(work: Workspace, layer: LayerSpec) -> None:
 
     losses = dict(zip(curvatures, in_order(measure, curvatures), strict=True))
     write_tensors(work.losses[layer.index], {n: torch.tensor([v]) for n, v in losses.items()})
-    leave_errors(work, layer, errors)
+    store_errors(work, layer, errors)
 
 
 def _outer(gradients: Tensor) -> Tensor:
@@ -143,27 +143,27 @@ def _tried_columns(work: Workspace) -> list[int]:
 
 def _table_losses(work: Workspace, tick: Tick) -> dict[int, float]:
     curvature, shares = table_information(work)
-    found: dict[int, float] = {}
+    losses: dict[int, float] = {}
     for columns in _tried_columns(work):
-        found[columns] = _table_loss(work, columns, curvature, shares)
+        losses[columns] = _table_loss(work, columns, curvature, shares)
         tick(f"table, {columns} int8 columns", _ROUND * 4 * len(shares) * len(curvature))
-    return found
+    return losses
 
 
 def _table_loss(work: Workspace, int8_columns: int, curvature: Tensor, shares: Tensor) -> float:
     """½ Σ share · eᵀ H e over the table's rows, or over a sample if gptq rounds them."""
-    form = replace(work.formats()[TABLE], int8_columns=int8_columns)
+    fmt = replace(work.formats()[TABLE], int8_columns=int8_columns)
     inputs, arrangement = None, None
     spans = list(row_blocks(work.checkpoint.config.tensor_shapes()[TABLE]))
     if work.recipe.rule(TABLE).rounding == "gptq":
-        arrangement = arrange_channels(work.checkpoint, curvature, form)
+        arrangement = arrange_channels(work.checkpoint, curvature, fmt)
         curvature = arrangement.curvature(curvature)
-        inputs, spans = prepare_table(curvature, form), spans[::_SPARSE]
+        inputs, spans = prepare_table(curvature, fmt), spans[::_SPARSE]
 
     def measure(span: tuple[int, int]) -> tuple[float, float]:
         rows, share = work.checkpoint.rows(TABLE, *span), shares[slice(*span)]
         rows = arrangement.rows(rows) if arrangement else rows
-        error = rows - inputs.rounded(rows) if inputs else _rounding_error(rows, form, None)
+        error = rows - inputs.rounded(rows) if inputs else _rounding_error(rows, fmt, None)
         return float(share @ ((error @ curvature) * error).sum(-1)), float(share.sum())
 
     losses, seen = zip(*in_order(measure, spans), strict=True)
@@ -176,6 +176,6 @@ def _read_losses(path: Path) -> dict[str, float]:
     return {name: float(file.rows(name, 0, 1)) for name in file.tensors}
 
 
-def _rounding_error(rows: Tensor, form: Format, inputs: Inputs | None) -> Tensor:
-    codes = gptq(rows, inputs, form, 0) if inputs else round_rows(rows, form, "searched")
-    return rows - dequantize(codes, form)
+def _rounding_error(rows: Tensor, fmt: Format, inputs: Inputs | None) -> Tensor:
+    codes = gptq(rows, inputs, fmt, 0) if inputs else round_rows(rows, fmt, "searched")
+    return rows - dequantize(codes, fmt)

@@ -51,18 +51,18 @@ def weigh_table(work: Workspace, tick: Tick) -> None:
     are int8.
     """
     config = work.checkpoint.config
-    for layer in reversed(config.layers[: start_way_back(work, tick)]):
-        errors, _ = pass_back(work, layer)
-        leave_errors(work, layer, errors)
-        tick(f"layer {layer.index}, back", back_bytes(config))
+    for layer in reversed(config.layers[: start_backward(work, tick)]):
+        errors, _ = backward_layer(work, layer)
+        store_errors(work, layer, errors)
+        tick(f"layer {layer.index}, back", layer_backward_bytes(config))
     curvature, _ = table_information(work)
-    found = arrange_channels(work.checkpoint, curvature, work.formats()[TABLE])
-    tensors = {**found.tensors(), "curvature": found.curvature(curvature)}
+    arrangement = arrange_channels(work.checkpoint, curvature, work.formats()[TABLE])
+    tensors = {**arrangement.tensors(), "curvature": arrangement.curvature(curvature)}
     write_tensors(work.channel_order, tensors)
-    end_way_back(work)
+    end_backward(work)
 
 
-def start_way_back(work: Workspace, tick: Tick) -> int:
+def start_backward(work: Workspace, tick: Tick) -> int:
     """Run the forward pass and sample labels, unless done; returns the layers left to go back."""
     lowest = work.errors.lowest()
     if lowest is not None:
@@ -72,7 +72,7 @@ def start_way_back(work: Workspace, tick: Tick) -> int:
     return len(work.checkpoint.config.kinds)
 
 
-def pass_back(
+def backward_layer(
     work: Workspace, layer: LayerSpec, square: Callable[[Tensor], Tensor] | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Run one layer backward: the gradient with respect to its input (B, T, M).
@@ -100,17 +100,17 @@ def pass_back(
         return x.grad, {name: square(_gradient(y)) for name, y in outputs.items()}
 
     before: list[Tensor] = []
-    found: dict[str, Tensor] = {}
+    totals: dict[str, Tensor] = {}
     for error, squares in in_order(run, range(0, count, _TOGETHER)):
         before.append(error)
         for name, values in squares.items():
-            found[name] = found[name].add_(values) if name in found else values
+            totals[name] = totals[name].add_(values) if name in totals else values
     positions = count * (length - 1)
-    return torch.cat(before), {name: values.div_(positions) for name, values in found.items()}
+    return torch.cat(before), {name: values.div_(positions) for name, values in totals.items()}
 
 
-def leave_errors(work: Workspace, layer: LayerSpec, errors: Tensor) -> None:
-    """Store the gradient that `pass_back` returned and delete the later layer's."""
+def store_errors(work: Workspace, layer: LayerSpec, errors: Tensor) -> None:
+    """Store the gradient that `backward_layer` returned and delete the later layer's."""
     path = work.errors[layer.index + 1]
     file = SafetensorsFile(path)
     rest = {n: file.rows(n, 0, i.shape[0]) for n, i in file.tensors.items() if n != RESIDUAL}
@@ -126,30 +126,29 @@ def table_information(work: Workspace) -> tuple[Tensor, Tensor]:
     to embedded rows. Requires the backward pass of all layers.
     """
     config, file = work.checkpoint.config, SafetensorsFile(work.errors[0])
-    found = {name: file.rows(name, 0, info.shape[0]) for name, info in file.tensors.items()}
-    errors = found[RESIDUAL][:, 1:].flatten(
-        0, 1
-    )  # without bos: a single row, with untypical gradients
+    stored = {name: file.rows(name, 0, info.shape[0]) for name, info in file.tensors.items()}
+    # Without bos, because it is a single row with untypical gradients.
+    errors = stored[RESIDUAL][:, 1:].flatten(0, 1)
     looked_up = errors.T @ errors * (config.embed_scale**2 / len(errors))
-    return found["gram"] + looked_up, found["share"]
+    return stored["gram"] + looked_up, stored["share"]
 
 
-def end_way_back(work: Workspace) -> None:
+def end_backward(work: Workspace) -> None:
     """Delete the files between layers."""
     work.errors.delete()
     work.float_residuals.delete()
 
 
-def way_bytes(work: Workspace) -> int:
+def backward_bytes(work: Workspace) -> int:
     """Progress units left: bytes of weights still to be read, weighted by cost."""
     config, lowest = work.checkpoint.config, work.errors.lowest()
     if lowest is not None:
-        return lowest * back_bytes(config)
-    layers = len(config.kinds) * (layer_bytes(config) + back_bytes(config))
+        return lowest * layer_backward_bytes(config)
+    layers = len(config.kinds) * (layer_bytes(config) + layer_backward_bytes(config))
     return layers + 3 * 4 * config.vocab_size * config.hidden_size
 
 
-def back_bytes(config: GemmaConfig) -> int:
+def layer_backward_bytes(config: GemmaConfig) -> int:
     """Progress units of one layer's backward pass."""
     return _BACK * layer_bytes(config)
 

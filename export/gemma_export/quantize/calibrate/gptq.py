@@ -54,11 +54,11 @@ def prepare(gram: Tensor, damping: float = _DAMPING) -> Inputs:
     return Inputs(gram, added, order, factor, cost)
 
 
-def gptq(rows: Tensor, inputs: Inputs, form: Format, refined: int = REFINED) -> Codes:
+def gptq(rows: Tensor, inputs: Inputs, fmt: Format, refined: int = REFINED) -> Codes:
     """Round (N, K) float32 rows for the given inputs."""
     step = max(1, SLICE // rows.shape[1])
     starts = range(0, len(rows), step)
-    return join([_round_slice(rows[i : i + step], inputs, form, refined) for i in starts])
+    return join([_round_slice(rows[i : i + step], inputs, fmt, refined) for i in starts])
 
 
 def inverse_factor(gram: Tensor, order: Tensor, damping: float) -> Tensor:
@@ -74,30 +74,30 @@ def inverse_factor(gram: Tensor, order: Tensor, damping: float) -> Tensor:
     return square.float()
 
 
-def weighted_scales(groups: Tensor, cost: Tensor, form: Format) -> tuple[Tensor, Tensor]:
+def weighted_scales(groups: Tensor, cost: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
     """Scale and zero (N, G) of least error for (N, G, g); `cost` (G, g) weights the errors."""
 
     def error(scale: Tensor, zero: Tensor) -> Tensor:
         steps = (groups / scale[..., None]).round_().add_(zero[..., None])
-        steps.clamp_(0, (1 << form.bits) - 1).sub_(zero[..., None])
+        steps.clamp_(0, (1 << fmt.bits) - 1).sub_(zero[..., None])
         return ((steps * scale[..., None] - groups).square_() * cost).sum(-1)
 
-    return search(groups, form, _SHRINKS, error)
+    return search(groups, fmt, _SHRINKS, error)
 
 
-def _round_slice(rows: Tensor, inputs: Inputs, form: Format, refined: int) -> Codes:
+def _round_slice(rows: Tensor, inputs: Inputs, fmt: Format, refined: int) -> Codes:
     count, width = rows.shape
-    groups = rows.view(count, -1, form.group)  # (N, G, g)
-    scale, zero = weighted_scales(groups, inputs.cost.view(-1, form.group), form)
-    grid = _Grid(scale.T.contiguous(), zero.T.contiguous(), form)
+    groups = rows.view(count, -1, fmt.group)  # (N, G, g)
+    scale, zero = weighted_scales(groups, inputs.cost.view(-1, fmt.group), fmt)
+    grid = _Grid(scale.T.contiguous(), zero.T.contiguous(), fmt)
     columns = rows.T.contiguous()
     steps = _round_columns(columns, grid, inputs)
     for _ in range(refined if width <= _WIDE else 0):
         _descend(columns, steps, grid, inputs)
         grid.scale = _refit(rows, steps, grid, inputs)
-    codes = (steps.view(-1, form.group, count) + grid.zero[:, None]).view(width, count)
-    packed = pack(codes.T.to(torch.uint8), form.bits)
-    zeros = pack(zero.to(torch.uint8), form.bits) if form.asymmetric else None
+    codes = (steps.view(-1, fmt.group, count) + grid.zero[:, None]).view(width, count)
+    packed = pack(codes.T.to(torch.uint8), fmt.bits)
+    zeros = pack(zero.to(torch.uint8), fmt.bits) if fmt.asymmetric else None
     return Codes(packed, grid.scale.T.half(), zeros)
 
 
@@ -107,20 +107,20 @@ class _Grid:
 
     scale: Tensor  # (G, N)
     zero: Tensor  # (G, N)
-    form: Format
+    fmt: Format
 
     def nearest(self, column: int, steps: Tensor) -> Tensor:
         """code - zero (N,) for weights in steps of the column's scales."""
-        zero = self.zero[column // self.form.group]
-        return steps.round().add_(zero).clamp_(0, (1 << self.form.bits) - 1).sub_(zero)
+        zero = self.zero[column // self.fmt.group]
+        return steps.round().add_(zero).clamp_(0, (1 << self.fmt.bits) - 1).sub_(zero)
 
     def scale_of(self, column: int) -> Tensor:
-        return self.scale[column // self.form.group]
+        return self.scale[column // self.fmt.group]
 
     def weights(self, steps: Tensor) -> Tensor:
         """(K, N) code - zero → (K, N)"""
         width, count = steps.shape
-        return (steps.view(-1, self.form.group, count) * self.scale[:, None]).view(width, count)
+        return (steps.view(-1, self.fmt.group, count) * self.scale[:, None]).view(width, count)
 
 
 def _round_columns(columns: Tensor, grid: _Grid, inputs: Inputs) -> Tensor:
@@ -159,18 +159,18 @@ def _descend(columns: Tensor, steps: Tensor, grid: _Grid, inputs: Inputs) -> Non
 
 def _refit(rows: Tensor, steps: Tensor, grid: _Grid, inputs: Inputs) -> Tensor:
     """(G, N) scales of least error for fixed codes; a scale that would move too far is kept."""
-    group, (width, count) = grid.form.group, steps.shape
+    group, (width, count) = grid.fmt.group, steps.shape
     size = width // group
     together = max(1, _EQUATIONS // max(size * size, width))
-    found = torch.empty(count, size)
+    solved = torch.empty(count, size)
     for start in range(0, count, together):
-        held, wanted = steps[:, start : start + together].T, rows[start : start + together]
+        held, targets = steps[:, start : start + together].T, rows[start : start + together]
         codes = held.reshape(-1, size, group)  # (n, G, g)
         matrix = torch.empty(len(codes), size, size)
         for g in range(size):  # normal equations between this group and all groups
             gram = inputs.gram[g * group : (g + 1) * group]
             matrix[:, g] = ((codes[:, g] @ gram).view_as(codes) * codes).sum(-1)
-        moments = (wanted @ inputs.gram).add_(wanted, alpha=inputs.damping).view_as(codes)
+        moments = (targets @ inputs.gram).add_(targets, alpha=inputs.damping).view_as(codes)
         target = (moments * codes).sum(-1)  # (n, G)
         diagonal = matrix.diagonal(dim1=1, dim2=2)
         diagonal.add_(codes.square().sum(-1), alpha=inputs.damping)
@@ -178,7 +178,7 @@ def _refit(rows: Tensor, steps: Tensor, grid: _Grid, inputs: Inputs) -> Tensor:
         tie = diagonal.mean(-1, keepdim=True).mul(1e-6).clamp_(min=1e-20)
         before = grid.scale[:, start : start + together].T
         diagonal.add_(tie)
-        found[start : start + together] = torch.linalg.solve(matrix, target + tie * before)
-    scale = shared_scale(found.T)
+        solved[start : start + together] = torch.linalg.solve(matrix, target + tie * before)
+    scale = shared_scale(solved.T)
     stays = (scale < 0.5 * grid.scale) | (scale > 2 * grid.scale)
     return torch.where(stays, grid.scale, scale)

@@ -40,20 +40,20 @@ def calibrate_table(work: Workspace, tick: Tick) -> None:
 
     If gptq rounds the table, `weigh_table` must have run, and the channels are in its order.
     """
-    form = work.formats()[TABLE]
+    fmt = work.formats()[TABLE]
     rounding = work.recipe.rule(TABLE).rounding
     shape = work.checkpoint.config.tensor_shapes()[TABLE]
     inputs = None
     if rounding == "gptq":
         curvature = SafetensorsFile(work.channel_order).rows("curvature", 0, shape[1])
-        inputs = prepare_table(curvature, form)
+        inputs = prepare_table(curvature, fmt)
 
     def quantize(span: tuple[int, int]) -> dict[str, Tensor]:
         values = work.checkpoint.rows(TABLE, *span)
-        if form.is_float:
+        if fmt.is_float:
             return {TABLE: values}
         if inputs is None:
-            return round_pieces(TABLE, values, form, rounding)
+            return round_pieces(TABLE, values, fmt, rounding)
         return inputs.round(values)
 
     spans = list(row_blocks(shape, TABLE_ROWS))
@@ -139,13 +139,13 @@ def _round_layer(
             divided.append(grams[name].div_(shared[:, None]).div_(shared))
 
     def quantize(name: str) -> dict[str, Tensor]:
-        form, rounding = formats[name], recipe.rule(name).rounding
+        fmt, rounding = formats[name], recipe.rule(name).rounding
         values = balanced(name, weights[name], factors)
-        if form.is_float:
+        if fmt.is_float:
             return {name: values}
         if rounding == "gptq":
-            return named_parts(name, gptq(values, prepare(grams[name]), form))
-        return named_parts(name, round_rows(values, form, rounding))
+            return named_parts(name, gptq(values, prepare(grams[name]), fmt))
+        return named_parts(name, round_rows(values, fmt, rounding))
 
     tensors = {f"{name}.{FACTORS}": values for name, values in factors.items()}
     tensors |= {n: balanced(n, w, factors) for n, w in weights.items() if w.dim() == 1}

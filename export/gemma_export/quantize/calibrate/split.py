@@ -23,43 +23,43 @@ from gemma_export.quantize.store import named_parts
 class TableInputs:
     """Statistics for rounding a table, computed once and used for every block of rows."""
 
-    form: Format
+    fmt: Format
     rest: Inputs  # (R, R) cost of int4 errors after the int8 channels compensated
     int8: Inputs | None = None  # (F, F) cost of int8 errors
     paid: Tensor | None = None  # (R, F) compensation in the int8 channels per int4 error
 
     def round(self, rows: Tensor) -> dict[str, Tensor]:
         """Quantize (N, M) rows; returns their parts by the names that the store uses."""
-        found: dict[str, Tensor] = {}
+        parts: dict[str, Tensor] = {}
         for name, _, codes in self._pieces(rows, REFINED):
-            found |= named_parts(name, codes)
-        return found
+            parts |= named_parts(name, codes)
+        return parts
 
     def rounded(self, rows: Tensor) -> Tensor:
         """(N, M) rows after quantization without refinement, dequantized."""
-        return torch.cat([dequantize(codes, form) for _, form, codes in self._pieces(rows, 0)], 1)
+        return torch.cat([dequantize(codes, fmt) for _, fmt, codes in self._pieces(rows, 0)], 1)
 
     def _pieces(self, rows: Tensor, refined: int) -> list[tuple[str, Format, Codes]]:
         """Name, format and codes of each piece, from left to right."""
-        first = self.form.int8_columns
-        form = replace(self.form, int8_columns=0)
-        codes = gptq(rows[:, first:], self.rest, form, refined)
-        rest = (TABLE, form, codes)
+        first = self.fmt.int8_columns
+        fmt = replace(self.fmt, int8_columns=0)
+        codes = gptq(rows[:, first:], self.rest, fmt, refined)
+        rest = (TABLE, fmt, codes)
         if self.int8 is None or self.paid is None:
             return [rest]
-        wanted = rows[:, :first] - (dequantize(codes, form) - rows[:, first:]) @ self.paid
-        return [(TABLE + INT8_PIECE, INT8, gptq(wanted, self.int8, INT8, refined)), rest]
+        target = rows[:, :first] - (dequantize(codes, fmt) - rows[:, first:]) @ self.paid
+        return [(TABLE + INT8_PIECE, INT8, gptq(target, self.int8, INT8, refined)), rest]
 
 
-def prepare_table(curvature: Tensor, form: Format) -> TableInputs:
+def prepare_table(curvature: Tensor, fmt: Format) -> TableInputs:
     """From the curvature (M, M) of a row's error, channels in the table's order."""
-    first = form.int8_columns
+    first = fmt.int8_columns
     if not first:
-        return TableInputs(form, prepare(curvature, TABLE_DAMPING))
+        return TableInputs(fmt, prepare(curvature, TABLE_DAMPING))
     square = curvature.double()
     square.diagonal().add_(TABLE_DAMPING * square.diagonal().mean())
     corner, side = square[:first, :first], square[:first, first:]
     paid = torch.linalg.solve(corner, side)  # (F, R)
     rest = (square[first:, first:] - side.T @ paid).float()
     own = prepare(curvature[:first, :first], TABLE_DAMPING)
-    return TableInputs(form, prepare((rest + rest.T) / 2, TABLE_DAMPING), own, paid.T.float())
+    return TableInputs(fmt, prepare((rest + rest.T) / 2, TABLE_DAMPING), own, paid.T.float())

@@ -72,8 +72,8 @@ class Workspace:
     def float_residuals(self) -> LayerFiles:
         """The float model's residuals between layers, for the first sequences.
 
-        Written by `start_way_back`, read by `pass_back` and `measure_losses`, deleted by
-        `end_way_back`.
+        Written by `start_backward`, read by `backward_layer` and `measure_losses`, deleted by
+        `end_backward`.
         """
         return self._borders("float-residual")
 
@@ -81,8 +81,8 @@ class Workspace:
     def errors(self) -> LayerFiles:
         """Gradients with respect to those residuals, and the label terms of the table's gradient.
 
-        `start_way_back` writes the last one. `leave_errors` writes one layer's after another and
-        deletes the previous one. Read by `pass_back` and `table_information`.
+        `start_backward` writes the last one. `store_errors` writes one layer's after another and
+        deletes the previous one. Read by `backward_layer` and `table_information`.
         """
         return self._borders("errors")
 

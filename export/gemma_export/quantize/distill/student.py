@@ -171,25 +171,25 @@ class Student:
         """(N, G, g) float32: code - zero, from the latents if codes are trained."""
         if name not in file.tensors:
             return self._kept_steps(index, name)
-        form, zero = self.formats[name], self._zeros(index, name)
+        fmt, zero = self.formats[name], self._zeros(index, name)
         rows = file.tensors[name].shape[0]
-        latents = file.rows(name, 0, rows).view(rows, -1, form.group)
-        return latents.round_().clamp_(-zero, (1 << form.bits) - 1 - zero)
+        latents = file.rows(name, 0, rows).view(rows, -1, fmt.group)
+        return latents.round_().clamp_(-zero, (1 << fmt.bits) - 1 - zero)
 
     def _kept_steps(self, index: int, name: str) -> Tensor:
         """(N, G, g) float32: code - zero, from calibration."""
-        form, source = self.formats[name], self._rounded(index)
+        fmt, source = self.formats[name], self._rounded(index)
         rows, groups = source.tensors[f"{name}.scales"].shape
-        codes = unpack(source.rows(f"{name}.codes", 0, rows), form.bits, groups * form.group)
-        return codes.float().view(rows, groups, form.group) - self._zeros(index, name)
+        codes = unpack(source.rows(f"{name}.codes", 0, rows), fmt.bits, groups * fmt.group)
+        return codes.float().view(rows, groups, fmt.group) - self._zeros(index, name)
 
     def _zeros(self, index: int, name: str) -> Tensor:
         """(N, G, 1) float32 zero points."""
-        form, source = self.formats[name], self._rounded(index)
+        fmt, source = self.formats[name], self._rounded(index)
         rows, groups = source.tensors[f"{name}.scales"].shape
-        if not form.asymmetric:
-            return torch.full((rows, groups, 1), float(1 << (form.bits - 1)))
-        zeros = unpack(source.rows(f"{name}.zeros", 0, rows), form.bits, groups)
+        if not fmt.asymmetric:
+            return torch.full((rows, groups, 1), float(1 << (fmt.bits - 1)))
+        zeros = unpack(source.rows(f"{name}.zeros", 0, rows), fmt.bits, groups)
         return zeros.float()[..., None]
 
     def _codes(self, file: SafetensorsFile, name: str, index: int) -> Tensor:

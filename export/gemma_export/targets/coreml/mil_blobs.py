@@ -70,11 +70,11 @@ class BlobFile:
 
 def code_blob(weight: StoredWeight) -> Blob:
     """Codes in Core ML's signed types (top bit flipped), or unsigned if there are zero points."""
-    form, (rows, width) = weight.format, weight.shape
-    kinds = {4: (INT4, UINT4), 8: (INT8, UINT8)}[form.bits]
-    flip = 0 if form.asymmetric else {4: 0x88, 8: 0x80}[form.bits]
+    fmt, (rows, width) = weight.format, weight.shape
+    kinds = {4: (INT4, UINT4), 8: (INT8, UINT8)}[fmt.bits]
+    flip = 0 if fmt.asymmetric else {4: 0x88, 8: 0x80}[fmt.bits]
     blocks = _streamed(weight, lambda start, stop: weight.part("codes", start, stop) ^ flip)
-    return Blob(kinds[form.asymmetric], rows * width * form.bits // 8, blocks)
+    return Blob(kinds[fmt.asymmetric], rows * width * fmt.bits // 8, blocks)
 
 
 def scale_blob(weight: StoredWeight) -> Blob:

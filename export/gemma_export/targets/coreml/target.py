@@ -41,10 +41,10 @@ class CoremlTarget:
                 raise TargetError(
                     "the Neural Engine can't look up embeddings; remove --coreml-embed inside"
                 )
-            for name, form in formats.items():
-                if not form.is_float and (form.asymmetric or not form.per_channel):
+            for name, fmt in formats.items():
+                if not fmt.is_float and (fmt.asymmetric or not fmt.per_channel):
                     raise TargetError(
-                        f"the Neural Engine has no kernel for {name} as {form}; it supports one "
+                        f"the Neural Engine has no kernel for {name} as {fmt}; it supports one "
                         "symmetric scale per output channel: --quant int8-channel or none"
                     )
 

@@ -105,10 +105,10 @@ class Frame(CachedFrame):
         delegates = iter(self._lowered)
         for step in self._steps:
             if isinstance(step, Delegate):
-                found = executorch_call_delegate(
+                results = executorch_call_delegate(
                     next(delegates), *[known[name] for name in step.inputs]
                 )
-                known.update(zip(step.outputs, found, strict=True))
+                known.update(zip(step.outputs, results, strict=True))
             elif isinstance(step, Write):
                 held = self.write(step.layer, known[step.key], known[step.value], position)
                 seen = used[self.caches[step.layer].slots]

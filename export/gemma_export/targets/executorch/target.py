@@ -37,14 +37,14 @@ class ExecutorchTarget:
                 "executorch's Core ML delegate needs fixed shapes, here one token per call; add "
                 "--prefill 1"
             )
-        for name, form in formats.items():
-            is_int4 = form.bits == 4 and not form.asymmetric and form.group % 32 == 0
-            if not (form.is_float or (is_int4 and self.delegate != "vulkan")):
+        for name, fmt in formats.items():
+            is_int4 = fmt.bits == 4 and not fmt.asymmetric and fmt.group % 32 == 0
+            if not (fmt.is_float or (is_int4 and self.delegate != "vulkan")):
                 supported = "float32: --quant none"
                 if self.delegate != "vulkan":  # lowering int4 to vulkan fails in executorch 1.5.1
                     supported = f"{TARGET.formats}: --quant int4 or none"
                 raise TargetError(
-                    f"{self.delegate} has no kernel for {name} as {form}; it supports {supported}"
+                    f"{self.delegate} has no kernel for {name} as {fmt}; it supports {supported}"
                 )
 
     def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
@@ -57,7 +57,7 @@ class ExecutorchTarget:
             else:
                 write_traced(job, caches, folder / MODEL, self.delegate)
         io = (_graph(job.config.vocab_size),)
-        is_exact = all(form.is_float for form in job.store.formats.values())
+        is_exact = all(fmt.is_float for fmt in job.store.formats.values())
         return Artifact(
             graphs={"prefill": io, "decode": io, **({"exact": io} if is_exact else {})},
             caches=caches,

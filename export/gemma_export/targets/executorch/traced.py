@@ -77,8 +77,8 @@ class TracedOps:
         self._tokens = tokens
         self._epsilon = epsilon
         self._position = torch.arange(tokens.shape[1]) + start  # (T,)
-        whole = {cache.slots: cache.slots for cache in frame.caches}
-        self._known = frame.positional(self._position, whole)
+        all_slots = {cache.slots: cache.slots for cache in frame.caches}
+        self._known = frame.positional(self._position, all_slots)
 
     def embed(self, table: StoredWeight, scale: float) -> Tensor:
         return functional.embedding(self._tokens[0], self._frame.weight(table)) * scale  # (T, M)

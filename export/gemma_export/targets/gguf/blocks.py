@@ -15,21 +15,21 @@ from gemma_export.targets.gguf.block_types import BLOCK
 from gemma_runtime.errors import TargetError
 
 
-def pack_blocks(name: str, rows: Codes, form: Format) -> Tensor:
+def pack_blocks(name: str, rows: Codes, fmt: Format) -> Tensor:
     """Rows as ggml blocks: (N, bytes per row) uint8.
 
     Raises TargetError if float16 can't hold a minimum exactly.
     """
     count, groups = rows.scales.shape
-    repeat = form.group // BLOCK
+    repeat = fmt.group // BLOCK
     scales = rows.scales.repeat_interleave(repeat, dim=1)[..., None]  # (N, B, 1)
-    codes = unpack(rows.codes, form.bits, groups * form.group).view(count, -1, BLOCK)  # (N, B, 32)
+    codes = unpack(rows.codes, fmt.bits, groups * fmt.group).view(count, -1, BLOCK)  # (N, B, 32)
     parts = [scales.contiguous().view(torch.uint8)]  # (N, B, 2)
-    if form.bits == 8:
+    if fmt.bits == 8:
         parts.append(codes ^ 0x80)  # code - 128 as a signed byte
         return torch.cat(parts, dim=-1).flatten(1)
     if rows.zeros is not None:
-        zeros = unpack(rows.zeros, form.bits, groups)
+        zeros = unpack(rows.zeros, fmt.bits, groups)
         minimum = _minimum(name, rows.scales, zeros).repeat_interleave(repeat, dim=1)[..., None]
         parts.append(minimum.contiguous().view(torch.uint8))
     low, high = codes[..., : BLOCK // 2], codes[..., BLOCK // 2 :]

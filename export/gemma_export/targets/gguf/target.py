@@ -35,11 +35,9 @@ class GgufTarget:
     def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
         """Accepts int4 and symmetric int8 in groups of 32 n, and float32."""
         refuse_split(self.name, formats)
-        for name, form in formats.items():
-            if block_type(form) is None:
-                raise TargetError(
-                    f"gguf can't store {name} as {form}; it supports {TARGET.formats}"
-                )
+        for name, fmt in formats.items():
+            if block_type(fmt) is None:
+                raise TargetError(f"gguf can't store {name} as {fmt}; it supports {TARGET.formats}")
 
     def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
         from gemma_export.targets.gguf.file import write_gguf

@@ -153,16 +153,16 @@ class OnnxOps:
         return self._graph.node("Split", [y, sections], {"axis": -1}, outputs=len(sizes))
 
     def _matmul(self, x: str, weights: Sequence[StoredWeight]) -> str:
-        form, rows = weights[0].format, sum(weight.shape[0] for weight in weights)
-        if form.is_float:
+        fmt, rows = weights[0].format, sum(weight.shape[0] for weight in weights)
+        if fmt.is_float:
             inputs = [x, self._float(weights)]
             return self._graph.node("FusedMatMul", inputs, {"transB": 1}, MICROSOFT)[0]
         codes, scales, zeros = self._codes(weights)
         attributes = {
             "N": rows,
             "K": weights[0].shape[1],
-            "bits": form.bits,
-            "block_size": form.group,
+            "bits": fmt.bits,
+            "block_size": fmt.group,
             ACCURACY_LEVEL: _INT8_ACTIVATIONS,
         }
         inputs = [x, codes, scales, *zeros]
@@ -170,24 +170,24 @@ class OnnxOps:
 
     def _codes(self, weights: Sequence[StoredWeight]) -> tuple[str, str, list[str]]:
         """Names of the codes, scales and zero points of weights stacked along rows."""
-        name, form = _name(weights), weights[0].format
+        name, fmt = _name(weights), weights[0].format
         codes, scales, zeros = f"{name}.codes", f"{name}.scales.float32", f"{name}.zeros"
         if not self._graph.has(codes):
             self._write_codes(name, weights)
             # onnxruntime folds the cast when it loads the graph.
             half = [f"{name}.scales"]
             self._graph.node("Cast", half, {"to": TensorProto.FLOAT}, outputs=[scales])
-        return codes, scales, [zeros] if form.asymmetric else []
+        return codes, scales, [zeros] if fmt.asymmetric else []
 
     def _write_codes(self, name: str, weights: Sequence[StoredWeight]) -> None:
-        form, rows = weights[0].format, sum(weight.shape[0] for weight in weights)
-        groups = weights[0].shape[1] // form.group
-        block = form.group * form.bits // 8  # bytes of codes per group
+        fmt, rows = weights[0].format, sum(weight.shape[0] for weight in weights)
+        groups = weights[0].shape[1] // fmt.group
+        block = fmt.group * fmt.bits // 8  # bytes of codes per group
         graph, data = self._graph, self._graph.data
         code_region = data.allocate(rows * groups * block)
         scale_region = data.allocate(rows * groups * 2)
-        zero_width = (groups * form.bits + 7) // 8
-        zero_region = data.allocate(rows * zero_width if form.asymmetric else 0)
+        zero_width = (groups * fmt.bits + 7) // 8
+        zero_region = data.allocate(rows * zero_width if fmt.asymmetric else 0)
         for row, weight, start, stop in _blocks(weights):
             part = weight.codes(start, stop)
             data.write(name, code_region.offset + row * groups * block, part.codes.numpy())
@@ -199,7 +199,7 @@ class OnnxOps:
             ("scales", "float16", (rows, groups), scale_region),
             ("zeros", "uint8", (rows, zero_width), zero_region),
         ]
-        for part_name, dtype, shape, region in held[: 3 if form.asymmetric else 2]:
+        for part_name, dtype, shape, region in held[: 3 if fmt.asymmetric else 2]:
             metadata = {"part": part_name, "rows": _rows(weights)}
             graph.external(f"{name}.{part_name}", dtype, shape, region, metadata)
 

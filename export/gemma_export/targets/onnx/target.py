@@ -49,10 +49,10 @@ class OnnxTarget:
 
     def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
         """Refuses one scale per channel, because the kernels' groups are powers of two."""
-        for name, form in formats.items():
-            if form.per_channel:
+        for name, fmt in formats.items():
+            if fmt.per_channel:
                 raise TargetError(
-                    f"onnx has no kernel for {name} as {form}; it supports {TARGET.formats}"
+                    f"onnx has no kernel for {name} as {fmt}; it supports {TARGET.formats}"
                 )
 
     def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
@@ -72,7 +72,7 @@ class OnnxTarget:
             model = builder.model((*io.inputs, *io.states), io.outputs)
         onnx.save(model, folder / MODEL)
         exact = io
-        if not all(form.is_float for form in store.formats.values()):
+        if not all(fmt.is_float for fmt in store.formats.values()):
             onnx.save(_with_float_activations(model), folder / EXACT)
             exact = replace(io, file=EXACT)
         windowed = any(is_windowed(cache, geometry.context_length) for cache in caches)

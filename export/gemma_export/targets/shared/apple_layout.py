@@ -146,6 +146,6 @@ def _layer_bytes(config: GemmaConfig, formats: Mapping[str, Format], index: int)
 
 def _bytes(config: GemmaConfig, formats: Mapping[str, Format], name: str) -> int:
     rows, width = config.tensor_shapes()[name]
-    form = formats[name]
-    bits = 16 if form.is_float else form.bits_per_weight
+    fmt = formats[name]
+    bits = 16 if fmt.is_float else fmt.bits_per_weight
     return int(rows * width * bits) // 8

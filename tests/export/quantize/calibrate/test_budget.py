@@ -65,7 +65,7 @@ def test_the_table_gets_the_number_of_int8_columns_with_the_smallest_total_loss(
     chosen = recipe.formats(CONFIG)
     assert chosen[TABLE] == Format(4, asymmetric=True, int8_columns=384)
     assert recipe.rule(TABLE).rounding == "gptq"
-    int8 = [name for name, weight_format in chosen.items() if weight_format == INT8]
+    int8 = [name for name, fmt in chosen.items() if fmt == INT8]
     assert int8
     assert {recipe.rule(name).rounding for name in int8} == {"gptq"}
     assert 6.9 < bits_per_weight(CONFIG, chosen) <= 7

@@ -33,10 +33,10 @@ def _by_name(work: Workspace) -> dict[str, float]:
 def test_a_loss_predicts_the_kl_of_rounding_that_matrix_alone(work: Workspace, part: str) -> None:
     name = TABLE if part == "table" else f"model.layers.1.{part}.weight"
     losses = _by_name(work)
-    weight_format = work.formats()[name]
+    fmt = work.formats()[name]
     shapes = work.checkpoint.config.tensor_shapes()
     rows = work.checkpoint.rows(name, 0, shapes[name][0])
-    rounded = dequantize(round_rows(rows, weight_format, "searched"), weight_format)
+    rounded = dequantize(round_rows(rows, fmt, "searched"), fmt)
     kl = divergence(
         work, lambda n: rounded if n == name else work.checkpoint.rows(n, 0, shapes[n][0])
     )

@@ -50,57 +50,51 @@ def _error(weights: Tensor, rounded: Tensor, gram: Tensor) -> float:
     return float(((error @ gram) * error).sum())
 
 
-@pytest.mark.parametrize("weight_format", FORMATS, ids=str)
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
 def test_gptq_has_a_smaller_error_on_the_calibration_inputs_than_rounding(
-    weight_format: Format,
+    fmt: Format,
 ) -> None:
     weights, gram = _layer(24, 128)
-    calibrated = _error(
-        weights, dequantize(gptq(weights, prepare(gram), weight_format), weight_format), gram
-    )
-    searched = round_rows(weights, weight_format, "searched")
-    assert calibrated < 0.5 * _error(weights, dequantize(searched, weight_format), gram)
+    calibrated = _error(weights, dequantize(gptq(weights, prepare(gram), fmt), fmt), gram)
+    searched = round_rows(weights, fmt, "searched")
+    assert calibrated < 0.5 * _error(weights, dequantize(searched, fmt), gram)
 
 
-@pytest.mark.parametrize("weight_format", FORMATS, ids=str)
-def test_gptq_gives_the_codes_of_the_paper_s_greedy_algorithm(weight_format: Format) -> None:
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_gptq_gives_the_codes_of_the_paper_s_greedy_algorithm(fmt: Format) -> None:
     """Here naively: after each column, least squares solves for the others, without Cholesky."""
     weights, gram = _layer(3, 64)
     order = torch.argsort(gram.diagonal(), descending=True)
     damped = gram.double() + 0.01 * gram.diagonal().double().mean() * torch.eye(64)
-    importance = damped.inverse().diagonal().reciprocal().float().view(-1, weight_format.group)
-    scale, zero = weighted_scales(
-        weights.view(3, -1, weight_format.group), importance, weight_format
-    )
+    importance = damped.inverse().diagonal().reciprocal().float().view(-1, fmt.group)
+    scale, zero = weighted_scales(weights.view(3, -1, fmt.group), importance, fmt)
     current, codes = weights.double().clone(), torch.zeros(3, 64, dtype=torch.uint8)
     for index, column in enumerate(order.tolist()):
         s, z = (
-            scale[:, column // weight_format.group].double(),
-            zero[:, column // weight_format.group].double(),
+            scale[:, column // fmt.group].double(),
+            zero[:, column // fmt.group].double(),
         )
-        code = (current[:, column] / s).round().add(z).clamp(0, (1 << weight_format.bits) - 1)
+        code = (current[:, column] / s).round().add(z).clamp(0, (1 << fmt.bits) - 1)
         codes[:, column] = code.to(torch.uint8)
         remaining = order[index + 1 :]
         error = current[:, column] - (code - z) * s
         if len(remaining):
             update = torch.linalg.solve(damped[remaining][:, remaining], damped[remaining, column])
             current[:, remaining] += error[:, None] * update
-    block = gptq(weights, prepare(gram), weight_format, refined=0)
-    same = unpack(block.codes, weight_format.bits, 64) == codes
+    block = gptq(weights, prepare(gram), fmt, refined=0)
+    same = unpack(block.codes, fmt.bits, 64) == codes
     assert same.float().mean() > 0.99  # a few differ because of ties in float32
     assert torch.equal(block.scales.float(), scale)
 
 
-@pytest.mark.parametrize("weight_format", FORMATS, ids=str)
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
 def test_refinement_lowers_the_error_and_its_scales_are_exact_in_float16_and_bfloat16(
-    weight_format: Format,
+    fmt: Format,
 ) -> None:
     weights, gram = _layer(24, 128)
     inputs = prepare(gram)
-    greedy, refined = (gptq(weights, inputs, weight_format, refined=times) for times in (0, 3))
-    before, after = (
-        _error(weights, dequantize(block, weight_format), gram) for block in (greedy, refined)
-    )
+    greedy, refined = (gptq(weights, inputs, fmt, refined=times) for times in (0, 3))
+    before, after = (_error(weights, dequantize(block, fmt), gram) for block in (greedy, refined))
     assert after < 0.95 * before
     assert torch.equal(refined.scales.float(), shared_scale(refined.scales.float()))
 
@@ -177,7 +171,7 @@ def test_interrupted_calibration_resumes_and_gives_the_same_codes(
     assert open_or_build_store(work.checkpoint, work.recipe, None, fresh).codes_digest == resumed
 
 
-def test_the_calibration_text_shares_no_sentence_with_the_evaluation_text() -> None:
+def test_the_calibration_text_shares_no_eight_words_with_the_evaluation_text() -> None:
     evaluated = Path(__file__).parents[4].joinpath("benchmarks", "text.txt").read_text("utf-8")
     calibrated = {run for text in default_texts() for run in _eight_words(text)}
     assert len(calibrated) > 10_000
