@@ -83,7 +83,7 @@ class IntMatrix:
         return Stored(self.kind, self._format(step, unpacked.zeros))
 
     def codes(self, start: int, stop: int) -> Codes:
-        unpacked, fmt = self.holder.get(self), self._stored.fmtat
+        unpacked, fmt = self.holder.get(self), self._stored.format
         assert fmt is not None, self.kind
         count = self.shape[1] // fmt.group // unpacked.scales.shape[1]  # scales are repeated
         zeros = unpacked.zeros[start:stop].to(torch.uint8).repeat_interleave(count, 1)
