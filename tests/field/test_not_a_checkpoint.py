@@ -11,7 +11,7 @@ from gemma_export.checkpoint.open import open_checkpoint
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.request import ExportRequest, plan_exports
 from gemma_runtime.bundle import MANIFEST, staged_folder
-from gemma_runtime.errors import BundleError, CheckpointError, ConfigError
+from gemma_runtime.errors import BundleError, CheckpointError
 from tests.export.gguf_files import write_tiny
 from tests.field.folders import SINGLE, configure, shard, tensors
 
@@ -60,19 +60,6 @@ def test_the_folder_above_a_trainers_checkpoints_names_the_newest(folder: Path) 
     folder.rename(folder.parent.parent / f"{above.name}-moved")
     with pytest.raises(CheckpointError, match=r"but .*/checkpoint-1000 is a checkpoint; give that"):
         open_checkpoint(str(above))
-
-
-def test_an_adapter_without_a_config_is_told_apart_from_a_model(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="contains an adapter, not a model; merge it"):
-        open_checkpoint(str(tmp_path))
-
-
-@pytest.mark.parametrize("keys", [("quantization",), ("quantization", "quantization_config")])
-def test_a_quantized_mlx_folder_is_refused_by_name(folder: Path, keys: tuple[str, ...]) -> None:
-    configure(folder, **{key: {"group_size": 64, "bits": 4} for key in keys})
-    with pytest.raises(ConfigError, match="quantized by MLX, which is not supported"):
-        open_folder(folder)
 
 
 def test_a_quantization_config_of_null_is_none(folder: Path) -> None:
