@@ -38,9 +38,9 @@ def test_a_model_that_is_not_causal_is_refused_by_name(
     assert str(folder) in str(error.value)
 
 
-@pytest.mark.parametrize("outer", ["paligemma", "shieldgemma2", "gemma3n", "colgemma", None])
+@pytest.mark.parametrize("outer", ["paligemma", "shieldgemma2", "gemma3n", "colgemma", None, 3])
 def test_a_text_model_inside_another_model_is_refused_by_the_outer_name(
-    folder: Path, outer: str | None
+    folder: Path, outer: str | int | None
 ) -> None:
     """PaliGemma's prefix attends in both directions, so its Gemma is not causal."""
     text = config_of(folder)
