@@ -80,7 +80,7 @@ def test_a_folder_with_one_gguf_file_is_that_file(tmp_path: Path) -> None:
     assert open_checkpoint(str(tmp_path)).id == "model.gguf"
     (tmp_path / "config.json").unlink()
     (tmp_path / "other.gguf").write_bytes(b"GGUF")
-    with pytest.raises(CheckpointError, match=r"model\.gguf, other\.gguf; give one of the GGUF"):
+    with pytest.raises(CheckpointError, match=r"2 GGUF models: model\.gguf, other\.gguf"):
         open_checkpoint(str(tmp_path))
 
 
