@@ -11,7 +11,7 @@ from gemma_export.checkpoint.open import open_checkpoint
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.request import ExportRequest, plan_exports
 from gemma_runtime.bundle import MANIFEST, staged_folder
-from gemma_runtime.errors import BundleError, CheckpointError, ConfigError
+from gemma_runtime.errors import BundleError, CheckpointError
 from tests.export.gguf_files import write_tiny
 from tests.field.folders import SINGLE, configure, shard, tensors
 
@@ -62,13 +62,6 @@ def test_the_folder_above_a_trainers_checkpoints_names_the_newest(folder: Path) 
         open_checkpoint(str(above))
 
 
-@pytest.mark.parametrize("keys", [("quantization",), ("quantization", "quantization_config")])
-def test_a_quantized_mlx_folder_is_refused_by_name(folder: Path, keys: tuple[str, ...]) -> None:
-    configure(folder, **{key: {"group_size": 64, "bits": 4} for key in keys})
-    with pytest.raises(ConfigError, match="quantized by MLX, which is not supported"):
-        open_folder(folder)
-
-
 def test_a_quantization_config_of_null_is_none(folder: Path) -> None:
     configure(folder, quantization_config=None)
     assert open_folder(folder).notes == ()
@@ -87,7 +80,7 @@ def test_a_folder_with_one_gguf_file_is_that_file(tmp_path: Path) -> None:
     assert open_checkpoint(str(tmp_path)).id == "model.gguf"
     (tmp_path / "config.json").unlink()
     (tmp_path / "other.gguf").write_bytes(b"GGUF")
-    with pytest.raises(CheckpointError, match=r"model\.gguf, other\.gguf; give one of the GGUF"):
+    with pytest.raises(CheckpointError, match=r"2 GGUF models: model\.gguf, other\.gguf"):
         open_checkpoint(str(tmp_path))
 
 
