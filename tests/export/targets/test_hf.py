@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from gemma_export.checkpoint.folder import open_folder
 from gemma_export.checkpoint.gguf import open_gguf
 from gemma_export.formats.format import Format
 from gemma_export.model.config import TABLE, config_from_hf
 from gemma_export.pipeline import ExportRequest, export_bundles
 from gemma_export.progress import QuietReporter
+from gemma_export.quantize.kept import resolve_recipe
 from gemma_export.quantize.recipe import Recipe, Rule, find_recipe
 from gemma_export.quantize.store import open_or_build_store
 from gemma_export.targets.hf.config import hf_config
@@ -164,3 +166,21 @@ def test_an_altered_table_is_detected(tiny: TinyCheckpoint, tmp_path: Path) -> N
     other[5, 7] += np.float16(1.0)
     path.write_bytes(path.read_bytes().replace(table.tobytes(), other.tobytes()))
     assert codes_digest(bundle) != before
+
+
+@only(GEMMA3)
+@pytest.mark.parametrize("recipe", RECIPES[:3], ids=lambda recipe: recipe.name)
+def test_the_folder_is_a_checkpoint_whose_codes_source_keeps(
+    tiny: TinyCheckpoint, tmp_path: Path, recipe: Recipe
+) -> None:
+    bundle = export_hf(tiny.folder, recipe, tmp_path / "bundle")
+    written = open_folder(bundle.directory)
+    assert written.config == tiny.open().config
+    source = resolve_recipe(find_recipe("source"), written)
+    assert set(source.rounded) <= {TABLE}
+    kept = open_or_build_store(written, source.recipe)
+    first = open_or_build_store(tiny.open(), recipe)
+    for name, shape in first.shapes.items():
+        if name != TABLE:
+            rows = first.weight(name).rows(0, shape[0])
+            assert torch.equal(kept.weight(name).rows(0, shape[0]), rows), name
