@@ -64,7 +64,7 @@ def export_bundles(request: ExportRequest, report: Reporter | None = None) -> li
     for target in targets:
         require_packages(target.name)
     checkpoint = open_checkpoint(
-        request.checkpoint, request.size, request.family, request.config_file
+        request.checkpoint, request.size, request.family, request.config_file, request.revision
     )
     resolved = resolve_recipe(request.recipe, checkpoint)
     if request.require_exact:

@@ -23,6 +23,7 @@ class ExportRequest:
     size: str | None = None
     family: str | None = None
     config_file: Path | None = None  # config.json with the shapes of random weights
+    revision: str | None = None  # branch, tag or commit on the hub; None: the default branch
     context_length: int | None = None
     prefill_length: int | None = None
     full_cache: bool = False
@@ -54,9 +55,13 @@ def plan_exports(request: ExportRequest) -> list[Plan]:
     if request.checkpoint and any(rule.rounding == "kept" for rule in request.recipe.rules):
         from gemma_export.quantize.kept import resolve_recipe  # imports torch
 
-        checkpoint = open_checkpoint(request.checkpoint, request.size, request.family)
+        checkpoint = open_checkpoint(
+            request.checkpoint, request.size, request.family, revision=request.revision
+        )
         request = replace(request, recipe=resolve_recipe(request.recipe, checkpoint).recipe)
-    config = planned_config(request.checkpoint, request.size, request.family, request.config_file)
+    config = planned_config(
+        request.checkpoint, request.size, request.family, request.config_file, request.revision
+    )
     return [plan_export(config, request, target) for target in targets]
 
 

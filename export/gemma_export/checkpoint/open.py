@@ -9,6 +9,7 @@ from gemma_export.checkpoint import Checkpoint
 from gemma_export.model.config import GemmaConfig, config_from_hf
 from gemma_export.model.sizes import Official, find_official
 from gemma_runtime.errors import CheckpointError, ConfigError, MissingExtra
+from gemma_runtime.hub import parse_hub_name
 
 DEMO = "demo"
 
@@ -18,13 +19,16 @@ def open_checkpoint(
     size: str | None = None,
     family: str | None = None,
     config_file: Path | None = None,
+    revision: str | None = None,
 ) -> Checkpoint:
-    """Open a folder, a `.gguf` file, `random[:SEED]`, `demo` or a hub id.
+    """Open a folder, a `.gguf` file, `random[:SEED]`, `demo`, or a hub id or URL.
 
     `source=None` selects the official checkpoint of `size`. Random weights take their shape from
-    `size` or `config_file`.
+    `size` or `config_file`. `revision` is a branch, tag or commit on the hub.
     """
     official = find_official(size, family) if size else None
+    if revision is not None and source is not None and (_is_random(source) or source == DEMO):
+        raise CheckpointError(_not_on_hub(source))
     if source is not None and _is_random(source):
         config, seed = _random_shape(source, official, config_file)
         with _packages():
@@ -40,7 +44,10 @@ def open_checkpoint(
             return _demo()
         checkpoint = _existing(source) if source is not None else None
         if checkpoint is None:
-            checkpoint = _from_hub(source or (official.hub_id if official else ""))
+            hub_id = source or (official.hub_id if official else "")
+            checkpoint = _from_hub(hub_id, revision)
+        elif revision is not None:
+            raise CheckpointError(_not_on_hub(checkpoint.id))
     _check_size(checkpoint, official)
     return checkpoint
 
@@ -50,6 +57,7 @@ def planned_config(
     size: str | None = None,
     family: str | None = None,
     config_file: Path | None = None,
+    revision: str | None = None,
 ) -> GemmaConfig:
     """The config only. Opens nothing for an official size or for random weights."""
     official = find_official(size, family) if size else None
@@ -57,7 +65,7 @@ def planned_config(
         return official.config
     if source is not None and _is_random(source):
         return _random_shape(source, official, config_file)[0]
-    return open_checkpoint(source, size, family, config_file).config
+    return open_checkpoint(source, size, family, config_file, revision).config
 
 
 @contextmanager
@@ -120,17 +128,26 @@ def _existing(source: str) -> Checkpoint | None:
     return None
 
 
-def _from_hub(repo_id: str) -> Checkpoint:
-    from gemma_export.checkpoint.folder import open_folder
-    from gemma_export.checkpoint.hub import fetch_hub, looks_like_hub_id
+def _not_on_hub(source: str) -> str:
+    return f"{source} is not on the hub, so it has no --revision; leave --revision out"
 
-    if not looks_like_hub_id(repo_id):
+
+def _from_hub(source: str, revision: str | None) -> Checkpoint:
+    from gemma_export.checkpoint.folder import open_folder
+    from gemma_export.checkpoint.hub import fetch_hub
+
+    name = parse_hub_name(source)
+    if name is None:
         raise CheckpointError(
-            f"{repo_id} does not exist, and is not a hub id (owner/name); expected a folder, a "
+            f"{source} does not exist, and is not a hub id (owner/name); expected a folder, a "
             ".gguf file, a hub id, random[:SEED] or demo"
         )
-    snapshot = fetch_hub(repo_id)
-    return open_folder(snapshot.folder, repo_id, snapshot.revision)
+    if revision and name.revision and revision != name.revision:
+        raise CheckpointError(
+            f"--revision is {revision}, but {source} names {name.revision}; give one of them"
+        )
+    snapshot = fetch_hub(name.repo_id, revision or name.revision)
+    return open_folder(snapshot.folder, name.repo_id, snapshot.revision)
 
 
 def _check_size(checkpoint: Checkpoint, official: Official | None) -> None:
