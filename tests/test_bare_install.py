@@ -97,6 +97,8 @@ CALLS = (
     Call("gemma-export --checkpoint demo --target onnx", 1, needs("torch", "onnx")),
     Call("gemma-export --checkpoint random --size 1b --json", 1, needs("torch", "onnx")),
     Call("gemma-export --size 2b --target coreml --recipe x.yaml", 1, needs("torch", "coreml")),
+    Call("gemma-export push {tiny} a/b --dry-run", 0, "license: gemma"),
+    Call("gemma-export push {tiny} a/b/c", 1, "^error: .*expected owner/name"),
     Call("gemma-export cache", 2, "Missing command"),
     Call("gemma-export cache list --json", 0, r"^\[\]"),
     Call("gemma-export cache remove nope", 1, "^error: 0 entries"),
@@ -123,9 +125,12 @@ CALLS = (
     Call("gemma-runtime verify {place}/nope", 1, "^error: no backend runs target 'nope'"),
 )
 
-# Only with blocked packages: a base install may contain pyyaml, a dependency of tokenizers.
+# Only with blocked packages: a base install may contain pyyaml and huggingface_hub, dependencies
+# of tokenizers.
 BLOCKED_CALLS = (
     Call("gemma-export --size 1b --plan --recipe {place}/r.yaml", 1, needs("pyyaml", "export")),
+    Call("gemma-export push {tiny} a/b", 1, needs("huggingface_hub", "hub")),
+    Call("gemma-runtime verify hub:a/b", 1, needs("huggingface_hub", "hub")),
 )
 
 # Base dependencies that load slowly: flags, plans and usage errors must not import them.

@@ -48,13 +48,13 @@ def parse_hub_name(text: str) -> HubName | None:
     path = re.split(r"[?#]", text[host.end() :])[0].strip("/")
     owner, name, *rest = path.split("/") if "/" in path else (path, "")
     repo_id, revision = f"{owner}/{name}", _tree_revision(rest)
-    if owner in ("datasets", "spaces") or not looks_like_hub_id(repo_id) or revision is False:
+    if owner in ("datasets", "spaces") or not looks_like_hub_id(repo_id) or revision is None:
         raise HubError(f"{text} is not the page of a model on the hub; {_EXPECTED}")
     return HubName(repo_id, revision or None)
 
 
-def _tree_revision(rest: list[str]) -> str | bool:
-    """The revision after `/tree/`; "" if there is none, False if the page is another one."""
+def _tree_revision(rest: list[str]) -> str | None:
+    """The revision after `/tree/`; "" if there is none, None if this is another kind of page."""
     if not rest:
         return ""
     is_ref = rest[1:2] == ["refs"] and len(rest) == 4  # refs/pr/1
@@ -83,13 +83,20 @@ def fetch_bundle(name: str) -> Path:
 
 def _download_bundle(repo_id: str, revision: str | None) -> Path:
     """Download the manifest, then the files that it lists, all of one commit."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
     instead = "give the bundle's folder"
-    folder = download_snapshot(repo_id, revision, [_MANIFEST], instead)
-    if not (folder / _MANIFEST).exists():
+    try:
+        info = HfApi().model_info(repo_id, revision=revision)
+    except (HTTPError, OSError, ValueError) as error:
+        raise HubError(_explain(repo_id, revision, error, instead)) from error
+    if _MANIFEST not in [file.rfilename for file in info.siblings or ()]:
         raise HubError(
             f"{repo_id} has no {_MANIFEST}, so it is not a bundle; expected a repository written "
             "by gemma-export push"
         )
+    folder = download_snapshot(repo_id, revision, [_MANIFEST], instead)
     patterns = [_MANIFEST, *(glob.escape(file) for file in _files(folder))]
     return download_snapshot(repo_id, folder.name, patterns, instead)
 
