@@ -146,7 +146,7 @@ def _size(content: Path | bytes) -> int:
 def _create(api: "HfApi", repo_id: str, public: bool) -> None:
     """Create the repository, or check that the existing one is a bundle with this visibility."""
     api.create_repo(repo_id, private=not public, exist_ok=True)
-    info = api.repo_info(repo_id)
+    info = api.model_info(repo_id)
     names = {file.rfilename for file in info.siblings or ()} - {".gitattributes"}
     if names and "manifest.json" not in names:
         raise HubError(

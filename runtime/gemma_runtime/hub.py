@@ -58,9 +58,9 @@ def _tree_revision(rest: list[str]) -> str | None:
     if not rest:
         return ""
     is_ref = rest[1:2] == ["refs"] and len(rest) == 4  # refs/pr/1
-    return (
-        unquote("/".join(rest[1:])) if rest[0] == "tree" and (len(rest) == 2 or is_ref) else False
-    )
+    if rest[0] != "tree" or not (len(rest) == 2 or is_ref):
+        return None
+    return unquote("/".join(rest[1:]))
 
 
 def fetch_bundle(name: str) -> Path:
