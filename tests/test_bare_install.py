@@ -101,7 +101,7 @@ CALLS = (
     Call("gemma-export push {tiny} a/b/c", 1, "^error: .*expected owner/name"),
     Call("gemma-export cache", 2, "Missing command"),
     Call("gemma-export cache list --json", 0, r"^\[\]"),
-    Call("gemma-export cache remove nope", 1, "^error: 0 entries"),
+    Call("gemma-export cache remove nope", 1, "^error: 0 cache entries"),
     Call("gemma-export cache prune", 2, "--older-than"),
     # The runtime
     Call("gemma-runtime", 2, "verify"),

@@ -5,12 +5,15 @@ All figures come from the manifest, and from a benchmark if there is one.
 
 import json
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from gemma_export.model.families import FAMILIES
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.machine import format_bytes
 from gemma_runtime.manifest import Manifest
-from gemma_runtime.measure.bench import Benchmark, BundleFigures
+
+if TYPE_CHECKING:  # imports numpy
+    from gemma_runtime.measure.bench import Benchmark, BundleFigures
 
 TERMS = "https://ai.google.dev/gemma/terms"
 # The Gemma Terms of Use ask for a file with this sentence beside the weights.
@@ -28,7 +31,7 @@ _PHONES = {
 }
 
 
-def write_card(bundle: Bundle, repo_id: str, benchmark: Benchmark | None = None) -> str:
+def write_card(bundle: Bundle, repo_id: str, benchmark: "Benchmark | None" = None) -> str:
     """The README.md: metadata for the hub's search, then the text."""
     manifest = bundle.manifest
     sections = [
@@ -105,7 +108,7 @@ def _quality(manifest: Manifest) -> str:
     return f"## Quality\n\n{text}\n\n{_table(('Figure', 'Value'), rows)}"
 
 
-def _speed(benchmark: Benchmark) -> str:
+def _speed(benchmark: "Benchmark") -> str:
     figures = benchmark.bundles[0]
     text = (
         f"Medians of {benchmark.repeats} on {benchmark.machine.cpu}, {benchmark.threads} threads, "
@@ -115,7 +118,7 @@ def _speed(benchmark: Benchmark) -> str:
     return "\n\n".join(["## Speed", text, table, *(f"Note: {note}" for note in benchmark.warnings)])
 
 
-def _speed_rows(figures: BundleFigures) -> Iterator[tuple[str, str]]:
+def _speed_rows(figures: "BundleFigures") -> Iterator[tuple[str, str]]:
     yield "Load", f"{figures.load_ms.median:.0f} ms"
     for prompt in figures.prompts:
         yield f"First token, {prompt.tokens}-token prompt", f"{prompt.first_token_ms.median:.0f} ms"
