@@ -83,7 +83,7 @@ CALLS = (
     Call("gemma-export --size 1b --plan --target coreml", 0, "coreml"),
     Call("gemma-export --checkpoint random:7 --size 1b --plan", 0, "gemma3"),
     Call("gemma-export --checkpoint random --config {place}/config.json --plan", 0, "gemma2"),
-    Call("gemma-export --checkpoint {place} --plan", 1, needs("torch", "export")),
+    Call("gemma-export --checkpoint {place} --plan", 1, needs("(torch|gguf)", "export")),
     Call("gemma-export --checkpoint {place}/x.gguf --plan", 1, needs("(torch|gguf)", "export")),
     Call("gemma-export --checkpoint a/b --plan", 1, needs(r"(torch|huggingface_hub)", "export")),
     Call("gemma-export --checkpoint demo --plan", 1, needs("(torch|gguf)", "export")),

@@ -88,6 +88,7 @@ def test_the_public_names_of_the_runtime_are_these() -> None:
         "TextGeneration",
         "Tokenizer",
         "TokenizerError",
+        "ToolCall",
         "TopLogits",
         "Verdict",
         "Verification",
@@ -100,6 +101,7 @@ def test_the_public_names_of_the_runtime_are_these() -> None:
         "load_tokenizer",
         "open_bundle",
         "open_session",
+        "read_tools",
         "verify",
         "verify_bundle",
     ]

@@ -96,8 +96,26 @@ _Checkpoint = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=_MODEL,
-        help="A Hugging Face folder, a hub id or URL, a .gguf file, random\\[:SEED], or demo (the "
-        "Gemma 3 270M of the \\[demo] extra). By default, --size is downloaded from the hub.",
+        help="A Hugging Face folder, a hub id or URL, a .gguf file, owner/name:PATTERN (one GGUF "
+        "model of a hub repository), a LoRA adapter, random\\[:SEED], or demo (the Gemma 3 "
+        "270M of the \\[demo] extra). By default, --size is downloaded from the hub.",
+    ),
+]
+_Base = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=_MODEL,
+        help="The model of a LoRA adapter given as --checkpoint: a folder or a hub id. \\[the one "
+        "that its adapter_config.json names]",
+    ),
+]
+_Adapter = Annotated[
+    list[str] | None,
+    typer.Option(
+        rich_help_panel=_MODEL,
+        metavar="FOLDER[=WEIGHT]",
+        help="A LoRA adapter (PEFT), a folder or a hub id, merged into the model; may be given "
+        "several times. WEIGHT scales it; 1 is usual.",
     ),
 ]
 _Size = Annotated[
@@ -136,7 +154,8 @@ _Quant = Annotated[
         rich_help_panel=_QUANTIZATION,
         help="Recipe: int4, int4-asym, int4-table8 or mixed, each alone or calibrated "
         "(int4-gptq, int4-distilled, …); int8, int8-channel, none; source keeps a quantized "
-        "checkpoint's codes (Q4_0, Q8_0, Q5_0, GPTQ, AWQ, QAT) and lists what it can't keep.",
+        "checkpoint's codes (Q4_0, Q8_0, Q5_0, GPTQ, AWQ, compressed-tensors, QAT) and lists what "
+        "it can't keep.",
         autocompletion=_complete_recipe,
     ),
 ]
@@ -239,6 +258,8 @@ def export(
     ctx: typer.Context,
     *,
     checkpoint: _Checkpoint = None,
+    base: _Base = None,
+    adapter: _Adapter = None,
     size: _Size = None,
     family: _Family = None,
     revision: _Revision = None,
@@ -271,6 +292,8 @@ def export(
         targets=_targets(target),
         recipe=_recipe(quant),
         checkpoint=checkpoint,
+        base=base,
+        adapters=tuple(adapter or ()),
         size=size,
         family=_family(family),
         config_file=config,

@@ -63,9 +63,7 @@ def export_bundles(request: ExportRequest, report: Reporter | None = None) -> li
     targets = load_targets(request.targets, request.options)
     for target in targets:
         require_packages(target.name)
-    checkpoint = open_checkpoint(
-        request.checkpoint, request.size, request.family, request.config_file, request.revision
-    )
+    checkpoint = open_checkpoint(*request.model)
     resolved = resolve_recipe(request.recipe, checkpoint)
     if request.require_exact:
         require_exact(resolved)
@@ -125,7 +123,7 @@ def _text_to_read(request: ExportRequest) -> WantedText:
 
 def _output(request: ExportRequest, checkpoint: Checkpoint, target: str) -> Path:
     """The bundle's folder: `--output`, or a folder in it if there are several targets."""
-    model = Path(checkpoint.id).name.removesuffix(".gguf").replace(":", "-")
+    model = Path(checkpoint.id).name.replace(".gguf", "").replace(":", "-")
     bits = "" if request.bits is None else f"-{request.bits:g}bits"
     name = f"{model}-{request.recipe.name}{bits}-{target}"
     if request.output is None:
@@ -195,9 +193,9 @@ def _teacher(
 
 def _write(target: Target, work: _Work, report: Reporter, ceiling: MemoryCeiling) -> Artifact:
     config = work.checkpoint.config
-    stop_tokens = _stop_tokens(config, work.text.turn_end)
     peak = work.reference.headroom.max_abs
-    job = ExportJob(config, work.store, work.geometry, stop_tokens, peak, work.checkpoint)
+    stops = work.text.stop_tokens
+    job = ExportJob(config, work.store, work.geometry, stops, peak, work.checkpoint)
     total = round(config.parameters * bits_per_weight(config, work.store.formats) / 8)
     with report.stage(target.name, total) as tick:
         return target.write(job, work.folder, guarded(tick, ceiling))
@@ -253,7 +251,9 @@ def _manifest(work: _Work, artifact: Artifact, roles: dict[str, str]) -> Manifes
         context_length=work.geometry.context_length,
         prefill_length=work.geometry.prefill_length,
         bos_token=config.bos_token,
-        stop_tokens=_stop_tokens(config, work.text.turn_end),
+        eos_token=work.text.eos_token,
+        stop_tokens=work.text.stop_tokens,
+        sampling=checkpoint.generation.sampling,
         chat_template=work.text.files.chat_template if work.text.files else None,
         layers=artifact.caches,
         cache_dtype=artifact.cache_dtype,
@@ -272,8 +272,3 @@ def _calibrated_on(calibration: Calibration | None) -> CalibratedOn | None:
         return None
     tokens = calibration.tokens.numel()
     return CalibratedOn(calibration.source, tokens, calibration.seed, calibration.digest)
-
-
-def _stop_tokens(config: GemmaConfig, turn_end: int | None) -> tuple[int, ...]:
-    """The config's end tokens and the end-of-turn token, which base models' configs lack."""
-    return tuple(dict.fromkeys((*config.eos_tokens, *([] if turn_end is None else [turn_end]))))

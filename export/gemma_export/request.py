@@ -22,8 +22,10 @@ class ExportRequest:
     checkpoint: str | None = None  # None: the official checkpoint of `size`
     size: str | None = None
     family: str | None = None
-    config_file: Path | None = None  # config.json with the shapes of random weights
+    base: str | None = None  # the model of an adapter given as `checkpoint`
+    adapters: tuple[str, ...] = ()  # FOLDER[=WEIGHT], merged in this order
     revision: str | None = None  # branch, tag or commit on the hub; None: the default branch
+    config_file: Path | None = None  # config.json with the shapes of random weights
     context_length: int | None = None
     prefill_length: int | None = None
     full_cache: bool = False
@@ -35,6 +37,18 @@ class ExportRequest:
     eval_text: Path | None = None  # text whose float32 probabilities every bundle stores
     calibration: Path | None = None  # text for calibrated recipes; None: the default text
     bits: float | None = None  # most bits per weight: int8 is added to the recipe's int4 up to it
+
+    @property
+    def model(
+        self,
+    ) -> tuple[
+        str | None, str | None, str | None, Path | None, str | None, tuple[str, ...], str | None
+    ]:
+        """The arguments of `open_checkpoint`."""
+        return (
+            self.checkpoint, self.size, self.family, self.config_file, self.base, self.adapters,
+            self.revision,
+        )  # fmt: skip
 
     @property
     def is_calibrated(self) -> bool:
@@ -53,15 +67,11 @@ def plan_exports(request: ExportRequest) -> list[Plan]:
     """Sizes and memory of each bundle, computed without reading weights."""
     targets = load_targets(request.targets, request.options)
     if request.checkpoint and any(rule.rounding == "kept" for rule in request.recipe.rules):
-        from gemma_export.quantize.kept import resolve_recipe  # imports torch
+        checkpoint = open_checkpoint(*request.model)  # says so if torch is not installed
+        from gemma_export.quantize.kept import resolve_recipe
 
-        checkpoint = open_checkpoint(
-            request.checkpoint, request.size, request.family, revision=request.revision
-        )
         request = replace(request, recipe=resolve_recipe(request.recipe, checkpoint).recipe)
-    config = planned_config(
-        request.checkpoint, request.size, request.family, request.config_file, request.revision
-    )
+    config = planned_config(*request.model)
     return [plan_export(config, request, target) for target in targets]
 
 

@@ -31,6 +31,7 @@ struct ChatView: View {
             HStack {
                 Button("Bundle") { showsBundles = true }.disabled(screen.busy)
                 Button(screen.schema == nil ? "Schema" : "Schema ✓") { showsSchema = true }.disabled(screen.busy)
+                Button(screen.roll ? "Full: forget" : "Full: stop") { screen.roll.toggle() }.disabled(screen.busy)
                 Spacer()
                 Button("New chat", action: screen.reset)
             }

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     )
     from gemma_runtime.text.sampler import Sampling
     from gemma_runtime.text.tokenizer import Tokenizer, load_tokenizer
+    from gemma_runtime.text.tools import ToolCall, read_tools
 
     __version__: str
 
@@ -75,6 +76,7 @@ __all__ = [
     "TextGeneration",
     "Tokenizer",
     "TokenizerError",
+    "ToolCall",
     "TopLogits",
     "Verdict",
     "Verification",
@@ -87,6 +89,7 @@ __all__ = [
     "load_tokenizer",
     "open_bundle",
     "open_session",
+    "read_tools",
     "verify",
     "verify_bundle",
 ]
@@ -124,6 +127,7 @@ _HOMES = {
     ),
     "gemma_runtime.text.sampler": ("Sampling",),
     "gemma_runtime.text.tokenizer": ("Tokenizer", "load_tokenizer"),
+    "gemma_runtime.text.tools": ("ToolCall", "read_tools"),
 }
 
 if not TYPE_CHECKING:  # else every misspelt name would pass the type checker

@@ -75,11 +75,14 @@ def staged_folder(output: Path, force: bool = False) -> Iterator[Path]:
     Also deletes what killed processes left behind.
     """
     check_writable(output, force)
+    was_empty = _is_empty_folder(output)
     sweep_leftovers(output.parent, f".{output.name}")
     stage = output.parent / f".{output.name}.partial-{os.getpid()}"
     try:
         stage.mkdir(parents=True)
         yield stage
+        if was_empty and _is_empty_folder(output):
+            output.rmdir()
         _replace(stage, output, force)
     except OSError as error:
         raise BundleError(f"can't write {output}: {error.strerror or error}") from error
@@ -88,16 +91,25 @@ def staged_folder(output: Path, force: bool = False) -> Iterator[Path]:
 
 
 def check_writable(output: Path, force: bool) -> None:
-    """Raise BundleError if `output` can't be created, or exists and may not be replaced."""
-    if output.exists() and not force:
+    """Raise BundleError if `output` can't be created, or exists and may not be replaced.
+
+    An empty folder may be: it was made for the bundle.
+    """
+    is_empty = _is_empty_folder(output)
+    if output.exists() and not force and not is_empty:
         raise BundleError(f"{output} exists; give another --output, or --force to replace it")
-    if output.exists() and not (output / MANIFEST).exists():
+    if output.exists() and not is_empty and not (output / MANIFEST).exists():
         raise BundleError(f"{output} is not a bundle, so --force does not replace it; remove it")
     above = next(folder for folder in output.absolute().parents if folder.exists())
     if not above.is_dir():
         raise BundleError(f"can't create {output}: {above} is a file; give another --output")
     if not os.access(above, os.W_OK):
         raise BundleError(f"can't write into {above}: permission denied")
+
+
+def _is_empty_folder(path: Path) -> bool:
+    """Whether a bundle can take the place of an empty folder. A link to one stays as it is."""
+    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
 
 def _read_manifest(directory: Path) -> bytes:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gemma_runtime.command import run_app
-from gemma_runtime.errors import ContextFull, TokenizerError
+from gemma_runtime.errors import SessionError, TokenizerError
 
 if TYPE_CHECKING:  # commands import what they need, so --help starts fast
     from rich.console import RenderableType
@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # commands import what they need, so --help starts fast
     from gemma_runtime.text.generate import Conversation, Generation, TextGeneration
     from gemma_runtime.text.tokenizer import Tokenizer
 
+_RESULTS = "/results"
 _HELP = """Run, check and measure the bundles that gemma-export writes. Needs no torch.
 
 [bold]Examples[/bold]
@@ -101,6 +102,36 @@ MinP = Annotated[
     float, typer.Option(help="Drop tokens less likely than this share of the likeliest.")
 ]
 Penalty = Annotated[float, typer.Option(help="Above 1, repeated tokens become less likely.")]
+OwnTemperature = Annotated[
+    float | None,
+    typer.Option(help="Sampling temperature; 0 always takes the likeliest token. \\[the bundle's]"),
+]
+OwnTopK = Annotated[
+    int | None,
+    typer.Option(help="Sample from the k likeliest tokens; 0 means all. \\[the bundle's]"),
+]
+OwnTopP = Annotated[
+    float | None,
+    typer.Option(
+        help="Sample from the likeliest tokens whose probabilities sum to p. \\[the bundle's]"
+    ),
+]
+OwnMinP = Annotated[
+    float | None,
+    typer.Option(help="Drop tokens less likely than this share of the likeliest. \\[the bundle's]"),
+]
+OwnPenalty = Annotated[
+    float | None,
+    typer.Option(help="Above 1, repeated tokens become less likely. \\[the bundle's]"),
+]
+Tools = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Tools that the model can call: a JSON list of schemas."),
+]
+Roll = Annotated[
+    bool,
+    typer.Option("--roll", help="When the context is full, forget the oldest turns and go on."),
+]
 Seed = Annotated[
     int | None, typer.Option(help="Seed for sampling; the same seed gives the same text.")
 ]
@@ -149,7 +180,7 @@ def run(
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Continue a prompt, token by token."""
+    """Continue a prompt, token by token; greedily unless options say otherwise."""
     from gemma_runtime.bundle import open_bundle
     from gemma_runtime.session import open_session
     from gemma_runtime.text.generate import generate_text
@@ -183,43 +214,65 @@ def chat(
     bundle: BundlePath,
     system: System = None,
     max_new_tokens: NewTokens = 512,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    min_p: MinP = 0.0,
-    repetition_penalty: Penalty = 1.0,
+    temperature: OwnTemperature = None,
+    top_k: OwnTopK = None,
+    top_p: OwnTopP = None,
+    min_p: OwnMinP = None,
+    repetition_penalty: OwnPenalty = None,
     seed: Seed = None,
+    stop: Stops = [],  # noqa: B006  (typer only reads the default)
+    roll: Roll = False,
+    tools: Tools = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Chat with an instruction-tuned model, one line per turn. /new starts over, /quit ends.
 
-    With --json, every reply is one line of JSON. A turn that does not fit the context is refused;
-    if turns are piped in, that ends the chat.
+    Samples as the checkpoint's authors do, if the bundle says how (see inspect), else greedily;
+    each option replaces one value. With --json, every reply is one line of JSON. A turn that does
+    not fit the context is refused; if turns are piped in, that ends the chat. With --roll, the
+    oldest turns are forgotten instead.
+
+    With --tools, a reply that calls tools is printed as JSON. Answer it with /results and a JSON
+    list that has one result for each call.
     """
     from gemma_runtime.bundle import open_bundle
     from gemma_runtime.session import open_session
     from gemma_runtime.text.generate import Conversation
     from gemma_runtime.text.sampler import Sampling
     from gemma_runtime.text.tokenizer import load_tokenizer
+    from gemma_runtime.text.tools import read_tools
 
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    schemas = read_tools(tools) if tools else []
     opened = open_bundle(bundle)
+    sampling = Sampling.by_default(
+        opened.manifest.sampling,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
     with open_session(opened, threads) as session:
         conversation = Conversation(
             session,
             load_tokenizer(opened),
             template=opened.manifest.chat_template,
             bos_token=opened.manifest.bos_token,
+            eos_token=opened.manifest.eos_token,
             stop_tokens=opened.manifest.stop_tokens,
+            stop_strings=stop,
             sampling=sampling,
             system=system,
+            roll=roll,
+            tools=schemas,
         )
         for line in _lines():
             if line == "/new":
                 conversation.reset()
             elif line:
-                _reply(conversation, line, max_new_tokens, json)
+                _reply(conversation, line, max_new_tokens, json, tools=bool(schemas))
 
 
 @app.command()
@@ -373,22 +426,60 @@ def _encode(
     messages = [Message("user", text)]
     if system is not None:
         messages.insert(0, Message("system", system))
-    return encode_chat(tokenizer, manifest.chat_template, messages, manifest.bos_token)
+    return encode_chat(
+        tokenizer, manifest.chat_template, messages, manifest.bos_token, manifest.eos_token
+    )
 
 
-def _reply(conversation: "Conversation", line: str, max_new_tokens: int, json: bool) -> None:
+def _reply(
+    conversation: "Conversation", line: str, max_new_tokens: int, json: bool, tools: bool
+) -> None:
+    before = conversation.forgotten
     try:
-        reply = conversation.send(line, max_new_tokens)
-    except ContextFull as error:
+        if tools and line.startswith(_RESULTS):
+            reply = conversation.send_results(_results(line), max_new_tokens)
+        else:
+            reply = conversation.send(line, max_new_tokens)
+    except (SessionError, TokenizerError) as error:
         if not sys.stdin.isatty():
             raise
         print(f"error: {error}", file=sys.stderr)  # a person can shorten the turn, or type /new
         return
-    if not json:
-        _stream(reply)
-    else:
+    if forgotten := conversation.forgotten - before:
+        print(f"[the context is full: forgot the oldest {forgotten} turns]", file=sys.stderr)
+    if json:
         list(reply)
         _print_json(reply.result)
+    elif tools:
+        _print_whole(reply)
+    else:
+        _stream(reply)
+
+
+def _results(line: str) -> list[object]:
+    """What the called tools returned, from a line that begins with /results."""
+    import json
+
+    try:
+        results = json.loads(line.removeprefix(_RESULTS))
+    except ValueError as error:
+        raise TokenizerError(f"{_RESULTS} is not followed by JSON: {error}") from error
+    if not isinstance(results, list):
+        raise TokenizerError(f"{_RESULTS} expects a JSON list with one result for each call")
+    return results
+
+
+def _print_whole(generation: "TextGeneration") -> None:
+    """Print a reply when it is finished, because only then calls are told from text."""
+    import msgspec
+
+    list(generation)
+    result = generation.result
+    if result.text or not result.tool_calls:
+        print(result.text)
+    if result.tool_calls:
+        print(msgspec.json.encode(result.tool_calls).decode())
+    print(_speed(result), file=sys.stderr)
 
 
 def _stream(generation: "TextGeneration") -> None:

@@ -1,15 +1,43 @@
 """Runs a command-line app and turns the outcome into an exit code."""
 
+import io
+import os
 import sys
+from _thread import interrupt_main
 from collections.abc import Sequence
+from errno import EBADF, EDQUOT, EFBIG, EIO, ENOSPC, EPIPE
+from threading import Timer
+from typing import IO
 
 import typer
 
 from gemma_runtime.errors import GemmaError
 
+_WRITING = (ENOSPC, EDQUOT, EFBIG, EIO, EBADF, EPIPE)
+
 
 def run_app(app: typer.Typer, name: str, arguments: Sequence[str]) -> int:
-    """Run with the given arguments; returns the exit code. A GemmaError is one line on stderr."""
+    """Run with the given arguments; returns the exit code. A GemmaError is one line on stderr.
+
+    So is a full disk behind stdout.
+    """
+    _open_streams()
+    try:
+        code, failure = _run(app, name, arguments), _flush()
+    except OSError as error:
+        code, failure = 1, error
+        _flush()
+        if error.filename is not None or error.errno not in _WRITING:  # no stream's error
+            raise
+    if failure is None:
+        return code
+    if failure.errno != EPIPE:  # a reader such as head has seen enough
+        print(f"error: can't write the output: {failure.strerror}", file=sys.stderr)
+    return 1
+
+
+def _run(app: typer.Typer, name: str, arguments: Sequence[str]) -> int:
+    sys.unraisablehook, shown = _interrupt_again, sys.unraisablehook
     try:
         app(list(arguments), prog_name=name)
     except SystemExit as exit:
@@ -19,4 +47,41 @@ def run_app(app: typer.Typer, name: str, arguments: Sequence[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    finally:
+        sys.unraisablehook = shown
     return 0
+
+
+def _interrupt_again(lost: "sys.UnraisableHookArgs") -> None:
+    """Repeat a Ctrl-C that Python dropped, as it does in callbacks of a running import."""
+    if lost.exc_type is KeyboardInterrupt:
+        Timer(0.01, interrupt_main).start()
+    else:
+        sys.__unraisablehook__(lost)
+
+
+def _open_streams() -> None:
+    """Open closed streams on the null device, and print `?` for what a stream can't encode."""
+    sys.stdin = sys.stdin or _null("r")
+    sys.stdout = sys.stdout or _null("w")
+    sys.stderr = sys.stderr or _null("w")
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")
+
+
+def _null(mode: str) -> IO[str]:
+    """Takes the closed stream's descriptor, so that no other file gets it."""
+    return open(os.devnull, mode, encoding="utf-8")
+
+
+def _flush() -> OSError | None:
+    """Write out stdout; the error if that fails. The interpreter's own attempt at exit is quiet."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+        return error
+    return None

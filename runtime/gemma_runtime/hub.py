@@ -8,6 +8,7 @@ import glob
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -83,15 +84,8 @@ def fetch_bundle(name: str) -> Path:
 
 def _download_bundle(repo_id: str, revision: str | None) -> Path:
     """Download the manifest, then the files that it lists, all of one commit."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-
     instead = "give the bundle's folder"
-    try:
-        info = HfApi().model_info(repo_id, revision=revision)
-    except (HTTPError, OSError, ValueError) as error:
-        raise HubError(_explain(repo_id, revision, error, instead)) from error
-    if _MANIFEST not in [file.rfilename for file in info.siblings or ()]:
+    if _MANIFEST not in list_files(repo_id, revision, instead):
         raise HubError(
             f"{repo_id} has no {_MANIFEST}, so it is not a bundle; expected a repository written "
             "by gemma-export push"
@@ -137,10 +131,25 @@ def download_snapshot(
     repo_id: str, revision: str | None, patterns: list[str], instead: str
 ) -> Path:
     """Download the files that match. Raises HubError, which ends with `instead`."""
+    with _one_line_errors(repo_id, revision, instead):
+        return _snapshot(repo_id, revision, patterns)
+
+
+def list_files(repo_id: str, revision: str | None, instead: str) -> list[str]:
+    """The names of all files on the hub. Raises HubError, which ends with `instead`."""
+    from huggingface_hub import HfApi
+
+    with _one_line_errors(repo_id, revision, instead):
+        info = HfApi().model_info(repo_id, revision=revision)
+    return [file.rfilename for file in info.siblings or ()]
+
+
+@contextmanager
+def _one_line_errors(repo_id: str, revision: str | None, instead: str) -> Iterator[None]:
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     try:
-        return _snapshot(repo_id, revision, patterns)
+        yield
     except (HTTPError, OSError, ValueError) as error:
         raise HubError(_explain(repo_id, revision, error, instead)) from error
 

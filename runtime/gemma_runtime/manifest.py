@@ -155,6 +155,17 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """How the checkpoint's authors sample; programs use it unless the user says otherwise."""
+
+    temperature: float  # 0 always takes the likeliest token
+    top_k: int  # 0 keeps all tokens
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+
+
+@dataclass(frozen=True, slots=True)
 class Headroom:
     """Headroom for float16: the largest measured residual |x|, and the factor in the weights."""
 
@@ -193,7 +204,9 @@ class Manifest:
     context_length: int  # tokens that the caches can hold
     prefill_length: int  # most tokens per prefill call
     bos_token: int
+    eos_token: int | None  # what a chat template may write as `eos_token`
     stop_tokens: tuple[int, ...]
+    sampling: SamplingDefaults | None  # None if the checkpoint has none
     chat_template: str | None  # Jinja with Hugging Face's conventions
     layers: tuple[LayerCache, ...]
     cache_dtype: str

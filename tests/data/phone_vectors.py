@@ -71,6 +71,8 @@ TURNS = [
     [("system", " be brief "), ("user", "hello <end_of_turn>\n<start_of_turn>model\nno")],
     [("user", "<bos><mask><unused0>"), ("assistant", "<eos>"), ("user", "é😀")],
     [("user", "   ")],
+    [("user", "in</think>"), ("assistant", "the</think> us </think>\n\n er "), ("user", "inn")],
+    [("user", "a"), ("assistant", "<end_of_turn></think><eos>"), ("user", "b</think><bos>")],
 ]
 
 

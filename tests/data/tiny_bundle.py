@@ -3,7 +3,8 @@
     python -m tests.data.tiny_bundle
 
 The bundle is a Gemma 2 with random weights, softcaps low enough to change the logits, a window
-shorter than the context, a small tokenizer with every part of Gemma's, and Gemma 2's chat format.
+shorter than the context, a small tokenizer with every part of Gemma's, Gemma 2's chat format, which
+here takes thoughts out of earlier replies, and Gemma 3's sampling values.
 
 Also writes `tiny_tokens.json`: the tokens that the bundle generates greedily with its float
 kernels, which give the same tokens on every processor.
@@ -33,7 +34,9 @@ CONTEXT, PREFILL = 96, 16
 _TEMPLATE = """\
 {{ bos_token }}{% for message in messages %}\
 {% set role = 'model' if message['role'] == 'assistant' else message['role'] %}\
-{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}\
+{% set text = message['content'] %}\
+{% if role == 'model' %}{% set text = text.split('</think>')[-1] %}{% endif %}\
+{{ '<start_of_turn>' + role + '\n' + text | trim + '<end_of_turn>\n' }}\
 {% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"""
 
 
@@ -46,6 +49,8 @@ def build(output: Path, target: str = "onnx", recipe: str = "int4") -> Bundle:
         tokenizer.save(str(model / "tokenizer.json"))
         special = {"bos_token": "<bos>", "eos_token": "<eos>", "chat_template": _TEMPLATE}
         (model / "tokenizer_config.json").write_text(json.dumps(special))
+        sampling = {"do_sample": True, "top_k": 64, "top_p": 0.95, "eos_token_id": [1, 5]}
+        (model / "generation_config.json").write_text(json.dumps(sampling))
         request = ExportRequest(
             targets=(target,),
             recipe=find_recipe(recipe),

@@ -16,7 +16,7 @@ from gemma_runtime.bundle import MANIFEST, Bundle, describe_files
 from gemma_runtime.cli import run_command
 from gemma_runtime.manifest import Manifest
 from gemma_runtime.proof.goldens import Golden, load_goldens, save_goldens
-from gemma_runtime.text.generate import Generation
+from gemma_runtime.text.generate import Generation, StopReason
 from tests.runtime.manifests import write_bundle
 from tests.runtime.real_bundles import export_random
 
@@ -204,6 +204,79 @@ def test_chat_takes_a_system_turn(
     assert counts[0] < counts[1]
 
 
+def test_chat_takes_tools_and_refuses_results_of_no_call(
+    bundle: Bundle, capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "tools.json").write_text('[{"name": "the user"}]')
+    tools = ["--tools", str(tmp_path / "tools.json")]
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle.directory, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["chat_template"] = (
+        "{% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}"
+        "{% for message in messages %}{{ message.content }}{% endfor %}"
+    )
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    bundle = Bundle(copy, bundle.manifest)
+    counts = []
+    for options in (tools, []):
+        _type(monkeypatch, b"the\n")
+        assert _chat(bundle, *options) == 0
+        counts += [reply.prompt_tokens for reply in _replies(capsys)]
+    assert counts[0] > counts[1]
+
+    for line, match in (
+        (b"/results [1]", "the last reply calls 0 tools, but there are 1 results"),
+        (b"/results {}", "/results expects a JSON list"),
+        (b"/results", "/results is not followed by JSON"),
+    ):
+        _type(monkeypatch, b"the\n" + line + b"\n")
+        assert _chat(bundle, *tools) == 1
+        assert match in _error(capsys)
+
+
+def test_chat_samples_as_the_bundle_says_unless_options_say_otherwise(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = Path(__file__).parents[1] / "data" / "tiny"  # its manifest has Gemma 3's values
+
+    def text(*options: str) -> str:
+        _type(monkeypatch, b"the\n")
+        assert run_command(["chat", str(tiny), "--json", "--seed", "1", *options]) == 0
+        (reply,) = _replies(capsys)
+        return reply.text
+
+    sampled = text()
+    assert sampled == text("--temperature", "1", "--top-k", "64", "--top-p", "0.95")
+    assert sampled != text("--temperature", "0") == text("--top-k", "1")
+
+
+def test_chat_stops_before_a_given_text(
+    bundle: Bundle, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _type(monkeypatch, b"the\n")
+    assert _chat(bundle) == 0
+    (whole,) = _replies(capsys)
+    _type(monkeypatch, b"the\n")
+    last = whole.text[-1]
+    assert _chat(bundle, "--stop", last) == 0
+    (reply,) = _replies(capsys)
+    assert (reply.text, reply.reason) == (whole.text.partition(last)[0], StopReason.STOP_STRING)
+
+
+def test_a_rolling_chat_says_that_it_forgets_and_goes_on(
+    bundle: Bundle, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _type(monkeypatch, b"in the ring\n" * 6)
+    assert _chat(bundle) == 1
+    assert "the conversation has" in _error(capsys)
+    _type(monkeypatch, b"in the ring\n" * 6)
+    assert _chat(bundle, "--roll") == 0
+    output = capsys.readouterr()
+    assert len(output.out.splitlines()) == 6
+    assert "[the context is full: forgot the oldest 2 turns]" in output.err
+
+
 def test_chat_ends_with_1_when_a_piped_turn_does_not_fit(
     bundle: Bundle, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,7 +380,8 @@ def _text(bundle: Bundle, capsys: Captured, *options: str, prompt: str = "the us
 
 
 def _chat(bundle: Bundle, *options: str) -> int:
-    return run_command(["chat", str(bundle.directory), "--max-new-tokens", "3", "--json", *options])
+    greedy = ["--temperature", "0", "--max-new-tokens", "3", "--json"]
+    return run_command(["chat", str(bundle.directory), *greedy, *options])
 
 
 def _replies(capsys: Captured) -> list[Generation]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from gemma_export.checkpoint.generation import GenerationDefaults
 from gemma_export.model.config import GemmaConfig
 from gemma_runtime.errors import CheckpointError
 
@@ -31,6 +32,11 @@ class Checkpoint(Protocol):
         """Sentences the user should see, e.g. that the vision tower is left out."""
         ...
 
+    @property
+    def generation(self) -> GenerationDefaults:
+        """Stop tokens and sampling values from the files beside the config."""
+        ...
+
     def rows(self, name: str, start: int, stop: int) -> "Tensor":
         """Rows [start, stop) of a tensor as float32. Reads only those rows."""
         ...
@@ -46,10 +52,12 @@ class Checkpoint(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFiles:
-    """A `tokenizer.json` and its chat template."""
+    """A `tokenizer.json`, its chat template, and the token that the template calls `eos_token`."""
 
     tokenizer_json: bytes
     chat_template: str | None
+    eos: str = "<eos>"
+    notes: tuple[str, ...] = ()  # sentences the user should see
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +86,7 @@ def check_tensors(
             )
     if left := sorted(set(shapes) - set(expected)):
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        raise CheckpointError(
-            f"{where}: tensor {left[0]}{more} is not part of this Gemma; merge adapters and "
-            "dequantize quantized weights first"
-        )
+        raise CheckpointError(f"{where}: tensor {left[0]}{more} is not part of this Gemma")
 
 
 def check_finite(where: Path, name: str, values: "Tensor") -> None:

@@ -1,40 +1,38 @@
 """Reads Hugging Face folders: `config.json` and safetensors, in one file or sharded."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gemma_export.checkpoint import TokenizerFiles, check_finite, check_tensors
+from gemma_export.checkpoint.generation import GenerationDefaults, generation_from_hf
 from gemma_export.checkpoint.grid import grid_codes
-from gemma_export.checkpoint.packed import PackedMatrix, Places
-from gemma_export.checkpoint.packed_folder import check_method, split_packed
+from gemma_export.checkpoint.packed import FLOATS, PackedMatrix, Place, Places
+from gemma_export.checkpoint.packed_folder import find_quantization, split_packed
 from gemma_export.checkpoint.prequantized import Stored, grid_stored
+from gemma_export.checkpoint.text_names import HEAD, check_unpacked, find_text
+from gemma_export.checkpoint.tokenizer_folder import read_tokenizer
+from gemma_export.checkpoint.weight_files import CONFIG, check_folder, open_weights, read_json
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.codes import Codes
-from gemma_export.formats.safetensors import SafetensorsFile
-from gemma_export.model.config import TABLE, GemmaConfig, config_from_hf, is_multimodal
+from gemma_export.model.config import (
+    TABLE,
+    GemmaConfig,
+    config_from_hf,
+    is_multimodal,
+    is_tied,
+)
 from gemma_runtime.bundle import sha256_file
 from gemma_runtime.errors import CheckpointError, ConfigError
 
-_INDEX = "model.safetensors.index.json"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-# In multimodal Gemma 3 the text model's tensors have one of these prefixes.
-_TEXT_PREFIXES = ("language_model.model.", "model.language_model.")
-_VISION_PREFIXES = (
-    "vision_tower.",
-    "multi_modal_projector.",
-    "model.vision_tower.",
-    "model.multi_modal_projector.",
-)
-_HEADS = ("lm_head.weight", "language_model.lm_head.weight")
+_GENERATION = "generation_config.json"
+_UNTIED = "Gemma's head is its embedding table, and an untied head is not supported"
 
 
 @dataclass(frozen=True)
@@ -44,13 +42,12 @@ class FolderCheckpoint:
     folder: Path
     config: GemmaConfig
     notes: tuple[str, ...]
-    _places: Mapping[str, tuple[SafetensorsFile, str]] = field(
-        repr=False
-    )  # our name → file, stored name
+    _places: Mapping[str, Place] = field(repr=False)  # our name → file, stored name
     _files: frozenset[Path] = field(repr=False)
+    generation: GenerationDefaults = field(default_factory=GenerationDefaults)
     _packed: Mapping[str, PackedMatrix] = field(
         default_factory=dict, repr=False
-    )  # GPTQ, AWQ, bitsandbytes
+    )  # see packed_folder.READERS
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         if name in self._packed:
@@ -92,10 +89,7 @@ class FolderCheckpoint:
         return hashlib.sha256(" ".join(sha256_file(path) for path in parts).encode()).hexdigest()
 
     def tokenizer(self) -> TokenizerFiles | None:
-        path = self.folder / "tokenizer.json"
-        if not path.exists():
-            return None
-        return TokenizerFiles(path.read_bytes(), _chat_template(self.folder))
+        return read_tokenizer(self.folder, self.config.vocab_size)
 
 
 def open_folder(
@@ -106,145 +100,121 @@ def open_folder(
     Raises CheckpointError or ConfigError, e.g. for pickled weights, unsupported quantization,
     adapters and missing shards.
     """
-    hf_config = _read_json(folder / "config.json")
+    check_folder(folder)
+    hf_config = read_json(folder / CONFIG)
     with _naming(folder):
-        check_method(hf_config)
-    config = config_from_hf(hf_config)
-    places, left_out = _text_places(_open_files(folder), is_multimodal(hf_config))
-    files = frozenset(file.path for file, _ in places.values())
+        quantization = find_quantization(folder, hf_config)
+        config = config_from_hf(hf_config)
+    generation = _generation(folder)
+    expected = config.tensor_shapes()
+    files, aside = open_weights(folder, hf_config)
     with _naming(folder):
-        plain, packed, notes = split_packed(places, hf_config)
+        text = find_text(files, expected)
+        places = {name: (files[stored], stored) for name, stored in text.stored.items()}
+        plain, packed, notes = split_packed(places, quantization)
+        plain, others = _needed(plain, expected)
+        check_unpacked(others)
+        plain = _without_head(plain, packed, tied=is_tied(hf_config))
     _check_floats(folder, plain)
     shapes = {name: file.tensors[stored].shape for name, (file, stored) in plain.items()}
     shapes |= {name: matrix.shape for name, matrix in packed.items()}
-    check_tensors(folder, shapes, config.tensor_shapes())
-    notes += (
-        (f"{folder.name} is multimodal: only its text model is exported, without its "
-         f"{left_out} vision tensors",)
-        if is_multimodal(hf_config)
-        else ()
-    )  # fmt: skip
+    check_tensors(folder, shapes, expected)
+    used = frozenset(file.path for file, _ in places.values())
+    if quantization is not None and quantization.file is not None:
+        used |= {quantization.file}
+    multimodal = _multimodal_note(folder, text.vision) if is_multimodal(hf_config) else ()
+    notes = (*aside, *notes, *multimodal, *_others_note(folder, (*text.others, *others)))
     return FolderCheckpoint(
-        id or folder.name, revision, folder, config, notes, plain, files, packed
+        id or folder.name, revision, folder, config, notes, plain, used, generation, packed
     )
 
 
 @contextmanager
-def _naming(folder: Path) -> Iterator[None]:
+def _naming(path: Path) -> Iterator[None]:
     try:
         yield
-    except ConfigError as error:
-        raise ConfigError(f"{folder}: {error}") from error
+    except (CheckpointError, ConfigError) as error:
+        raise type(error)(f"{path}: {error}") from error
 
 
-def _check_floats(folder: Path, places: Places) -> None:
-    for name, (file, stored) in places.items():
-        if not file.dtype(stored).is_floating_point:
-            raise CheckpointError(
-                f"{folder}: tensor {name} is {file.tensors[stored].dtype}, expected one of F32, "
-                "F16, BF16"
-            )
+def _needed(
+    places: Places, expected: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, Place], tuple[str, ...]]:
+    """The model's tensors with a stored head, and the stored names of all others."""
+    needed = {n: place for n, place in places.items() if n in expected or n == HEAD}
+    return needed, tuple(stored for name, (_, stored) in places.items() if name not in needed)
 
 
-def _open_files(folder: Path) -> dict[str, SafetensorsFile]:
-    """Every tensor's stored name → its file."""
-    if not (folder / _INDEX).exists():
-        files = [SafetensorsFile(path) for path in sorted(folder.glob("*.safetensors"))]
-        if not files:
-            raise CheckpointError(_why_empty(folder))
-        return {name: file for file in files for name in file.tensors}
-    index = _read_json(folder / _INDEX).get("weight_map")
-    if not isinstance(index, dict) or not index:
-        raise CheckpointError(f"{folder / _INDEX} has no weight_map; download the folder again")
-    opened = {shard: _open_shard(folder, shard) for shard in sorted(set(map(str, index.values())))}
-    for name, shard in index.items():
-        if name not in opened[str(shard)].tensors:
-            raise CheckpointError(
-                f"{folder}: {_INDEX} lists {name} in {shard}, which doesn't have it"
-            )
-    unlisted = {n for file in opened.values() for n in file.tensors} - set(index)
-    if unlisted:
-        raise CheckpointError(f"{folder}: tensor {sorted(unlisted)[0]} is missing from {_INDEX}")
-    return {name: opened[str(shard)] for name, shard in index.items()}
-
-
-def _open_shard(folder: Path, shard: str) -> SafetensorsFile:
-    if Path(shard).name != shard or shard in ("", ".", ".."):
-        raise CheckpointError(f"{folder}: {_INDEX} names {shard!r}, outside the folder")
-    if not shard.endswith(".safetensors"):
+def _without_head(
+    plain: Mapping[str, Place], packed: Mapping[str, PackedMatrix], tied: bool
+) -> dict[str, Place]:
+    """The tensors without a head that equals the table. A head alone is the table if tied."""
+    left = dict(plain)
+    head = left.pop(HEAD, None)
+    if HEAD in packed:
+        raise CheckpointError(f"{HEAD} is quantized apart from {TABLE}; {_UNTIED}")
+    if head is None and not tied:
         raise CheckpointError(
-            f"{folder}: {_INDEX} names {shard!r}, which is not a safetensors file"
+            f"config.json says that tie_word_embeddings is False, but {HEAD} is missing; expected "
+            "the head's weights, or true if the head is the embedding table"
         )
-    if not (folder / shard).is_file():
-        raise CheckpointError(f"{folder}: shard {shard} is missing; download it")
-    return SafetensorsFile(folder / shard)
+    if head is not None and TABLE in left:
+        _check_tied(head, left[TABLE])
+    elif head is not None and tied:
+        left[TABLE] = head
+    return left
 
 
-def _why_empty(folder: Path) -> str:
-    if (folder / "adapter_config.json").exists():
-        return f"{folder} contains an adapter, not a model; merge it into its base model first"
-    if any(path for pattern in _PICKLES for path in folder.glob(pattern)):
-        return (
-            f"{folder} contains pickled weights (.bin, .pt), which can run code when read; save "
-            "the model again as safetensors"
-        )
-    return f"{folder} has no .safetensors file; expected a Hugging Face checkpoint folder"
+def _check_floats(folder: Path, places: Mapping[str, Place]) -> None:
+    for name, (file, stored) in places.items():
+        if (dtype := file.tensors[stored].dtype) not in FLOATS:
+            raise CheckpointError(
+                f"{folder}: tensor {name} is {dtype}, expected one of {', '.join(FLOATS)}; give "
+                "the original checkpoint"
+            )
 
 
-def _text_places(
-    files: Mapping[str, SafetensorsFile], multimodal: bool
-) -> tuple[dict[str, tuple[SafetensorsFile, str]], int]:
-    """Our names → (file, stored name), and the number of vision tensors left out."""
-    places: dict[str, tuple[SafetensorsFile, str]] = {}
-    left_out = 0
-    for stored, file in files.items():
-        if multimodal and stored.startswith(_VISION_PREFIXES):
-            left_out += 1
-        elif stored not in _HEADS:
-            places[_text_name(stored) if multimodal else stored] = (file, stored)
-    for head in set(_HEADS) & set(files):
-        if TABLE in places:
-            _check_tied(files[head], head, *places[TABLE])
-    return places, left_out
-
-
-def _text_name(stored: str) -> str:
-    for prefix in _TEXT_PREFIXES:
-        if stored.startswith(prefix):
-            return "model." + stored.removeprefix(prefix)
-    return stored
-
-
-def _check_tied(file: SafetensorsFile, head: str, table_file: SafetensorsFile, table: str) -> None:
+def _check_tied(head: Place, table: Place) -> None:
     """Raise CheckpointError unless a stored head equals the embedding table."""
-    shape = file.tensors[head].shape
-    tied = shape == table_file.tensors[table].shape and all(
-        torch.equal(file.rows(head, *span), table_file.rows(table, *span))
-        for span in row_blocks(shape)
+    (head_file, head_name), (table_file, table_name) = head, table
+    info = head_file.tensors[head_name]
+    tied = (
+        info.shape == table_file.tensors[table_name].shape
+        and {info.dtype, table_file.tensors[table_name].dtype} <= set(FLOATS)
+        and all(
+            torch.equal(
+                head_file.rows(head_name, *span).float(),
+                table_file.rows(table_name, *span).float(),
+            )
+            for span in row_blocks(info.shape)
+        )
     )
     if not tied:
-        raise CheckpointError(
-            f"{file.path}: {head} differs from {table}; Gemma's head is its embedding table, and "
-            "an untied head is not supported"
-        )
+        raise CheckpointError(f"{head_name} differs from {table_name}; {_UNTIED}")
 
 
-def _chat_template(folder: Path) -> str | None:
-    if (folder / "chat_template.jinja").exists():
-        return (folder / "chat_template.jinja").read_text("utf-8")
-    if not (folder / "tokenizer_config.json").exists():
-        return None
-    template = _read_json(folder / "tokenizer_config.json").get("chat_template")
-    return template if isinstance(template, str) else None
+def _multimodal_note(folder: Path, vision: int) -> tuple[str, ...]:
+    without = f", without its {_counted(vision, 'vision tensor')}" if vision else ""
+    return (f"{folder.name} is multimodal: only its text model is exported{without}",)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"can't read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return content
+def _others_note(folder: Path, others: tuple[str, ...]) -> tuple[str, ...]:
+    if not others:
+        return ()
+    more = f", e.g. {min(others)}" if len(others) > 1 else f": {others[0]}"
+    return (
+        f"{folder.name} has {_counted(len(others), 'tensor')} that a causal Gemma does not use, "
+        f"left out{more}",
+    )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def _generation(folder: Path) -> GenerationDefaults:
+    path = folder / _GENERATION
+    if not path.exists():
+        return GenerationDefaults()
+    with _naming(path):
+        return generation_from_hf(read_json(path))

@@ -1,5 +1,6 @@
-"""Reads GGUF files of Gemma 2 and 3, as written by llama.cpp."""
+"""Reads GGUF files of Gemma 2 and 3, as written by llama.cpp and Ollama, also in parts."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gemma_export.checkpoint import TokenizerFiles, check_finite, check_tensors
+from gemma_export.checkpoint.generation import GenerationDefaults, generation_from_gguf
 from gemma_export.checkpoint.gguf_codes import STORED, blocks_to_codes
 from gemma_export.checkpoint.gguf_config import TOKENS, config_from_gguf
 from gemma_export.checkpoint.gguf_tokenizer import rebuild_tokenizer
@@ -17,13 +19,15 @@ from gemma_export.checkpoint.grid import grid_codes
 from gemma_export.checkpoint.prequantized import Stored, grid_stored
 from gemma_export.formats.codes import Codes
 from gemma_export.formats.gguf_file import read_blocks, read_header, read_rows
+from gemma_export.formats.gguf_parts import GgufModel, read_model
 from gemma_export.model.config import GemmaConfig
 from gemma_runtime.bundle import sha256_file
 from gemma_runtime.contents.gguf_names import hf_name
 from gemma_runtime.errors import CheckpointError, ConfigError
-from gemma_runtime.formats.gguf import GgufHeader, GgufTensor
+from gemma_runtime.formats.gguf import GgufTensor
 
 _HEAD = "output.weight"
+_VISION = ("v.", "mm.")  # in Ollama's files; llama.cpp has a file of their own for them
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -34,15 +38,15 @@ class GgufCheckpoint:
     config: GemmaConfig
     notes: tuple[str, ...]
     _tensors: Mapping[str, GgufTensor] = field(repr=False)  # by Hugging Face name
-
-    @property
-    def revision(self) -> None:
-        return None
+    _files: Mapping[str, Path] = field(repr=False)  # by Hugging Face name
+    revision: str | None = None
+    generation: GenerationDefaults = field(default_factory=GenerationDefaults)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         tensor = self._tensors[name]
-        values = torch.from_numpy(read_rows(self.path, tensor, start, stop))
-        check_finite(self.path, name, values)
+        path = self._files[name]
+        values = torch.from_numpy(read_rows(path, tensor, start, stop))
+        check_finite(path, name, values)
         # llama.cpp's converter stores norm gains as 1 + w; Hugging Face stores w.
         return values - 1 if len(tensor.shape) == 1 else values
 
@@ -59,8 +63,9 @@ class GgufCheckpoint:
             on_grid = grid_codes(self.rows(name, start, stop), _FLOATS[tensor.type.name])
             assert on_grid is not None, name  # `stored` has checked it
             return on_grid
-        codes = blocks_to_codes(read_blocks(self.path, tensor, start, stop), tensor.type)
-        check_finite(self.path, name, codes.scales)
+        path = self._files[name]
+        codes = blocks_to_codes(read_blocks(path, tensor, start, stop), tensor.type)
+        check_finite(path, name, codes.scales)
         return codes
 
     def digest(self) -> str:
@@ -68,7 +73,10 @@ class GgufCheckpoint:
 
     @cached_property
     def _digest(self) -> str:
-        return sha256_file(self.path)
+        digests = [sha256_file(path) for path in dict.fromkeys((self.path, *self._files.values()))]
+        if len(digests) == 1:
+            return digests[0]
+        return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
     def tokenizer(self) -> TokenizerFiles | None:
         """Rebuild `tokenizer.json`. Reads the vocabulary again instead of keeping it in memory."""
@@ -76,8 +84,13 @@ class GgufCheckpoint:
         if TOKENS not in metadata:
             return None
         template = metadata.get("tokenizer.chat_template")
+        rebuilt = rebuild_tokenizer(self.path, metadata)
+        tokens, eos = metadata[TOKENS], metadata.get("tokenizer.ggml.eos_token_id")
+        assert isinstance(tokens, list)  # else it can't be rebuilt
         return TokenizerFiles(
-            rebuild_tokenizer(self.path, metadata), template if isinstance(template, str) else None
+            rebuilt,
+            template if isinstance(template, str) else None,
+            tokens[eos] if isinstance(eos, int) and 0 <= eos < len(tokens) else "<eos>",
         )
 
 
@@ -85,11 +98,13 @@ def open_gguf(path: Path, notes: tuple[str, ...] = ()) -> GgufCheckpoint:
     """Open a `.gguf` file and check every tensor's name and shape, without reading weights.
 
     `notes` are additional notes for the user. Raises CheckpointError or ConfigError, e.g. for
-    damaged files, parts of split files, other models, unsupported block formats, an untied head.
+    damaged files, missing parts, other models, unsupported block formats, an untied head.
     """
-    header = read_header(path)
+    model = read_model(path)
+    header = model.header
     try:
         config = config_from_gguf(header)
+        generation = generation_from_gguf(header.metadata)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     if _HEAD in header.tensors:
@@ -97,18 +112,28 @@ def open_gguf(path: Path, notes: tuple[str, ...] = ()) -> GgufCheckpoint:
             f"{path}: tensor {_HEAD} is a separate head; Gemma's head is its embedding table, and "
             "an untied head is not supported"
         )
-    tensors = {hf_name(name): tensor for name, tensor in header.tensors.items()}
+    stored = [name for name in header.tensors if not name.startswith(_VISION)]
+    tensors = {hf_name(name): header.tensors[name] for name in stored}
+    files = {hf_name(name): model.files[name] for name in stored}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     check_tensors(path, shapes, config.tensor_shapes())
-    return GgufCheckpoint(path.name, path, config, _quantized_note(path, header) + notes, tensors)
-
-
-def _quantized_note(path: Path, header: GgufHeader) -> tuple[str, ...]:
-    types = Counter(tensor.type.name for tensor in header.tensors.values())
-    quantized = [name for name, _ in types.most_common() if name.startswith("Q")]
-    if not quantized:
-        return ()
-    return (
-        f"{path.name} is already quantized ({', '.join(quantized)}): the export is compared with "
-        "its values, not with those of the original model",
+    notes = _notes(path, model, tensors) + notes
+    return GgufCheckpoint(
+        path.name, model.paths[0], config, notes, tensors, files, generation=generation
     )
+
+
+def _notes(path: Path, model: GgufModel, tensors: Mapping[str, GgufTensor]) -> tuple[str, ...]:
+    notes: tuple[str, ...] = ()
+    types = Counter(tensor.type.name for tensor in tensors.values())
+    if quantized := [name for name, _ in types.most_common() if name not in _FLOATS]:
+        notes += (
+            f"{path.name} is already quantized ({', '.join(quantized)}): the export is compared "
+            "with its values, not with those of the original model",
+        )
+    if left_out := len(model.files) - len(tensors):
+        notes += (
+            f"{path.name} is multimodal: only its text model is exported, without its {left_out} "
+            "vision tensors",
+        )
+    return notes

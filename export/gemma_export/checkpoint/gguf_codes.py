@@ -23,7 +23,7 @@ STORED: Mapping[GgufType, Stored] = {
     GgufType.Q8_0: Stored("Q8_0", Format(8)),
     GgufType.Q5_0: Stored("Q5_0", Format(8)),
     # Its scales are a float16 times an int8, which needs 18 bits.
-    GgufType.Q6_K: Stored("Q6_K", Format(8, 16), is_exact=False),
+    GgufType.Q6_K: Stored("Q6_K", Format(8, 16), "scales rounded to float16"),
 }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gemma_export.checkpoint.gguf_ollama import translate_ollama
 from gemma_export.model.config import GemmaConfig, config_from_hf
 from gemma_export.model.families import FAMILIES, Family
 from gemma_runtime.errors import ConfigError
@@ -15,6 +16,7 @@ from gemma_runtime.formats.gguf import GgufHeader, Value
 
 TOKENS = "tokenizer.ggml.tokens"
 _TABLE = "token_embd.weight"
+_QUERIES = "blk.0.attn_q.weight"
 _END_OF_TURN = "<end_of_turn>"
 _PATTERN = "attention.sliding_window_pattern"
 _OPTIONAL = {
@@ -28,13 +30,14 @@ _SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 
 def config_from_gguf(header: GgufHeader) -> GemmaConfig:
     """Convert the metadata and read it like a `config.json`. Raises ConfigError."""
-    name = header.metadata.get("general.architecture")
+    metadata = translate_ollama(header.metadata)
+    name = metadata.get("general.architecture")
     if not isinstance(name, str) or name not in FAMILIES:
         raise ConfigError(
             f"architecture {name!r:.40} is not supported; expected {' or '.join(FAMILIES)}"
         )
     family = FAMILIES[name]
-    fields = _Fields(family, _scalars(header.metadata, name))
+    fields = _Fields(family, _scalars(metadata, name))
     layers = fields.count("block_count")
     if layers > len(header.tensors):  # before anything is allocated per layer
         raise ConfigError(f"{name}.block_count is {layers}, more than there are tensors")
@@ -45,10 +48,10 @@ def config_from_gguf(header: GgufHeader) -> GemmaConfig:
             "dtype": "bfloat16",  # what Gemma was trained in, whatever the file stores
             "vocab_size": rows,
             "num_hidden_layers": layers,
-            **_sizes(fields, layers),
+            **_sizes(fields, layers, header),
             **_attention(fields),
-            **_layer_types(header.metadata.get(f"{name}.{_PATTERN}"), layers),
-            **_tokens(header.metadata, rows),
+            **_layer_types(metadata.get(f"{name}.{_PATTERN}"), layers),
+            **_tokens(metadata, rows),
         }
     )
 
@@ -98,10 +101,13 @@ def _vocabulary(header: GgufHeader) -> int:
     return rows
 
 
-def _sizes(fields: _Fields, layers: int) -> dict[str, object]:
+def _sizes(fields: _Fields, layers: int, header: GgufHeader) -> dict[str, object]:
     width, heads = fields.count("embedding_length"), fields.count("attention.head_count")
-    own_size = "attention.key_length" in fields.values
-    head_dim = fields.count("attention.key_length") if own_size else width // heads
+    if "attention.key_length" in fields.values:
+        head_dim = fields.count("attention.key_length")
+    else:  # Ollama's multimodal files have no such key
+        queries = header.tensors.get(_QUERIES)
+        head_dim = (queries.shape[0] if queries else width) // heads
     return {
         "hidden_size": width,
         "intermediate_size": fields.count("feed_forward_length"),

@@ -5,24 +5,22 @@ Their order is that of transformers' `convert_slow_tokenizer.generate_merges`, t
 Gemma 2 and 3 this gives exactly the original list.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from gemma_export.checkpoint.gguf_config import TOKENS
+from gemma_export.checkpoint.piece_tokenizer import (
+    NORMAL,
+    SPACE,
+    USER_DEFINED,
+    splits_of,
+    tokenizer_json,
+)
 from gemma_runtime.errors import CheckpointError
 from gemma_runtime.formats.gguf import Value
-
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # llama.cpp's llama_token_type
-SPACE = "▁"
-# Tokens for which the original's `special` flag differs from GGUF's: not set for placeholders, set
-# for image tokens.
-PLACEHOLDER = re.compile(r"<unused\d+>|<mask>")
-PICTURE = ("<start_of_image>", "<end_of_image>")
 
 
 def rebuild_tokenizer(where: Path, metadata: Mapping[str, Value]) -> bytes:
@@ -42,20 +40,8 @@ def rebuild_tokenizer(where: Path, metadata: Mapping[str, Value]) -> bytes:
             f"{where}: the vocabulary has duplicate tokens; convert the model again"
         )
     bos, unknown = (_named(where, metadata, name, tokens) for name in ("bos", "unknown"))
-    model = {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": unknown,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": True,
-        "byte_fallback": True,
-        "ignore_merges": False,
-        "vocab": ids,
-        "merges": _merges(tokens, ids, scores, types),
-    }
-    added = _added_tokens(tokens, types)
-    return msgspec.json.encode(_frame(bos, ids[bos]) | {"added_tokens": added, "model": model})
+    merges = _merges(tokens, ids, scores, types)
+    return tokenizer_json(tokens, types, merges, bos, unknown)
 
 
 def _vocabulary(
@@ -112,70 +98,6 @@ def _merges(
     for _, equals in groupby(
         sorted(score_of, key=lambda index: -score_of[index]), score_of.__getitem__
     ):
-        splits = [split for index in equals for split in _splits(tokens, ids, index)]
+        splits = [split for index in equals for split in splits_of(tokens, ids, index)]
         merges += sorted(splits, key=lambda split: (-len(split[0]), -len(split[1])))
     return merges
-
-
-def _splits(tokens: Sequence[str], ids: Mapping[str, int], index: int) -> list[tuple[str, str]]:
-    token = tokens[index]
-    splits: list[tuple[int, int]] = []
-    for cut in range(1, len(token)):
-        left = ids.get(token[:cut])
-        if left is not None and (right := ids.get(token[cut:])) is not None:
-            splits.append((left, right))
-    return [(tokens[left], tokens[right]) for left, right in sorted(splits)]
-
-
-def _added_tokens(tokens: Sequence[str], types: Sequence[int]) -> list[dict[str, object]]:
-    """The tokens that are matched in raw text, before BPE."""
-    return [
-        {
-            "id": index,
-            "content": token,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": token in PICTURE
-            or (kind != USER_DEFINED and not PLACEHOLDER.fullmatch(token)),
-        }
-        for index, (token, kind) in enumerate(zip(tokens, types, strict=True))
-        if kind in (UNKNOWN, CONTROL, USER_DEFINED)
-    ]
-
-
-def _frame(bos: str, bos_id: int) -> dict[str, object]:
-    """The parts of `tokenizer.json` that are the same for every Gemma."""
-    begin = {"SpecialToken": {"id": bos, "type_id": 0}}
-    second = {"SpecialToken": {"id": bos, "type_id": 1}}
-    text, other = (
-        {"Sequence": {"id": name, "type_id": type_id}} for type_id, name in enumerate("AB")
-    )
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [],
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
-        "pre_tokenizer": {
-            "type": "Split",
-            "pattern": {"String": " "},
-            "behavior": "MergedWithPrevious",
-            "invert": False,
-        },
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [begin, text],
-            "pair": [begin, text, second, other],
-            "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
-        },
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-            ],
-        },
-    }

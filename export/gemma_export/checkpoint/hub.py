@@ -1,7 +1,7 @@
 """Gets checkpoints from the Hugging Face hub: first from the local cache, then the network.
 
-Downloads only the files that an export reads: configuration, tokenizer and safetensors, never
-pickles or code. Every failure becomes one line with its reason and what to do.
+Downloads only the files that an export reads: configuration, tokenizer and safetensors, or one GGUF
+model, never pickles or code. Every failure becomes one line with its reason and what to do.
 """
 
 import json
@@ -9,40 +9,56 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemma_runtime.errors import HubError
-from gemma_runtime.hub import cached_snapshot, download_snapshot, require_hub
+from gemma_runtime.hub import cached_snapshot, download_snapshot, list_files, require_hub
 
 _INDEX = "model.safetensors.index.json"
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _FILES = [
+    "adapter_config.json",
     "config.json",
     "generation_config.json",
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",
+    "additional_chat_templates/*.jinja",
+    "processor_config.json",
     "*.safetensors",
     _INDEX,
 ]
+_INSTEAD = "pass --checkpoint DIR"
 
 
 @dataclass(frozen=True, slots=True)
 class HubSnapshot:
     folder: Path
     revision: str  # the commit
+    gguf: str | None = None  # the chosen GGUF model, if it is not a folder of safetensors
 
 
-def fetch_hub(repo_id: str, revision: str | None = None) -> HubSnapshot:
+def fetch_hub(repo_id: str, revision: str | None = None, pattern: str = "") -> HubSnapshot:
     """The snapshot of a repository. Makes no request if the cache has a complete one.
 
-    Raises HubError if the repository is gated or unknown, no token is set, or the hub unreachable.
+    `pattern` chooses one of its GGUF models. Without a pattern, and without safetensors, the
+    repository must have a single one. Raises CheckpointError if the choice is not clear, and
+    HubError if the repository is gated or unknown, no token is set, or the hub unreachable.
     """
     require_hub("export")
-    if (cached := _cached(repo_id, revision)) is not None:
+    cached = _cached_gguf(repo_id, revision, pattern) if pattern else _cached(repo_id, revision)
+    if cached is not None:
         return cached
-    folder = download_snapshot(repo_id, revision, _FILES, "pass --checkpoint DIR")
-    if not _has_weights(folder):
+    folder = None if pattern else download_snapshot(repo_id, revision, _FILES, _INSTEAD)
+    if folder is None or not (_has_weights(folder) or _has_adapter(folder)):
+        model = _fetch_gguf(repo_id, revision, pattern)
+        if model is not None:
+            return model
         raise HubError(
             f"{repo_id}: config.json or a .safetensors file is missing on the hub and in the "
-            "cache; choose a repository that has them, or pass --checkpoint DIR"
+            "cache, and there is no GGUF model; choose a repository that has them, or pass "
+            "--checkpoint DIR"
         )
     return HubSnapshot(folder, folder.name)
 
@@ -54,19 +70,57 @@ def _cached(repo_id: str, revision: str | None) -> HubSnapshot | None:
     without some shards.
     """
     folder = cached_snapshot(repo_id, revision, _FILES)
-    if folder is None or not _has_weights(folder) or not (folder / "tokenizer.json").exists():
+    if folder is None:
         return None
-    return HubSnapshot(folder, folder.name)
+    has_tokenizer = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
+    complete = _has_weights(folder) and has_tokenizer
+    return HubSnapshot(folder, folder.name) if complete or _has_adapter(folder) else None
+
+
+def _cached_gguf(repo_id: str, revision: str | None, pattern: str) -> HubSnapshot | None:
+    """The GGUF model in the cache that a pattern matches; None unless there is one, whole."""
+    from gemma_export.checkpoint.gguf_choice import matches, models
+    from gemma_export.formats.gguf_parts import part_names
+
+    # No patterns: the folder, without a check that the repository's other files are in it.
+    folder = cached_snapshot(repo_id, revision, [])
+    if folder is None:
+        return None
+    known = models(path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf"))
+    found = [name for name in known if matches(name, pattern)]
+    if len(found) != 1 or not all((folder / part).exists() for part in part_names(found[0])):
+        return None
+    return HubSnapshot(folder, folder.name, found[0])
+
+
+def _fetch_gguf(repo_id: str, revision: str | None, pattern: str) -> HubSnapshot | None:
+    """Download one GGUF model with all its parts; None if the repository has none."""
+    from gemma_export.checkpoint.gguf_choice import choose, models
+    from gemma_export.formats.gguf_parts import part_names
+
+    names = list_files(repo_id, revision, _INSTEAD)
+    if not models(names):
+        return None
+    name = choose(repo_id, names, pattern)
+    folder = download_snapshot(repo_id, revision, list(part_names(name)), _INSTEAD)
+    return HubSnapshot(folder, folder.name, name)
 
 
 def _has_weights(folder: Path) -> bool:
     if not (folder / "config.json").exists():
         return False
+    if (folder / "model.safetensors").exists():
+        return True
     if not (folder / _INDEX).exists():
         shards = list(folder.glob("*.safetensors"))
-        return bool(shards) and not any("-of-" in path.name for path in shards)
+        return bool(shards) and all(path.exists() and "-of-" not in path.name for path in shards)
     try:
         shards_of = json.loads((folder / _INDEX).read_text("utf-8"))["weight_map"].values()
     except (ValueError, KeyError):
         return False  # a damaged index names no shards
     return all((folder / str(shard)).exists() for shard in shards_of)
+
+
+def _has_adapter(folder: Path) -> bool:
+    """Whether it has a LoRA adapter, whose base is another repository."""
+    return all((folder / name).exists() for name in _ADAPTER)

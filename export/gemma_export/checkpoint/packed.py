@@ -1,17 +1,15 @@
-"""Reads packed matrices of quantized Hugging Face folders: GPTQ, AWQ, bitsandbytes.
+"""Packed matrices of quantized Hugging Face folders: what all kinds share.
 
-N rows (outputs), K inputs, G groups. GPTQ and AWQ store the transpose, packed into int32, so a
-matrix must be unpacked as a whole; one unpacked matrix is kept at a time.
-Sources: AutoGPTQ `qlinear_cuda.py`, AutoAWQ `packing_utils.py`, bitsandbytes `functional.py`.
+N rows (outputs), K inputs, G groups. Most kinds must be unpacked as a whole, so one unpacked matrix
+is kept at a time. Shapes and dtypes are checked when the folder is opened, values when read.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-import msgspec
 import torch
 from torch import Tensor
 
@@ -19,10 +17,13 @@ from gemma_export.checkpoint.prequantized import Stored
 from gemma_export.formats.codes import Codes, pack
 from gemma_export.formats.format import Format
 from gemma_export.formats.safetensors import SafetensorsFile
-from gemma_runtime.errors import ConfigError
+from gemma_runtime.errors import CheckpointError
 
-Places = Mapping[str, tuple[SafetensorsFile, str]]  # e.g. qweight → file, stored name
-_AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # for each of eight columns, its nibble
+Place = tuple[SafetensorsFile, str]  # file, stored name
+Places = Mapping[str, Place]  # e.g. qweight → its place
+FLOATS = ("F32", "F16", "BF16")
+INTEGERS = ("I32", "I64")
+_SMALLEST_GROUP = 16  # inputs; no kernel has less
 
 
 class PackedMatrix(Protocol):
@@ -32,6 +33,60 @@ class PackedMatrix(Protocol):
     def rows(self, start: int, stop: int) -> Tensor: ...
     def stored(self) -> Stored: ...
     def codes(self, start: int, stop: int) -> Codes: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The stored tensors of one packed matrix. Every access checks that the tensor is there."""
+
+    module: str  # its stored name, e.g. model.layers.0.mlp.up_proj
+    places: Places
+
+    def __contains__(self, part: str) -> bool:
+        return part in self.places
+
+    def read(self, part: str, start: int = 0, stop: int | None = None) -> Tensor:
+        file, stored = self._place(part)
+        shape = file.tensors[stored].shape
+        if not shape:
+            return file.rows(stored, 0, 1)[0]
+        return file.rows(stored, start, shape[0] if stop is None else stop)
+
+    def dtype(self, part: str) -> str:
+        file, stored = self._place(part)
+        return file.tensors[stored].dtype
+
+    def shape(self, part: str, dtypes: tuple[str, ...], rank: int | None = None) -> tuple[int, ...]:
+        """The shape of a part; raises CheckpointError unless it has the dtype and the rank."""
+        file, stored = self._place(part)
+        info = file.tensors[stored]
+        if info.dtype not in dtypes or (rank is not None and len(info.shape) != rank):
+            expected = f"{' or '.join(dtypes)}" + (f" with {rank} dimensions" if rank else "")
+            raise self.error(part, expected)
+        if 0 in info.shape:
+            raise self.error(part, "a tensor with elements")
+        return info.shape
+
+    def check(self, part: str, dtypes: tuple[str, ...], *shape: int) -> None:
+        if self.shape(part, dtypes) != shape:
+            raise self.error(part, f"{' or '.join(dtypes)} of shape {shape}")
+
+    def error(self, part: str, expected: str) -> CheckpointError:
+        file, stored = self._place(part)
+        info = file.tensors[stored]
+        return CheckpointError(
+            f"{file.path}: tensor {stored} is {info.dtype} of shape {info.shape}, expected "
+            f"{expected}; the file doesn't match its quantization config"
+        )
+
+    def _place(self, part: str) -> Place:
+        if part not in self.places:
+            file, stored = next(iter(self.places.values()))
+            raise CheckpointError(
+                f"{file.path}: tensor {self.module}.{part} is missing beside {stored}; download "
+                "the folder again"
+            )
+        return self.places[part]
 
 
 class Unpacked(NamedTuple):
@@ -45,7 +100,7 @@ class Unpacked(NamedTuple):
 
 @dataclass(frozen=True)
 class IntMatrix:
-    """A GPTQ or AWQ matrix."""
+    """A matrix of integer codes with scales and zero points."""
 
     kind: str
     bits: int
@@ -73,17 +128,23 @@ class IntMatrix:
             return Stored(f"{self.kind} with desc_act (groups out of order)")
         if not torch.equal(unpacked.scales.half().float(), unpacked.scales.float()):
             return Stored(f"{self.kind} with scales beyond float16")
-        if int(unpacked.zeros.max()) >= 1 << self.bits:
-            return Stored(f"{self.kind} with a zero point of {int(unpacked.zeros.max())}")
-        return Stored(self.kind, self._format(group, unpacked.zeros))
+        low, high = (int(zero) for zero in torch.aminmax(unpacked.zeros))
+        if low < 0 or high >= 1 << self.bits:
+            return Stored(f"{self.kind} with a zero point of {low if low < 0 else high}")
+        step = _kernel_group(group)
+        if step < _SMALLEST_GROUP:
+            return Stored(f"{self.kind} in groups of {group}")
+        return Stored(self.kind, self._format(step, unpacked.zeros))
 
     def codes(self, start: int, stop: int) -> Codes:
         unpacked, fmt = self.holder.get(self), self._stored.format
         assert fmt is not None, self.kind
-        zeros = unpacked.zeros[start:stop].to(torch.uint8)
+        count = self.shape[1] // fmt.group // unpacked.scales.shape[1]  # scales are repeated
+        zeros = unpacked.zeros[start:stop].to(torch.uint8).repeat_interleave(count, 1)
+        scales = unpacked.scales[start:stop].half().repeat_interleave(count, 1)
         return Codes(
             pack(unpacked.codes[start:stop].contiguous(), fmt.bits),
-            unpacked.scales[start:stop].half().contiguous(),
+            scales.contiguous(),
             pack(zeros.contiguous(), fmt.bits) if fmt.asymmetric else None,
         )
 
@@ -108,117 +169,29 @@ class Holder:
             return self._unpacked
 
 
-def gptq_matrix(places: Places, config: Mapping[str, Any], holder: Holder) -> IntMatrix:
-    """`qweight` (K · bits / 32, N), `qzeros` (G, N · bits / 32), `scales` (G, N), `g_idx` (K,)."""
-    bits = _bits(config, "bits", (4, 8))
-    words, columns = _shape(places, "qweight")
-    inputs = words * 32 // bits
-    # The first version of the format stores zero - 1.
-    shift = 0 if config.get("checkpoint_format") == "gptq_v2" else 1
-
-    def unpack() -> Unpacked:
-        codes = _unpack(_read(places, "qweight").t(), bits)  # (N, K)
-        zeros = _unpack(_read(places, "qzeros"), bits).t().int() + shift  # (N, G)
-        scales = _read(places, "scales").t()  # (N, G)
-        if "g_idx" in places:
-            group_of = _read(places, "g_idx").long()
-        else:
-            group_of = torch.arange(inputs) // (inputs // scales.shape[1])
-        return Unpacked(codes, scales, zeros, group_of)
-
-    return IntMatrix(f"gptq int{bits}", bits, (columns, inputs), unpack, holder)
+def _kernel_group(group: int) -> int:
+    """The largest power of two that divides a group, e.g. 256 of one group per row of 2304."""
+    return group & -group
 
 
-def awq_matrix(places: Places, config: Mapping[str, Any], holder: Holder) -> IntMatrix:
-    """`qweight` (K, N / 8), `qzeros` (G, N / 8), `scales` (G, N); columns interleaved."""
-    _bits(config, "bits", (4,))
-    inputs, words = _shape(places, "qweight")
-
-    def columns(part: str) -> Tensor:
-        nibbles = _unpack(_read(places, part), 4).view(-1, words, 8)
-        return nibbles[..., _AWQ_ORDER].flatten(1).t()  # (N, K) or (N, G)
-
-    def unpack() -> Unpacked:
-        scales = _read(places, "scales").t()
-        group_of = torch.arange(inputs) // (inputs // scales.shape[1])
-        return Unpacked(columns("qweight").contiguous(), scales, columns("qzeros").int(), group_of)
-
-    return IntMatrix("awq int4", 4, (words * 8, inputs), unpack, holder)
+def ordered_groups(inputs: int, groups: int) -> Tensor:
+    """The group of each input if the groups follow each other."""
+    return torch.arange(inputs) // (inputs // groups)
 
 
-@dataclass(frozen=True)
-class BitsAndBytesMatrix:
-    """nf4, fp4, or int8 per row. It fits none of our formats, so it is only dequantized."""
-
-    kind: str
-    shape: tuple[int, ...]
-    places: Places
-    state: Mapping[str, Any]
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        if self.kind == "bitsandbytes int8":
-            steps = _read(self.places, "weight", start, stop).float()
-            scales = _read(self.places, "SCB", start, stop)
-            return steps * (scales.float() / 127)[:, None]
-        width = self.shape[1]
-        packed = _read(self.places, "weight", start * width // 2, stop * width // 2).flatten()
-        codes = torch.stack((packed >> 4, packed & 15), dim=-1).flatten().long()
-        block = self.state["blocksize"]
-        block_of = torch.arange(start * width, stop * width) // block
-        values = _read(self.places, "weight.quant_map")[codes]
-        return (values * self._scales()[block_of]).view(stop - start, width)
-
-    def stored(self) -> Stored:
-        return Stored(self.kind)
-
-    def codes(self, start: int, stop: int) -> Codes:
-        raise AssertionError(self.kind)
-
-    def _scales(self) -> Tensor:
-        """One scale per block, dequantized first if the scales are quantized too."""
-        scales = _read(self.places, "weight.absmax")
-        if "nested_blocksize" not in self.state:
-            return scales
-        outer = torch.arange(len(scales)) // self.state["nested_blocksize"]
-        looked_up = _read(self.places, "weight.nested_quant_map")[scales.long()]
-        nested = looked_up * _read(self.places, "weight.nested_absmax")[outer]
-        return nested + float(self.state["nested_offset"])
+def checked_groups(parts: Parts, part: str, groups: int) -> Tensor:
+    """The stored group of each input (`g_idx`). Raises CheckpointError for an unknown group."""
+    group_of = parts.read(part).long()
+    low, high = (int(group) for group in torch.aminmax(group_of))
+    if low < 0 or high >= groups:
+        raise CheckpointError(
+            f"{parts.module}.{part} names group {low if low < 0 else high}, expected 0 to "
+            f"{groups - 1}; the file is damaged, download it again"
+        )
+    return group_of
 
 
-def bitsandbytes_matrix(
-    places: Places, config: Mapping[str, Any], holder: Holder
-) -> BitsAndBytesMatrix:
-    """4 bits: `weight` (N · K / 2, 1) and quant_state, JSON as bytes. 8 bits: `weight`, `SCB`."""
-    if "SCB" in places:
-        return BitsAndBytesMatrix("bitsandbytes int8", _shape(places, "weight"), places, {})
-    part = next((name for name in places if "quant_state" in name), None)
-    if part is None:
-        raise ConfigError("bitsandbytes weights have no quant_state; save the model again")
-    state = msgspec.json.decode(bytes(_read(places, part).tolist()))
-    kind = f"bitsandbytes {state['quant_type']}"
-    return BitsAndBytesMatrix(kind, tuple(state["shape"]), places, state)
-
-
-def _unpack(words: Tensor, bits: int) -> Tensor:
+def unpack_words(words: Tensor, bits: int) -> Tensor:
     """(…, W) int32 → (…, W · 32 / bits) uint8, low bits first."""
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
     return ((words[..., None] >> shifts) & ((1 << bits) - 1)).to(torch.uint8).flatten(-2)
-
-
-def _read(places: Places, part: str, start: int = 0, stop: int | None = None) -> Tensor:
-    file, stored = places[part]
-    return file.rows(stored, start, file.tensors[stored].shape[0] if stop is None else stop)
-
-
-def _shape(places: Places, part: str) -> tuple[int, ...]:
-    file, stored = places[part]
-    return file.tensors[stored].shape
-
-
-def _bits(config: Mapping[str, Any], key: str, known: tuple[int, ...]) -> int:
-    bits = config.get(key)
-    if bits not in known:
-        raise ConfigError(
-            f"quantization_config: {key} is {bits!r:.40}, expected {' or '.join(map(str, known))}"
-        )
-    return int(bits)

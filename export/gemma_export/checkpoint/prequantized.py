@@ -24,7 +24,11 @@ class Stored:
 
     kind: str  # the source's name for it, e.g. Q4_0, BF16, gptq
     format: Format | None = None  # our format with the same codes; None if there is none
-    is_exact: bool = True  # False: scales are rounded to float16
+    loss: str = ""  # what is rounded although the codes are kept; "" if nothing is
+
+    @property
+    def is_exact(self) -> bool:
+        return not self.loss
 
 
 @runtime_checkable

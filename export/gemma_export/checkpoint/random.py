@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gemma_export.checkpoint import TokenizerFiles
+from gemma_export.checkpoint.generation import GenerationDefaults
 from gemma_export.model.config import GemmaConfig
 
 _STRIP = 64  # rows that share a seed
@@ -35,6 +36,10 @@ class RandomCheckpoint:
     @property
     def notes(self) -> tuple[str, ...]:
         return ("the weights are random, so the model's text is meaningless",)
+
+    @property
+    def generation(self) -> GenerationDefaults:
+        return GenerationDefaults()
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         shape = self.config.tensor_shapes()[name]

@@ -7,6 +7,7 @@ from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
+from gemma_export.formats.downloaded import check_downloaded
 from gemma_runtime.errors import CheckpointError
 from gemma_runtime.formats.gguf import GgufHeader, GgufTensor, read_gguf_header
 
@@ -16,6 +17,7 @@ def read_header(path: Path) -> GgufHeader:
 
     Raises CheckpointError.
     """
+    check_downloaded(path)
     try:
         return read_gguf_header(path)
     except OSError as error:

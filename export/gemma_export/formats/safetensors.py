@@ -4,6 +4,7 @@ The format: 8 bytes of header length, a JSON header, the tensors back to back
 (https://github.com/huggingface/safetensors#format).
 """
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,16 +16,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gemma_export.formats.downloaded import check_downloaded
 from gemma_runtime.errors import CheckpointError
 from gemma_runtime.formats.safetensors import TensorInfo, read_safetensors_header
 
 _DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
     "U8": torch.uint8,
     "I8": torch.int8,
     "I32": torch.int32,
+    "U32": torch.uint32,
+    "I64": torch.int64,
 }
 
 
@@ -33,6 +40,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        check_downloaded(path)
         try:
             self.tensors, self.metadata = read_safetensors_header(path)
         except ValueError as error:
@@ -43,21 +51,32 @@ class SafetensorsFile:
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) in the file's dtype."""
+        shape = self.tensors[name].shape[1:]
+        return self._read(name, start * math.prod(shape), (stop - start, *shape))
+
+    def _read(self, name: str, first: int, shape: tuple[int, ...]) -> Tensor:
+        """Elements of this shape, from element `first` on."""
         info = self.tensors[name]
-        data = torch.empty((stop - start, *info.shape[1:]), dtype=_DTYPES[info.dtype])
+        data = torch.empty(shape, dtype=_DTYPES[info.dtype])
         buffer = data.view(torch.uint8).numpy().reshape(-1).data
         with self.path.open("rb", buffering=0) as file:
-            file.seek(info.offset + start * info.row_bytes)
+            file.seek(info.offset + first * data.element_size())
             if file.readinto(buffer) != len(buffer):
                 raise CheckpointError(f"{self.path} ended inside tensor {name}; copy it again")
         return data
+
+    def columns(self, name: str, start: int, stop: int) -> Tensor:
+        """Columns [start, stop) of a matrix in the file's dtype. Reads only those."""
+        rows, width = self.tensors[name].shape
+        parts = [self._read(name, row * width + start, (stop - start,)) for row in range(rows)]
+        return torch.stack(parts)
 
     def overwrite(self, name: str, data: Tensor) -> None:
         """Replace a tensor in place by another of its dtype and shape."""
         info = self.tensors[name]
         assert (data.dtype, tuple(data.shape)) == (_DTYPES[info.dtype], info.shape)
         with self.path.open("r+b", buffering=0) as file:
-            content = data.contiguous().view(torch.uint8).numpy().tobytes()
+            content = data.contiguous().flatten().view(torch.uint8).numpy().tobytes()
             _write_all(file.fileno(), content, info.offset)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
+from gemma_export.model.causal import check_causal
 from gemma_export.model.families import FAMILIES, Family, Json
 from gemma_runtime.errors import ConfigError
 from gemma_runtime.manifest import AttentionKind, LayerCache, Rope
@@ -24,6 +25,7 @@ DOWN = ("mlp.down_proj",)
 _KINDS = {"sliding_attention": AttentionKind.LOCAL, "full_attention": AttentionKind.GLOBAL}
 _HF_NAMES = {kind: name for name, kind in _KINDS.items()}
 _BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES.values()}
+_BY_OUTER_TYPE = {outer: family for family in FAMILIES.values() for outer in family.multimodal}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,7 @@ def config_from_hf(config: Json) -> GemmaConfig:
     """
     text = _text_config(config)
     family = _BY_MODEL_TYPE[text["model_type"]]
+    check_causal(config, text)
     _check_supported(text)
     hidden = _positive(text, "hidden_size")
     heads, kv_heads = _positive(text, "num_attention_heads"), _positive(text, "num_key_value_heads")
@@ -152,7 +155,7 @@ def config_from_hf(config: Json) -> GemmaConfig:
         ropes=_ropes(text, family),
         rms_norm_eps=_positive_float(text, "rms_norm_eps"),
         qk_norm=family.qk_norm,
-        attn_softcap=_softcap(text, "attn_logit_softcapping"),
+        attn_softcap=_softcap(text, "attn_logit_softcapping") if family.attn_softcap else None,
         final_softcap=_softcap(text, "final_logit_softcapping"),
         embed_scale=_embed_scale(hidden, _dtype(config, text)),
         bos_token=_bos(config, text),
@@ -161,7 +164,12 @@ def config_from_hf(config: Json) -> GemmaConfig:
 
 
 def is_multimodal(config: Json) -> bool:
-    return isinstance(config.get("text_config"), Mapping)
+    return config.get("model_type") in _BY_OUTER_TYPE
+
+
+def is_tied(config: Json) -> bool:
+    """Whether the config says that the head is the embedding table."""
+    return config.get("tie_word_embeddings") is not False
 
 
 def cache_layout(
@@ -186,14 +194,19 @@ def cache_layout(
 
 
 def _text_config(config: Json) -> Json:
-    text = config["text_config"] if is_multimodal(config) else config
-    kind = str(text.get("model_type"))
-    if kind not in _BY_MODEL_TYPE:
+    outer = config.get("model_type")
+    if outer in _BY_MODEL_TYPE:
+        return {**_BY_MODEL_TYPE[outer].defaults, **config}
+    if outer not in _BY_OUTER_TYPE:
         raise ConfigError(
-            f"model_type {kind!r} is not supported; expected {', '.join(_BY_MODEL_TYPE)}, or a "
-            "config with such a text_config"
+            f"model_type {outer!r} is not supported; expected one of "
+            f"{', '.join((*_BY_MODEL_TYPE, *_BY_OUTER_TYPE))}"
         )
-    return {**_BY_MODEL_TYPE[kind].defaults, **text}
+    family, text = _BY_OUTER_TYPE[outer], config.get("text_config")
+    kind = text.get("model_type", family.model_type) if isinstance(text, Mapping) else None
+    if not isinstance(text, Mapping) or kind != family.model_type:
+        _refuse("text_config", kind, f"an object of model_type {family.model_type}")
+    return {**family.defaults, "model_type": kind, **text}
 
 
 def _check_supported(text: Json) -> None:
@@ -202,10 +215,8 @@ def _check_supported(text: Json) -> None:
         _refuse("hidden_activation", activation, "gelu_pytorch_tanh")
     if text.get("attention_bias"):
         _refuse("attention_bias", True, "false")
-    if text.get("use_bidirectional_attention"):
-        _refuse("use_bidirectional_attention", True, "false: a causal language model")
-    if text.get("tie_word_embeddings") is False:
-        _refuse("tie_word_embeddings", False, "true: Gemma's head is its embedding table")
+    if text.get("partial_rotary_factor") not in (None, 1):
+        _refuse("partial_rotary_factor", text["partial_rotary_factor"], "1")
 
 
 def _kinds(text: Json, family: Family) -> tuple[AttentionKind, ...]:
@@ -225,31 +236,41 @@ def _kinds(text: Json, family: Family) -> tuple[AttentionKind, ...]:
 
 
 def _period(text: Json, family: Family) -> int:
-    for key in family.period_keys:
-        if key in text:
-            return _positive(text, key)
-    return family.global_every
+    key = family.period_key
+    return _positive(text, key) if key is not None and key in text else family.global_every
 
 
 def _ropes(text: Json, family: Family) -> Mapping[AttentionKind, Rope]:
-    """Rope by kind, from transformers 5's nested `rope_parameters` or the older flat fields."""
-    nested = text.get("rope_parameters")
-    if isinstance(nested, Mapping) and set(nested) >= set(_KINDS):
-        return {kind: _rope(nested[_HF_NAMES[kind]]) for kind in AttentionKind}
-    if isinstance(nested, Mapping) and family.local_rope_base is None:
-        return dict.fromkeys(AttentionKind, _rope(nested))
-    scaling = text.get("rope_scaling") or {}
-    rope = _rope({"rope_theta": text.get("rope_theta", family.rope_base), **scaling})
+    """Rope by kind, from transformers 5's `rope_parameters` or the older flat fields."""
+    written, scaling = text.get("rope_parameters"), text.get("rope_scaling") or {}
+    for key, value in (("rope_parameters", written or {}), ("rope_scaling", scaling)):
+        if not isinstance(value, Mapping):
+            _refuse(key, value, "an object")
+    base = text.get("rope_theta", family.rope_base)
     if family.local_rope_base is None:
-        return dict.fromkeys(AttentionKind, rope)
-    local_base = float(text.get("rope_local_base_freq", family.local_rope_base))
-    return {AttentionKind.LOCAL: Rope(local_base, 1.0), AttentionKind.GLOBAL: rope}
+        flat = scaling or written or {}
+        if set(flat) & set(_KINDS):
+            _refuse("rope_parameters", sorted(flat), "one rope for all layers")
+        return dict.fromkeys(AttentionKind, _rope({"rope_theta": base, **flat}))
+    # Without rope_parameters, transformers starts with the default type, which hides the key
+    # `type` of old files; fields that are not below a kind have no effect.
+    start = {"rope_type": "default"} if written is None else {}
+    nested = {kind: (written or {}).get(name) or start for kind, name in _HF_NAMES.items()}
+    local_base = text.get("rope_local_base_freq", family.local_rope_base)
+    return {
+        AttentionKind.LOCAL: _rope({"rope_theta": local_base, **nested[AttentionKind.LOCAL]}),
+        AttentionKind.GLOBAL: _rope(
+            {"rope_theta": base, **nested[AttentionKind.GLOBAL], **scaling}
+        ),
+    }
 
 
 def _rope(fields: Json) -> Rope:
     kind = fields.get("rope_type") or fields.get("type") or "default"
     if kind not in ("default", "linear"):
         _refuse("rope_type", kind, "default or linear")
+    if fields.get("partial_rotary_factor") not in (None, 1):
+        _refuse("partial_rotary_factor", fields["partial_rotary_factor"], "1")
     factor = _positive_float(fields, "factor") if kind == "linear" else 1.0
     return Rope(_positive_float(fields, "rope_theta"), factor)
 
@@ -285,6 +306,8 @@ def _eos(config: Json, text: Json) -> tuple[int, ...]:
             return (value,)
         if isinstance(value, list) and value and all(isinstance(x, int) for x in value):
             return tuple(value)
+    if config.get("eos_token_id") is None and text.get("eos_token_id") is None:
+        return ()  # other files may name some
     _refuse("eos_token_id", text.get("eos_token_id"), "a token id or a list of them")
 
 

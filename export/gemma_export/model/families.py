@@ -29,12 +29,15 @@ class Family:
     name: str
     title: str
     model_type: str  # in config.json
+    multimodal: tuple[str, ...]  # model types whose text_config is of this family
+    classes: tuple[str, ...]  # architectures in config.json that are causal language models
     defaults: Json  # transformers' defaults for fields missing in config.json
     global_every: int  # every n-th layer is global, unless config.json lists the layers
-    period_keys: tuple[str, ...]  # fields of config.json that override n
+    period_key: str | None  # field of config.json that overrides n
     rope_base: float
     local_rope_base: float | None  # None: the same as on global layers
     qk_norm: bool
+    attn_softcap: bool  # whether attn_logit_softcapping has an effect
     gguf: GgufFamily
     hub_id: str  # of an official checkpoint, with {size}
     sizes: Mapping[str, Json]  # value of --size → config.json, smallest first
@@ -93,6 +96,8 @@ FAMILIES: Mapping[str, Family] = {
         name="gemma2",
         title="Gemma 2",
         model_type="gemma2",
+        multimodal=(),
+        classes=("Gemma2ForCausalLM", "Gemma2Model"),
         defaults={
             **_DEFAULTS,
             "vocab_size": 256000,
@@ -101,10 +106,11 @@ FAMILIES: Mapping[str, Family] = {
             "final_logit_softcapping": 30.0,
         },
         global_every=2,
-        period_keys=(),
+        period_key=None,
         rope_base=10_000.0,
         local_rope_base=None,
         qk_norm=False,
+        attn_softcap=True,
         gguf=GgufFamily(required=(), width_scaled_layers=46),
         hub_id="google/gemma-2-{size}-it",
         sizes={
@@ -117,12 +123,20 @@ FAMILIES: Mapping[str, Family] = {
         name="gemma3",
         title="Gemma 3",
         model_type="gemma3_text",
+        multimodal=("gemma3",),
+        classes=(
+            "Gemma3ForCausalLM",
+            "Gemma3TextModel",
+            "Gemma3ForConditionalGeneration",
+            "Gemma3Model",
+        ),
         defaults={**_DEFAULTS, "vocab_size": 262208, "max_position_embeddings": 131072},
         global_every=6,
-        period_keys=("sliding_window_pattern", "_sliding_window_pattern"),
+        period_key="sliding_window_pattern",
         rope_base=1_000_000.0,
         local_rope_base=10_000.0,
         qk_norm=True,
+        attn_softcap=False,  # transformers reads the field and never applies it
         gguf=GgufFamily(
             required=("attention.sliding_window", "rope.freq_base"), width_scaled_layers=62
         ),

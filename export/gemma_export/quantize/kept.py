@@ -78,8 +78,9 @@ def _notes(
 ) -> tuple[str, ...]:
     notes = [f"codes kept: {_kinds(kept)}"] if kept else []
     inexact = {n: k for n, k in rounded.items() if stored[n].format is not None}
-    if inexact:
-        notes.append(f"codes kept, scales rounded to float16: {_list(inexact)}")
+    for loss in dict.fromkeys(stored[name].loss for name in inexact):
+        lossy = {n: k for n, k in inexact.items() if stored[n].loss == loss}
+        notes.append(f"codes kept, {loss}: {_list(lossy)}")
     if again := {n: k for n, k in rounded.items() if n not in inexact}:
         notes.append(f"rounded again, because none of our formats matches: {_list(again)}")
     return tuple(notes)

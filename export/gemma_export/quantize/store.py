@@ -170,7 +170,7 @@ def _hash(file: SafetensorsFile, name: str) -> "hashlib._Hash":
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.contiguous().view(torch.uint8).numpy().data
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def _build(
@@ -275,7 +275,7 @@ def _write(
     hashes: dict[str, hashlib._Hash] = {}
     for start, done, parts in in_order(quantize, row_blocks(shape)):
         for part, tensor in parts.items():
-            data = tensor.contiguous().view(torch.uint8).numpy()
+            data = tensor.contiguous().flatten().view(torch.uint8).numpy()
             hashes.setdefault(part, hashlib.sha256()).update(data.data)
             writer.write_rows(part, start, data)
         progress(name, done)

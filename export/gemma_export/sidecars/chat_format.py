@@ -4,6 +4,7 @@ The texts are rendered with the template itself. They are accepted only if they 
 for a set of test conversations.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,14 +16,14 @@ from gemma_runtime.text.template import TemplateRefusal
 
 _USER, _REPLY, _USER_2, _SYSTEM = (f"{index}{'7' * 38}{index}" for index in range(4))
 _PAD = " \n"
+_LITERAL = re.compile(r"""'([^'\\\n]{2,60})'|"([^"\\\n]{2,60})\"""")
 
 
 @dataclass(frozen=True, slots=True)
 class ChatFormat:
     """The texts before, between and after the contents of alternating turns.
 
-    Control tokens are written as their names. Readers put bos at the start exactly once, whether
-    or not these texts name it.
+    Control tokens are written as their names, bos too.
     """
 
     first: str  # before the first user content, if there is no system turn
@@ -34,6 +35,9 @@ class ChatFormat:
     trim_user: bool  # whether outer white space of the content is removed
     trim_assistant: bool
     trim_system: bool
+    # Of an earlier reply only the text after the last of these counts, e.g. "</think>"; "" if all
+    # of it counts.
+    reply_after: str
 
     def to_json(self) -> bytes:
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
@@ -48,6 +52,8 @@ class ChatFormat:
                 "assistant": (self.trim_assistant, self.assistant_to_user),
             }[role]
             before = self.system if role == "system" else before
+            if role == "assistant" and self.reply_after:
+                content = content.rpartition(self.reply_after)[2]
             text += before + (content.strip() if trim else content)
             before = after
         return text + self.reply
@@ -73,8 +79,10 @@ def chat_format(template: str | None, bos: str, eos: str) -> ChatFormat:
         trim_user=_trims(frame, turns, 0),
         trim_assistant=_trims(frame, turns, 1),
         trim_system=fold or _trims(frame, [("system", _SYSTEM), turns[0]], 0),
+        reply_after=_reply_after(frame),
     )
     _check(result, frame, fold)
+    _check_literals(result, frame)
     return result
 
 
@@ -103,6 +111,22 @@ def _trims(frame: ChatFrame, turns: Sequence[tuple[str, str]], index: int) -> bo
     return _PAD + content + _PAD not in frame.render(padded)
 
 
+def _literals(frame: ChatFrame) -> list[str]:
+    """The texts in the template's source, which it may look for in a message."""
+    found = (single or double for single, double in _LITERAL.findall(frame.template))
+    return [text for text in dict.fromkeys(found) if text.strip()]
+
+
+def _reply_after(frame: ChatFrame) -> str:
+    """The text up to which the template removes earlier replies; "" if it removes nothing."""
+    for literal in _literals(frame):
+        turns = [("user", _USER), ("assistant", _SYSTEM + literal + _REPLY), ("user", _USER_2)]
+        text = frame.render(turns)
+        if _SYSTEM not in text and _REPLY in text:
+            return literal
+    return ""
+
+
 def _check(result: ChatFormat, frame: ChatFrame, fold: bool) -> None:
     """Compare conversations of 1 to 9 turns, with and without padding and a system turn."""
     for pad in ("", _PAD):
@@ -118,6 +142,15 @@ def _check(result: ChatFormat, frame: ChatFrame, fold: bool) -> None:
             _compare(result, frame, with_system, folded if fold else with_system)
 
 
+def _check_literals(result: ChatFormat, frame: ChatFrame) -> None:
+    """Compare conversations whose contents have the texts that the template may look for."""
+    for literal in _literals(frame):
+        for first, second in ((_PAD, _PAD), ("", "\n\n")):
+            content = f"{first}{_REPLY}{literal}{second}{_SYSTEM}{literal}{second}{_USER_2}{first}"
+            turns = [("user", content), ("assistant", content), ("user", content)]
+            _compare(result, frame, turns, turns)
+
+
 def _compare(
     result: ChatFormat,
     frame: ChatFrame,
@@ -126,6 +159,6 @@ def _compare(
 ) -> None:
     if result.render(messages) != frame.render(template_messages):
         raise TokenizerError(
-            f"the chat template renders a conversation of {len(messages)} turns differently from "
-            "its single turns; phones can't render it"
+            f"the chat template renders a conversation of {len(messages)} turns in a way that "
+            "fixed texts between the turns can't reproduce; phones can't render it"
         )

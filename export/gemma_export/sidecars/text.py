@@ -1,9 +1,10 @@
 """Computes everything that needs the tokenizer first, so that its 0.5 GB can be freed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 from tokenizers import Tokenizer
 
 from gemma_export.checkpoint import Checkpoint, TokenizerFiles
@@ -12,11 +13,10 @@ from gemma_export.progress import Reporter
 from gemma_export.quantize.calibrate.text import Calibration, load_calibration
 from gemma_export.sidecars.phone_files import PhoneFile, phone_files
 from gemma_export.sidecars.prompts import golden_prompts
+from gemma_export.sidecars.stop_tokens import find_stop_tokens
 from gemma_runtime.errors import CheckpointError
 from gemma_runtime.manifest import LayerCache
 from gemma_runtime.proof.teacher import encode_segments, read_segments
-
-_TURN_END, _END = "<end_of_turn>", "<eos>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,8 @@ class ExportText:
     files: TokenizerFiles | None  # None for random weights
     prompts: Mapping[str, list[int]]  # for the goldens, by name
     segments: Mapping[str, list[int]]  # of --eval-text, by name
-    turn_end: int | None  # id of <end_of_turn>
+    eos_token: int | None  # what the chat template may write as `eos_token`
+    stop_tokens: tuple[int, ...]
     phone_files: Mapping[str, PhoneFile]  # by role
     calibration: Calibration | None
 
@@ -49,10 +50,13 @@ def read_text(
 ) -> ExportText:
     """Encode all texts, then free the tokenizer."""
     texts = read_segments(sources.evaluation) if sources.evaluation else {}
-    files = checkpoint.tokenizer()
+    files = _without_training_state(checkpoint.tokenizer())
+    if files:
+        _report_notes(checkpoint, files, report)
     encoder = _load_encoder(checkpoint, files) if files else None
     prompts = golden_prompts(checkpoint.config, encoder, context_length, layouts)
-    turn_end = encoder.token_to_id(_TURN_END) if encoder else None
+    eos = encoder.token_to_id(files.eos) if encoder and files else None
+    stops = find_stop_tokens(checkpoint, files, encoder, report)
     segments = _encode_segments(checkpoint, encoder, texts, context_length) if texts else {}
     calibration = None
     if sources.is_calibrated:
@@ -60,9 +64,40 @@ def read_text(
     bos = encoder.id_to_token(checkpoint.config.bos_token) if encoder else None
     del encoder
     release_memory()
-    phones = phone_files(files, bos or "", _END, report) if files else {}
+    phones = phone_files(files, bos or "", files.eos, report) if files else {}
     release_memory()
-    return ExportText(files, prompts, segments, turn_end, phones, calibration)
+    return ExportText(files, prompts, segments, eos, stops, phones, calibration)
+
+
+@dataclass(frozen=True, slots=True)
+class _TrainingState:
+    truncation: object = None
+    padding: object = None
+
+
+def _without_training_state(files: TokenizerFiles | None) -> TokenizerFiles | None:
+    """The files without the truncation and padding that a trainer saved in `tokenizer.json`.
+
+    They would cut texts and fill them with `<pad>`, here and in every program that reads the file.
+    """
+    if files is None:
+        return None
+    try:
+        state = msgspec.json.decode(files.tokenizer_json, type=_TrainingState)
+    except msgspec.DecodeError:
+        return files  # `_load_encoder` says what is wrong with it
+    if state == _TrainingState():
+        return files
+    content = msgspec.json.decode(files.tokenizer_json, type=dict[str, msgspec.Raw])
+    content |= {"truncation": msgspec.Raw(b"null"), "padding": msgspec.Raw(b"null")}
+    return replace(files, tokenizer_json=msgspec.json.encode(content))
+
+
+def _report_notes(checkpoint: Checkpoint, files: TokenizerFiles, report: Reporter) -> None:
+    for note in files.notes:
+        report.note(note)
+    if files.chat_template is None:
+        report.note(f"{checkpoint.id} has no chat template; chats use Gemma's own turns")
 
 
 def _encode_segments(

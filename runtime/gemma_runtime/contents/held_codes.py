@@ -21,11 +21,11 @@ from gemma_runtime.contents.digests import combine_digests, parts_digest
 from gemma_runtime.contents.gguf_names import hf_name
 from gemma_runtime.contents.pte_file import open_pte
 from gemma_runtime.errors import BundleError
+from gemma_runtime.formats.protobuf import ProtoMessage
 from gemma_runtime.manifest import Manifest
 from gemma_runtime.mil.blob import Nibbles
 from gemma_runtime.mil.model import Constant, Operation
 from gemma_runtime.mil.package import MilValue, Package
-from gemma_runtime.mil.wire import ProtoMessage
 
 Bytes: TypeAlias = NDArray[np.uint8]
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import BundleError
 from gemma_runtime.machine import format_bytes
-from gemma_runtime.manifest import AttentionKind, Graph, Manifest
+from gemma_runtime.manifest import AttentionKind, Graph, Manifest, SamplingDefaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +149,7 @@ def _lines(inspection: Inspection) -> dict[str, str]:
         f"{manifest.headroom.factor:g}",
         "vocabulary": f"{manifest.vocab_size}; bos {manifest.bos_token}, stops at "
         f"{_join(map(str, manifest.stop_tokens))}",
+        "sampling": _sampling(manifest.sampling),
         "context": f"{manifest.context_length} tokens, prefill in chunks of "
         f"{manifest.prefill_length}",
         "text": _text_parts(manifest),
@@ -158,6 +159,19 @@ def _lines(inspection: Inspection) -> dict[str, str]:
         "all files": format_bytes(inspection.bytes),
         "written by": _join(f"{name} {version}" for name, version in manifest.tools.items()),
     }
+
+
+def _sampling(defaults: SamplingDefaults | None) -> str:
+    if defaults is None:
+        return "none given by the checkpoint"
+    penalty = defaults.repetition_penalty
+    ending = "" if penalty == 1 else f", repetition penalty {penalty:g}"
+    if defaults.temperature == 0:
+        return "greedy" + ending
+    return (
+        f"temperature {defaults.temperature:g}, top-k {defaults.top_k or 'all'}, "
+        f"top-p {defaults.top_p:g}, min-p {defaults.min_p:g}{ending}"
+    )
 
 
 def _join(parts: Iterable[str]) -> str:

@@ -31,10 +31,24 @@ class GgufType(IntEnum):
     Q5_0 = 6
     Q5_1 = 7
     Q8_0 = 8
+    Q2_K = 10
+    Q3_K = 11
     Q4_K = 12
     Q5_K = 13
     Q6_K = 14
+    IQ2_XXS = 16
+    IQ2_XS = 17
+    IQ3_XXS = 18
+    IQ1_S = 19
+    IQ4_NL = 20
+    IQ3_S = 21
+    IQ2_S = 22
+    IQ4_XS = 23
+    IQ1_M = 29
     BF16 = 30
+    TQ1_0 = 34
+    TQ2_0 = 35
+    MXFP4 = 39
 
 
 BLOCKS: Mapping[int, tuple[int, int]] = {  # elements and bytes of a block
@@ -45,33 +59,34 @@ BLOCKS: Mapping[int, tuple[int, int]] = {  # elements and bytes of a block
     GgufType.Q5_0: (32, 22),
     GgufType.Q5_1: (32, 24),
     GgufType.Q8_0: (32, 34),
+    GgufType.Q2_K: (256, 84),
+    GgufType.Q3_K: (256, 110),
     GgufType.Q4_K: (256, 144),
     GgufType.Q5_K: (256, 176),
     GgufType.Q6_K: (256, 210),
+    GgufType.IQ2_XXS: (256, 66),
+    GgufType.IQ2_XS: (256, 74),
+    GgufType.IQ3_XXS: (256, 98),
+    GgufType.IQ1_S: (256, 50),
+    GgufType.IQ4_NL: (32, 18),
+    GgufType.IQ3_S: (256, 110),
+    GgufType.IQ2_S: (256, 82),
+    GgufType.IQ4_XS: (256, 136),
+    GgufType.IQ1_M: (256, 56),
     GgufType.BF16: (1, 2),
+    GgufType.TQ1_0: (256, 54),
+    GgufType.TQ2_0: (256, 66),
+    GgufType.MXFP4: (32, 17),
 }
 _OTHER_TYPES: Mapping[int, str] = {  # for the error message
     9: "Q8_1",
-    10: "Q2_K",
-    11: "Q3_K",
     15: "Q8_K",
-    16: "IQ2_XXS",
-    17: "IQ2_XS",
-    18: "IQ3_XXS",
-    19: "IQ1_S",
-    20: "IQ4_NL",
-    21: "IQ3_S",
-    22: "IQ2_S",
-    23: "IQ4_XS",
     24: "I8",
     25: "I16",
     26: "I32",
     27: "I64",
     28: "F64",
-    29: "IQ1_M",
-    34: "TQ1_0",
-    35: "TQ2_0",
-    39: "MXFP4",
+    40: "NVFP4",  # its tensors have a second scale beside them
 }
 STRING, ARRAY, _FLOAT32 = 8, 9, 6
 NUMBERS: Mapping[int, str] = {  # numpy's types, by GGUF's
@@ -169,7 +184,6 @@ def _header(cursor: _Cursor) -> GgufHeader:
         if key in metadata:
             raise ValueError(f"has {key} twice; the file is damaged")
         metadata[key] = _value(cursor, key)
-    _check_whole(metadata)
     return GgufHeader(metadata, _tensors(cursor, tensor_count, _alignment(metadata)))
 
 
@@ -196,15 +210,6 @@ def _number_type(key: str, kind: int) -> np.dtype[np.generic]:
     if kind not in NUMBERS:
         raise ValueError(f"{key} has the unknown value type {kind}; the file is damaged")
     return np.dtype(NUMBERS[kind])
-
-
-def _check_whole(metadata: Mapping[str, Value]) -> None:
-    count = metadata.get("split.count", 1)
-    if not isinstance(count, int) or count > 1:
-        raise ValueError(
-            f"is one of {count!r:.40} parts of a model; join them first: "
-            "llama-gguf-split --merge FIRST_PART OUTPUT"
-        )
 
 
 def _alignment(metadata: Mapping[str, Value]) -> int:

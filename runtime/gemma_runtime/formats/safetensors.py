@@ -13,7 +13,16 @@ from typing import Any
 import msgspec
 
 MAX_HEADER = 100_000_000  # bytes, the limit of the reference implementation
-_ITEM_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1, "I32": 4}
+# Every dtype of the format, so that a tensor that nobody reads is no reason to refuse a file.
+_ITEM_BITS: Mapping[str, int] = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0"), 8),
+    **dict.fromkeys(("I8", "U8", "BOOL"), 8),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +33,11 @@ class TensorInfo:
 
     @property
     def row_bytes(self) -> int:
-        return math.prod(self.shape[1:]) * _ITEM_BYTES[self.dtype]
+        return math.prod(self.shape[1:]) * _ITEM_BITS[self.dtype] // 8
 
     @property
     def bytes(self) -> int:
-        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
+        return math.prod(self.shape) * _ITEM_BITS[self.dtype] // 8
 
 
 def read_safetensors_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
@@ -58,8 +67,8 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str
 def _info(name: str, entry: Mapping[str, Any], start: int) -> TensorInfo:
     dtype, shape = entry["dtype"], tuple(entry["shape"])
     begin, end = entry["data_offsets"]
-    if dtype not in _ITEM_BYTES:
-        raise ValueError(f"tensor {name} is {dtype}, expected one of {', '.join(_ITEM_BYTES)}")
+    if dtype not in _ITEM_BITS:
+        raise ValueError(f"tensor {name} is {dtype}, expected one of {', '.join(_ITEM_BITS)}")
     if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
         raise ValueError(f"tensor {name} has shape {shape} at {begin}…{end}")
     info = TensorInfo(dtype, shape, start + begin)

@@ -5,10 +5,10 @@ from typing import TypeAlias
 
 import numpy as np
 
+from gemma_runtime.formats.protobuf import Damaged
 from gemma_runtime.mil.blob import Array, Nibbles
 from gemma_runtime.mil.package import MilValue
 from gemma_runtime.mil.weights import BlockWeight, Floats, PlainWeight, TableWeight, Weight, dense
-from gemma_runtime.mil.wire import Damaged
 
 Arguments: TypeAlias = Mapping[str, MilValue]
 Result: TypeAlias = Array | list[Array]

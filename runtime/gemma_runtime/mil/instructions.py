@@ -7,13 +7,13 @@ from typing import TypeAlias
 import numpy as np
 
 from gemma_runtime.errors import SessionError
+from gemma_runtime.formats.protobuf import Damaged
 from gemma_runtime.mil.arguments import Arguments, array
 from gemma_runtime.mil.blob import Array, Nibbles
 from gemma_runtime.mil.model import Binding, Function, NamedType, Operation, Reference
 from gemma_runtime.mil.ops import KNOWN, MOVING, OPERATIONS
 from gemma_runtime.mil.package import MilValue, Package
 from gemma_runtime.mil.weights import Weight, open_block_weight, open_table_weight
-from gemma_runtime.mil.wire import Damaged
 
 ListItem: TypeAlias = "MilValue | Reference"
 

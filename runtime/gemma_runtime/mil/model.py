@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from gemma_runtime.mil.wire import Damaged, ProtoMessage
+from gemma_runtime.formats.protobuf import Damaged, ProtoMessage
 
 # MIL's DataType numbers. int4 and uint4 are stored in bytes.
 DTYPES: dict[int, np.dtype[np.generic]] = {

@@ -7,6 +7,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from gemma_runtime.formats.protobuf import Damaged
 from gemma_runtime.mil.arguments import (
     Arguments,
     Kernel,
@@ -21,7 +22,6 @@ from gemma_runtime.mil.arguments import (
 from gemma_runtime.mil.blob import Array
 from gemma_runtime.mil.model import check_elements
 from gemma_runtime.mil.weights import BlockWeight, TableWeight, take_rows
-from gemma_runtime.mil.wire import Damaged
 
 Region = tuple[slice | int, ...]
 

@@ -11,6 +11,7 @@ from typing import TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from gemma_runtime.formats.protobuf import Damaged
 from gemma_runtime.mil.arguments import (
     Arguments,
     Kernel,
@@ -27,7 +28,6 @@ from gemma_runtime.mil.blob import Array, Nibbles
 from gemma_runtime.mil.model import check_elements
 from gemma_runtime.mil.moving import MOVING_OPERATIONS
 from gemma_runtime.mil.weights import Floats
-from gemma_runtime.mil.wire import Damaged
 
 _Number = TypeVar("_Number", bound=np.generic)
 _erf = np.frompyfunc(math.erf, 1, 1)

@@ -8,10 +8,10 @@ from typing import TypeAlias
 import numpy as np
 
 from gemma_runtime.errors import SessionError
+from gemma_runtime.formats.protobuf import Damaged, ProtoMessage
 from gemma_runtime.mil.blob import Array, Nibbles, WeightFile
 from gemma_runtime.mil.model import Constant, TensorType, read_functions
 from gemma_runtime.mil.weights import Weight
-from gemma_runtime.mil.wire import Damaged, ProtoMessage
 
 MilValue: TypeAlias = "Array | Nibbles | Weight | str | list[MilValue]"
 

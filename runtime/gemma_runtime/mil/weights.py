@@ -16,8 +16,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from gemma_runtime.formats.protobuf import Damaged
 from gemma_runtime.mil.blob import Array, Nibbles, unpack_nibbles
-from gemma_runtime.mil.wire import Damaged
 
 Floats: TypeAlias = NDArray[np.float32]
 

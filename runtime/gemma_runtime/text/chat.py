@@ -1,19 +1,23 @@
 """Turns chat messages into token ids with the checkpoint's chat template.
 
-Neither the template nor the messages are trusted. The template runs in a sandbox and sees a random
-number instead of each message's content. The contents are filled in afterwards, as text that can't
-become a control token.
+Neither the template nor the messages are trusted. The template runs in a sandbox, and first sees a
+random number instead of each message's content. The contents are filled in afterwards, as text that
+can't become a control token. A template may depend on the contents, for example to remove thoughts
+from earlier replies. So it is rendered a second time with the contents; if the texts differ, that
+rendering counts, and names of control tokens in the contents stay text there too.
 """
 
 import re
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from gemma_runtime.errors import TokenizerError
+from gemma_runtime.text.mask import Mask
 from gemma_runtime.text.template import TemplateRefusal, render_template
 from gemma_runtime.text.tokenizer import Tokenizer
+from gemma_runtime.text.tools import Json, Schema, ToolCall, call_text, check_tools, tool_prompt
 
 # For checkpoints without a template: Gemma's turn format, written by us.
 CANONICAL_TEMPLATE = """\
@@ -28,36 +32,74 @@ CANONICAL_TEMPLATE = """\
 {%- endif %}
 """
 
+_SYSTEM = ("system", "developer")
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    role: Literal["system", "user", "assistant"]
+    """A turn. Only the assistant calls tools; a turn of the role `tool` has what they returned."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str | None = None  # of the tool whose result the content is
+    results: tuple[Schema, ...] = ()  # for templates that take {"name": …, "response": …} instead
+
+    def shown(self, content: str) -> dict[str, Json]:
+        """What a template sees, with this text as the content."""
+        turn: dict[str, Json] = {"role": self.role, "content": content}
+        if self.name is not None:
+            turn["name"] = self.name
+        if self.results:
+            turn["content"] = list(self.results)
+        if self.tool_calls:
+            turn["tool_calls"] = [
+                {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in self.tool_calls
+            ]
+        return turn
 
 
 def encode_chat(
-    tokenizer: Tokenizer, template: str | None, messages: Sequence[Message], bos_token: int
+    tokenizer: Tokenizer,
+    template: str | None,
+    messages: Sequence[Message],
+    bos_token: int,
+    eos_token: int | None = None,
+    *,
+    tools: Sequence[Schema] = (),
 ) -> list[int]:
     """Token ids of a conversation, up to the start of the model's next turn.
 
-    bos comes once, at the start. `template` is Jinja with Hugging Face's conventions; None selects
-    Gemma's format. If the template rejects a system turn, the system text is put in front of the
-    first user turn. Raises TokenizerError if turns don't alternate or the template fails.
+    bos is where the template writes it: a template without bos gets none. `template` is Jinja with
+    Hugging Face's conventions; None selects Gemma's format. `eos_token` is what the template may
+    write as `eos_token`; None selects `<eos>`. If the template rejects a system turn, the system
+    text is put in front of the first user turn. `tools` are JSON schemas; if the template leaves
+    them out, they go into the system turn, as Gemma 3's documented prompt. Raises TokenizerError if
+    turns don't alternate or the template fails.
     """
     _check_turns(messages)
     frame = ChatFrame(
         template=CANONICAL_TEMPLATE if template is None else template,
         bos=_piece(tokenizer, bos_token),
-        eos=_piece(tokenizer, tokenizer.token_id("<eos>")),
+        eos=_piece(tokenizer, tokenizer.token_id("<eos>") if eos_token is None else eos_token),
     )
-    text, contents = _render_folded(frame, messages)
-    ids = [bos_token]
-    for part in tokenizer.split_control(text):
-        if part == bos_token:
-            continue
+    tools = check_tools(tools)
+    mask = Mask(tokenizer.control_pieces)
+    if tools or any(message.tool_calls or message.role == "tool" for message in messages):
+        if frame.leaves_out_tools():
+            messages = _without_tools(messages, tools)
+        else:
+            frame = replace(frame, tools=mask.value(tools) or None)
+            messages = [_masked(message, mask) for message in messages]
+    rendering = _render_folded(tokenizer, frame, messages)
+    ids: list[int] = []
+    for part in rendering.parts:
         # The template's and the user's text between two control tokens are encoded together, as
         # transformers does, so that the ids are the same.
-        ids += [part] if isinstance(part, int) else tokenizer.encode(_fill(part, contents))
+        ids += (
+            [part] if isinstance(part, int) else tokenizer.encode(mask.fill(rendering.fill(part)))
+        )
     return ids
 
 
@@ -68,50 +110,118 @@ class ChatFrame:
     template: str
     bos: str
     eos: str
+    tools: list[Schema] | None = None
 
-    def render(self, turns: Sequence[tuple[str, str]]) -> str:
-        """Render (role, content) turns as text, up to the start of the reply."""
+    def render(self, turns: Sequence[tuple[str, str] | dict[str, Json]]) -> str:
+        """Render turns, as (role, content) or whole, as text, up to the start of the reply."""
         names = {
-            "messages": [{"role": role, "content": content} for role, content in turns],
+            "messages": [
+                turn if isinstance(turn, dict) else {"role": turn[0], "content": turn[1]}
+                for turn in turns
+            ],
             "add_generation_prompt": True,
             "bos_token": self.bos,
             "eos_token": self.eos,
-            "tools": None,
+            "tools": self.tools,
             "documents": None,
         }
         return render_template(self.template, names)
 
+    def leaves_out_tools(self) -> bool:
+        """Whether the template writes the same text with tools as without."""
+        function = {"name": "f", "description": "f", "parameters": {"type": "object"}}
+        probe = replace(self, tools=[{"type": "function", "function": function}])
+        try:
+            return probe.render([("user", "0")]) == self.render([("user", "0")])
+        except TokenizerError:
+            return False  # it reads the tools, or wants another conversation
+
 
 def _piece(tokenizer: Tokenizer, token: int | None) -> str:
-    """The text of a control token, or "" if the vocabulary doesn't have it."""
-    if token is None or token not in tokenizer.control_tokens:
-        return ""
-    return tokenizer.piece(token) or ""
+    """The text of a token, or "" if the vocabulary doesn't have it."""
+    return "" if token is None else tokenizer.piece(token) or ""
 
 
 def _check_turns(messages: Sequence[Message]) -> None:
-    turns = [message.role for message in messages]
-    if turns[:1] == ["system"]:
-        turns = turns[1:]
+    turns = messages[1:] if messages and messages[0].role in _SYSTEM else messages
     if not turns:
         raise TokenizerError("the conversation has no user turn; begin with one")
-    for index, role in enumerate(turns):
-        expected = ("user", "assistant")[index % 2]
-        if role != expected:
+    expected = ["user"]
+    for index, message in enumerate(turns):
+        if message.role not in expected:
             raise TokenizerError(
-                f"turn {index + 1} is by {role!r}, expected {expected!r}: after an optional system "
-                "turn, user and assistant alternate"
+                f"turn {index + 1} is by {message.role!r}, expected {expected[0]!r}: after an "
+                "optional system turn, user and assistant alternate"
             )
+        if message.role == "user":
+            expected = ["assistant"]
+        elif message.role == "tool":
+            expected = ["assistant", "tool"]
+        else:
+            expected = ["tool", "user"] if message.tool_calls else ["user"]
 
 
-def _render_folded(frame: ChatFrame, messages: Sequence[Message]) -> tuple[str, dict[str, str]]:
+def _masked(message: Message, mask: Mask) -> Message:
+    calls = tuple(
+        ToolCall(mask.text(call.name), mask.value(call.arguments)) for call in message.tool_calls
+    )
+    name = None if message.name is None else mask.text(message.name)
+    results = tuple(map(mask.value, message.results))
+    return replace(message, tool_calls=calls, name=name, results=results)
+
+
+def _without_tools(messages: Sequence[Message], tools: Sequence[Schema]) -> list[Message]:
+    """The conversation as text: tools in the system turn, calls and results as JSON.
+
+    Google's examples for Gemma put results into blocks fenced as `tool_output`.
+    """
+    turns: list[Message] = []
+    if tools:
+        system = messages[0].content if messages[0].role in _SYSTEM else ""
+        turns.append(Message("system", f"{system}\n\n{tool_prompt(tools)}".strip()))
+        messages = messages[1:] if messages[0].role in _SYSTEM else messages
+    for message in messages:
+        if message.tool_calls:
+            content = f"{message.content}\n{call_text(message.tool_calls)}".strip()
+            turns.append(Message("assistant", content))
+            continue
+        if message.role != "tool":
+            turns.append(message)
+            continue
+        content = f"```tool_output\n{message.content}\n```"
+        if turns[-1].role == "user":  # the results of several calls are one turn
+            content = f"{turns.pop().content}\n{content}"
+        turns.append(Message("user", content))
+    return turns
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendering:
+    """A rendered conversation: control tokens, and text with placeholders between them."""
+
+    parts: list[int | str]
+    hidden: Mapping[str, str]  # placeholder -> the text that it stands for
+
+    @property
+    def control(self) -> list[int]:
+        return [part for part in self.parts if isinstance(part, int)]
+
+    def fill(self, text: str) -> str:
+        if not self.hidden:
+            return text
+        return re.sub("|".join(self.hidden), lambda match: self.hidden[match[0]], text)
+
+
+def _render_folded(
+    tokenizer: Tokenizer, frame: ChatFrame, messages: Sequence[Message]
+) -> _Rendering:
     """Render. If the template rejects the system turn, fold it into the user turn and retry."""
-    if messages[0].role != "system":
-        return _render(frame, messages)
+    if messages[0].role not in _SYSTEM:
+        return _render(tokenizer, frame, messages)
     try:
-        return _render(frame, messages)
+        return _render(tokenizer, frame, messages)
     except TemplateRefusal:
-        return _render(frame, _fold_system(messages))
+        return _render(tokenizer, frame, _fold_system(messages))
 
 
 def _fold_system(messages: Sequence[Message]) -> list[Message]:
@@ -120,34 +230,87 @@ def _fold_system(messages: Sequence[Message]) -> list[Message]:
     return [Message("user", content), *rest]
 
 
-def _render(frame: ChatFrame, messages: Sequence[Message]) -> tuple[str, dict[str, str]]:
-    """The rendered text with placeholders, and the content of each placeholder."""
-    contents: dict[str, str] = {}
-    text = frame.render([(m.role, _hide(m.content, contents)) for m in messages])
-    for placeholder, content in contents.items():
-        if placeholder not in text:
-            raise TemplateRefusal(
-                f"the chat template leaves out or alters {content[:40]!r}; fix the template"
-            )
-    return text, contents
+def _render(tokenizer: Tokenizer, frame: ChatFrame, messages: Sequence[Message]) -> _Rendering:
+    """The rendering with hidden contents, or the one with real contents if they differ."""
+    hidden: dict[str, str] = {}
+    shown = [_hide(message.content, hidden) for message in messages]
+    text = frame.render(
+        [message.shown(text) for message, text in zip(messages, shown, strict=True)]
+    )
+    blind = _Rendering(list(tokenizer.split_control(text)), hidden)
+    real = frame.render([message.shown(message.content) for message in messages])
+    if blind.fill(text) == real:
+        _check_kept(text, messages[-1].content, shown[-1])
+        _check_kept(text, messages[0].content, shown[0])
+        return blind
+    if messages[0].role in _SYSTEM:
+        _check_kept(text, messages[0].content, shown[0])
+    return _render_real(tokenizer, frame, messages, blind)
 
 
-def _hide(content: str, contents: dict[str, str]) -> str:
+def _check_kept(text: str, content: str, shown: str) -> None:
+    if shown.strip() not in text:
+        raise TemplateRefusal(f"the chat template leaves out {content[:40]!r}; fix the template")
+
+
+def _render_real(
+    tokenizer: Tokenizer, frame: ChatFrame, messages: Sequence[Message], blind: _Rendering
+) -> _Rendering:
+    """Render with the real contents, in which only names of the template's control tokens are
+    hidden. Any other control token in the result is the contents' and stays text.
+    """
+    own = set(blind.control)
+    hidden: dict[str, str] = {}
+
+    def mask(content: str) -> str:
+        parts = tokenizer.split_control(content)
+        return "".join(
+            _placeholder(tokenizer.piece(part) or "", hidden)
+            if isinstance(part, int) and part in own
+            else part
+            if isinstance(part, str)
+            else tokenizer.piece(part) or ""
+            for part in parts
+        )
+
+    text = frame.render([message.shown(mask(message.content)) for message in messages])
+    found = _Rendering(_only(tokenizer, text, own), hidden)
+    if found.control != blind.control:
+        raise TokenizerError(
+            "the chat template adds or removes control tokens depending on a message's text; "
+            "shorten the message or fix the template"
+        )
+    return found
+
+
+def _only(tokenizer: Tokenizer, text: str, own: Collection[int]) -> list[int | str]:
+    """Split `text` at these control tokens; the names of others are text."""
+    parts: list[int | str] = []
+    for part in tokenizer.split_control(text):
+        if isinstance(part, int) and part in own:
+            parts.append(part)
+            continue
+        piece = part if isinstance(part, str) else tokenizer.piece(part) or ""
+        before = parts.pop() if parts and isinstance(parts[-1], str) else ""
+        parts.append(f"{before}{piece}")
+    return parts
+
+
+def _hide(content: str, hidden: dict[str, str]) -> str:
     """Replace the content by a placeholder, keeping its outer white space.
 
-    The template can then trim or keep that white space. The placeholder is digits because a
-    template may change the case of letters. Content that is only white space is returned as it is.
+    The template can then trim or keep that white space. Content that is only white space is
+    returned as it is.
     """
     stripped = content.strip()
     if not stripped:
         return content
-    placeholder = f"{secrets.randbelow(10**40):040}"
-    contents[placeholder] = stripped
     left = len(content) - len(content.lstrip())
-    return content[:left] + placeholder + content[left + len(stripped) :]
+    return content[:left] + _placeholder(stripped, hidden) + content[left + len(stripped) :]
 
 
-def _fill(text: str, contents: dict[str, str]) -> str:
-    if not contents:
-        return text
-    return re.sub("|".join(contents), lambda match: contents[match[0]], text)
+def _placeholder(content: str, hidden: dict[str, str]) -> str:
+    """A new placeholder for this text: digits, because a template may change letters' case."""
+    placeholder = f"{secrets.randbelow(10**40):040}"
+    hidden[placeholder] = content
+    return placeholder

@@ -1,5 +1,6 @@
 """Generates tokens and text with a session, and holds conversations."""
 
+import json
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,6 +11,17 @@ from gemma_runtime.session import Session, check_room, check_tokens
 from gemma_runtime.text.chat import Message, encode_chat
 from gemma_runtime.text.sampler import Sampler, Sampling
 from gemma_runtime.text.tokenizer import Tokenizer
+from gemma_runtime.text.tools import (
+    ACTIVATION,
+    CALL,
+    RESPONSE,
+    Json,
+    Schema,
+    ToolCall,
+    check_tools,
+    find_calls,
+    tool_names,
+)
 
 _GREEDY = Sampling()
 
@@ -31,6 +43,7 @@ class Generation:
     reason: StopReason
     first_token_seconds: float  # from the start to the first chosen token, prefill included
     seconds: float  # in total
+    tool_calls: tuple[ToolCall, ...] = ()  # what the model wants to call; not in the text
 
 
 def generate(
@@ -58,14 +71,16 @@ def generate_text(
     stop_tokens: Collection[int] = (),
     stop_strings: Sequence[str] = (),
     history: Sequence[int] = (),
+    tools: Collection[str] = (),
 ) -> "TextGeneration":
     """Feed `prompt` and stream the generated text.
 
+    Calls of tools with these names are read from the finished text; FunctionGemma's always.
     `history` is the tokens already in the session; only the repetition penalty uses them.
     Raises ContextFull immediately, before feeding anything, if the prompt doesn't fit.
     """
     loop = _TokenLoop(session, prompt, history, max_new_tokens, sampling, stop_tokens)
-    return TextGeneration(loop, tokenizer, stop_strings)
+    return TextGeneration(loop, tokenizer, stop_strings, tools)
 
 
 class TextGeneration:
@@ -75,8 +90,13 @@ class TextGeneration:
     """
 
     def __init__(
-        self, loop: "_TokenLoop", tokenizer: Tokenizer, stop_strings: Sequence[str] = ()
+        self,
+        loop: "_TokenLoop",
+        tokenizer: Tokenizer,
+        stop_strings: Sequence[str] = (),
+        tools: Collection[str] = (),
     ) -> None:
+        self._tools = tools
         self._loop = loop
         self._tokenizer = tokenizer
         self._stop_strings = StopStrings(stop_strings)
@@ -130,14 +150,25 @@ class TextGeneration:
             yield from self._emit(last + self._stop_strings.flush())
             reason = StopReason.STOP_STRING if self._stop_strings.found else self._loop.reason
         seconds = perf_counter() - started
+        text, calls = self._read_calls(reason)
         self._result = Generation(
-            text=self._text,
+            text=text,
+            tool_calls=calls,
             prompt_tokens=len(self._loop.prompt),
             new_tokens=len(self._loop.tokens),
             reason=reason,
             first_token_seconds=seconds if first is None else first,
             seconds=seconds,
         )
+
+    def _read_calls(self, reason: StopReason) -> tuple[str, tuple[ToolCall, ...]]:
+        """The text without calls, and the calls. Their tokens may be left out of the text."""
+        text = self._text
+        if reason is not StopReason.STOP_STRING:
+            marked = self._tokenizer.decode(self._loop.tokens, control=True)
+            text = marked if CALL in marked else text
+        rest, calls = find_calls(text, self._tools)
+        return (rest, calls) if calls else (self._text, ())
 
     def _emit(self, text: str) -> Iterator[str]:
         if text:
@@ -151,6 +182,13 @@ class Conversation:
     Each turn feeds only the tokens that the cache lacks. If the template renders an earlier turn
     differently from what is in the cache (for example with the reply trimmed), the session is reset
     and the conversation is fed again from the start.
+
+    With `roll`, a full context makes it forget the oldest turns, a question with its reply at a
+    time, but never the system turn. The next reply is then that of a new conversation that begins
+    with the turns kept.
+
+    With `tools` (JSON schemas, as transformers takes them) a reply's result has the calls of tools;
+    `send_results` gives the model what they returned.
     """
 
     def __init__(
@@ -161,25 +199,41 @@ class Conversation:
         template: str | None,
         bos_token: int,
         stop_tokens: Collection[int],
+        eos_token: int | None = None,
         stop_strings: Sequence[str] = (),
         sampling: Sampling = _GREEDY,
         system: str | None = None,
+        roll: bool = False,
+        tools: Sequence[Schema] = (),
     ) -> None:
         self._session = session
         self._tokenizer = tokenizer
         self._template = template
         self._bos_token = bos_token
-        self._stop_tokens = stop_tokens
+        self._eos_token = eos_token
         self._stop_strings = stop_strings
         self._sampling = sampling
-        self._system = [] if system is None else [Message("system", system)]
+        self._tools = check_tools(tools)
+        self._marks_calls = CALL in (template or "")
+        waits = tokenizer.token_id(RESPONSE) if self._marks_calls else None
+        self._stop_tokens = [*stop_tokens] if waits is None else [*stop_tokens, waits]
+        self._system = self._system_turn(system)
+        self._roll = roll
         self.reset()
+
+    def _system_turn(self, system: str | None) -> list[Message]:
+        """FunctionGemma has its tools in a developer turn, and needs its sentence there."""
+        if self._marks_calls and self._tools:
+            return [Message("developer", ACTIVATION if system is None else system)]
+        return [] if system is None else [Message("system", system)]
 
     def reset(self) -> None:
         """Forget every turn except the system turn."""
         self._messages = list(self._system)
         self._fed: list[int] = []
+        self._sent = 0  # turns that the reply answers
         self._reply: TextGeneration | None = None
+        self._forgotten = 0
         self._session.reset()
 
     @property
@@ -189,22 +243,54 @@ class Conversation:
         if reply is None:
             return list(self._messages)
         if not reply.tokens and not reply.finished:
-            return self._messages[:-1]  # the user turn has no reply, so drop it
+            return self._messages[: -self._sent]  # these turns have no reply, so drop them
+        if reply.finished:
+            result = reply.result
+            return [*self._messages, Message("assistant", result.text, result.tool_calls)]
         return [*self._messages, Message("assistant", reply.text)]
+
+    @property
+    def forgotten(self) -> int:
+        """How many turns, replies included, were forgotten because the context was full."""
+        return self._forgotten
 
     def send(self, content: str, max_new_tokens: int | None = None) -> TextGeneration:
         """The model's reply to `content`. Iterate it before sending the next turn.
 
         Without `max_new_tokens` the reply may fill the context. Raises ContextFull if the
-        conversation no longer fits; its state doesn't change then.
+        conversation no longer fits; its state doesn't change then. With `roll`, only a turn that
+        doesn't fit by itself raises it.
         """
-        messages = [*self.messages, Message("user", content)]
-        tokens = encode_chat(self._tokenizer, self._template, messages, self._bos_token)
+        return self._reply_to([Message("user", content)], max_new_tokens)
+
+    def send_results(
+        self, results: Sequence[Json], max_new_tokens: int | None = None
+    ) -> TextGeneration:
+        """The model's reply to the results of the calls in its last reply, in their order.
+
+        Raises SessionError if there are not as many results as calls.
+        """
+        calls = self.messages[-1].tool_calls if self.messages else ()
+        if not calls or len(results) != len(calls):
+            raise SessionError(
+                f"the last reply calls {len(calls)} tools, but there are {len(results)} results; "
+                "give one for each call"
+            )
+        pairs = list(zip(calls, results, strict=True))
+        if self._marks_calls:
+            responses = tuple({"name": call.name, "response": result} for call, result in pairs)
+            return self._reply_to([Message("tool", "", results=responses)], max_new_tokens)
+        turns = [Message("tool", _result_text(result), name=call.name) for call, result in pairs]
+        return self._reply_to(turns, max_new_tokens)
+
+    def _reply_to(self, new: list[Message], max_new_tokens: int | None) -> TextGeneration:
+        if max_new_tokens is None:
+            max_new_tokens = self._session.context_length
+        turns = [*self.messages, *new]
+        messages, tokens = self._fitting(turns, max_new_tokens)
         self._check_room(tokens)
         if self._reply is not None:
             self._reply.close()
-        if max_new_tokens is None:
-            max_new_tokens = self._session.context_length
         cached = self._cached()
         if len(cached) != self._session.position or cached != tokens[: len(cached)]:
             self._session.reset()
@@ -218,9 +304,38 @@ class Conversation:
             stop_tokens=self._stop_tokens,
             stop_strings=self._stop_strings,
             history=cached,
+            tools=tool_names(self._tools),
         )
-        self._messages, self._fed = messages, tokens
+        self._messages, self._fed, self._sent = messages, tokens, len(new)
+        self._forgotten += len(turns) - len(messages)
         return self._reply
+
+    def _fitting(self, turns: list[Message], reply: int) -> tuple[list[Message], list[int]]:
+        """The turns to feed and their tokens; with `roll`, without the oldest if there is no room.
+
+        A quarter of the context is kept free for the reply, or all of the reply if that is less.
+        """
+        context = self._session.context_length
+        room = context - min(reply, context // 4)
+        tokens = self._encode(turns)
+        first = len(self._system)
+        while self._roll and len(tokens) > room:
+            users = [at for at, turn in enumerate(turns) if turn.role == "user" and at > first]
+            if not users:
+                break
+            turns = [*turns[:first], *turns[users[0] :]]
+            tokens = self._encode(turns)
+        return turns, tokens
+
+    def _encode(self, turns: Sequence[Message]) -> list[int]:
+        return encode_chat(
+            self._tokenizer,
+            self._template,
+            turns,
+            self._bos_token,
+            self._eos_token,
+            tools=self._tools,
+        )
 
     def _cached(self) -> list[int]:
         """The tokens that this conversation has fed into the session."""
@@ -234,6 +349,10 @@ class Conversation:
                 f"{self._session.context_length}; start a new one, shorten the message, or export "
                 "with a larger --context"
             )
+
+
+def _result_text(result: Json) -> str:
+    return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
 
 
 class StopStrings:

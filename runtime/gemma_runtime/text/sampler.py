@@ -6,12 +6,16 @@ The filters and their order are those of transformers' `generate`. V vocabulary,
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemma_runtime.errors import SessionError
+from gemma_runtime.manifest import SamplingDefaults
 from gemma_runtime.session import Logits
+
+_GREEDY = SamplingDefaults(0.0, 0, 1.0, 0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,31 @@ class Sampling:
         _check("repetition_penalty", penalty, 0 < penalty < math.inf, "more than 0")
         if self.seed is not None:
             _check("seed", self.seed, self.seed >= 0, "0 or more")
+
+    @classmethod
+    def by_default(
+        cls,
+        defaults: SamplingDefaults | None,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+    ) -> Self:
+        """As the manifest says, greedy if it says nothing; each value given here replaces one."""
+        base = _GREEDY if defaults is None else defaults
+        return cls(
+            temperature=base.temperature if temperature is None else temperature,
+            top_k=base.top_k if top_k is None else top_k,
+            top_p=base.top_p if top_p is None else top_p,
+            min_p=base.min_p if min_p is None else min_p,
+            repetition_penalty=(
+                base.repetition_penalty if repetition_penalty is None else repetition_penalty
+            ),
+            seed=seed,
+        )
 
 
 class Sampler:

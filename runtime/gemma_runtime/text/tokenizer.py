@@ -1,7 +1,8 @@
 """Converts text to token ids and back, and keeps user text from becoming control tokens.
 
 Control tokens are the special tokens and the reserved ones (`<mask>`, `<unused7>`). A template can
-write them, user text never can, and decoding leaves them out.
+write them, user text never can, and decoding leaves them out. The tokens around FunctionGemma's
+calls are not special: they are control tokens too, but decoding shows them.
 """
 
 import json
@@ -16,6 +17,7 @@ from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import TokenizerError
 
 RESERVED = r"<unused[0-9]+>|<mask>|\[multimodal\]"
+_CALLS = r"<(start|end)_function_(declaration|call|response)>|<escape>"
 # With these decoders a token's text doesn't depend on its neighbours, so it can be streamed.
 _DECODERS = {"Replace", "ByteFallback", "Fuse"}
 
@@ -39,11 +41,17 @@ class Tokenizer:
         self._control = _control_tokens(self._tokenizer)
         self._marker = _marker_pattern(self._control)
         self._control_ids = frozenset(self._control.values())
+        self._shown = _shown_tokens(self._tokenizer)
 
     @property
     def control_tokens(self) -> frozenset[int]:
         """The ids that only a template can write."""
         return self._control_ids
+
+    @property
+    def control_pieces(self) -> frozenset[str]:
+        """The texts of the control tokens."""
+        return frozenset(self._control)
 
     def encode(self, text: str, *, control: bool = False) -> list[int]:
         """The ids of `text`, without bos.
@@ -71,10 +79,17 @@ class Tokenizer:
         if start < len(text):
             yield text[start:]
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens`, without control tokens; U+FFFD for each byte that is not UTF-8."""
+    def decode(self, tokens: Sequence[int], *, control: bool = False) -> str:
+        """The text of `tokens`; U+FFFD for each byte that is not UTF-8.
+
+        Control tokens are left out, or with `control=True` written as their names.
+        """
         stream = self.stream()
-        return "".join(stream.push(token) for token in tokens) + stream.flush()
+        text = ""
+        for token in tokens:
+            hidden = control and token in self._control_ids - self._shown
+            text += stream.flush() + (self.piece(token) or "") if hidden else stream.push(token)
+        return text + stream.flush()
 
     def stream(self) -> "StreamDecoder":
         """A decoder that takes one token at a time."""
@@ -92,7 +107,7 @@ class Tokenizer:
         """A token's text, or its byte as an int. Control and unknown tokens give ""."""
         if (byte := self._bytes.get(token)) is not None:
             return byte
-        if token in self._control_ids:
+        if token in self._control_ids and token not in self._shown:
             return ""
         return self._tokenizer.decode([token], skip_special_tokens=False)
 
@@ -199,8 +214,17 @@ def _control_tokens(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
     return {
         added.content: token
         for token, added in tokenizer.get_added_tokens_decoder().items()
-        if added.special or re.fullmatch(RESERVED, added.content)
+        if added.special or re.fullmatch(f"{RESERVED}|{_CALLS}", added.content)
     }
+
+
+def _shown_tokens(tokenizer: tokenizers.Tokenizer) -> frozenset[int]:
+    """The control tokens that decoding shows."""
+    return frozenset(
+        token
+        for token, added in tokenizer.get_added_tokens_decoder().items()
+        if not added.special and re.fullmatch(_CALLS, added.content)
+    )
 
 
 def _marker_pattern(control: dict[str, int]) -> re.Pattern[str]:

@@ -41,8 +41,8 @@ REFUSED: dict[str, tuple[Metadata, dict[str, Stored | None], str]] = {
     "untied head": ({}, {"output.weight": (np.ones((64, 256), "f4"), F32)}, "untied head"),
     "type": (
         {},
-        {"output_norm.weight": (np.ones(144, "u1"), GGMLQuantizationType.IQ4_NL)},
-        "IQ4_NL, which can't be read; expected one of F32, F16",
+        {"output_norm.weight": (np.ones(144, "u1"), GGMLQuantizationType.NVFP4)},
+        "NVFP4, which can't be read; expected one of F32, F16",
     ),
     "split": ({"split.count": 3}, {}, "one of 3 parts.*llama-gguf-split --merge"),
     "architecture": ({"general.architecture": "llama"}, {}, "'llama' is not supported"),

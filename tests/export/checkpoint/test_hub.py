@@ -41,11 +41,12 @@ spec = spec_from_file_location("hub", {hub_module.__file__!r})
 sys.modules["hub"] = hub = module_from_spec(spec)
 spec.loader.exec_module(hub)
 try:
-    snapshot = hub.fetch_hub(sys.argv[1], sys.argv[2] or None)
+    snapshot = hub.fetch_hub(sys.argv[1], sys.argv[2] or None, sys.argv[3])
 except GemmaError as error:
     print(json.dumps({{"kind": type(error).__name__, "error": str(error)}}))
 else:
-    print(json.dumps({{"folder": str(snapshot.folder), "revision": snapshot.revision}}))
+    answer = {{"folder": str(snapshot.folder), "revision": snapshot.revision}}
+    print(json.dumps(answer | ({{"gguf": snapshot.gguf}} if snapshot.gguf else {{}})))
 """
 
 
@@ -68,17 +69,18 @@ class Client:
         revision: str = "",
         token: str | None = None,
         offline: bool = False,
+        pattern: str = "",
     ) -> dict[str, str]:
         environment = hub_environment(endpoint, self.home, token, offline)
-        command = [sys.executable, "-c", FETCH, repo, revision]
+        command = [sys.executable, "-c", FETCH, repo, revision, pattern]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         answer: dict[str, str] = json.loads(done.stdout)
         return answer
 
-    def refused(self, endpoint: str, **options: Any) -> str:
+    def refused(self, endpoint: str, kind: str = "HubError", **options: Any) -> str:
         answer = self.fetch(endpoint, **options)
-        assert answer.get("kind") == "HubError", answer
+        assert answer.get("kind") == kind, answer
         assert "\n" not in answer["error"]
         return answer["error"]
 
@@ -125,6 +127,50 @@ def test_a_snapshot_that_lacks_a_file_is_completed(hub: Hub, client: Client, mis
 def test_a_repository_with_only_pickles_is_refused(hub: Hub, client: Client) -> None:
     hub.files = {name: FILES[name] for name in ("config.json", "pytorch_model.bin")}
     assert "a repository that has them" in client.refused(hub.endpoint)
+
+
+def test_an_adapter_is_fetched_without_the_model_that_it_needs(
+    hub: Hub, client: Client, nobody: str
+) -> None:
+    names = ("adapter_config.json", "adapter_model.safetensors")
+    hub.files = {**dict.fromkeys(names, b"{}"), "adapter_model.bin": b"a pickle"}
+    assert client.fetch(hub.endpoint)["folder"] == str(client.snapshot)
+    assert sorted(path.name for path in client.snapshot.iterdir()) == sorted(names)
+    assert client.fetch(nobody, offline=True)["revision"] == COMMIT
+
+
+GGUFS = {
+    "README.md": b"",
+    "tiny-Q4_0.gguf": b"GGUF four",
+    "tiny-Q8_0-00001-of-00002.gguf": b"GGUF eight, first",
+    "tiny-Q8_0-00002-of-00002.gguf": b"GGUF eight, second",
+    "mmproj-F16.gguf": b"GGUF vision",
+}
+
+
+def test_a_pattern_fetches_one_gguf_model_with_its_parts_and_only_once(
+    hub: Hub, client: Client
+) -> None:
+    hub.files = GGUFS
+    first = client.fetch(hub.endpoint, pattern="q8_0")
+    assert first["gguf"] == "tiny-Q8_0-00001-of-00002.gguf"
+    names = {path.name for path in client.snapshot.iterdir()}
+    assert names == {name for name in GGUFS if "Q8_0" in name}
+    hub.requests.clear()
+    assert client.fetch(hub.endpoint, pattern="q8_0") == first
+    assert client.fetch(hub.endpoint, pattern="q8_0", offline=True) == first
+    assert hub.requests == []
+
+
+def test_without_a_pattern_a_repository_of_several_gguf_models_is_a_question(
+    hub: Hub, client: Client
+) -> None:
+    hub.files = GGUFS
+    question = client.refused(hub.endpoint, "CheckpointError")
+    assert "has 2 GGUF models: tiny-Q4_0.gguf, tiny-Q8_0-00001-of-00002.gguf" in question
+    assert f"--checkpoint {REPO}:PATTERN" in question
+    hub.files = {name: GGUFS[name] for name in ("README.md", "tiny-Q4_0.gguf", "mmproj-F16.gguf")}
+    assert client.fetch(hub.endpoint)["gguf"] == "tiny-Q4_0.gguf"
 
 
 @pytest.mark.parametrize("status", [401, 403])

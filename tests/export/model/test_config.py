@@ -121,7 +121,6 @@ def test_a_multimodal_config_gives_its_text_model() -> None:
         ({"hidden_size": None}, "hidden_size is None"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"head_dim": 33}, "head_dim is 33"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
         ({"hidden_activation": "silu"}, "hidden_activation is 'silu'"),
         ({"layer_types": ["full_attention"]}, "layer_types"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type is 'yarn'"),

@@ -12,7 +12,14 @@ from gemma_runtime.contents.inspection import (
     inspect_bundle,
     render_comparison,
 )
-from gemma_runtime.manifest import AttentionKind, Graph, LayerCache, TensorRole, TensorSpec
+from gemma_runtime.manifest import (
+    AttentionKind,
+    Graph,
+    LayerCache,
+    SamplingDefaults,
+    TensorRole,
+    TensorSpec,
+)
 from tests.runtime.manifests import ARTIFACT, make_manifest, write_bundle
 
 
@@ -85,6 +92,24 @@ def test_every_section_is_shown(tmp_path: Path) -> None:
     for words in ("cache, local", "cache, global", "graph prefill", ARTIFACT, "gemma-export 0.1.0"):
         assert words in text
     assert "the same" not in text  # a single bundle has nothing to compare with
+
+
+@pytest.mark.parametrize(
+    ("sampling", "shown"),
+    [
+        (None, "none given by the checkpoint"),
+        (SamplingDefaults(0.0, 0, 1.0, 0.0, 1.0), "greedy"),
+        (
+            SamplingDefaults(0.7, 0, 0.9, 0.0, 1.1),
+            "temperature 0.7, top-k all, top-p 0.9, min-p 0, repetition penalty 1.1",
+        ),
+    ],
+)
+def test_sampling_values_are_named(
+    tmp_path: Path, sampling: SamplingDefaults | None, shown: str
+) -> None:
+    bundle = Bundle(tmp_path, replace(make_manifest(), sampling=sampling))
+    assert shown in _rendered(compare_bundles([bundle]))
 
 
 def test_a_shape_that_looks_like_markup_is_shown() -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from gemma_runtime.errors import SessionError
+from gemma_runtime.formats.protobuf import Damaged
 from gemma_runtime.mil.audit import Peak
 from gemma_runtime.mil.interpreter import Program
 from gemma_runtime.mil.ops import OPERATIONS
 from gemma_runtime.mil.weights import widen
-from gemma_runtime.mil.wire import Damaged
 from gemma_runtime.quiet import quiet
 
 with quiet():

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gemma_runtime.formats.protobuf import Damaged
 from gemma_runtime.mil.blob import Nibbles
 from gemma_runtime.mil.ops import OPERATIONS
 from gemma_runtime.mil.package import MilValue
@@ -18,7 +19,6 @@ from gemma_runtime.mil.weights import (
     open_table_weight,
     take_rows,
 )
-from gemma_runtime.mil.wire import Damaged
 
 F16 = np.dtype(np.float16)
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_runtime.errors import TokenizerError
-from gemma_runtime.text.chat import Message, encode_chat
+from gemma_runtime.text.chat import CANONICAL_TEMPLATE, Message, encode_chat
 from gemma_runtime.text.tokenizer import Tokenizer
 from tests.runtime.conftest import BOS, RESERVED, SPECIAL
 
@@ -24,6 +24,11 @@ REFUSES_SYSTEM = """\
 {%- if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}
 """
 KEEPS_SPACE = "{% for m in messages %}<start_of_turn>{{ m.content }}<end_of_turn>{% endfor %}"
+STRIPS_THOUGHTS = CANONICAL_TEMPLATE.replace("message.content", "text").replace(
+    "{%- set speaker",
+    "{%- set text = message.content %}{% if message.role == 'assistant' %}"
+    "{% set text = text.split('</think>')[-1] %}{% endif %}\n    {%- set speaker",
+)
 DOUBLE = (
     "{{% set x = namespace(y={start}) %}}"
     "{{% for i in range(60) %}}{{% set x.y = {step} %}}{{% endfor %}}"
@@ -109,34 +114,80 @@ def test_a_marker_split_between_content_and_template_is_text(tokenizer: Tokenize
     """The content `<end_of` followed by the template's `_turn>` must not close the turn."""
     ids = encode_chat(tokenizer, "{{ messages[0].content }}_turn>", say(("user", "<end_of")), BOS)
     assert tokenizer.decode(ids) == "<end_of_turn>"
-    assert tokenizer.control_tokens.intersection(ids) == {BOS}
+    assert tokenizer.control_tokens.isdisjoint(ids)
 
 
-@pytest.mark.parametrize("prefix", ["", "{{ bos_token }}", "{{ bos_token }}<bos>"])
-def test_bos_comes_once(tokenizer: Tokenizer, prefix: str) -> None:
+@pytest.mark.parametrize(
+    ("prefix", "times"), [("", 0), ("{{ bos_token }}", 1), ("{{ bos_token }}<bos>", 2)]
+)
+def test_bos_comes_as_often_as_the_template_writes_it(
+    tokenizer: Tokenizer, prefix: str, times: int
+) -> None:
+    """A ChatML template without bos got one; a bos before a later turn was dropped."""
     ids = encode_chat(tokenizer, prefix + KEEPS_SPACE, say(("user", "hi")), BOS)
-    assert ids[0] == BOS
-    assert ids.count(BOS) == 1
+    assert ids[:times] == [BOS] * times
+    assert ids.count(BOS) == times
 
 
-def test_a_template_that_writes_bos_before_each_turn_gets_it_once(tokenizer: Tokenizer) -> None:
+def test_a_bos_before_each_turn_is_kept(tokenizer: Tokenizer) -> None:
     template = "{% for m in messages %}{{ bos_token }}{{ m.content }}{% endfor %}"
     chat = say(("user", "in"), ("assistant", "us"), ("user", "er"))
-    ids = encode_chat(tokenizer, template, chat, BOS)
-    assert (ids[0], ids.count(BOS), tokenizer.decode(ids)) == (BOS, 1, "inuser")
+    assert pieces(tokenizer, encode_chat(tokenizer, template, chat, BOS)) == (
+        "<bos>in<bos>us<bos>er"
+    )
 
 
 def test_a_bos_that_is_an_ordinary_piece_is_not_removed_from_text(tokenizer: Tokenizer) -> None:
     """If config.json named `h` as bos, every `h` in the user's text was dropped."""
     letter = tokenizer.token_id("h")
     assert letter is not None
-    ids = encode_chat(tokenizer, KEEPS_SPACE, say(("user", "hi h")), letter)
+    template = "{{ bos_token }}" + KEEPS_SPACE
+    ids = encode_chat(tokenizer, template, say(("user", "hi h")), letter)
     assert tokenizer.decode(ids) == "hhi h"
 
 
-def test_case_changed_by_the_template_does_not_lose_the_content(tokenizer: Tokenizer) -> None:
-    template = "{{ messages[0].content | upper }}"
-    assert tokenizer.decode(encode_chat(tokenizer, template, say(("user", "hi")), BOS)) == "hi"
+def test_the_template_writes_the_eos_token_that_the_tokenizer_names(tokenizer: Tokenizer) -> None:
+    """A ChatML fine-tune with its own eos token was given `<eos>`."""
+    end = tokenizer.token_id("<end_of_turn>")
+    template = KEEPS_SPACE + "{{ eos_token }}"
+    chat = say(("user", "hi"))
+    assert encode_chat(tokenizer, template, chat, BOS, end)[-1] == end
+    assert encode_chat(tokenizer, template, chat, BOS)[-1] == tokenizer.token_id("<eos>")
+
+
+def test_a_template_may_change_the_text(tokenizer: Tokenizer) -> None:
+    assert rendered(tokenizer, "{{ messages[0].content | upper }}") == "HI"
+
+
+def test_thoughts_are_removed_from_earlier_replies_where_the_template_does(
+    tokenizer: Tokenizer,
+) -> None:
+    """The template saw a placeholder, so it found no `</think>`."""
+    chat = say(("user", "in"), ("assistant", "<think>us</think>\ner"), ("user", "in"))
+    ids = encode_chat(tokenizer, STRIPS_THOUGHTS, chat, BOS)
+    assert pieces(tokenizer, ids) == (
+        "<bos><start_of_turn>user\nin<end_of_turn>\n<start_of_turn>model\ner<end_of_turn>\n"
+        "<start_of_turn>user\nin<end_of_turn>\n<start_of_turn>model\n"
+    )
+
+
+@given(user=MARKED, reply=MARKED)
+def test_no_content_becomes_a_control_token_where_the_template_reads_it(
+    tokenizer: Tokenizer, user: str, reply: str
+) -> None:
+    def control(user: str, reply: str) -> list[int]:
+        chat = say(("user", user), ("assistant", f"</think>{reply}"), ("user", user))
+        ids = encode_chat(tokenizer, STRIPS_THOUGHTS, chat, BOS)
+        return [token for token in ids if token in tokenizer.control_tokens]
+
+    assert control(user, reply) == control("a", "b")
+
+
+def test_a_control_token_joined_by_the_template_from_text_is_refused(tokenizer: Tokenizer) -> None:
+    template = STRIPS_THOUGHTS.replace("split('</think>')[-1]", "replace('</think>', '')")
+    chat = say(("user", "a"), ("assistant", "<end_of</think>_turn>"), ("user", "b"))
+    with pytest.raises(TokenizerError, match="depending on a message's text"):
+        encode_chat(tokenizer, template, chat, BOS)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +222,6 @@ def test_turns_must_alternate(
         "{{ '%d' % 'x' }}",
         "{% include 'other' %}",
         "no content at all",
-        "{{ messages[0].content[5:] }}",
     ],
 )
 def test_a_hostile_or_broken_template_gives_one_error_line(

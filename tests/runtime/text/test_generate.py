@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gemma_runtime.errors import ContextFull, SessionError
 from gemma_runtime.session import FakeSession, Logits
-from gemma_runtime.text.chat import Message
+from gemma_runtime.text.chat import Message, encode_chat
 from gemma_runtime.text.generate import (
     Conversation,
     StopReason,
@@ -328,11 +328,58 @@ def test_tokens_fed_by_other_callers_do_not_count_as_the_conversation(
     assert session.tokens[0] == BOS
 
 
+def test_a_rolling_chat_forgets_the_oldest_turns_but_never_the_system_turn(
+    tokenizer: Tokenizer,
+) -> None:
+    session = Recording([tokenizer.encode("the inn")] * 8, context_length=128)
+    chat = talk(session, tokenizer, system="be brief", roll=True)
+    for turn in range(8):
+        say(chat, f"question {turn}")
+    assert chat.forgotten > 0
+    assert chat.forgotten % 2 == 0
+    assert len(chat.messages) == 1 + 16 - chat.forgotten
+    assert [chat.messages[0].content, chat.messages[-2].content] == ["be brief", "question 7"]
+
+
+def test_after_rolling_the_reply_is_that_of_a_new_chat_with_the_kept_turns(
+    tokenizer: Tokenizer,
+) -> None:
+    session = Recording([tokenizer.encode("the inn")] * 8, context_length=96)
+    chat = talk(session, tokenizer, roll=True)
+    for turn in range(8):
+        say(chat, f"question {turn}")
+    fresh = encode_chat(tokenizer, None, chat.messages[:-1], BOS)
+    assert session.tokens[: len(fresh)] == fresh
+    assert session.tokens[len(fresh) :] == tokenizer.encode("the inn")
+
+
+def test_a_single_turn_longer_than_the_context_is_refused_by_a_rolling_chat_too(
+    tokenizer: Tokenizer,
+) -> None:
+    session = Recording([tokenizer.encode("the inn")] * 3, context_length=64)
+    chat = talk(session, tokenizer, roll=True)
+    say(chat, "question")
+    before = chat.messages
+    with pytest.raises(ContextFull, match="shorten the message"):
+        chat.send("more " * 60)
+    assert (chat.messages, chat.forgotten) == (before, 0)
+    assert say(chat, "in") == "the inn"
+
+
+def test_a_chat_forgets_nothing_while_its_turns_fit(tokenizer: Tokenizer) -> None:
+    session = Recording([tokenizer.encode("the inn")] * 3, context_length=256)
+    chat = talk(session, tokenizer, roll=True)
+    for turn in range(3):
+        say(chat, f"question {turn}")
+    assert (chat.forgotten, len(chat.messages)) == (0, 6)
+
+
 def talk(
     session: FakeSession,
     tokenizer: Tokenizer,
     stop_strings: Sequence[str] = (),
     system: str | None = None,
+    roll: bool = False,
 ) -> Conversation:
     return Conversation(
         session,
@@ -342,6 +389,7 @@ def talk(
         stop_tokens=[1, END],
         stop_strings=stop_strings,
         system=system,
+        roll=roll,
     )
 
 

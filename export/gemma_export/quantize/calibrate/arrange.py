@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from gemma_export.checkpoint import Checkpoint, TokenizerFiles
+from gemma_export.checkpoint.generation import GenerationDefaults
 from gemma_export.formats.format import Format
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.model.config import TABLE, GemmaConfig
@@ -93,6 +94,10 @@ class ArrangedCheckpoint:
     @property
     def notes(self) -> tuple[str, ...]:
         return self.source.notes
+
+    @property
+    def generation(self) -> GenerationDefaults:
+        return self.source.generation
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows of the arranged weight. Weights that write the residual are read whole: their rows

@@ -15,13 +15,14 @@ from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets import ExportJob
 from gemma_export.targets.gguf.block_types import block_type
 from gemma_export.targets.gguf.blocks import pack_blocks
-from gemma_export.targets.gguf.metadata import model_metadata
+from gemma_export.targets.gguf.metadata import generation_metadata, model_metadata
 from gemma_export.targets.gguf.vocabulary import gguf_vocabulary
 from gemma_runtime.contents.gguf_names import gguf_name
 
 
 def write_gguf(job: ExportJob, path: Path, progress: Tick) -> None:
     metadata = model_metadata(job.checkpoint.id, job.config) | gguf_vocabulary(job.checkpoint)
+    metadata |= generation_metadata(job.stop_tokens, job.checkpoint.generation.sampling, metadata)
     types = {name: _type(job, name) for name in job.store.shapes}
     infos = {gguf_name(n): (job.store.shapes[n], kind) for n, kind in types.items()}
     with path.open("wb") as file:

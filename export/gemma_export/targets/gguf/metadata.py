@@ -4,15 +4,17 @@ Source: llama.cpp `src/models/gemma2.cpp`, `gemma3.cpp` and its converter, `conv
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from gemma_export.checkpoint.generation import LLAMA_SAMPLING
+from gemma_export.checkpoint.gguf_config import TOKENS
 from gemma_export.model.config import GemmaConfig, LayerSpec
 from gemma_export.model.families import FAMILIES
 from gemma_runtime.errors import TargetError
 from gemma_runtime.formats.gguf import Value
-from gemma_runtime.manifest import AttentionKind
+from gemma_runtime.manifest import AttentionKind, SamplingDefaults
 
 
 def model_metadata(id: str, config: GemmaConfig) -> dict[str, Value]:
@@ -49,6 +51,23 @@ def model_metadata(id: str, config: GemmaConfig) -> dict[str, Value]:
         "general.quantization_version": 2,
     }
     return general | own
+
+
+def generation_metadata(
+    stop_tokens: Sequence[int], sampling: SamplingDefaults | None, own: Mapping[str, Value]
+) -> dict[str, Value]:
+    """The `general.sampling.*` keys, and a key for a stop token that the vocabulary's keys lack."""
+    keys: dict[str, Value] = {}
+    if sampling is not None:
+        keys = {
+            f"general.sampling.{name}": getattr(sampling, field)
+            for name, field in LLAMA_SAMPLING.items()
+        }
+    named = {own.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")}
+    others = [token for token in stop_tokens if token not in named]
+    if others and "tokenizer.ggml.eom_token_id" not in own and TOKENS in own:
+        keys["tokenizer.ggml.eom_token_id"] = others[-1]  # llama.cpp ends at it too
+    return keys
 
 
 def _check_scale(config: GemmaConfig) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.checkpoint.gguf import GgufCheckpoint
 from gemma_export.checkpoint.gguf_config import TOKENS
-from gemma_export.checkpoint.gguf_tokenizer import (
+from gemma_export.checkpoint.piece_tokenizer import (
     BYTE,
     CONTROL,
     NORMAL,
@@ -141,11 +141,12 @@ def _scores(
 def _special(pieces: Sequence[str], config: GemmaConfig, unknown: str | None) -> dict[str, Value]:
     keys: dict[str, Value] = {
         "tokenizer.ggml.bos_token_id": config.bos_token,
-        "tokenizer.ggml.eos_token_id": config.eos_tokens[0],
         "tokenizer.ggml.add_bos_token": True,
         "tokenizer.ggml.add_eos_token": False,
         "tokenizer.ggml.add_space_prefix": False,
     }
+    if config.eos_tokens:
+        keys["tokenizer.ggml.eos_token_id"] = config.eos_tokens[0]
     for key, piece in (("unknown", unknown), ("padding", "<pad>"), ("eot", "<end_of_turn>")):
         if piece in pieces:
             keys[f"tokenizer.ggml.{key}_token_id"] = pieces.index(piece)

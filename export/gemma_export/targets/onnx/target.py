@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MODEL, EXACT, DATA = "model.onnx", "exact.onnx", "model.onnx.data"
 # Slots beyond the window: GroupQueryAttention moves the window only when they are full.
 SLACK = 64
+_HEAD_STEP = 16  # GroupQueryAttention rotates heads in steps of this
 # sliding_window_cache runs on the CPU since 1.29. local_window_size is correct since 1.24.4; before
 # that, a query attended to one token too many.
 _MIN_WINDOWED, _MIN_FULL = "1.29.0", "1.24.4"
@@ -38,6 +39,12 @@ class OnnxTarget:
     name: ClassVar[str] = TARGET.name
 
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
+        """Refuses head sizes that GroupQueryAttention would refuse when the bundle runs."""
+        if config.head_dim % _HEAD_STEP:
+            raise TargetError(
+                f"onnx has no attention kernel for head_dim {config.head_dim}; it supports "
+                f"multiples of {_HEAD_STEP}: choose another --target"
+            )
         return cache_layout(config, geometry.context_length, None if geometry.full_cache else SLACK)
 
     def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:

@@ -17,6 +17,8 @@ public final class ChatScreen {
     public private(set) var result: String?
     public private(set) var report: String?
     public private(set) var schema: Schema?
+    /// Whether a chat forgets its oldest turns when the context is full.
+    public var roll = false
     private var task: Task<Void, Never>?
     private var running = 0  // tasks that have not ended, cancelled ones included
     private let model: ModelActor
@@ -102,11 +104,12 @@ public final class ChatScreen {
 
     private func answer(_ question: String, _ feed: AsyncStream<ChatEvent>.Continuation) async throws {
         defer { feed.finish() }
-        try await model.answer(question, schema) { feed.yield($0) }
+        try await model.answer(question, schema, roll: roll) { feed.yield($0) }
     }
 
     private func show(_ event: ChatEvent) {
         switch event {
+        case .forgot(let count): warning = "The context is full: forgot the oldest \(count) turns."
         case .began: turns.append(Turn(isUser: false, text: ""))
         case .piece(let text, let latency):
             // There is no such turn if a new chat was started meanwhile.

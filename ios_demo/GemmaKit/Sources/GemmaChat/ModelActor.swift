@@ -3,6 +3,7 @@ import GemmaKit
 
 /// The events of an answer, in order.
 enum ChatEvent: Sendable {
+    case forgot(Int)  // this many turns were forgotten, because the context was full
     case began  // a reply begins; with a schema there may be several
     case piece(String, Latency)
     case ended(StopReason?)
@@ -40,8 +41,8 @@ actor ModelActor {
         meter.loaded()
         loading = Loading(
             checkMs: check.latency.loadMs ?? 0, loadMs: meter.latency.loadMs ?? 0)
-        // As Gemma's authors recommend.
-        let sampling = try Sampling(temperature: 1, topK: 64, topP: 0.95)
+        // As Gemma's authors recommend, for bundles that say nothing.
+        let sampling = try opened.manifest.sampling ?? Sampling(temperature: 1, topK: 64, topP: 0.95)
         conversation = Conversation(loaded, codec, Sampler(sampling))
         session = loaded
         bundle = opened
@@ -57,8 +58,11 @@ actor ModelActor {
     }
 
     /// Answers a question, in JSON if a schema is given. Cancelling the task stops it between two tokens.
-    func answer(_ question: String, _ schema: Schema?, _ send: @Sendable (ChatEvent) -> Void) async throws {
+    func answer(
+        _ question: String, _ schema: Schema?, roll: Bool, _ send: @Sendable (ChatEvent) -> Void
+    ) async throws {
         guard let conversation else { throw GemmaError.session("no bundle is loaded; tap Bundle and pick one") }
+        conversation.roll = roll
         guard let schema else { return try await stream(conversation.send(question), send) }
         let structured = try await askStructured(conversation, question, schema) { try await self.stream($0, send) }
         send(.checked(structured.summary))
@@ -76,6 +80,7 @@ actor ModelActor {
     }
 
     private func stream(_ reply: Reply, _ send: @Sendable (ChatEvent) -> Void) async throws {
+        if reply.forgotten > 0 { send(.forgot(reply.forgotten)) }
         send(.began)
         meter.start()
         for try await piece in reply {

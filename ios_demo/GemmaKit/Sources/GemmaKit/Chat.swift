@@ -23,6 +23,7 @@ public struct ChatFormat {
     let system: String
     let systemToUser: String
     let trims: [Role: Bool]
+    let replyAfter: String  // of an earlier reply only the text after the last of these counts; "" if all of it counts
 
     /// Throws a bundle error if the bundle has no chat format, because its template can't be expressed as one.
     public init(_ bundle: ModelBundle) throws {
@@ -42,6 +43,12 @@ public struct ChatFormat {
             .user: try json.of("trim_user").boolean(),
             .assistant: try json.of("trim_assistant").boolean(),
         ]
+        replyAfter = try json.of("reply_after").string()
+    }
+
+    fileprivate func content(_ turn: Message) -> String {
+        let text = turn.role == .assistant ? textAfter(replyAfter, turn.content) : turn.content
+        return trims[turn.role] == true ? strip(text) : text
     }
 
     fileprivate func after(_ role: Role) -> String {
@@ -53,18 +60,16 @@ public struct ChatFormat {
     }
 }
 
-/// Token ids of a conversation up to the start of the model's next turn, beginning with one bos.
+/// Token ids of a conversation up to the start of the model's next turn, with bos where the template writes it.
 ///
 /// Message contents can't become control tokens. A blank system turn is left out.
-public func encodeChat(
-    _ tokenizer: Tokenizer, _ format: ChatFormat, _ messages: [Message], bosToken: Int
-) throws -> [Int] {
+public func encodeChat(_ tokenizer: Tokenizer, _ format: ChatFormat, _ messages: [Message]) throws -> [Int] {
     let turns = messages.filter { $0.role != .system || !strip($0.content).isEmpty }
     try checkTurns(turns)
-    var writer = ChatWriter(tokenizer: tokenizer, bosToken: bosToken)
+    var writer = ChatWriter(tokenizer: tokenizer)
     try writer.frame(turns[0].role == .system ? format.system : format.first)
     for (index, turn) in turns.enumerated() {
-        writer.text += format.trims[turn.role] == true ? strip(turn.content) : turn.content
+        writer.text += format.content(turn)
         try writer.frame(index == turns.count - 1 ? format.reply : format.after(turn.role))
     }
     try writer.flush()
@@ -74,15 +79,8 @@ public func encodeChat(
 /// Encodes the template's text and the messages between two control tokens together, as one text.
 private struct ChatWriter {
     let tokenizer: Tokenizer
-    let bosToken: Int
-    var tokens: [Int]
+    var tokens: [Int] = []
     var text = ""
-
-    init(tokenizer: Tokenizer, bosToken: Int) {
-        self.tokenizer = tokenizer
-        self.bosToken = bosToken
-        tokens = [bosToken]
-    }
 
     mutating func frame(_ template: String) throws {
         for part in tokenizer.splitControl(template) {
@@ -90,7 +88,7 @@ private struct ChatWriter {
             case .text(let added): text += added
             case .control(let token):
                 try flush()
-                if token != bosToken { tokens.append(token) }
+                tokens.append(token)
             }
         }
     }
@@ -116,6 +114,18 @@ private func checkTurns(_ turns: [Message]) throws {
     guard roles.count % 2 == 1 else {
         throw GemmaError.tokenizer("the last turn is the assistant's, expected the user's; ask something")
     }
+}
+
+/// The text after the last `marker`, compared by scalars as Python does; all of it if there is none.
+private func textAfter(_ marker: String, _ text: String) -> String {
+    let mark = Array(marker.unicodeScalars)
+    let scalars = Array(text.unicodeScalars)
+    guard !mark.isEmpty, scalars.count >= mark.count else { return text }
+    let starts = (0...scalars.count - mark.count).reversed()
+    guard let start = starts.first(where: { scalars[$0..<$0 + mark.count].elementsEqual(mark) }) else { return text }
+    var out = String.UnicodeScalarView()
+    out.append(contentsOf: scalars[(start + mark.count)...])
+    return String(out)
 }
 
 /// Text without leading and trailing white space, as Python and Jinja define it.

@@ -2,13 +2,11 @@
 public struct ChatCodec {
     public let tokenizer: Tokenizer
     public let format: ChatFormat
-    public let bosToken: Int
     public let stopTokens: Set<Int>
 
-    public init(tokenizer: Tokenizer, format: ChatFormat, bosToken: Int, stopTokens: Set<Int>) {
+    public init(tokenizer: Tokenizer, format: ChatFormat, stopTokens: Set<Int>) {
         self.tokenizer = tokenizer
         self.format = format
-        self.bosToken = bosToken
         self.stopTokens = stopTokens
     }
 
@@ -16,7 +14,6 @@ public struct ChatCodec {
         self.init(
             tokenizer: try Tokenizer(bundle),
             format: try ChatFormat(bundle),
-            bosToken: bundle.manifest.bosToken,
             stopTokens: bundle.manifest.stopTokens
         )
     }
@@ -33,8 +30,12 @@ public final class Reply: AsyncSequence, AsyncIteratorProtocol {
     /// The text so far.
     public private(set) var text = ""
 
-    init(_ generation: TokenGeneration, _ tokenizer: Tokenizer) {
+    /// How many turns were forgotten to make room for this reply.
+    public let forgotten: Int
+
+    init(_ generation: TokenGeneration, _ tokenizer: Tokenizer, forgotten: Int) {
         self.generation = generation
+        self.forgotten = forgotten
         decoder = StreamDecoder(tokenizer)
     }
 
@@ -64,20 +65,25 @@ public final class Reply: AsyncSequence, AsyncIteratorProtocol {
 ///
 /// Each turn feeds only the tokens that the cache lacks. If the format changes an earlier reply (it may trim
 /// it), the cached tokens no longer match; then the cache is emptied and the conversation is fed again.
+///
+/// With `roll`, a full context makes it forget the oldest turns, a question with its reply at a time, but never
+/// the system turn. The next reply is then that of a new conversation that begins with the turns kept.
 public final class Conversation {
     private let session: Session
     private let codec: ChatCodec
     private let sampler: Sampler
     private let system: String?
+    public var roll: Bool
     private var turns: [Message] = []
     private var fed: [Int] = []
     private var reply: Reply?
 
-    public init(_ session: Session, _ codec: ChatCodec, _ sampler: Sampler, system: String? = nil) {
+    public init(_ session: Session, _ codec: ChatCodec, _ sampler: Sampler, system: String? = nil, roll: Bool = false) {
         self.session = session
         self.codec = codec
         self.sampler = sampler
         self.system = system
+        self.roll = roll
         reset()
     }
 
@@ -97,9 +103,10 @@ public final class Conversation {
     }
 
     /// The reply to `content`. If the conversation no longer fits, throws contextFull and changes nothing.
+    /// With `roll`, only a turn that doesn't fit by itself does so.
     public func send(_ content: String, maxNewTokens: Int? = nil) throws -> Reply {
-        let messages = messages + [Message(.user, content)]
-        let tokens = try encodeChat(codec.tokenizer, codec.format, messages, bosToken: codec.bosToken)
+        let asked = messages + [Message(.user, content)]
+        let (kept, tokens) = try fitting(asked, maxNewTokens ?? session.contextLength)
         try checkFits(tokens)
         let cached = usableCache(tokens)
         let request = GenerationRequest(
@@ -108,11 +115,26 @@ public final class Conversation {
             maxNewTokens: maxNewTokens ?? session.contextLength,
             stopTokens: codec.stopTokens
         )
-        let next = Reply(try TokenGeneration(session, request, sampler), codec.tokenizer)
-        turns = messages
+        let generation = try TokenGeneration(session, request, sampler)
+        let next = Reply(generation, codec.tokenizer, forgotten: asked.count - kept.count)
+        turns = kept
         fed = tokens
         reply = next
         return next
+    }
+
+    /// The turns to feed and their tokens; with `roll`, without the oldest if there is no room. A quarter of the
+    /// context is kept free for the reply, or all of the reply if that is less.
+    private func fitting(_ asked: [Message], _ maxNewTokens: Int) throws -> ([Message], [Int]) {
+        let room = session.contextLength - min(maxNewTokens, session.contextLength / 4)
+        let first = asked.first?.role == .system ? 1 : 0
+        var kept = asked
+        var tokens = try encodeChat(codec.tokenizer, codec.format, kept)
+        while roll, tokens.count > room, kept.count > first + 1 {
+            kept.removeSubrange(first..<first + 2)
+            tokens = try encodeChat(codec.tokenizer, codec.format, kept)
+        }
+        return (kept, tokens)
     }
 
     /// How many leading tokens are cached already; resets the session if the cache doesn't match them.

@@ -86,6 +86,7 @@ public struct Manifest: Equatable {
     public let prefillLength: Int
     public let bosToken: Int
     public let stopTokens: Set<Int>
+    public let sampling: Sampling?  // how the checkpoint's authors sample; nil if they don't say
     public let layers: [LayerCache]
     public let cacheDtype: String
     public let headroomFactor: Double
@@ -137,6 +138,7 @@ private func readManifest(_ json: JSONFields) throws -> Manifest {
         prefillLength: try atLeastOne(json.of("prefill_length")),
         bosToken: try json.of("bos_token").count(),
         stopTokens: Set(try json.of("stop_tokens").list { try $0.count() }),
+        sampling: try json.orNil("sampling").map(readSampling),
         layers: try json.of("layers").list(readLayer),
         cacheDtype: try readCacheDtype(json.of("cache_dtype")),
         headroomFactor: try json.of("headroom").of("factor").double(),
@@ -146,6 +148,16 @@ private func readManifest(_ json: JSONFields) throws -> Manifest {
         },
         roles: try json.of("roles").map { try $0.string() },
         ropes: try json.of("ropes").map(readRope)
+    )
+}
+
+func readSampling(_ json: JSONFields) throws -> Sampling {
+    try Sampling(
+        temperature: json.of("temperature").double(),
+        topK: json.of("top_k").count(),
+        topP: json.of("top_p").double(),
+        minP: json.of("min_p").double(),
+        repetitionPenalty: json.of("repetition_penalty").double()
     )
 }
 

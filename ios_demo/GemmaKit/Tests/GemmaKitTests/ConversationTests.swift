@@ -29,7 +29,7 @@ final class ConversationTests: XCTestCase {
         _ = try await pieces(chat.send("two"))
         let codec = try tinyCodec()
         let turns = [Message(.user, "one"), Message(.assistant, "in"), Message(.user, "two")]
-        let whole = try encodeChat(codec.tokenizer, codec.format, turns, bosToken: 2)
+        let whole = try encodeChat(codec.tokenizer, codec.format, turns)
         XCTAssertEqual(Array(session.tokens.prefix(whole.count)), whole)
         XCTAssertEqual(session.fed.filter { $0.count > 1 }.map { $0[0] }, [2, 5])
     }
@@ -88,6 +88,29 @@ final class ConversationTests: XCTestCase {
         let short = try chat.send("in", maxNewTokens: 2)
         _ = try await pieces(short)
         XCTAssertEqual(short.reason, .length)
+    }
+
+    func testARollingChatForgetsTheOldestTurnsAndGoesOnAsANewOneThatBeginsWithTheKeptTurns() async throws {
+        let session = try ScriptedSession.replying(
+            "the inn", "the inn", "the inn", "the inn", "the inn", "the inn", "the inn", "the inn",
+            tokenizer: tinyTokenizer(), contextLength: 96)
+        let codec = try tinyCodec()
+        let chat = Conversation(session, codec, Sampler(try Sampling()), system: "be brief", roll: true)
+        var forgotten = 0
+        for turn in 0..<8 {
+            let reply = try chat.send("question \(turn)")
+            _ = try await pieces(reply)
+            forgotten += reply.forgotten
+        }
+        XCTAssertGreaterThan(forgotten, 0)
+        XCTAssertEqual(chat.messages.count, 17 - forgotten)
+        XCTAssertEqual(chat.messages.first?.content, "be brief")
+        XCTAssertEqual(chat.messages.dropLast().last?.content, "question 7")
+        let fresh = try encodeChat(codec.tokenizer, codec.format, chat.messages.dropLast())
+        XCTAssertEqual(Array(session.tokens.prefix(fresh.count)), fresh)
+        let before = chat.messages
+        XCTAssertThrowsError(try chat.send(String(repeating: "more ", count: 90)))
+        XCTAssertEqual(chat.messages, before)
     }
 
     func testAnInvalidAnswerIsAskedForAgainWithItsViolations() async throws {

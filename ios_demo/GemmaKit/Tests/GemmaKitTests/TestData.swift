@@ -17,7 +17,7 @@ func tinyTokenizer() throws -> Tokenizer { try Tokenizer(Data(contentsOf: tiny.a
 
 func tinyCodec() throws -> ChatCodec {
     let format = try ChatFormat(Data(contentsOf: tiny.appendingPathComponent("chat.json")))
-    return ChatCodec(tokenizer: try tinyTokenizer(), format: format, bosToken: 2, stopTokens: [1, 5])
+    return ChatCodec(tokenizer: try tinyTokenizer(), format: format, stopTokens: [1, 5])
 }
 
 extension JSONFields {
@@ -101,9 +101,11 @@ final class ScriptedSession: Session {
     }
 
     /// Generates these replies in order, each followed by `<end_of_turn>`.
-    static func replying(_ replies: String..., tokenizer: Tokenizer) throws -> ScriptedSession {
+    static func replying(
+        _ replies: String..., tokenizer: Tokenizer, contextLength: Int = 4096
+    ) throws -> ScriptedSession {
         var remaining = try replies.flatMap { try tokenizer.encode($0) + [5] }
-        return ScriptedSession { _ in remaining.removeFirst() }
+        return ScriptedSession(contextLength: contextLength) { _ in remaining.removeFirst() }
     }
 
     var position: Int { tokens.count }

@@ -27,21 +27,14 @@ final class VectorsTests: XCTestCase {
             let messages = try vector.of("messages").list { message in
                 Message(try XCTUnwrap(Role(rawValue: message.of("role").string())), try message.of("content").string())
             }
-            let ids = try encodeChat(codec.tokenizer, codec.format, messages, bosToken: 2)
+            let ids = try encodeChat(codec.tokenizer, codec.format, messages)
             XCTAssertEqual(ids, try vector.of("ids").ints(), "\(messages)")
         }
     }
 
     func testTheSameNoiseSamplesPythonsTokens() throws {
         _ = try vectors().of("sampler").list { vector in
-            let fields = try vector.of("sampling")
-            let sampling = try Sampling(
-                temperature: fields.of("temperature").double(),
-                topK: fields.of("top_k").count(),
-                topP: fields.of("top_p").double(),
-                minP: fields.of("min_p").double(),
-                repetitionPenalty: fields.of("repetition_penalty").double()
-            )
+            let sampling = try readSampling(vector.of("sampling"))
             let noise = try vector.of("noise").double()
             let logits = try vector.of("logits").list { Float(try $0.double()) }
             let token = try Sampler(sampling) { noise }.pick(logits, previous: vector.of("previous").ints())

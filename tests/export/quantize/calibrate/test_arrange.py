@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gemma_export.checkpoint.generation import GenerationDefaults
 from gemma_export.formats.codes import dequantize
 from gemma_export.formats.format import INT4
 from gemma_export.model.config import TABLE, GemmaConfig
@@ -40,6 +41,7 @@ class _LargeChannels:
     def __init__(self, config: GemmaConfig) -> None:
         self.config = config
         self.id, self.revision, self.notes = "large-channels", None, ()
+        self.generation = GenerationDefaults()
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         draw = torch.Generator().manual_seed(1)

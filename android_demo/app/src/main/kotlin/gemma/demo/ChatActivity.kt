@@ -4,6 +4,7 @@ import android.app.AlertDialog
 import android.app.Dialog
 import android.content.Intent
 import android.view.View
+import android.widget.Button
 import android.widget.EditText
 import gemma.core.Conversation
 import gemma.core.EXAMPLE_SCHEMA
@@ -23,13 +24,17 @@ import java.io.File
 /** A chat with streamed replies. Leaving the screen stops the reply; the conversation is kept with the model. */
 class ChatActivity : Screen() {
     private lateinit var question: EditText
+    private lateinit var whenFull: Button
     private var dialog: Dialog? = null
 
     override fun controls(): List<View> {
         question = EditText(this)
         use(application.schema)
+        whenFull = button("") { setRoll(!application.roll) }
+        setRoll(application.roll)
         return listOf(
             question,
+            row(whenFull),
             row(button("Send", ::send), button("Stop", ::stop), button("New chat", ::reset)),
             row(button("Bundle", ::pickBundle), button("Schema", ::editSchema), button("Benchmark", ::openBenchmark)),
         )
@@ -76,6 +81,11 @@ class ChatActivity : Screen() {
         question.hint = if (schema == null) "Ask something" else "Ask for JSON"
     }
 
+    private fun setRoll(roll: Boolean) {
+        application.roll = roll
+        whenFull.text = if (roll) "When the chat is full: forget the oldest turns" else "When the chat is full: stop"
+    }
+
     private fun parseSchema(text: String) = try {
         use(Schema.parse(text))
     } catch (error: GemmaException) {
@@ -113,6 +123,7 @@ class ChatActivity : Screen() {
         startTask {
             appendText("\n$text\n\n")
             val schema = application.schema
+            chat.roll = application.roll
             if (schema == null) show(onModelThread { chat.send(text) }) else askForJson(chat, text, schema)
         }
     }
@@ -127,6 +138,7 @@ class ChatActivity : Screen() {
     private suspend fun show(reply: Reply) {
         val meter = application.model?.meter ?: return
         question.text.clear() // only now, since the question was accepted
+        if (reply.forgotten > 0) appendText("⚠ The context is full: forgot the oldest ${reply.forgotten} turns.\n\n")
         meter.start()
         reply.pieces.flowOn(application.modelThread).collect { piece ->
             meter.token()

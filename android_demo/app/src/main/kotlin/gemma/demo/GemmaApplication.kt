@@ -27,6 +27,9 @@ class GemmaApplication : Application() {
     /** The schema that answers must match; null allows any answer. */
     var schema: Schema? = null
 
+    /** Whether a chat forgets its oldest turns when the context is full. */
+    var roll = false
+
     override fun attachBaseContext(base: Context) {
         super.attachBaseContext(base)
         disableTelemetry()

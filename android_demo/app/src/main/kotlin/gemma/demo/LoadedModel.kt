@@ -51,8 +51,9 @@ class LoadedModel private constructor(
             val session = meter.load {
                 BundleSession(bundle.manifest) { graph -> catchOutOfMemory(directory) { backend.open(bundle, graph, device.threads) } }
             }
+            val sampling = bundle.manifest.sampling ?: CHAT
             val loading = Loading(check.latency().loadMs ?: 0.0, meter.latency().loadMs ?: 0.0)
-            return LoadedModel(bundle, session, Conversation(session, codec, Sampler(CHAT)), meter, loading)
+            return LoadedModel(bundle, session, Conversation(session, codec, Sampler(sampling)), meter, loading)
         }
 
         private fun <T> catchOutOfMemory(directory: File, open: () -> T): T = try {
@@ -61,6 +62,6 @@ class LoadedModel private constructor(
             throw SessionException("${directory.name} needs more memory than is free; close other apps", error)
         }
 
-        private val CHAT = Sampling(temperature = 1.0, topK = 64, topP = 0.95) // as Gemma's authors recommend
+        private val CHAT = Sampling(temperature = 1.0, topK = 64, topP = 0.95) // as Gemma's authors recommend, for bundles that say nothing
     }
 }

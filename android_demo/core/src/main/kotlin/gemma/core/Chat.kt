@@ -15,6 +15,7 @@ data class ChatFormat(
     val trimUser: Boolean,
     val trimAssistant: Boolean,
     val trimSystem: Boolean,
+    val replyAfter: String, // of an earlier reply only the text after the last of these counts; "" if all of it counts
 ) {
     companion object {
         /** Throws BundleException if the bundle has no chat format, because its template can't be expressed as one. */
@@ -32,26 +33,33 @@ data class ChatFormat(
                 trimUser = json.of("trim_user").boolean(),
                 trimAssistant = json.of("trim_assistant").boolean(),
                 trimSystem = json.of("trim_system").boolean(),
+                replyAfter = json.of("reply_after").string(),
             )
         }
     }
 }
 
 /**
- * Token ids of a conversation up to the start of the model's next turn, beginning with one bos.
+ * Token ids of a conversation up to the start of the model's next turn, with bos where the template writes it.
  *
  * Message contents can't become control tokens. A blank system turn is left out.
  */
-fun encodeChat(tokenizer: Tokenizer, format: ChatFormat, messages: List<Message>, bosToken: Int): IntArray {
+fun encodeChat(tokenizer: Tokenizer, format: ChatFormat, messages: List<Message>): IntArray {
     val turns = messages.filterNot { it.role == Role.SYSTEM && strip(it.content).isEmpty() }
     checkTurns(turns)
-    val writer = ChatWriter(tokenizer, bosToken)
+    val writer = ChatWriter(tokenizer)
     writer.frame(if (turns[0].role == Role.SYSTEM) format.system else format.first)
     turns.forEachIndexed { index, turn ->
-        writer.content(if (format.trims(turn.role)) strip(turn.content) else turn.content)
+        writer.content(format.content(turn))
         writer.frame(if (index == turns.lastIndex) format.reply else format.after(turn.role))
     }
     return writer.finish()
+}
+
+private fun ChatFormat.content(turn: Message): String {
+    val cut = turn.role == Role.ASSISTANT && replyAfter.isNotEmpty()
+    val text = if (cut) turn.content.substringAfterLast(replyAfter) else turn.content
+    return if (trims(turn.role)) strip(text) else text
 }
 
 private fun ChatFormat.trims(role: Role): Boolean = when (role) {
@@ -67,8 +75,8 @@ private fun ChatFormat.after(role: Role): String = when (role) {
 }
 
 /** Encodes the template's text and the messages between two control tokens together, as one text. */
-private class ChatWriter(private val tokenizer: Tokenizer, private val bosToken: Int) {
-    private val tokens = arrayListOf(bosToken)
+private class ChatWriter(private val tokenizer: Tokenizer) {
+    private val tokens = ArrayList<Int>()
     private val text = StringBuilder()
 
     fun content(added: String) {
@@ -81,7 +89,7 @@ private class ChatWriter(private val tokenizer: Tokenizer, private val bosToken:
                 is TextPart.Text -> text.append(part.text)
                 is TextPart.Control -> {
                     flush()
-                    if (part.token != bosToken) tokens += part.token
+                    tokens += part.token
                 }
             }
         }

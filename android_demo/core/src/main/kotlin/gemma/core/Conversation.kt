@@ -7,21 +7,24 @@ import kotlinx.coroutines.flow.flow
 data class ChatCodec(
     val tokenizer: Tokenizer,
     val format: ChatFormat,
-    val bosToken: Int,
     val stopTokens: Set<Int>,
 ) {
     companion object {
         fun load(bundle: Bundle) = ChatCodec(
             Tokenizer.load(bundle),
             ChatFormat.load(bundle),
-            bundle.manifest.bosToken,
             bundle.manifest.stopTokens,
         )
     }
 }
 
 /** The model's reply as it is generated: collect `pieces` once; each holds whole characters only. */
-class Reply internal constructor(internal val generation: TokenGeneration, private val tokenizer: Tokenizer) {
+class Reply internal constructor(
+    internal val generation: TokenGeneration,
+    private val tokenizer: Tokenizer,
+    /** How many turns were forgotten to make room for this reply. */
+    val forgotten: Int,
+) {
     private val received = StringBuilder()
 
     /** The text so far. */
@@ -50,12 +53,16 @@ class Reply internal constructor(internal val generation: TokenGeneration, priva
  *
  * Each turn feeds only the tokens that the cache lacks. If the format changes an earlier reply (it may trim
  * it), the cached tokens no longer match; then the cache is emptied and the conversation is fed again.
+ *
+ * With `roll`, a full context makes it forget the oldest turns, a question with its reply at a time, but never
+ * the system turn. The next reply is then that of a new conversation that begins with the turns kept.
  */
 class Conversation(
     private val session: Session,
     private val codec: ChatCodec,
     private val sampler: Sampler,
     private val system: String? = null,
+    var roll: Boolean = false,
 ) {
     private val turns = ArrayList<Message>()
     private var fed = IntArray(0)
@@ -82,10 +89,13 @@ class Conversation(
             return turns + Message(Role.ASSISTANT, last.text)
         }
 
-    /** The reply to `content`. If the conversation no longer fits, throws ContextFullException and changes nothing. */
+    /**
+     * The reply to `content`. If the conversation no longer fits, throws ContextFullException and changes nothing.
+     * With `roll`, only a turn that doesn't fit by itself does so.
+     */
     fun send(content: String, maxNewTokens: Int = session.contextLength): Reply {
-        val messages = messages + Message(Role.USER, content)
-        val tokens = encodeChat(codec.tokenizer, codec.format, messages, codec.bosToken)
+        val asked = messages + Message(Role.USER, content)
+        val (messages, tokens) = fitting(asked, maxNewTokens)
         checkFits(tokens)
         val cached = usableCache(tokens)
         val request = GenerationRequest(
@@ -94,12 +104,27 @@ class Conversation(
             maxNewTokens = maxNewTokens,
             stopTokens = codec.stopTokens,
         )
-        val next = Reply(TokenGeneration(session, request, sampler), codec.tokenizer)
+        val next = Reply(TokenGeneration(session, request, sampler), codec.tokenizer, asked.size - messages.size)
         turns.clear()
         turns += messages
         fed = tokens
         reply = next
         return next
+    }
+
+    /**
+     * The turns to feed and their tokens; with `roll`, without the oldest if there is no room. A quarter of the
+     * context is kept free for the reply, or all of the reply if that is less.
+     */
+    private fun fitting(asked: List<Message>, maxNewTokens: Int): Pair<List<Message>, IntArray> {
+        val room = session.contextLength - minOf(maxNewTokens, session.contextLength / 4)
+        val kept = asked.takeWhile { it.role == Role.SYSTEM }
+        var turns = asked.drop(kept.size)
+        while (true) {
+            val tokens = encodeChat(codec.tokenizer, codec.format, kept + turns)
+            if (!roll || tokens.size <= room || turns.size == 1) return kept + turns to tokens
+            turns = turns.drop(2)
+        }
     }
 
     /** How many leading tokens are cached already; resets the session if the cache doesn't match them. */

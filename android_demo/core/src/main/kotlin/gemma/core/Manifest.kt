@@ -75,6 +75,7 @@ data class Manifest(
     val prefillLength: Int,
     val bosToken: Int,
     val stopTokens: Set<Int>,
+    val sampling: Sampling?, // how the checkpoint's authors sample; null if they don't say
     val layers: List<LayerCache>,
     val cacheDtype: String,
     val graphs: Map<String, List<Graph>>, // the parts of each graph, in the order in which they run
@@ -108,6 +109,7 @@ private fun readManifest(json: JsonFields): Manifest {
         prefillLength = atLeastOne(json.of("prefill_length")),
         bosToken = json.of("bos_token").count(),
         stopTokens = json.of("stop_tokens").list { it.count() }.toSet(),
+        sampling = json.orNull("sampling")?.let(::readSampling),
         layers = json.of("layers").list(::readLayer),
         cacheDtype = json.of("cache_dtype").let { field ->
             field.string().also { if (cacheWidth(it) == 0) throw field.wrong("float32 or float16") }
@@ -127,6 +129,14 @@ private fun checkSchema(version: Long) {
 }
 
 private fun atLeastOne(field: JsonFields): Int = field.count().also { if (it < 1) throw field.wrong("at least 1") }
+
+internal fun readSampling(json: JsonFields) = Sampling(
+    temperature = json.of("temperature").double(),
+    topK = json.of("top_k").count(),
+    topP = json.of("top_p").double(),
+    minP = json.of("min_p").double(),
+    repetitionPenalty = json.of("repetition_penalty").double(),
+)
 
 private fun readModel(json: JsonFields) = Model(
     id = json.of("id").string(),

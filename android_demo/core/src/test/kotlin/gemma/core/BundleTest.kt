@@ -24,6 +24,7 @@ class BundleTest {
     fun `the manifest's numbers are read`() {
         val shares = ArrayList<Double>()
         val manifest = openBundle(folder, shares::add).manifest
+        assertEquals(Sampling(temperature = 1.0, topK = 64, topP = 0.95), manifest.sampling)
         val numbers = listOf(manifest.vocabSize, manifest.contextLength, manifest.prefillLength, manifest.bosToken)
         assertEquals(listOf(376, 96, 16, 2), numbers)
         assertEquals(setOf(1, 5), manifest.stopTokens)

@@ -16,7 +16,7 @@ private const val END = 5 // <end_of_turn>
 
 class ConversationTest {
     private val tokenizer = tinyTokenizer()
-    private val codec = ChatCodec(tokenizer, ChatFormat.parse(File(TINY, "chat.json").readText()), 2, setOf(1, END))
+    private val codec = ChatCodec(tokenizer, ChatFormat.parse(File(TINY, "chat.json").readText()), setOf(1, END))
 
     /** A session that generates these replies in order. */
     private fun replying(vararg replies: String, contextLength: Int = 4096): ScriptedSession {
@@ -49,7 +49,6 @@ class ConversationTest {
             tokenizer,
             codec.format,
             listOf(Message(Role.USER, "one"), Message(Role.ASSISTANT, "in"), Message(Role.USER, "two")),
-            2,
         )
         assertContentEquals(whole, session.tokens.take(whole.size).toIntArray())
         val second = session.fed.first { it.size > 1 && it != session.fed.first() }
@@ -88,6 +87,21 @@ class ConversationTest {
         assertEquals(before, chat.messages)
         chat.reset()
         assertEquals(StopReason.LENGTH, chat.send("in", 2).also { it.pieces.toList() }.reason)
+    }
+
+    @Test
+    fun `a rolling chat forgets the oldest turns, and goes on as a new one that begins with the kept turns`() = runBlocking {
+        val session = replying(*Array(8) { "the inn" }, contextLength = 96)
+        val chat = Conversation(session, codec, Sampler(Sampling()), system = "be brief", roll = true)
+        val forgotten = (0 until 8).sumOf { turn -> chat.send("question $turn").also { it.pieces.toList() }.forgotten }
+        assertTrue(forgotten > 0)
+        assertEquals(1 + 2 * 8 - forgotten, chat.messages.size)
+        assertEquals(listOf("be brief", "question 7"), listOf(chat.messages.first(), chat.messages[chat.messages.size - 2]).map { it.content })
+        val fresh = encodeChat(tokenizer, codec.format, chat.messages.dropLast(1))
+        assertContentEquals(fresh, session.tokens.take(fresh.size).toIntArray())
+        val before = chat.messages
+        assertFailsWith<ContextFullException> { chat.send("more ".repeat(90)) }
+        assertEquals(before, chat.messages)
     }
 
     @Test

@@ -32,7 +32,7 @@ class VectorsTest {
             val messages = vector.of("messages").list {
                 Message(Role.valueOf(it.of("role").string().uppercase()), it.of("content").string())
             }
-            assertContentEquals(vector.of("ids").ints(), encodeChat(tokenizer, format, messages, 2), "$messages")
+            assertContentEquals(vector.of("ids").ints(), encodeChat(tokenizer, format, messages), "$messages")
         }
     }
 
@@ -60,14 +60,6 @@ class VectorsTest {
             checkDecode(tokenizer, expected.of("decode"))
         }
     }
-
-    private fun readSampling(json: JsonFields) = Sampling(
-        temperature = json.of("temperature").double(),
-        topK = json.of("top_k").count(),
-        topP = json.of("top_p").double(),
-        minP = json.of("min_p").double(),
-        repetitionPenalty = json.of("repetition_penalty").double(),
-    )
 }
 
 private fun checkEncode(tokenizer: Tokenizer, expected: JsonFields, least: Int = 1) {

@@ -1,4 +1,4 @@
-"""Reads Protocol Buffers' wire format without a schema, as far as a Core ML model needs it.
+"""Reads Protocol Buffers' wire format without a schema, as far as we need it: no groups.
 
 https://protobuf.dev/programming-guides/encoding/
 """

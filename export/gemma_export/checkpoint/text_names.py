@@ -1,0 +1,99 @@
+"""Finds the text model among a folder's tensors, whatever its names begin with."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from gemma_runtime.errors import CheckpointError
+
+HEAD = "lm_head.weight"
+# Every layer of a Gemma has this norm; no vision tower has it.
+_LAYER = re.compile(r"((?:.*\.)?)layers\.\d+\.(?:pre|post)_feedforward_layernorm\.weight")
+# What transformers writes and reads; other beginnings come from wrappers, e.g. `module.`.
+_NATIVE = ("model.", "", "model.language_model.", "language_model.model.")
+_ADAPTER = re.compile(r"(?:^|\.)(?:lora_|base_layer\.|modules_to_save\.)")
+_PACKED = re.compile(
+    r"\.(?:qweight|qzeros|scales|g_idx|SCB|weight\.absmax|weight_scale|weight_scale_inv|"
+    r"weight_packed|weight_zero_point)$"
+)
+_VISION = ("vision_tower.", "multi_modal_projector.")
+_BUFFERS = (".inv_freq", ".position_ids")  # computed from the config, never trained
+
+
+@dataclass(frozen=True, slots=True)
+class TextNames:
+    stored: Mapping[str, str]  # our name → stored name
+    vision: int  # number of tensors of the vision tower
+    others: tuple[str, ...]  # stored names of tensors that transformers ignores too
+
+
+def find_text(names: Iterable[str], expected: Iterable[str]) -> TextNames:
+    """Our names of the tensors that the text model needs, their packed parts, and its head.
+
+    Raises CheckpointError for unmerged adapters, and for two text models.
+    """
+    names, expected = list(names), set(expected)
+    prefix = _text_prefix(names)
+    stored: dict[str, str] = {}
+    vision, others = 0, []
+    for name in names:
+        ours = _our_name(name, prefix)
+        if _is_part(ours, expected):
+            _add(stored, ours, name)
+        elif _ADAPTER.search(name):
+            raise CheckpointError(
+                f"tensor {name} is part of an adapter that is not merged; merge it into the model"
+            )
+        elif name.removeprefix("model.").startswith(_VISION):
+            vision += 1
+        elif not name.endswith(_BUFFERS):
+            others.append(name)
+    return TextNames(stored, vision, tuple(others))
+
+
+def check_unpacked(stored: Iterable[str]) -> None:
+    """Raise CheckpointError if a part of a quantized matrix is left over."""
+    for name in stored:
+        if _PACKED.search(name):
+            raise CheckpointError(
+                f"tensor {name} is part of a quantized matrix, but config.json does not say how "
+                "it is quantized; give the original checkpoint"
+            )
+
+
+def _text_prefix(names: Iterable[str]) -> str:
+    matches = (_LAYER.fullmatch(name) for name in names)
+    found = {match[1] for match in matches if match}
+    chosen = sorted(found & set(_NATIVE) or found)
+    if len(chosen) > 1:
+        raise CheckpointError(
+            f"two text models, with tensors named {chosen[0]}layers.… and {chosen[1]}layers.…; "
+            "expected one"
+        )
+    return chosen[0] if chosen else "model."
+
+
+def _our_name(name: str, prefix: str) -> str:
+    """`model.…` for the text model's tensors, `lm_head.…` for its head."""
+    if head := re.search(r"(?:^|\.)(lm_head\..+)", name):
+        return head[1]
+    return "model." + name.removeprefix(prefix) if name.startswith(prefix) else name
+
+
+def _is_part(name: str, expected: set[str]) -> bool:
+    """Whether a tensor is a weight, or a part of a packed one: `x.qweight`, `x.weight.absmax`."""
+    if name in expected or (name.startswith("lm_head.") and name != "lm_head.bias"):
+        return True
+    module, weight, _ = name.partition(".weight.")
+    return f"{module}.weight" in expected if weight else _packed_part(name, expected)
+
+
+def _packed_part(name: str, expected: set[str]) -> bool:
+    module, _, part = name.rpartition(".")
+    return f"{module}.weight" in expected and part not in ("bias",)
+
+
+def _add(stored: dict[str, str], ours: str, name: str) -> None:
+    if ours in stored:
+        raise CheckpointError(f"tensors {stored[ours]} and {name} are both {ours}; keep one")
+    stored[ours] = name

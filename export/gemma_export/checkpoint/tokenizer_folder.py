@@ -1,0 +1,212 @@
+"""Finds a folder's tokenizer and chat template in every place where transformers looks.
+
+Tokens that are named outside `tokenizer.json` are added to it, in transformers' order:
+`added_tokens_decoder` of `tokenizer_config.json`, else `special_tokens_map.json` and
+`added_tokens.json`; then the special tokens that `tokenizer_config.json` names.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gemma_export.checkpoint import TokenizerFiles
+from gemma_export.checkpoint.sentencepiece import tokenizer_from_sentencepiece
+from gemma_runtime.errors import CheckpointError
+
+_CONFIG = "tokenizer_config.json"
+# The names that transformers looks at before all others, in its order.
+_NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+_EXTRA = ("extra_special_tokens", "additional_special_tokens")
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+Json = dict[str, Any]
+
+
+def read_tokenizer(folder: Path, vocab_size: int) -> TokenizerFiles | None:
+    """The tokenizer of a checkpoint folder; None if it has neither form of one.
+
+    Raises CheckpointError if a file is damaged. Added tokens beyond `vocab_size` are left out.
+    """
+    if (folder / "tokenizer.json").exists():
+        content = (folder / "tokenizer.json").read_bytes()
+    elif (folder / "tokenizer.model").exists():
+        content = tokenizer_from_sentencepiece(folder / "tokenizer.model")
+    else:
+        return None
+    content, notes = _with_tokens(folder, content, vocab_size)
+    return TokenizerFiles(content, read_chat_template(folder), _eos_piece(folder), notes)
+
+
+def _eos_piece(folder: Path) -> str:
+    """The tokenizer's `eos_token`; older folders name it in a map."""
+    for name in (_CONFIG, "special_tokens_map.json"):
+        if piece := _content(_read_json(folder / name).get("eos_token")):
+            return piece
+    return "<eos>"
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """The chat template, or None if there is none.
+
+    If there is one named `tool_use`, the result renders that one for conversations with tools.
+    """
+    templates = (
+        _template_files(folder)
+        or _templates_in(folder / _CONFIG)
+        or _templates_in(folder / "processor_config.json")
+        or _templates_in(folder / "chat_template.json")
+    )
+    if not templates:
+        return None
+    if "default" not in templates:
+        raise CheckpointError(
+            f"{folder} has the chat templates {', '.join(sorted(templates))}, expected one named "
+            "'default'; rename one"
+        )
+    default, tool_use = templates["default"], templates.get("tool_use")
+    if tool_use is None or tool_use == default:
+        return default
+    # Jinja drops one newline at the end of a template and one after a block.
+    return (
+        f"{{% if tools is not none %}}\n{tool_use.removesuffix(chr(10))}"
+        f"{{%+ else %}}\n{default.removesuffix(chr(10))}{{%+ endif %}}"
+    )
+
+
+def _template_files(folder: Path) -> dict[str, str]:
+    paths = {
+        path.name.removesuffix(".jinja"): path
+        for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    }
+    if (folder / "chat_template.jinja").exists():
+        # transformers reads this one first, so that one of the folder replaces it
+        paths = {"default": folder / "chat_template.jinja"} | paths
+    return {name: _read_text(path) for name, path in paths.items()}
+
+
+def _templates_in(path: Path) -> dict[str, str]:
+    """The value of `chat_template` in a JSON file: a string, a list with names, or a mapping."""
+    found = _read_json(path).get("chat_template")
+    if isinstance(found, str):
+        return {"default": found}
+    if isinstance(found, list):
+        found = {
+            entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)
+        }
+    if not isinstance(found, dict | None) or any(
+        not isinstance(text, str) for pair in (found or {}).items() for text in pair
+    ):
+        raise CheckpointError(
+            f"{path}: chat_template is neither a string nor a list of names and templates; fix it"
+        )
+    return found or {}
+
+
+def _with_tokens(folder: Path, content: bytes, vocab_size: int) -> tuple[bytes, tuple[str, ...]]:
+    """Add the tokens that other files name. Tokens listed there with ids get the flags listed."""
+    try:
+        state = msgspec.json.decode(content, type=Json)
+        vocabulary: dict[str, int] = state["model"]["vocab"]
+        known: dict[str, Json] = {token["content"]: token for token in state["added_tokens"]}
+        free = max([len(vocabulary), *(token["id"] + 1 for token in known.values())])
+    except (msgspec.DecodeError, AttributeError, KeyError, TypeError):
+        return content, ()  # whoever opens the tokenizer says what is wrong with it
+    before, left_out = dict(known), []
+    for token, is_listed in _named_tokens(folder):
+        text = token["content"]
+        if text in known:
+            known[text] = known[text] | (token if is_listed else {})
+        elif (index := vocabulary.get(text, free)) < vocab_size:
+            known[text] = {"id": index, **token}
+            free = max(free, index + 1)
+        else:
+            left_out.append(text)
+    if known != before:
+        # by id: tokenizers numbers new tokens in the order of the list
+        state["added_tokens"] = sorted(known.values(), key=lambda token: int(token["id"]))
+        content = msgspec.json.encode(state)
+    return content, _left_out_note(folder, left_out, vocab_size)
+
+
+def _left_out_note(folder: Path, left_out: list[str], vocab_size: int) -> tuple[str, ...]:
+    if not left_out:
+        return ()
+    more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+    return (
+        f"{folder.name}: the added token {left_out[0]}{more} is left out, because the model has "
+        f"rows for {vocab_size} tokens only",
+    )
+
+
+def _named_tokens(folder: Path) -> Iterator[tuple[Json, bool]]:
+    """The tokens that other files than tokenizer.json name, and whether they are listed by id."""
+    config = _read_json(folder / _CONFIG)
+    listed = config.get("added_tokens_decoder")
+    if listed is None:
+        config |= _read_json(folder / "special_tokens_map.json")
+    special = {_content(token) for token in _special_tokens(config)}
+    by_id: Mapping[str, Any] = listed or {}
+    if listed is None:
+        by_id = {
+            index: {"content": text, "special": text in special}
+            for text, index in _read_json(folder / "added_tokens.json").items()
+        }
+    try:
+        for _, token in sorted(by_id.items(), key=lambda entry: int(entry[0])):
+            yield _added(token, _content(token) in special), True
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder}: an added token in {_CONFIG} or added_tokens.json has no id or no content; "
+            "save the tokenizer again"
+        ) from error
+    for token in _special_tokens(config):
+        yield _added(token, True), False
+
+
+def _special_tokens(config: Mapping[str, Any]) -> list[str | Json]:
+    """The tokens with a role: bos and so on, then tokens of own roles, then those without one."""
+    others = [key for key in config if key.endswith("_token") and key not in _NAMED]
+    extra: Any = next((config[key] for key in _EXTRA if config.get(key)), [])
+    values = [config.get(key) for key in (*_NAMED, *others)]
+    values += extra.values() if isinstance(extra, dict) else extra
+    return [value for value in values if isinstance(value, str | dict) and _content(value)]
+
+
+def _content(token: object) -> str:
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else ""
+
+
+def _added(token: str | Json, special: bool) -> Json:
+    """An entry of `added_tokens`, without its id."""
+    text = _content(token)
+    if not text:
+        raise ValueError(token)
+    given = token if isinstance(token, dict) else {}
+    special = special or bool(given.get("special", False))
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": not special}
+    flags |= {key: given[key] for key in _FLAGS if isinstance(given.get(key), bool)}
+    return {"content": text, **flags, "special": special}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"can't read {path}: {error}") from error
+
+
+def _read_json(path: Path) -> Json:
+    """The object in a JSON file; empty if there is no file."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(_read_text(path))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return content

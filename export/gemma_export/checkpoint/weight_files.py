@@ -1,0 +1,160 @@
+"""Chooses the weight files of a folder, in transformers' order: one file first, else the index."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gemma_export.formats.downloaded import check_downloaded
+from gemma_export.formats.safetensors import SafetensorsFile
+from gemma_runtime.errors import CheckpointError
+
+CONFIG = "config.json"
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_ADAPTER = "adapter_config.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_SMALL_FILES = (".json", ".model", ".jinja")
+_NAMED = 3  # most files listed in a note; the others are counted
+
+
+def check_folder(folder: Path) -> None:
+    """Raise CheckpointError if a folder is not a checkpoint, or is only partly downloaded."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _SMALL_FILES:
+            check_downloaded(path)
+    if (folder / _ADAPTER).exists():
+        raise CheckpointError(_about_adapter(folder))
+    if not (folder / CONFIG).exists():
+        raise CheckpointError(_not_a_checkpoint(folder, f"has no {CONFIG}"))
+
+
+def open_weights(
+    folder: Path, hf_config: Mapping[str, Any]
+) -> tuple[dict[str, SafetensorsFile], tuple[str, ...]]:
+    """Every tensor's stored name → its file, and a note about weight files that are not read."""
+    read, names = _chosen(folder, hf_config)
+    places: dict[str, SafetensorsFile] = {}
+    for file in [_open(folder, name, read) for name in names]:
+        for tensor in file.tensors:
+            if tensor in places:
+                raise CheckpointError(
+                    f"{folder}: tensor {tensor} is in both {places[tensor].path.name} and "
+                    f"{file.path.name}; remove the file that is not part of the model"
+                )
+            places[tensor] = file
+    return places, _left_aside(folder, {read, *names})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises CheckpointError if the file is missing, damaged or another value."""
+    check_downloaded(path)
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"can't read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return content
+
+
+def _chosen(folder: Path, hf_config: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The file that decides, for messages, and the names of the safetensors files to read."""
+    first = hf_config.get("transformers_weights") or _SINGLE
+    if not isinstance(first, str):
+        raise CheckpointError(f"{folder / CONFIG}: transformers_weights is not a file name")
+    for name in (first, _INDEX):
+        if _is_listed(folder / name):
+            return name, _shards(folder, name) if name.endswith(".index.json") else [name]
+    if first != _SINGLE:
+        raise CheckpointError(f"{folder}: {CONFIG} names {first}, which is missing; download it")
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not names:
+        raise CheckpointError(_not_a_checkpoint(folder, "has no .safetensors file"))
+    return names[0], names
+
+
+def _is_listed(path: Path) -> bool:
+    """Whether there is such a file, or a broken link to one."""
+    return path.is_file() or path.is_symlink()
+
+
+def _shards(folder: Path, index: str) -> list[str]:
+    """transformers reads every tensor of the listed files, so only their names matter."""
+    names = read_json(folder / index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{folder / index} has no weight_map; download the folder again")
+    return sorted(set(map(str, names.values())))
+
+
+def _open(folder: Path, name: str, named_by: str) -> SafetensorsFile:
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise CheckpointError(f"{folder}: {named_by} names {name!r}, outside the folder")
+    if not name.endswith(".safetensors"):
+        raise CheckpointError(
+            f"{folder}: {named_by} names {name!r}, which is not a safetensors file"
+        )
+    check_downloaded(folder / name)
+    if not (folder / name).is_file():
+        raise CheckpointError(f"{folder}: shard {name} is missing; download it")
+    return SafetensorsFile(folder / name)
+
+
+def _left_aside(folder: Path, read: set[str]) -> tuple[str, ...]:
+    present = [path.name for path in folder.glob("*.safetensors")]
+    if (folder / _INDEX).exists():
+        present.append(_INDEX)
+    left = sorted(set(present) - read)
+    if not left:
+        return ()
+    decides = _INDEX if _INDEX in read else min(read)
+    return (f"{folder.name}: the weights are those of {decides}; left aside: {_listed(left)}",)
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _about_adapter(folder: Path) -> str:
+    if any(_is_listed(folder / name) for name in (_SINGLE, _INDEX)):
+        return (
+            f"{folder} contains a model and an adapter ({_ADAPTER}); move the adapter's files "
+            "away if they are merged, else merge it into its base model first"
+        )
+    return f"{folder} contains an adapter, not a model; merge it into its base model first"
+
+
+def _not_a_checkpoint(folder: Path, found: str) -> str:
+    """What the folder holds instead of a checkpoint, and what to do."""
+    if inner := _checkpoints_inside(folder):
+        others = f" ({len(inner)} checkpoints are inside)" if len(inner) > 1 else ""
+        return f"{folder} {found}, but {inner[-1]} is a checkpoint; give that folder{others}"
+    if any(path for pattern in _PICKLES for path in folder.glob(pattern)):
+        return (
+            f"{folder} {found}, but pickled weights (.bin, .pt), which can run code when read; "
+            "save the model again as safetensors"
+        )
+    if files := sorted(path.name for path in folder.glob("*.gguf")):
+        return f"{folder} {found}, but {_listed(files)}; give one of the GGUF files instead"
+    return f"{folder} {found}; expected a Hugging Face checkpoint folder"
+
+
+def _checkpoints_inside(folder: Path) -> list[Path]:
+    """Folders of checkpoints below this one, by their steps: the newest of a trainer is last."""
+    inside = [
+        path.parent
+        for pattern in ("*", "snapshots/*")
+        for name in (CONFIG, _ADAPTER)
+        for path in folder.glob(f"{pattern}/{name}")
+    ]
+    return sorted(set(inside), key=_step)
+
+
+def _step(path: Path) -> tuple[int, str]:
+    number = re.search(r"(\d{1,9})$", path.name)
+    return (int(number[1]) if number else -1, path.name)

@@ -1,0 +1,39 @@
+"""Refuses configs of models that are not causal Gemma text models."""
+
+from collections.abc import Iterator, Mapping
+from typing import NoReturn
+
+from gemma_export.model.families import FAMILIES, Json
+from gemma_runtime.errors import ConfigError
+
+_CONFIGS = ("Gemma2Config", "Gemma3TextConfig", "Gemma3Config")
+_CLASSES = tuple(name for family in FAMILIES.values() for name in family.classes)
+_CODE = ("AutoConfig", "AutoModel")  # keys of auto_map that change what the weights compute
+
+
+def check_causal(config: Json, text: Json) -> None:
+    """Raise ConfigError for other classes, own code, and attention to later tokens."""
+    classes = config.get("architectures") or []
+    if not isinstance(classes, list) or (classes and not set(map(str, classes)) & set(_CLASSES)):
+        _refuse("architectures", classes, f"a causal language model: {', '.join(_CLASSES)}")
+    for key, name in _own_code(config):
+        if name not in (*_CLASSES, *_CONFIGS):
+            _refuse(f"auto_map {key}", name, "no code of its own, which is never run")
+    for level in (config, text):
+        for key in ("use_bidirectional_attention", "bidirectional"):
+            if level.get(key):
+                _refuse(key, level[key], "false: a causal language model")
+        if level.get("is_causal") is False:
+            _refuse("is_causal", False, "true: a causal language model")
+
+
+def _own_code(config: Json) -> Iterator[tuple[str, str]]:
+    """Key and class of each entry of `auto_map`, e.g. AutoModel and BidirectionalGemma."""
+    entries = config.get("auto_map")
+    for key, value in entries.items() if isinstance(entries, Mapping) else ():
+        if str(key).startswith(_CODE):
+            yield str(key), str(value).rpartition(".")[2]
+
+
+def _refuse(key: str, found: object, expected: str) -> NoReturn:
+    raise ConfigError(f"config: {key} is {found!r:.120}, expected {expected}")
