@@ -93,6 +93,7 @@ CALLS = (
     Call("gemma-export --size 2b --target coreml", 1, needs("torch", "coreml")),
     Call("gemma-export --size 2b --target coreai", 1, needs("torch", "coreai")),
     Call("gemma-export --size 2b --target gguf", 1, needs("torch", "gguf")),
+    Call("gemma-export --size 2b --target hf", 1, needs("torch", "hf")),
     Call("gemma-export --size 2b --target all", 1, needs("torch", "onnx")),
     Call("gemma-export --checkpoint demo --target onnx", 1, needs("torch", "onnx")),
     Call("gemma-export --checkpoint random --size 1b --json", 1, needs("torch", "onnx")),
@@ -121,6 +122,7 @@ CALLS = (
     Call("gemma-runtime verify {place}/executorch", 1, needs("executorch", "executorch")),
     Call("gemma-runtime verify {place}/coreai", 1, needs("coreai-core", "coreai")),
     Call("gemma-runtime verify {place}/gguf", 1, needs("llama-cpp-python", "llama")),
+    Call("gemma-runtime verify {place}/hf", 1, "^error: .* run it with transformers or vLLM"),
     Call("gemma-runtime verify {place}/coreml", 1, "^error: "),
     Call("gemma-runtime verify {place}/nope", 1, "^error: no backend runs target 'nope'"),
 )
@@ -151,7 +153,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "x.gguf").write_bytes(b"GGUF")
     (folder / "r.yaml").write_text("base: int4\n")
     (folder / "t.txt").write_text("the user")
-    for target in ("executorch", "coreai", "gguf", "coreml", "nope"):
+    for target in ("executorch", "coreai", "gguf", "hf", "coreml", "nope"):
         shutil.copytree(TINY, folder / target)
         manifest = json.loads((TINY / "manifest.json").read_text())
         manifest["target"]["name"] = target

@@ -181,6 +181,9 @@ def _regions(
             fmt = formats.get(stack[0], FLOAT)
             rows, width = sum(shapes[name][0] for name in stack), shapes[stack[0]][1]
             component = _component(stack[0], shapes[stack[0]])
+            if component == "table" and costs.half_table and not fmt.is_float:
+                yield component, rows * width * 2
+                continue
             for columns, own in fmt.pieces("", width).values():
                 inputs = len(range(width)[columns])
                 for length in _matrix_regions(rows, inputs, own, costs.float_bytes):

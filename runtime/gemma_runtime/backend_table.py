@@ -61,6 +61,10 @@ BACKENDS: Mapping[str, Backend] = {
         opener="gemma_runtime.backends.llama:open_llama_session",
         held_codes="gemma_runtime.contents.held_codes:read_gguf",
     ),
+    "hf": Backend(
+        opener="gemma_runtime.backends.hf:open_hf_session",
+        held_codes="gemma_runtime.contents.held_codes:read_hf",
+    ),
 }
 
 

@@ -216,5 +216,6 @@ def _generation(folder: Path) -> GenerationDefaults:
     path = folder / _GENERATION
     if not path.exists():
         return GenerationDefaults()
+    content = read_json(path)
     with _naming(path):
-        return generation_from_hf(read_json(path))
+        return generation_from_hf(content)

@@ -13,7 +13,7 @@ from gemma_runtime.errors import CheckpointError
 CONFIG = "config.json"
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_ADAPTER = "adapter_config.json"
+_ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SMALL_FILES = (".json", ".model", ".jinja")
 _NAMED = 3  # most files listed in a note; the others are counted
@@ -21,11 +21,13 @@ _NAMED = 3  # most files listed in a note; the others are counted
 
 def check_folder(folder: Path) -> None:
     """Raise CheckpointError if a folder is not a checkpoint, or is only partly downloaded."""
-    for path in sorted(folder.iterdir()):
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"can't read {folder}: {error.strerror}") from error
+    for path in paths:
         if path.suffix in _SMALL_FILES:
             check_downloaded(path)
-    if (folder / _ADAPTER).exists():
-        raise CheckpointError(_about_adapter(folder))
     if not (folder / CONFIG).exists():
         raise CheckpointError(_not_a_checkpoint(folder, f"has no {CONFIG}"))
 
@@ -71,7 +73,7 @@ def _chosen(folder: Path, hf_config: Mapping[str, Any]) -> tuple[str, list[str]]
             return name, _shards(folder, name) if name.endswith(".index.json") else [name]
     if first != _SINGLE:
         raise CheckpointError(f"{folder}: {CONFIG} names {first}, which is missing; download it")
-    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    names = _present(folder)
     if not names:
         raise CheckpointError(_not_a_checkpoint(folder, "has no .safetensors file"))
     return names[0], names
@@ -104,7 +106,7 @@ def _open(folder: Path, name: str, named_by: str) -> SafetensorsFile:
 
 
 def _left_aside(folder: Path, read: set[str]) -> tuple[str, ...]:
-    present = [path.name for path in folder.glob("*.safetensors")]
+    present = _present(folder)
     if (folder / _INDEX).exists():
         present.append(_INDEX)
     left = sorted(set(present) - read)
@@ -114,19 +116,16 @@ def _left_aside(folder: Path, read: set[str]) -> tuple[str, ...]:
     return (f"{folder.name}: the weights are those of {decides}; left aside: {_listed(left)}",)
 
 
+def _present(folder: Path) -> list[str]:
+    """The safetensors files of the model itself, not of an adapter beside it."""
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    return [name for name in names if name != _ADAPTER_WEIGHTS]
+
+
 def _listed(names: Iterable[str]) -> str:
     names = list(names)
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _about_adapter(folder: Path) -> str:
-    if any(_is_listed(folder / name) for name in (_SINGLE, _INDEX)):
-        return (
-            f"{folder} contains a model and an adapter ({_ADAPTER}); move the adapter's files "
-            "away if they are merged, else merge it into its base model first"
-        )
-    return f"{folder} contains an adapter, not a model; merge it into its base model first"
 
 
 def _not_a_checkpoint(folder: Path, found: str) -> str:

@@ -164,7 +164,7 @@ def config_from_hf(config: Json) -> GemmaConfig:
 
 
 def is_multimodal(config: Json) -> bool:
-    return config.get("model_type") in _BY_OUTER_TYPE
+    return str(config.get("model_type")) in _BY_OUTER_TYPE
 
 
 def is_tied(config: Json) -> bool:
@@ -194,12 +194,12 @@ def cache_layout(
 
 
 def _text_config(config: Json) -> Json:
-    outer = config.get("model_type")
+    outer = str(config.get("model_type"))
     if outer in _BY_MODEL_TYPE:
         return {**_BY_MODEL_TYPE[outer].defaults, **config}
     if outer not in _BY_OUTER_TYPE:
         raise ConfigError(
-            f"model_type {outer!r} is not supported; expected one of "
+            f"model_type {config.get('model_type')!r} is not supported; expected one of "
             f"{', '.join((*_BY_MODEL_TYPE, *_BY_OUTER_TYPE))}"
         )
     family, text = _BY_OUTER_TYPE[outer], config.get("text_config")

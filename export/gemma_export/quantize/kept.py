@@ -30,8 +30,8 @@ def resolve_recipe(recipe: Recipe, checkpoint: Checkpoint) -> Resolved:
     names = list(recipe.formats(checkpoint.config))
     stored = {name: _stored(checkpoint, name) for name in names}
     if not any(recipe.rule(name).rounding == "kept" for name in names):
-        lost = {n: s.kind for n, s in stored.items() if not recipe.rule(n).format.is_float}
-        return Resolved(recipe, _hint(stored), lost)
+        lost = {n: s for n, s in stored.items() if not recipe.rule(n).format.is_float}
+        return Resolved(recipe, _hint(lost), {n: s.kind for n, s in lost.items()})
     rules = tuple(_rule(recipe.rule(name), name, stored[name]) for name in names)
     rounded = {
         rule.pattern: stored[rule.pattern].kind

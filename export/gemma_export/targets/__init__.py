@@ -31,6 +31,7 @@ TARGETS: Mapping[str, str] = {
     "coreml": "gemma_export.targets.coreml",
     "coreai": "gemma_export.targets.coreai",
     "gguf": "gemma_export.targets.gguf",
+    "hf": "gemma_export.targets.hf",
 }
 
 # Name → value of the targets' own options that the user gave.

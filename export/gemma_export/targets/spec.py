@@ -19,6 +19,7 @@ class Costs:
     caches_exported: int = 0  # copies of the caches
     weight_exported: float = 0.0  # bytes per weight that an export holds
     float_bytes: int = 4  # size of a number in caches, norms and unquantized weights
+    half_table: bool = False  # the file contains a quantized table as float16
     has_ropes: bool = True  # the file contains rope tables
     alignment: int = 4096  # of tensors in the file, in bytes
 

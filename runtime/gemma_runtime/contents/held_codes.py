@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -22,14 +22,17 @@ from gemma_runtime.contents.gguf_names import hf_name
 from gemma_runtime.contents.pte_file import open_pte
 from gemma_runtime.errors import BundleError
 from gemma_runtime.formats.protobuf import ProtoMessage
+from gemma_runtime.formats.safetensors import read_safetensors_header
 from gemma_runtime.manifest import Manifest
 from gemma_runtime.mil.blob import Nibbles
 from gemma_runtime.mil.model import Constant, Operation
 from gemma_runtime.mil.package import MilValue, Package
 
 Bytes: TypeAlias = NDArray[np.uint8]
+T = TypeVar("T", bound=np.generic)
 
 _BLOCK = 16 << 20  # bytes hashed at a time
+_ROWS = 1024  # of a table, divided by their scales at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +166,45 @@ def read_gguf(bundle: Bundle) -> Iterator[HeldWeight]:
             zeros = _pack(np.rint(found).astype(np.uint8), matrix.bits)
         codes = _pack(matrix.codes, matrix.bits)
         yield HeldWeight(hf_name(matrix.name), codes, matrix.scales, zeros)
+
+
+def read_hf(bundle: Bundle) -> Iterator[HeldWeight]:
+    """Read packed words, whose bytes are ours, and the table's floats with their scales."""
+    model = _Safetensors(bundle.directory / bundle.manifest.graph("decode").file)
+    for name, form in _quantized(bundle.manifest).items():
+        if name in model.tensors:
+            table = _Safetensors(bundle.path("table_scales"))
+            yield _table_codes(name, form, model, table)
+        else:
+            codes = model.read(f"{name}_packed", np.uint8).reshape(-1)
+            yield HeldWeight(name, codes, model.read(f"{name}_scale", np.float16), None)
+
+
+class _Safetensors:
+    def __init__(self, path: Path) -> None:
+        self.tensors, _ = read_safetensors_header(path)
+        self._data = np.memmap(path, np.uint8, "r")
+
+    def read(self, name: str, dtype: type[T]) -> NDArray[T]:
+        """The rows of a tensor as numbers of this type: (N, …)."""
+        info = self.tensors[name]
+        raw = self._data[info.offset : info.offset + info.bytes]
+        return raw.view(dtype).reshape(info.shape[0], -1)
+
+
+def _table_codes(name: str, form: str, model: _Safetensors, held: _Safetensors) -> HeldWeight:
+    """Divide the float16 weights by their scales: the rounding is far below half a code."""
+    bits = 4 if form.startswith("int4") else 8
+    weights, scales = model.read(name, np.float16), held.read(name, np.float16)
+    group = weights.shape[1] // scales.shape[1]
+    blocks = []
+    for start in range(0, len(weights), _ROWS):
+        rows = slice(start, start + _ROWS)
+        steps = scales[rows].astype(np.float32).repeat(group, 1)
+        signed = np.divide(weights[rows], steps, out=np.zeros_like(steps), where=steps != 0)
+        codes = np.rint(signed) + (1 << (bits - 1))
+        blocks.append(_pack(codes.astype(np.uint8), bits))
+    return HeldWeight(name, np.concatenate(blocks), scales, None)
 
 
 def _pack(values: Bytes, bits: int) -> Bytes:

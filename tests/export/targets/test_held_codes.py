@@ -30,6 +30,9 @@ CONTAINERS = [
     ("coreml", "int8-channel"),
     ("gguf", "int4"),
     ("gguf", "int8"),
+    ("hf", "int4"),
+    ("hf", "int8"),
+    ("hf", "int8-channel"),
 ]
 
 
@@ -89,7 +92,8 @@ def test_one_altered_code_is_detected(
 def test_bundles_of_all_targets_contain_the_same_codes(
     tiny: TinyCheckpoint, export: Export
 ) -> None:
-    bundles = [exported(export, tiny, t, "int4") for t in ("onnx", "executorch", "coreml", "gguf")]
+    targets = ("onnx", "executorch", "coreml", "gguf", "hf")
+    bundles = [exported(export, tiny, target, "int4") for target in targets]
     compared = compare_bundles(bundles)
     assert compared.same_codes
     assert len({inspection.codes_held for inspection in compared.bundles}) == 1

@@ -1,0 +1,21 @@
+"""Hugging Face: the codes as compressed-tensors, for transformers and vLLM."""
+
+from gemma_export.targets.spec import MIB, Costs, TargetSpec
+
+TARGET = TargetSpec(
+    name="hf",
+    label="transformers or vLLM",
+    made_by="gemma_export.targets.hf.target:HfTarget",
+    extra="hf",
+    packages={},
+    formats="symmetric int4 and int8 in groups or per channel (the table becomes float16), and "
+    "float32",
+    costs=Costs(
+        runtime=400 * MIB,  # torch and transformers
+        packed=3.2,  # transformers dequantizes int4 with its scales, 5 bits, to 16 bits
+        exporting=160 * MIB,
+        half_table=True,
+        has_ropes=False,
+        alignment=1,
+    ),
+)

@@ -1,0 +1,124 @@
+"""Converts a GemmaConfig and formats to a `config.json`: the inverse of `config_from_hf`."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from gemma_export.formats.format import Format
+from gemma_export.model.config import TABLE, GemmaConfig, config_from_hf
+from gemma_export.model.families import FAMILIES
+from gemma_runtime.errors import TargetError
+from gemma_runtime.manifest import AttentionKind
+
+_HEAD = "lm_head.weight"
+_ARCHITECTURES = {"gemma2": "Gemma2ForCausalLM", "gemma3": "Gemma3ForCausalLM"}
+_KINDS = {AttentionKind.LOCAL: "sliding_attention", AttentionKind.GLOBAL: "full_attention"}
+
+
+def hf_config(config: GemmaConfig, formats: Mapping[str, Format]) -> dict[str, Any]:
+    """The content of `config.json`. Raises TargetError if it can't hold the config."""
+    fields: dict[str, Any] = {
+        "architectures": [_ARCHITECTURES[config.family]],
+        "model_type": FAMILIES[config.family].model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": len(config.kinds),
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "layer_types": [_KINDS[kind] for kind in config.kinds],
+        "sliding_window": config.sliding_window,
+        "max_position_embeddings": config.max_position,
+        "query_pre_attn_scalar": _whole(config.query_scale**-2),
+        "rms_norm_eps": config.rms_norm_eps,
+        "attn_logit_softcapping": config.attn_softcap,
+        "final_logit_softcapping": config.final_softcap,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": _HEAD not in config.tensor_shapes(),
+        "bos_token_id": config.bos_token,
+        "eos_token_id": list(config.eos_tokens) or None,
+        "pad_token_id": 0,
+        **_ropes(config),
+    }
+    fields["dtype"] = _dtype(config, fields)
+    _check(config, fields)
+    quantization = _quantization(formats)
+    return fields | ({"quantization_config": quantization} if quantization else {})
+
+
+def _whole(value: float) -> int | float:
+    nearest = round(value)
+    return nearest if math.isclose(value, nearest, rel_tol=1e-9) else value
+
+
+def _ropes(config: GemmaConfig) -> dict[str, Any]:
+    """The flat fields, which transformers 4, 5 and vLLM read."""
+    rope = config.ropes[AttentionKind.GLOBAL]
+    scaling = {"rope_type": "linear", "factor": rope.factor} if rope.factor != 1 else None
+    fields: dict[str, Any] = {"rope_theta": rope.base, "rope_scaling": scaling}
+    if FAMILIES[config.family].local_rope_base is not None:
+        fields["rope_local_base_freq"] = config.ropes[AttentionKind.LOCAL].base
+    return fields
+
+
+def _dtype(config: GemmaConfig, fields: Mapping[str, Any]) -> str:
+    """The dtype whose rounding gives the embedding scale."""
+    as_bfloat16 = config_from_hf({**fields, "dtype": "bfloat16"})
+    return "bfloat16" if as_bfloat16.embed_scale == config.embed_scale else "float32"
+
+
+def _check(config: GemmaConfig, fields: Mapping[str, Any]) -> None:
+    read = config_from_hf(fields)
+    for name in GemmaConfig.__dataclass_fields__:
+        found, expected = getattr(read, name), getattr(config, name)
+        if found != expected:
+            raise TargetError(
+                f"hf can't store {name} {expected!r:.60}: transformers would use {found!r:.60}; "
+                "choose another target"
+            )
+
+
+def _quantization(formats: Mapping[str, Format]) -> dict[str, Any] | None:
+    """The `quantization_config`; None if every linear layer is float.
+
+    Groups list the names of their layers if there are several formats.
+    """
+    linear = {name.removesuffix(".weight"): fmt for name, fmt in formats.items() if name != TABLE}
+    quantized = {name: fmt for name, fmt in linear.items() if not fmt.is_float}
+    if not quantized:
+        return None
+    found = list(dict.fromkeys(quantized.values()))
+    groups = {
+        f"group_{index}": {
+            "targets": ["Linear"]
+            if len(found) == 1
+            else [name for name, own in quantized.items() if own == fmt],
+            "weights": _weights(fmt),
+            "input_activations": None,
+            "output_activations": None,
+        }
+        for index, fmt in enumerate(found)
+    }
+    head = [] if _HEAD in formats else ["lm_head"]  # tied: the table, which is float
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": [*head, *(name for name in linear if name not in quantized)],
+        "kv_cache_scheme": None,
+    }
+
+
+def _weights(fmt: Format) -> dict[str, Any]:
+    return {
+        "num_bits": fmt.bits,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "channel" if fmt.per_channel else "group",
+        "group_size": None if fmt.per_channel else fmt.group,
+        "dynamic": False,
+    }
