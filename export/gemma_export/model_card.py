@@ -30,6 +30,17 @@ _PHONES = {
     "gguf": "**llama.cpp, on computers and boards**: `llama-cli -m {file}`.",
 }
 
+# Folders that other programs load; gemma-runtime does not run them.
+_TRANSFORMERS = """```sh
+pip install transformers compressed-tensors
+python -c "
+from transformers import pipeline
+generate = pipeline('text-generation', '{repo_id}')
+print(generate('Once upon a time')[0]['generated_text'])"
+```
+
+or with vLLM: `vllm serve {repo_id}`."""
+
 
 def write_card(bundle: Bundle, repo_id: str, benchmark: "Benchmark | None" = None) -> str:
     """The README.md: metadata for the hub's search, then the text."""
@@ -47,7 +58,9 @@ def write_card(bundle: Bundle, repo_id: str, benchmark: "Benchmark | None" = Non
 
 def _metadata(manifest: Manifest) -> str:
     model, recipe = manifest.model, manifest.quantization.recipe
-    tags = ["gemma", model.family, manifest.target.name, recipe, "gemma-export", "on-device"]
+    is_hf = manifest.target.name == "hf"
+    runtime = ["transformers", "compressed-tensors"] if is_hf else [manifest.target.name]
+    tags = ["gemma", model.family, *runtime, recipe, "gemma-export", "on-device"]
     lines = ["license: gemma", f"license_link: {TERMS}", "pipeline_tag: text-generation"]
     if model.revision is not None:  # only a checkpoint from the hub is known by its id there
         lines += [f"base_model: {json.dumps(model.id)}", "base_model_relation: quantized"]
@@ -68,7 +81,7 @@ def _introduction(manifest: Manifest, repo_id: str) -> str:
     rows = [
         ("Base model", source),
         ("Family", f"{family}, {model.parameters:,} parameters"),
-        ("Runtime", f"{manifest.target.label} {manifest.target.min_runtime_version} or newer"),
+        ("Runtime", f"{manifest.target.label} {manifest.target.min_runtime_version}".strip()),
         ("Weights", f"{quantization.recipe}, {quantization.bits_per_weight:.2f} bits per weight"),
         ("Context", f"{manifest.context_length} tokens"),
         ("Size", format_bytes(sum(file.bytes for file in manifest.files.values()))),
@@ -79,6 +92,8 @@ def _introduction(manifest: Manifest, repo_id: str) -> str:
 
 
 def _running(manifest: Manifest, repo_id: str) -> str:
+    if manifest.target.name == "hf":
+        return "## How to run it\n\n" + _TRANSFORMERS.format(repo_id=repo_id)
     command = "chat" if manifest.chat_template is not None else "run"
     prompt = "" if command == "chat" else ' "Once upon a time"'
     packages = " ".join(f"'{package}'" for package in manifest.target.packages)
@@ -101,10 +116,7 @@ def _quality(manifest: Manifest) -> str:
         ("Mean KL divergence", f"{quality.mean_kl:.4f} nats"),
         ("99th percentile of KL", f"{quality.p99_kl:.3f} nats"),
     ]
-    text = (
-        f"Distance to the float32 weights, over {quality.positions} tokens. `gemma-runtime verify` "
-        "checks on your machine that the bundle gives these logits."
-    )
+    text = f"Distance of these weights to the float32 weights, over {quality.positions} tokens."
     return f"## Quality\n\n{text}\n\n{_table(('Figure', 'Value'), rows)}"
 
 

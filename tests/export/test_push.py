@@ -189,6 +189,15 @@ def test_the_card_names_its_base_model_only_if_that_is_on_the_hub() -> None:
     assert metadata["base_model_relation"] == "quantized"
 
 
+def test_the_card_of_a_hugging_face_folder_names_the_programs_that_load_it() -> None:
+    tiny = open_bundle(TINY)
+    target = replace(tiny.manifest.target, name="hf", packages=())
+    bundle = Bundle(TINY, replace(tiny.manifest, target=target))
+    assert {"transformers", "compressed-tensors"} <= set(_metadata(bundle)["tags"])
+    assert f"vllm serve {REPO}" in write_card(bundle, REPO)
+    assert "gemma-runtime" not in write_card(bundle, REPO)
+
+
 def test_the_card_has_the_licence_and_the_tags_of_the_hub() -> None:
     metadata = _metadata(open_bundle(TINY))
     assert metadata["license"] == "gemma"
