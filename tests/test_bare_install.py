@@ -83,7 +83,7 @@ CALLS = (
     Call("gemma-export --size 1b --plan --target coreml", 0, "coreml"),
     Call("gemma-export --checkpoint random:7 --size 1b --plan", 0, "gemma3"),
     Call("gemma-export --checkpoint random --config {place}/config.json --plan", 0, "gemma2"),
-    Call("gemma-export --checkpoint {place} --plan", 1, needs("torch", "export")),
+    Call("gemma-export --checkpoint {place} --plan", 1, needs("(torch|gguf)", "export")),
     Call("gemma-export --checkpoint {place}/x.gguf --plan", 1, needs("(torch|gguf)", "export")),
     Call("gemma-export --checkpoint a/b --plan", 1, needs(r"(torch|huggingface_hub)", "export")),
     Call("gemma-export --checkpoint demo --plan", 1, needs("(torch|gguf)", "export")),
@@ -98,9 +98,11 @@ CALLS = (
     Call("gemma-export --checkpoint demo --target onnx", 1, needs("torch", "onnx")),
     Call("gemma-export --checkpoint random --size 1b --json", 1, needs("torch", "onnx")),
     Call("gemma-export --size 2b --target coreml --recipe x.yaml", 1, needs("torch", "coreml")),
+    Call("gemma-export push {tiny} a/b --dry-run", 0, "license: gemma"),
+    Call("gemma-export push {tiny} a/b/c", 1, "^error: .*expected owner/name"),
     Call("gemma-export cache", 2, "Missing command"),
     Call("gemma-export cache list --json", 0, r"^\[\]"),
-    Call("gemma-export cache remove nope", 1, "^error: 0 entries"),
+    Call("gemma-export cache remove nope", 1, "^error: 0 cache entries"),
     Call("gemma-export cache prune", 2, "--older-than"),
     # The runtime
     Call("gemma-runtime", 2, "verify"),
@@ -125,9 +127,12 @@ CALLS = (
     Call("gemma-runtime verify {place}/nope", 1, "^error: no backend runs target 'nope'"),
 )
 
-# Only with blocked packages: a base install may contain pyyaml, a dependency of tokenizers.
+# Only with blocked packages: a base install may contain pyyaml and huggingface_hub, dependencies
+# of tokenizers.
 BLOCKED_CALLS = (
     Call("gemma-export --size 1b --plan --recipe {place}/r.yaml", 1, needs("pyyaml", "export")),
+    Call("gemma-export push {tiny} a/b", 1, needs("huggingface_hub", "hub")),
+    Call("gemma-runtime verify hub:a/b", 1, needs("huggingface_hub", "hub")),
 )
 
 # Base dependencies that load slowly: flags, plans and usage errors must not import them.

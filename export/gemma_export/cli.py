@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gemma_export import cache_command
+from gemma_export import cache_command, push_command
 from gemma_export.model.families import FAMILIES
 from gemma_export.targets import TARGETS, all_targets, require_packages, target_spec
 from gemma_export.targets.spec import Option
@@ -34,6 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cache_command.app, name="cache")
+app.command("push")(push_command.push)
 
 _HELP = """Turn a Gemma checkpoint into a bundle that a phone, a laptop or a board can run.
 
@@ -53,6 +54,8 @@ with [bold]gemma-runtime[/bold].
   gemma-export --target onnx --size 9b --checkpoint random:7 --max-ram 2GiB
 
   gemma-export cache list                   (entries of the cache, with size and age)
+
+  gemma-export push out/gemma owner/name    (a private repository on the hub)
 
 Exit codes: 0 success, 1 error (one line with the reason and what to do), 2 wrong usage.
 """
@@ -93,9 +96,9 @@ _Checkpoint = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=_MODEL,
-        help="A Hugging Face folder, a hub id, a .gguf file, owner/name:PATTERN (one GGUF model of "
-        "a hub repository), a LoRA adapter, random\\[:SEED], or demo (the Gemma 3 270M of the "
-        "\\[demo] extra). By default, --size is downloaded from the hub.",
+        help="A Hugging Face folder, a hub id or URL, a .gguf file, owner/name:PATTERN (one GGUF "
+        "model of a hub repository), a LoRA adapter, random\\[:SEED], or demo (the Gemma 3 "
+        "270M of the \\[demo] extra). By default, --size is downloaded from the hub.",
     ),
 ]
 _Base = Annotated[
@@ -129,6 +132,13 @@ _Family = Annotated[
         rich_help_panel=_MODEL,
         help=f"Family, if several have this --size: {', '.join(FAMILIES)}. \\[the first of them]",
         autocompletion=_completing(FAMILIES),
+    ),
+]
+_Revision = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=_MODEL,
+        help="Branch, tag or commit of the checkpoint on the hub. \\[its default branch]",
     ),
 ]
 _Config = Annotated[
@@ -252,6 +262,7 @@ def export(
     adapter: _Adapter = None,
     size: _Size = None,
     family: _Family = None,
+    revision: _Revision = None,
     config: _Config = None,
     quant: _Quant = "int4",
     recipe: _RecipeFile = None,
@@ -286,6 +297,7 @@ def export(
         size=size,
         family=_family(family),
         config_file=config,
+        revision=revision,
         context_length=context,
         prefill_length=prefill,
         full_cache=full_cache,

@@ -24,6 +24,7 @@ class ExportRequest:
     family: str | None = None
     base: str | None = None  # the model of an adapter given as `checkpoint`
     adapters: tuple[str, ...] = ()  # FOLDER[=WEIGHT], merged in this order
+    revision: str | None = None  # branch, tag or commit on the hub; None: the default branch
     config_file: Path | None = None  # config.json with the shapes of random weights
     context_length: int | None = None
     prefill_length: int | None = None
@@ -40,10 +41,13 @@ class ExportRequest:
     @property
     def model(
         self,
-    ) -> tuple[str | None, str | None, str | None, Path | None, str | None, tuple[str, ...]]:
+    ) -> tuple[
+        str | None, str | None, str | None, Path | None, str | None, tuple[str, ...], str | None
+    ]:
         """The arguments of `open_checkpoint`."""
         return (
-            self.checkpoint, self.size, self.family, self.config_file, self.base, self.adapters
+            self.checkpoint, self.size, self.family, self.config_file, self.base, self.adapters,
+            self.revision,
         )  # fmt: skip
 
     @property

@@ -128,7 +128,7 @@ def _check_present(directory: Path, name: str, file: File) -> None:
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name:
         raise BundleError(f"{directory}: manifest.json names {name!r}, outside the bundle")
     try:
-        inside = path.resolve().is_relative_to(directory.resolve())
+        inside = _is_inside(path.resolve(), directory.resolve())
         present = path.is_file()
         size = path.stat().st_size if present else 0
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before 3.13
@@ -142,6 +142,17 @@ def _check_present(directory: Path, name: str, file: File) -> None:
             f"{path} has {size} bytes, the manifest says {file.bytes}; "
             "copy or export the bundle again"
         )
+
+
+def _is_inside(path: Path, directory: Path) -> bool:
+    """Whether a resolved file lies in a resolved bundle.
+
+    A bundle in Hugging Face's cache is `models--…/snapshots/COMMIT`, with links to the files of
+    `models--…/blobs`. Those count as inside; other links that leave the folder do not.
+    """
+    repository = directory.parent.parent
+    is_cached = directory.parent.name == "snapshots" and repository.name.startswith("models--")
+    return path.is_relative_to(directory) or (is_cached and path.parent == repository / "blobs")
 
 
 def _read_digest(path: Path) -> str:

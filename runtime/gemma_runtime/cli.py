@@ -32,6 +32,8 @@ _HELP = """Run, check and measure the bundles that gemma-export writes. Needs no
 
   gemma-runtime eval out/gemma --text story.txt
 
+  gemma-runtime run hub:owner/gemma "Hello"   (downloads the bundle once)
+
   gemma-runtime bench out/a out/b      (in turns; ratios to the first)
 
   gemma-runtime inspect out/a out/b    (do they hold the same codes?)
@@ -59,8 +61,30 @@ def _check_threads(threads: int | None) -> int | None:
     return threads
 
 
-BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")]
-BundlePaths = Annotated[list[Path], typer.Argument(metavar="BUNDLE", help="One or more bundles.")]
+def _bundle_folder(text: str) -> Path:
+    """The folder of a bundle; one given as `hub:OWNER/NAME` is downloaded first."""
+    from gemma_runtime.hub import HUB_PREFIX, fetch_bundle
+
+    is_on_hub = text.startswith(HUB_PREFIX)
+    return fetch_bundle(text.removeprefix(HUB_PREFIX)) if is_on_hub else Path(text)
+
+
+BundlePath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="BUNDLE",
+        parser=_bundle_folder,
+        help="The bundle's folder, or hub:OWNER/NAME\\[@REVISION].",
+    ),
+]
+BundlePaths = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="BUNDLE",
+        parser=_bundle_folder,
+        help="One or more bundles: folders, or hub:OWNER/NAME\\[@REVISION].",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(min=1, callback=_check_threads, help="Number of threads. \\[physical cores]"),

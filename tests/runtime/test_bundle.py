@@ -118,6 +118,61 @@ def test_a_link_within_the_folder_is_accepted(folder: Path) -> None:
     assert open_bundle(folder).directory == folder
 
 
+@pytest.fixture
+def cached(folder: Path, tmp_path: Path) -> Path:
+    """The bundle as Hugging Face's cache holds it: links to files named by their digests."""
+    repository = tmp_path / "hub" / "models--somebody--tiny"
+    snapshot = repository / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for number, path in enumerate(sorted(folder.iterdir())):
+        path.rename(repository / "blobs" / str(number))
+        (snapshot / path.name).symlink_to(f"../../blobs/{number}")
+    return snapshot
+
+
+def test_a_bundle_in_the_cache_of_the_hub_is_opened(cached: Path, tmp_path: Path) -> None:
+    assert open_bundle(cached).directory == cached
+    (tmp_path / "link").symlink_to(cached)
+    assert open_bundle(tmp_path / "link").manifest == open_bundle(cached).manifest
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "../../artifact",
+        "../../refs/artifact",
+        "../../blobs/folder/artifact",
+        "../other/artifact",
+        "../../../models--somebody--other/blobs/artifact",
+        "../../../blobs/artifact",
+        "../../blobs/link",
+    ],
+)
+def test_a_link_in_the_cache_that_leaves_its_blobs_is_refused(cached: Path, target: str) -> None:
+    blobs = cached.parent.parent / "blobs"
+    (blobs / "link").symlink_to(cached.parent.parent / "elsewhere")
+    place = cached / target if target != "../../blobs/link" else blobs.parent / "elsewhere"
+    place = Path(os.path.normpath(place))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    (cached / ARTIFACT).resolve().rename(place)
+    (cached / ARTIFACT).unlink()
+    (cached / ARTIFACT).symlink_to(target)
+
+    with pytest.raises(BundleError, match="leaves the bundle"):
+        open_bundle(cached)
+
+
+@pytest.mark.parametrize(("old", "new"), [("snapshots", "copies"), ("models--somebody--tiny", "x")])
+def test_links_to_blobs_are_accepted_in_the_cache_alone(cached: Path, old: str, new: str) -> None:
+    moved = Path(str(cached).replace(old, new))
+    place = next(path for path in (cached, *cached.parents) if path.name == old)
+    place.rename(place.with_name(new))
+
+    with pytest.raises(BundleError, match="leaves the bundle"):
+        open_bundle(moved)
+
+
 @pytest.mark.parametrize("field", ["graphs", "roles"])
 def test_a_used_file_without_a_digest_is_refused(folder: Path, field: str) -> None:
     (folder / "other").write_bytes(b"")

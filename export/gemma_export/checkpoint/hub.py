@@ -5,16 +5,15 @@ model, never pickles or code. Every failure becomes one line with its reason and
 """
 
 import json
-import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemma_runtime.errors import HubError, MissingExtra
+from gemma_runtime.errors import HubError
+from gemma_runtime.hub import cached_snapshot, download_snapshot, list_files, require_hub
 
 _INDEX = "model.safetensors.index.json"
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-_FILES = (
+_FILES = [
     "adapter_config.json",
     "config.json",
     "generation_config.json",
@@ -29,9 +28,8 @@ _FILES = (
     "processor_config.json",
     "*.safetensors",
     _INDEX,
-)
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_PATH_LIKE = (".gguf", ".safetensors", ".json", ".bin", ".pt")
+]
+_INSTEAD = "pass --checkpoint DIR"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +39,6 @@ class HubSnapshot:
     gguf: str | None = None  # the chosen GGUF model, if it is not a folder of safetensors
 
 
-def looks_like_hub_id(text: str) -> bool:
-    """Whether a string could be a hub id, `owner/name`, rather than a path."""
-    return (
-        _HUB_ID.fullmatch(text) is not None
-        and not text.endswith(_PATH_LIKE)
-        and "--" not in text
-        and ".." not in text
-    )
-
-
 def fetch_hub(repo_id: str, revision: str | None = None, pattern: str = "") -> HubSnapshot:
     """The snapshot of a repository. Makes no request if the cache has a complete one.
 
@@ -58,23 +46,15 @@ def fetch_hub(repo_id: str, revision: str | None = None, pattern: str = "") -> H
     repository must have a single one. Raises CheckpointError if the choice is not clear, and
     HubError if the repository is gated or unknown, no token is set, or the hub unreachable.
     """
-    try:
-        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-    except ImportError as error:
-        raise MissingExtra("huggingface_hub", "export") from error
-
+    require_hub("export")
     cached = _cached_gguf(repo_id, revision, pattern) if pattern else _cached(repo_id, revision)
     if cached is not None:
         return cached
-    try:
-        folder = None if pattern else _snapshot(repo_id, revision)
-        if folder is None or not (_has_weights(folder) or _has_adapter(folder)):
-            model = _fetch_gguf(repo_id, revision, pattern)
-            if model is not None:
-                return model
-    except (HTTPError, OSError, ValueError) as error:
-        raise HubError(_explain(repo_id, revision, error)) from error
+    folder = None if pattern else download_snapshot(repo_id, revision, _FILES, _INSTEAD)
     if folder is None or not (_has_weights(folder) or _has_adapter(folder)):
+        model = _fetch_gguf(repo_id, revision, pattern)
+        if model is not None:
+            return model
         raise HubError(
             f"{repo_id}: config.json or a .safetensors file is missing on the hub and in the "
             "cache, and there is no GGUF model; choose a repository that has them, or pass "
@@ -89,11 +69,8 @@ def _cached(repo_id: str, revision: str | None) -> HubSnapshot | None:
     transformers leaves snapshots without a tokenizer there; interrupted downloads leave snapshots
     without some shards.
     """
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = _snapshot(repo_id, revision, local_files_only=True)
-    except (LocalEntryNotFoundError, HFValidationError):
+    folder = cached_snapshot(repo_id, revision, _FILES)
+    if folder is None:
         return None
     has_tokenizer = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
     complete = _has_weights(folder) and has_tokenizer
@@ -102,15 +79,12 @@ def _cached(repo_id: str, revision: str | None) -> HubSnapshot | None:
 
 def _cached_gguf(repo_id: str, revision: str | None, pattern: str) -> HubSnapshot | None:
     """The GGUF model in the cache that a pattern matches; None unless there is one, whole."""
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
     from gemma_export.checkpoint.gguf_choice import matches, models
     from gemma_export.formats.gguf_parts import part_names
 
-    try:
-        # No patterns: the folder, without a check that the repository's other files are in it.
-        folder = _snapshot(repo_id, revision, [], local_files_only=True)
-    except (LocalEntryNotFoundError, HFValidationError):
+    # No patterns: the folder, without a check that the repository's other files are in it.
+    folder = cached_snapshot(repo_id, revision, [])
+    if folder is None:
         return None
     known = models(path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf"))
     found = [name for name in known if matches(name, pattern)]
@@ -121,35 +95,15 @@ def _cached_gguf(repo_id: str, revision: str | None, pattern: str) -> HubSnapsho
 
 def _fetch_gguf(repo_id: str, revision: str | None, pattern: str) -> HubSnapshot | None:
     """Download one GGUF model with all its parts; None if the repository has none."""
-    from huggingface_hub import HfApi
-
     from gemma_export.checkpoint.gguf_choice import choose, models
     from gemma_export.formats.gguf_parts import part_names
 
-    names = HfApi().list_repo_files(repo_id, revision=revision)
+    names = list_files(repo_id, revision, _INSTEAD)
     if not models(names):
         return None
     name = choose(repo_id, names, pattern)
-    folder = _snapshot(repo_id, revision, part_names(name))
+    folder = download_snapshot(repo_id, revision, list(part_names(name)), _INSTEAD)
     return HubSnapshot(folder, folder.name, name)
-
-
-def _snapshot(
-    repo_id: str,
-    revision: str | None,
-    patterns: Sequence[str] = _FILES,
-    local_files_only: bool = False,
-) -> Path:
-    from huggingface_hub import snapshot_download
-
-    return Path(
-        snapshot_download(
-            repo_id,
-            revision=revision,
-            allow_patterns=list(patterns),
-            local_files_only=local_files_only,
-        )
-    )
 
 
 def _has_weights(folder: Path) -> bool:
@@ -170,77 +124,3 @@ def _has_weights(folder: Path) -> bool:
 def _has_adapter(folder: Path) -> bool:
     """Whether it has a LoRA adapter, whose base is another repository."""
     return all((folder / name).exists() for name in _ADAPTER)
-
-
-def _explain(repo_id: str, revision: str | None, error: Exception) -> str:
-    """One line: the reason of a failure, and what to do.
-
-    Also tests the causes, because huggingface_hub wraps most errors in a LocalEntryNotFoundError.
-    """
-    from huggingface_hub import errors
-
-    for cause in _causes(error):
-        if isinstance(cause, errors.GatedRepoError):  # before its base class
-            return _gated(repo_id)
-        if isinstance(cause, errors.RevisionNotFoundError):
-            return f"{repo_id} has no revision {revision or 'main'!r}; give a branch, tag or commit"
-        if isinstance(cause, errors.OfflineModeIsEnabled):
-            return (
-                f"{repo_id} is not in the cache and HF_HUB_OFFLINE forbids downloads; unset it, "
-                "or download the model elsewhere and pass --checkpoint DIR"
-            )
-        if isinstance(cause, errors.HfHubHTTPError):
-            return _refused(repo_id, cause.response.status_code)
-        if isinstance(cause, errors.HFValidationError):
-            return f"{repo_id!r} is not a hub id; expected owner/name"
-    return _unreachable(repo_id, error)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and its chain of causes."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__
-
-
-def _gated(repo_id: str) -> str:
-    licence = f"accept its licence at https://huggingface.co/{repo_id}"
-    if _has_token():
-        return f"{repo_id} is gated and your token has no access; {licence}, then retry"
-    return f"{repo_id} is gated and no token is set; {licence}, run `hf auth login`, then retry"
-
-
-def _refused(repo_id: str, status: int) -> str:
-    """Explain a status code. Without a token, 401 means private, gated or nonexistent."""
-    if status == 401 and not _has_token():
-        return (
-            f"{repo_id} is private, gated or does not exist, and no token is set; check the name, "
-            "run `hf auth login`, then retry"
-        )
-    if status in (401, 403):
-        return (
-            f"the hub refused your token for {repo_id} ({status}); run `hf auth login` with a "
-            "token that can read it, then retry"
-        )
-    if status == 404:
-        return f"{repo_id} does not exist on the hub; check the name (owner/name)"
-    return (
-        f"the hub answered {status} for {repo_id}; retry later, or download it elsewhere and pass "
-        "--checkpoint DIR"
-    )
-
-
-def _has_token() -> bool:
-    from huggingface_hub import get_token
-
-    return get_token() is not None
-
-
-def _unreachable(repo_id: str, error: Exception) -> str:
-    root = list(_causes(error))[-1]
-    reason = (str(root).splitlines() or [""])[0].strip() or type(root).__name__
-    return (
-        f"can't fetch {repo_id} ({reason}); check the network and the disk, or download it "
-        "elsewhere and pass --checkpoint DIR"
-    )

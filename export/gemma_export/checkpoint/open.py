@@ -19,6 +19,7 @@ from gemma_export.formats.downloaded import check_downloaded
 from gemma_export.model.config import GemmaConfig, config_from_hf, is_tied
 from gemma_export.model.sizes import OFFICIAL, Official, find_official
 from gemma_runtime.errors import CheckpointError, ConfigError, MissingExtra
+from gemma_runtime.hub import HubName, looks_like_hub_id, parse_hub_name
 
 DEMO = "demo"
 
@@ -30,14 +31,15 @@ def open_checkpoint(
     config_file: Path | None = None,
     base: str | None = None,
     adapters: Sequence[str] = (),
+    revision: str | None = None,
 ) -> Checkpoint:
-    """Open a folder, a `.gguf` file, `random[:SEED]`, `demo` or a hub id, and merge `adapters`.
+    """Open a folder, a `.gguf` file, `random[:SEED]`, `demo`, a hub id or URL; merge `adapters`.
 
     `source=None` selects the official checkpoint of `size`. Random weights take their shape from
     `size` or `config_file`. A `source` that is an adapter is merged into `base`, or else into the
-    model that its config names.
+    model that its config names. `revision` is the branch, tag or commit of `source` on the hub.
     """
-    model = _find_model(source, base, adapters)
+    model = _find_model(source, base, adapters, revision)
     checkpoint = _open_model(model.source, model.revision, size, family, config_file)
     if not model.adapters:
         return checkpoint
@@ -82,12 +84,13 @@ def planned_config(
     config_file: Path | None = None,
     base: str | None = None,
     adapters: Sequence[str] = (),
+    revision: str | None = None,
 ) -> GemmaConfig:
     """The config only. Opens no weights of an official model, and none of random ones.
 
     Raises CheckpointError for an adapter that doesn't fit.
     """
-    model = _find_model(source, base, adapters)
+    model = _find_model(source, base, adapters, revision)
     config = _model_config(model, size, family, config_file)
     for adapter in model.adapters:
         fit_adapter(adapter, config)
@@ -119,17 +122,21 @@ class _Model:
     adapters: tuple[Adapter, ...]
 
 
-def _find_model(source: str | None, base: str | None, adapters: Sequence[str]) -> _Model:
+def _find_model(
+    source: str | None, base: str | None, adapters: Sequence[str], revision: str | None
+) -> _Model:
     """Open the adapters, and find the model that they are merged into."""
+    if revision is not None and source is not None:
+        _check_on_hub(source)
     merged = tuple(_open_adapter(*split_weight(text)) for text in adapters)
-    folder = _adapter_folder(source) if source is not None else None
+    folder = _adapter_folder(source, revision) if source is not None else None
     if source is None or folder is None:
         if base is not None:
             raise CheckpointError(
                 f"--base {base} needs an adapter as --checkpoint, which {source or 'missing'} is "
                 "not; give the model as --checkpoint and adapters as --adapter"
             )
-        return _Model(source, None, merged)
+        return _Model(source, revision, merged)
     adapter = open_adapter(folder, _adapter_name(source))
     own = None if base else _own_model(folder)
     found = own or base or _named_base(adapter)
@@ -138,8 +145,15 @@ def _find_model(source: str | None, base: str | None, adapters: Sequence[str]) -
             f"the base of {source}, {found}, is an adapter too; give the model as --checkpoint and "
             "both adapters as --adapter"
         )
-    revision = adapter.config.get("revision") if found == adapter.base else None
-    return _Model(found, revision, (adapter, *merged))
+    own_revision = adapter.config.get("revision") if found == adapter.base else None
+    return _Model(found, own_revision, (adapter, *merged))
+
+
+def _check_on_hub(source: str) -> None:
+    if source == DEMO or _is_random(source) or Path(source).expanduser().exists():
+        raise CheckpointError(
+            f"{source} is not on the hub, so it has no --revision; leave --revision out"
+        )
 
 
 def _open_adapter(source: str, weight: float) -> Adapter:
@@ -156,15 +170,16 @@ def _adapter_name(source: str) -> str:
     return Path(source).expanduser().resolve().name
 
 
-def _adapter_folder(source: str) -> Path | None:
+def _adapter_folder(source: str, revision: str | None = None) -> Path | None:
     """The folder of an adapter, downloaded if it is on the hub; None if it is something else."""
     path = Path(source).expanduser()
     if not path.exists() and not _is_random(source):
-        from gemma_export.checkpoint.hub import fetch_hub, looks_like_hub_id
+        from gemma_export.checkpoint.hub import fetch_hub
 
-        if not looks_like_hub_id(source) or any(known.hub_id == source for known in OFFICIAL):
+        name, pattern = _hub_name(source, revision)
+        if name is None or pattern or any(known.hub_id == name.repo_id for known in OFFICIAL):
             return None
-        path = fetch_hub(source).folder
+        path = fetch_hub(name.repo_id, name.revision).folder
     return path if is_adapter(path) else None
 
 
@@ -176,8 +191,6 @@ def _own_model(folder: Path) -> str | None:
 
 
 def _named_base(adapter: Adapter) -> str:
-    from gemma_export.checkpoint.hub import looks_like_hub_id
-
     path, base = adapter.folder / ADAPTER_CONFIG, adapter.base
     if base is None:
         raise CheckpointError(f"{path} names no base model; give it as --base FOLDER or hub id")
@@ -269,21 +282,35 @@ def _gguf_file(path: Path) -> Path | None:
 def _from_hub(source: str, revision: str | None) -> Checkpoint:
     """Open `owner/name`, or `owner/name:PATTERN` for one of its GGUF models."""
     from gemma_export.checkpoint.folder import open_folder
-    from gemma_export.checkpoint.hub import fetch_hub, looks_like_hub_id
+    from gemma_export.checkpoint.hub import fetch_hub
 
-    repo_id, _, pattern = source.partition(":")
-    if not looks_like_hub_id(repo_id):
+    name, pattern = _hub_name(source, revision)
+    if name is None:
         raise CheckpointError(
             f"{source} does not exist, and is not a hub id (owner/name); expected a folder, a "
             ".gguf file, a hub id, random[:SEED] or demo"
         )
-    snapshot = fetch_hub(repo_id, revision, pattern)
+    snapshot = fetch_hub(name.repo_id, name.revision, pattern)
     if snapshot.gguf is not None:
         from gemma_export.checkpoint.gguf import open_gguf
 
         opened = open_gguf(snapshot.folder / snapshot.gguf)
-        return replace(opened, id=f"{repo_id}/{snapshot.gguf}", revision=snapshot.revision)
-    return open_folder(snapshot.folder, repo_id, snapshot.revision)
+        return replace(opened, id=f"{name.repo_id}/{snapshot.gguf}", revision=snapshot.revision)
+    return open_folder(snapshot.folder, name.repo_id, snapshot.revision)
+
+
+def _hub_name(source: str, revision: str | None) -> tuple[HubName | None, str]:
+    """Read a hub id or URL, and the `:PATTERN` after it. `revision` is the one of --revision."""
+    scheme, slashes, rest = source.rpartition("://")
+    text, _, pattern = rest.partition(":")
+    name = parse_hub_name(f"{scheme}{slashes}{text}")
+    if name is None or revision is None:
+        return name, pattern
+    if name.revision not in (None, revision):
+        raise CheckpointError(
+            f"--revision is {revision}, but {source} names {name.revision}; give one of them"
+        )
+    return HubName(name.repo_id, revision), pattern
 
 
 def _check_size(checkpoint: Checkpoint, official: Official | None) -> None:

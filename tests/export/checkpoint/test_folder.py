@@ -213,3 +213,14 @@ def test_a_source_that_is_not_a_checkpoint_is_refused(
 def test_a_size_that_contradicts_the_checkpoint_is_refused(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="7 layers of width 128; gemma2 2b has 26 of 2304"):
         open_checkpoint(str(folder), "2b")
+
+
+def test_a_revision_belongs_to_a_checkpoint_on_the_hub(tmp_path: Path) -> None:
+    for source in (str(tmp_path), "random:7", "demo"):
+        with pytest.raises(CheckpointError, match="is not on the hub, so it has no --revision"):
+            open_checkpoint(source, revision="v1")
+
+
+def test_a_page_and_a_flag_that_name_two_revisions_are_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"--revision is v1, but .* names v2"):
+        open_checkpoint("https://huggingface.co/a/b/tree/v2", revision="v1")

@@ -1,29 +1,21 @@
-"""Fetching from the hub, tested with a local HTTP server in its place.
+"""Fetching checkpoints from the hub, tested with a local HTTP server in its place."""
 
-huggingface_hub runs in a separate process, because it reads its endpoint, cache folder and offline
-setting only once, when imported.
-"""
-
-import hashlib
 import json
-import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 
 from gemma_export.checkpoint import hub as hub_module
-from gemma_export.checkpoint.hub import looks_like_hub_id
+from gemma_runtime.errors import HubError
+from gemma_runtime.hub import HubName, looks_like_hub_id, parse_hub_name
+from tests.local_hub import COMMIT, REPO, Hub, hub_environment, serve_hub, snapshot_folder
 
-REPO = "somebody/tiny-gemma"
-COMMIT = "c0ffee" * 6 + "cafe"
 FILES = {
     "config.json": b'{"model_type": "gemma2"}',
     "tokenizer.json": b"{}",
@@ -58,81 +50,10 @@ else:
 """
 
 
-@dataclass
-class Hub:
-    """The server's files and refusals, and the requests it received."""
-
-    endpoint: str
-    files: dict[str, bytes] = field(default_factory=lambda: dict(FILES))
-    refusal: tuple[int, dict[str, str]] | None = None  # status and headers
-    refuse_only_files: bool = False  # the real hub does this for gated models
-    requests: list[str] = field(default_factory=list)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    hub: Hub
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        self.hub.requests.append(self.path)
-        path = self.path.partition("?")[0]
-        is_file = not path.startswith("/api/")
-        if self.hub.refusal and (is_file or not self.hub.refuse_only_files):
-            status, headers = self.hub.refusal
-            self._send(status, b"", headers)
-        elif is_file:
-            self._file(path.removeprefix(f"/{REPO}/resolve/{COMMIT}/"))
-        elif path.startswith(f"/api/models/{REPO}/tree/"):
-            self._json([_entry(name, data) for name, data in self.hub.files.items()])
-        elif path in (f"/api/models/{REPO}/revision/main", f"/api/models/{REPO}"):
-            self._json({"id": REPO, "sha": COMMIT, "siblings": []})
-        elif path.startswith(f"/api/models/{REPO}/revision/"):
-            self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
-        else:
-            self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
-
-    def _file(self, name: str) -> None:
-        data = self.hub.files[name]
-        self._send(200, data, {"ETag": f'"{_blob(data)}"', "X-Repo-Commit": COMMIT})
-
-    def _json(self, content: Any) -> None:
-        self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
-
-    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for key, value in headers.items():
-            self.send_header(key, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-def _blob(data: bytes) -> str:
-    return hashlib.sha1(data).hexdigest()
-
-
-def _entry(name: str, data: bytes) -> dict[str, object]:
-    return {"type": "file", "path": name, "oid": _blob(data), "size": len(data)}
-
-
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    class Handler(_Handler):
-        pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Handler.hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield Handler.hub
-        server.shutdown()
-        thread.join()
+    with serve_hub(FILES) as hub:
+        yield hub
 
 
 @dataclass
@@ -150,16 +71,7 @@ class Client:
         offline: bool = False,
         pattern: str = "",
     ) -> dict[str, str]:
-        hidden = ("HF_", "HUGGING", "TRANSFORMERS_", "XDG_")
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
-        environment |= {
-            "HF_ENDPOINT": endpoint,
-            "HF_HOME": str(self.home),
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "NO_PROXY": "127.0.0.1",
-            **({"HF_TOKEN": token} if token else {}),
-            **({"HF_HUB_OFFLINE": "1"} if offline else {}),
-        }
+        environment = hub_environment(endpoint, self.home, token, offline)
         command = [sys.executable, "-c", FETCH, repo, revision, pattern]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -174,7 +86,7 @@ class Client:
 
     @property
     def snapshot(self) -> Path:
-        return self.home / "hub" / f"models--{REPO.replace('/', '--')}" / "snapshots" / COMMIT
+        return snapshot_folder(self.home)
 
 
 @pytest.fixture
@@ -361,3 +273,50 @@ def test_hub_ids_are_recognized(text: str) -> None:
 )
 def test_paths_are_not_hub_ids(text: str) -> None:
     assert not looks_like_hub_id(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "revision"),
+    [
+        ("a/b", None),
+        ("https://huggingface.co/a/b", None),
+        ("http://www.huggingface.co/a/b/", None),
+        ("huggingface.co/a/b?library=transformers#usage", None),
+        ("hf.co/a/b", None),
+        ("https://hf.co/a/b/tree/main", "main"),
+        ("https://huggingface.co/a/b/tree/refs/pr/1", "refs/pr/1"),
+        ("https://huggingface.co/a/b/tree/refs%2Fpr%2F1", "refs/pr/1"),
+    ],
+)
+def test_the_page_of_a_model_is_read_as_its_id_and_revision(
+    text: str, revision: str | None
+) -> None:
+    assert parse_hub_name(text) == HubName("a/b", revision)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "",
+        "a",
+        "datasets/a/b",
+        "spaces/a/b",
+        "a/b/blob/main/model.gguf",
+        "a/b/resolve/main/model.gguf",
+        "a/b/tree/main/folder",
+        "a/b/tree",
+        "a/b/discussions",
+    ],
+)
+def test_another_page_of_the_hub_is_refused(rest: str) -> None:
+    with pytest.raises(HubError, match="is not the page of a model"):
+        parse_hub_name(f"https://huggingface.co/{rest}")
+
+
+def test_a_page_of_another_site_is_not_a_hub_name() -> None:
+    assert parse_hub_name("https://example.com/a/b") is None
+
+
+def test_a_revision_of_a_checkpoint_is_fetched(hub: Hub, client: Client) -> None:
+    assert client.fetch(hub.endpoint, revision="v1")["revision"] == COMMIT
+    assert f"/api/models/{REPO}/revision/v1" in hub.requests

@@ -1,0 +1,154 @@
+"""Writes the README.md and the NOTICE of a bundle on the Hugging Face hub.
+
+All figures come from the manifest, and from a benchmark if there is one.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from gemma_export.model.families import FAMILIES
+from gemma_runtime.bundle import Bundle
+from gemma_runtime.machine import format_bytes
+from gemma_runtime.manifest import Manifest
+
+if TYPE_CHECKING:  # imports numpy
+    from gemma_runtime.measure.bench import Benchmark, BundleFigures
+
+TERMS = "https://ai.google.dev/gemma/terms"
+# The Gemma Terms of Use ask for a file with this sentence beside the weights.
+NOTICE = (
+    "Gemma is provided under and subject to the Gemma Terms of Use found at "
+    "ai.google.dev/gemma/terms\n"
+)
+
+_PHONES = {
+    "onnx": "**Android**: copy the folder to the app in `android_demo/` of gemma-export.",
+    "executorch": "**Android, iOS**: copy the folder to the app in `android_demo/` or `ios_demo/` "
+    "of gemma-export; or load `{file}` with ExecuTorch's own LLM runners.",
+    "coreml": "**iOS, macOS**: copy the folder to the app in `ios_demo/` of gemma-export.",
+    "gguf": "**llama.cpp, on computers and boards**: `llama-cli -m {file}`.",
+}
+
+# Folders that other programs load; gemma-runtime does not run them.
+_TRANSFORMERS = """```sh
+pip install transformers compressed-tensors
+python -c "
+from transformers import pipeline
+generate = pipeline('text-generation', '{repo_id}')
+print(generate('Once upon a time')[0]['generated_text'])"
+```
+
+or with vLLM: `vllm serve {repo_id}`."""
+
+
+def write_card(bundle: Bundle, repo_id: str, benchmark: "Benchmark | None" = None) -> str:
+    """The README.md: metadata for the hub's search, then the text."""
+    manifest = bundle.manifest
+    sections = [
+        _metadata(manifest),
+        _introduction(manifest, repo_id),
+        _running(manifest, repo_id),
+        _quality(manifest),
+        *([_speed(benchmark)] if benchmark else []),
+        _licence(manifest),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _metadata(manifest: Manifest) -> str:
+    model, recipe = manifest.model, manifest.quantization.recipe
+    is_hf = manifest.target.name == "hf"
+    runtime = ["transformers", "compressed-tensors"] if is_hf else [manifest.target.name]
+    tags = ["gemma", model.family, *runtime, recipe, "gemma-export", "on-device"]
+    lines = ["license: gemma", f"license_link: {TERMS}", "pipeline_tag: text-generation"]
+    if model.revision is not None:  # only a checkpoint from the hub is known by its id there
+        lines += [f"base_model: {json.dumps(model.id)}", "base_model_relation: quantized"]
+    if manifest.chat_template is not None:
+        tags.append("conversational")
+    # JSON strings are YAML strings: a recipe's name may hold any character.
+    return "\n".join(["---", *lines, "tags:", *(f"- {json.dumps(tag)}" for tag in tags), "---"])
+
+
+def _introduction(manifest: Manifest, repo_id: str) -> str:
+    model, quantization = manifest.model, manifest.quantization
+    family = FAMILIES[model.family].title if model.family in FAMILIES else model.family
+    source = f"`{model.id}`"
+    if model.revision is not None:
+        page = f"https://huggingface.co/{model.id}"
+        commit = f"[`{model.revision[:12]}`]({page}/tree/{model.revision})"
+        source = f"[{model.id}]({page}) at commit {commit}"
+    rows = [
+        ("Base model", source),
+        ("Family", f"{family}, {model.parameters:,} parameters"),
+        ("Runtime", f"{manifest.target.label} {manifest.target.min_runtime_version}".strip()),
+        ("Weights", f"{quantization.recipe}, {quantization.bits_per_weight:.2f} bits per weight"),
+        ("Context", f"{manifest.context_length} tokens"),
+        ("Size", format_bytes(sum(file.bytes for file in manifest.files.values()))),
+    ]
+    title = f"# {repo_id.partition('/')[2]}"
+    text = f"{family} for {manifest.target.label}, a bundle written by gemma-export."
+    return f"{title}\n\n{text}\n\n{_table(('', ''), rows)}"
+
+
+def _running(manifest: Manifest, repo_id: str) -> str:
+    if manifest.target.name == "hf":
+        return "## How to run it\n\n" + _TRANSFORMERS.format(repo_id=repo_id)
+    command = "chat" if manifest.chat_template is not None else "run"
+    prompt = "" if command == "chat" else ' "Once upon a time"'
+    packages = " ".join(f"'{package}'" for package in manifest.target.packages)
+    lines = [
+        "## How to run it",
+        "**Computers**:",
+        f"```sh\npip install 'gemma-export[hub]' {packages}".rstrip()
+        + f"\ngemma-runtime verify hub:{repo_id}\n"
+        f"gemma-runtime {command} hub:{repo_id}{prompt}\n```",
+    ]
+    if phone := _PHONES.get(manifest.target.name):
+        lines.append(phone.format(file=manifest.graph_files()[0]))
+    return "\n\n".join(lines)
+
+
+def _quality(manifest: Manifest) -> str:
+    quality = manifest.quality
+    rows = [
+        ("Same most likely token", f"{quality.top1:.1%}"),
+        ("Mean KL divergence", f"{quality.mean_kl:.4f} nats"),
+        ("99th percentile of KL", f"{quality.p99_kl:.3f} nats"),
+    ]
+    text = f"Distance of these weights to the float32 weights, over {quality.positions} tokens."
+    return f"## Quality\n\n{text}\n\n{_table(('Figure', 'Value'), rows)}"
+
+
+def _speed(benchmark: "Benchmark") -> str:
+    figures = benchmark.bundles[0]
+    text = (
+        f"Medians of {benchmark.repeats} on {benchmark.machine.cpu}, {benchmark.threads} threads, "
+        f"{benchmark.machine.system}."
+    )
+    table = _table(("Figure", "Value"), list(_speed_rows(figures)))
+    return "\n\n".join(["## Speed", text, table, *(f"Note: {note}" for note in benchmark.warnings)])
+
+
+def _speed_rows(figures: "BundleFigures") -> Iterator[tuple[str, str]]:
+    yield "Load", f"{figures.load_ms.median:.0f} ms"
+    for prompt in figures.prompts:
+        yield f"First token, {prompt.tokens}-token prompt", f"{prompt.first_token_ms.median:.0f} ms"
+    yield "Decode", f"{figures.decode_tokens_per_second.median:.1f} tokens/s"
+    yield "Peak memory", format_bytes(figures.peak_rss_bytes.median)
+
+
+def _licence(manifest: Manifest) -> str:
+    changes = "exported them to another format"
+    if manifest.quantization.recipe != "none":
+        changes = "quantized them and " + changes
+    return (
+        f"## Licence\n\n{NOTICE.strip()}. The [Gemma Terms of Use]({TERMS}) and the "
+        "[prohibited uses](https://ai.google.dev/gemma/prohibited_use_policy) apply to these "
+        f"files. They hold modified weights: gemma-export {changes}."
+    )
+
+
+def _table(header: tuple[str, str], rows: list[tuple[str, str]]) -> str:
+    lines = [header, ("---", "---"), *rows]
+    return "\n".join(f"| {label} | {value} |" for label, value in lines)
