@@ -107,6 +107,7 @@ def test_an_existing_output_is_kept_unless_forced(
     assert (tmp_path / "out" / "manifest.json").stat().st_ino == before
     assert run([*flags, "--force"]) == 0
     (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "todo.txt").touch()
     kept = [*flags[:3], str(tmp_path / "notes"), "--force"]
     assert "is not a bundle" in failing(capsys, *kept)
 

@@ -126,4 +126,8 @@ def test_an_interrupt_that_python_drops_in_a_callback_is_repeated() -> None:
         assert reference() is None
         time.sleep(60)
 
-    assert run_app(app, "wait", []) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+    try:
+        assert run_app(app, "wait", []) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
