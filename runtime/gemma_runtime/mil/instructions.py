@@ -98,12 +98,20 @@ def _check_names(
 
 
 def _check_state(operation: Operation, function: Function) -> None:
-    (binding,) = operation.inputs["input"]
+    binding = _only(operation, "input")
     if not isinstance(binding, Reference):
         raise Damaged(f"read_state {operation.name} reads a constant, expected a state")
     declared, read = function.inputs[binding.name].type, operation.outputs[0].type
     if declared != read:
         raise Damaged(f"state {binding.name} is {declared.shape}, but is read as {read.shape}")
+
+
+def _only(operation: Operation, key: str) -> Binding:
+    """The one value of an input. A damaged file may hold several, or none."""
+    bindings = operation.inputs[key]
+    if len(bindings) != 1:
+        raise Damaged(f"input {key!r} of {operation.name} has {len(bindings)} values, expected 1")
+    return bindings[0]
 
 
 def _references(operation: Operation) -> Iterator[tuple[str, str]]:
@@ -121,7 +129,7 @@ def _decode(
 ) -> Array | Weight:
     """A compressed weight, opened once for the same bytes."""
     arguments = {
-        key: _constant(package, binding, constants) for key, (binding,) in operation.inputs.items()
+        key: _constant(package, _only(operation, key), constants) for key in operation.inputs
     }
     key = (operation.kind, *sorted((k, str(_address(v))) for k, v in arguments.items()))
     if key not in decoded:

@@ -170,6 +170,11 @@ def rename_argument(function: Any) -> None:
     operation.inputs["x"].arguments[0].name = "nothing"
 
 
+def double_weight_input(function: Any) -> None:
+    operation = next(o for o in operations(function) if o.type.startswith("constexpr_"))
+    operation.inputs["data"].arguments.append(operation.inputs["data"].arguments[0])
+
+
 CHANGES: list[tuple[str, Callable[[Any], None], str]] = [
     ("offset", lambda f: set_offset(f, 65), "no record at byte 65"),
     ("far offset", lambda f: set_offset(f, 10**15), "no record at byte 1000000000000000"),
@@ -178,6 +183,7 @@ CHANGES: list[tuple[str, Callable[[Any], None], str]] = [
     ("link", lambda f: set_file(f, "@model_path/link.bin"), "outside the package"),
     ("output", enlarge_output, "more than 1073741824 elements"),
     ("weight", enlarge_weight, "the model expects|more than 1073741824 elements"),
+    ("two values", double_weight_input, "input 'data' of .* has 2 values, expected 1"),
     ("name", rename_argument, "uses 'nothing', which no operation produces"),
 ]
 
