@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from gemma_export.checkpoint.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, open_adapter
 from gemma_export.checkpoint.folder import open_folder
 from gemma_export.checkpoint.gguf import GgufCheckpoint
 from gemma_export.checkpoint.open import open_checkpoint
@@ -24,6 +25,14 @@ def test_a_git_lfs_pointer_is_named_with_what_to_run(folder: Path, name: str) ->
     (folder / name).write_text(POINTER)
     with pytest.raises(CheckpointError, match=f"{name} is a Git LFS pointer, run git lfs pull"):
         open_folder(folder)
+
+
+@pytest.mark.parametrize("name", [ADAPTER_CONFIG, ADAPTER_WEIGHTS])
+def test_an_adapter_file_that_is_a_git_lfs_pointer_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / ADAPTER_CONFIG).write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 4}')
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(CheckpointError, match=f"{name} is a Git LFS pointer, run git lfs pull"):
+        open_adapter(tmp_path)
 
 
 def test_a_gguf_file_that_is_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """Opens PEFT adapter folders, without torch, and refuses adapters that can't be merged."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gemma_export.formats.downloaded import check_downloaded
+from gemma_export.formats.json_file import read_json
 from gemma_runtime.errors import CheckpointError
 from gemma_runtime.formats.safetensors import TensorInfo, read_safetensors_header
 
@@ -64,14 +65,7 @@ def is_adapter(folder: Path) -> bool:
 def open_adapter(folder: Path, name: str | None = None, weight: float = 1.0) -> Adapter:
     """Read the config and the weights' header. Raises CheckpointError for all but LoRA."""
     path = folder / ADAPTER_CONFIG
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"can't read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} is not a JSON object; save the adapter again")
+    config = read_json(path)
     _check_config(path, config)
     return Adapter(folder, name or folder.resolve().name, weight, config, _header(folder))
 
@@ -122,6 +116,7 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
 
 def _header(folder: Path) -> dict[str, TensorInfo]:
     path = folder / ADAPTER_WEIGHTS
+    check_downloaded(path)
     if not path.is_file():
         if (folder / "adapter_model.bin").exists():
             raise CheckpointError(

@@ -18,9 +18,10 @@ from gemma_export.checkpoint.packed_folder import find_quantization, split_packe
 from gemma_export.checkpoint.prequantized import Stored, grid_stored
 from gemma_export.checkpoint.text_names import HEAD, check_unpacked, find_text
 from gemma_export.checkpoint.tokenizer_folder import read_tokenizer
-from gemma_export.checkpoint.weight_files import CONFIG, check_folder, open_weights, read_json
+from gemma_export.checkpoint.weight_files import CONFIG, check_folder, open_weights
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.codes import Codes
+from gemma_export.formats.json_file import read_json
 from gemma_export.model.config import (
     TABLE,
     GemmaConfig,

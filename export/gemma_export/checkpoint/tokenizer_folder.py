@@ -5,7 +5,6 @@ Tokens that are named outside `tokenizer.json` are added to it, in transformers'
 `added_tokens.json`; then the special tokens that `tokenizer_config.json` names.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import msgspec
 
 from gemma_export.checkpoint import TokenizerFiles
 from gemma_export.checkpoint.sentencepiece import tokenizer_from_sentencepiece
+from gemma_export.formats.json_file import read_json
 from gemma_runtime.errors import CheckpointError
 
 _CONFIG = "tokenizer_config.json"
@@ -201,12 +201,4 @@ def _read_text(path: Path) -> str:
 
 def _read_json(path: Path) -> Json:
     """The object in a JSON file; empty if there is no file."""
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(_read_text(path))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return content
+    return read_json(path) if path.exists() else {}

@@ -1,12 +1,12 @@
 """Chooses the weight files of a folder, in transformers' order: one file first, else the index."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from gemma_export.formats.downloaded import check_downloaded
+from gemma_export.formats.json_file import read_json
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_runtime.errors import CheckpointError
 
@@ -47,20 +47,6 @@ def open_weights(
                 )
             places[tensor] = file
     return places, _left_aside(folder, {read, *names})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises CheckpointError if the file is missing, damaged or another value."""
-    check_downloaded(path)
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"can't read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return content
 
 
 def _chosen(folder: Path, hf_config: Mapping[str, Any]) -> tuple[str, list[str]]:
