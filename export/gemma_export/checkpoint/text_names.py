@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from gemma_runtime.errors import CheckpointError
 
-HEAD = "lm_head.weight"
 # Every layer of a Gemma has this norm; no vision tower has it.
 _LAYER = re.compile(r"((?:.*\.)?)layers\.\d+\.(?:pre|post)_feedforward_layernorm\.weight")
 # What transformers writes and reads; other beginnings come from wrappers, e.g. `module.`.
