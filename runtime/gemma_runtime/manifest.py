@@ -125,6 +125,7 @@ class Model:
     parameters: int
     revision: str | None  # commit on the hub, if it came from there
     digest: str  # sha256 over config and weights
+    looked_up: int = 0  # parameters of a table that is not the head: a token reads one row
 
 
 @dataclass(frozen=True, slots=True)
