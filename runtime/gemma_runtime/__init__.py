@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from gemma_runtime.proof.verify import Verdict, Verification, verify, verify_bundle
     from gemma_runtime.session import FakeSession, Session, open_session
     from gemma_runtime.text.chat import Message, encode_chat
+    from gemma_runtime.text.conversation import Conversation
     from gemma_runtime.text.generate import (
-        Conversation,
         Generation,
         StopReason,
         TextGeneration,
@@ -117,8 +117,8 @@ _HOMES = {
     "gemma_runtime.proof.verify": ("Verdict", "Verification", "verify", "verify_bundle"),
     "gemma_runtime.session": ("FakeSession", "Session", "open_session"),
     "gemma_runtime.text.chat": ("Message", "encode_chat"),
+    "gemma_runtime.text.conversation": ("Conversation",),
     "gemma_runtime.text.generate": (
-        "Conversation",
         "Generation",
         "StopReason",
         "TextGeneration",

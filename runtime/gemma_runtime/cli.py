@@ -14,7 +14,8 @@ if TYPE_CHECKING:  # commands import what they need, so --help starts fast
     from rich.console import RenderableType
 
     from gemma_runtime.bundle import Bundle
-    from gemma_runtime.text.generate import Conversation, Generation, TextGeneration
+    from gemma_runtime.text.conversation import Conversation
+    from gemma_runtime.text.generate import Generation, TextGeneration
     from gemma_runtime.text.tokenizer import Tokenizer
 
 _RESULTS = "/results"
@@ -238,7 +239,7 @@ def chat(
     """
     from gemma_runtime.bundle import open_bundle
     from gemma_runtime.session import open_session
-    from gemma_runtime.text.generate import Conversation
+    from gemma_runtime.text.conversation import Conversation
     from gemma_runtime.text.sampler import Sampling
     from gemma_runtime.text.tokenizer import load_tokenizer
     from gemma_runtime.text.tools import read_tools
