@@ -6,7 +6,9 @@ from collections.abc import Collection, Sequence
 from gemma_runtime.errors import ContextFull, SessionError
 from gemma_runtime.session import Session
 from gemma_runtime.text.chat import Message, encode_chat
+from gemma_runtime.text.constraint import Constraint, start_constraint
 from gemma_runtime.text.generate import TextGeneration, generate_text
+from gemma_runtime.text.matcher import Matcher
 from gemma_runtime.text.sampler import Sampling
 from gemma_runtime.text.tokenizer import Tokenizer
 from gemma_runtime.text.tools import (
@@ -100,17 +102,26 @@ class Conversation:
         """How many turns, replies included, were forgotten because the context was full."""
         return self._forgotten
 
-    def send(self, content: str, max_new_tokens: int | None = None) -> TextGeneration:
+    def send(
+        self,
+        content: str,
+        max_new_tokens: int | None = None,
+        constraint: Constraint | Matcher | None = None,
+    ) -> TextGeneration:
         """The model's reply to `content`. Iterate it before sending the next turn.
 
+        A `constraint` holds this reply alone to a format; tell the model of it in `content` too.
         Without `max_new_tokens` the reply may fill the context. Raises ContextFull if the
         conversation no longer fits; its state doesn't change then. With `roll`, only a turn that
         doesn't fit by itself raises it.
         """
-        return self._reply_to([Message("user", content)], max_new_tokens)
+        return self._reply_to([Message("user", content)], max_new_tokens, constraint)
 
     def send_results(
-        self, results: Sequence[Json], max_new_tokens: int | None = None
+        self,
+        results: Sequence[Json],
+        max_new_tokens: int | None = None,
+        constraint: Constraint | Matcher | None = None,
     ) -> TextGeneration:
         """The model's reply to the results of the calls in its last reply, in their order.
 
@@ -125,13 +136,20 @@ class Conversation:
         pairs = list(zip(calls, results, strict=True))
         if self._marks_calls:
             responses = tuple({"name": call.name, "response": result} for call, result in pairs)
-            return self._reply_to([Message("tool", "", results=responses)], max_new_tokens)
+            turn = Message("tool", "", results=responses)
+            return self._reply_to([turn], max_new_tokens, constraint)
         turns = [Message("tool", _result_text(result), name=call.name) for call, result in pairs]
-        return self._reply_to(turns, max_new_tokens)
+        return self._reply_to(turns, max_new_tokens, constraint)
 
-    def _reply_to(self, new: list[Message], max_new_tokens: int | None) -> TextGeneration:
+    def _reply_to(
+        self,
+        new: list[Message],
+        max_new_tokens: int | None,
+        constraint: Constraint | Matcher | None,
+    ) -> TextGeneration:
         if max_new_tokens is None:
             max_new_tokens = self._session.context_length
+        matcher = start_constraint(constraint, self._tokenizer, self._stop_tokens)
         turns = [*self.messages, *new]
         messages, tokens = self._fitting(turns, max_new_tokens)
         self._check_room(tokens)
@@ -151,6 +169,7 @@ class Conversation:
             stop_strings=self._stop_strings,
             history=cached,
             tools=tool_names(self._tools),
+            constraint=matcher,
         )
         self._messages, self._fed, self._sent = messages, tokens, len(new)
         self._forgotten += len(turns) - len(messages)

@@ -6,7 +6,9 @@ from enum import StrEnum
 from time import perf_counter
 
 from gemma_runtime.errors import SessionError
-from gemma_runtime.session import Session, check_room, check_tokens
+from gemma_runtime.session import Logits, Session, check_room, check_tokens
+from gemma_runtime.text.constraint import Constraint, start_constraint
+from gemma_runtime.text.matcher import Matcher, masked
 from gemma_runtime.text.sampler import Sampler, Sampling
 from gemma_runtime.text.stop_strings import StopStrings
 from gemma_runtime.text.tokenizer import Tokenizer
@@ -20,6 +22,7 @@ class StopReason(StrEnum):
     STOP_STRING = "stop_string"
     LENGTH = "length"  # max_new_tokens were generated
     CONTEXT = "context"  # the context is full
+    CONSTRAINT = "constraint"  # the constraint allows nothing more
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,7 @@ class Generation:
     prompt_tokens: int  # fed for this text, without those already in the cache
     new_tokens: int  # without the stop token
     reason: StopReason
+    complete: bool  # not cut by a limit, nor, if it was constrained, by a stop string
     first_token_seconds: float  # from the start to the first chosen token, prefill included
     seconds: float  # in total
     tool_calls: tuple[ToolCall, ...] = ()  # what the model wants to call; not in the text
@@ -42,12 +46,14 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling = _GREEDY,
     stop_tokens: Collection[int] = (),
+    constraint: Matcher | None = None,
 ) -> Iterator[int]:
     """Feed `prompt` and yield new tokens, up to a stop token (not yielded) or a full context.
 
+    A `constraint` is started first: `Constraint.regex("[0-9]+").start(tokenizer, stop_tokens)`.
     Raises ContextFull immediately, before feeding anything, if the prompt doesn't fit.
     """
-    return iter(_TokenLoop(session, prompt, (), max_new_tokens, sampling, stop_tokens))
+    return iter(_TokenLoop(session, prompt, (), max_new_tokens, sampling, stop_tokens, constraint))
 
 
 def generate_text(
@@ -61,14 +67,17 @@ def generate_text(
     stop_strings: Sequence[str] = (),
     history: Sequence[int] = (),
     tools: Collection[str] = (),
+    constraint: Constraint | Matcher | None = None,
 ) -> "TextGeneration":
-    """Feed `prompt` and stream the generated text.
+    """Feed `prompt` and stream the generated text, which a `constraint` can hold to a format.
 
     Calls of tools with these names are read from the finished text; FunctionGemma's always.
     `history` is the tokens already in the session; only the repetition penalty uses them.
-    Raises ContextFull immediately, before feeding anything, if the prompt doesn't fit.
+    Raises ContextFull immediately, before feeding anything, if the prompt doesn't fit, and
+    ConstraintError if the constraint can't be guaranteed.
     """
-    loop = _TokenLoop(session, prompt, history, max_new_tokens, sampling, stop_tokens)
+    matcher = start_constraint(constraint, tokenizer, stop_tokens)
+    loop = _TokenLoop(session, prompt, history, max_new_tokens, sampling, stop_tokens, matcher)
     return TextGeneration(loop, tokenizer, stop_strings, tools)
 
 
@@ -124,12 +133,9 @@ class TextGeneration:
 
     def _run(self) -> Generator[str]:
         started = perf_counter()
-        first: float | None = None
         decoder = self._tokenizer.stream()
         reason = None
         for token in self._loop:
-            if first is None:
-                first = perf_counter() - started
             yield from self._emit(self._stop_strings.push(decoder.push(token)))
             if self._stop_strings.found:
                 reason = StopReason.STOP_STRING
@@ -138,7 +144,7 @@ class TextGeneration:
             last = self._stop_strings.push(decoder.flush())
             yield from self._emit(last + self._stop_strings.flush())
             reason = StopReason.STOP_STRING if self._stop_strings.found else self._loop.reason
-        seconds = perf_counter() - started
+        ended = perf_counter()
         text, calls = self._read_calls(reason)
         self._result = Generation(
             text=text,
@@ -146,9 +152,15 @@ class TextGeneration:
             prompt_tokens=len(self._loop.prompt),
             new_tokens=len(self._loop.tokens),
             reason=reason,
-            first_token_seconds=seconds if first is None else first,
-            seconds=seconds,
+            complete=self._is_complete(reason),
+            first_token_seconds=(self._loop.first_choice or ended) - started,
+            seconds=ended - started,
         )
+
+    def _is_complete(self, reason: StopReason) -> bool:
+        is_limited = reason in (StopReason.LENGTH, StopReason.CONTEXT)
+        is_cut = reason is StopReason.STOP_STRING and self._loop.matcher is not None
+        return not is_limited and not is_cut
 
     def _read_calls(self, reason: StopReason) -> tuple[str, tuple[ToolCall, ...]]:
         """The text without calls, and the calls. Their tokens may be left out of the text."""
@@ -166,7 +178,11 @@ class TextGeneration:
 
 
 class _TokenLoop:
-    """The decoding loop: choose a token, yield it, feed it."""
+    """The decoding loop: choose a token, yield it, feed it.
+
+    Under a constraint, tokens that leave no choice are yielded and fed together with the choice
+    before them.
+    """
 
     def __init__(
         self,
@@ -176,6 +192,7 @@ class _TokenLoop:
         max_new_tokens: int,
         sampling: Sampling,
         stop_tokens: Collection[int],
+        matcher: Matcher | None,
     ) -> None:
         check_tokens(prompt)
         check_room(session.position, len(prompt), session.context_length)
@@ -184,6 +201,8 @@ class _TokenLoop:
         self.prompt = list(prompt)
         self.tokens: list[int] = []
         self.reason = StopReason.LENGTH
+        self.first_choice: float | None = None  # when it was made, by perf_counter
+        self.matcher = matcher
         self._session = session
         self._previous = [*history, *prompt]
         self._max_new_tokens = max_new_tokens
@@ -191,19 +210,51 @@ class _TokenLoop:
         self._stop_tokens = frozenset(stop_tokens)
 
     def __iter__(self) -> Iterator[int]:
-        session = self._session
-        logits = session.prefill(self.prompt)
+        unfed, run = self.prompt, self._forced()
         while True:
-            token = self._sampler.pick(logits, self._previous)
+            room = self._room(len(unfed))
+            for token in run[:room]:
+                self.tokens.append(token)
+                self._previous.append(token)
+                yield token
+            if len(run) <= room and self.matcher is not None and self.matcher.is_done:
+                self.reason = StopReason.CONSTRAINT
+                return
+            if len(run) >= room:
+                is_long = len(self.tokens) == self._max_new_tokens
+                self.reason = StopReason.LENGTH if is_long else StopReason.CONTEXT
+                return
+            token = self._pick(self._feed(unfed, run))
             if token in self._stop_tokens:
                 self.reason = StopReason.STOP_TOKEN
                 return
-            self.tokens.append(token)
-            self._previous.append(token)
-            yield token
-            if len(self.tokens) == self._max_new_tokens:
-                return
-            if session.position == session.context_length:
-                self.reason = StopReason.CONTEXT
-                return
-            logits = session.decode(token)
+            unfed, run = [], [token, *self._forced(token)]
+
+    def _room(self, unfed: int) -> int:
+        """How many tokens may still be yielded; the last one need not be fed."""
+        free = self._session.context_length - self._session.position - unfed
+        return min(self._max_new_tokens - len(self.tokens), free + 1)
+
+    def _feed(self, unfed: Sequence[int], run: Sequence[int]) -> Logits:
+        if not unfed and len(run) == 1:
+            return self._session.decode(run[0])
+        return self._session.prefill([*unfed, *run])
+
+    def _pick(self, logits: Logits) -> int:
+        if self.matcher is not None:
+            logits = masked(logits, self.matcher.mask())
+        token = self._sampler.pick(logits, self._previous)
+        if self.first_choice is None:
+            self.first_choice = perf_counter()
+        return token
+
+    def _forced(self, *chosen: int) -> list[int]:
+        """The tokens that the constraint forces after those chosen, up to the next choice."""
+        if self.matcher is None:
+            return []
+        for token in chosen:
+            self.matcher.accept(token)
+        forced = list(self.matcher.forced())
+        for token in forced:
+            self.matcher.accept(token)
+        return forced

@@ -1,0 +1,44 @@
+"""Follows a constrained reply token by token: which tokens may come next. V vocabulary."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemma_runtime.errors import SessionError
+from gemma_runtime.session import Logits
+
+Bits = NDArray[np.uint8]
+
+
+class Matcher(Protocol):
+    """The state of one reply. `Constraint.start` makes one; another engine needs these four."""
+
+    def mask(self) -> Bits:
+        """The tokens that may come next, (ceil(V / 8),): token t is bit `t % 8` of byte `t // 8`.
+
+        Stop tokens are among them where the reply may end.
+        """
+        ...
+
+    def accept(self, token: int) -> None:
+        """Append a token. Raises ConstraintError if it may not come next."""
+        ...
+
+    def forced(self) -> Sequence[int]:
+        """The tokens that come next in every allowed reply, without stop tokens; not accepted."""
+        ...
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the reply is complete and nothing may follow."""
+        ...
+
+
+def masked(logits: Logits, bits: Bits) -> Logits:
+    """`logits` with -inf for every token that is not allowed, (V,)."""
+    allowed = np.unpackbits(bits, count=len(logits), bitorder="little").view(np.bool_)  # (V,)
+    if not allowed.any():
+        raise SessionError("the constraint allows none of the model's tokens here")
+    return np.where(allowed, logits, np.float32(-np.inf))
