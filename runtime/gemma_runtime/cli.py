@@ -10,7 +10,10 @@ from gemma_runtime.command import print_json, print_shown, run_app
 from gemma_runtime.options import (
     BundlePath,
     BundlePaths,
+    Choices,
+    Grammar,
     Json,
+    JsonSchema,
     MinP,
     NewTokens,
     OwnMinP,
@@ -19,6 +22,7 @@ from gemma_runtime.options import (
     OwnTopK,
     OwnTopP,
     Penalty,
+    Regex,
     Roll,
     Seed,
     Stops,
@@ -28,8 +32,16 @@ from gemma_runtime.options import (
     Tools,
     TopK,
     TopP,
+    read_constraint,
 )
-from gemma_runtime.talk import encode_prompt, print_reply, read_stdin, stream, typed_lines
+from gemma_runtime.talk import (
+    encode_prompt,
+    print_reply,
+    read_stdin,
+    send_line,
+    stream,
+    typed_lines,
+)
 
 _HELP = """Run, check and measure the bundles that gemma-export writes. Needs no torch.
 
@@ -101,21 +113,32 @@ def run(
     repetition_penalty: Penalty = 1.0,
     seed: Seed = None,
     stop: Stops = [],  # noqa: B006  (typer only reads the default)
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    grammar: Grammar = None,
+    choice: Choices = [],  # noqa: B006
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Continue a prompt, token by token; greedily unless options say otherwise."""
+    """Continue a prompt, token by token; greedily unless options say otherwise.
+
+    --json-schema, --regex, --grammar and --choice guarantee the text's format, unless a limit cuts
+    it: --json then has complete: false. Describe the format in the prompt too.
+    """
     from gemma_runtime.bundle import open_bundle
     from gemma_runtime.session import open_session
+    from gemma_runtime.text.constraint import start_constraint
     from gemma_runtime.text.generate import generate_text
     from gemma_runtime.text.sampler import Sampling
     from gemma_runtime.text.tokenizer import load_tokenizer
 
+    constraint = read_constraint(json_schema, regex, grammar, choice)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     text = read_stdin() if prompt == "-" else prompt
     opened = open_bundle(bundle)
     tokenizer = load_tokenizer(opened)
     tokens = encode_prompt(opened, tokenizer, text, system, chat)
+    matcher = start_constraint(constraint, tokenizer, opened.manifest.stop_tokens)
     with open_session(opened, threads) as session:
         generation = generate_text(
             session,
@@ -125,6 +148,7 @@ def run(
             sampling=sampling,
             stop_tokens=opened.manifest.stop_tokens,
             stop_strings=stop,
+            constraint=matcher,
         )
         if not json:
             stream(generation)
@@ -145,6 +169,10 @@ def chat(
     repetition_penalty: OwnPenalty = None,
     seed: Seed = None,
     stop: Stops = [],  # noqa: B006  (typer only reads the default)
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    grammar: Grammar = None,
+    choice: Choices = [],  # noqa: B006
     roll: Roll = False,
     tools: Tools = None,
     threads: Threads = None,
@@ -159,14 +187,19 @@ def chat(
 
     With --tools, a reply that calls tools is printed as JSON. Answer it with /results and a JSON
     list that has one result for each call.
+
+    --json-schema, --regex, --grammar and --choice guarantee the format of every reply, unless a
+    limit cuts it.
     """
     from gemma_runtime.bundle import open_bundle
     from gemma_runtime.session import open_session
+    from gemma_runtime.text.constraint import start_constraint
     from gemma_runtime.text.conversation import Conversation
     from gemma_runtime.text.sampler import Sampling
     from gemma_runtime.text.tokenizer import load_tokenizer
     from gemma_runtime.text.tools import read_tools
 
+    constraint = read_constraint(json_schema, regex, grammar, choice)
     schemas = read_tools(tools) if tools else []
     opened = open_bundle(bundle)
     sampling = Sampling.by_default(
@@ -178,10 +211,12 @@ def chat(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
+    tokenizer = load_tokenizer(opened)
+    start_constraint(constraint, tokenizer, opened.manifest.stop_tokens)  # refuses before any turn
     with open_session(opened, threads) as session:
         conversation = Conversation(
             session,
-            load_tokenizer(opened),
+            tokenizer,
             template=opened.manifest.chat_template,
             bos_token=opened.manifest.bos_token,
             eos_token=opened.manifest.eos_token,
@@ -196,7 +231,9 @@ def chat(
             if line == "/new":
                 conversation.reset()
             elif line:
-                print_reply(conversation, line, max_new_tokens, json, tools=bool(schemas))
+                reply = send_line(conversation, line, max_new_tokens, constraint, bool(schemas))
+                if reply is not None:
+                    print_reply(reply, json, tools=bool(schemas))
 
 
 @app.command()

@@ -1,9 +1,13 @@
 """The arguments and options that commands share, each declared once."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:  # imported when needed, so --help starts fast
+    from gemma_runtime.text.constraint import Constraint
 
 
 def _check_threads(threads: int | None) -> int | None:
@@ -76,3 +80,42 @@ Stops = Annotated[list[str], typer.Option(help="Stop before this text. Can be re
 System = Annotated[
     str | None, typer.Option(help="System prompt: instructions before the first turn.")
 ]
+JsonSchema = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Reply with JSON that this JSON Schema allows."),
+]
+Regex = Annotated[
+    str | None,
+    typer.Option(metavar="REGEX", help="Reply with a text that this pattern matches as a whole."),
+]
+Grammar = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Reply with a text of this grammar: a .lark or .gbnf file."),
+]
+Choices = Annotated[
+    list[str], typer.Option(metavar="TEXT", help="Reply with one of these texts. Can be repeated.")
+]
+
+
+def read_constraint(
+    json_schema: Path | None, regex: str | None, grammar: Path | None, choice: Sequence[str]
+) -> "Constraint | None":
+    """What the options ask of replies; None if they ask nothing."""
+    from gemma_runtime.text.constraint import Constraint
+
+    options = {
+        "--json-schema": json_schema,
+        "--regex": regex,
+        "--grammar": grammar,
+        "--choice": choice or None,
+    }
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise typer.BadParameter("give one of them", param_hint=" and ".join(given))
+    if json_schema is not None:
+        return Constraint.read_json_schema(json_schema)
+    if regex is not None:
+        return Constraint.regex(regex)
+    if grammar is not None:
+        return Constraint.read_grammar(grammar)
+    return Constraint.choice(choice) if choice else None

@@ -11,6 +11,7 @@ from gemma_runtime.errors import SessionError, TokenizerError
 
 if TYPE_CHECKING:  # imported when needed, so --help starts fast
     from gemma_runtime.bundle import Bundle
+    from gemma_runtime.text.constraint import Constraint
     from gemma_runtime.text.conversation import Conversation
     from gemma_runtime.text.generate import Generation, TextGeneration
     from gemma_runtime.text.tokenizer import Tokenizer
@@ -46,22 +47,31 @@ def encode_prompt(
     )
 
 
-def print_reply(
-    conversation: "Conversation", line: str, max_new_tokens: int, json: bool, tools: bool
-) -> None:
+def send_line(
+    conversation: "Conversation",
+    line: str,
+    max_new_tokens: int,
+    constraint: "Constraint | None",
+    tools: bool,
+) -> "TextGeneration | None":
+    """The reply to a typed line; None if it was refused and the user can type another."""
     before = conversation.forgotten
     try:
         if tools and line.startswith(_RESULTS):
-            reply = conversation.send_results(_results(line), max_new_tokens)
+            reply = conversation.send_results(_results(line), max_new_tokens, constraint)
         else:
-            reply = conversation.send(line, max_new_tokens)
+            reply = conversation.send(line, max_new_tokens, constraint)
     except (SessionError, TokenizerError) as error:
         if not sys.stdin.isatty():
             raise
         print(f"error: {error}", file=sys.stderr)  # a person can shorten the turn, or type /new
-        return
+        return None
     if forgotten := conversation.forgotten - before:
         print(f"[the context is full: forgot the oldest {forgotten} turns]", file=sys.stderr)
+    return reply
+
+
+def print_reply(reply: "TextGeneration", json: bool, tools: bool) -> None:
     if json:
         list(reply)
         print_json(reply.result)

@@ -8,7 +8,7 @@ from time import perf_counter
 from gemma_runtime.errors import SessionError
 from gemma_runtime.session import Logits, Session, check_room, check_tokens
 from gemma_runtime.text.constraint import Constraint, start_constraint
-from gemma_runtime.text.matcher import Matcher, masked
+from gemma_runtime.text.matcher import Matcher, allowed_tokens
 from gemma_runtime.text.sampler import Sampler, Sampling
 from gemma_runtime.text.stop_strings import StopStrings
 from gemma_runtime.text.tokenizer import Tokenizer
@@ -241,9 +241,10 @@ class _TokenLoop:
         return self._session.prefill([*unfed, *run])
 
     def _pick(self, logits: Logits) -> int:
+        allowed = None
         if self.matcher is not None:
-            logits = masked(logits, self.matcher.mask())
-        token = self._sampler.pick(logits, self._previous)
+            allowed = allowed_tokens(self.matcher.mask(), len(logits))
+        token = self._sampler.pick(logits, self._previous, allowed)
         if self.first_choice is None:
             self.first_choice = perf_counter()
         return token

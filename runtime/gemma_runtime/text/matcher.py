@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_runtime.errors import SessionError
-from gemma_runtime.session import Logits
 
 Bits = NDArray[np.uint8]
 
@@ -36,9 +35,13 @@ class Matcher(Protocol):
         ...
 
 
-def masked(logits: Logits, bits: Bits) -> Logits:
-    """`logits` with -inf for every token that is not allowed, (V,)."""
-    allowed = np.unpackbits(bits, count=len(logits), bitorder="little").view(np.bool_)  # (V,)
-    if not allowed.any():
+def allowed_tokens(bits: Bits, vocabulary_size: int) -> NDArray[np.intp]:
+    """The tokens that a mask allows, (A,) of the model's V. Raises SessionError if there is none.
+
+    A mask may be longer or shorter than the model's logits.
+    """
+    allowed = np.unpackbits(bits, count=vocabulary_size, bitorder="little").view(np.bool_)  # (V,)
+    tokens = np.flatnonzero(allowed)
+    if len(tokens) == 0:
         raise SessionError("the constraint allows none of the model's tokens here")
-    return np.where(allowed, logits, np.float32(-np.inf))
+    return tokens
