@@ -1,6 +1,6 @@
 """Asks for JSON without a constraint: the reply is checked, and the model told what is wrong.
 
-Nothing is guaranteed. The prompts are those of the phone apps.
+Nothing is guaranteed. The prompts are worded as in the phone apps.
 """
 
 import json
@@ -23,6 +23,7 @@ class JsonAnswer:
     value: Json  # the JSON in the text; None if there is none
     violations: tuple[Violation, ...]  # what is wrong with it; empty if it is valid
     attempts: int
+    new_tokens: int  # of all attempts
 
     @property
     def is_valid(self) -> bool:
@@ -44,24 +45,24 @@ def ask_json(
     """
     checked = JsonSchema(schema)
     prompt = _request(request, schema)
-    attempt = 1
+    attempts = new_tokens = 0
     while True:
         reply = conversation.send(prompt, max_new_tokens)
         list(reply)
-        answer = _read_answer(reply.result.text, checked, attempt)
-        if answer.is_valid or attempt > retries:
-            return answer
-        prompt = _correction(answer.violations)
-        attempt += 1
+        attempts += 1
+        new_tokens += reply.result.new_tokens
+        value, violations = _read(reply.result.text, checked)
+        if not violations or attempts > retries:
+            return JsonAnswer(reply.result.text, value, violations, attempts, new_tokens)
+        prompt = _correction(violations)
 
 
-def _read_answer(text: str, schema: JsonSchema, attempts: int) -> JsonAnswer:
+def _read(text: str, schema: JsonSchema) -> tuple[Json, tuple[Violation, ...]]:
     try:
         value = extract_json(text)
     except ValueError:
-        missing = Violation("$", "the answer has no complete JSON value")
-        return JsonAnswer(text, None, (missing,), attempts)
-    return JsonAnswer(text, value, tuple(schema.check(value)), attempts)
+        return None, (Violation("$", "the answer has no complete JSON value"),)
+    return value, tuple(schema.check(value))
 
 
 def _request(request: str, schema: Schema) -> str:

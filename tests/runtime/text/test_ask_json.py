@@ -92,9 +92,11 @@ def test_a_valid_reply_is_the_answer(tokenizer: Tokenizer) -> None:
 
 
 def test_after_a_wrong_reply_the_model_is_told_what_is_wrong(tokenizer: Tokenizer) -> None:
-    answer, seen = ask(tokenizer, ['{"age": "old"}', '{"age": 36}'])
+    replies = ['{"age": "old"}', '{"age": 36}']
+    answer, seen = ask(tokenizer, replies)
     assert (answer.value, answer.is_valid, answer.attempts) == ({"age": 36}, True, 2)
     assert "- $.age: expected integer" in seen
+    assert answer.new_tokens == sum(map(len, map(tokenizer.encode, replies)))
 
 
 @pytest.mark.parametrize(("retries", "attempts"), [(0, 1), (1, 2), (2, 3)])
