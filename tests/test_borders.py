@@ -80,6 +80,7 @@ def test_the_public_names_of_the_runtime_are_these() -> None:
         "LayerCache",
         "Limits",
         "Manifest",
+        "Mark",
         "Matcher",
         "Message",
         "MissingExtra",

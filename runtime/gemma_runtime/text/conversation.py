@@ -10,6 +10,7 @@ from gemma_runtime.text.constraint import Constraint, start_constraint
 from gemma_runtime.text.generate import TextGeneration, generate_text
 from gemma_runtime.text.matcher import Matcher
 from gemma_runtime.text.sampler import Sampling
+from gemma_runtime.text.shared_prefix import keep_beginning
 from gemma_runtime.text.tokenizer import Tokenizer
 from gemma_runtime.text.tools import (
     ACTIVATION,
@@ -28,8 +29,8 @@ class Conversation:
     """Turns between a user and the model in one session.
 
     Each turn feeds only the tokens that the cache lacks. If the template renders an earlier turn
-    differently from what is in the cache (for example with the reply trimmed), the session is reset
-    and the conversation is fed again from the start.
+    differently from what is in the cache (for example with the reply trimmed), the session goes
+    back to what they have in common. From then on it holds a mark before each reply, to go back to.
 
     With `roll`, a full context makes it forget the oldest turns, a question with its reply at a
     time, but never the system turn. The next reply is then that of a new conversation that begins
@@ -78,7 +79,7 @@ class Conversation:
     def reset(self) -> None:
         """Forget every turn except the system turn."""
         self._messages = list(self._system)
-        self._fed: list[int] = []
+        self._rewrites = False  # whether the template has changed an earlier turn
         self._sent = 0  # turns that the reply answers
         self._reply: TextGeneration | None = None
         self._forgotten = 0
@@ -153,25 +154,23 @@ class Conversation:
         turns = [*self.messages, *new]
         messages, tokens = self._fitting(turns, max_new_tokens)
         self._check_room(tokens)
+        held = self._keep_beginning(tokens)
         if self._reply is not None:
             self._reply.close()
-        cached = self._cached()
-        if len(cached) != self._session.position or cached != tokens[: len(cached)]:
-            self._session.reset()
-            cached = []
         self._reply = generate_text(
             self._session,
             self._tokenizer,
-            tokens[len(cached) :],
+            tokens[held:],
             max_new_tokens=max_new_tokens,
             sampling=self._sampling,
             stop_tokens=self._stop_tokens,
             stop_strings=self._stop_strings,
-            history=cached,
+            history=tokens[:held],
             tools=tool_names(self._tools),
             constraint=matcher,
+            hold=self._rewrites,
         )
-        self._messages, self._fed, self._sent = messages, tokens, len(new)
+        self._messages, self._sent = messages, len(new)
         self._forgotten += len(turns) - len(messages)
         return self._reply
 
@@ -202,10 +201,12 @@ class Conversation:
             tools=self._tools,
         )
 
-    def _cached(self) -> list[int]:
-        """The tokens that this conversation has fed into the session."""
-        new = [] if self._reply is None else self._reply.tokens
-        return [*self._fed, *new][: self._session.position]
+    def _keep_beginning(self, tokens: Sequence[int]) -> int:
+        """Keep in the session what it can of the beginning of `tokens`; returns its length."""
+        before = self._session.position
+        held = keep_beginning(self._session, tokens, len(tokens) - 1)
+        self._rewrites |= held < before
+        return held
 
     def _check_room(self, tokens: Sequence[int]) -> None:
         if len(tokens) > self._session.context_length:

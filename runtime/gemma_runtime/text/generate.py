@@ -6,6 +6,7 @@ from enum import StrEnum
 from time import perf_counter
 
 from gemma_runtime.errors import SessionError
+from gemma_runtime.marks import Mark
 from gemma_runtime.session import Logits, Session, check_room, check_tokens
 from gemma_runtime.text.constraint import Constraint, start_constraint
 from gemma_runtime.text.matcher import Matcher, allowed_tokens
@@ -68,16 +69,21 @@ def generate_text(
     history: Sequence[int] = (),
     tools: Collection[str] = (),
     constraint: Constraint | Matcher | None = None,
+    hold: bool = False,
 ) -> "TextGeneration":
     """Feed `prompt` and stream the generated text, which a `constraint` can hold to a format.
 
     Calls of tools with these names are read from the finished text; FunctionGemma's always.
     `history` is the tokens already in the session; only the repetition penalty uses them.
+    `hold` marks the end of the prompt, so that the session can go back to it until the generation
+    is closed.
     Raises ContextFull immediately, before feeding anything, if the prompt doesn't fit, and
     ConstraintError if the constraint can't be guaranteed.
     """
     matcher = start_constraint(constraint, tokenizer, stop_tokens)
-    loop = _TokenLoop(session, prompt, history, max_new_tokens, sampling, stop_tokens, matcher)
+    loop = _TokenLoop(
+        session, prompt, history, max_new_tokens, sampling, stop_tokens, matcher, hold
+    )
     return TextGeneration(loop, tokenizer, stop_strings, tools)
 
 
@@ -128,8 +134,9 @@ class TextGeneration:
         return self._result
 
     def close(self) -> None:
-        """Stop generating: the iteration yields nothing more."""
+        """Stop generating: the iteration yields nothing more. Drops the mark, if there is one."""
         self._pieces.close()
+        self._loop.mark = None
 
     def _run(self) -> Generator[str]:
         started = perf_counter()
@@ -193,6 +200,7 @@ class _TokenLoop:
         sampling: Sampling,
         stop_tokens: Collection[int],
         matcher: Matcher | None,
+        hold: bool = False,
     ) -> None:
         check_tokens(prompt)
         check_room(session.position, len(prompt), session.context_length)
@@ -208,6 +216,8 @@ class _TokenLoop:
         self._max_new_tokens = max_new_tokens
         self._sampler = Sampler(sampling)
         self._stop_tokens = frozenset(stop_tokens)
+        self._hold = hold
+        self.mark: Mark | None = None
 
     def __iter__(self) -> Iterator[int]:
         unfed, run = self.prompt, self._forced()
@@ -236,6 +246,12 @@ class _TokenLoop:
         return min(self._max_new_tokens - len(self.tokens), free + 1)
 
     def _feed(self, unfed: Sequence[int], run: Sequence[int]) -> Logits:
+        if unfed and self._hold:
+            logits = self._session.prefill(unfed)
+            self.mark = self._session.hold()
+            if not run:
+                return logits
+            unfed = []
         if not unfed and len(run) == 1:
             return self._session.decode(run[0])
         return self._session.prefill([*unfed, *run])

@@ -21,8 +21,13 @@ def one_hot(token: int) -> Logits:
 class Recording(FakeSession):
     """A session with one reply per prompt; records the prompts and counts the resets."""
 
-    def __init__(self, replies: Sequence[Sequence[int]], context_length: int = 4096) -> None:
-        super().__init__(self._next, context_length)
+    def __init__(
+        self,
+        replies: Sequence[Sequence[int]],
+        context_length: int = 4096,
+        slack: int | None = None,
+    ) -> None:
+        super().__init__(self._next, context_length, slack)
         self._replies = [list(reply) for reply in replies]
         self._start = 0  # position of the current reply's first token
         self.prompts: list[list[int]] = []
