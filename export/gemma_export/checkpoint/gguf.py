@@ -28,6 +28,12 @@ from gemma_runtime.formats.gguf import GgufTensor
 
 _HEAD = "output.weight"
 _VISION = ("v.", "mm.")  # in Ollama's files; llama.cpp has a file of their own for them
+# The documentation's tables.
+TEMPLATES: Mapping[str, str] = {"`tokenizer.chat_template` in a GGUF file": "as it is"}
+REFUSED: Mapping[str, str] = {
+    f"a GGUF file with a separate head (`{_HEAD}`)": "Gemma's head is its embedding table",
+    "GGUF models with a missing part": "download all parts",
+}
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 

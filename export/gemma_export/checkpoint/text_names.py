@@ -18,6 +18,21 @@ _PACKED = re.compile(
 )
 _VISION = ("vision_tower.", "multi_modal_projector.")
 _BUFFERS = (".inv_freq", ".position_ids")  # computed from the config, never trained
+# The documentation's tables.
+NAMES: Mapping[str, str] = {
+    f"names that begin with {', '.join(f'`{name}`' for name in _NATIVE if name)} or with nothing": (
+        "the text model"
+    ),
+    "names with any other beginning, e.g. `module.`": "the text model, if there is only one",
+    f"`{HEAD}`": "accepted if it equals the embedding table, or if there is no table",
+    "a vision tower, value heads, other tensors": "left out; a note counts them",
+}
+REFUSED: Mapping[str, str] = {
+    "a head that differs from the table": "Gemma's head is its embedding table",
+    "two text models in one folder": "it is not clear which one is meant",
+    "tensors of an adapter among those of the model": "merge it first, or give it as `--adapter`",
+    "packed tensors without a quantization in `config.json`": "their format is not known",
+}
 
 
 @dataclass(frozen=True, slots=True)
