@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gemma_runtime import evaluation_commands
 from gemma_runtime.command import run_app
 from gemma_runtime.errors import SessionError, TokenizerError
 
@@ -391,6 +392,9 @@ def inspect(bundles: BundlePaths, json: Json = False) -> None:
         _print_json(comparison)
     else:
         _print(render_comparison(comparison))
+
+
+app.command()(evaluation_commands.compare)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ GemmaError                one line; the command line prints it and exits with 1
 ├── SessionError          the artifact can't be loaded or run
 │   └── ContextFull       the next token doesn't fit into the context
 ├── TokenizerError        the bundle has no tokenizer, or text can't be encoded
+├── EvaluationError       a task can't be run, or two runs can't be compared
 ├── MissingExtra          a package is not installed; the message names the pip command
 ├── CheckpointError       weights are missing, broken, or of an unsupported kind
 ├── ConfigError           config.json or GGUF metadata doesn't describe a supported Gemma
@@ -36,6 +37,10 @@ class ContextFull(SessionError):
 
 
 class TokenizerError(GemmaError):
+    pass
+
+
+class EvaluationError(GemmaError):
     pass
 
 
