@@ -1,7 +1,8 @@
 """`gemma-runtime`: run, check, measure and inspect bundles. Prints; the library does not."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,12 +11,15 @@ import typer
 from gemma_runtime import evaluation_commands
 from gemma_runtime.command import run_app
 from gemma_runtime.errors import SessionError, TokenizerError
+from gemma_runtime.parameters import BundlePath, Json, Threads, bundle_folder
 
 if TYPE_CHECKING:  # commands import what they need, so --help starts fast
     from rich.console import RenderableType
 
     from gemma_runtime.bundle import Bundle
     from gemma_runtime.text.generate import Conversation, Generation, TextGeneration
+    from gemma_runtime.text.guard import Guard
+    from gemma_runtime.text.guarded import Withheld
     from gemma_runtime.text.tokenizer import Tokenizer
 
 _RESULTS = "/results"
@@ -32,6 +36,10 @@ _HELP = """Run, check and measure the bundles that gemma-export writes. Needs no
   gemma-runtime verify out/gemma
 
   gemma-runtime eval out/gemma --text story.txt
+
+  gemma-runtime safety out/float out/gemma --prompts harmful.txt   (before and after)
+
+  gemma-runtime chat out/gemma --guard out/shieldgemma
 
   gemma-runtime run hub:owner/gemma "Hello"   (downloads the bundle once)
 
@@ -53,44 +61,14 @@ app = typer.Typer(
 )
 
 
-def _check_threads(threads: int | None) -> int | None:
-    """Refuse too many threads before the bundle is read."""
-    if threads is not None:
-        from gemma_runtime.machine import check_threads
-
-        check_threads(threads)
-    return threads
-
-
-def _bundle_folder(text: str) -> Path:
-    """The folder of a bundle; one given as `hub:OWNER/NAME` is downloaded first."""
-    from gemma_runtime.hub import HUB_PREFIX, fetch_bundle
-
-    is_on_hub = text.startswith(HUB_PREFIX)
-    return fetch_bundle(text.removeprefix(HUB_PREFIX)) if is_on_hub else Path(text)
-
-
-BundlePath = Annotated[
-    Path,
-    typer.Argument(
-        metavar="BUNDLE",
-        parser=_bundle_folder,
-        help="The bundle's folder, or hub:OWNER/NAME\\[@REVISION].",
-    ),
-]
 BundlePaths = Annotated[
     list[Path],
     typer.Argument(
         metavar="BUNDLE",
-        parser=_bundle_folder,
+        parser=bundle_folder,
         help="One or more bundles: folders, or hub:OWNER/NAME\\[@REVISION].",
     ),
 ]
-Threads = Annotated[
-    int | None,
-    typer.Option(min=1, callback=_check_threads, help="Number of threads. \\[physical cores]"),
-]
-Json = Annotated[bool, typer.Option("--json", help="Figures as JSON on stdout.")]
 NewTokens = Annotated[int, typer.Option(min=1, help="Most tokens to generate.")]
 Temperature = Annotated[
     float, typer.Option(help="Sampling temperature; 0 always takes the likeliest token.")
@@ -128,6 +106,19 @@ OwnPenalty = Annotated[
 Tools = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Tools that the model can call: a JSON list of schemas."),
+]
+GuardPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--guard",
+        metavar="BUNDLE",
+        parser=bundle_folder,
+        help="A ShieldGemma bundle that checks each turn, and each reply before it is shown.",
+    ),
+]
+GuardThreshold = Annotated[
+    float | None,
+    typer.Option(help="Probability from which the guard stops a turn. \\[0.5]"),
 ]
 Roll = Annotated[
     bool,
@@ -224,6 +215,8 @@ def chat(
     stop: Stops = [],  # noqa: B006  (typer only reads the default)
     roll: Roll = False,
     tools: Tools = None,
+    guard: GuardPath = None,
+    guard_threshold: GuardThreshold = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -236,6 +229,9 @@ def chat(
 
     With --tools, a reply that calls tools is printed as JSON. Answer it with /results and a JSON
     list that has one result for each call.
+
+    With --guard, a reply is printed when the guard has checked it. A turn or reply that violates a
+    policy is not answered or shown, but named on stderr, and forgotten.
     """
     from gemma_runtime.bundle import open_bundle
     from gemma_runtime.session import open_session
@@ -244,6 +240,8 @@ def chat(
     from gemma_runtime.text.tokenizer import load_tokenizer
     from gemma_runtime.text.tools import read_tools
 
+    if guard_threshold is not None and guard is None:
+        raise typer.BadParameter("goes with --guard", param_hint="--guard-threshold")
     schemas = read_tools(tools) if tools else []
     opened = open_bundle(bundle)
     sampling = Sampling.by_default(
@@ -255,7 +253,10 @@ def chat(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    with open_session(opened, threads) as session:
+    with (
+        _open_guard(guard, guard_threshold, threads) as watch,
+        open_session(opened, threads) as session,
+    ):
         conversation = Conversation(
             session,
             load_tokenizer(opened),
@@ -273,7 +274,7 @@ def chat(
             if line == "/new":
                 conversation.reset()
             elif line:
-                _reply(conversation, line, max_new_tokens, json, tools=bool(schemas))
+                _reply(conversation, watch, line, max_new_tokens, json, tools=bool(schemas))
 
 
 @app.command()
@@ -395,6 +396,7 @@ def inspect(bundles: BundlePaths, json: Json = False) -> None:
 
 
 app.command()(evaluation_commands.compare)
+app.command()(evaluation_commands.safety)
 
 
 def main() -> None:
@@ -435,15 +437,39 @@ def _encode(
     )
 
 
+@contextmanager
+def _open_guard(
+    folder: Path | None, threshold: float | None, threads: int | None
+) -> Iterator["Guard | None"]:
+    if folder is None:
+        yield None
+        return
+    from gemma_runtime.bundle import open_bundle
+    from gemma_runtime.text.guard import Guard
+
+    with Guard(
+        open_bundle(folder), threshold=0.5 if threshold is None else threshold, threads=threads
+    ) as guard:
+        yield guard
+
+
 def _reply(
-    conversation: "Conversation", line: str, max_new_tokens: int, json: bool, tools: bool
+    conversation: "Conversation",
+    guard: "Guard | None",
+    line: str,
+    max_new_tokens: int,
+    json: bool,
+    tools: bool,
 ) -> None:
+    from gemma_runtime.text.guarded import GuardedConversation
+
+    sender = conversation if guard is None else GuardedConversation(conversation, guard)
     before = conversation.forgotten
     try:
         if tools and line.startswith(_RESULTS):
-            reply = conversation.send_results(_results(line), max_new_tokens)
+            reply = sender.send_results(_results(line), max_new_tokens)
         else:
-            reply = conversation.send(line, max_new_tokens)
+            reply = sender.send(line, max_new_tokens)
     except (SessionError, TokenizerError) as error:
         if not sys.stdin.isatty():
             raise
@@ -451,13 +477,26 @@ def _reply(
         return
     if forgotten := conversation.forgotten - before:
         print(f"[the context is full: forgot the oldest {forgotten} turns]", file=sys.stderr)
-    if json:
+    _print_reply(reply, json, tools)
+
+
+def _print_reply(reply: "TextGeneration | Generation | Withheld", json: bool, tools: bool) -> None:
+    from gemma_runtime.text.generate import TextGeneration
+    from gemma_runtime.text.guarded import Withheld
+
+    if isinstance(reply, TextGeneration):
+        if not json and not tools:
+            _stream(reply)
+            return
         list(reply)
-        _print_json(reply.result)
-    elif tools:
-        _print_whole(reply)
+        reply = reply.result
+    if json:
+        _print_json(reply)
+    elif isinstance(reply, Withheld):
+        named = ", ".join(f"{name} {score:.2f}" for name, score in reply.policies.items())
+        print(f"[the guard stopped this {reply.withheld}: {named}]", file=sys.stderr)
     else:
-        _stream(reply)
+        _print_whole(reply)
 
 
 def _results(line: str) -> list[object]:
@@ -473,12 +512,10 @@ def _results(line: str) -> list[object]:
     return results
 
 
-def _print_whole(generation: "TextGeneration") -> None:
-    """Print a reply when it is finished, because only then calls are told from text."""
+def _print_whole(result: "Generation") -> None:
+    """Print a finished reply with its calls, which only then are told from text."""
     import msgspec
 
-    list(generation)
-    result = generation.result
     if result.text or not result.tool_calls:
         print(result.text)
     if result.tool_calls:

@@ -283,6 +283,13 @@ class Conversation:
         turns = [Message("tool", _result_text(result), name=call.name) for call, result in pairs]
         return self._reply_to(turns, max_new_tokens)
 
+    def take_back(self) -> None:
+        """Forget the last question, or results, and the reply. Without a reply nothing changes."""
+        if self._reply is not None:
+            self._reply.close()
+            self._messages = self._messages[: -self._sent]
+            self._reply = None
+
     def _reply_to(self, new: list[Message], max_new_tokens: int | None) -> TextGeneration:
         if max_new_tokens is None:
             max_new_tokens = self._session.context_length
