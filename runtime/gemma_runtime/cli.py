@@ -6,12 +6,15 @@ from typing import Annotated
 
 import typer
 
+from gemma_runtime import evaluation_commands
 from gemma_runtime.command import print_json, print_shown, run_app
 from gemma_runtime.options import (
     BundlePath,
     BundlePaths,
     Choices,
     Grammar,
+    GuardPath,
+    GuardThreshold,
     Json,
     JsonSchema,
     MinP,
@@ -36,6 +39,7 @@ from gemma_runtime.options import (
 )
 from gemma_runtime.talk import (
     encode_prompt,
+    open_guard,
     print_reply,
     read_stdin,
     send_line,
@@ -56,6 +60,10 @@ _HELP = """Run, check and measure the bundles that gemma-export writes. Needs no
   gemma-runtime verify out/gemma
 
   gemma-runtime eval out/gemma --text story.txt
+
+  gemma-runtime safety out/float out/gemma --prompts harmful.txt   (before and after)
+
+  gemma-runtime chat out/gemma --guard out/shieldgemma
 
   gemma-runtime run hub:owner/gemma "Hello"   (downloads the bundle once)
 
@@ -175,6 +183,8 @@ def chat(
     choice: Choices = [],  # noqa: B006
     roll: Roll = False,
     tools: Tools = None,
+    guard: GuardPath = None,
+    guard_threshold: GuardThreshold = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -190,6 +200,9 @@ def chat(
 
     --json-schema, --regex, --grammar and --choice guarantee the format of every reply, unless a
     limit cuts it.
+
+    With --guard, a reply is printed when the guard has checked it. A turn or reply that violates a
+    policy is not answered or shown, but named on stderr, and forgotten.
     """
     from gemma_runtime.bundle import open_bundle
     from gemma_runtime.session import open_session
@@ -213,7 +226,10 @@ def chat(
     )
     tokenizer = load_tokenizer(opened)
     start_constraint(constraint, tokenizer, opened.manifest.stop_tokens)  # refuses before any turn
-    with open_session(opened, threads) as session:
+    with (
+        open_guard(guard, guard_threshold, threads) as watch,
+        open_session(opened, threads) as session,
+    ):
         conversation = Conversation(
             session,
             tokenizer,
@@ -231,7 +247,9 @@ def chat(
             if line == "/new":
                 conversation.reset()
             elif line:
-                reply = send_line(conversation, line, max_new_tokens, constraint, bool(schemas))
+                reply = send_line(
+                    conversation, watch, line, max_new_tokens, constraint, bool(schemas)
+                )
                 if reply is not None:
                     print_reply(reply, json, tools=bool(schemas))
 
@@ -352,6 +370,10 @@ def inspect(bundles: BundlePaths, json: Json = False) -> None:
         print_json(comparison)
     else:
         print_shown(render_comparison(comparison))
+
+
+app.command()(evaluation_commands.compare)
+app.command()(evaluation_commands.safety)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ def _check_threads(threads: int | None) -> int | None:
     return threads
 
 
-def _bundle_folder(text: str) -> Path:
+def bundle_folder(text: str) -> Path:
     """The folder of a bundle; one given as `hub:OWNER/NAME` is downloaded first."""
     from gemma_runtime.hub import HUB_PREFIX, fetch_bundle
 
@@ -31,7 +31,7 @@ BundlePath = Annotated[
     Path,
     typer.Argument(
         metavar="BUNDLE",
-        parser=_bundle_folder,
+        parser=bundle_folder,
         help="The bundle's folder, or hub:OWNER/NAME\\[@REVISION].",
     ),
 ]
@@ -39,7 +39,7 @@ BundlePaths = Annotated[
     list[Path],
     typer.Argument(
         metavar="BUNDLE",
-        parser=_bundle_folder,
+        parser=bundle_folder,
         help="One or more bundles: folders, or hub:OWNER/NAME\\[@REVISION].",
     ),
 ]
@@ -68,6 +68,19 @@ OwnPenalty = Annotated[float | None, typer.Option(help=_PENALTY + _OWN)]
 Tools = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Tools that the model can call: a JSON list of schemas."),
+]
+GuardPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--guard",
+        metavar="BUNDLE",
+        parser=bundle_folder,
+        help="A ShieldGemma bundle that checks each turn, and each reply before it is shown.",
+    ),
+]
+GuardThreshold = Annotated[
+    float | None,
+    typer.Option(help="Probability from which the guard stops a turn. \\[0.5]"),
 ]
 Roll = Annotated[
     bool,

@@ -1,7 +1,9 @@
 """What `run` and `chat` read and print: prompts, turns, replies and their speed."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -14,9 +16,30 @@ if TYPE_CHECKING:  # imported when needed, so --help starts fast
     from gemma_runtime.text.constraint import Constraint
     from gemma_runtime.text.conversation import Conversation
     from gemma_runtime.text.generate import Generation, TextGeneration
+    from gemma_runtime.text.guard import Guard
+    from gemma_runtime.text.guarded import Withheld
     from gemma_runtime.text.tokenizer import Tokenizer
 
 _RESULTS = "/results"
+
+
+@contextmanager
+def open_guard(
+    folder: Path | None, threshold: float | None, threads: int | None
+) -> Iterator["Guard | None"]:
+    """The guard of `--guard`; None without one."""
+    if folder is None:
+        if threshold is not None:
+            raise typer.BadParameter("goes with --guard", param_hint="--guard-threshold")
+        yield None
+        return
+    from gemma_runtime.bundle import open_bundle
+    from gemma_runtime.text.guard import Guard
+
+    with Guard(
+        open_bundle(folder), threshold=0.5 if threshold is None else threshold, threads=threads
+    ) as guard:
+        yield guard
 
 
 def read_stdin() -> str:
@@ -49,18 +72,26 @@ def encode_prompt(
 
 def send_line(
     conversation: "Conversation",
+    guard: "Guard | None",
     line: str,
     max_new_tokens: int,
     constraint: "Constraint | None",
     tools: bool,
-) -> "TextGeneration | None":
-    """The reply to a typed line; None if it was refused and the user can type another."""
+) -> "TextGeneration | Generation | Withheld | None":
+    """The reply to a typed line, whole if a guard checks it.
+
+    None if the line was refused and the user can type another.
+    """
+    from gemma_runtime.text.guarded import GuardedConversation
+
+    sender = conversation if guard is None else GuardedConversation(conversation, guard)
     before = conversation.forgotten
+    reply: TextGeneration | Generation | Withheld
     try:
         if tools and line.startswith(_RESULTS):
-            reply = conversation.send_results(_results(line), max_new_tokens, constraint)
+            reply = sender.send_results(_results(line), max_new_tokens, constraint)
         else:
-            reply = conversation.send(line, max_new_tokens, constraint)
+            reply = sender.send(line, max_new_tokens, constraint)
     except (SessionError, TokenizerError) as error:
         if not sys.stdin.isatty():
             raise
@@ -71,14 +102,23 @@ def send_line(
     return reply
 
 
-def print_reply(reply: "TextGeneration", json: bool, tools: bool) -> None:
-    if json:
+def print_reply(reply: "TextGeneration | Generation | Withheld", json: bool, tools: bool) -> None:
+    from gemma_runtime.text.generate import TextGeneration
+    from gemma_runtime.text.guarded import Withheld
+
+    if isinstance(reply, TextGeneration):
+        if not json and not tools:
+            stream(reply)
+            return
         list(reply)
-        print_json(reply.result)
-    elif tools:
-        _print_whole(reply)
+        reply = reply.result
+    if json:
+        print_json(reply)
+    elif isinstance(reply, Withheld):
+        named = ", ".join(f"{name} {score:.2f}" for name, score in reply.policies.items())
+        print(f"[the guard stopped this {reply.withheld}: {named}]", file=sys.stderr)
     else:
-        stream(reply)
+        _print_whole(reply)
 
 
 def _results(line: str) -> list[object]:
@@ -94,12 +134,10 @@ def _results(line: str) -> list[object]:
     return results
 
 
-def _print_whole(generation: "TextGeneration") -> None:
-    """Print a reply when it is finished, because only then calls are told from text."""
+def _print_whole(result: "Generation") -> None:
+    """Print a finished reply with its calls, which only then are told from text."""
     import msgspec
 
-    list(generation)
-    result = generation.result
     if result.text or not result.tool_calls:
         print(result.text)
     if result.tool_calls:

@@ -18,6 +18,7 @@ from gemma_runtime.cli import run_command
 from gemma_runtime.manifest import Manifest
 from gemma_runtime.proof.goldens import Golden, load_goldens, save_goldens
 from gemma_runtime.text.generate import Generation, StopReason
+from tests.runtime.conftest import small_tokenizer
 from tests.runtime.manifests import write_bundle
 from tests.runtime.real_bundles import export_random
 
@@ -276,6 +277,50 @@ def test_chat_takes_tools_and_refuses_results_of_no_call(
         _type(monkeypatch, b"the\n" + line + b"\n")
         assert _chat(bundle, *tools) == 1
         assert match in _error(capsys)
+
+
+@pytest.fixture(scope="module")
+def guard(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("guard")
+    raw = small_tokenizer()
+    raw.add_tokens(["Yes", "No"])
+    raw.save(str(folder / "tokenizer.json"))
+    return export_random(folder / "export", folder / "tokenizer.json", context_length=2048)
+
+
+def test_chat_asks_the_guard_about_turns_and_replies(
+    bundle: Bundle, guard: Bundle, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = ("--guard", str(guard.directory), "--guard-threshold")
+    _type(monkeypatch, b"the\n")
+    assert _chat(bundle) == 0
+    (free,) = _replies(capsys)
+
+    _type(monkeypatch, b"the\n")
+    assert _chat(bundle, *watched, "1") == 0
+    (allowed,) = _replies(capsys)
+    assert allowed.text == free.text
+
+    _type(monkeypatch, b"the\nthe\n")
+    assert _chat(bundle, *watched, "1e-9") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["withheld"] for line in lines] == ["prompt", "prompt"]
+    assert len(lines[0]["policies"]) == 4
+
+    _type(monkeypatch, b"the\n")
+    assert run_command(["chat", str(bundle.directory), *watched, "1e-9"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("[the guard stopped this prompt: ")
+
+
+def test_chat_fails_closed_if_the_guard_can_t_check_a_turn(
+    bundle: Bundle, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _type(monkeypatch, b"the\n")
+    assert _chat(bundle, "--guard", str(bundle.directory)) == 1
+    assert "the guard's vocabulary has no 'Yes'" in _error(capsys)
+    assert run_command(["chat", str(bundle.directory), "--guard-threshold", "0.3"]) == 2
 
 
 def test_chat_samples_as_the_bundle_says_unless_options_say_otherwise(

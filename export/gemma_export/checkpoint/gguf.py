@@ -29,6 +29,11 @@ from gemma_runtime.errors import ConfigError
 from gemma_runtime.formats.gguf import GgufTensor
 
 _VISION = ("v.", "mm.")  # in Ollama's files; llama.cpp has a file of their own for them
+# The documentation's tables.
+TEMPLATES: Mapping[str, str] = {"`tokenizer.chat_template` in a GGUF file": "as it is"}
+REFUSED: Mapping[str, str] = {
+    "GGUF models with a missing part": "download all parts",
+}
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 

@@ -1,7 +1,7 @@
 """Opens the checkpoint that the user named."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,21 @@ from gemma_runtime.errors import CheckpointError, ConfigError, MissingExtra
 from gemma_runtime.hub import HubName, looks_like_hub_id, parse_hub_name
 
 DEMO = "demo"
+# What `--checkpoint` may be. The documentation's table is made from it.
+ADDRESSES: Mapping[str, str] = {
+    "`FOLDER`": "a folder with `config.json` and safetensors, with one GGUF model, or with an "
+    "adapter",
+    "`FILE.gguf`": "a GGUF file; of a split model (`NAME-00001-of-00003.gguf`) any part, with the "
+    "others beside it",
+    "`~/.ollama/models/blobs/sha256-…`": "a model of Ollama, known as GGUF by its first bytes",
+    "`OWNER/NAME`": "a repository of the hub with one of these; `--revision` chooses a branch, tag "
+    "or commit",
+    "`https://huggingface.co/OWNER/NAME/tree/REVISION`": "the same, as a browser shows it",
+    "`OWNER/NAME:PATTERN`": "one GGUF model of a repository: its name, a part of it such as "
+    "`Q4_0`, or wildcards",
+    "`random[:SEED]`": "random weights; `--size` or `--config` gives their shape",
+    "`demo`": "the Gemma 3 270M of the extra `demo`",
+}
 
 
 def open_checkpoint(

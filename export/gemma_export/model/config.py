@@ -23,6 +23,12 @@ ATTENTION_OUT = ("self_attn.o_proj",)
 GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 DOWN = ("mlp.down_proj",)
 
+# The documentation's table.
+REFUSED: Mapping[str, str] = {
+    "other families, by `model_type`": f"expected {', '.join(f.title for f in FAMILIES.values())}",
+    "ropes other than `default` and `linear`, or partial ones": "the decoder doesn't compute them",
+    "`attention_bias`, activations other than `gelu_pytorch_tanh`": "no Gemma has them",
+}
 _KINDS = {"sliding_attention": AttentionKind.LOCAL, "full_attention": AttentionKind.GLOBAL}
 _HF_NAMES = {kind: name for name, kind in _KINDS.items()}
 _BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES.values()}

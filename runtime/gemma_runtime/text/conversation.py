@@ -142,6 +142,13 @@ class Conversation:
         turns = [Message("tool", _result_text(result), name=call.name) for call, result in pairs]
         return self._reply_to(turns, max_new_tokens, constraint)
 
+    def take_back(self) -> None:
+        """Forget the last question, or results, and the reply. Without a reply nothing changes."""
+        if self._reply is not None:
+            self._reply.close()
+            self._messages = self._messages[: -self._sent]
+            self._reply = None
+
     def _reply_to(
         self,
         new: list[Message],
