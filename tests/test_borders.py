@@ -78,6 +78,7 @@ def test_the_public_names_of_the_runtime_are_these() -> None:
         "LayerCache",
         "Limits",
         "Manifest",
+        "Mark",
         "Message",
         "MissingExtra",
         "SCHEMA_VERSION",

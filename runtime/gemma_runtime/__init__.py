@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         LayerCache,
         Manifest,
     )
+    from gemma_runtime.marks import Mark
     from gemma_runtime.proof.agreement import compare_logits
     from gemma_runtime.proof.goldens import Golden, TopLogits, load_goldens
     from gemma_runtime.proof.verify import Verdict, Verification, verify, verify_bundle
@@ -67,6 +68,7 @@ __all__ = [
     "LayerCache",
     "Limits",
     "Manifest",
+    "Mark",
     "Message",
     "MissingExtra",
     "Sampling",
@@ -112,6 +114,7 @@ _HOMES = {
         "LayerCache",
         "Manifest",
     ),
+    "gemma_runtime.marks": ("Mark",),
     "gemma_runtime.proof.agreement": ("compare_logits",),
     "gemma_runtime.proof.goldens": ("Golden", "TopLogits", "load_goldens"),
     "gemma_runtime.proof.verify": ("Verdict", "Verification", "verify", "verify_bundle"),

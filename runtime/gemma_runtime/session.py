@@ -13,6 +13,7 @@ from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import ContextFull, SessionError
 from gemma_runtime.machine import check_threads
 from gemma_runtime.manifest import Manifest
+from gemma_runtime.marks import CacheCopy, Mark, Marks
 
 Logits = NDArray[np.float32]
 
@@ -45,6 +46,26 @@ class Session(Protocol):
         """Append tokens; returns the logits after each of them, (T, V)."""
         ...
 
+    def rewind(self, to: int | Mark) -> int:
+        """Go back to a position, or before it; returns the position now, at most the one asked for.
+
+        The caches are then exactly those of a session that was fed the tokens up to there, in the
+        same chunks. Where they no longer hold what `to` needs, it goes back further: to the last
+        mark before, or to 0. The caller feeds the rest again.
+        Raises SessionError for a position below 0 or after the current one, and for a mark of
+        another session.
+        """
+        ...
+
+    def hold(self) -> Mark:
+        """Mark the current position: `rewind` can go back to it while the mark is referenced.
+
+        What later tokens would push out of the caches is copied when they come, if the backend can
+        copy its caches; docs/runtime.md says which can. Going back beyond a mark moves it there,
+        and a reset moves it to 0.
+        """
+        ...
+
     def reset(self) -> None:
         """Forget every token."""
         ...
@@ -57,11 +78,13 @@ class Session(Protocol):
 
 
 class ChunkedSession(ABC):
-    """Base of sessions whose graph takes a chunk of tokens: keeps the position, cuts chunks."""
+    """Base of sessions whose graph takes a chunk: keeps position and marks, cuts chunks."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
         self._position = 0
+        self._written = 0  # most tokens that were in the caches since they were empty
+        self._marks = Marks()
 
     @property
     def position(self) -> int:
@@ -80,12 +103,34 @@ class ChunkedSession(ABC):
     @abstractmethod
     def close(self) -> None: ...
 
+    @abstractmethod
+    def _holds(self, position: int, written: int) -> bool:
+        """Whether caches in which `written` tokens were can go on from `position`, exactly.
+
+        If they can't, they can't for any larger `written` either.
+        """
+
+    def _copy_caches(self) -> CacheCopy | None:
+        """A copy of the caches that drop tokens; None if the backend can't reach them."""
+        return None
+
     def decode(self, token: int) -> Logits:
         return self.prefill([token])
 
+    def rewind(self, to: int | Mark) -> int:
+        position = self._marks.resolve(to, self._position)
+        if not self._holds(position, self._written):
+            position = self._restore(position)
+        self._go_back(position)
+        return position
+
+    def hold(self) -> Mark:
+        return self._marks.add(self._position)
+
     def reset(self) -> None:
         # Attention ignores slots past the position, so there is nothing to clear.
-        self._position = 0
+        self._written = 0
+        self._go_back(0)
 
     def __enter__(self) -> Self:
         return self
@@ -93,9 +138,32 @@ class ChunkedSession(ABC):
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _check(self, tokens: Sequence[int]) -> None:
+    def _admit(self, tokens: Sequence[int]) -> None:
+        """Check new tokens, and copy what they would push out of the caches if a mark needs it."""
         check_tokens(tokens, self._manifest.vocab_size)
         check_room(self._position, len(tokens), self.context_length)
+        written = max(self._written, self._position + len(tokens))
+        marks = self._marks.without_copy()
+        pushed = [mark for mark in marks if not self._holds(mark.position, written)]
+        copy = self._copy_caches() if pushed else None
+        for mark in pushed:
+            mark.copy = copy
+        self._written = written
+
+    def _restore(self, position: int) -> int:
+        """Put the last copy at or before a position back; returns where that is, or 0."""
+        found = self._marks.last_copy(position)
+        if found is None:
+            self.reset()
+            return 0
+        position, copy = found
+        copy.restore()
+        self._written = copy.written
+        return position
+
+    def _go_back(self, position: int) -> None:
+        self._position = position
+        self._marks.move_back(position)
 
     def _chunks(self, tokens: Sequence[int]) -> list[Sequence[int]]:
         step = self._manifest.prefill_length
@@ -158,6 +226,7 @@ class FakeSession:
         self._script = script
         self._context_length = context_length
         self.tokens: list[int] = []
+        self._marks = Marks()
 
     @property
     def position(self) -> int:
@@ -183,8 +252,17 @@ class FakeSession:
             rows.append(self._script(self.tokens))
         return np.stack(rows).astype(np.float32)
 
+    def rewind(self, to: int | Mark) -> int:
+        position = self._marks.resolve(to, self.position)
+        del self.tokens[position:]
+        self._marks.move_back(position)
+        return position
+
+    def hold(self) -> Mark:
+        return self._marks.add(self.position)
+
     def reset(self) -> None:
-        self.tokens.clear()
+        self.rewind(0)
 
     def close(self) -> None:
         self.reset()

@@ -45,25 +45,41 @@ class LlamaSession(ChunkedSession):
         self._context = _make_context(library, model, manifest, threads)
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
-        self._check(tokens)
+        self._admit(tokens)
         for chunk in self._chunks(tokens):
             logits = self._run(chunk, wanted=1)
         last: Logits = logits[0]  # (V,)
         return last
 
     def score(self, tokens: Sequence[int]) -> Logits:
-        self._check(tokens)
+        self._admit(tokens)
         parts = [self._run(chunk, wanted=len(chunk)) for chunk in self._chunks(tokens)]
         return np.concatenate(parts)  # (T, V)
 
     def reset(self) -> None:
-        library = self._library
-        library.llama_memory_clear(library.llama_get_memory(self._context), True)
+        self._library.llama_memory_clear(self._memory(), True)
         super().reset()
 
     def close(self) -> None:
         self._library.llama_free(self._context)
         self._library.llama_model_free(self._model)
+
+    def _holds(self, position: int, written: int) -> bool:
+        """Whether every token that the next one sees is there; llama.cpp says which it has dropped.
+
+        Its caches hold the whole context (`swa_full`), so further tokens push none out.
+        """
+        first = self._library.llama_memory_seq_pos_min(self._memory(), 0)
+        windows = [layer.window for layer in self._manifest.layers if layer.window is not None]
+        return all(first <= max(0, position - window + 1) for window in windows)
+
+    def _go_back(self, position: int) -> None:
+        if not self._library.llama_memory_seq_rm(self._memory(), 0, position, -1):
+            raise SessionError(f"llama.cpp can't remove the tokens from position {position} on")
+        super()._go_back(position)
+
+    def _memory(self) -> Any:
+        return self._library.llama_get_memory(self._context)
 
     def _run(self, chunk: Sequence[int], wanted: int) -> Logits:
         """Append a chunk; returns the logits of its last `wanted` tokens, (wanted, V)."""
@@ -93,6 +109,7 @@ def _make_context(library: Any, model: Any, manifest: Manifest, threads: int) ->
     settings.n_ctx = manifest.context_length
     settings.n_batch = settings.n_ubatch = manifest.prefill_length
     settings.n_threads = settings.n_threads_batch = threads
+    settings.swa_full = True
     context = library.llama_init_from_model(model, settings)
     if not context:
         library.llama_model_free(model)

@@ -19,7 +19,8 @@ from gemma_runtime.backends.huge_pages import use_huge_pages
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import SessionError
 from gemma_runtime.machine import physical_cores
-from gemma_runtime.manifest import Graph, Manifest, TensorRole
+from gemma_runtime.manifest import AttentionKind, Graph, LayerCache, Manifest, TensorRole
+from gemma_runtime.marks import CacheCopy
 from gemma_runtime.session import ChunkedSession, Logits, check_runtime
 
 if TYPE_CHECKING:
@@ -71,20 +72,20 @@ class OrtSession(ChunkedSession):
         super().__init__(manifest)
         self._session = session
         self._binding = session.io_binding()
-        self._caches = _bind_caches(self._binding, io)
+        self._caches, self._local = _bind_caches(self._binding, io)
         self._inputs = _Inputs(self._binding, io)
         self._output = io.tensor(TensorRole.LOGITS).name
         self._logits = np.empty((1, manifest.vocab_size), np.float32)
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
-        self._check(tokens)
+        self._admit(tokens)
         for chunk in self._chunks(tokens):
             self._run(chunk, range(len(chunk) - 1, len(chunk)), self._logits)
         logits: Logits = self._logits[0].copy()  # (V,)
         return logits
 
     def score(self, tokens: Sequence[int]) -> Logits:
-        self._check(tokens)
+        self._admit(tokens)
         logits = np.empty((len(tokens), self._manifest.vocab_size), np.float32)
         done = 0
         for chunk in self._chunks(tokens):
@@ -93,7 +94,20 @@ class OrtSession(ChunkedSession):
         return logits  # (T, V)
 
     def close(self) -> None:
-        del self._inputs, self._binding, self._caches, self._session
+        del self._inputs, self._binding, self._caches, self._local, self._session
+
+    def _holds(self, position: int, written: int) -> bool:
+        layers = self._manifest.layers
+        return all(_first_held(layer, position) == _first_held(layer, written) for layer in layers)
+
+    def _copy_caches(self) -> CacheCopy:
+        held = [cache.copy() for cache in self._local]
+
+        def restore() -> None:
+            for cache, copy in zip(self._local, held, strict=True):
+                cache[...] = copy
+
+        return CacheCopy(restore, self._written)
 
     def _run(self, chunk: Sequence[int], wanted: Sequence[int], logits: Logits) -> None:
         """Run the graph once; writes the logits of the wanted positions into `logits`."""
@@ -144,18 +158,32 @@ def _load(path: Path, threads: int | None, profile: str | None = None) -> "ort.I
         raise SessionError(f"onnxruntime {ort.__version__} can't load {path}: {reason}") from error
 
 
-def _bind_caches(binding: "ort.IOBinding", io: Graph) -> "list[ort.OrtValue]":
-    """Bind one buffer per cache as both input and output."""
-    caches = []
+def _bind_caches(
+    binding: "ort.IOBinding", io: Graph
+) -> "tuple[list[ort.OrtValue], list[NDArray[np.generic]]]":
+    """Bind one buffer per cache as both input and output; also returns the local layers' arrays."""
+    import onnxruntime as ort
+
+    caches, local = [], []
     for state, returned in io.returned_caches():
-        value = _empty(np.dtype(state.dtype), tuple(int(n) for n in state.shape))
+        array = np.zeros([int(size) for size in state.shape], state.dtype)
+        value = ort.OrtValue.ortvalue_from_numpy(array, "cpu")  # the array's own memory
         binding.bind_ortvalue_input(state.name, value)
         binding.bind_ortvalue_output(returned.name, value)
         caches.append(value)
-    return caches
+        if state.kind is AttentionKind.LOCAL:
+            local.append(array)
+    return caches, local
 
 
-def _empty(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> "ort.OrtValue":
-    import onnxruntime as ort
+def _first_held(layer: LayerCache, total: int) -> int:
+    """The first position that a cache holds after `total` tokens; it lies in slot 0.
 
-    return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), "cpu")
+    A full cache drops its first slots - window + 1 tokens, so that the rest moves to the front:
+    GroupQueryAttention's rule for caches shorter than the context (onnxruntime, pull request
+    32419). So two totals with the same first position differ in nothing before the smaller one.
+    """
+    if layer.window is None or total <= layer.slots:
+        return 0
+    step = layer.slots - layer.window + 1
+    return -(-(total - layer.slots) // step) * step

@@ -31,17 +31,28 @@ class StepSession(ChunkedSession):
         self._engine = engine
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
-        self._check(tokens)
+        self._admit(tokens)
         for chunk in self._chunks(tokens):
             logits = self._run(chunk)
         return logits  # (V,)
 
     def score(self, tokens: Sequence[int]) -> Logits:
-        self._check(tokens)
+        self._admit(tokens)
         return np.stack([self._run([token]) for token in tokens])  # (T, V)
 
     def close(self) -> None:
         self._engine.close()
+
+    def _holds(self, position: int, written: int) -> bool:
+        """Position p lies in slot p mod S: a later token has replaced the one S before it.
+
+        A token after `position` sees `window` tokens, itself included.
+        """
+        return all(
+            written - layer.slots <= max(0, position - layer.window + 1)
+            for layer in self._manifest.layers
+            if layer.window is not None
+        )
 
     def _run(self, chunk: Sequence[int]) -> Logits:
         logits = self._engine.run(chunk, self._position)

@@ -1,0 +1,114 @@
+"""Checks of `Session.rewind` and `Session.hold`: bit for bit the logits of a fresh session.
+
+The arithmetic of most runtimes depends on how tokens are cut into chunks, so the fresh session gets
+the same calls.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from hypothesis import strategies as st
+
+from gemma_runtime.marks import Mark
+from gemma_runtime.session import Logits, Session
+
+Call = list[int]  # the tokens of one call: of `decode` if it is one, else of `prefill`
+Operation = tuple[str, int]
+
+_NEXT: list[Call] = [[5], [7, 11, 13]]  # fed after going back
+
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("feed"), st.integers(1, 30)),
+        st.tuples(st.just("feed"), st.just(1)),
+        st.tuples(st.just("hold"), st.just(0)),
+        st.tuples(st.just("rewind"), st.integers(0, 8)),
+        st.tuples(st.just("return"), st.integers(0, 3)),
+        st.tuples(st.just("drop"), st.integers(0, 3)),
+        st.tuples(st.just("reset"), st.just(0)),
+    ),
+    min_size=4,
+    max_size=30,
+)
+
+
+def check_rewinds(
+    session: Session, tokens: Sequence[int], positions: Sequence[int], back: int, mark: bool
+) -> list[int]:
+    """Go back by `back` tokens to each position, and feed the rest again; returns the answers."""
+    answers = []
+    for position in positions:
+        expected = _replay(session, [list(tokens[:position]), *_NEXT])
+        session.reset()
+        session.prefill(tokens[:position])
+        held = session.hold() if mark else None
+        session.prefill(tokens[-back:])
+        answers.append(session.rewind(position if held is None else held))
+        assert session.position == answers[-1]
+        assert answers[-1] in (0, position)
+        if answers[-1] == 0:
+            session.prefill(tokens[:position])
+        actual = [_feed(session, call) for call in _NEXT]
+        assert np.array_equal(np.stack(actual), expected[1:]), position
+    return answers
+
+
+def check_single_steps(session: Session, tokens: Sequence[int], back: int) -> None:
+    """Token by token, back from every position by `back` tokens, and on from there."""
+    session.reset()
+    expected = [session.decode(token) for token in tokens]
+    for end in range(back, len(tokens) + 1, back):
+        session.reset()
+        for token in tokens[:end]:
+            session.decode(token)
+        start = session.rewind(end - back)
+        for index in range(start, min(end + 2, len(tokens))):
+            assert np.array_equal(session.decode(tokens[index]), expected[index]), (end, index)
+
+
+def check_operations(session: Session, fresh: Session, operations: Sequence[Operation]) -> None:
+    """After each rewind and at the end, feed a token: its logits are those of a fresh session."""
+    calls: list[Call] = []
+    marks: list[Mark] = []
+    session.reset()
+    rng = np.random.default_rng(len(operations))
+    for name, number in operations:
+        ends = [0, *np.cumsum([len(call) for call in calls]).tolist()]
+        if name == "feed":
+            room = session.context_length - session.position - 1
+            if call := rng.integers(0, 96, min(number, room)).tolist():
+                calls.append(call)
+                _feed(session, call)
+        elif name == "hold":
+            marks.append(session.hold())
+        elif name == "drop" and marks:
+            del marks[number % len(marks)]
+        elif name == "reset":
+            session.reset()
+            calls.clear()
+        elif name in ("rewind", "return"):
+            to: int | Mark = ends[-1 - number % len(ends)]
+            if name == "return" and marks:
+                to = marks[number % len(marks)]
+            wanted = to.position if isinstance(to, Mark) else to
+            answer = session.rewind(to)
+            assert answer == session.position <= wanted
+            del calls[ends.index(answer) :]
+            _check_next(session, fresh, calls)
+    _check_next(session, fresh, calls)
+
+
+def _check_next(session: Session, fresh: Session, calls: list[Call]) -> None:
+    """Append one token to both sessions and to `calls`."""
+    calls.append([3])
+    assert np.array_equal(_feed(session, calls[-1]), _replay(fresh, calls)[-1])
+
+
+def _replay(session: Session, calls: Sequence[Call]) -> Logits:
+    """The last logits of each call on an empty session: (calls, V)."""
+    session.reset()
+    return np.stack([_feed(session, call) for call in calls if call])
+
+
+def _feed(session: Session, call: Call) -> Logits:
+    return session.decode(call[0]) if len(call) == 1 else session.prefill(call)
