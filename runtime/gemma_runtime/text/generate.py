@@ -7,9 +7,11 @@ from enum import StrEnum
 from time import perf_counter
 
 from gemma_runtime.errors import ContextFull, SessionError
+from gemma_runtime.marks import Mark
 from gemma_runtime.session import Session, check_room, check_tokens
 from gemma_runtime.text.chat import Message, encode_chat
 from gemma_runtime.text.sampler import Sampler, Sampling
+from gemma_runtime.text.shared_prefix import keep_beginning
 from gemma_runtime.text.tokenizer import Tokenizer
 from gemma_runtime.text.tools import (
     ACTIVATION,
@@ -72,14 +74,17 @@ def generate_text(
     stop_strings: Sequence[str] = (),
     history: Sequence[int] = (),
     tools: Collection[str] = (),
+    hold: bool = False,
 ) -> "TextGeneration":
     """Feed `prompt` and stream the generated text.
 
     Calls of tools with these names are read from the finished text; FunctionGemma's always.
     `history` is the tokens already in the session; only the repetition penalty uses them.
+    `hold` marks the end of the prompt, so that the session can go back to it until the generation
+    is closed.
     Raises ContextFull immediately, before feeding anything, if the prompt doesn't fit.
     """
-    loop = _TokenLoop(session, prompt, history, max_new_tokens, sampling, stop_tokens)
+    loop = _TokenLoop(session, prompt, history, max_new_tokens, sampling, stop_tokens, hold)
     return TextGeneration(loop, tokenizer, stop_strings, tools)
 
 
@@ -130,8 +135,9 @@ class TextGeneration:
         return self._result
 
     def close(self) -> None:
-        """Stop generating: the iteration yields nothing more."""
+        """Stop generating: the iteration yields nothing more. Drops the mark, if there is one."""
         self._pieces.close()
+        self._loop.mark = None
 
     def _run(self) -> Generator[str]:
         started = perf_counter()
@@ -180,8 +186,8 @@ class Conversation:
     """Turns between a user and the model in one session.
 
     Each turn feeds only the tokens that the cache lacks. If the template renders an earlier turn
-    differently from what is in the cache (for example with the reply trimmed), the session is reset
-    and the conversation is fed again from the start.
+    differently from what is in the cache (for example with the reply trimmed), the session goes
+    back to what they have in common. From then on it holds a mark before each reply, to go back to.
 
     With `roll`, a full context makes it forget the oldest turns, a question with its reply at a
     time, but never the system turn. The next reply is then that of a new conversation that begins
@@ -230,7 +236,7 @@ class Conversation:
     def reset(self) -> None:
         """Forget every turn except the system turn."""
         self._messages = list(self._system)
-        self._fed: list[int] = []
+        self._rewrites = False  # whether the template has changed an earlier turn
         self._sent = 0  # turns that the reply answers
         self._reply: TextGeneration | None = None
         self._forgotten = 0
@@ -289,24 +295,22 @@ class Conversation:
         turns = [*self.messages, *new]
         messages, tokens = self._fitting(turns, max_new_tokens)
         self._check_room(tokens)
+        held = self._keep_beginning(tokens)
         if self._reply is not None:
             self._reply.close()
-        cached = self._cached()
-        if len(cached) != self._session.position or cached != tokens[: len(cached)]:
-            self._session.reset()
-            cached = []
         self._reply = generate_text(
             self._session,
             self._tokenizer,
-            tokens[len(cached) :],
+            tokens[held:],
             max_new_tokens=max_new_tokens,
             sampling=self._sampling,
             stop_tokens=self._stop_tokens,
             stop_strings=self._stop_strings,
-            history=cached,
+            history=tokens[:held],
             tools=tool_names(self._tools),
+            hold=self._rewrites,
         )
-        self._messages, self._fed, self._sent = messages, tokens, len(new)
+        self._messages, self._sent = messages, len(new)
         self._forgotten += len(turns) - len(messages)
         return self._reply
 
@@ -337,10 +341,12 @@ class Conversation:
             tools=self._tools,
         )
 
-    def _cached(self) -> list[int]:
-        """The tokens that this conversation has fed into the session."""
-        new = [] if self._reply is None else self._reply.tokens
-        return [*self._fed, *new][: self._session.position]
+    def _keep_beginning(self, tokens: Sequence[int]) -> int:
+        """Keep in the session what it can of the beginning of `tokens`; returns its length."""
+        before = self._session.position
+        held = keep_beginning(self._session, tokens, len(tokens) - 1)
+        self._rewrites |= held < before
+        return held
 
     def _check_room(self, tokens: Sequence[int]) -> None:
         if len(tokens) > self._session.context_length:
@@ -410,6 +416,7 @@ class _TokenLoop:
         max_new_tokens: int,
         sampling: Sampling,
         stop_tokens: Collection[int],
+        hold: bool = False,
     ) -> None:
         check_tokens(prompt)
         check_room(session.position, len(prompt), session.context_length)
@@ -423,10 +430,13 @@ class _TokenLoop:
         self._max_new_tokens = max_new_tokens
         self._sampler = Sampler(sampling)
         self._stop_tokens = frozenset(stop_tokens)
+        self._hold = hold
+        self.mark: Mark | None = None
 
     def __iter__(self) -> Iterator[int]:
         session = self._session
         logits = session.prefill(self.prompt)
+        self.mark = session.hold() if self._hold else None
         while True:
             token = self._sampler.pick(logits, self._previous)
             if token in self._stop_tokens:

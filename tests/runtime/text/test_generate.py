@@ -61,8 +61,13 @@ def counting(context_length: int = 4096) -> FakeSession:
 class Recording(FakeSession):
     """A session with one reply per prompt; records the prompts and counts the resets."""
 
-    def __init__(self, replies: Sequence[Sequence[int]], context_length: int = 4096) -> None:
-        super().__init__(self._next, context_length)
+    def __init__(
+        self,
+        replies: Sequence[Sequence[int]],
+        context_length: int = 4096,
+        slack: int | None = None,
+    ) -> None:
+        super().__init__(self._next, context_length, slack)
         self._replies = [list(reply) for reply in replies]
         self._start = 0  # position of the current reply's first token
         self.prompts: list[list[int]] = []
@@ -240,15 +245,30 @@ def test_a_turn_feeds_only_what_the_cache_lacks(tokenizer: Tokenizer) -> None:
     ]
 
 
-def test_a_reply_that_the_template_trims_is_fed_again(tokenizer: Tokenizer) -> None:
+def test_after_a_reply_that_the_template_trims_only_what_follows_it_is_fed(
+    tokenizer: Tokenizer,
+) -> None:
     session = Recording([tokenizer.encode("the\n"), tokenizer.encode("user")])
     chat = talk(session, tokenizer)
-    resets = session.resets
     say(chat, "in")
     say(chat, "us")
-    assert session.resets == resets + 1
-    assert session.prompts[1][0] == BOS
+    fed = tokenizer.decode(session.prompts[1], control=True)
+    assert fed.startswith("<end_of_turn>\n<start_of_turn>user\nus")
     assert tokenizer.decode(session.tokens).startswith("user\nin\nmodel\nthe\nuser\nus")
+
+
+def test_caches_that_can_not_go_back_are_fed_again_from_the_last_reply(
+    tokenizer: Tokenizer,
+) -> None:
+    """From the start once; from then on the session holds a mark before each reply."""
+    session = Recording([tokenizer.encode("the\n")] * 3, slack=0)
+    chat = talk(session, tokenizer)
+    for turn in ("in", "us", "er"):
+        say(chat, turn)
+        expected = encode_chat(tokenizer, None, chat.messages[:-1], BOS)
+        assert session.tokens == [*expected, *tokenizer.encode("the\n")]
+    assert session.prompts[1][0] == BOS
+    assert tokenizer.decode(session.prompts[2]) == "the\nuser\ner\nmodel\n"
 
 
 def test_the_last_token_of_a_reply_cut_by_its_length_is_fed_with_the_next_turn(
@@ -323,7 +343,7 @@ def test_tokens_fed_by_other_callers_do_not_count_as_the_conversation(
 ) -> None:
     session = Recording([tokenizer.encode("the"), tokenizer.encode("er")])
     chat = talk(session, tokenizer)
-    session.tokens.extend([7, 7, 7])
+    session.score([7, 7, 7])
     assert say(chat, "in") == "the"
     assert session.tokens[0] == BOS
 
