@@ -394,6 +394,7 @@ def inspect(bundles: BundlePaths, json: Json = False) -> None:
         _print(render_comparison(comparison))
 
 
+app.command("lm-eval")(evaluation_commands.lm_eval)
 app.command()(evaluation_commands.compare)
 
 

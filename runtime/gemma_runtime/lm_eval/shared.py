@@ -8,7 +8,7 @@ alone. T new tokens, V vocabulary.
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, groupby, pairwise
+from itertools import chain, groupby, pairwise
 
 from gemma_runtime.errors import EvaluationError
 from gemma_runtime.marks import Mark
@@ -16,6 +16,7 @@ from gemma_runtime.proof.goldens import log_sum_exp
 from gemma_runtime.session import Logits, Session
 from gemma_runtime.text.generate import generate_text
 from gemma_runtime.text.sampler import Sampling
+from gemma_runtime.text.shared_prefix import common_length, keep_beginning
 from gemma_runtime.text.tokenizer import Tokenizer
 
 LARGEST_CHUNK = 64  # above it onnxruntime's int8 kernels round in another way
@@ -61,14 +62,15 @@ def score_continuations(
     feed = SharedFeed(session, [asked[group[0]].context for group in groups], chunk)
     for number, group in enumerate(groups):
         first = feed.whole(number)[None]  # (1, V), after the context
-        end, _held = session.position, session.hold()
+        end, held = session.position, [session.hold()]
         for index in group:
             if session.position != end and session.rewind(end) != end:
                 feed.whole(number)
-                _held = session.hold()
+                held = [session.hold()]
             tokens = asked[index].tokens
             blocks = chain([first], _rows(session, tokens[:-1], chunk))
             yield index, _likelihood(blocks, tokens)
+        held.clear()  # a mark that is referenced could cost a copy of the caches
 
 
 def continue_prompts(
@@ -99,13 +101,11 @@ def continue_prompts(
 
 
 class SharedFeed:
-    """Feeds sorted prompts to a session and goes back to the chunks that the next one shares."""
+    """Feeds sorted prompts to a session and goes back to what the next one shares."""
 
     def __init__(self, session: Session, prompts: Sequence[Tokens], chunk: int) -> None:
-        self._session = session
-        self._plans = [_cut(tokens, 0, chunk) for tokens in prompts]
-        self._shared = [0, *(_common(one, next) for one, next in pairwise(self._plans))]
-        self._returns = _returns(self._shared)
+        self._session, self._prompts, self._chunk = session, prompts, chunk
+        self._returns = _returns(prompts, chunk)
         self._marks: list[Mark] = []
         session.reset()
 
@@ -115,28 +115,24 @@ class SharedFeed:
 
     def all_but_last(self, number: int) -> Tokens:
         """Feed a prompt without its last chunk, which is returned."""
-        plan = self._plans[number]
-        ends = [0, *accumulate(map(len, plan))]
-        done = self._go_back(ends, min(self._shared[number], len(plan) - 1))
-        self._hold(number, done)
-        for index in range(done, len(plan) - 1):
-            self._session.prefill(plan[index])
-            self._hold(number, index + 1)
-        return plan[-1]
+        session, tokens = self._session, self._prompts[number]
+        before = self._prompts[number - 1] if number else ()
+        # What came after the previous prompt was cut in other places, so it is not used again.
+        session.rewind(min(len(before), session.position))
+        last = _last_cut(tokens, self._chunk)
+        start = keep_beginning(session, tokens, last, self._chunk)
+        self._marks = [mark for mark in self._marks if mark.position <= start]
+        self._hold(number)
+        for begin in range(start, last, self._chunk):
+            session.prefill(tokens[begin : begin + self._chunk])
+            self._hold(number)
+        return tokens[last:]
 
-    def _go_back(self, ends: Sequence[int], chunks: int) -> int:
-        """Go back to the end of so many chunks, or before; returns how many are in the caches."""
-        while True:
-            self._marks = [mark for mark in self._marks if mark.position <= ends[chunks]]
-            reached = self._session.rewind(min(ends[chunks], self._session.position))
-            if reached == ends[chunks]:
-                return chunks
-            chunks = max(index for index, end in enumerate(ends) if end <= reached)
-
-    def _hold(self, number: int, chunks: int) -> None:
+    def _hold(self, number: int) -> None:
         """Hold the place if a later prompt goes back to it."""
-        held = any(mark.position == self._session.position for mark in self._marks)
-        if chunks and chunks in self._returns[number] and not held:
+        position = self._session.position
+        is_held = any(mark.position == position for mark in self._marks)
+        if position in self._returns[number] and not is_held:
             self._marks = [*self._marks, self._session.hold()][-_MARKS:]
 
 
@@ -165,19 +161,16 @@ def _cut(tokens: Tokens, start: int, chunk: int) -> list[Tokens]:
     return [tokens[a:b] for a, b in pairwise(places) if a < b]
 
 
-def _common(a: Sequence[Tokens], b: Sequence[Tokens]) -> int:
-    """How many chunks both begin with."""
-    count = 0
-    for one, other in zip(a, b, strict=False):
-        if one != other:
-            break
-        count += 1
-    return count
+def _last_cut(tokens: Tokens, chunk: int) -> int:
+    """Where the last chunk begins."""
+    return (len(tokens) - 1) // chunk * chunk
 
 
-def _returns(shared: Sequence[int]) -> list[Tokens]:
-    """For each prompt: to how many of its chunks later prompts go back, the most first."""
+def _returns(prompts: Sequence[Tokens], chunk: int) -> list[Tokens]:
+    """For each prompt: the positions in it that later prompts go back to, the last one first."""
     found: list[Tokens] = [()]
-    for count in reversed(shared[1:]):
-        found.append((count, *(fewer for fewer in found[-1] if fewer < count)))
+    for before, after in reversed([*pairwise(prompts)]):
+        shared = min(common_length(before, after) // chunk * chunk, _last_cut(after, chunk))
+        earlier = (position for position in found[-1] if position < shared)
+        found.append((shared, *earlier) if shared else ())
     return found[::-1]
