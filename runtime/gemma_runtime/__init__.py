@@ -45,6 +45,8 @@ if TYPE_CHECKING:
         generate,
         generate_text,
     )
+    from gemma_runtime.text.guard import SHIELD_POLICIES, ContentGuard, Guard, Policy
+    from gemma_runtime.text.guarded import GuardedConversation, Withheld
     from gemma_runtime.text.sampler import Sampling
     from gemma_runtime.text.tokenizer import Tokenizer, load_tokenizer
     from gemma_runtime.text.tools import ToolCall, read_tools
@@ -55,22 +57,27 @@ opt_out()  # before any library that collects usage statistics is imported
 
 __all__ = [
     "SCHEMA_VERSION",
+    "SHIELD_POLICIES",
     "Agreement",
     "AttentionKind",
     "Bundle",
     "BundleError",
+    "ContentGuard",
     "ContextFull",
     "Conversation",
     "FakeSession",
     "GemmaError",
     "Generation",
     "Golden",
+    "Guard",
+    "GuardedConversation",
     "LayerCache",
     "Limits",
     "Manifest",
     "Mark",
     "Message",
     "MissingExtra",
+    "Policy",
     "Sampling",
     "Session",
     "SessionError",
@@ -82,6 +89,7 @@ __all__ = [
     "TopLogits",
     "Verdict",
     "Verification",
+    "Withheld",
     "__version__",
     "compare_logits",
     "encode_chat",
@@ -128,6 +136,8 @@ _HOMES = {
         "generate",
         "generate_text",
     ),
+    "gemma_runtime.text.guard": ("SHIELD_POLICIES", "ContentGuard", "Guard", "Policy"),
+    "gemma_runtime.text.guarded": ("GuardedConversation", "Withheld"),
     "gemma_runtime.text.sampler": ("Sampling",),
     "gemma_runtime.text.tokenizer": ("Tokenizer", "load_tokenizer"),
     "gemma_runtime.text.tools": ("ToolCall", "read_tools"),
