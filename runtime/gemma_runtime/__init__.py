@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gemma_runtime.bundle import Bundle, open_bundle
     from gemma_runtime.errors import (
         BundleError,
+        ConstraintError,
         ContextFull,
         GemmaError,
         MissingExtra,
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
     from gemma_runtime.proof.verify import Verdict, Verification, verify, verify_bundle
     from gemma_runtime.session import FakeSession, Session, open_session
     from gemma_runtime.text.chat import Message, encode_chat
+    from gemma_runtime.text.constraint import Constraint
+    from gemma_runtime.text.conversation import Conversation
     from gemma_runtime.text.generate import (
-        Conversation,
         Generation,
         StopReason,
         TextGeneration,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     )
     from gemma_runtime.text.guard import SHIELD_POLICIES, ContentGuard, Guard, Policy
     from gemma_runtime.text.guarded import GuardedConversation, Withheld
+    from gemma_runtime.text.matcher import Matcher
     from gemma_runtime.text.sampler import Sampling
     from gemma_runtime.text.tokenizer import Tokenizer, load_tokenizer
     from gemma_runtime.text.tools import ToolCall, read_tools
@@ -62,6 +65,8 @@ __all__ = [
     "AttentionKind",
     "Bundle",
     "BundleError",
+    "Constraint",
+    "ConstraintError",
     "ContentGuard",
     "ContextFull",
     "Conversation",
@@ -75,6 +80,7 @@ __all__ = [
     "Limits",
     "Manifest",
     "Mark",
+    "Matcher",
     "Message",
     "MissingExtra",
     "Policy",
@@ -109,6 +115,7 @@ _HOMES = {
     "gemma_runtime.bundle": ("Bundle", "open_bundle"),
     "gemma_runtime.errors": (
         "BundleError",
+        "ConstraintError",
         "ContextFull",
         "GemmaError",
         "MissingExtra",
@@ -128,8 +135,9 @@ _HOMES = {
     "gemma_runtime.proof.verify": ("Verdict", "Verification", "verify", "verify_bundle"),
     "gemma_runtime.session": ("FakeSession", "Session", "open_session"),
     "gemma_runtime.text.chat": ("Message", "encode_chat"),
+    "gemma_runtime.text.constraint": ("Constraint",),
+    "gemma_runtime.text.conversation": ("Conversation",),
     "gemma_runtime.text.generate": (
-        "Conversation",
         "Generation",
         "StopReason",
         "TextGeneration",
@@ -138,6 +146,7 @@ _HOMES = {
     ),
     "gemma_runtime.text.guard": ("SHIELD_POLICIES", "ContentGuard", "Guard", "Policy"),
     "gemma_runtime.text.guarded": ("GuardedConversation", "Withheld"),
+    "gemma_runtime.text.matcher": ("Matcher",),
     "gemma_runtime.text.sampler": ("Sampling",),
     "gemma_runtime.text.tokenizer": ("Tokenizer", "load_tokenizer"),
     "gemma_runtime.text.tools": ("ToolCall", "read_tools"),

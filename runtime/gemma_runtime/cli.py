@@ -1,28 +1,52 @@
 """`gemma-runtime`: run, check, measure and inspect bundles. Prints; the library does not."""
 
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from gemma_runtime import evaluation_commands
-from gemma_runtime.command import run_app
-from gemma_runtime.errors import SessionError, TokenizerError
-from gemma_runtime.parameters import BundlePath, Json, Threads, bundle_folder
+from gemma_runtime.command import print_json, print_shown, run_app
+from gemma_runtime.options import (
+    BundlePath,
+    BundlePaths,
+    Choices,
+    Grammar,
+    GuardPath,
+    GuardThreshold,
+    Json,
+    JsonSchema,
+    MinP,
+    NewTokens,
+    OwnMinP,
+    OwnPenalty,
+    OwnTemperature,
+    OwnTopK,
+    OwnTopP,
+    Penalty,
+    Regex,
+    Roll,
+    Seed,
+    Stops,
+    System,
+    Temperature,
+    Threads,
+    Tools,
+    TopK,
+    TopP,
+    read_constraint,
+)
+from gemma_runtime.talk import (
+    encode_prompt,
+    open_guard,
+    print_reply,
+    read_stdin,
+    send_line,
+    stream,
+    typed_lines,
+)
 
-if TYPE_CHECKING:  # commands import what they need, so --help starts fast
-    from rich.console import RenderableType
-
-    from gemma_runtime.bundle import Bundle
-    from gemma_runtime.text.generate import Conversation, Generation, TextGeneration
-    from gemma_runtime.text.guard import Guard
-    from gemma_runtime.text.guarded import Withheld
-    from gemma_runtime.text.tokenizer import Tokenizer
-
-_RESULTS = "/results"
 _HELP = """Run, check and measure the bundles that gemma-export writes. Needs no torch.
 
 [bold]Examples[/bold]
@@ -61,78 +85,6 @@ app = typer.Typer(
 )
 
 
-BundlePaths = Annotated[
-    list[Path],
-    typer.Argument(
-        metavar="BUNDLE",
-        parser=bundle_folder,
-        help="One or more bundles: folders, or hub:OWNER/NAME\\[@REVISION].",
-    ),
-]
-NewTokens = Annotated[int, typer.Option(min=1, help="Most tokens to generate.")]
-Temperature = Annotated[
-    float, typer.Option(help="Sampling temperature; 0 always takes the likeliest token.")
-]
-TopK = Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 means all.")]
-TopP = Annotated[
-    float, typer.Option(help="Sample from the likeliest tokens whose probabilities sum to p.")
-]
-MinP = Annotated[
-    float, typer.Option(help="Drop tokens less likely than this share of the likeliest.")
-]
-Penalty = Annotated[float, typer.Option(help="Above 1, repeated tokens become less likely.")]
-OwnTemperature = Annotated[
-    float | None,
-    typer.Option(help="Sampling temperature; 0 always takes the likeliest token. \\[the bundle's]"),
-]
-OwnTopK = Annotated[
-    int | None,
-    typer.Option(help="Sample from the k likeliest tokens; 0 means all. \\[the bundle's]"),
-]
-OwnTopP = Annotated[
-    float | None,
-    typer.Option(
-        help="Sample from the likeliest tokens whose probabilities sum to p. \\[the bundle's]"
-    ),
-]
-OwnMinP = Annotated[
-    float | None,
-    typer.Option(help="Drop tokens less likely than this share of the likeliest. \\[the bundle's]"),
-]
-OwnPenalty = Annotated[
-    float | None,
-    typer.Option(help="Above 1, repeated tokens become less likely. \\[the bundle's]"),
-]
-Tools = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Tools that the model can call: a JSON list of schemas."),
-]
-GuardPath = Annotated[
-    Path | None,
-    typer.Option(
-        "--guard",
-        metavar="BUNDLE",
-        parser=bundle_folder,
-        help="A ShieldGemma bundle that checks each turn, and each reply before it is shown.",
-    ),
-]
-GuardThreshold = Annotated[
-    float | None,
-    typer.Option(help="Probability from which the guard stops a turn. \\[0.5]"),
-]
-Roll = Annotated[
-    bool,
-    typer.Option("--roll", help="When the context is full, forget the oldest turns and go on."),
-]
-Seed = Annotated[
-    int | None, typer.Option(help="Seed for sampling; the same seed gives the same text.")
-]
-Stops = Annotated[list[str], typer.Option(help="Stop before this text. Can be repeated.")]
-System = Annotated[
-    str | None, typer.Option(help="System prompt: instructions before the first turn.")
-]
-
-
 def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib import metadata
@@ -169,21 +121,32 @@ def run(
     repetition_penalty: Penalty = 1.0,
     seed: Seed = None,
     stop: Stops = [],  # noqa: B006  (typer only reads the default)
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    grammar: Grammar = None,
+    choice: Choices = [],  # noqa: B006
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Continue a prompt, token by token; greedily unless options say otherwise."""
+    """Continue a prompt, token by token; greedily unless options say otherwise.
+
+    --json-schema, --regex, --grammar and --choice guarantee the text's format, unless a limit cuts
+    it: --json then has complete: false. Describe the format in the prompt too.
+    """
     from gemma_runtime.bundle import open_bundle
     from gemma_runtime.session import open_session
+    from gemma_runtime.text.constraint import start_constraint
     from gemma_runtime.text.generate import generate_text
     from gemma_runtime.text.sampler import Sampling
     from gemma_runtime.text.tokenizer import load_tokenizer
 
+    constraint = read_constraint(json_schema, regex, grammar, choice)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    text = _read_stdin() if prompt == "-" else prompt
+    text = read_stdin() if prompt == "-" else prompt
     opened = open_bundle(bundle)
     tokenizer = load_tokenizer(opened)
-    tokens = _encode(opened, tokenizer, text, system, chat)
+    tokens = encode_prompt(opened, tokenizer, text, system, chat)
+    matcher = start_constraint(constraint, tokenizer, opened.manifest.stop_tokens)
     with open_session(opened, threads) as session:
         generation = generate_text(
             session,
@@ -193,12 +156,13 @@ def run(
             sampling=sampling,
             stop_tokens=opened.manifest.stop_tokens,
             stop_strings=stop,
+            constraint=matcher,
         )
         if not json:
-            _stream(generation)
+            stream(generation)
         else:
             list(generation)
-            _print_json(generation.result)
+            print_json(generation.result)
 
 
 @app.command()
@@ -213,6 +177,10 @@ def chat(
     repetition_penalty: OwnPenalty = None,
     seed: Seed = None,
     stop: Stops = [],  # noqa: B006  (typer only reads the default)
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    grammar: Grammar = None,
+    choice: Choices = [],  # noqa: B006
     roll: Roll = False,
     tools: Tools = None,
     guard: GuardPath = None,
@@ -230,18 +198,21 @@ def chat(
     With --tools, a reply that calls tools is printed as JSON. Answer it with /results and a JSON
     list that has one result for each call.
 
+    --json-schema, --regex, --grammar and --choice guarantee the format of every reply, unless a
+    limit cuts it.
+
     With --guard, a reply is printed when the guard has checked it. A turn or reply that violates a
     policy is not answered or shown, but named on stderr, and forgotten.
     """
     from gemma_runtime.bundle import open_bundle
     from gemma_runtime.session import open_session
-    from gemma_runtime.text.generate import Conversation
+    from gemma_runtime.text.constraint import start_constraint
+    from gemma_runtime.text.conversation import Conversation
     from gemma_runtime.text.sampler import Sampling
     from gemma_runtime.text.tokenizer import load_tokenizer
     from gemma_runtime.text.tools import read_tools
 
-    if guard_threshold is not None and guard is None:
-        raise typer.BadParameter("goes with --guard", param_hint="--guard-threshold")
+    constraint = read_constraint(json_schema, regex, grammar, choice)
     schemas = read_tools(tools) if tools else []
     opened = open_bundle(bundle)
     sampling = Sampling.by_default(
@@ -253,13 +224,15 @@ def chat(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
+    tokenizer = load_tokenizer(opened)
+    start_constraint(constraint, tokenizer, opened.manifest.stop_tokens)  # refuses before any turn
     with (
-        _open_guard(guard, guard_threshold, threads) as watch,
+        open_guard(guard, guard_threshold, threads) as watch,
         open_session(opened, threads) as session,
     ):
         conversation = Conversation(
             session,
-            load_tokenizer(opened),
+            tokenizer,
             template=opened.manifest.chat_template,
             bos_token=opened.manifest.bos_token,
             eos_token=opened.manifest.eos_token,
@@ -270,11 +243,15 @@ def chat(
             roll=roll,
             tools=schemas,
         )
-        for line in _lines():
+        for line in typed_lines():
             if line == "/new":
                 conversation.reset()
             elif line:
-                _reply(conversation, watch, line, max_new_tokens, json, tools=bool(schemas))
+                reply = send_line(
+                    conversation, watch, line, max_new_tokens, constraint, bool(schemas)
+                )
+                if reply is not None:
+                    print_reply(reply, json, tools=bool(schemas))
 
 
 @app.command()
@@ -289,9 +266,9 @@ def verify(bundle: BundlePath, threads: Threads = None, json: Json = False) -> N
 
     verification = verify_bundle(open_bundle(bundle), threads)
     if json:
-        _print_json(verification)
+        print_json(verification)
     else:
-        _print(render_verification(str(bundle), verification))
+        print_shown(render_verification(str(bundle), verification))
     if verification.verdict is not Verdict.PASS:
         raise typer.Exit(1)
 
@@ -334,9 +311,9 @@ def bench(
             ),  # a folder's name may look like markup
         )
     if json:
-        _print_json(benchmark)
+        print_json(benchmark)
     else:
-        _print(render_benchmark(benchmark))
+        print_shown(render_benchmark(benchmark))
 
 
 def _profile(bundles: list[Path], threads: int | None, json: bool) -> None:
@@ -347,10 +324,10 @@ def _profile(bundles: list[Path], threads: int | None, json: bool) -> None:
 
     profiles = {str(path): profile_bundle(open_bundle(path), threads) for path in bundles}
     if json:
-        _print_json(profiles)
+        print_json(profiles)
         return
     for path, profile in profiles.items():
-        _print(Text(path), render_profile(profile))
+        print_shown(Text(path), render_profile(profile))
 
 
 @app.command("eval")
@@ -377,9 +354,9 @@ def evaluate(
     texts = read_segments(text) if text else None
     evaluation = evaluate_bundle(open_bundle(bundle), texts, threads)
     if json:
-        _print_json(evaluation)
+        print_json(evaluation)
     else:
-        _print(render_evaluation(str(bundle), evaluation))
+        print_shown(render_evaluation(str(bundle), evaluation))
 
 
 @app.command()
@@ -390,9 +367,9 @@ def inspect(bundles: BundlePaths, json: Json = False) -> None:
 
     comparison = compare_bundles([open_bundle(bundle) for bundle in bundles])
     if json:
-        _print_json(comparison)
+        print_json(comparison)
     else:
-        _print(render_comparison(comparison))
+        print_shown(render_comparison(comparison))
 
 
 app.command()(evaluation_commands.compare)
@@ -407,159 +384,3 @@ def main() -> None:
 def run_command(arguments: list[str]) -> int:
     """Run with the given arguments; returns the exit code."""
     return run_app(app, "gemma-runtime", arguments)
-
-
-def _read_stdin() -> str:
-    """Standard input as UTF-8, whatever the locale is."""
-    try:
-        return sys.stdin.buffer.read().decode()
-    except UnicodeDecodeError as error:
-        raise TokenizerError(
-            f"byte {error.start} of stdin is not UTF-8; convert the text, e.g. with iconv"
-        ) from error
-
-
-def _encode(
-    bundle: "Bundle", tokenizer: "Tokenizer", text: str, system: str | None, chat: bool
-) -> list[int]:
-    from gemma_runtime.text.chat import Message, encode_chat
-
-    manifest = bundle.manifest
-    if not chat:
-        if system is not None:
-            raise typer.BadParameter("goes with --chat", param_hint="--system")
-        return [manifest.bos_token, *tokenizer.encode(text)]
-    messages = [Message("user", text)]
-    if system is not None:
-        messages.insert(0, Message("system", system))
-    return encode_chat(
-        tokenizer, manifest.chat_template, messages, manifest.bos_token, manifest.eos_token
-    )
-
-
-@contextmanager
-def _open_guard(
-    folder: Path | None, threshold: float | None, threads: int | None
-) -> Iterator["Guard | None"]:
-    if folder is None:
-        yield None
-        return
-    from gemma_runtime.bundle import open_bundle
-    from gemma_runtime.text.guard import Guard
-
-    with Guard(
-        open_bundle(folder), threshold=0.5 if threshold is None else threshold, threads=threads
-    ) as guard:
-        yield guard
-
-
-def _reply(
-    conversation: "Conversation",
-    guard: "Guard | None",
-    line: str,
-    max_new_tokens: int,
-    json: bool,
-    tools: bool,
-) -> None:
-    from gemma_runtime.text.guarded import GuardedConversation
-
-    sender = conversation if guard is None else GuardedConversation(conversation, guard)
-    before = conversation.forgotten
-    try:
-        if tools and line.startswith(_RESULTS):
-            reply = sender.send_results(_results(line), max_new_tokens)
-        else:
-            reply = sender.send(line, max_new_tokens)
-    except (SessionError, TokenizerError) as error:
-        if not sys.stdin.isatty():
-            raise
-        print(f"error: {error}", file=sys.stderr)  # a person can shorten the turn, or type /new
-        return
-    if forgotten := conversation.forgotten - before:
-        print(f"[the context is full: forgot the oldest {forgotten} turns]", file=sys.stderr)
-    _print_reply(reply, json, tools)
-
-
-def _print_reply(reply: "TextGeneration | Generation | Withheld", json: bool, tools: bool) -> None:
-    from gemma_runtime.text.generate import TextGeneration
-    from gemma_runtime.text.guarded import Withheld
-
-    if isinstance(reply, TextGeneration):
-        if not json and not tools:
-            _stream(reply)
-            return
-        list(reply)
-        reply = reply.result
-    if json:
-        _print_json(reply)
-    elif isinstance(reply, Withheld):
-        named = ", ".join(f"{name} {score:.2f}" for name, score in reply.policies.items())
-        print(f"[the guard stopped this {reply.withheld}: {named}]", file=sys.stderr)
-    else:
-        _print_whole(reply)
-
-
-def _results(line: str) -> list[object]:
-    """What the called tools returned, from a line that begins with /results."""
-    import json
-
-    try:
-        results = json.loads(line.removeprefix(_RESULTS))
-    except ValueError as error:
-        raise TokenizerError(f"{_RESULTS} is not followed by JSON: {error}") from error
-    if not isinstance(results, list):
-        raise TokenizerError(f"{_RESULTS} expects a JSON list with one result for each call")
-    return results
-
-
-def _print_whole(result: "Generation") -> None:
-    """Print a finished reply with its calls, which only then are told from text."""
-    import msgspec
-
-    if result.text or not result.tool_calls:
-        print(result.text)
-    if result.tool_calls:
-        print(msgspec.json.encode(result.tool_calls).decode())
-    print(_speed(result), file=sys.stderr)
-
-
-def _stream(generation: "TextGeneration") -> None:
-    for piece in generation:
-        print(piece, end="", flush=True)
-    print()
-    print(_speed(generation.result), file=sys.stderr)
-
-
-def _speed(result: "Generation") -> str:
-    decoding = result.seconds - result.first_token_seconds
-    rate = f"{(result.new_tokens - 1) / decoding:.1f} tokens/s" if decoding > 0 else "no rate"
-    return (
-        f"[{result.prompt_tokens} prompt tokens, first token after "
-        f"{result.first_token_seconds * 1e3:.0f} ms; {result.new_tokens} new, {rate}; "
-        f"ended by {result.reason.value.replace('_', ' ')}]"
-    )
-
-
-def _lines() -> Iterable[str]:
-    """Lines that the user types, until /quit or the end of input."""
-    while True:
-        try:
-            line = input("> " if sys.stdin.isatty() else "").strip()
-        except EOFError:
-            return
-        if line == "/quit":
-            return
-        yield line
-
-
-def _print(*shown: "RenderableType") -> None:
-    from rich.console import Console
-
-    Console().print(*shown, sep="\n")
-
-
-def _print_json(value: object) -> None:
-    import msgspec
-
-    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
-    sys.stdout.buffer.flush()

@@ -64,13 +64,7 @@ class Marks:
         for mark in self._live:
             mark.move_back(position)
 
-    def without_copy(self) -> list[Mark]:
-        return [mark for mark in self._live if mark.copy is None and mark.position > 0]
-
-    def last_copy(self, position: int) -> tuple[int, CacheCopy] | None:
-        """The last mark with a copy at or before a position: where it is, and the copy."""
-        found = None
-        for mark in self._live:
-            if mark.copy is not None and mark.position <= position:
-                position, found = mark.position, (mark.position, mark.copy)
-        return found
+    def up_to(self, position: int) -> list[Mark]:
+        """The marks at or before a position, the last one last."""
+        before = [mark for mark in self._live if mark.position <= position]
+        return sorted(before, key=lambda mark: mark.position)

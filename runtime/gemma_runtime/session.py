@@ -23,7 +23,12 @@ class Session(Protocol):
 
     @property
     def position(self) -> int:
-        """Tokens in the caches."""
+        """Number of tokens in the caches."""
+        ...
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens in the caches."""
         ...
 
     @property
@@ -82,13 +87,17 @@ class ChunkedSession(ABC):
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
-        self._position = 0
+        self._tokens: list[int] = []
         self._written = 0  # most tokens that were in the caches since they were empty
         self._marks = Marks()
 
     @property
     def position(self) -> int:
-        return self._position
+        return len(self._tokens)
+
+    @property
+    def tokens(self) -> list[int]:
+        return self._tokens.copy()
 
     @property
     def context_length(self) -> int:
@@ -118,14 +127,14 @@ class ChunkedSession(ABC):
         return self.prefill([token])
 
     def rewind(self, to: int | Mark) -> int:
-        position = self._marks.resolve(to, self._position)
+        position = self._marks.resolve(to, self.position)
         if not self._holds(position, self._written):
             position = self._restore(position)
         self._go_back(position)
         return position
 
     def hold(self) -> Mark:
-        return self._marks.add(self._position)
+        return self._marks.add(self.position)
 
     def reset(self) -> None:
         # Attention ignores slots past the position, so there is nothing to clear.
@@ -141,28 +150,30 @@ class ChunkedSession(ABC):
     def _admit(self, tokens: Sequence[int]) -> None:
         """Check new tokens, and copy what they would push out of the caches if a mark needs it."""
         check_tokens(tokens, self._manifest.vocab_size)
-        check_room(self._position, len(tokens), self.context_length)
-        written = max(self._written, self._position + len(tokens))
-        marks = self._marks.without_copy()
-        pushed = [mark for mark in marks if not self._holds(mark.position, written)]
+        check_room(self.position, len(tokens), self.context_length)
+        written = max(self._written, self.position + len(tokens))
+        pushed = [
+            mark
+            for mark in self._marks.up_to(self.position)
+            if mark.copy is None and mark.position and not self._holds(mark.position, written)
+        ]
         copy = self._copy_caches() if pushed else None
         for mark in pushed:
             mark.copy = copy
         self._written = written
 
     def _restore(self, position: int) -> int:
-        """Put the last copy at or before a position back; returns where that is, or 0."""
-        found = self._marks.last_copy(position)
-        if found is None:
-            self.reset()
-            return 0
-        position, copy = found
-        copy.restore()
-        self._written = copy.written
-        return position
+        """Put the copy of the last mark up to a position back; returns where that is, or 0."""
+        for mark in reversed(self._marks.up_to(position)):
+            if mark.copy is not None:
+                mark.copy.restore()
+                self._written = mark.copy.written
+                return mark.position
+        self.reset()
+        return 0
 
     def _go_back(self, position: int) -> None:
-        self._position = position
+        del self._tokens[position:]
         self._marks.move_back(position)
 
     def _chunks(self, tokens: Sequence[int]) -> list[Sequence[int]]:
@@ -217,20 +228,29 @@ def check_runtime(package: str, installed: str, minimum: str) -> None:
 class FakeSession:
     """A session without a model, for tests of code that uses one.
 
-    `script` maps the tokens so far to the next logits, (V,).
+    `script` maps the tokens so far to the next logits, (V,). `slack` is how many tokens it goes
+    back without a mark.
     """
 
     def __init__(
-        self, script: Callable[[Sequence[int]], Logits], context_length: int = 4096
+        self,
+        script: Callable[[Sequence[int]], Logits],
+        context_length: int = 4096,
+        slack: int | None = None,
     ) -> None:
         self._script = script
         self._context_length = context_length
-        self.tokens: list[int] = []
+        self._slack = context_length if slack is None else slack
+        self._tokens: list[int] = []
         self._marks = Marks()
 
     @property
     def position(self) -> int:
-        return len(self.tokens)
+        return len(self._tokens)
+
+    @property
+    def tokens(self) -> list[int]:
+        return self._tokens.copy()
 
     @property
     def context_length(self) -> int:
@@ -248,21 +268,27 @@ class FakeSession:
         check_room(self.position, len(tokens), self._context_length)
         rows = []
         for token in tokens:
-            self.tokens.append(token)
-            rows.append(self._script(self.tokens))
+            self._tokens.append(token)
+            rows.append(self._script(self._tokens))
         return np.stack(rows).astype(np.float32)
 
     def rewind(self, to: int | Mark) -> int:
         position = self._marks.resolve(to, self.position)
-        del self.tokens[position:]
-        self._marks.move_back(position)
+        if position < self.position - self._slack:
+            marks = self._marks.up_to(position)
+            position = marks[-1].position if marks else 0
+        self._go_back(position)
         return position
 
     def hold(self) -> Mark:
         return self._marks.add(self.position)
 
     def reset(self) -> None:
-        self.rewind(0)
+        self._go_back(0)
+
+    def _go_back(self, position: int) -> None:
+        del self._tokens[position:]
+        self._marks.move_back(position)
 
     def close(self) -> None:
         self.reset()

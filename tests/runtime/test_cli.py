@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -168,6 +169,48 @@ def test_run_refuses_invalid_sampling_options(
     assert _run(bundle, "the user", *options) == 1
 
     assert message in _error(capsys)
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_replies_keep_the_format_that_an_option_names(
+    bundle: Bundle,
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    command: str,
+) -> None:
+    pytest.importorskip("llguidance")
+    (tmp_path / "schema.json").write_text('{"type": "array", "items": {"const": 7}, "minItems": 2}')
+    (tmp_path / "sum.gbnf").write_text('root ::= "1+" [23] "."')
+    for options, pattern in (
+        (["--json-schema", str(tmp_path / "schema.json")], r"\[7, 7(, 7)*\]?"),
+        (["--grammar", str(tmp_path / "sum.gbnf")], r"1\+[23]\."),
+        (["--regex", "[xyz]{3}"], "[xyz]{3}"),
+        (["--choice", "the", "--choice", "us"], "the|us"),
+    ):
+        _type(monkeypatch, b"the\nus\n")
+        given = ["the"] if command == "run" else []
+        limit = ["--max-new-tokens", "9", "--json"]
+        assert run_command([command, str(bundle.directory), *given, *limit, *options]) == 0
+        replies = _replies(capsys)
+        assert len(replies) == (1 if command == "run" else 2)
+        for reply in replies:
+            assert re.match(pattern, reply.text)
+            assert reply.complete is bool(
+                re.fullmatch(pattern, reply.text) and reply.text[-1] != "7"
+            )
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_two_formats_or_a_wrong_one_are_refused(
+    bundle: Bundle, capsys: Captured, command: str
+) -> None:
+    pytest.importorskip("llguidance")
+    call = [command, str(bundle.directory), *(["the"] if command == "run" else [])]
+    assert run_command([*call, "--regex", "a", "--choice", "b"]) == 2
+    assert "give one of them" in capsys.readouterr().err
+    assert run_command([*call, "--regex", "("]) == 1
+    assert "unclosed group" in _error(capsys)
 
 
 def test_run_refuses_a_prompt_longer_than_the_context(bundle: Bundle, capsys: Captured) -> None:

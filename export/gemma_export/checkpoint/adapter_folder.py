@@ -34,7 +34,9 @@ MERGED: Mapping[str, str] = {
     "base's. They can't have a weight",
     "LoRA on `embed_tokens` or `lm_head`": "merged as PEFT merges it. Gemma has one tensor for "
     "both, so both change, and a note says so",
-    "`modules_to_save` with `embed_tokens` and `lm_head`": "accepted if the two are equal",
+    "`modules_to_save` with `embed_tokens` and `lm_head`": "one tensor if the two are equal",
+    "`modules_to_save` with only one of them, or with two that differ": "the model gets a head of "
+    "its own, with a note",
     "tensors of the vision part": "left out, with a note",
     "trained on a model of another name": "merged if the shapes fit, with a note that names both",
 }
@@ -46,7 +48,9 @@ REFUSED: Mapping[str, str] = {
         "they fit the changed base; PEFT converts them to plain LoRA"
     ),
     "adapters with trained biases": "Gemma's layers have no biases",
-    "adapters that replace only one of embedding and head": "the two are one tensor",
+    "an adapter that gives the model a head of its own, with one that changes the table alone": (
+        "the second was made for one tensor as table and head"
+    ),
 }
 
 

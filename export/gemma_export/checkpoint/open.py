@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gemma_export.checkpoint import Checkpoint
-from gemma_export.checkpoint.adapter_fit import fit_adapter
+from gemma_export.checkpoint.adapter_fit import fit_adapter, merged_config
 from gemma_export.checkpoint.adapter_folder import (
     ADAPTER_CONFIG,
     Adapter,
@@ -16,7 +16,7 @@ from gemma_export.checkpoint.adapter_folder import (
     split_weight,
 )
 from gemma_export.formats.downloaded import check_downloaded
-from gemma_export.model.config import GemmaConfig, config_from_hf, is_tied
+from gemma_export.model.config import GemmaConfig, config_from_hf
 from gemma_export.model.sizes import OFFICIAL, Official, find_official
 from gemma_runtime.errors import CheckpointError, ConfigError, MissingExtra
 from gemma_runtime.hub import HubName, looks_like_hub_id, parse_hub_name
@@ -107,9 +107,8 @@ def planned_config(
     """
     model = _find_model(source, base, adapters, revision)
     config = _model_config(model, size, family, config_file)
-    for adapter in model.adapters:
-        fit_adapter(adapter, config)
-    return config
+    changed = [name for one in model.adapters for name in fit_adapter(one, config)[0]]
+    return merged_config(config, changed)
 
 
 def _model_config(
@@ -248,11 +247,6 @@ def _random_shape(
         raise ConfigError(f"can't read {config_file}: {error}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{config_file} is not a JSON object")
-    if not is_tied(config):
-        raise ConfigError(
-            f"{config_file}: tie_word_embeddings is False, expected true: Gemma's head is its "
-            "embedding table"
-        )
     return config_from_hf(config), int(seed)
 
 

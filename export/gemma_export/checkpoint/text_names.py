@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from gemma_export.model.config import HEAD
 from gemma_runtime.errors import CheckpointError
 
-HEAD = "lm_head.weight"
 # Every layer of a Gemma has this norm; no vision tower has it.
 _LAYER = re.compile(r"((?:.*\.)?)layers\.\d+\.(?:pre|post)_feedforward_layernorm\.weight")
 # What transformers writes and reads; other beginnings come from wrappers, e.g. `module.`.
@@ -24,11 +24,12 @@ NAMES: Mapping[str, str] = {
         "the text model"
     ),
     "names with any other beginning, e.g. `module.`": "the text model, if there is only one",
-    f"`{HEAD}`": "accepted if it equals the embedding table, or if there is no table",
+    f"`{HEAD}` that equals the embedding table, or without a table": "the table",
+    f"`{HEAD}` that differs": "a head of its own, whatever `tie_word_embeddings` says",
     "a vision tower, value heads, other tensors": "left out; a note counts them",
 }
 REFUSED: Mapping[str, str] = {
-    "a head that differs from the table": "Gemma's head is its embedding table",
+    f"`tie_word_embeddings: false` without `{HEAD}`": "the head's weights are missing",
     "two text models in one folder": "it is not clear which one is meant",
     "tensors of an adapter among those of the model": "merge it first, or give it as `--adapter`",
     "packed tensors without a quantization in `config.json`": "their format is not known",

@@ -88,14 +88,14 @@ class LlamaSession(ChunkedSession):
         try:
             batch.n_tokens = count
             for index, token in enumerate(chunk):
-                batch.token[index], batch.pos[index] = token, self._position + index
+                batch.token[index], batch.pos[index] = token, self.position + index
                 batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
                 batch.logits[index] = index >= count - wanted
             if status := library.llama_decode(self._context, batch):
                 raise SessionError(f"llama.cpp failed on {count} tokens with status {status}")
         finally:
             library.llama_batch_free(batch)
-        self._position += count
+        self._tokens += chunk
         return np.stack([self._row(index) for index in range(count - wanted, count)])
 
     def _row(self, index: int) -> Logits:

@@ -111,14 +111,14 @@ class OrtSession(ChunkedSession):
 
     def _run(self, chunk: Sequence[int], wanted: Sequence[int], logits: Logits) -> None:
         """Run the graph once; writes the logits of the wanted positions into `logits`."""
-        total = self._position + len(chunk)
+        total = self.position + len(chunk)
         self._inputs.set(TensorRole.TOKENS, np.array([chunk]))
         self._inputs.set(TensorRole.TOTAL, np.array(total, np.int32))
         self._inputs.set(TensorRole.WANTED, np.array(wanted))
         shape = (1, *logits.shape)
         self._binding.bind_output(self._output, "cpu", 0, np.float32, shape, logits.ctypes.data)
         self._session.run_with_iobinding(self._binding)
-        self._position = total
+        self._tokens += chunk
 
 
 class _Inputs:

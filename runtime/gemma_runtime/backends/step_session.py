@@ -55,6 +55,6 @@ class StepSession(ChunkedSession):
         )
 
     def _run(self, chunk: Sequence[int]) -> Logits:
-        logits = self._engine.run(chunk, self._position)
-        self._position += len(chunk)
+        logits = self._engine.run(chunk, self.position)
+        self._tokens += chunk
         return logits

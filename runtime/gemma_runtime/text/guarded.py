@@ -6,8 +6,11 @@ from typing import Literal
 
 import msgspec
 
-from gemma_runtime.text.generate import Conversation, Generation, TextGeneration
+from gemma_runtime.text.constraint import Constraint
+from gemma_runtime.text.conversation import Conversation
+from gemma_runtime.text.generate import Generation, TextGeneration
 from gemma_runtime.text.guard import ContentGuard, violated
+from gemma_runtime.text.matcher import Matcher
 from gemma_runtime.text.tools import Json
 
 
@@ -30,17 +33,27 @@ class GuardedConversation:
         self._conversation = conversation
         self._guard = guard
 
-    def send(self, content: str, max_new_tokens: int | None = None) -> Generation | Withheld:
+    def send(
+        self,
+        content: str,
+        max_new_tokens: int | None = None,
+        constraint: Constraint | Matcher | None = None,
+    ) -> Generation | Withheld:
         """The whole reply to `content`, or what the guard stopped."""
-        return self._checked(content, lambda: self._conversation.send(content, max_new_tokens))
+        return self._checked(
+            content, lambda: self._conversation.send(content, max_new_tokens, constraint)
+        )
 
     def send_results(
-        self, results: Sequence[Json], max_new_tokens: int | None = None
+        self,
+        results: Sequence[Json],
+        max_new_tokens: int | None = None,
+        constraint: Constraint | Matcher | None = None,
     ) -> Generation | Withheld:
         """The whole reply to the results of tools, which are checked like a prompt."""
         shown = msgspec.json.encode(results).decode()
         return self._checked(
-            shown, lambda: self._conversation.send_results(results, max_new_tokens)
+            shown, lambda: self._conversation.send_results(results, max_new_tokens, constraint)
         )
 
     def _checked(self, prompt: str, reply: Callable[[], TextGeneration]) -> Generation | Withheld:

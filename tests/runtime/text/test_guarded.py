@@ -9,7 +9,8 @@ import pytest
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import SessionError
 from gemma_runtime.session import FakeSession, Logits, open_session
-from gemma_runtime.text.generate import Conversation, Generation
+from gemma_runtime.text.conversation import Conversation
+from gemma_runtime.text.generate import Generation
 from gemma_runtime.text.guarded import GuardedConversation, Withheld
 from gemma_runtime.text.tokenizer import Tokenizer, load_tokenizer
 from tests.runtime.conftest import BOS
