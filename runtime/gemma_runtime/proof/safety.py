@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,17 +136,14 @@ def compare_safety(
                 yield index, *model.react(names[index], ids)
 
     before, figures = [], []
-    # On disk, because a row of the vocabulary takes a megabyte.
     with tempfile.TemporaryFile() as file:
-        shape = (len(prompts), a.bundle.manifest.vocab_size)
-        first: NDArray[np.float32] = np.memmap(file, np.float32, "w+", shape=shape)
-        for index, log_probs, reaction in reactions(a):
-            first[index] = log_probs
+        first = _Rows(file, a.bundle.manifest.vocab_size)
+        for _, log_probs, reaction in reactions(a):
+            first.append(log_probs)
             before.append(reaction)
         for index, log_probs, reaction in reactions(b):
-            kl = _kl(first[index].astype(np.float64), log_probs)
+            kl = _kl(first.read(index), log_probs)
             figures.append(_prompt_figures(prompts[index], before[index], reaction, kl))
-        del first
     harmful, harmless = ([one for one in figures if one.harmless is kind] for kind in (False, True))
     return SafetyComparison(
         a=a.name,
@@ -167,6 +165,29 @@ def _check_counts(prompts: Sequence[SafetyPrompt]) -> None:
             raise EvaluationError(
                 f"{found[0]} is the only {name} prompt; give two or more, better {FEW}"
             )
+
+
+class _Rows:
+    """Rows of V numbers on disk, because one takes a megabyte."""
+
+    def __init__(self, file: IO[bytes], length: int) -> None:
+        self._file = file
+        self._length = length
+
+    def append(self, row: Floats) -> None:
+        """Raises EvaluationError if the disk is full."""
+        try:
+            self._file.write(row.astype(np.float32).tobytes())
+        except OSError as error:
+            raise EvaluationError(
+                f"can't write to {tempfile.gettempdir()}: {error.strerror}; free some space, or "
+                "set TMPDIR to another folder"
+            ) from error
+
+    def read(self, index: int) -> Floats:
+        size = 4 * self._length
+        self._file.seek(index * size)
+        return np.frombuffer(self._file.read(size), np.float32).astype(np.float64)
 
 
 class _Model:
