@@ -372,6 +372,7 @@ def inspect(bundles: BundlePaths, json: Json = False) -> None:
         print_shown(render_comparison(comparison))
 
 
+app.command("lm-eval")(evaluation_commands.lm_eval)
 app.command()(evaluation_commands.compare)
 app.command()(evaluation_commands.safety)
 

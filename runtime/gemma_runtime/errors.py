@@ -5,8 +5,8 @@ GemmaError                one line; the command line prints it and exits with 1
 ├── SessionError          the artifact can't be loaded or run
 │   └── ContextFull       the next token doesn't fit into the context
 ├── TokenizerError        the bundle has no tokenizer, or text can't be encoded
-├── EvaluationError       a task can't be run, or two runs can't be compared
 ├── ConstraintError       a schema, regex or grammar for a reply can't be guaranteed
+├── EvaluationError       a task can't be run, or two runs can't be compared
 ├── MissingExtra          a package is not installed; the message names the pip command
 ├── CheckpointError       weights are missing, broken, or of an unsupported kind
 ├── ConfigError           config.json or GGUF metadata doesn't describe a supported Gemma
@@ -41,11 +41,11 @@ class TokenizerError(GemmaError):
     pass
 
 
-class EvaluationError(GemmaError):
+class ConstraintError(GemmaError):
     pass
 
 
-class ConstraintError(GemmaError):
+class EvaluationError(GemmaError):
     pass
 
 

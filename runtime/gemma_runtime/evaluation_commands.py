@@ -1,4 +1,4 @@
-"""`gemma-runtime compare` and `safety`."""
+"""`gemma-runtime lm-eval`, `compare` and `safety`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +11,91 @@ from gemma_runtime.options import BundlePath, Json, Threads, bundle_folder
 Run = Annotated[
     Path, typer.Argument(help="A folder of lm_eval's results, or one results_*.json of it.")
 ]
+
+
+def lm_eval(
+    bundle: BundlePath,
+    tasks: Annotated[
+        list[str],
+        typer.Option(help="Name of a task or group, or several with commas; mmlu_* is a pattern."),
+    ],
+    include: Annotated[
+        list[Path],
+        typer.Option(metavar="FOLDER", help="A folder with task files of your own."),
+    ] = [],  # noqa: B006  (typer only reads the default)
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions per task. \\[all]")] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Worked examples before a question. \\[the task's]")
+    ] = None,
+    apply_chat_template: Annotated[
+        bool, typer.Option("--apply-chat-template", help="Ask in turns, for tuned models.")
+    ] = False,
+    fewshot_as_multiturn: Annotated[
+        bool, typer.Option(help="With a chat template: worked examples as turns of their own.")
+    ] = True,
+    system: Annotated[
+        str | None, typer.Option(help="System prompt: instructions before the first turn.")
+    ] = None,
+    gen_kwargs: Annotated[
+        str | None,
+        typer.Option(help="Replace a task's generation values: temperature=0.8,do_sample=True."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of worked examples and sampling. \\[lm_eval's]")
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Use the graph with float activations.")
+    ] = False,
+    chunk: Annotated[
+        int, typer.Option(help="Tokens fed at once: an even number from 2 to 64.")
+    ] = 32,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where results and every answer are written."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the interrupted run in --output.")
+    ] = False,
+    run_unsafe_code: Annotated[
+        bool,
+        typer.Option("--run-unsafe-code", help="Let tasks such as humaneval run the model's code."),
+    ] = False,
+    threads: Threads = None,
+    json: Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")] = False,
+) -> None:
+    """Run tasks of lm-evaluation-harness on a bundle: MMLU, GSM8K, ARC, IFEval and others.
+
+    Needs the extra `eval`. The tasks' data comes from the hub; tasks of your own can use files.
+    """
+    from gemma_runtime.lm_eval.run import ModelOptions, TaskOptions, render_results, run_tasks
+
+    results = run_tasks(
+        bundle,
+        TaskOptions(
+            tasks=[name for names in tasks for name in names.split(",") if name],
+            include=include,
+            limit=limit,
+            num_fewshot=num_fewshot,
+            chat_template=apply_chat_template,
+            fewshot_as_multiturn=fewshot_as_multiturn,
+            system=system,
+            gen_kwargs=gen_kwargs,
+            seed=seed,
+            run_unsafe_code=run_unsafe_code,
+        ),
+        ModelOptions(threads=threads, exact=exact, chunk=chunk),
+        output,
+        resume,
+    )
+    print(_json(results) if json else render_results(results))
+
+
+def _json(results: object) -> str:
+    import json
+
+    from lm_eval.utils import handle_non_serializable
+
+    return json.dumps(results, default=handle_non_serializable, ensure_ascii=False)
 
 
 def compare(

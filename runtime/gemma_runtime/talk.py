@@ -23,6 +23,25 @@ if TYPE_CHECKING:  # imported when needed, so --help starts fast
 _RESULTS = "/results"
 
 
+@contextmanager
+def open_guard(
+    folder: Path | None, threshold: float | None, threads: int | None
+) -> Iterator["Guard | None"]:
+    """The guard of `--guard`; None without one."""
+    if folder is None:
+        if threshold is not None:
+            raise typer.BadParameter("goes with --guard", param_hint="--guard-threshold")
+        yield None
+        return
+    from gemma_runtime.bundle import open_bundle
+    from gemma_runtime.text.guard import Guard
+
+    with Guard(
+        open_bundle(folder), threshold=0.5 if threshold is None else threshold, threads=threads
+    ) as guard:
+        yield guard
+
+
 def read_stdin() -> str:
     """Standard input as UTF-8, whatever the locale is."""
     try:
@@ -51,24 +70,6 @@ def encode_prompt(
     )
 
 
-@contextmanager
-def open_guard(
-    folder: Path | None, threshold: float | None, threads: int | None
-) -> Iterator["Guard | None"]:
-    """The guard of a chat; None without a folder."""
-    if folder is None:
-        if threshold is not None:
-            raise typer.BadParameter("goes with --guard", param_hint="--guard-threshold")
-        yield None
-        return
-    from gemma_runtime.bundle import open_bundle
-    from gemma_runtime.text.guard import Guard
-
-    threshold = 0.5 if threshold is None else threshold
-    with Guard(open_bundle(folder), threshold=threshold, threads=threads) as guard:
-        yield guard
-
-
 def send_line(
     conversation: "Conversation",
     guard: "Guard | None",
@@ -77,9 +78,9 @@ def send_line(
     constraint: "Constraint | None",
     tools: bool,
 ) -> "TextGeneration | Generation | Withheld | None":
-    """The reply to a typed line, whole if a guard has checked it.
+    """The reply to a typed line, whole if a guard checks it.
 
-    None if it was refused and the user can type another.
+    None if the line was refused and the user can type another.
     """
     from gemma_runtime.text.guarded import GuardedConversation
 

@@ -34,9 +34,8 @@ MERGED: Mapping[str, str] = {
     "base's. They can't have a weight",
     "LoRA on `embed_tokens` or `lm_head`": "merged as PEFT merges it. Gemma has one tensor for "
     "both, so both change, and a note says so",
-    "`modules_to_save` with `embed_tokens` and `lm_head`": "one tensor if the two are equal",
-    "`modules_to_save` with only one of them, or with two that differ": "the model gets a head of "
-    "its own, with a note",
+    "`modules_to_save` with `embed_tokens` or `lm_head`": "the model gets a head of its own, "
+    "unless both are saved and equal",
     "tensors of the vision part": "left out, with a note",
     "trained on a model of another name": "merged if the shapes fit, with a note that names both",
 }
@@ -48,9 +47,7 @@ REFUSED: Mapping[str, str] = {
         "they fit the changed base; PEFT converts them to plain LoRA"
     ),
     "adapters with trained biases": "Gemma's layers have no biases",
-    "an adapter that gives the model a head of its own, with one that changes the table alone": (
-        "the second was made for one tensor as table and head"
-    ),
+    "an adapter for one tensor beside one that separates head and table": "leave one out",
 }
 
 

@@ -24,12 +24,12 @@ NAMES: Mapping[str, str] = {
         "the text model"
     ),
     "names with any other beginning, e.g. `module.`": "the text model, if there is only one",
-    f"`{HEAD}` that equals the embedding table, or without a table": "the table",
-    f"`{HEAD}` that differs": "a head of its own, whatever `tie_word_embeddings` says",
+    f"`{HEAD}`": "the embedding table if it equals it, or if there is no table; else a head of its "
+    "own, whatever `tie_word_embeddings` says",
     "a vision tower, value heads, other tensors": "left out; a note counts them",
 }
 REFUSED: Mapping[str, str] = {
-    f"`tie_word_embeddings: false` without `{HEAD}`": "the head's weights are missing",
+    "`tie_word_embeddings: false` without a head": "its weights are missing",
     "two text models in one folder": "it is not clear which one is meant",
     "tensors of an adapter among those of the model": "merge it first, or give it as `--adapter`",
     "packed tensors without a quantization in `config.json`": "their format is not known",

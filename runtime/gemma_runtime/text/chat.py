@@ -79,11 +79,7 @@ def encode_chat(
     turns don't alternate or the template fails.
     """
     _check_turns(messages)
-    frame = ChatFrame(
-        template=CANONICAL_TEMPLATE if template is None else template,
-        bos=_piece(tokenizer, bos_token),
-        eos=_piece(tokenizer, tokenizer.token_id("<eos>") if eos_token is None else eos_token),
-    )
+    frame = _frame(tokenizer, template, bos_token, eos_token)
     tools = check_tools(tools)
     mask = Mask(tokenizer.control_pieces)
     if tools or any(message.tool_calls or message.role == "tool" for message in messages):
@@ -101,6 +97,39 @@ def encode_chat(
             [part] if isinstance(part, int) else tokenizer.encode(mask.fill(rendering.fill(part)))
         )
     return ids
+
+
+def render_chat(
+    tokenizer: Tokenizer,
+    template: str | None,
+    messages: Sequence[Message],
+    bos_token: int,
+    eos_token: int | None = None,
+) -> str:
+    """The conversation as text, as `encode_chat` encodes it.
+
+    Only for display and digests: names of control tokens in the contents look like tokens.
+    """
+    _check_turns(messages)
+    frame = _frame(tokenizer, template, bos_token, eos_token)
+    try:
+        text = frame.render([message.shown(message.content) for message in messages])
+        if messages[0].role not in _SYSTEM or messages[0].content.strip() in text:
+            return text
+    except TemplateRefusal:
+        if messages[0].role not in _SYSTEM:
+            raise
+    return frame.render([turn.shown(turn.content) for turn in _fold_system(messages)])
+
+
+def _frame(
+    tokenizer: Tokenizer, template: str | None, bos_token: int, eos_token: int | None
+) -> "ChatFrame":
+    return ChatFrame(
+        template=CANONICAL_TEMPLATE if template is None else template,
+        bos=_piece(tokenizer, bos_token),
+        eos=_piece(tokenizer, tokenizer.token_id("<eos>") if eos_token is None else eos_token),
+    )
 
 
 @dataclass(frozen=True, slots=True)

