@@ -47,6 +47,8 @@ if TYPE_CHECKING:
         generate,
         generate_text,
     )
+    from gemma_runtime.text.guard import SHIELD_POLICIES, ContentGuard, Guard, Policy
+    from gemma_runtime.text.guarded import GuardedConversation, Withheld
     from gemma_runtime.text.matcher import Matcher
     from gemma_runtime.text.sampler import Sampling
     from gemma_runtime.text.tokenizer import Tokenizer, load_tokenizer
@@ -58,18 +60,22 @@ opt_out()  # before any library that collects usage statistics is imported
 
 __all__ = [
     "SCHEMA_VERSION",
+    "SHIELD_POLICIES",
     "Agreement",
     "AttentionKind",
     "Bundle",
     "BundleError",
     "Constraint",
     "ConstraintError",
+    "ContentGuard",
     "ContextFull",
     "Conversation",
     "FakeSession",
     "GemmaError",
     "Generation",
     "Golden",
+    "Guard",
+    "GuardedConversation",
     "LayerCache",
     "Limits",
     "Manifest",
@@ -77,6 +83,7 @@ __all__ = [
     "Matcher",
     "Message",
     "MissingExtra",
+    "Policy",
     "Sampling",
     "Session",
     "SessionError",
@@ -88,6 +95,7 @@ __all__ = [
     "TopLogits",
     "Verdict",
     "Verification",
+    "Withheld",
     "__version__",
     "compare_logits",
     "encode_chat",
@@ -136,6 +144,8 @@ _HOMES = {
         "generate",
         "generate_text",
     ),
+    "gemma_runtime.text.guard": ("SHIELD_POLICIES", "ContentGuard", "Guard", "Policy"),
+    "gemma_runtime.text.guarded": ("GuardedConversation", "Withheld"),
     "gemma_runtime.text.matcher": ("Matcher",),
     "gemma_runtime.text.sampler": ("Sampling",),
     "gemma_runtime.text.tokenizer": ("Tokenizer", "load_tokenizer"),
