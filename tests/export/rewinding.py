@@ -76,7 +76,7 @@ def check_operations(session: Session, fresh: Session, operations: Sequence[Oper
         ends = [0, *np.cumsum([len(call) for call in calls]).tolist()]
         if name == "feed":
             room = session.context_length - session.position - 1
-            if call := rng.integers(0, 96, min(number, room)).tolist():
+            if call := rng.integers(0, 22, min(number, room)).tolist():
                 calls.append(call)
                 _feed(session, call)
         elif name == "hold":
