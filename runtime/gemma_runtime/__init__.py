@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         generate_text,
     )
     from gemma_runtime.text.sampler import Sampling
+    from gemma_runtime.text.shared_prefix import feed
     from gemma_runtime.text.tokenizer import Tokenizer, load_tokenizer
     from gemma_runtime.text.tools import ToolCall, read_tools
 
@@ -85,6 +86,7 @@ __all__ = [
     "__version__",
     "compare_logits",
     "encode_chat",
+    "feed",
     "generate",
     "generate_text",
     "load_goldens",
@@ -129,6 +131,7 @@ _HOMES = {
         "generate_text",
     ),
     "gemma_runtime.text.sampler": ("Sampling",),
+    "gemma_runtime.text.shared_prefix": ("feed",),
     "gemma_runtime.text.tokenizer": ("Tokenizer", "load_tokenizer"),
     "gemma_runtime.text.tools": ("ToolCall", "read_tools"),
 }

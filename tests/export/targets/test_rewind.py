@@ -59,24 +59,25 @@ def test_a_full_cache_goes_back_anywhere(full_cache: Bundle, back: int) -> None:
         assert check_rewinds(session, TOKENS, positions, back, mark=False) == [*positions]
 
 
+@pytest.fixture(scope="module")
+def int8_bundle(short_gemma3: TinyCheckpoint, export: Export) -> Bundle:
+    return export(short_gemma3.folder, "int8", context=CONTEXT)
+
+
 @settings(max_examples=40, deadline=None)
 @given(operations=OPERATIONS)
 def test_onnx_is_exact_after_any_operations(
-    onnx_bundle: Bundle, full_cache: Bundle, operations: list[Operation]
+    onnx_bundle: Bundle, full_cache: Bundle, int8_bundle: Bundle, operations: list[Operation]
 ) -> None:
-    for bundle in (onnx_bundle, full_cache):
+    for bundle in (onnx_bundle, full_cache, int8_bundle):
         with open_session(bundle, threads=1) as one, open_session(bundle, threads=1) as fresh:
             check_operations(one, fresh, operations)
 
 
-def test_going_back_further_than_the_caches_hold_would_be_wrong(
+def test_onnx_would_be_wrong_far_before_the_last_shortening(
     onnx_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Shows that the tests above can fail."""
-    with open_session(onnx_bundle, threads=1) as session:
-        monkeypatch.setattr(session, "_holds", lambda position, written: True)
-        with pytest.raises(AssertionError):
-            check_rewinds(session, TOKENS, [SLOTS], back=STEP, mark=False)
+    check_wrong(onnx_bundle, SLOTS, STEP, monkeypatch)
 
 
 def test_positions_and_marks_that_a_session_never_had_are_refused(onnx_bundle: Bundle) -> None:
@@ -154,12 +155,21 @@ def test_rings_of_one_window_are_exact_after_many_operations(apple_bundle: Bundl
         check_operations(one, fresh, operations)
 
 
-@pytest.mark.parametrize(("fixture", "back"), [("executorch_bundle", 25), ("apple_bundle", 2)])
-def test_one_token_further_back_than_the_ring_allows_would_be_wrong(
-    request: pytest.FixtureRequest, fixture: str, back: int, monkeypatch: pytest.MonkeyPatch
+def test_executorch_would_be_wrong_one_token_further_back(
+    executorch_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Shows that the tests above can fail, and that their rule wastes nothing."""
-    with open_session(request.getfixturevalue(fixture), threads=1) as session:
+    check_wrong(executorch_bundle, 3 * WINDOW, 25, monkeypatch)
+
+
+def test_rings_of_one_window_would_be_wrong_one_token_further_back(
+    apple_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_wrong(apple_bundle, 3 * WINDOW, 2, monkeypatch)
+
+
+def check_wrong(bundle: Bundle, position: int, back: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the rule the logits are wrong: the other tests can fail."""
+    with open_session(bundle, threads=1) as session:
         monkeypatch.setattr(session, "_holds", lambda position, written: True)
         with pytest.raises(AssertionError):
-            check_rewinds(session, TOKENS, [3 * WINDOW], back, mark=False)
+            check_rewinds(session, TOKENS, [position], back, mark=False)
