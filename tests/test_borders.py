@@ -105,6 +105,7 @@ def test_the_public_names_of_the_runtime_are_these() -> None:
         "__version__",
         "compare_logits",
         "encode_chat",
+        "feed",
         "generate",
         "generate_text",
         "load_goldens",

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from gemma_runtime.text.guarded import GuardedConversation, Withheld
     from gemma_runtime.text.matcher import Matcher
     from gemma_runtime.text.sampler import Sampling
+    from gemma_runtime.text.shared_prefix import feed
     from gemma_runtime.text.tokenizer import Tokenizer, load_tokenizer
     from gemma_runtime.text.tools import ToolCall, read_tools
 
@@ -99,6 +100,7 @@ __all__ = [
     "__version__",
     "compare_logits",
     "encode_chat",
+    "feed",
     "generate",
     "generate_text",
     "load_goldens",
@@ -148,6 +150,7 @@ _HOMES = {
     "gemma_runtime.text.guarded": ("GuardedConversation", "Withheld"),
     "gemma_runtime.text.matcher": ("Matcher",),
     "gemma_runtime.text.sampler": ("Sampling",),
+    "gemma_runtime.text.shared_prefix": ("feed",),
     "gemma_runtime.text.tokenizer": ("Tokenizer", "load_tokenizer"),
     "gemma_runtime.text.tools": ("ToolCall", "read_tools"),
 }
