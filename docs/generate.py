@@ -10,10 +10,12 @@ import argparse
 import ast
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import exportable
+from markdown_table import table
 from typer import Typer
 from typer.main import get_command
 
@@ -74,9 +76,9 @@ class _Command:
         lines = [f"## {self.name}", "", *([self.help, ""] if self.help else [])]
         lines += ["```text", usage, "```", ""]
         if self.arguments:
-            lines += _table(("argument", "meaning"), self.arguments)
+            lines += table(("argument", "meaning"), self.arguments)
         if self.options:
-            lines += _table(("flag", "default", "meaning"), self.options)
+            lines += table(("flag", "default", "meaning"), self.options)
         return "\n".join(lines)
 
 
@@ -141,41 +143,7 @@ def recipes() -> str:
         formats = (str(recipe.rule(name).format) for name in (layer, TABLE))
         rows.append((f"`{recipe.name}`", *formats, rounding, *bits(recipe)))
     head = ("recipe", "layers", "table", "rounding of layers", "bits, 270m", "bits, Gemma 2 2b")
-    return "\n".join(_table(head, rows))
-
-
-def sizes() -> str:
-    """The table of official sizes, with the plan of each one's int4 ONNX bundle."""
-    from gemma_export import ExportRequest, find_recipe, plan_exports
-    from gemma_export.model.sizes import OFFICIAL
-    from gemma_runtime.machine import format_bytes
-
-    rows = []
-    for official in OFFICIAL:
-        config = official.config
-        request = ExportRequest(
-            targets=("onnx",),
-            recipe=find_recipe("int4"),
-            size=official.size,
-            family=official.family,
-            context_length=4096,
-        )
-        (plan,) = plan_exports(request)
-        flags = f"`--family {official.family} --size {official.size}`"
-        rows.append(
-            (
-                flags,
-                official.hub_id,
-                f"{plan.parameters.total / 1e6:,.0f} M",
-                str(len(config.layers)),
-                f"{official.hf_config['sliding_window']:,}",
-                f"{official.hf_config['max_position_embeddings']:,}",
-                format_bytes(plan.artifact.total),
-                format_bytes(plan.run.total),
-            )
-        )
-    head = ("flags", "checkpoint", "weights", "layers", "window", "longest context")
-    return "\n".join(_table((*head, "`int4` file", "memory to run it"), rows))
+    return "\n".join(table(head, rows))
 
 
 def house_tree() -> str:
@@ -196,7 +164,7 @@ def house_modules() -> str:
             modules = [path for path in sorted(folder.glob("*.py")) if path.stem[0] != "_"]
             rows = [(f"`{path.name}`", first_sentence(path)) for path in modules]
             heading = [f"### {folder.relative_to(package.parent).as_posix()}", "", described, ""]
-            parts += [*heading, *(_table(("module", "content"), rows) if rows else [])]
+            parts += [*heading, *(table(("module", "content"), rows) if rows else [])]
     return "\n".join(parts)
 
 
@@ -236,17 +204,11 @@ def public_names(module: Path) -> list[str]:
     raise SystemExit(f"error: {module} has no __all__; add a list of its public names")
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    lines = [head, tuple("---" for _ in head), *rows]
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    return [f"| {' | '.join(line)} |" for line in cells] + [""]
-
-
 PARTS: Mapping[str, Callable[[], str]] = {
+    **exportable.PARTS,
     "export-flags": export_flags,
     "runtime-commands": runtime_commands,
     "recipes": recipes,
-    "sizes": sizes,
     "house-tree": house_tree,
     "house-modules": house_modules,
     "export-api": export_api,

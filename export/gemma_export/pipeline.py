@@ -194,8 +194,10 @@ def _teacher(
 def _write(target: Target, work: _Work, report: Reporter, ceiling: MemoryCeiling) -> Artifact:
     config = work.checkpoint.config
     peak = work.reference.headroom.max_abs
-    stops = work.text.stop_tokens
-    job = ExportJob(config, work.store, work.geometry, stops, peak, work.checkpoint)
+    text = work.text
+    job = ExportJob(
+        config, work.store, work.geometry, text.stop_tokens, peak, work.checkpoint, text.files
+    )
     total = round(config.parameters * bits_per_weight(config, work.store.formats) / 8)
     with report.stage(target.name, total) as tick:
         return target.write(job, work.folder, guarded(tick, ceiling))
@@ -238,6 +240,7 @@ def _manifest(work: _Work, artifact: Artifact, roles: dict[str, str]) -> Manifes
             parameters=config.parameters,
             revision=checkpoint.revision,
             digest=checkpoint.digest(),
+            looked_up=0 if config.tied else config.vocab_size * config.hidden_size,
         ),
         target=artifact.runtime,
         quantization=Quantization(

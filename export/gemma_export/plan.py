@@ -12,7 +12,7 @@ from typing import Literal
 
 from gemma_export.formats.blocks import BLOCK_ELEMENTS
 from gemma_export.formats.format import FLOAT, Format, stacks
-from gemma_export.model.config import TABLE, GemmaConfig
+from gemma_export.model.config import HEAD, TABLE, GemmaConfig
 from gemma_export.quantize.recipe import bits_per_weight
 from gemma_export.sidecars.prompts import JUDGED, PROMPTS, long_length
 from gemma_export.targets import Geometry, target_spec
@@ -20,7 +20,8 @@ from gemma_export.targets.spec import Costs
 from gemma_runtime.machine import format_bytes
 from gemma_runtime.manifest import AttentionKind, LayerCache
 
-Component = Literal["table", "attention", "mlp", "norms", "ropes"]
+Component = Literal["table", "head", "attention", "mlp", "norms", "ropes"]
+_COMPONENTS: tuple[Component, ...] = ("table", "head", "attention", "mlp", "norms")
 Verdict = Literal["fits", "tight", "does not fit"]
 
 _GIB = 1 << 30
@@ -46,9 +47,10 @@ _WIDEST_COPIES = 3  # copies of the widest activations
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """Numbers of weights. The table is both embedding and head."""
+    """Numbers of weights."""
 
     table: int
+    head: int  # 0 if it is the table
     attention: int
     mlp: int
     norms: int
@@ -60,6 +62,7 @@ class ArtifactBytes:
     """Bytes of the artifact's weights file, by part."""
 
     table: int
+    head: int  # 0 if it is the table
     attention: int
     mlp: int
     norms: int
@@ -146,7 +149,7 @@ def make_plan(
 
 
 def _parameters(config: GemmaConfig) -> Parameters:
-    counts: dict[Component, int] = dict.fromkeys(("table", "attention", "mlp", "norms"), 0)
+    counts: dict[Component, int] = dict.fromkeys(_COMPONENTS, 0)
     for name, shape in config.tensor_shapes().items():
         counts[_component(name, shape)] += math.prod(shape)
     return Parameters(**counts, total=config.parameters)
@@ -155,15 +158,15 @@ def _parameters(config: GemmaConfig) -> Parameters:
 def _component(name: str, shape: tuple[int, ...]) -> Component:
     if len(shape) == 1:
         return "norms"
-    if name == TABLE:
-        return "table"
+    if name in (TABLE, HEAD):
+        return "table" if name == TABLE else "head"
     return "attention" if ".self_attn." in name else "mlp"
 
 
 def _artifact(
     config: GemmaConfig, formats: Mapping[str, Format], context_length: int, costs: Costs
 ) -> ArtifactBytes:
-    counts: dict[Component, int] = dict.fromkeys(("table", "attention", "mlp", "norms", "ropes"), 0)
+    counts: dict[Component, int] = dict.fromkeys((*_COMPONENTS, "ropes"), 0)
     pages = 0
     for component, length in _regions(config, formats, context_length, costs):
         counts[component] += length
@@ -251,10 +254,12 @@ def _run(
     # Lookups read the table as loaded: floats, or codes with float32 scales.
     table_codes = config.vocab_size * (config.hidden_size * fmt.bits + fmt.int8_columns * 4) // 8
     mapped = artifact.norms + artifact.ropes
-    is_kept = fmt.is_float or costs.table_kept
+    # A tied table is packed for the head's product too; its scales are shared with the lookup.
+    is_kept = fmt.is_float or costs.table_kept or not config.tied
     mapped += held[TABLE] if is_kept else held[TABLE] - table_codes
-    prepacked = round(sum(held.values()) * (1.0 if fmt.is_float else costs.packed))
-    packing = 0 if fmt.is_float else round(held[TABLE] * costs.packing)
+    multiplied = sum(size for name, size in held.items() if config.tied or name != TABLE)
+    prepacked = round(multiplied * (1.0 if fmt.is_float else costs.packed))
+    packing = 0 if fmt.is_float else round(held[config.head] * costs.packing)
     cached = sum(cache.elements for cache in caches) * costs.float_bytes
     activations = _activation_bytes(config, caches, geometry.prefill_length)
     resident = costs.runtime + mapped + prepacked
@@ -304,8 +309,11 @@ def _export_peak(
     )  # float64 angle and cosine, float32 result
     tokenizer = config.vocab_size * _TOKENIZER_BYTES
     working = tokenizer + blocks + max(logits + widest, scores + widest, ropes)
-    table = _held_bytes(config, TABLE, formats.get(TABLE, FLOAT))
-    writing = round(costs.tables_exported * table + costs.weight_exported * config.parameters)
+    tables = sum(
+        _held_bytes(config, name, formats.get(name, FLOAT))
+        for name in dict.fromkeys((TABLE, config.head))
+    )
+    writing = round(costs.tables_exported * tables + costs.weight_exported * config.parameters)
     writing += costs.caches_exported * sum(cache.elements for cache in caches) * _FLOAT_BYTES
     return costs.exporting + max(working, config.vocab_size * _TOKENIZER_PARSING, writing)
 

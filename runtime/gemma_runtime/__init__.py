@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gemma_runtime.bundle import Bundle, open_bundle
     from gemma_runtime.errors import (
         BundleError,
+        ConstraintError,
         ContextFull,
         GemmaError,
         MissingExtra,
@@ -37,14 +38,16 @@ if TYPE_CHECKING:
     from gemma_runtime.proof.verify import Verdict, Verification, verify, verify_bundle
     from gemma_runtime.session import FakeSession, Session, open_session
     from gemma_runtime.text.chat import Message, encode_chat
+    from gemma_runtime.text.constraint import Constraint
+    from gemma_runtime.text.conversation import Conversation
     from gemma_runtime.text.generate import (
-        Conversation,
         Generation,
         StopReason,
         TextGeneration,
         generate,
         generate_text,
     )
+    from gemma_runtime.text.matcher import Matcher
     from gemma_runtime.text.sampler import Sampling
     from gemma_runtime.text.tokenizer import Tokenizer, load_tokenizer
     from gemma_runtime.text.tools import ToolCall, read_tools
@@ -59,6 +62,8 @@ __all__ = [
     "AttentionKind",
     "Bundle",
     "BundleError",
+    "Constraint",
+    "ConstraintError",
     "ContextFull",
     "Conversation",
     "FakeSession",
@@ -69,6 +74,7 @@ __all__ = [
     "Limits",
     "Manifest",
     "Mark",
+    "Matcher",
     "Message",
     "MissingExtra",
     "Sampling",
@@ -101,6 +107,7 @@ _HOMES = {
     "gemma_runtime.bundle": ("Bundle", "open_bundle"),
     "gemma_runtime.errors": (
         "BundleError",
+        "ConstraintError",
         "ContextFull",
         "GemmaError",
         "MissingExtra",
@@ -120,14 +127,16 @@ _HOMES = {
     "gemma_runtime.proof.verify": ("Verdict", "Verification", "verify", "verify_bundle"),
     "gemma_runtime.session": ("FakeSession", "Session", "open_session"),
     "gemma_runtime.text.chat": ("Message", "encode_chat"),
+    "gemma_runtime.text.constraint": ("Constraint",),
+    "gemma_runtime.text.conversation": ("Conversation",),
     "gemma_runtime.text.generate": (
-        "Conversation",
         "Generation",
         "StopReason",
         "TextGeneration",
         "generate",
         "generate_text",
     ),
+    "gemma_runtime.text.matcher": ("Matcher",),
     "gemma_runtime.text.sampler": ("Sampling",),
     "gemma_runtime.text.tokenizer": ("Tokenizer", "load_tokenizer"),
     "gemma_runtime.text.tools": ("ToolCall", "read_tools"),

@@ -1,24 +1,52 @@
 """`gemma-runtime`: run, check, measure and inspect bundles. Prints; the library does not."""
 
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from gemma_runtime import evaluation_commands
-from gemma_runtime.command import run_app
-from gemma_runtime.errors import SessionError, TokenizerError
+from gemma_runtime.command import print_json, print_shown, run_app
+from gemma_runtime.options import (
+    BundlePath,
+    BundlePaths,
+    Choices,
+    Grammar,
+    GuardPath,
+    GuardThreshold,
+    Json,
+    JsonSchema,
+    MinP,
+    NewTokens,
+    OwnMinP,
+    OwnPenalty,
+    OwnTemperature,
+    OwnTopK,
+    OwnTopP,
+    Penalty,
+    Regex,
+    Roll,
+    Seed,
+    Stops,
+    System,
+    Temperature,
+    Threads,
+    Tools,
+    TopK,
+    TopP,
+    read_constraint,
+)
+from gemma_runtime.talk import (
+    encode_prompt,
+    open_guard,
+    print_reply,
+    read_stdin,
+    send_line,
+    stream,
+    typed_lines,
+)
 
-if TYPE_CHECKING:  # commands import what they need, so --help starts fast
-    from rich.console import RenderableType
-
-    from gemma_runtime.bundle import Bundle
-    from gemma_runtime.text.generate import Conversation, Generation, TextGeneration
-    from gemma_runtime.text.tokenizer import Tokenizer
-
-_RESULTS = "/results"
 _HELP = """Run, check and measure the bundles that gemma-export writes. Needs no torch.
 
 [bold]Examples[/bold]
@@ -32,6 +60,10 @@ _HELP = """Run, check and measure the bundles that gemma-export writes. Needs no
   gemma-runtime verify out/gemma
 
   gemma-runtime eval out/gemma --text story.txt
+
+  gemma-runtime safety out/float out/gemma --prompts harmful.txt   (before and after)
+
+  gemma-runtime chat out/gemma --guard out/shieldgemma
 
   gemma-runtime run hub:owner/gemma "Hello"   (downloads the bundle once)
 
@@ -51,95 +83,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def _check_threads(threads: int | None) -> int | None:
-    """Refuse too many threads before the bundle is read."""
-    if threads is not None:
-        from gemma_runtime.machine import check_threads
-
-        check_threads(threads)
-    return threads
-
-
-def _bundle_folder(text: str) -> Path:
-    """The folder of a bundle; one given as `hub:OWNER/NAME` is downloaded first."""
-    from gemma_runtime.hub import HUB_PREFIX, fetch_bundle
-
-    is_on_hub = text.startswith(HUB_PREFIX)
-    return fetch_bundle(text.removeprefix(HUB_PREFIX)) if is_on_hub else Path(text)
-
-
-BundlePath = Annotated[
-    Path,
-    typer.Argument(
-        metavar="BUNDLE",
-        parser=_bundle_folder,
-        help="The bundle's folder, or hub:OWNER/NAME\\[@REVISION].",
-    ),
-]
-BundlePaths = Annotated[
-    list[Path],
-    typer.Argument(
-        metavar="BUNDLE",
-        parser=_bundle_folder,
-        help="One or more bundles: folders, or hub:OWNER/NAME\\[@REVISION].",
-    ),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(min=1, callback=_check_threads, help="Number of threads. \\[physical cores]"),
-]
-Json = Annotated[bool, typer.Option("--json", help="Figures as JSON on stdout.")]
-NewTokens = Annotated[int, typer.Option(min=1, help="Most tokens to generate.")]
-Temperature = Annotated[
-    float, typer.Option(help="Sampling temperature; 0 always takes the likeliest token.")
-]
-TopK = Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 means all.")]
-TopP = Annotated[
-    float, typer.Option(help="Sample from the likeliest tokens whose probabilities sum to p.")
-]
-MinP = Annotated[
-    float, typer.Option(help="Drop tokens less likely than this share of the likeliest.")
-]
-Penalty = Annotated[float, typer.Option(help="Above 1, repeated tokens become less likely.")]
-OwnTemperature = Annotated[
-    float | None,
-    typer.Option(help="Sampling temperature; 0 always takes the likeliest token. \\[the bundle's]"),
-]
-OwnTopK = Annotated[
-    int | None,
-    typer.Option(help="Sample from the k likeliest tokens; 0 means all. \\[the bundle's]"),
-]
-OwnTopP = Annotated[
-    float | None,
-    typer.Option(
-        help="Sample from the likeliest tokens whose probabilities sum to p. \\[the bundle's]"
-    ),
-]
-OwnMinP = Annotated[
-    float | None,
-    typer.Option(help="Drop tokens less likely than this share of the likeliest. \\[the bundle's]"),
-]
-OwnPenalty = Annotated[
-    float | None,
-    typer.Option(help="Above 1, repeated tokens become less likely. \\[the bundle's]"),
-]
-Tools = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Tools that the model can call: a JSON list of schemas."),
-]
-Roll = Annotated[
-    bool,
-    typer.Option("--roll", help="When the context is full, forget the oldest turns and go on."),
-]
-Seed = Annotated[
-    int | None, typer.Option(help="Seed for sampling; the same seed gives the same text.")
-]
-Stops = Annotated[list[str], typer.Option(help="Stop before this text. Can be repeated.")]
-System = Annotated[
-    str | None, typer.Option(help="System prompt: instructions before the first turn.")
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -178,21 +121,32 @@ def run(
     repetition_penalty: Penalty = 1.0,
     seed: Seed = None,
     stop: Stops = [],  # noqa: B006  (typer only reads the default)
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    grammar: Grammar = None,
+    choice: Choices = [],  # noqa: B006
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Continue a prompt, token by token; greedily unless options say otherwise."""
+    """Continue a prompt, token by token; greedily unless options say otherwise.
+
+    --json-schema, --regex, --grammar and --choice guarantee the text's format, unless a limit cuts
+    it: --json then has complete: false. Describe the format in the prompt too.
+    """
     from gemma_runtime.bundle import open_bundle
     from gemma_runtime.session import open_session
+    from gemma_runtime.text.constraint import start_constraint
     from gemma_runtime.text.generate import generate_text
     from gemma_runtime.text.sampler import Sampling
     from gemma_runtime.text.tokenizer import load_tokenizer
 
+    constraint = read_constraint(json_schema, regex, grammar, choice)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    text = _read_stdin() if prompt == "-" else prompt
+    text = read_stdin() if prompt == "-" else prompt
     opened = open_bundle(bundle)
     tokenizer = load_tokenizer(opened)
-    tokens = _encode(opened, tokenizer, text, system, chat)
+    tokens = encode_prompt(opened, tokenizer, text, system, chat)
+    matcher = start_constraint(constraint, tokenizer, opened.manifest.stop_tokens)
     with open_session(opened, threads) as session:
         generation = generate_text(
             session,
@@ -202,12 +156,13 @@ def run(
             sampling=sampling,
             stop_tokens=opened.manifest.stop_tokens,
             stop_strings=stop,
+            constraint=matcher,
         )
         if not json:
-            _stream(generation)
+            stream(generation)
         else:
             list(generation)
-            _print_json(generation.result)
+            print_json(generation.result)
 
 
 @app.command()
@@ -222,8 +177,14 @@ def chat(
     repetition_penalty: OwnPenalty = None,
     seed: Seed = None,
     stop: Stops = [],  # noqa: B006  (typer only reads the default)
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    grammar: Grammar = None,
+    choice: Choices = [],  # noqa: B006
     roll: Roll = False,
     tools: Tools = None,
+    guard: GuardPath = None,
+    guard_threshold: GuardThreshold = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -236,14 +197,22 @@ def chat(
 
     With --tools, a reply that calls tools is printed as JSON. Answer it with /results and a JSON
     list that has one result for each call.
+
+    --json-schema, --regex, --grammar and --choice guarantee the format of every reply, unless a
+    limit cuts it.
+
+    With --guard, a reply is printed when the guard has checked it. A turn or reply that violates a
+    policy is not answered or shown, but named on stderr, and forgotten.
     """
     from gemma_runtime.bundle import open_bundle
     from gemma_runtime.session import open_session
-    from gemma_runtime.text.generate import Conversation
+    from gemma_runtime.text.constraint import start_constraint
+    from gemma_runtime.text.conversation import Conversation
     from gemma_runtime.text.sampler import Sampling
     from gemma_runtime.text.tokenizer import load_tokenizer
     from gemma_runtime.text.tools import read_tools
 
+    constraint = read_constraint(json_schema, regex, grammar, choice)
     schemas = read_tools(tools) if tools else []
     opened = open_bundle(bundle)
     sampling = Sampling.by_default(
@@ -255,10 +224,15 @@ def chat(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    with open_session(opened, threads) as session:
+    tokenizer = load_tokenizer(opened)
+    start_constraint(constraint, tokenizer, opened.manifest.stop_tokens)  # refuses before any turn
+    with (
+        open_guard(guard, guard_threshold, threads) as watch,
+        open_session(opened, threads) as session,
+    ):
         conversation = Conversation(
             session,
-            load_tokenizer(opened),
+            tokenizer,
             template=opened.manifest.chat_template,
             bos_token=opened.manifest.bos_token,
             eos_token=opened.manifest.eos_token,
@@ -269,11 +243,15 @@ def chat(
             roll=roll,
             tools=schemas,
         )
-        for line in _lines():
+        for line in typed_lines():
             if line == "/new":
                 conversation.reset()
             elif line:
-                _reply(conversation, line, max_new_tokens, json, tools=bool(schemas))
+                reply = send_line(
+                    conversation, watch, line, max_new_tokens, constraint, bool(schemas)
+                )
+                if reply is not None:
+                    print_reply(reply, json, tools=bool(schemas))
 
 
 @app.command()
@@ -288,9 +266,9 @@ def verify(bundle: BundlePath, threads: Threads = None, json: Json = False) -> N
 
     verification = verify_bundle(open_bundle(bundle), threads)
     if json:
-        _print_json(verification)
+        print_json(verification)
     else:
-        _print(render_verification(str(bundle), verification))
+        print_shown(render_verification(str(bundle), verification))
     if verification.verdict is not Verdict.PASS:
         raise typer.Exit(1)
 
@@ -333,9 +311,9 @@ def bench(
             ),  # a folder's name may look like markup
         )
     if json:
-        _print_json(benchmark)
+        print_json(benchmark)
     else:
-        _print(render_benchmark(benchmark))
+        print_shown(render_benchmark(benchmark))
 
 
 def _profile(bundles: list[Path], threads: int | None, json: bool) -> None:
@@ -346,10 +324,10 @@ def _profile(bundles: list[Path], threads: int | None, json: bool) -> None:
 
     profiles = {str(path): profile_bundle(open_bundle(path), threads) for path in bundles}
     if json:
-        _print_json(profiles)
+        print_json(profiles)
         return
     for path, profile in profiles.items():
-        _print(Text(path), render_profile(profile))
+        print_shown(Text(path), render_profile(profile))
 
 
 @app.command("eval")
@@ -376,9 +354,9 @@ def evaluate(
     texts = read_segments(text) if text else None
     evaluation = evaluate_bundle(open_bundle(bundle), texts, threads)
     if json:
-        _print_json(evaluation)
+        print_json(evaluation)
     else:
-        _print(render_evaluation(str(bundle), evaluation))
+        print_shown(render_evaluation(str(bundle), evaluation))
 
 
 @app.command()
@@ -389,13 +367,14 @@ def inspect(bundles: BundlePaths, json: Json = False) -> None:
 
     comparison = compare_bundles([open_bundle(bundle) for bundle in bundles])
     if json:
-        _print_json(comparison)
+        print_json(comparison)
     else:
-        _print(render_comparison(comparison))
+        print_shown(render_comparison(comparison))
 
 
 app.command("lm-eval")(evaluation_commands.lm_eval)
 app.command()(evaluation_commands.compare)
+app.command()(evaluation_commands.safety)
 
 
 def main() -> None:
@@ -406,124 +385,3 @@ def main() -> None:
 def run_command(arguments: list[str]) -> int:
     """Run with the given arguments; returns the exit code."""
     return run_app(app, "gemma-runtime", arguments)
-
-
-def _read_stdin() -> str:
-    """Standard input as UTF-8, whatever the locale is."""
-    try:
-        return sys.stdin.buffer.read().decode()
-    except UnicodeDecodeError as error:
-        raise TokenizerError(
-            f"byte {error.start} of stdin is not UTF-8; convert the text, e.g. with iconv"
-        ) from error
-
-
-def _encode(
-    bundle: "Bundle", tokenizer: "Tokenizer", text: str, system: str | None, chat: bool
-) -> list[int]:
-    from gemma_runtime.text.chat import Message, encode_chat
-
-    manifest = bundle.manifest
-    if not chat:
-        if system is not None:
-            raise typer.BadParameter("goes with --chat", param_hint="--system")
-        return [manifest.bos_token, *tokenizer.encode(text)]
-    messages = [Message("user", text)]
-    if system is not None:
-        messages.insert(0, Message("system", system))
-    return encode_chat(
-        tokenizer, manifest.chat_template, messages, manifest.bos_token, manifest.eos_token
-    )
-
-
-def _reply(
-    conversation: "Conversation", line: str, max_new_tokens: int, json: bool, tools: bool
-) -> None:
-    before = conversation.forgotten
-    try:
-        if tools and line.startswith(_RESULTS):
-            reply = conversation.send_results(_results(line), max_new_tokens)
-        else:
-            reply = conversation.send(line, max_new_tokens)
-    except (SessionError, TokenizerError) as error:
-        if not sys.stdin.isatty():
-            raise
-        print(f"error: {error}", file=sys.stderr)  # a person can shorten the turn, or type /new
-        return
-    if forgotten := conversation.forgotten - before:
-        print(f"[the context is full: forgot the oldest {forgotten} turns]", file=sys.stderr)
-    if json:
-        list(reply)
-        _print_json(reply.result)
-    elif tools:
-        _print_whole(reply)
-    else:
-        _stream(reply)
-
-
-def _results(line: str) -> list[object]:
-    """What the called tools returned, from a line that begins with /results."""
-    import json
-
-    try:
-        results = json.loads(line.removeprefix(_RESULTS))
-    except ValueError as error:
-        raise TokenizerError(f"{_RESULTS} is not followed by JSON: {error}") from error
-    if not isinstance(results, list):
-        raise TokenizerError(f"{_RESULTS} expects a JSON list with one result for each call")
-    return results
-
-
-def _print_whole(generation: "TextGeneration") -> None:
-    """Print a reply when it is finished, because only then calls are told from text."""
-    import msgspec
-
-    list(generation)
-    result = generation.result
-    if result.text or not result.tool_calls:
-        print(result.text)
-    if result.tool_calls:
-        print(msgspec.json.encode(result.tool_calls).decode())
-    print(_speed(result), file=sys.stderr)
-
-
-def _stream(generation: "TextGeneration") -> None:
-    for piece in generation:
-        print(piece, end="", flush=True)
-    print()
-    print(_speed(generation.result), file=sys.stderr)
-
-
-def _speed(result: "Generation") -> str:
-    decoding = result.seconds - result.first_token_seconds
-    rate = f"{(result.new_tokens - 1) / decoding:.1f} tokens/s" if decoding > 0 else "no rate"
-    return (
-        f"[{result.prompt_tokens} prompt tokens, first token after "
-        f"{result.first_token_seconds * 1e3:.0f} ms; {result.new_tokens} new, {rate}; "
-        f"ended by {result.reason.value.replace('_', ' ')}]"
-    )
-
-
-def _lines() -> Iterable[str]:
-    """Lines that the user types, until /quit or the end of input."""
-    while True:
-        try:
-            line = input("> " if sys.stdin.isatty() else "").strip()
-        except EOFError:
-            return
-        if line == "/quit":
-            return
-        yield line
-
-
-def _print(*shown: "RenderableType") -> None:
-    from rich.console import Console
-
-    Console().print(*shown, sep="\n")
-
-
-def _print_json(value: object) -> None:
-    import msgspec
-
-    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
-    sys.stdout.buffer.flush()

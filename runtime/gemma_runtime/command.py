@@ -1,4 +1,4 @@
-"""Runs a command-line app and turns the outcome into an exit code."""
+"""Runs a command-line app: its output, its streams, and its exit code."""
 
 import io
 import os
@@ -7,11 +7,14 @@ from _thread import interrupt_main
 from collections.abc import Sequence
 from errno import EBADF, EDQUOT, EFBIG, EIO, ENOSPC, EPIPE
 from threading import Timer
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import typer
 
 from gemma_runtime.errors import GemmaError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 _WRITING = (ENOSPC, EDQUOT, EFBIG, EIO, EBADF, EPIPE)
 
@@ -34,6 +37,19 @@ def run_app(app: typer.Typer, name: str, arguments: Sequence[str]) -> int:
     if failure.errno != EPIPE:  # a reader such as head has seen enough
         print(f"error: can't write the output: {failure.strerror}", file=sys.stderr)
     return 1
+
+
+def print_shown(*shown: "RenderableType") -> None:
+    from rich.console import Console
+
+    Console().print(*shown, sep="\n")
+
+
+def print_json(value: object) -> None:
+    import msgspec
+
+    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def _run(app: typer.Typer, name: str, arguments: Sequence[str]) -> int:

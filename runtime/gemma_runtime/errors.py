@@ -5,6 +5,7 @@ GemmaError                one line; the command line prints it and exits with 1
 ├── SessionError          the artifact can't be loaded or run
 │   └── ContextFull       the next token doesn't fit into the context
 ├── TokenizerError        the bundle has no tokenizer, or text can't be encoded
+├── ConstraintError       a schema, regex or grammar for a reply can't be guaranteed
 ├── EvaluationError       a task can't be run, or two runs can't be compared
 ├── MissingExtra          a package is not installed; the message names the pip command
 ├── CheckpointError       weights are missing, broken, or of an unsupported kind
@@ -37,6 +38,10 @@ class ContextFull(SessionError):
 
 
 class TokenizerError(GemmaError):
+    pass
+
+
+class ConstraintError(GemmaError):
     pass
 
 

@@ -1,38 +1,17 @@
-"""`gemma-runtime lm-eval` and `gemma-runtime compare`."""
+"""`gemma-runtime lm-eval`, `compare` and `safety`."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gemma_runtime.command import print_json
+from gemma_runtime.options import BundlePath, Json, Threads, bundle_folder
 
-def _check_threads(threads: int | None) -> int | None:
-    if threads is not None:
-        from gemma_runtime.machine import check_threads
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
-        check_threads(threads)
-    return threads
-
-
-def _bundle_folder(text: str) -> Path:
-    from gemma_runtime.hub import HUB_PREFIX, fetch_bundle
-
-    is_on_hub = text.startswith(HUB_PREFIX)
-    return fetch_bundle(text.removeprefix(HUB_PREFIX)) if is_on_hub else Path(text)
-
-
-BundlePath = Annotated[
-    Path,
-    typer.Argument(
-        metavar="BUNDLE",
-        parser=_bundle_folder,
-        help="The bundle's folder, or hub:OWNER/NAME\\[@REVISION].",
-    ),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(min=1, callback=_check_threads, help="Number of threads. \\[physical cores]"),
-]
 Run = Annotated[
     Path, typer.Argument(help="A folder of lm_eval's results, or one results_*.json of it.")
 ]
@@ -137,7 +116,7 @@ def compare(
     all_tasks: Annotated[
         bool, typer.Option("--all", help="Also print each task of a group.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Figures as JSON on stdout.")] = False,
+    json: Json = False,
 ) -> None:
     """Compare two runs of lm-eval on the same questions, pair by pair.
 
@@ -148,14 +127,74 @@ def compare(
     from gemma_runtime.proof.compare_table import render_runs
 
     comparison = compare_runs(run_a, run_b, noise)
+    _show(comparison, json, lambda: render_runs(comparison, all_tasks=all_tasks))
+
+
+def safety(
+    bundle: BundlePath,
+    bundle_b: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="BUNDLE_B",
+            parser=bundle_folder,
+            help="The bundle to compare with; without it, BUNDLE's exact graph is the one before.",
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Harmful prompts: one a line, or .jsonl with prompt, id, harmless."
+        ),
+    ] = None,
+    harmless: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Prompts that a model should answer, to see over-refusal."
+        ),
+    ] = None,
+    replies: Annotated[
+        int,
+        typer.Option(min=0, help="Tokens of a greedy reply to each prompt, to count refusals."),
+    ] = 0,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Compare how two bundles react to the same prompts: what quantization changes in refusals.
+
+    Without replies: the log-odds of refusing against complying openings, its paired change with a
+    95 % interval, and the KL divergence at the reply's first token. With --replies also refusals
+    lost and new, by English key words: a lower bound. Prompts are not printed; --json has replies.
+    """
+    from rich.console import Console
+    from rich.status import Status
+    from rich.text import Text
+
+    from gemma_runtime.bundle import open_bundle
+    from gemma_runtime.proof.safety import compare_safety
+    from gemma_runtime.proof.safety_prompts import read_prompts
+    from gemma_runtime.proof.safety_table import render_safety
+
+    files = [(prompts, False), (harmless, True)]
+    texts = [text for path, kind in files if path is not None for text in read_prompts(path, kind)]
+    if not texts:
+        raise typer.BadParameter("give --prompts FILE, --harmless FILE or both")
+    other = None if bundle_b is None else open_bundle(bundle_b)
+    with Status("", console=Console(stderr=True)) as status:
+        comparison = compare_safety(
+            open_bundle(bundle),
+            other,
+            texts,
+            replies=replies,
+            threads=threads,
+            on_progress=lambda text: status.update(Text(text)),
+        )
+    _show(comparison, json, lambda: render_safety(comparison))
+
+
+def _show(value: object, json: bool, render: Callable[[], Sequence["RenderableType"]]) -> None:
     if json:
-        import sys
+        print_json(value)
+        return
+    from rich.console import Console
 
-        import msgspec
-
-        sys.stdout.buffer.write(msgspec.json.encode(comparison) + b"\n")
-        sys.stdout.buffer.flush()
-    else:
-        from rich.console import Console
-
-        Console().print(*render_runs(comparison, all_tasks=all_tasks), sep="\n")
+    Console().print(*render(), sep="\n")

@@ -125,6 +125,7 @@ class Model:
     parameters: int
     revision: str | None  # commit on the hub, if it came from there
     digest: str  # sha256 over config and weights
+    looked_up: int = 0  # parameters of a table that is not the head: a token reads one row
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +217,7 @@ class Manifest:
     headroom: Headroom
     quality: Agreement  # quantized reference against float32 reference, on the goldens
     files: dict[str, File]  # path in the bundle -> digest, for all files but manifest.json
-    roles: dict[str, str]  # "tokenizer", "goldens", "embedding", "teacher" -> path in the bundle
+    roles: dict[str, str]  # "tokenizer", "goldens", "embedding", "genai", … -> path in the bundle
     tools: dict[str, str]  # package -> version that wrote the bundle
     # For graphs that take cosines and sines as inputs.
     ropes: dict[AttentionKind, Rope]

@@ -11,7 +11,7 @@ from gguf.constants import GGML_QUANT_SIZES, MODEL_ARCH, GGMLQuantizationType
 from gguf.quants import quantize
 from numpy.typing import NDArray
 
-from gemma_export.model.config import config_from_hf
+from gemma_export.model.config import HEAD, config_from_hf
 from gemma_export.model.families import Json
 
 Stored = tuple[NDArray[np.generic], GGMLQuantizationType]
@@ -95,6 +95,8 @@ def random_tensors(hf: Json, type: GGMLQuantizationType = F32) -> dict[str, Stor
 
 def llama_name(hf: Json, name: str) -> str:
     """llama.cpp's name for a Hugging Face tensor, from the table in the gguf package."""
+    if name == HEAD:  # not in the table of every architecture
+        return "output.weight"
     names = _names(_ARCHITECTURES[hf["model_type"]], hf["num_hidden_layers"])
     llama = names.get_name(name, try_suffixes=(".weight",))
     assert llama is not None

@@ -112,6 +112,13 @@ SHORT_GEMMA2 = _shortened(GEMMA2, "LG")
 SHORT_GEMMA3 = _shortened(GEMMA3, "LGL")
 
 
+def untied(tiny: Tiny) -> Tiny:
+    """The same model with a head apart from its embedding table."""
+    config = copy.deepcopy(tiny.config)
+    config.tie_word_embeddings = False
+    return replace(tiny, name=f"{tiny.name}-untied", config=config)
+
+
 def save_tiny(tiny: Tiny, folder: Path) -> PreTrainedModel:
     """Write the checkpoint folder, and return the model."""
     model = tiny.build()

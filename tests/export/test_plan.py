@@ -13,6 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from gemma_export.checkpoint.folder import open_folder
 from gemma_export.model.config import GemmaConfig
 from gemma_export.model.sizes import OFFICIAL, Official, find_official
 from gemma_export.plan import Plan, make_plan
@@ -21,6 +22,7 @@ from gemma_export.quantize.recipe import RECIPES, find_recipe
 from gemma_export.targets import Geometry, load_target
 from gemma_export.targets.onnx.target import DATA
 from tests.export.conftest import Export, TinyCheckpoint
+from tests.export.models import GEMMA2, save_tiny, untied
 
 MIB = 1 << 20
 
@@ -46,6 +48,20 @@ def test_the_planned_size_is_that_of_the_exported_file(
     data = export(tiny.folder, quant, context=48).directory / DATA
     planned = plan(tiny.open().config, quant, context=48).artifact.total
     assert 0 <= planned - data.stat().st_size < 4096
+
+
+def test_a_head_of_its_own_is_counted(export: Export, tmp_path: Path) -> None:
+    save_tiny(untied(GEMMA2), tmp_path)
+    config = open_folder(tmp_path).config
+    planned, tied = plan(config, context=48), plan(replace(config, tied=True), context=48)
+    data = export(tmp_path, "int4", context=48).directory / DATA
+    assert 0 <= planned.artifact.total - data.stat().st_size < 4096
+    assert planned.parameters.head == planned.parameters.table == 96 * 128
+    assert tied.parameters.head == tied.artifact.head == 0
+    assert planned.run.total > tied.run.total
+    text = StringIO()
+    Console(file=text, width=200).print(render_plan(planned))
+    assert "head 0, " in text.getvalue()  # million weights
 
 
 @pytest.mark.parametrize("quant", ["int4", "int4-asym", "int8-channel", "none"])

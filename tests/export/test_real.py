@@ -75,6 +75,26 @@ def test_greedy_tokens_agree_between_targets_except_at_near_ties(
     assert (chosen == tokens).mean() > 0.85
 
 
+def test_onnxruntime_genai_generates_the_same_tokens_beyond_the_window(
+    bundles: dict[str, Bundle],
+) -> None:
+    og = pytest.importorskip("onnxruntime_genai")
+    bundle = bundles["onnx"]
+    tokenizer = load_tokenizer(bundle)
+    ids = tokenizer.encode(LONG + "In the end, he")
+    model = og.Model(str(bundle.directory))
+    assert [int(token) for token in og.Tokenizer(model).encode(tokenizer.decode(ids))] == ids
+    prompt = [2, *ids]
+    assert len(prompt) > 512 + 128
+    with open_session(bundle) as session:
+        expected = list(generate(session, prompt, max_new_tokens=20))
+    generator = og.Generator(model, og.GeneratorParams(model))
+    generator.append_tokens(np.array(prompt, np.int32))
+    for _ in expected:
+        generator.generate_next_token()
+    assert [int(token) for token in generator.get_sequence(0)[len(prompt) :]] == expected
+
+
 def test_executorch_s_own_runner_generates_the_same_text_beyond_window_and_chunk(
     bundles: dict[str, Bundle],
 ) -> None:

@@ -8,7 +8,8 @@ from gemma_runtime.bundle import open_bundle
 from gemma_runtime.errors import ContextFull
 from gemma_runtime.session import open_session
 from gemma_runtime.text.chat import encode_chat
-from gemma_runtime.text.generate import Conversation, generate_text
+from gemma_runtime.text.conversation import Conversation
+from gemma_runtime.text.generate import generate_text
 from gemma_runtime.text.tokenizer import load_tokenizer
 
 TINY = open_bundle(Path(__file__).parents[1] / "data" / "tiny")

@@ -23,7 +23,7 @@ from gemma_export.quantize.kept import resolve_recipe
 from gemma_export.quantize.recipe import find_recipe
 from gemma_runtime.errors import CheckpointError
 from gemma_runtime.session import open_session
-from tests.export.models import SHORT_GEMMA2, SHORT_GEMMA3, eager_logits, save_tiny
+from tests.export.models import SHORT_GEMMA2, SHORT_GEMMA3, eager_logits, save_tiny, untied
 
 ATTENTION = ["q_proj", "o_proj", "down_proj"]
 TOKENS = list(range(1, 40))
@@ -336,13 +336,54 @@ def test_other_tensors_are_refused(gemma2: Base, tmp_path: Path) -> None:
     check({}, "down_proj has no lora_B")
 
 
-def test_an_embedding_replaced_without_its_head_is_refused(gemma2: Base, tmp_path: Path) -> None:
-    for modules in (["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            gemma2.train(tmp_path / str(len(modules[0])), modules_to_save=modules)
-        with pytest.raises(CheckpointError, match="untied head is not supported"):
-            open_checkpoint(str(tmp_path / str(len(modules[0]))))
+UNTYING: dict[str, dict[str, Any]] = {
+    "embedding replaced": {"modules_to_save": ["embed_tokens"]},
+    "head replaced": {"modules_to_save": ["lm_head"]},
+    "both replaced": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "head replaced, embedding trained": {
+        "modules_to_save": ["lm_head"],
+        "target_modules": ["embed_tokens", "q_proj"],
+    },
+    "embedding replaced, head trained": {
+        "modules_to_save": ["embed_tokens"],
+        "target_modules": ["lm_head", "q_proj"],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", UNTYING)
+def test_replaced_values_give_the_model_a_head_of_its_own(
+    base: Base, kind: str, tmp_path: Path
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's, about tied weights
+        model = base.train(tmp_path / "style", **UNTYING[kind])
+    checkpoint = open_checkpoint(str(tmp_path / "style"))
+    assert not checkpoint.config.tied
+    assert "a head apart from its embedding table" in checkpoint.notes[-1]
+    assert planned_config(str(tmp_path / "style")) == checkpoint.config
+    _check_equal(checkpoint, _merged(model))
+
+
+def test_an_untied_base_keeps_table_and_head_apart(tmp_path: Path) -> None:
+    save_tiny(untied(SHORT_GEMMA2), tmp_path / "base")
+    base = Base(tmp_path / "base")
+    for name, kind in {**UNTYING, "head": {"target_modules": ["lm_head", "q_proj"]}}.items():
+        model = base.train(tmp_path / name, **kind)
+        checkpoint = open_checkpoint(str(tmp_path / name))
+        assert checkpoint.notes == ()
+        _check_equal(checkpoint, _merged(model))
+
+
+def test_an_adapter_for_one_tensor_does_not_follow_one_that_unties(
+    gemma2: Base, tmp_path: Path
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gemma2.train(tmp_path / "a", modules_to_save=["lm_head"])
+        gemma2.train(tmp_path / "b", target_modules=["embed_tokens"])
+    with pytest.raises(CheckpointError, match="a gives the model a head of its own, and adapter b"):
+        open_checkpoint(str(tmp_path / "a"), adapters=[str(tmp_path / "b")])
 
 
 def test_an_equal_head_and_embedding_are_replaced(gemma2: Base, tmp_path: Path) -> None:

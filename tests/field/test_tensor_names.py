@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from gemma_export.checkpoint.folder import open_folder
-from gemma_export.model.config import TABLE
+from gemma_export.model.config import HEAD, TABLE
 from gemma_runtime.errors import CheckpointError
 from tests.field.folders import (
     Tensors,
@@ -104,18 +103,40 @@ def test_adapters_inside_a_model_are_refused_by_name(folder: Path) -> None:
         open_folder(folder)
 
 
-def heads(table: Tensor) -> dict[str, Tensor]:
-    return {"lm_head.weight": table.clone()}
+def own_head(content: Tensors) -> None:
+    content[HEAD] = content[TABLE].flip(0)
 
 
-def test_an_equal_head_is_tied_whatever_the_config_says(folder: Path) -> None:
-    change(folder, lambda t: t.update(heads(t[TABLE])))
+def test_a_head_of_its_own_is_read(folder: Path) -> None:
+    change(folder, own_head)
     configure(folder, tie_word_embeddings=False)
-    check_same(open_folder(folder), transformers_logits(folder))
+    checkpoint = open_folder(folder)
+    check_same(checkpoint, transformers_logits(folder))
+    assert not checkpoint.config.tied
+    assert checkpoint.notes == ()
+
+
+def test_a_head_that_differs_is_its_own_although_the_config_ties_it(folder: Path) -> None:
+    """As in transformers, which warns."""
+    change(folder, own_head)
+    checkpoint = open_folder(folder)
+    check_same(checkpoint, transformers_logits(folder))
+    (note,) = checkpoint.notes
+    assert f"{HEAD} differs from {TABLE}, so the model has a head of its own" in note
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_equal_head_is_tied_whatever_the_config_says(folder: Path, tied: bool) -> None:
+    change(folder, lambda t: t.update({HEAD: t[TABLE].clone()}))
+    configure(folder, tie_word_embeddings=tied)
+    checkpoint = open_folder(folder)
+    check_same(checkpoint, transformers_logits(folder))
+    assert checkpoint.config.tied
+    assert checkpoint.notes == ()
 
 
 def test_a_head_without_a_table_is_the_table(folder: Path) -> None:
-    change(folder, lambda t: t.update({"lm_head.weight": t.pop(TABLE)}))
+    change(folder, lambda t: t.update({HEAD: t.pop(TABLE)}))
     check_same(open_folder(folder), transformers_logits(folder))
 
 
@@ -123,6 +144,20 @@ def test_an_untied_model_without_its_head_or_its_table_is_refused(folder: Path) 
     configure(folder, tie_word_embeddings=False)
     with pytest.raises(CheckpointError, match=r"but lm_head\.weight is missing"):
         open_folder(folder)
-    change(folder, lambda t: t.update({"lm_head.weight": t.pop(TABLE)}))
+    change(folder, lambda t: t.update({HEAD: t.pop(TABLE)}))
     with pytest.raises(CheckpointError, match=f"tensor {TABLE} is missing"):
         open_folder(folder)
+
+
+def test_a_head_of_another_shape_is_refused(folder: Path) -> None:
+    change(folder, lambda t: t.update({HEAD: t[TABLE][:-1]}))
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight has shape"):
+        open_folder(folder)
+
+
+def test_the_head_of_a_multimodal_folder_is_read(folder: Path) -> None:
+    text = {**config_of(folder), "model_type": "gemma3_text"}
+    configure(folder, model_type="gemma3", text_config=text, architectures=None,
+              tie_word_embeddings=False)  # fmt: skip
+    change(folder, own_head)
+    assert not open_folder(folder).config.tied

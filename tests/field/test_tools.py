@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from gemma_runtime.errors import SessionError
 from gemma_runtime.session import FakeSession, Logits
 from gemma_runtime.text.chat import Message, encode_chat
-from gemma_runtime.text.generate import Conversation
+from gemma_runtime.text.conversation import Conversation
 from gemma_runtime.text.tokenizer import Tokenizer
 from gemma_runtime.text.tools import ACTIVATION, ToolCall
 from tests.runtime.conftest import BOS, small_tokenizer

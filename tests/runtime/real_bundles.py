@@ -11,7 +11,14 @@ from gemma_runtime.bundle import MANIFEST, Bundle, describe_files, open_bundle
 from gemma_runtime.manifest import Manifest
 
 
-def export_random(folder: Path, tokenizer: Path, *, context_length: int = 64) -> Bundle:
+def export_random(
+    folder: Path,
+    tokenizer: Path,
+    *,
+    context_length: int = 64,
+    seed: int = 7,
+    recipe: str = "none",
+) -> Bundle:
     """Export a tiny Gemma 3 with random weights and this tokenizer; skip without torch."""
     pytest.importorskip("torch")
     from gemma_export.pipeline import ExportRequest, export_bundles
@@ -20,11 +27,12 @@ def export_random(folder: Path, tokenizer: Path, *, context_length: int = 64) ->
 
     folder.mkdir(parents=True)
     config = folder / "config.json"
-    config.write_text(json.dumps(_config(Tokenizer.from_file(str(tokenizer)).get_vocab_size())))
+    vocabulary = Tokenizer.from_file(str(tokenizer)).get_vocab_size()
+    config.write_text(json.dumps(_config(vocabulary, max(256, context_length))))
     request = ExportRequest(
         targets=("onnx",),
-        recipe=find_recipe("none"),
-        checkpoint="random:7",
+        recipe=find_recipe(recipe),
+        checkpoint=f"random:{seed}",
         config_file=config,
         context_length=context_length,
         prefill_length=24,
@@ -36,7 +44,7 @@ def export_random(folder: Path, tokenizer: Path, *, context_length: int = 64) ->
     return _with_tokenizer(result.bundle, tokenizer)
 
 
-def _config(vocabulary: int) -> dict[str, object]:
+def _config(vocabulary: int, longest: int) -> dict[str, object]:
     return {
         "model_type": "gemma3_text",
         "architectures": ["Gemma3ForCausalLM"],
@@ -50,7 +58,7 @@ def _config(vocabulary: int) -> dict[str, object]:
         "query_pre_attn_scalar": 32,
         "sliding_window": 16,
         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
-        "max_position_embeddings": 256,
+        "max_position_embeddings": longest,
         "rope_theta": 1e6,
         "rope_local_base_freq": 1e4,
         "rms_norm_eps": 1e-6,

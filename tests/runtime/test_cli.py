@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from gemma_runtime.cli import run_command
 from gemma_runtime.manifest import Manifest
 from gemma_runtime.proof.goldens import Golden, load_goldens, save_goldens
 from gemma_runtime.text.generate import Generation, StopReason
+from tests.runtime.conftest import small_tokenizer
 from tests.runtime.manifests import write_bundle
 from tests.runtime.real_bundles import export_random
 
@@ -169,6 +171,48 @@ def test_run_refuses_invalid_sampling_options(
     assert message in _error(capsys)
 
 
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_replies_keep_the_format_that_an_option_names(
+    bundle: Bundle,
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    command: str,
+) -> None:
+    pytest.importorskip("llguidance")
+    (tmp_path / "schema.json").write_text('{"type": "array", "items": {"const": 7}, "minItems": 2}')
+    (tmp_path / "sum.gbnf").write_text('root ::= "1+" [23] "."')
+    for options, pattern in (
+        (["--json-schema", str(tmp_path / "schema.json")], r"\[7, 7(, 7)*\]?"),
+        (["--grammar", str(tmp_path / "sum.gbnf")], r"1\+[23]\."),
+        (["--regex", "[xyz]{3}"], "[xyz]{3}"),
+        (["--choice", "the", "--choice", "us"], "the|us"),
+    ):
+        _type(monkeypatch, b"the\nus\n")
+        given = ["the"] if command == "run" else []
+        limit = ["--max-new-tokens", "9", "--json"]
+        assert run_command([command, str(bundle.directory), *given, *limit, *options]) == 0
+        replies = _replies(capsys)
+        assert len(replies) == (1 if command == "run" else 2)
+        for reply in replies:
+            assert re.match(pattern, reply.text)
+            assert reply.complete is bool(
+                re.fullmatch(pattern, reply.text) and reply.text[-1] != "7"
+            )
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_two_formats_or_a_wrong_one_are_refused(
+    bundle: Bundle, capsys: Captured, command: str
+) -> None:
+    pytest.importorskip("llguidance")
+    call = [command, str(bundle.directory), *(["the"] if command == "run" else [])]
+    assert run_command([*call, "--regex", "a", "--choice", "b"]) == 2
+    assert "give one of them" in capsys.readouterr().err
+    assert run_command([*call, "--regex", "("]) == 1
+    assert "unclosed group" in _error(capsys)
+
+
 def test_run_refuses_a_prompt_longer_than_the_context(bundle: Bundle, capsys: Captured) -> None:
     assert _run(bundle, "x" * 200) == 1
 
@@ -233,6 +277,50 @@ def test_chat_takes_tools_and_refuses_results_of_no_call(
         _type(monkeypatch, b"the\n" + line + b"\n")
         assert _chat(bundle, *tools) == 1
         assert match in _error(capsys)
+
+
+@pytest.fixture(scope="module")
+def guard(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("guard")
+    raw = small_tokenizer()
+    raw.add_tokens(["Yes", "No"])
+    raw.save(str(folder / "tokenizer.json"))
+    return export_random(folder / "export", folder / "tokenizer.json", context_length=2048)
+
+
+def test_chat_asks_the_guard_about_turns_and_replies(
+    bundle: Bundle, guard: Bundle, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = ("--guard", str(guard.directory), "--guard-threshold")
+    _type(monkeypatch, b"the\n")
+    assert _chat(bundle) == 0
+    (free,) = _replies(capsys)
+
+    _type(monkeypatch, b"the\n")
+    assert _chat(bundle, *watched, "1") == 0
+    (allowed,) = _replies(capsys)
+    assert allowed.text == free.text
+
+    _type(monkeypatch, b"the\nthe\n")
+    assert _chat(bundle, *watched, "1e-9") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["withheld"] for line in lines] == ["prompt", "prompt"]
+    assert len(lines[0]["policies"]) == 4
+
+    _type(monkeypatch, b"the\n")
+    assert run_command(["chat", str(bundle.directory), *watched, "1e-9"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("[the guard stopped this prompt: ")
+
+
+def test_chat_fails_closed_if_the_guard_can_t_check_a_turn(
+    bundle: Bundle, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _type(monkeypatch, b"the\n")
+    assert _chat(bundle, "--guard", str(bundle.directory)) == 1
+    assert "the guard's vocabulary has no 'Yes'" in _error(capsys)
+    assert run_command(["chat", str(bundle.directory), "--guard-threshold", "0.3"]) == 2
 
 
 def test_chat_samples_as_the_bundle_says_unless_options_say_otherwise(

@@ -99,10 +99,12 @@ def _paths(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int
 
 _FREE_KEYS = ("tensors", "graphs", "files", "roles", "tools")
 _PATHS = _paths(json.loads(make_manifest(roles={"goldens": "goldens.json"}).to_json()))
+_OPTIONAL = ("looked_up",)  # bundles from before untied heads lack it
 _FIELDS = [
     path
     for path in _PATHS
     if isinstance(path[-1], str) and (len(path) < 2 or path[-2] not in _FREE_KEYS)
+    if path[-1] not in _OPTIONAL
 ]
 
 

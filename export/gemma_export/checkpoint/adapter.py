@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gemma_export.checkpoint import Checkpoint, TokenizerFiles, check_finite
-from gemma_export.checkpoint.adapter_fit import Change, fit_adapter
+from gemma_export.checkpoint.adapter_fit import Change, fit_adapter, merged_config
 from gemma_export.checkpoint.adapter_folder import ADAPTER_CONFIG, Adapter
 from gemma_export.checkpoint.generation import GenerationDefaults
 from gemma_export.checkpoint.prequantized import Prequantized, Stored
@@ -22,7 +22,7 @@ from gemma_export.checkpoint.tokenizer_folder import read_tokenizer
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.codes import Codes
 from gemma_export.formats.safetensors import SafetensorsFile
-from gemma_export.model.config import TABLE, GemmaConfig
+from gemma_export.model.config import HEAD, TABLE, GemmaConfig
 from gemma_runtime.bundle import sha256_file
 from gemma_runtime.errors import CheckpointError
 
@@ -33,6 +33,7 @@ class MergedCheckpoint:
 
     source: Checkpoint
     adapters: tuple[Adapter, ...]
+    config: GemmaConfig
     notes: tuple[str, ...]
     _changes: Mapping[str, tuple["_Applied", ...]] = field(repr=False)
 
@@ -43,10 +44,6 @@ class MergedCheckpoint:
     @property
     def revision(self) -> str | None:
         return self.source.revision
-
-    @property
-    def config(self) -> GemmaConfig:
-        return self.source.config
 
     @property
     def generation(self) -> GenerationDefaults:
@@ -65,13 +62,13 @@ class MergedCheckpoint:
             labels = ", ".join(adapter.label for adapter in self.adapters)
             return Stored(f"merged with {labels}")
         if isinstance(self.source, Prequantized):
-            return self.source.stored(name)
+            return self.source.stored(self._source_name(name))
         return Stored("float32")
 
     def codes(self, name: str, start: int, stop: int) -> Codes:
         assert name not in self._changes, name
         assert isinstance(self.source, Prequantized), name
-        return self.source.codes(name, start, stop)
+        return self.source.codes(self._source_name(name), start, stop)
 
     def digest(self) -> str:
         return self._digest
@@ -107,7 +104,11 @@ class MergedCheckpoint:
         for change in reversed(self._changes.get(name, ())):
             if change.what.whole is not None:
                 return change.read(change.what.whole, start, stop)
-        return self.source.rows(name, start, stop)
+        return self.source.rows(self._source_name(name), start, stop)
+
+    def _source_name(self, name: str) -> str:
+        """The source's name of a weight: a new head starts as the table."""
+        return self.source.config.head if name == HEAD else name
 
 
 @dataclass(frozen=True)
@@ -178,14 +179,15 @@ def merge_adapters(source: Checkpoint, adapters: Sequence[Adapter]) -> MergedChe
     changes: dict[str, tuple[_Applied, ...]] = {}
     owners: dict[str, Adapter] = {}
     notes = list(source.notes)
-    for adapter in adapters:
-        found, own_notes = fit_adapter(adapter, source.config)
+    fitted = [(adapter, *fit_adapter(adapter, source.config)) for adapter in adapters]
+    if source.config.tied:
+        _check_ties([(adapter, found) for adapter, found, _ in fitted])
+    for adapter, found, own_notes in fitted:
         notes += own_notes
         notes += _other_base(source, adapter)
         file = SafetensorsFile(adapter.path)
         for name, whats in found.items():
             applied = tuple(_Applied(what, file) for what in whats)
-            _check_equal(adapter, applied)
             earlier = changes.get(name, ())
             if earlier and any(one.what.is_replacement for one in (*earlier, *applied)):
                 raise CheckpointError(
@@ -193,29 +195,19 @@ def merge_adapters(source: Checkpoint, adapters: Sequence[Adapter]) -> MergedChe
                     "of them replaces its values; leave one of them out"
                 )
             changes[name], owners[name] = earlier + applied, adapter
-    return MergedCheckpoint(source, tuple(adapters), tuple(notes), changes)
+    config = merged_config(source.config, changes)
+    return MergedCheckpoint(source, tuple(adapters), config, tuple(notes), changes)
 
 
-def _check_equal(adapter: Adapter, applied: Sequence[_Applied]) -> None:
-    """Raise CheckpointError if embedding and head are replaced by different tensors."""
-    stored = [one.what.whole for one in applied if one.what.is_replacement]
-    if len(applied) < 2 or not stored:
-        return
-    first, second = applied[0].what.whole, applied[1].what.whole
-    equal = (
-        len(stored) == 2
-        and first is not None
-        and second is not None
-        and all(
-            torch.equal(applied[0].read(first, *span), applied[1].read(second, *span))
-            for span in row_blocks(applied[0].file.tensors[first].shape)
-        )
-    )
-    if not equal:
-        raise CheckpointError(
-            f"{adapter.path}: lm_head and embed_tokens become different tensors; Gemma's head is "
-            "its embedding table, and an untied head is not supported"
-        )
+def _check_ties(changes: Sequence[tuple[Adapter, Mapping[str, object]]]) -> None:
+    """Raise CheckpointError if one adapter unties the head, and another changes the table alone."""
+    untying = next((adapter for adapter, found in changes if HEAD in found), None)
+    for adapter, found in changes:
+        if untying is not None and TABLE in found and HEAD not in found:
+            raise CheckpointError(
+                f"adapter {untying.name} gives the model a head of its own, and adapter "
+                f"{adapter.name} was made for one tensor as table and head; leave one of them out"
+            )
 
 
 def _other_base(source: Checkpoint, adapter: Adapter) -> list[str]:

@@ -6,17 +6,18 @@ name, e.g. `base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weig
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from gemma_export.checkpoint.adapter_folder import ADAPTER_CONFIG, Adapter
-from gemma_export.model.config import TABLE, GemmaConfig
+from gemma_export.model.config import HEAD, TABLE, GemmaConfig
 from gemma_runtime.errors import CheckpointError
 
-HEAD = "lm_head.weight"
-
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_COMPARED = 1 << 24  # bytes at a time
 _PREFIX = re.compile(r"^(module\.)?(base_model\.(model\.)?)*")
 _MULTIMODAL = re.compile(r"^(model\.)?language_model\.(model\.)?")
 _VISION = re.compile(r"(^|\.)(vision_tower|multi_modal_projector)\.")
@@ -52,13 +53,20 @@ class Change:
         return self.down is None
 
 
+def merged_config(config: GemmaConfig, changed: Iterable[str]) -> GemmaConfig:
+    """The config of the merged model, given the names of the weights that adapters change."""
+    return replace(config, tied=config.tied and HEAD not in set(changed))
+
+
 def fit_adapter(
     adapter: Adapter, config: GemmaConfig
 ) -> tuple[Mapping[str, tuple[Change, ...]], tuple[str, ...]]:
-    """The changes by weight, and notes. Raises CheckpointError if they don't fit this model."""
-    shapes = config.tensor_shapes()
-    has_head = HEAD in shapes
-    shapes = shapes if has_head else {**shapes, HEAD: shapes[TABLE]}
+    """The changes by weight, and notes. Raises CheckpointError if they don't fit this model.
+
+    Changes of `HEAD` in a model whose head is its table give it a head of its own.
+    """
+    shapes = {**config.tensor_shapes()}
+    shapes.setdefault(HEAD, shapes[TABLE])
     changes: dict[str, tuple[Change, ...]] = {}
     parts, vision = _parts(adapter)
     for module, stored in parts.items():
@@ -79,7 +87,7 @@ def fit_adapter(
             f"adapter {adapter.name} is merged into the text model only, without its vision "
             f"tensors ({vision})",
         )
-    return (changes, notes) if has_head else _tied(adapter, changes, notes)
+    return _tied(adapter, changes, notes) if config.tied else (changes, notes)
 
 
 def _parts(adapter: Adapter) -> tuple[dict[str, dict[str, str]], int]:
@@ -227,25 +235,24 @@ def _pattern(patterns: object, module: str, path: Path, default: object) -> obje
 def _tied(
     adapter: Adapter, changes: dict[str, tuple[Change, ...]], notes: tuple[str, ...]
 ) -> tuple[Mapping[str, tuple[Change, ...]], tuple[str, ...]]:
-    """Move the head's changes to the table: Gemma's head is its embedding table.
+    """The changes of a model whose head is its table; `HEAD` among them makes it another matrix.
 
-    PEFT trains the two apart, but `merge_and_unload` adds both changes to the one tensor.
+    PEFT trains the two apart. `merge_and_unload` adds products to the one tensor, but a replaced
+    head or table becomes a tensor of its own.
     """
     head, table = changes.pop(HEAD, ()), changes.get(TABLE, ())
-    both = (*table, *head)
-    if not both:
+    if not head and not table:
         return changes, notes
     if table and not head and table[0].some:  # PEFT changes these rows of the head too
         return changes, notes
-    if any(change.is_replacement for change in both):
-        if len(both) != 2 and not (table and adapter.is_tied):
-            name = "lm_head" if head else "embed_tokens"
-            raise CheckpointError(
-                f"adapter {adapter.name} replaces {name} (modules_to_save) and not the other of "
-                "embed_tokens and lm_head; Gemma's head is its embedding table, and an untied head "
-                "is not supported"
-            )
-        return {**changes, TABLE: both}, notes
+    if any(change.is_replacement for change in (*table, *head)):
+        if adapter.is_tied or _are_equal(adapter, (*table, *head)):
+            return {**changes, TABLE: table or head}, notes
+        note = (
+            f"adapter {adapter.name} gives {'lm_head' if head else 'embed_tokens'} values of its "
+            "own, so the merged model has a head apart from its embedding table"
+        )
+        return {**changes, TABLE: table, HEAD: head}, (*notes, note)
     if adapter.is_tied and table:
         return changes, notes
     trained = " and ".join(["embed_tokens"] * bool(table) + ["lm_head"] * bool(head))
@@ -256,3 +263,16 @@ def _tied(
     # The head's base layer is the same tensor.
     merged = (*table, *(replace(change, whole=None) if table else change for change in head))
     return {**changes, TABLE: merged}, (*notes, note)
+
+
+def _are_equal(adapter: Adapter, changes: Sequence[Change]) -> bool:
+    """Whether table and head are replaced by the same bytes."""
+    stored = [adapter.tensors[one.whole] for one in changes if one.whole and one.is_replacement]
+    if len(stored) != 2 or (stored[0].dtype, stored[0].shape) != (stored[1].dtype, stored[1].shape):
+        return False
+    data = np.memmap(adapter.path, np.uint8, "r")
+    first, second = (data[info.offset : info.offset + info.bytes] for info in stored)
+    return all(
+        np.array_equal(first[i : i + _COMPARED], second[i : i + _COMPARED])
+        for i in range(0, len(first), _COMPARED)
+    )

@@ -27,6 +27,28 @@ _VARIANTS = (
 )
 # Initializations that subtract something from the base's weights before training.
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# The documentation's tables.
+MERGED: Mapping[str, str] = {
+    "LoRA, rsLoRA, DoRA, with `rank_pattern`, `alpha_pattern`, `layers_to_transform`": "merged",
+    "`modules_to_save`, `trainable_token_indices`": "the saved tensors, or rows, replace the "
+    "base's. They can't have a weight",
+    "LoRA on `embed_tokens` or `lm_head`": "merged as PEFT merges it. Gemma has one tensor for "
+    "both, so both change, and a note says so",
+    "`modules_to_save` with `embed_tokens` or `lm_head`": "the model gets a head of its own, "
+    "unless both are saved and equal",
+    "tensors of the vision part": "left out, with a note",
+    "trained on a model of another name": "merged if the shapes fit, with a note that names both",
+}
+REFUSED: Mapping[str, str] = {
+    "adapters of another `peft_type`: prompt tuning, IA³, VeRA, LoHa, …": "only LoRA is merged",
+    f"adapters with {', '.join(f'`{key}`' for key in _VARIANTS)}": "they are no sum of the weight "
+    "and a product",
+    f"adapters that started from changed weights: {', '.join(f'`{k}`' for k in _CHANGED_BASE)}": (
+        "they fit the changed base; PEFT converts them to plain LoRA"
+    ),
+    "adapters with trained biases": "Gemma's layers have no biases",
+    "an adapter for one tensor beside one that separates head and table": "leave one out",
+}
 
 
 @dataclass(frozen=True, slots=True)

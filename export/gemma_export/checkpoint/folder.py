@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,24 +16,23 @@ from gemma_export.checkpoint.grid import grid_codes
 from gemma_export.checkpoint.packed import FLOATS, PackedMatrix, Place, Places
 from gemma_export.checkpoint.packed_folder import find_quantization, split_packed
 from gemma_export.checkpoint.prequantized import Stored, grid_stored
-from gemma_export.checkpoint.text_names import HEAD, check_unpacked, find_text
+from gemma_export.checkpoint.text_names import check_unpacked, find_text
 from gemma_export.checkpoint.tokenizer_folder import read_tokenizer
 from gemma_export.checkpoint.weight_files import CONFIG, check_folder, open_weights
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.codes import Codes
 from gemma_export.formats.json_file import read_json
 from gemma_export.model.config import (
+    HEAD,
     TABLE,
     GemmaConfig,
     config_from_hf,
     is_multimodal,
-    is_tied,
 )
 from gemma_runtime.bundle import sha256_file
 from gemma_runtime.errors import CheckpointError, ConfigError
 
 _GENERATION = "generation_config.json"
-_UNTIED = "Gemma's head is its embedding table, and an untied head is not supported"
 
 
 @dataclass(frozen=True)
@@ -107,24 +106,29 @@ def open_folder(
         quantization = find_quantization(folder, hf_config)
         config = config_from_hf(hf_config)
     generation = _generation(folder)
-    expected = config.tensor_shapes()
     files, aside = open_weights(folder, hf_config)
     with _naming(folder):
-        text = find_text(files, expected)
+        text = find_text(files, config.tensor_shapes())
         places = {name: (files[stored], stored) for name, stored in text.stored.items()}
         plain, packed, notes = split_packed(places, quantization)
-        plain, others = _needed(plain, expected)
+        plain, others = _needed(plain, config.tensor_shapes())
         check_unpacked(others)
-        plain = _without_head(plain, packed, tied=is_tied(hf_config))
+        plain, config, head_note = _settle_head(plain, packed, config)
     _check_floats(folder, plain)
     shapes = {name: file.tensors[stored].shape for name, (file, stored) in plain.items()}
     shapes |= {name: matrix.shape for name, matrix in packed.items()}
-    check_tensors(folder, shapes, expected)
+    check_tensors(folder, shapes, config.tensor_shapes())
     used = frozenset(file.path for file, _ in places.values())
     if quantization is not None and quantization.file is not None:
         used |= {quantization.file}
     multimodal = _multimodal_note(folder, text.vision) if is_multimodal(hf_config) else ()
-    notes = (*aside, *notes, *multimodal, *_others_note(folder, (*text.others, *others)))
+    notes = (
+        *aside,
+        *notes,
+        *head_note,
+        *multimodal,
+        *_others_note(folder, (*text.others, *others)),
+    )
     return FolderCheckpoint(
         id or folder.name, revision, folder, config, notes, plain, used, generation, packed
     )
@@ -146,24 +150,40 @@ def _needed(
     return needed, tuple(stored for name, (_, stored) in places.items() if name not in needed)
 
 
-def _without_head(
-    plain: Mapping[str, Place], packed: Mapping[str, PackedMatrix], tied: bool
-) -> dict[str, Place]:
-    """The tensors without a head that equals the table. A head alone is the table if tied."""
+def _settle_head(
+    plain: Mapping[str, Place], packed: Mapping[str, PackedMatrix], config: GemmaConfig
+) -> tuple[dict[str, Place], GemmaConfig, tuple[str, ...]]:
+    """The tensors to read, and whether the head is the table, as transformers decides it.
+
+    A stored head that equals the table is the table. One that differs is a head of its own,
+    whatever the config says. A head without a table is both, if the config ties them.
+    """
     left = dict(plain)
-    head = left.pop(HEAD, None)
-    if HEAD in packed:
-        raise CheckpointError(f"{HEAD} is quantized apart from {TABLE}; {_UNTIED}")
-    if head is None and not tied:
+    if HEAD not in left and HEAD not in packed:
+        if not config.tied:
+            raise CheckpointError(
+                f"config.json says that tie_word_embeddings is False, but {HEAD} is missing; "
+                "expected the head's weights, or true if the head is the embedding table"
+            )
+        return left, config, ()
+    if HEAD in packed and config.tied:
         raise CheckpointError(
-            f"config.json says that tie_word_embeddings is False, but {HEAD} is missing; expected "
-            "the head's weights, or true if the head is the embedding table"
+            f"{HEAD} is quantized, but config.json says that the head is {TABLE}; expected "
+            "tie_word_embeddings false, or no quantized head"
         )
-    if head is not None and TABLE in left:
-        _check_tied(head, left[TABLE])
-    elif head is not None and tied:
-        left[TABLE] = head
-    return left
+    if HEAD in left and config.tied and TABLE not in left and TABLE not in packed:
+        left[TABLE] = left.pop(HEAD)
+        return left, config, ()
+    if HEAD in left and TABLE in left and _equal(left[HEAD], left[TABLE]):
+        del left[HEAD]
+        return left, replace(config, tied=True), ()
+    if not config.tied:
+        return left, config, ()
+    note = (
+        f"{HEAD} differs from {TABLE}, so the model has a head of its own, although config.json "
+        "ties them: transformers loads it so too"
+    )
+    return left, replace(config, tied=False), (note,)
 
 
 def _check_floats(folder: Path, places: Mapping[str, Place]) -> None:
@@ -175,13 +195,13 @@ def _check_floats(folder: Path, places: Mapping[str, Place]) -> None:
             )
 
 
-def _check_tied(head: Place, table: Place) -> None:
-    """Raise CheckpointError unless a stored head equals the embedding table."""
+def _equal(head: Place, table: Place) -> bool:
+    """Whether two tensors hold the same numbers."""
     (head_file, head_name), (table_file, table_name) = head, table
-    info = head_file.tensors[head_name]
-    tied = (
-        info.shape == table_file.tensors[table_name].shape
-        and {info.dtype, table_file.tensors[table_name].dtype} <= set(FLOATS)
+    info, other = head_file.tensors[head_name], table_file.tensors[table_name]
+    return (
+        info.shape == other.shape
+        and {info.dtype, other.dtype} <= set(FLOATS)
         and all(
             torch.equal(
                 head_file.rows(head_name, *span).float(),
@@ -190,8 +210,6 @@ def _check_tied(head: Place, table: Place) -> None:
             for span in row_blocks(info.shape)
         )
     )
-    if not tied:
-        raise CheckpointError(f"{head_name} differs from {table_name}; {_UNTIED}")
 
 
 def _multimodal_note(folder: Path, vision: int) -> tuple[str, ...]:

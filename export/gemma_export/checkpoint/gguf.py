@@ -3,10 +3,11 @@
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,17 +18,22 @@ from gemma_export.checkpoint.gguf_config import TOKENS, config_from_gguf
 from gemma_export.checkpoint.gguf_tokenizer import rebuild_tokenizer
 from gemma_export.checkpoint.grid import grid_codes
 from gemma_export.checkpoint.prequantized import Stored, grid_stored
+from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.codes import Codes
 from gemma_export.formats.gguf_file import read_blocks, read_header, read_rows
 from gemma_export.formats.gguf_parts import GgufModel, read_model
-from gemma_export.model.config import GemmaConfig
+from gemma_export.model.config import HEAD, TABLE, GemmaConfig
 from gemma_runtime.bundle import sha256_file
 from gemma_runtime.contents.gguf_names import hf_name
-from gemma_runtime.errors import CheckpointError, ConfigError
+from gemma_runtime.errors import ConfigError
 from gemma_runtime.formats.gguf import GgufTensor
 
-_HEAD = "output.weight"
 _VISION = ("v.", "mm.")  # in Ollama's files; llama.cpp has a file of their own for them
+# The documentation's tables.
+TEMPLATES: Mapping[str, str] = {"`tokenizer.chat_template` in a GGUF file": "as it is"}
+REFUSED: Mapping[str, str] = {
+    "GGUF models with a missing part": "download all parts",
+}
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -98,7 +104,7 @@ def open_gguf(path: Path, notes: tuple[str, ...] = ()) -> GgufCheckpoint:
     """Open a `.gguf` file and check every tensor's name and shape, without reading weights.
 
     `notes` are additional notes for the user. Raises CheckpointError or ConfigError, e.g. for
-    damaged files, missing parts, other models, unsupported block formats, an untied head.
+    damaged files, missing parts, other models, unsupported block formats.
     """
     model = read_model(path)
     header = model.header
@@ -107,19 +113,28 @@ def open_gguf(path: Path, notes: tuple[str, ...] = ()) -> GgufCheckpoint:
         generation = generation_from_gguf(header.metadata)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    if _HEAD in header.tensors:
-        raise CheckpointError(
-            f"{path}: tensor {_HEAD} is a separate head; Gemma's head is its embedding table, and "
-            "an untied head is not supported"
-        )
     stored = [name for name in header.tensors if not name.startswith(_VISION)]
     tensors = {hf_name(name): header.tensors[name] for name in stored}
     files = {hf_name(name): model.files[name] for name in stored}
+    if HEAD in tensors and _equal(tensors, files):
+        del tensors[HEAD], files[HEAD]
+    config = replace(config, tied=HEAD not in tensors)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     check_tensors(path, shapes, config.tensor_shapes())
     notes = _notes(path, model, tensors) + notes
     return GgufCheckpoint(
         path.name, model.paths[0], config, notes, tensors, files, generation=generation
+    )
+
+
+def _equal(tensors: Mapping[str, GgufTensor], files: Mapping[str, Path]) -> bool:
+    """Whether a stored head has the bytes of the table."""
+    head, table = tensors[HEAD], tensors[TABLE]
+    return (head.type, head.shape) == (table.type, table.shape) and all(
+        np.array_equal(
+            read_blocks(files[HEAD], head, *span), read_blocks(files[TABLE], table, *span)
+        )
+        for span in row_blocks(head.shape)
     )
 
 
@@ -131,7 +146,7 @@ def _notes(path: Path, model: GgufModel, tensors: Mapping[str, GgufTensor]) -> t
             f"{path.name} is already quantized ({', '.join(quantized)}): the export is compared "
             "with its values, not with those of the original model",
         )
-    if left_out := len(model.files) - len(tensors):
+    if left_out := sum(name.startswith(_VISION) for name in model.files):
         notes += (
             f"{path.name} is multimodal: only its text model is exported, without its {left_out} "
             "vision tensors",

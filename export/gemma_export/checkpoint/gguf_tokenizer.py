@@ -22,6 +22,15 @@ from gemma_export.checkpoint.piece_tokenizer import (
 from gemma_runtime.errors import CheckpointError
 from gemma_runtime.formats.gguf import Value
 
+# The documentation's tables.
+METADATA: Mapping[str, str] = {
+    "`tokenizer.ggml.*` in a GGUF file": "rebuilt as `tokenizer.json`, with the same ids",
+}
+REFUSED: Mapping[str, str] = {
+    "GGUF vocabularies other than SentencePiece's (`tokenizer.ggml.model`)": "no Gemma has one; "
+    "convert the model again",
+}
+
 
 def rebuild_tokenizer(where: Path, metadata: Mapping[str, Value]) -> bytes:
     """The bytes of a `tokenizer.json`. Raises CheckpointError if the vocabulary is incomplete.

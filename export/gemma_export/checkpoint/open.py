@@ -1,13 +1,13 @@
 """Opens the checkpoint that the user named."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gemma_export.checkpoint import Checkpoint
-from gemma_export.checkpoint.adapter_fit import fit_adapter
+from gemma_export.checkpoint.adapter_fit import fit_adapter, merged_config
 from gemma_export.checkpoint.adapter_folder import (
     ADAPTER_CONFIG,
     Adapter,
@@ -16,12 +16,27 @@ from gemma_export.checkpoint.adapter_folder import (
     split_weight,
 )
 from gemma_export.formats.downloaded import check_downloaded
-from gemma_export.model.config import GemmaConfig, config_from_hf, is_tied
+from gemma_export.model.config import GemmaConfig, config_from_hf
 from gemma_export.model.sizes import OFFICIAL, Official, find_official
 from gemma_runtime.errors import CheckpointError, ConfigError, MissingExtra
 from gemma_runtime.hub import HubName, looks_like_hub_id, parse_hub_name
 
 DEMO = "demo"
+# What `--checkpoint` may be. The documentation's table is made from it.
+ADDRESSES: Mapping[str, str] = {
+    "`FOLDER`": "a folder with `config.json` and safetensors, with one GGUF model, or with an "
+    "adapter",
+    "`FILE.gguf`": "a GGUF file; of a split model (`NAME-00001-of-00003.gguf`) any part, with the "
+    "others beside it",
+    "`~/.ollama/models/blobs/sha256-…`": "a model of Ollama, known as GGUF by its first bytes",
+    "`OWNER/NAME`": "a repository of the hub with one of these; `--revision` chooses a branch, tag "
+    "or commit",
+    "`https://huggingface.co/OWNER/NAME/tree/REVISION`": "the same, as a browser shows it",
+    "`OWNER/NAME:PATTERN`": "one GGUF model of a repository: its name, a part of it such as "
+    "`Q4_0`, or wildcards",
+    "`random[:SEED]`": "random weights; `--size` or `--config` gives their shape",
+    "`demo`": "the Gemma 3 270M of the extra `demo`",
+}
 
 
 def open_checkpoint(
@@ -92,9 +107,8 @@ def planned_config(
     """
     model = _find_model(source, base, adapters, revision)
     config = _model_config(model, size, family, config_file)
-    for adapter in model.adapters:
-        fit_adapter(adapter, config)
-    return config
+    changed = [name for one in model.adapters for name in fit_adapter(one, config)[0]]
+    return merged_config(config, changed)
 
 
 def _model_config(
@@ -233,11 +247,6 @@ def _random_shape(
         raise ConfigError(f"can't read {config_file}: {error}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{config_file} is not a JSON object")
-    if not is_tied(config):
-        raise ConfigError(
-            f"{config_file}: tie_word_embeddings is False, expected true: Gemma's head is its "
-            "embedding table"
-        )
     return config_from_hf(config), int(seed)
 
 

@@ -24,6 +24,10 @@ Places = Mapping[str, Place]  # e.g. qweight → its place
 FLOATS = ("F32", "F16", "BF16")
 INTEGERS = ("I32", "I64")
 _SMALLEST_GROUP = 16  # inputs; no kernel has less
+GROUPS = (
+    "A group that is not a power of two, e.g. one per row, becomes smaller groups with the same "
+    f"scale. If these have fewer than {_SMALLEST_GROUP} inputs, the matrix is dequantized."
+)
 
 
 class PackedMatrix(Protocol):

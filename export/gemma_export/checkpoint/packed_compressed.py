@@ -25,6 +25,7 @@ from gemma_export.checkpoint.packed import (
 from gemma_export.checkpoint.packed_fp8 import FLOAT8, FLOAT8_NOTE, fp8_matrix
 from gemma_runtime.errors import ConfigError
 
+BITS = (4, 8)
 _FORMATS = ("pack-quantized", "int-quantized", "naive-quantized", "float-quantized")
 _MIXED = "mixed-precision"  # each group has a format of its own
 _NOT_SPARSE = ("dense", None)
@@ -136,7 +137,7 @@ def _declared_bits(config: Mapping[str, Any]) -> tuple[int, ...]:
     """The numbers of bits of all groups."""
     weights = [group.get("weights") for group in _groups(config)]
     found = {w.get("num_bits") for w in weights if isinstance(w, dict) and w.get("type") != "float"}
-    known = tuple(bits for bits in (4, 8) if bits in found)
+    known = tuple(bits for bits in BITS if bits in found)
     if not known:
         raise ConfigError(
             f"quantization_config: num_bits is {' and '.join(map(str, found))[:40] or 'missing'}, "

@@ -13,15 +13,24 @@ import msgspec
 
 from gemma_export.checkpoint.packed import Holder, PackedMatrix, Parts, Places
 from gemma_export.checkpoint.packed_bitsandbytes import bitsandbytes_matrix
+from gemma_export.checkpoint.packed_compressed import BITS as COMPRESSED_BITS
 from gemma_export.checkpoint.packed_compressed import check_compressed, compressed_matrix
 from gemma_export.checkpoint.packed_fp8 import FLOAT8_NOTE, fp8_matrix
-from gemma_export.checkpoint.packed_gptq import auto_round_matrix, awq_matrix, gptq_matrix
+from gemma_export.checkpoint.packed_gptq import (
+    AWQ_BITS,
+    GPTQ_BITS,
+    auto_round_matrix,
+    awq_matrix,
+    gptq_matrix,
+)
+from gemma_export.checkpoint.packed_mlx import BITS as MLX_BITS
 from gemma_export.checkpoint.packed_mlx import mlx_matrix
 from gemma_runtime.errors import CheckpointError, ConfigError
 
 Read = Callable[[Parts, Mapping[str, Any], Holder], PackedMatrix]
 _WHOLE = r"qweight|qzeros|scales|g_idx"
 _FLOAT8 = r"weight|weight_scale|weight_scale_inv"
+_ANY = "any size, or per row"
 _ACTIVATIONS = r"(input|output|activation|[qkv])_(scale|zero_point|global_scale)(_ub)?"
 
 
@@ -33,6 +42,8 @@ class Reader:
     read: Read
     parts: str  # a pattern of the names of a matrix's tensors
     marks: tuple[str, ...]  # a module that has one of these is packed
+    bits: tuple[int, ...]
+    groups: str  # of inputs that share a scale
     kept: str  # what --quant source keeps exactly
     dequantized: str  # what is turned into floats, and rounded again by every recipe but none
     refused: str
@@ -46,7 +57,9 @@ READERS: Mapping[str, Reader] = {
         gptq_matrix,
         _WHOLE,
         ("qweight",),
-        kept="4- and 8-bit codes in ordered groups, with `dynamic` too",
+        bits=GPTQ_BITS,
+        groups=_ANY,
+        kept="codes in ordered groups, with `dynamic` too",
         dequantized="`desc_act` with groups out of order; scales beyond float16",
         refused="2, 3 and other bits; layouts other than gptq and gptq_v2",
     ),
@@ -55,7 +68,9 @@ READERS: Mapping[str, Reader] = {
         awq_matrix,
         _WHOLE,
         ("qweight",),
-        kept="4-bit codes of the GEMM layout",
+        bits=AWQ_BITS,
+        groups=_ANY,
+        kept="codes of the GEMM layout",
         dequantized="scales beyond float16",
         refused="the layouts GEMV, GEMV fast, Marlin and llm-awq",
     ),
@@ -64,6 +79,8 @@ READERS: Mapping[str, Reader] = {
         auto_round_matrix,
         _WHOLE,
         ("qweight",),
+        bits=GPTQ_BITS,
+        groups=_ANY,
         kept="as GPTQ or AWQ, by `packing_format`",
         dequantized="as GPTQ or AWQ",
         refused="other packings, e.g. MXFP4 and NVFP4",
@@ -73,7 +90,9 @@ READERS: Mapping[str, Reader] = {
         compressed_matrix,
         r"weight|weight_(packed|scale|shape|zero_point|g_idx)",
         ("weight_packed", "weight_scale"),
-        kept="W4A16, W8A16 and W8A8 codes, by group or channel, with and without zero points",
+        bits=COMPRESSED_BITS,
+        groups="any size, per row or per tensor",
+        kept="W4A16, W8A16 and W8A8 codes, with and without zero points",
         dequantized="float8 weights; activation ordering by group; scales beyond float16",
         refused="NVFP4, MXFP4, sparse and Marlin formats; rotated weights (`transform_config`)",
     ),
@@ -82,8 +101,10 @@ READERS: Mapping[str, Reader] = {
         bitsandbytes_matrix,
         r"weight(\.[\w.]+)?|SCB|weight_format",
         ("SCB", "weight.absmax"),
-        kept="nothing",
-        dequantized="nf4, fp4 and int8 per row",
+        bits=(4, 8),
+        groups="blocks of nf4 and fp4; int8 per row",
+        kept="",
+        dequantized="nf4, fp4 and int8",
         refused="",
         note="bitsandbytes weights are dequantized, because their format (nf4, or int8 per row) "
         "is not one of ours; every recipe except none rounds them again",
@@ -93,8 +114,10 @@ READERS: Mapping[str, Reader] = {
         fp8_matrix,
         _FLOAT8,
         ("weight_scale", "weight_scale_inv"),
-        kept="nothing",
-        dequantized="float8 with scales per tensor, row or block",
+        bits=(8,),
+        groups="per tensor, row or block",
+        kept="",
+        dequantized="all",
         refused="",
         note=FLOAT8_NOTE,
     ),
@@ -103,8 +126,10 @@ READERS: Mapping[str, Reader] = {
         fp8_matrix,
         _FLOAT8,
         ("weight_scale",),
-        kept="nothing",
-        dequantized="float8 with one scale per row",
+        bits=(8,),
+        groups="per row",
+        kept="",
+        dequantized="all",
         refused="",
         note=FLOAT8_NOTE,
     ),
@@ -113,13 +138,16 @@ READERS: Mapping[str, Reader] = {
         mlx_matrix,
         r"weight|scales|biases",
         ("scales",),
-        kept="4- and 8-bit codes whose biases are whole zero points",
+        bits=MLX_BITS,
+        groups="any size",
+        kept="codes whose biases are whole zero points, or within an eighth of a code: these are "
+        "rounded",
         dequantized="other biases; scales beyond float16",
         refused="2, 3, 5 and 6 bits; the modes mxfp4, mxfp8 and nvfp4",
     ),
 }  # fmt: skip
 _OTHER_NAMES = {"intel/auto-round": "auto-round", "gptqmodel": "gptq"}
-_BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # files of older tools
+BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # files of older tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +188,7 @@ def _method(config: object) -> str:
 
 def _beside(folder: Path) -> Quantization | None:
     """Older tools wrote the quantization into a file of its own."""
-    for name, method in _BESIDE.items():
+    for name, method in BESIDE.items():
         path = folder / name
         if not path.is_file():
             continue

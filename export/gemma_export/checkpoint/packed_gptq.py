@@ -25,6 +25,7 @@ from gemma_runtime.errors import ConfigError
 
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # for each of eight columns, its nibble
 # The first version of the format stores zero - 1, the second the zero point itself.
+GPTQ_BITS, AWQ_BITS = (4, 8), (4,)
 _GPTQ_SHIFTS = {"gptq": 1, "gptq_v2": 0}
 _AUTO_ROUND = {  # packing_format → GPTQ's name of it, or awq
     "auto_round": "gptq_v2",
@@ -41,7 +42,7 @@ def gptq_matrix(parts: Parts, config: Mapping[str, Any], holder: Holder) -> IntM
     """`qweight` (K · bits / 32, N), `qzeros` (G, N · bits / 32), `scales` (G, N), `g_idx` (K,)."""
     layout = config.get("checkpoint_format") or config.get("format") or "gptq"
     shift = _GPTQ_SHIFTS[_one_of(layout, "checkpoint_format", tuple(_GPTQ_SHIFTS))]
-    bits = _bits(_module_config(parts.module, config), "bits", (4, 8))
+    bits = _bits(_module_config(parts.module, config), "bits", GPTQ_BITS)
     words, columns = parts.shape("qweight", ("I32",), 2)
     groups, _ = parts.shape("scales", FLOATS, 2)
     inputs = words * 32 // bits
@@ -68,7 +69,7 @@ def awq_matrix(parts: Parts, config: Mapping[str, Any], holder: Holder) -> IntMa
     layout = str(config.get("version") or config.get("format") or "gemm").lower()
     _one_of(layout, "version", ("gemm",))
     _one_of(config.get("backend") or "autoawq", "backend", ("autoawq",))
-    _bits(config, "bits" if "bits" in config else "w_bit", (4,))
+    _bits(config, "bits" if "bits" in config else "w_bit", AWQ_BITS)
     inputs, words = parts.shape("qweight", ("I32",), 2)
     groups, _ = parts.shape("scales", FLOATS, 2)
     parts.check("scales", FLOATS, groups, words * 8)

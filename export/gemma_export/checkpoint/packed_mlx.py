@@ -17,6 +17,7 @@ from gemma_export.formats.codes import Codes, pack
 from gemma_export.formats.format import Format
 from gemma_runtime.errors import ConfigError
 
+BITS = (4, 8)
 # The largest part of a code that a bias may be off a whole zero point. MLX rounds biases to the
 # scales' dtype, so few are whole.
 _OFF = 1 / 8
@@ -73,7 +74,7 @@ def mlx_matrix(parts: Parts, config: Mapping[str, Any], holder: Holder) -> MlxMa
     own = config.get(parts.module)
     merged = {**config, **own} if isinstance(own, dict) else config
     mode, bits, group = merged.get("mode", "affine"), merged.get("bits"), merged.get("group_size")
-    if mode != "affine" or bits not in (4, 8) or not isinstance(group, int) or group < 1:
+    if mode != "affine" or bits not in BITS or not isinstance(group, int) or group < 1:
         raise ConfigError(
             f"quantization: {parts.module} has the mode {mode!r:.20}, bits {bits!r:.20} and "
             f"group_size {group!r:.20}, expected affine, 4 or 8 bits, and a group size; give the "

@@ -1,30 +1,52 @@
-"""What becomes of each kind of quantized checkpoint. The documentation's table is made from it."""
+"""What can be exported, collected from the readers' tables for the documentation."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
+from gemma_export.checkpoint import adapter_folder, gguf, gguf_tokenizer, text_names, weight_files
 from gemma_export.checkpoint.gguf_codes import STORED
 from gemma_export.checkpoint.packed_folder import READERS
-from gemma_runtime.formats.gguf import BLOCKS, GgufType
+from gemma_export.checkpoint.tokenizer_folder import ADDED_TOKENS, TEMPLATES, TOKENIZERS
+from gemma_export.model import causal, config
+from gemma_runtime.formats.gguf import BLOCKS, OTHER_TYPES, GgufType
+
+Row = tuple[str, str]  # what is found, what becomes of it
 
 
-class Source(NamedTuple):
-    name: str
-    kept: str  # exactly, by --quant source
-    dequantized: str  # turned into floats, which every recipe but none rounds again
-    refused: str
-
-
-def sources() -> Iterator[Source]:
-    """One row per kind."""
-    kept = [kind for kind, stored in STORED.items() if stored.is_exact]
+def gguf_types() -> Iterator[Row]:
+    """Every block type of GGUF, and what `--quant source` makes of it."""
+    for kind, stored in STORED.items():
+        yield kind.name, f"codes kept as {stored.format}" + (f", {stored.loss}" * bool(stored.loss))
     floats = [kind for kind in GgufType if BLOCKS[kind][0] == 1]
+    yield _names(floats), "floats"
     others = [kind for kind in GgufType if kind not in (*STORED, *floats)]
-    inexact = [f"{kind.name} codes with {s.loss}" for kind, s in STORED.items() if s.loss]
-    yield Source("GGUF", _names(kept), "; ".join([*inexact, _names(others)]), "NVFP4, Q8_1, Q8_K")
-    yield Source("float weights after quantization-aware training", "on the Q4_0 grid", "", "")
-    for reader in READERS.values():
-        yield Source(reader.name, reader.kept, reader.dequantized, reader.refused)
+    yield _names(others), "dequantized"
+    yield ", ".join(OTHER_TYPES.values()), "refused"
+
+
+def tokenizers() -> Iterator[Row]:
+    """Where a tokenizer comes from, in order."""
+    for name, (_, words) in TOKENIZERS.items():
+        yield f"`{name}`", words
+    yield from gguf_tokenizer.METADATA.items()
+
+
+def added_tokens() -> Iterator[Row]:
+    """Where tokens come from that the tokenizer lacks, in order."""
+    yield from ADDED_TOKENS.items()
+
+
+def templates() -> Iterator[Row]:
+    """Where a chat template comes from, in order."""
+    for name, words in TEMPLATES.items():
+        yield f"`{name}`", words
+    yield from gguf.TEMPLATES.items()
+
+
+def refused() -> Iterator[Row]:
+    """What is refused by name, and why."""
+    for table in (causal, config, weight_files, text_names, adapter_folder, gguf, gguf_tokenizer):
+        yield from table.REFUSED.items()
+    yield f"a `quant_method` other than {', '.join(READERS)}", "give the original checkpoint"
 
 
 def _names(kinds: list[GgufType]) -> str:

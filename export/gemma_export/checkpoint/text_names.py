@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from gemma_export.model.config import HEAD
 from gemma_runtime.errors import CheckpointError
 
-HEAD = "lm_head.weight"
 # Every layer of a Gemma has this norm; no vision tower has it.
 _LAYER = re.compile(r"((?:.*\.)?)layers\.\d+\.(?:pre|post)_feedforward_layernorm\.weight")
 # What transformers writes and reads; other beginnings come from wrappers, e.g. `module.`.
@@ -18,6 +18,22 @@ _PACKED = re.compile(
 )
 _VISION = ("vision_tower.", "multi_modal_projector.")
 _BUFFERS = (".inv_freq", ".position_ids")  # computed from the config, never trained
+# The documentation's tables.
+NAMES: Mapping[str, str] = {
+    f"names that begin with {', '.join(f'`{name}`' for name in _NATIVE if name)} or with nothing": (
+        "the text model"
+    ),
+    "names with any other beginning, e.g. `module.`": "the text model, if there is only one",
+    f"`{HEAD}`": "the embedding table if it equals it, or if there is no table; else a head of its "
+    "own, whatever `tie_word_embeddings` says",
+    "a vision tower, value heads, other tensors": "left out; a note counts them",
+}
+REFUSED: Mapping[str, str] = {
+    "`tie_word_embeddings: false` without a head": "its weights are missing",
+    "two text models in one folder": "it is not clear which one is meant",
+    "tensors of an adapter among those of the model": "merge it first, or give it as `--adapter`",
+    "packed tensors without a quantization in `config.json`": "their format is not known",
+}
 
 
 @dataclass(frozen=True, slots=True)

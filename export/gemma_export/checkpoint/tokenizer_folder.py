@@ -5,7 +5,7 @@ Tokens that are named outside `tokenizer.json` are added to it, in transformers'
 `added_tokens.json`; then the special tokens that `tokenizer_config.json` names.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,27 @@ from gemma_export.formats.json_file import read_json
 from gemma_runtime.errors import CheckpointError
 
 _CONFIG = "tokenizer_config.json"
+# Where a tokenizer and a chat template are looked for; the first is taken. The documentation's
+# tables are made from these.
+TOKENIZERS: Mapping[str, tuple[Callable[[Path], bytes], str]] = {
+    "tokenizer.json": (Path.read_bytes, "as it is"),
+    "tokenizer.model": (
+        tokenizer_from_sentencepiece,
+        "a SentencePiece model; the ids are those of transformers' GemmaTokenizer",
+    ),
+}
+TEMPLATES: Mapping[str, str] = {
+    "chat_template.jinja": "with `additional_chat_templates/*.jinja`, by their names",
+    _CONFIG: "`chat_template`: a text, or a list with names",
+    "processor_config.json": "the same",
+    "chat_template.json": "the same",
+}
+ADDED_TOKENS: Mapping[str, str] = {
+    f"`added_tokens_decoder` in `{_CONFIG}`": "all its tokens",
+    "without it, `special_tokens_map.json` and `added_tokens.json`": "all their tokens",
+    f"`{_CONFIG}`": "the special tokens that it names. A token that the model has no row for is "
+    "left out, with a note",
+}
 # The names that transformers looks at before all others, in its order.
 _NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 _EXTRA = ("extra_special_tokens", "additional_special_tokens")
@@ -30,13 +51,12 @@ def read_tokenizer(folder: Path, vocab_size: int) -> TokenizerFiles | None:
 
     Raises CheckpointError if a file is damaged. Added tokens beyond `vocab_size` are left out.
     """
-    if (folder / "tokenizer.json").exists():
-        content = (folder / "tokenizer.json").read_bytes()
-    elif (folder / "tokenizer.model").exists():
-        content = tokenizer_from_sentencepiece(folder / "tokenizer.model")
+    for name, (read, _) in TOKENIZERS.items():
+        if (folder / name).exists():
+            content, notes = _with_tokens(folder, read(folder / name), vocab_size)
+            break
     else:
         return None
-    content, notes = _with_tokens(folder, content, vocab_size)
     return TokenizerFiles(content, read_chat_template(folder), _eos_piece(folder), notes)
 
 
@@ -53,13 +73,9 @@ def read_chat_template(folder: Path) -> str | None:
 
     If there is one named `tool_use`, the result renders that one for conversations with tools.
     """
-    templates = (
-        _template_files(folder)
-        or _templates_in(folder / _CONFIG)
-        or _templates_in(folder / "processor_config.json")
-        or _templates_in(folder / "chat_template.json")
-    )
-    if not templates:
+    found = (_templates_in(folder / name) for name in TEMPLATES)
+    templates = next((templates for templates in found if templates), None)
+    if templates is None:
         return None
     if "default" not in templates:
         raise CheckpointError(
@@ -76,19 +92,23 @@ def read_chat_template(folder: Path) -> str | None:
     )
 
 
-def _template_files(folder: Path) -> dict[str, str]:
+def _template_files(first: Path) -> dict[str, str]:
+    """The templates of the files with nothing else in them."""
+    folder = first.parent
     paths = {
         path.name.removesuffix(".jinja"): path
         for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))
     }
-    if (folder / "chat_template.jinja").exists():
+    if first.exists():
         # transformers reads this one first, so that one of the folder replaces it
-        paths = {"default": folder / "chat_template.jinja"} | paths
+        paths = {"default": first} | paths
     return {name: _read_text(path) for name, path in paths.items()}
 
 
 def _templates_in(path: Path) -> dict[str, str]:
-    """The value of `chat_template` in a JSON file: a string, a list with names, or a mapping."""
+    """The templates by name; in a JSON file a string, a list with names, or a mapping."""
+    if path.suffix == ".jinja":
+        return _template_files(path)
     found = _read_json(path).get("chat_template")
     if isinstance(found, str):
         return {"default": found}

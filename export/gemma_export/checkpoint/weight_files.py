@@ -16,6 +16,19 @@ _INDEX = "model.safetensors.index.json"
 _ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SMALL_FILES = (".json", ".model", ".jinja")
+# The documentation's tables. Of the layouts, the first that the folder has is read.
+LAYOUTS: Mapping[str, str] = {
+    "`transformers_weights` in `config.json`": "the file or index of that name",
+    f"`{_SINGLE}`": "this file alone; a note names other safetensors files and an index",
+    f"`{_INDEX}`": "the files that the index lists",
+    "other safetensors files": "all of them",
+}
+REFUSED: Mapping[str, str] = {
+    f"pickles ({', '.join(f'`{kind}`' for kind in _PICKLES)})": "reading one can run code",
+    "Git LFS pointers, and links to files that were never downloaded": "the weights are elsewhere",
+    "a tensor in two files that both belong to the model": "one of them is wrong",
+    "an index that names files outside the folder": "a checkpoint reads only its own folder",
+}
 _NAMED = 3  # most files listed in a note; the others are counted
 
 

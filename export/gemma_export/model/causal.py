@@ -9,6 +9,15 @@ from gemma_runtime.errors import ConfigError
 _CONFIGS = ("Gemma2Config", "Gemma3TextConfig", "Gemma3Config")
 _CLASSES = tuple(name for family in FAMILIES.values() for name in family.classes)
 _CODE = ("AutoConfig", "AutoModel")  # keys of auto_map that change what the weights compute
+# The documentation's table.
+REFUSED: Mapping[str, str] = {
+    "classifiers, reward and embedding models, by `architectures`": "not causal language models",
+    "`use_bidirectional_attention`, `bidirectional`, `is_causal: false`": "they attend to later "
+    "tokens",
+    "a Gemma inside another model, e.g. PaliGemma, ShieldGemma 2, ColGemma": "its text model is "
+    "used in another way",
+    "`auto_map` with code of its own": "code of a checkpoint is never run",
+}
 
 
 def check_causal(config: Json, text: Json) -> None:

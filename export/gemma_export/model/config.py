@@ -14,7 +14,8 @@ from gemma_export.model.families import FAMILIES, Family, Json
 from gemma_runtime.errors import ConfigError
 from gemma_runtime.manifest import AttentionKind, LayerCache, Rope
 
-TABLE = "model.embed_tokens.weight"  # embedding and head: one tensor, tied
+TABLE = "model.embed_tokens.weight"  # the embedding; also the head, where the two are tied
+HEAD = "lm_head.weight"  # where they are not
 TABLE_FACTORS = "model.embed_tokens.factors"  # (M,) float32, if the table has column factors
 # A layer's matrices; those that multiply the same input are together.
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -22,6 +23,12 @@ ATTENTION_OUT = ("self_attn.o_proj",)
 GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 DOWN = ("mlp.down_proj",)
 
+# The documentation's table.
+REFUSED: Mapping[str, str] = {
+    "other families, by `model_type`": f"expected {', '.join(f.title for f in FAMILIES.values())}",
+    "ropes other than `default` and `linear`, or partial ones": "the decoder doesn't compute them",
+    "`attention_bias`, activations other than `gelu_pytorch_tanh`": "no Gemma has them",
+}
 _KINDS = {"sliding_attention": AttentionKind.LOCAL, "full_attention": AttentionKind.GLOBAL}
 _HF_NAMES = {kind: name for name, kind in _KINDS.items()}
 _BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES.values()}
@@ -64,6 +71,12 @@ class GemmaConfig:
     embed_scale: float  # sqrt(hidden_size), rounded to the dtype the model was trained in
     bos_token: int
     eos_tokens: tuple[int, ...]
+    tied: bool = True  # the head is the embedding table
+
+    @property
+    def head(self) -> str:
+        """Name of the matrix that turns the last hidden states into logits."""
+        return TABLE if self.tied else HEAD
 
     @property
     def layers(self) -> tuple[LayerSpec, ...]:
@@ -83,14 +96,14 @@ class GemmaConfig:
         )
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every weight by its Hugging Face name. The head is the embedding table."""
-        shapes: dict[str, tuple[int, ...]] = {
-            "model.embed_tokens.weight": (self.vocab_size, self.hidden_size)
-        }
+        """The shape of every weight by its Hugging Face name; a tied head has none of its own."""
+        shapes: dict[str, tuple[int, ...]] = {TABLE: (self.vocab_size, self.hidden_size)}
         for index in range(len(self.kinds)):
             for name, shape in self._layer_shapes().items():
                 shapes[f"model.layers.{index}.{name}.weight"] = shape
         shapes["model.norm.weight"] = (self.hidden_size,)
+        if not self.tied:
+            shapes[HEAD] = shapes[TABLE]
         return shapes
 
     def products(self) -> Iterator[list[str]]:
@@ -99,6 +112,8 @@ class GemmaConfig:
         for index in range(len(self.kinds)):
             for together in (QKV, ATTENTION_OUT, GATE_UP, DOWN):
                 yield [f"model.layers.{index}.{name}.weight" for name in together]
+        if not self.tied:
+            yield [HEAD]
 
     def _layer_shapes(self) -> dict[str, tuple[int, ...]]:
         width, q, kv = self.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -160,16 +175,12 @@ def config_from_hf(config: Json) -> GemmaConfig:
         embed_scale=_embed_scale(hidden, _dtype(config, text)),
         bos_token=_bos(config, text),
         eos_tokens=_eos(config, text),
+        tied=config.get("tie_word_embeddings") is not False,
     )
 
 
 def is_multimodal(config: Json) -> bool:
     return str(config.get("model_type")) in _BY_OUTER_TYPE
-
-
-def is_tied(config: Json) -> bool:
-    """Whether the config says that the head is the embedding table."""
-    return config.get("tie_word_embeddings") is not False
 
 
 def cache_layout(

@@ -3,7 +3,16 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from gemma_export.model.config import ATTENTION_OUT, DOWN, GATE_UP, QKV, GemmaConfig, LayerSpec
+from gemma_export.model.config import (
+    ATTENTION_OUT,
+    DOWN,
+    GATE_UP,
+    HEAD,
+    QKV,
+    TABLE,
+    GemmaConfig,
+    LayerSpec,
+)
 from gemma_export.model.ops import Ops, Weight
 
 V = TypeVar("V")
@@ -12,12 +21,13 @@ W = TypeVar("W", bound=Weight)
 
 def decoder(ops: Ops[V, W], config: GemmaConfig, weight: Callable[[str], W]) -> V:
     """Compute logits from tokens. `weight` returns a weight by its Hugging Face name."""
-    table = weight("model.embed_tokens.weight")
+    table = weight(TABLE)
+    head = table if config.tied else weight(HEAD)
     x = ops.embed(table, config.embed_scale)
     h = ops.norm(x, weight(norm_before(config, 0)))
     for layer in config.layers:
         x, h = decoder_layer(ops, config, layer, weight, x, h)
-    return ops.logits(h, table, config.final_softcap)
+    return ops.logits(h, head, config.final_softcap)
 
 
 def decoder_layer(

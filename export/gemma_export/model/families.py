@@ -20,6 +20,7 @@ class GgufFamily:
 
     required: tuple[str, ...]  # keys that have no default, without the architecture's prefix
     width_scaled_layers: int  # the layer count at which queries are scaled by width / heads
+    reads_head: bool  # whether it reads a head apart from the embedding table
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ FAMILIES: Mapping[str, Family] = {
         local_rope_base=None,
         qk_norm=False,
         attn_softcap=True,
-        gguf=GgufFamily(required=(), width_scaled_layers=46),
+        gguf=GgufFamily(required=(), width_scaled_layers=46, reads_head=False),
         hub_id="google/gemma-2-{size}-it",
         sizes={
             "2b": {**_GEMMA2, **_shape(26, 2304, 9216, 8, 4)},
@@ -138,7 +139,9 @@ FAMILIES: Mapping[str, Family] = {
         qk_norm=True,
         attn_softcap=False,  # transformers reads the field and never applies it
         gguf=GgufFamily(
-            required=("attention.sliding_window", "rope.freq_base"), width_scaled_layers=62
+            required=("attention.sliding_window", "rope.freq_base"),
+            width_scaled_layers=62,
+            reads_head=True,
         ),
         hub_id="google/gemma-3-{size}-it",
         sizes={

@@ -73,6 +73,6 @@ class Ops(Protocol[V, W]):
         """The positions of x whose logits the caller asked for."""
         ...
 
-    def logits(self, x: V, table: W, softcap: float | None) -> V:
-        """y = x · tableᵀ; returns softcap · tanh(y / softcap), or y if softcap is None."""
+    def logits(self, x: V, head: W, softcap: float | None) -> V:
+        """y = x · headᵀ; returns softcap · tanh(y / softcap), or y if softcap is None."""
         ...

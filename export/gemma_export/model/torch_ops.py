@@ -72,8 +72,8 @@ class TorchOps:
     def wanted(self, x: Tensor) -> Tensor:
         return x[:, -self._judged :]
 
-    def logits(self, x: Tensor, table: Weight, softcap: float | None) -> Tensor:
-        y = _matmul(x, table)
+    def logits(self, x: Tensor, head: Weight, softcap: float | None) -> Tensor:
+        y = _matmul(x, head)
         return soft_cap_(y, softcap)
 
 

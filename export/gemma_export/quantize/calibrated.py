@@ -16,7 +16,7 @@ from gemma_export.formats.codes import Codes
 from gemma_export.formats.format import INT8_PIECE
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.memory import kept_memory
-from gemma_export.model.config import TABLE, TABLE_FACTORS, GemmaConfig
+from gemma_export.model.config import HEAD, TABLE, TABLE_FACTORS, GemmaConfig
 from gemma_export.progress import Note, Stage, Tick, silent
 from gemma_export.quantize.calibrate.curvature import loss_peak_bytes
 from gemma_export.quantize.calibrate.fisher import (
@@ -61,7 +61,16 @@ class CalibrationStage:
 
 
 def _is_ordered(work: Workspace) -> bool:
-    return work.recipe.rule(TABLE).rounding != "gptq" or work.channel_order.exists()
+    return not _weighs_table(work.recipe, work.checkpoint.config) or work.channel_order.exists()
+
+
+def _weighs_table(recipe: Recipe, config: GemmaConfig) -> bool:
+    return any(recipe.rule(name).rounding == "gptq" for name in (TABLE, config.head))
+
+
+def _is_table_rounded(work: Workspace) -> bool:
+    head = work.checkpoint.config.head
+    return work.rounded_table().exists() and work.rounded_table(head).exists()
 
 
 def _is_distilled(work: Workspace) -> bool:
@@ -72,7 +81,7 @@ def _is_distilled(work: Workspace) -> bool:
 STAGES = (
     CalibrationStage("channels", weigh_table, _is_ordered, backward_bytes),
     CalibrationStage("teacher", pass_teacher, _is_distilled, teacher_bytes),
-    CalibrationStage("table", calibrate_table, lambda w: w.rounded_table.exists(), table_bytes),
+    CalibrationStage("table", calibrate_table, _is_table_rounded, table_bytes),
     CalibrationStage(
         "calibrate", calibrate, lambda w: w.rounded_layers.last.exists(), calibrate_bytes
     ),
@@ -119,13 +128,15 @@ class CalibratedWeights:
         work, distilled = self.work, self.work.recipe.distilled
         if layer := re.match(r"model\.layers\.(\d+)\.", name):
             return (work.distilled_layers if distilled else work.rounded_layers)[int(layer[1])]
-        return work.distilled_gain if distilled and name != TABLE else work.rounded_table
+        if name in (TABLE, HEAD) or not distilled:
+            return work.rounded_table(HEAD if name == HEAD else TABLE)
+        return work.distilled_gain
 
 
 def peak_bytes(config: GemmaConfig, recipe: Recipe, bits: float | None = None) -> int:
     """Upper bound of the memory that calibration takes, in bytes."""
     measuring = 0 if bits is None else loss_peak_bytes(config)
-    if recipe.rule(TABLE).rounding == "gptq":
+    if _weighs_table(recipe, config):
         measuring = max(measuring, information_peak_bytes(config))
     width, ffn = config.hidden_size, config.intermediate_size
     inputs = max(width, ffn, config.heads * config.head_dim)

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from gemma_export.formats.format import FLOAT, INT4, INT4_ASYM, INT8, INT8_WIDE, Format
-from gemma_export.model.config import TABLE, GemmaConfig
+from gemma_export.model.config import HEAD, TABLE, GemmaConfig
 from gemma_runtime.errors import MissingExtra, RecipeError, nearest_first
 
 _INT8_STEP = 128  # int8 columns come in multiples of this
@@ -32,7 +32,10 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Rules for matrices; the first rule that matches a name applies. Norms stay float32."""
+    """Rules for matrices; the first rule that matches a name applies. Norms stay float32.
+
+    A head apart from the table has the table's rule, unless a rule names it.
+    """
 
     name: str
     rules: tuple[Rule, ...]
@@ -43,6 +46,8 @@ class Recipe:
         return self.distilled or any(rule.rounding == "gptq" for rule in self.rules)
 
     def rule(self, tensor: str) -> Rule:
+        if tensor == HEAD and not any(_names_head(rule) for rule in self.rules):
+            return self.rule(TABLE)
         return next(rule for rule in self.rules if fnmatchcase(tensor, rule.pattern))
 
     def formats(self, config: GemmaConfig) -> dict[str, Format]:
@@ -59,6 +64,11 @@ class Recipe:
                     f"recipe {self.name}: int8_columns is {fmt.int8_columns} for {name}, which "
                     f"has {width} columns; expected a multiple of {_INT8_STEP} below that, and "
                     f"only for {TABLE} in 4 bits"
+                )
+            if fmt.int8_columns and not config.tied:
+                raise RecipeError(
+                    f"recipe {self.name}: int8_columns needs a head that is the table, but this "
+                    f"model has a separate {HEAD}; leave int8_columns out"
                 )
             for columns, own in fmt.pieces(name, width).values():
                 inputs = len(range(width)[columns])
@@ -80,6 +90,11 @@ class Recipe:
                     f"recipe {self.name}: pattern {rule.pattern!r} matches no weight matrix; "
                     f"names are like {', '.join(list(names)[:2])}"
                 )
+
+
+def _names_head(rule: Rule) -> bool:
+    """Whether the rule is for the head, and not for every matrix."""
+    return fnmatchcase(HEAD, rule.pattern) and not fnmatchcase(TABLE, rule.pattern)
 
 
 def bits_per_weight(config: GemmaConfig, formats: Mapping[str, Format]) -> float:

@@ -17,7 +17,7 @@ from gemma_export.targets.spec import Option, TargetSpec
 from gemma_runtime.errors import MissingExtra, TargetError, nearest_first
 
 if TYPE_CHECKING:
-    from gemma_export.checkpoint import Checkpoint
+    from gemma_export.checkpoint import Checkpoint, TokenizerFiles
     from gemma_export.formats.format import Format
     from gemma_export.model.config import GemmaConfig
     from gemma_export.progress import Tick
@@ -57,6 +57,7 @@ class ExportJob:
     stop_tokens: tuple[int, ...]
     max_residual: float  # largest |x| between layers in the reference's runs
     checkpoint: Checkpoint  # the source, for names and vocabulary
+    tokenizer: TokenizerFiles | None = None  # as in the bundle; None for random weights
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ import re
 _NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
 }
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",

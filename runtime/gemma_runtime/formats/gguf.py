@@ -78,7 +78,7 @@ BLOCKS: Mapping[int, tuple[int, int]] = {  # elements and bytes of a block
     GgufType.TQ2_0: (256, 66),
     GgufType.MXFP4: (32, 17),
 }
-_OTHER_TYPES: Mapping[int, str] = {  # for the error message
+OTHER_TYPES: Mapping[int, str] = {  # which are refused by name
     9: "Q8_1",
     15: "Q8_K",
     24: "I8",
@@ -250,7 +250,7 @@ def _tensor(cursor: _Cursor, name: str) -> GgufTensor:
     kind = cursor.number(4)
     if kind not in BLOCKS:
         raise ValueError(
-            f"tensor {name} is {_OTHER_TYPES.get(kind, f'type {kind}')}, which can't be read; "
+            f"tensor {name} is {OTHER_TYPES.get(kind, f'type {kind}')}, which can't be read; "
             f"expected one of {', '.join(supported.name for supported in GgufType)}"
         )
     tensor = GgufTensor(GgufType(kind), shape)

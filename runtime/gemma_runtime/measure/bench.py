@@ -202,11 +202,12 @@ def compare(bundles: Sequence[BundleFigures]) -> tuple[BundleFigures, ...]:
 def count_bytes_per_token(manifest: Manifest, workload: Workload) -> int:
     """Bytes that decoding reads per token: all weights once, and the visible part of the cache.
 
-    Weights, the embedding table included, count with the recipe's bits (codes, scales and zero
-    points). A runtime that repacks them may read more.
+    An embedding table counts if it is also the head. Weights count with the recipe's bits (codes,
+    scales and zero points). A runtime that repacks them may read more.
     """
     width = np.dtype(manifest.cache_dtype).itemsize
-    weights = manifest.model.parameters * manifest.quantization.bits_per_weight / 8
+    model = manifest.model
+    weights = (model.parameters - model.looked_up) * manifest.quantization.bits_per_weight / 8
     middle = workload.decode_prompt + (workload.new_tokens + 1) // 2  # attended, on average
     caches = sum(
         2 * layer.kv_heads * layer.head_dim * width * min(middle, layer.window or middle)

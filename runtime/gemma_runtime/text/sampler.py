@@ -72,14 +72,23 @@ class Sampler:
         self._sampling = sampling
         self._random = np.random.Generator(np.random.PCG64(sampling.seed))
 
-    def pick(self, logits: Logits, previous: Sequence[int]) -> int:
+    def pick(
+        self, logits: Logits, previous: Sequence[int], allowed: NDArray[np.intp] | None = None
+    ) -> int:
         """Choose one token from `logits`, (V,). `previous` is all tokens so far, with the prompt.
 
+        If `allowed` is given, (A,), the others are dropped before any filter.
         Raises SessionError if the largest logit is Inf or NaN.
         """
+        penalized = _penalize(logits, previous, self._sampling.repetition_penalty)
+        if allowed is None:
+            return self._pick(penalized)
+        return int(allowed[self._pick(penalized[allowed])])
+
+    def _pick(self, logits: Logits) -> int:
         if self._sampling.temperature == 0:
-            return _best(_penalize(logits, previous, self._sampling.repetition_penalty))
-        tokens, weights = _candidates(logits, previous, self._sampling)
+            return _best(logits)
+        tokens, weights = _candidates(logits, self._sampling)
         sums = weights.cumsum()  # (C,)
         index = int(sums.searchsorted(self._random.random() * sums[-1], side="right"))
         return int(tokens[min(index, len(tokens) - 1)])
@@ -92,18 +101,16 @@ def distribution(
 
     `sampling.temperature` must not be 0.
     """
-    tokens, weights = _candidates(logits, previous, sampling)
+    penalized = _penalize(logits, previous, sampling.repetition_penalty)
+    tokens, weights = _candidates(penalized, sampling)
     order = np.argsort(-weights, kind="stable")
     return tokens[order], weights[order] / weights.sum()
 
 
-def _candidates(
-    logits: Logits, previous: Sequence[int], sampling: Sampling
-) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+def _candidates(logits: Logits, sampling: Sampling) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """The candidate tokens and their weights, (C,) each. The most likely token's weight is 1."""
-    penalized = _penalize(logits, previous, sampling.repetition_penalty)
-    tokens = _top_k(penalized, sampling.top_k)  # the temperature doesn't change the order
-    scores = penalized[tokens].astype(np.float64)
+    tokens = _top_k(logits, sampling.top_k)  # the temperature doesn't change the order
+    scores = logits[tokens].astype(np.float64)
     with np.errstate(over="ignore"):  # a temperature near 0 gives all other tokens exp(-inf)
         weights = np.exp((scores - scores.max()) / sampling.temperature)
     if sampling.top_p < 1:

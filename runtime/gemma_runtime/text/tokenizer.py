@@ -7,7 +7,7 @@ calls are not special: they are control tokens too, but decoding shows them.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -52,6 +52,16 @@ class Tokenizer:
     def control_pieces(self) -> frozenset[str]:
         """The texts of the control tokens."""
         return frozenset(self._control)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """The largest id, plus 1."""
+        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+
+    @property
+    def byte_tokens(self) -> Mapping[int, int]:
+        """Byte -> the id of its token."""
+        return {byte: token for token, byte in self._bytes.items()}
 
     def encode(self, text: str, *, control: bool = False) -> list[int]:
         """The ids of `text`, without bos.

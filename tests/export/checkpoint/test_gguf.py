@@ -56,6 +56,17 @@ def test_rows_of_every_type_are_dequantized_as_the_gguf_package_does(
             assert np.array_equal(rows.numpy(), expected[start:stop])
 
 
+def test_a_head_is_the_table_only_if_it_is_equal(tmp_path: Path) -> None:
+    tensors = random_tensors(GEMMA3)
+    head, kind = tensors["token_embd.weight"]
+    for name, values, tied in (("same", head, True), ("own", head + 1, False)):
+        stored = {**tensors, "output.weight": (values, kind)}
+        checkpoint = open_gguf(write_gguf(tmp_path / name, llama_metadata(GEMMA3), stored))
+        assert checkpoint.config.tied == tied
+        assert checkpoint.notes == ()
+        assert np.array_equal(checkpoint.rows(checkpoint.config.head, 0, 64).numpy(), values)
+
+
 @pytest.mark.parametrize("tiny", TINIES, ids=lambda tiny: tiny.name)
 def test_a_converted_transformers_model_has_its_original_weights(
     tmp_path: Path, tiny: Tiny

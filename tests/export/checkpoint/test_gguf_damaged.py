@@ -38,7 +38,7 @@ REFUSED: dict[str, tuple[Metadata, dict[str, Stored | None], str]] = {
     "missing": ({}, {"blk.3.ffn_up.weight": None}, "layers.3.mlp.up_proj.weight is missing"),
     "no table": ({}, {"token_embd.weight": None}, "token_embd.weight is missing"),
     "shape": ({}, {"output_norm.weight": (np.ones(32, "f4"), F32)}, r"\(32,\), the config says"),
-    "untied head": ({}, {"output.weight": (np.ones((64, 256), "f4"), F32)}, "untied head"),
+    "head": ({}, {"output.weight": (np.ones((63, 256), "f4"), F32)}, r"lm_head\.weight has shape"),
     "type": (
         {},
         {"output_norm.weight": (np.ones(144, "u1"), GGMLQuantizationType.NVFP4)},

@@ -103,7 +103,7 @@ def test_formats_without_a_block_type_are_refused_before_any_work(fmt: Format) -
 
 
 @MODELS
-@pytest.mark.parametrize("recipe", ["int4", "int8", "none"])
+@pytest.mark.parametrize("recipe", ["int4", "int8", "int8-channel", "none"])
 def test_the_exported_file_opens_as_a_checkpoint_with_the_store_s_weights(
     tmp_path: Path, hf: Json, recipe: str
 ) -> None:

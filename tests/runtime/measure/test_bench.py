@@ -95,6 +95,9 @@ def test_bytes_per_token_are_all_weights_and_the_visible_cache() -> None:
 
     weights = 4096 * 4.5 / 8
     assert counted == weights + 2 * 2 * 8 * 16 * 4 + 2 * 8 * 110 * 4
+    model = replace(manifest.model, looked_up=1024)
+    untied = count_bytes_per_token(replace(manifest, model=model), workload)
+    assert counted - untied == 1024 * 4.5 / 8
 
 
 class _Recorder(FakeSession):

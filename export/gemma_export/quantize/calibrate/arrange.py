@@ -1,4 +1,4 @@
-"""Reorders residual channels so that quantization groups of the table lose less.
+"""Reorders residual channels so that quantization groups of table and head lose less.
 
 A few channels of Gemma's table are ten times as large as the others, and every weight that shares a
 scale with one of them is rounded as coarsely. Permuting the residual's channels in every weight
@@ -17,6 +17,7 @@ V vocabulary, M width, g channels per group, R sampled rows of the table.
 """
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,27 +124,41 @@ class ArrangedCheckpoint:
         return self.source.tokenizer()
 
 
-def arrange_channels(checkpoint: Checkpoint, curvature: Tensor, fmt: Format) -> Arrangement:
-    """Search an order of the channels that gives the table the least estimated loss.
+def arrange_channels(
+    checkpoint: Checkpoint, curvatures: Mapping[str, Tensor], fmt: Format
+) -> Arrangement:
+    """Search an order of the channels that gives table and head the least estimated loss.
 
-    `curvature` (M, M) gives the cost of a row's error. Starting from the source's order, with the
-    costliest channels in front if some are int8, random swaps between two groups are kept when they
-    reduce the groups' estimated loss. A table with int8 channels also gets factors.
+    `curvatures` (M, M) give the cost of an error in a row of each matrix. Starting from the
+    source's order, with the costliest channels in front if some are int8, random swaps between two
+    groups are kept when they reduce the groups' estimated loss. A table with int8 channels also
+    gets factors.
     """
     vocabulary, width = checkpoint.config.tensor_shapes()[TABLE]
     draw = torch.Generator().manual_seed(_SEED)
     rows = torch.randperm(vocabulary, generator=draw)[:_ROWS].sort().values
-    sample = torch.cat([checkpoint.rows(TABLE, r, r + 1) for r in rows.tolist()])
-    cost = prepare(curvature, TABLE_DAMPING).cost
+    samples = {
+        name: torch.cat([checkpoint.rows(name, r, r + 1) for r in rows.tolist()])
+        for name in curvatures
+    }
+    costs = {name: prepare(own, TABLE_DAMPING).cost for name, own in curvatures.items()}
+    sample, cost = samples[TABLE], costs[TABLE]
     power = sample.square().mean(0)
     start = (power * cost).argsort(descending=True, stable=True)[: fmt.int8_columns]
     left = torch.ones(width, dtype=torch.bool)
     left[start] = False
     factors = torch.ones(width)
     if fmt.int8_columns:
-        factors[start] = _level(curvature.diagonal()[start])
+        factors[start] = _level(curvatures[TABLE].diagonal()[start])
         factors[left] = _level(cost[left] / power[left].clamp(min=1e-20))
-    estimate = _Loss((sample * factors).abs().T.contiguous(), cost / factors.square())
+    estimates = [
+        _Loss((samples[name] * factors).abs().T.contiguous(), own / factors.square())
+        for name, own in costs.items()
+    ]
+
+    def estimate(channels: Tensor, middle: int) -> float:
+        return sum(loss(channels, middle) for loss in estimates)
+
     group = fmt.group
     groups = list(torch.cat((start, left.nonzero().flatten())).view(-1, group).unbind())
     middles = [128 if i * group < fmt.int8_columns else 8 for i in range(len(groups))]

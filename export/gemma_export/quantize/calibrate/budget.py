@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.formats.format import INT8
-from gemma_export.model.config import TABLE, GemmaConfig
+from gemma_export.model.config import HEAD, TABLE, GemmaConfig
 from gemma_export.progress import Note, Stage, silent
 from gemma_export.quantize.calibrate.curvature import Losses, loss_bytes, measure_losses
 from gemma_export.quantize.calibrate.text import Calibration
@@ -75,6 +75,8 @@ def choose_int8(budget: Budget, config: GemmaConfig, losses: Losses) -> Recipe:
             choices.append((loss + _TOGETHER * left, rules))
     _, rules = min(choices, key=lambda choice: choice[0])
     own = tuple(sorted((r for r in rules if r != below), key=lambda rule: rule.pattern))
+    if not config.tied and all(rule.pattern != HEAD for rule in own):
+        own = (*own, replace(budget.base.rule(HEAD), pattern=HEAD))  # else it follows the table
     return replace(budget.base, name=budget.name, rules=(*own, *budget.base.rules))
 
 

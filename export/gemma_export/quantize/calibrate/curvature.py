@@ -18,7 +18,7 @@ from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.codes import dequantize
 from gemma_export.formats.format import Format
 from gemma_export.formats.safetensors import SafetensorsFile
-from gemma_export.model.config import TABLE, GemmaConfig, LayerSpec
+from gemma_export.model.config import HEAD, TABLE, GemmaConfig, LayerSpec
 from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
 from gemma_export.quantize.calibrate.arrange import arrange_channels
@@ -66,13 +66,16 @@ def measure_losses(work: Workspace, tick: Tick) -> Losses:
         for layer in reversed(config.layers[: start_backward(work, tick)]):
             _measure_layer(work, layer)
             tick(f"layer {layer.index}, back", layer_backward_bytes(config))
-        by_columns = _table_losses(work, tick)
-        write_tensors(table, {str(n): torch.tensor([loss]) for n, loss in by_columns.items()})
+        losses = _table_losses(work, tick)
+        write_tensors(table, {name: torch.tensor([loss]) for name, loss in losses.items()})
     end_backward(work)
     matrices: dict[str, float] = {}
     for layer in config.layers:
         matrices |= _read_losses(work.losses[layer.index])
-    return Losses(matrices, {int(n): loss for n, loss in _read_losses(table).items()})
+    by_columns = _read_losses(table)
+    if HEAD in by_columns:
+        matrices[HEAD] = by_columns.pop(HEAD)
+    return Losses(matrices, {int(n): loss for n, loss in by_columns.items()})
 
 
 def loss_bytes(work: Workspace) -> int:
@@ -80,7 +83,8 @@ def loss_bytes(work: Workspace) -> int:
     if work.table_losses.exists():
         return 0
     shape = work.checkpoint.config.tensor_shapes()[TABLE]
-    return backward_bytes(work) + len(_tried_columns(work)) * _ROUND * 4 * shape[0] * shape[1]
+    tables = len(_tried_columns(work)) + (not work.checkpoint.config.tied)
+    return backward_bytes(work) + tables * _ROUND * 4 * shape[0] * shape[1]
 
 
 def loss_peak_bytes(config: GemmaConfig) -> int:
@@ -135,33 +139,45 @@ def _loss(error: Tensor, gram: Tensor, curvature: Tensor) -> float:
 
 
 def _tried_columns(work: Workspace) -> list[int]:
-    """The numbers of int8 channels to try; only a table rounded by gptq can have some."""
+    """The numbers of int8 channels to try; only a tied table rounded by gptq can have some."""
     width = work.checkpoint.config.hidden_size
-    some = list(int8_choices(width)) if work.recipe.rule(TABLE).rounding == "gptq" else []
+    by_gptq = work.recipe.rule(TABLE).rounding == "gptq" and work.checkpoint.config.tied
+    some = list(int8_choices(width)) if by_gptq else []
     return [0, *some[:: -(-len(some) // _MOST_TRIED) or 1]]
 
 
-def _table_losses(work: Workspace, tick: Tick) -> dict[int, float]:
-    curvature, shares = table_information(work)
-    losses: dict[int, float] = {}
+def _table_losses(work: Workspace, tick: Tick) -> dict[str, float]:
+    """By number of int8 columns; for `HEAD`, the loss of a head apart from the table."""
+    curvatures, shares = table_information(work)
+    losses: dict[str, float] = {}
+    size = _ROUND * 4 * len(shares) * work.checkpoint.config.hidden_size
     for columns in _tried_columns(work):
-        losses[columns] = _table_loss(work, columns, curvature, shares)
-        tick(f"table, {columns} int8 columns", _ROUND * 4 * len(shares) * len(curvature))
+        losses[str(columns)] = _table_loss(work, TABLE, columns, curvatures, shares)
+        tick(f"table, {columns} int8 columns", size)
+    if HEAD in curvatures:
+        losses[HEAD] = _table_loss(work, HEAD, 0, curvatures, shares)
+        tick("head", size)
     return losses
 
 
-def _table_loss(work: Workspace, int8_columns: int, curvature: Tensor, shares: Tensor) -> float:
-    """½ Σ share · eᵀ H e over the table's rows, or over a sample if gptq rounds them."""
-    fmt = replace(work.formats()[TABLE], int8_columns=int8_columns)
-    inputs, arrangement = None, None
-    spans = list(row_blocks(work.checkpoint.config.tensor_shapes()[TABLE]))
-    if work.recipe.rule(TABLE).rounding == "gptq":
-        arrangement = arrange_channels(work.checkpoint, curvature, fmt)
+def _table_loss(
+    work: Workspace,
+    name: str,
+    int8_columns: int,
+    curvatures: Mapping[str, Tensor],
+    shares: Tensor,
+) -> float:
+    """½ Σ share · eᵀ H e over a table's rows, or over a sample if gptq rounds them."""
+    fmt = replace(work.formats()[name], int8_columns=int8_columns)
+    inputs, arrangement, curvature = None, None, curvatures[name]
+    spans = list(row_blocks(work.checkpoint.config.tensor_shapes()[name]))
+    if work.recipe.rule(name).rounding == "gptq":
+        arrangement = arrange_channels(work.checkpoint, curvatures, fmt)
         curvature = arrangement.curvature(curvature)
-        inputs, spans = prepare_table(curvature, fmt), spans[::_SPARSE]
+        inputs, spans = prepare_table(name, curvature, fmt), spans[::_SPARSE]
 
     def measure(span: tuple[int, int]) -> tuple[float, float]:
-        rows, share = work.checkpoint.rows(TABLE, *span), shares[slice(*span)]
+        rows, share = work.checkpoint.rows(name, *span), shares[slice(*span)]
         rows = arrangement.rows(rows) if arrangement else rows
         error = rows - inputs.rounded(rows) if inputs else _rounding_error(rows, fmt, None)
         return float(share @ ((error @ curvature) * error).sum(-1)), float(share.sum())

@@ -18,7 +18,7 @@ from gemma_export.formats.blocks import BLOCK_ELEMENTS, row_blocks
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.memory import release_memory
 from gemma_export.model.batch_ops import GradientOps, hold, product_dtype
-from gemma_export.model.config import TABLE, GemmaConfig, LayerSpec
+from gemma_export.model.config import HEAD, TABLE, GemmaConfig, LayerSpec
 from gemma_export.model.decoder import norm_before
 from gemma_export.model.torch_ops import rms_norm, soft_capped
 from gemma_export.parallel import in_order
@@ -35,7 +35,7 @@ from gemma_export.quantize.calibrate.stream import (
     write_tensors,
 )
 from gemma_export.quantize.calibrate.text import LENGTH
-from gemma_export.quantize.calibrate.workspace import Workspace
+from gemma_export.quantize.calibrate.workspace import Workspace, curvature_name
 
 _SEQUENCES = 64  # of the calibration text
 _TOGETHER = 2  # sequences per backward pass
@@ -45,9 +45,9 @@ _SEED = 0
 
 
 def weigh_table(work: Workspace, tick: Tick) -> None:
-    """Find the order of the residual channels, and the curvature of the table in that order.
+    """Find the order of the residual channels, and the curvature of table and head in that order.
 
-    Only for tables that gptq rounds. Writes `channel_order`, with column factors if some columns
+    Only if gptq rounds one of them. Writes `channel_order`, with column factors if some columns
     are int8.
     """
     config = work.checkpoint.config
@@ -55,10 +55,13 @@ def weigh_table(work: Workspace, tick: Tick) -> None:
         errors, _ = backward_layer(work, layer)
         store_errors(work, layer, errors)
         tick(f"layer {layer.index}, back", layer_backward_bytes(config))
-    curvature, _ = table_information(work)
-    arrangement = arrange_channels(work.checkpoint, curvature, work.formats()[TABLE])
-    tensors = {**arrangement.tensors(), "curvature": arrangement.curvature(curvature)}
-    write_tensors(work.channel_order, tensors)
+    curvatures, _ = table_information(work)
+    arrangement = arrange_channels(work.checkpoint, curvatures, work.formats()[config.head])
+    arranged = {
+        curvature_name(name): arrangement.curvature(curvature)
+        for name, curvature in curvatures.items()
+    }
+    write_tensors(work.channel_order, arrangement.tensors() | arranged)
     end_backward(work)
 
 
@@ -118,19 +121,21 @@ def store_errors(work: Workspace, layer: LayerSpec, errors: Tensor) -> None:
     path.unlink()
 
 
-def table_information(work: Workspace) -> tuple[Tensor, Tensor]:
-    """Curvature (M, M) of the error of a table row, and each row's share (V,) of it.
+def table_information(work: Workspace) -> tuple[dict[str, Tensor], Tensor]:
+    """Curvature (M, M) of the error of a row of table and head, and each row's share (V,) of it.
 
-    The table is both embedding and head, and a token is looked up about as often as it is likely.
-    So the curvature is E[h hᵀ] over the head's inputs plus E[g gᵀ] over the gradients with respect
-    to embedded rows. Requires the backward pass of all layers.
+    A token is looked up about as often as it is likely. The curvature of the head is E[h hᵀ] over
+    its inputs, that of the embedding E[g gᵀ] over the gradients with respect to embedded rows, and
+    that of a table which is both is their sum. Requires the backward pass of all layers.
     """
     config, file = work.checkpoint.config, SafetensorsFile(work.errors[0])
     stored = {name: file.rows(name, 0, info.shape[0]) for name, info in file.tensors.items()}
     # Without bos, because it is a single row with untypical gradients.
     errors = stored[RESIDUAL][:, 1:].flatten(0, 1)
     looked_up = errors.T @ errors * (config.embed_scale**2 / len(errors))
-    return stored["gram"] + looked_up, stored["share"]
+    if config.tied:
+        return {TABLE: stored["gram"] + looked_up}, stored["share"]
+    return {TABLE: looked_up, HEAD: stored["gram"]}, stored["share"]
 
 
 def end_backward(work: Workspace) -> None:
@@ -194,15 +199,15 @@ def _label_gradient(work: Workspace, h: Tensor, tick: Tick) -> tuple[Tensor, Ten
     """Gradient of sampled labels' log-likelihood with respect to the head's inputs (P, M), and the
     mean probability of each token (V,).
 
-    The table is read twice, a block of rows at a time: the first pass samples each label's block,
+    The head is read twice, a block of rows at a time: the first pass samples each label's block,
     the second samples the label within its block.
     """
     config = work.checkpoint.config
     inputs = _parts(h.to(product_dtype()))
-    spans = list(row_blocks(config.tensor_shapes()[TABLE]))
+    spans = list(row_blocks(config.tensor_shapes()[config.head]))
 
     def weigh(span: tuple[int, int]) -> Tensor:
-        rows = work.checkpoint.rows(TABLE, *span).to(inputs[0].dtype)
+        rows = work.checkpoint.rows(config.head, *span).to(inputs[0].dtype)
         return torch.cat([_logits(part, rows, config)[0].logsumexp(-1) for part in inputs])
 
     # Copy the small results out: each would keep its block's memory alive.
@@ -215,7 +220,7 @@ def _label_gradient(work: Workspace, h: Tensor, tick: Tick) -> tuple[Tensor, Ten
     drawn = torch.multinomial(by_block.softmax(1), 1, generator=_generator(0)).flatten()
 
     def pull(block: int) -> tuple[Tensor, Tensor]:
-        rows = work.checkpoint.rows(TABLE, *spans[block]).to(inputs[0].dtype)
+        rows = work.checkpoint.rows(config.head, *spans[block]).to(inputs[0].dtype)
         pulled, share, generator = [], torch.zeros(len(rows)), _generator(block)
         for part, total, own in zip(inputs, totals, _parts(drawn), strict=True):
             z, slope = _logits(part, rows, config)

@@ -1,4 +1,4 @@
-"""Calibrated rounding: first the table, then layer by layer.
+"""Calibrated rounding: first table and head, then layer by layer.
 
 Each layer is rounded for the output of the rounded layers before it. Memory holds one layer and the
 Gram matrices of its inputs.
@@ -23,10 +23,11 @@ from gemma_export.quantize.calibrate.stream import (
     layer_bytes,
     load_layer,
     observe_layer,
+    outer_bytes,
     start_flow,
     write_tensors,
 )
-from gemma_export.quantize.calibrate.workspace import Workspace
+from gemma_export.quantize.calibrate.workspace import Workspace, curvature_name
 from gemma_export.quantize.round import round_rows
 from gemma_export.quantize.store import StoredWeight, named_parts, round_pieces
 
@@ -36,24 +37,30 @@ _SEQUENCES = 384  # used to round layers; more change little
 
 
 def calibrate_table(work: Workspace, tick: Tick) -> None:
-    """Round the table and write `rounded_table`.
+    """Round the table, and the head if it is another matrix; write a file for each.
 
-    If gptq rounds the table, `weigh_table` must have run, and the channels are in its order.
+    If gptq rounds them, `weigh_table` must have run, and the channels are in its order.
     """
-    fmt = work.formats()[TABLE]
-    rounding = work.recipe.rule(TABLE).rounding
-    shape = work.checkpoint.config.tensor_shapes()[TABLE]
+    for name in dict.fromkeys((TABLE, work.checkpoint.config.head)):
+        if not work.rounded_table(name).exists():
+            _calibrate_rows(work, name, tick)
+
+
+def _calibrate_rows(work: Workspace, name: str, tick: Tick) -> None:
+    fmt = work.formats()[name]
+    rounding = work.recipe.rule(name).rounding
+    shape = work.checkpoint.config.tensor_shapes()[name]
     inputs = None
     if rounding == "gptq":
-        curvature = SafetensorsFile(work.channel_order).rows("curvature", 0, shape[1])
-        inputs = prepare_table(curvature, fmt)
+        curvature = SafetensorsFile(work.channel_order).rows(curvature_name(name), 0, shape[1])
+        inputs = prepare_table(name, curvature, fmt)
 
     def quantize(span: tuple[int, int]) -> dict[str, Tensor]:
-        values = work.checkpoint.rows(TABLE, *span)
+        values = work.checkpoint.rows(name, *span)
         if fmt.is_float:
-            return {TABLE: values}
+            return {name: values}
         if inputs is None:
-            return round_pieces(TABLE, values, fmt, rounding)
+            return round_pieces(name, values, fmt, rounding)
         return inputs.round(values)
 
     spans = list(row_blocks(shape, TABLE_ROWS))
@@ -61,16 +68,15 @@ def calibrate_table(work: Workspace, tick: Tick) -> None:
     for span, block in zip(spans, in_order(quantize, spans), strict=True):
         blocks.append(block)
         tick(f"rows from {span[0]}", 4 * (span[1] - span[0]) * shape[1])
-    parts = {name: torch.cat([b[name] for b in blocks]) for name in blocks[0]}
-    if work.recipe.rule(TABLE).has_factors:
+    parts = {part: torch.cat([b[part] for b in blocks]) for part in blocks[0]}
+    if name == TABLE and work.recipe.rule(TABLE).has_factors:
         parts[TABLE_FACTORS] = SafetensorsFile(work.channel_order).rows("factors", 0, shape[1])
-    write_tensors(work.rounded_table, parts)
+    write_tensors(work.rounded_table(name), parts)
 
 
 def table_bytes(work: Workspace) -> int:
-    """Progress units: bytes of the table in float32."""
-    config = work.checkpoint.config
-    return 4 * config.vocab_size * config.hidden_size
+    """Progress units: bytes of table and head in float32."""
+    return outer_bytes(work.checkpoint.config)
 
 
 def calibrate(work: Workspace, tick: Tick) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from gemma_export.formats.codes import Codes, dequantize
 from gemma_export.formats.format import INT8, INT8_PIECE, Format
-from gemma_export.model.config import TABLE
 from gemma_export.quantize.calibrate.arrange import TABLE_DAMPING
 from gemma_export.quantize.calibrate.gptq import REFINED, Inputs, gptq, prepare
 from gemma_export.quantize.store import named_parts
@@ -21,8 +20,9 @@ from gemma_export.quantize.store import named_parts
 
 @dataclass(frozen=True, slots=True)
 class TableInputs:
-    """Statistics for rounding a table, computed once and used for every block of rows."""
+    """Statistics for rounding a table or head, computed once and used for every block of rows."""
 
+    name: str
     fmt: Format
     rest: Inputs  # (R, R) cost of int4 errors after the int8 channels compensated
     int8: Inputs | None = None  # (F, F) cost of int8 errors
@@ -44,22 +44,22 @@ class TableInputs:
         first = self.fmt.int8_columns
         fmt = replace(self.fmt, int8_columns=0)
         codes = gptq(rows[:, first:], self.rest, fmt, refined)
-        rest = (TABLE, fmt, codes)
+        rest = (self.name, fmt, codes)
         if self.int8 is None or self.paid is None:
             return [rest]
         target = rows[:, :first] - (dequantize(codes, fmt) - rows[:, first:]) @ self.paid
-        return [(TABLE + INT8_PIECE, INT8, gptq(target, self.int8, INT8, refined)), rest]
+        return [(self.name + INT8_PIECE, INT8, gptq(target, self.int8, INT8, refined)), rest]
 
 
-def prepare_table(curvature: Tensor, fmt: Format) -> TableInputs:
+def prepare_table(name: str, curvature: Tensor, fmt: Format) -> TableInputs:
     """From the curvature (M, M) of a row's error, channels in the table's order."""
     first = fmt.int8_columns
     if not first:
-        return TableInputs(fmt, prepare(curvature, TABLE_DAMPING))
+        return TableInputs(name, fmt, prepare(curvature, TABLE_DAMPING))
     square = curvature.double()
     square.diagonal().add_(TABLE_DAMPING * square.diagonal().mean())
     corner, side = square[:first, :first], square[:first, first:]
     paid = torch.linalg.solve(corner, side)  # (F, R)
     rest = (square[first:, first:] - side.T @ paid).float()
     own = prepare(curvature[:first, :first], TABLE_DAMPING)
-    return TableInputs(fmt, prepare((rest + rest.T) / 2, TABLE_DAMPING), own, paid.T.float())
+    return TableInputs(name, fmt, prepare((rest + rest.T) / 2, TABLE_DAMPING), own, paid.T.float())

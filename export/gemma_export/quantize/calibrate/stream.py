@@ -36,8 +36,12 @@ def layer_names(config: GemmaConfig, index: int) -> list[str]:
 
 def layer_bytes(config: GemmaConfig) -> int:
     """Average bytes of a layer in float32."""
-    layers = config.parameters - config.vocab_size * config.hidden_size
-    return 4 * layers // len(config.kinds)
+    return (4 * config.parameters - outer_bytes(config)) // len(config.kinds)
+
+
+def outer_bytes(config: GemmaConfig) -> int:
+    """Bytes in float32 of the table, and of the head if it is another matrix."""
+    return 4 * config.vocab_size * config.hidden_size * (1 if config.tied else 2)
 
 
 def load_layer(checkpoint: Checkpoint, index: int) -> dict[str, Tensor]:

@@ -58,6 +58,11 @@ class LayerFiles:
             path.unlink(missing_ok=True)
 
 
+def curvature_name(matrix: str) -> str:
+    """Name in `channel_order` of the curvature of the table or of a head apart from it."""
+    return "curvature" if matrix == TABLE else f"curvature.{matrix}"
+
+
 @dataclass(frozen=True, slots=True)
 class Workspace:
     """A model, a recipe and a calibration text, with the folder for intermediate files."""
@@ -98,7 +103,7 @@ class Workspace:
 
     @property
     def channel_order(self) -> Path:
-        """The order of channels, the column factors, and the table's curvature in that order.
+        """The order of channels, the column factors, and curvatures by `curvature_name`.
 
         Written by `weigh_table`. Read by `arranged` and `calibrate_table`.
         """
@@ -112,13 +117,13 @@ class Workspace:
         """
         return self._borders("teacher-residual")
 
-    @property
-    def rounded_table(self) -> Path:
-        """The table's codes. Written by `calibrate_table`; read by `table` and the store.
+    def rounded_table(self, name: str = TABLE) -> Path:
+        """The codes of the table, or of a head apart from it.
 
-        Distillation doesn't change them.
+        Written by `calibrate_table`; read by `table` and the store. Distillation doesn't change
+        them.
         """
-        return self._file("rounded-table")
+        return self._file("rounded-table" if name == TABLE else "rounded-head")
 
     @property
     def residuals(self) -> LayerFiles:
@@ -187,12 +192,11 @@ class Workspace:
     def formats(self) -> dict[str, Format]:
         return self.recipe.formats(self.checkpoint.config)
 
-    def table(self) -> StoredWeight:
-        """The rounded table, once `calibrate_table` has written it."""
-        shape = self.checkpoint.config.tensor_shapes()[TABLE]
-        return StoredWeight(
-            TABLE, shape, self.formats()[TABLE], SafetensorsFile(self.rounded_table)
-        )
+    def table(self, name: str = TABLE) -> StoredWeight:
+        """The rounded table, or a head apart from it, once `calibrate_table` has written it."""
+        shape = self.checkpoint.config.tensor_shapes()[name]
+        file = SafetensorsFile(self.rounded_table(name))
+        return StoredWeight(name, shape, self.formats()[name], file)
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"

@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.safetensors import SafetensorsFile
-from gemma_export.model.config import TABLE
 from gemma_export.model.torch_ops import rms_norm, soft_capped
 from gemma_export.parallel import in_order
 from gemma_export.quantize.calibrate.stream import RESIDUAL
@@ -28,8 +27,8 @@ _SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    teacher: Tensor  # (C, M) rows of the float table
-    student: Tensor  # (C, M) rows of the rounded table
+    teacher: Tensor  # (C, M) rows of the float head
+    student: Tensor  # (C, M) rows of the rounded head
     log_weight: Tensor  # (C,) log of the number of tokens that a candidate represents
     softcap: float | None
 
@@ -74,10 +73,10 @@ def _likelihood(work: Workspace, teacher: SafetensorsFile, gain: Tensor) -> Tens
     hidden = rms_norm(picked, gain, config.rms_norm_eps)
 
     def logits(span: tuple[int, int]) -> Tensor:
-        return soft_capped(hidden @ checkpoint.rows(TABLE, *span).T, config.final_softcap)
+        return soft_capped(hidden @ checkpoint.rows(config.head, *span).T, config.final_softcap)
 
     total = torch.full((len(hidden),), -torch.inf)
-    spans = list(row_blocks(config.tensor_shapes()[TABLE]))
+    spans = list(row_blocks(config.tensor_shapes()[config.head]))
     for part in in_order(lambda span: logits(span).logsumexp(-1), spans):
         total = torch.logaddexp(total, part)
     means = in_order(lambda span: (logits(span) - total[:, None]).exp().mean(0), spans)
@@ -85,12 +84,13 @@ def _likelihood(work: Workspace, teacher: SafetensorsFile, gain: Tensor) -> Tens
 
 
 def _rows(work: Workspace, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """The chosen rows, (C, M) each, of the float table and the rounded table."""
-    table = work.table()
+    """The chosen rows, (C, M) each, of the float head and the rounded head."""
+    name = work.checkpoint.config.head
+    head = work.table(name)
 
     def read(span: tuple[int, int]) -> tuple[Tensor, Tensor]:
         here = chosen[(chosen >= span[0]) & (chosen < span[1])] - span[0]
-        return work.checkpoint.rows(TABLE, *span)[here], table.rows(*span)[here]
+        return work.checkpoint.rows(name, *span)[here], head.rows(*span)[here]
 
-    parts = list(in_order(read, row_blocks(work.checkpoint.config.tensor_shapes()[TABLE])))
+    parts = list(in_order(read, row_blocks(work.checkpoint.config.tensor_shapes()[name])))
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])

@@ -150,8 +150,8 @@ class StepOps:
     def wanted(self, x: Tensor) -> Tensor:
         return x[self._inputs[TensorRole.LAST, None]]
 
-    def logits(self, x: Tensor, table: StoredWeight, softcap: float | None) -> Tensor:
-        y = functional.linear(x, self._step.matrix(table))
+    def logits(self, x: Tensor, head: StoredWeight, softcap: float | None) -> Tensor:
+        y = functional.linear(x, self._step.matrix(head))
         return y if softcap is None else _softcap(y, softcap)  # (1, V)
 
     def _cached(self, new: Tensor, layer: LayerSpec) -> Tensor:

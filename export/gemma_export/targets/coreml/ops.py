@@ -125,8 +125,8 @@ class MilOps:
         last = self._input(TensorRole.LAST)
         return mb.gather(x=x, indices=last, axis=0, validate_indices=False)
 
-    def logits(self, x: Var, table: StoredWeight, softcap: float | None) -> Var:
-        y = mb.linear(x=x, weight=self._weight(table))
+    def logits(self, x: Var, head: StoredWeight, softcap: float | None) -> Var:
+        y = mb.linear(x=x, weight=self._weight(head))
         y = y if softcap is None else self._softcap(y, softcap)
         return mb.identity(x=y, name=self._output)  # (1, V)
 

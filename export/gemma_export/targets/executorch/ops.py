@@ -80,6 +80,7 @@ class XnnOps:
         self._begin()
 
     def embed(self, table: StoredWeight, scale: float) -> Handle:
+        self._data.add_weight(table)
         rows = self._between((1, table.shape[1]))
         self.steps.insert(-1, Embed(table, rows.name))
         x = self._use(rows)
@@ -133,8 +134,8 @@ class XnnOps:
         self._cut(Last(self._leave(x), last.name))
         return last
 
-    def logits(self, x: Handle, table: StoredWeight, softcap: float | None) -> Handle:
-        (y,) = self._project(self._use(x), [table])
+    def logits(self, x: Handle, head: StoredWeight, softcap: float | None) -> Handle:
+        (y,) = self._project(self._use(x), [head])
         logits = self._made(y if softcap is None else self._softcap(y, softcap))
         self._leave(logits)
         return logits

@@ -20,6 +20,7 @@ from gemma_runtime.manifest import AttentionKind, SamplingDefaults
 def model_metadata(id: str, config: GemmaConfig) -> dict[str, Value]:
     """The `general.*` and architecture keys. Raises TargetError if GGUF has no key for a value."""
     _check_scale(config)
+    _check_head(config)
     local = next((layer.rope for layer in config.layers if layer.window), None)
     rope = config.ropes[AttentionKind.GLOBAL]
     fields: dict[str, Value] = {
@@ -78,6 +79,14 @@ def _check_scale(config: GemmaConfig) -> None:
         raise TargetError(
             f"gguf can't store query_pre_attn_scalar {config.query_scale**-2:.4g}: llama.cpp uses "
             f"{scalar} for this {config.family}; choose another target"
+        )
+
+
+def _check_head(config: GemmaConfig) -> None:
+    if not config.tied and not FAMILIES[config.family].gguf.reads_head:
+        raise TargetError(
+            f"gguf can't store a head apart from the embedding table for {config.family}: "
+            "llama.cpp doesn't read one; choose another target"
         )
 
 

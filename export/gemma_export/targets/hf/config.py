@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemma_export.formats.format import Format
-from gemma_export.model.config import TABLE, GemmaConfig, config_from_hf
+from gemma_export.model.config import HEAD, TABLE, GemmaConfig, config_from_hf
 from gemma_export.model.families import FAMILIES
 from gemma_runtime.errors import TargetError
 from gemma_runtime.manifest import AttentionKind
 
-_HEAD = "lm_head.weight"
 _ARCHITECTURES = {"gemma2": "Gemma2ForCausalLM", "gemma3": "Gemma3ForCausalLM"}
 _KINDS = {AttentionKind.LOCAL: "sliding_attention", AttentionKind.GLOBAL: "full_attention"}
 
@@ -37,7 +36,7 @@ def hf_config(config: GemmaConfig, formats: Mapping[str, Format]) -> dict[str, A
         "hidden_activation": "gelu_pytorch_tanh",
         "attention_bias": False,
         "attention_dropout": 0.0,
-        "tie_word_embeddings": _HEAD not in config.tensor_shapes(),
+        "tie_word_embeddings": config.tied,
         "bos_token_id": config.bos_token,
         "eos_token_id": list(config.eos_tokens) or None,
         "pad_token_id": 0,
@@ -102,7 +101,7 @@ def _quantization(formats: Mapping[str, Format]) -> dict[str, Any] | None:
         }
         for index, fmt in enumerate(found)
     }
-    head = [] if _HEAD in formats else ["lm_head"]  # tied: the table, which is float
+    head = [] if HEAD in formats else ["lm_head"]  # tied: the table, which is float
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",

@@ -15,7 +15,8 @@ from gemma_export.progress import Tick
 from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
 from gemma_export.targets.hf import TARGET
 from gemma_export.targets.hf.config import hf_config
-from gemma_export.targets.hf.text import write_json, write_text_files
+from gemma_export.targets.hf.text import write_text_files
+from gemma_export.targets.shared.tokenizer_files import write_json
 from gemma_runtime.errors import TargetError
 from gemma_runtime.manifest import Graph, LayerCache, TensorRole, TensorSpec
 from gemma_runtime.manifest import Target as Runtime

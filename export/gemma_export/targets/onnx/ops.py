@@ -112,8 +112,8 @@ class OnnxOps:
     def wanted(self, x: str) -> str:
         return self._one("Gather", [x, self._name(TensorRole.WANTED)], {"axis": 1})
 
-    def logits(self, x: str, table: StoredWeight, softcap: float | None) -> str:
-        pieces = table.pieces()
+    def logits(self, x: str, head: StoredWeight, softcap: float | None) -> str:
+        pieces = head.pieces()
         parts = self._split(x, [piece.shape[1] for piece in pieces])
         y, *others = [
             self._matmul(part, [piece]) for part, piece in zip(parts, pieces, strict=True)

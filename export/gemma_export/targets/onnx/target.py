@@ -5,7 +5,8 @@ data file. Inputs: `tokens` (1, T), `total` (number of tokens in the caches afte
 `wanted` (those of the T positions that get logits). Past and present caches may share buffers.
 
 A quantized bundle contains a second graph with float activations on the same data. It is too slow
-to ship, but it is exact, so rounding can't hide errors in the graph.
+to ship, but it is exact, so rounding can't hide errors in the graph. Another graph on the same data
+has onnxruntime-genai's inputs.
 """
 
 from collections.abc import Iterator, Mapping
@@ -59,6 +60,7 @@ class OnnxTarget:
         import onnx  # takes seconds; plans don't need it
 
         from gemma_export.model.decoder import decoder
+        from gemma_export.targets.onnx.genai import CONFIG, write_genai
         from gemma_export.targets.onnx.graph import DataFile, GraphBuilder
         from gemma_export.targets.onnx.ops import OnnxOps, is_windowed
 
@@ -75,6 +77,7 @@ class OnnxTarget:
         if not all(fmt.is_float for fmt in store.formats.values()):
             onnx.save(_with_float_activations(model), folder / EXACT)
             exact = replace(io, file=EXACT)
+        write_genai(folder, job, model, io, caches, min(geometry.prefill_length, SLACK + 1))
         windowed = any(is_windowed(cache, geometry.context_length) for cache in caches)
         minimum = _MIN_WINDOWED if windowed else _MIN_FULL
         return Artifact(
@@ -83,6 +86,7 @@ class OnnxTarget:
             cache_dtype="float32",
             runtime=Runtime(self.name, "ONNX Runtime", ("onnxruntime",), minimum),
             tools=("onnx", "torch"),
+            roles={"genai": CONFIG},
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gemma_export.formats.format import Format
-from gemma_export.model.config import TABLE, GemmaConfig
+from gemma_export.model.config import GemmaConfig
 from gemma_runtime.manifest import AttentionKind, LayerCache, TensorRole, TensorSpec
 
 Compute = Literal["gpu", "ane"]
@@ -129,7 +129,7 @@ def _parts(config: GemmaConfig, formats: Mapping[str, Format], limit: int | None
     """Split layers into as few packages as the limit in bytes allows; the last has the head."""
     layers = len(config.kinds)
     sizes = [_layer_bytes(config, formats, index) for index in range(layers)]
-    sizes[-1] += _bytes(config, formats, TABLE)
+    sizes[-1] += _bytes(config, formats, config.head)
     start, held = 0, 0
     for index, size in enumerate(sizes):
         if limit is not None and index > start and held + size > limit:

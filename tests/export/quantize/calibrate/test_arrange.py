@@ -87,7 +87,7 @@ def test_column_factors_of_the_table_do_not_change_the_logits(work: Workspace) -
 def test_large_channels_are_placed_in_one_group(work: Workspace) -> None:
     """A large channel sets the scale of its group, so the other 31 channels lose precision."""
     checkpoint = _LargeChannels(work.checkpoint.config)
-    order = arrange_channels(checkpoint, torch.eye(128), INT4).order
+    order = arrange_channels(checkpoint, {TABLE: torch.eye(128)}, INT4).order
     assert torch.equal(order.sort().values, torch.arange(128))
     groups = [order.tolist().index(channel) // INT4.group for channel in _LARGE]
     assert len(set(groups)) == 1

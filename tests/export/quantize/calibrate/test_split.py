@@ -103,7 +103,7 @@ def test_int8_channels_compensate_the_others(wide: TinyCheckpoint) -> None:
     mix = torch.randn(512, 40, generator=draw) @ torch.randn(40, 256, generator=draw)
     curvature = mix.T @ mix + torch.eye(256)
     rows = wide.open().rows(TABLE, 0, 96)
-    inputs = prepare_table(curvature, SPLIT)
+    inputs = prepare_table(TABLE, curvature, SPLIT)
 
     def loss(rounded: torch.Tensor) -> float:
         error = rounded - rows
@@ -112,7 +112,7 @@ def test_int8_channels_compensate_the_others(wide: TinyCheckpoint) -> None:
     compensated = inputs.rounded(rows)
     uncompensated = torch.cat((rows[:, :128], compensated[:, 128:]), 1)
     assert loss(compensated) < 0.5 * loss(uncompensated)
-    plain = prepare_table(curvature, replace(SPLIT, int8_columns=0))
+    plain = prepare_table(TABLE, curvature, replace(SPLIT, int8_columns=0))
     assert loss(compensated) < 0.1 * loss(plain.rounded(rows))
 
 
@@ -120,7 +120,7 @@ def test_column_factors_are_larger_for_channels_with_more_curvature(wide: TinyCh
     """The curvature is scaled with them, so an error costs as much as before."""
     curvature = torch.eye(256)
     curvature[7, 7] = 1e4
-    arrangement = arrange_channels(wide.open(), curvature, SPLIT)
+    arrangement = arrange_channels(wide.open(), {TABLE: curvature}, SPLIT)
     assert arrangement.factors is not None
     column = arrangement.order.tolist().index(7)
     assert column < SPLIT.int8_columns
@@ -136,13 +136,16 @@ def test_column_factors_are_larger_for_channels_with_more_curvature(wide: TinyCh
         for e, c in ((error, curvature), (scaled, arrangement.curvature(curvature)))
     ]
     assert costs[1] == pytest.approx(costs[0], rel=1e-3)
-    assert arrange_channels(wide.open(), curvature, replace(SPLIT, int8_columns=0)).factors is None
+    assert (
+        arrange_channels(wide.open(), {TABLE: curvature}, replace(SPLIT, int8_columns=0)).factors
+        is None
+    )
 
 
 def test_the_costliest_channels_become_int8(wide: TinyCheckpoint) -> None:
     curvature = torch.eye(256)
     curvature[130:140, 130:140] *= 1000
-    order = arrange_channels(wide.open(), curvature, replace(INT4, int8_columns=128)).order
+    order = arrange_channels(wide.open(), {TABLE: curvature}, replace(INT4, int8_columns=128)).order
     assert torch.equal(order.sort().values, torch.arange(256))
     assert set(range(130, 140)) <= set(order[:128].tolist())
     assert prepare(curvature).cost[135] > prepare(curvature).cost[0]

@@ -1,0 +1,232 @@
+"""The parts of the page "What can be exported", made from the readers' own tables."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from markdown_table import table
+
+if TYPE_CHECKING:
+    from gemma_export.targets import Target
+
+
+def sizes() -> str:
+    """The official sizes, with the plan of each one's int4 ONNX bundle."""
+    from gemma_export import ExportRequest, find_recipe, plan_exports
+    from gemma_export.model.sizes import OFFICIAL
+    from gemma_runtime.machine import format_bytes
+
+    rows = []
+    for official in OFFICIAL:
+        config = official.config
+        request = ExportRequest(
+            targets=("onnx",),
+            recipe=find_recipe("int4"),
+            size=official.size,
+            family=official.family,
+            context_length=4096,
+        )
+        (plan,) = plan_exports(request)
+        flags = f"`--family {official.family} --size {official.size}`"
+        rows.append(
+            (
+                flags,
+                official.hub_id,
+                f"{plan.parameters.total / 1e6:,.0f} M",
+                str(len(config.layers)),
+                f"{official.hf_config['sliding_window']:,}",
+                f"{official.hf_config['max_position_embeddings']:,}",
+                format_bytes(plan.artifact.total),
+                format_bytes(plan.run.total),
+            )
+        )
+    head = ("flags", "checkpoint", "weights", "layers", "window", "longest context")
+    return "\n".join(table((*head, "`int4` file", "memory to run it"), rows))
+
+
+def families() -> str:
+    from gemma_export.model.families import FAMILIES
+
+    return _table(
+        ("family", "`model_type`", "`architectures`, if there are any"),
+        (
+            (family.title, _code((family.model_type, *family.multimodal)), _code(family.classes))
+            for family in FAMILIES.values()
+        ),
+    )
+
+
+def addresses() -> str:
+    from gemma_export.checkpoint.open import ADDRESSES
+
+    return _table(("`--checkpoint`", "what it is"), ADDRESSES.items())
+
+
+def layouts() -> str:
+    from gemma_export.checkpoint.weight_files import LAYOUTS
+
+    return _table(("the folder has", "what is read"), LAYOUTS.items())
+
+
+def names() -> str:
+    from gemma_export.checkpoint.packed import FLOATS
+    from gemma_export.checkpoint.text_names import NAMES
+
+    rows = [*NAMES.items(), (f"tensors in {_code(FLOATS)}", "read as they are, as float32")]
+    return _table(("tensors", "what becomes of them"), rows)
+
+
+def packed() -> str:
+    from gemma_export.checkpoint.packed import GROUPS
+    from gemma_export.checkpoint.packed_folder import BESIDE, READERS
+
+    rows = [
+        (
+            f"{reader.name}, `{method}`",
+            " and ".join(map(str, reader.bits)),
+            reader.groups,
+            reader.kept or "nothing",
+            reader.dequantized,
+            reader.refused,
+        )
+        for method, reader in READERS.items()
+    ]
+    on_grid = (
+        "float weights after quantization-aware training",
+        "4",
+        "32",
+        "on the Q4_0 grid",
+        "",
+        "",
+    )
+    head = ("format, and its `quant_method`", "bits", "groups", "codes kept by `source`")
+    older = " and ".join(f"`{name}` ({method})" for name, method in BESIDE.items())
+    return "\n".join(
+        [
+            *table((*head, "dequantized", "refused"), [*rows, on_grid]),
+            GROUPS,
+            "",
+            f"Files of older tools beside the weights say the same as `config.json`: {older}.",
+            "",
+        ]
+    )
+
+
+def gguf_types() -> str:
+    from gemma_export.checkpoint.sources import gguf_types
+
+    return _table(("GGUF types", "with `--quant source`"), gguf_types())
+
+
+def adapters() -> str:
+    from gemma_export.checkpoint.adapter_folder import MERGED
+
+    return _table(("adapter", "what happens"), MERGED.items())
+
+
+def tokenizers() -> str:
+    from gemma_export.checkpoint.sources import tokenizers
+
+    return _table(("tokenizer", "how it is read"), tokenizers())
+
+
+def added_tokens() -> str:
+    from gemma_export.checkpoint.sources import added_tokens
+
+    return _table(("tokens added to it", "which"), added_tokens())
+
+
+def templates() -> str:
+    from gemma_export.checkpoint.sources import templates
+
+    return _table(("chat template", "how it is read"), templates())
+
+
+def refused() -> str:
+    from gemma_export.checkpoint.sources import refused
+
+    return _table(("refused", "why"), refused())
+
+
+def targets() -> str:
+    """Each target with its weight formats."""
+    from gemma_export.targets import all_targets
+
+    return _table(
+        ("`--target`", "runs in", "extra", "weight formats"),
+        (
+            (f"`{t.name}`", t.label + ", a beta" * t.is_beta, f"`{t.extra}`", t.formats)
+            for t in all_targets()
+        ),
+    )
+
+
+def target_recipes() -> str:
+    """Which recipe goes to which target, and to which layout of it, by the target's own check."""
+    from gemma_export.quantize.recipe import RECIPES
+
+    columns = dict(_target_columns())
+    rows = [
+        (
+            f"`{recipe.name}`",
+            *("yes" if recipe.name in taken else "no" for taken in columns.values()),
+        )
+        for recipe in RECIPES.values()
+        if not any(rule.rounding == "kept" for rule in recipe.rules)
+    ]
+    return _table(("recipe", *(f"`{name}`" for name in columns)), rows)
+
+
+def _target_columns() -> Iterator[tuple[str, set[str]]]:
+    """Each target, and each option's value that takes other recipes, with the recipes taken."""
+    from gemma_export.targets import all_targets, load_target
+
+    for spec in all_targets():
+        taken = _taken(load_target(spec.name))
+        yield spec.name, taken
+        for option in spec.options:
+            for choice in option.choices:
+                others = _taken(load_target(spec.name, {option.name: choice}))
+                if others != taken:
+                    yield f"{spec.name} {option.flag} {choice}", others
+
+
+def _taken(target: "Target") -> set[str]:
+    from gemma_export.model.sizes import OFFICIAL
+    from gemma_export.quantize.recipe import RECIPES
+    from gemma_export.targets import Geometry
+    from gemma_runtime.errors import TargetError
+
+    taken = set(RECIPES)
+    for recipe in RECIPES.values():
+        try:
+            for official in OFFICIAL:
+                target.check(recipe.formats(official.config), Geometry(4096, 1))
+        except TargetError:
+            taken.remove(recipe.name)
+    return taken
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    return "\n".join(table(head, rows))
+
+
+def _code(words: Iterable[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
+
+
+PARTS: Mapping[str, Callable[[], str]] = {
+    "sizes": sizes,
+    "families": families,
+    "addresses": addresses,
+    "layouts": layouts,
+    "names": names,
+    "packed": packed,
+    "gguf-types": gguf_types,
+    "adapters": adapters,
+    "tokenizers": tokenizers,
+    "added-tokens": added_tokens,
+    "templates": templates,
+    "refused": refused,
+    "targets": targets,
+    "target-recipes": target_recipes,
+}
