@@ -108,7 +108,8 @@ def _mmlu_rows(subject: str, prompt: str) -> Iterator[_Row]:
         for match in _QUESTION.finditer(prompt)
     ]
     for row in found:
-        yield {**row, "examples": "".join(_example(other) for other in found if other is not row)}
+        others = [other for other in found if other["question"] != row["question"]]
+        yield {**row, "examples": "".join(map(_example, others))}
 
 
 def _example(row: Mapping[str, Any]) -> str:

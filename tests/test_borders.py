@@ -12,10 +12,12 @@ import gemma_export
 import gemma_runtime
 from gemma_runtime.backend_table import BACKENDS as TABLE
 
+# Only lm_eval imports it, by its entry point, or the command that has checked the extra `eval`.
+NEEDS_EXTRA = "gemma_runtime.lm_eval.model"
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(gemma_runtime.__path__, "gemma_runtime.")
-    if not module.ispkg
+    if not module.ispkg and module.name != NEEDS_EXTRA
 ]
 BACKENDS = [name for name in MODULES if name.startswith("gemma_runtime.backends.")]
 EXPORTER = ["torch", "gemma_export", "onnx", "transformers", "huggingface_hub"]

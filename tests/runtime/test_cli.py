@@ -65,7 +65,7 @@ def test_wrong_usage_exits_with_2(capsys: Captured, arguments: list[str]) -> Non
     assert run_command(arguments) == 2
 
 
-@pytest.mark.parametrize("command", ["run", "chat", "verify", "bench", "inspect"])
+@pytest.mark.parametrize("command", ["run", "chat", "verify", "bench", "inspect", "lm-eval"])
 def test_every_command_has_help(capsys: Captured, command: str) -> None:
     """The default of --threads was parsed as markup and not shown."""
     assert run_command([command, "--help"]) == 0

@@ -29,7 +29,7 @@ class CodeMetric:
     """Has the method that lm_eval's tasks call. Refuses programs unless they are `allowed`."""
 
     def __init__(self, allowed: bool) -> None:
-        self._allowed = allowed
+        self.allowed = allowed
         self.isolation: str | None = None  # what kept the last program in, None before the first
 
     def compute(
@@ -40,7 +40,7 @@ class CodeMetric:
         **unused: object,
     ) -> tuple[dict[str, float], dict[int, list[bool]]]:
         """pass@k of programs, each followed by its test; and whether each one passed."""
-        if not self._allowed:
+        if not self.allowed:
             if [*predictions[0]] == _TRIAL:
                 return {}, {}
             raise EvaluationError(
@@ -77,12 +77,16 @@ def pass_at_k(passed: Any, k: int) -> float:
     return float(np.mean(chances))
 
 
+_METRIC = CodeMetric(allowed=False)  # one, as lm_eval's tasks keep what they have loaded
+
+
 @contextmanager
 def replaced_code_metric(allowed: bool) -> Iterator[CodeMetric]:
     """Within the block, lm_eval's tasks get this metric where they ask for `code_eval`."""
     import evaluate
 
-    metric, load = CodeMetric(allowed), evaluate.load
+    metric, load = _METRIC, evaluate.load
+    metric.allowed, metric.isolation = allowed, None
 
     def replaced(path: str, *arguments: Any, **options: Any) -> Any:
         return metric if path == "code_eval" else load(path, *arguments, **options)
@@ -91,7 +95,7 @@ def replaced_code_metric(allowed: bool) -> Iterator[CodeMetric]:
     try:
         yield metric
     finally:
-        evaluate.load = load
+        evaluate.load, metric.allowed = load, False
 
 
 def _run(standard_input: bytes, folder: str) -> str:

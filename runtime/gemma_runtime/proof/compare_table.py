@@ -20,18 +20,23 @@ def render_runs(comparison: RunComparison, *, all_tasks: bool = False) -> list[T
     if comparison.unscored:
         names = ", ".join(comparison.unscored)
         notes.append(Text(f"not compared, because they have no score for each question: {names}"))
-    return [*notes, *(_table(score, comparison.noise) for score in (*comparison.groups, *tasks))]
+    shown = [
+        (_title(score), _table(score, comparison.noise)) for score in (*comparison.groups, *tasks)
+    ]
+    return [*notes, *(part for parts in shown for part in parts)]
+
+
+def _title(score: ScoreComparison) -> Text:
+    """On its own: a table's title is no wider than the table."""
+    name = score.metric if score.filter == "none" else f"{score.metric}, {score.filter}"
+    clusters = score.figures.clusters
+    of = "" if clusters is None else f" in {clusters} clusters"
+    return Text(f"\n{score.task}: {name}, {score.figures.questions} questions{of}")
 
 
 def _table(score: ScoreComparison, twice: str | None) -> Table:
     figures, noise = score.figures, score.noise
-    name = score.metric if score.filter == "none" else f"{score.metric}, {score.filter}"
-    of = "" if figures.clusters is None else f" in {figures.clusters} clusters"
-    table = Table(
-        title=Text(f"{score.task}: {name}, {figures.questions} questions{of}"),
-        title_justify="left",
-        box=None,
-    )
+    table = Table(box=None)
     table.add_column("")
     table.add_column("a → b", justify="right")
     if noise is not None:
