@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from gemma_runtime.proof.goldens import Golden, TopLogits, load_goldens
     from gemma_runtime.proof.verify import Verdict, Verification, verify, verify_bundle
     from gemma_runtime.session import FakeSession, Session, open_session
+    from gemma_runtime.text.ask_json import JsonAnswer, ask_json
     from gemma_runtime.text.chat import Message, encode_chat
     from gemma_runtime.text.constraint import Constraint
     from gemma_runtime.text.conversation import Conversation
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         generate,
         generate_text,
     )
+    from gemma_runtime.text.json_schema import Violation
     from gemma_runtime.text.matcher import Matcher
     from gemma_runtime.text.sampler import Sampling
     from gemma_runtime.text.tokenizer import Tokenizer, load_tokenizer
@@ -69,6 +71,7 @@ __all__ = [
     "GemmaError",
     "Generation",
     "Golden",
+    "JsonAnswer",
     "LayerCache",
     "Limits",
     "Manifest",
@@ -86,7 +89,9 @@ __all__ = [
     "TopLogits",
     "Verdict",
     "Verification",
+    "Violation",
     "__version__",
+    "ask_json",
     "compare_logits",
     "encode_chat",
     "generate",
@@ -123,6 +128,7 @@ _HOMES = {
     "gemma_runtime.proof.goldens": ("Golden", "TopLogits", "load_goldens"),
     "gemma_runtime.proof.verify": ("Verdict", "Verification", "verify", "verify_bundle"),
     "gemma_runtime.session": ("FakeSession", "Session", "open_session"),
+    "gemma_runtime.text.ask_json": ("JsonAnswer", "ask_json"),
     "gemma_runtime.text.chat": ("Message", "encode_chat"),
     "gemma_runtime.text.constraint": ("Constraint",),
     "gemma_runtime.text.conversation": ("Conversation",),
@@ -133,6 +139,7 @@ _HOMES = {
         "generate",
         "generate_text",
     ),
+    "gemma_runtime.text.json_schema": ("Violation",),
     "gemma_runtime.text.matcher": ("Matcher",),
     "gemma_runtime.text.sampler": ("Sampling",),
     "gemma_runtime.text.tokenizer": ("Tokenizer", "load_tokenizer"),
