@@ -6,9 +6,12 @@ the lengths of strings and arrays. JSON is written as json.dumps does, keys in t
 
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from gemma_runtime.errors import ConstraintError
+from gemma_runtime.text.constraint import read_file
 from gemma_runtime.text.json_schema import JsonSchema
+from gemma_runtime.text.json_text import parse_json
 from gemma_runtime.text.tools import Json, Schema
 
 _NUMBER_LIMITS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
@@ -30,6 +33,17 @@ _CHARACTERS = (
     ((0xF4, 0xF4), (0x80, 0x8F), _CONTINUED, _CONTINUED),
 )
 _DIGITS = 15  # a double keeps this many
+
+
+def read_schema(path: Path) -> Schema:
+    """The JSON Schema in a file. Raises ConstraintError."""
+    try:
+        schema = parse_json(read_file(path))
+    except ValueError as error:
+        raise ConstraintError(f"{path} is not JSON: {error}") from error
+    if not isinstance(schema, dict):
+        raise ConstraintError(f"{path} is not a JSON Schema: expected an object")
+    return schema
 
 
 def compile_schema(schema: Schema) -> dict[str, Json]:
