@@ -33,6 +33,7 @@ class Backend:
 
     opener: str  # (Bundle, threads, graph) → Session
     limits: Limits = Limits()
+    scores_together: bool = False  # `score` takes one call, so that drafts can save time
     held_codes: str | None = None  # (Bundle) → the artifact's quantized weights
     profiler: str | None = None  # (Bundle, threads, chunks) → operator times of each call
 
@@ -40,6 +41,7 @@ class Backend:
 BACKENDS: Mapping[str, Backend] = {
     "onnx": Backend(
         opener="gemma_runtime.backends.ort:open_ort_session",
+        scores_together=True,
         held_codes="gemma_runtime.contents.held_codes:read_onnx",
         profiler="gemma_runtime.backends.ort:profile_ort",
     ),
@@ -59,6 +61,7 @@ BACKENDS: Mapping[str, Backend] = {
     ),
     "gguf": Backend(
         opener="gemma_runtime.backends.llama:open_llama_session",
+        scores_together=True,
         held_codes="gemma_runtime.contents.held_codes:read_gguf",
     ),
     "hf": Backend(

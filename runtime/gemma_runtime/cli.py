@@ -12,6 +12,7 @@ from gemma_runtime.options import (
     BundlePath,
     BundlePaths,
     Choices,
+    Draft,
     Grammar,
     GuardPath,
     GuardThreshold,
@@ -43,6 +44,7 @@ from gemma_runtime.talk import (
     print_reply,
     read_stdin,
     send_line,
+    start_drafter,
     stream,
     typed_lines,
 )
@@ -125,6 +127,7 @@ def run(
     regex: Regex = None,
     grammar: Grammar = None,
     choice: Choices = [],  # noqa: B006
+    draft: Draft = False,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -147,6 +150,7 @@ def run(
     tokenizer = load_tokenizer(opened)
     tokens = encode_prompt(opened, tokenizer, text, system, chat)
     matcher = start_constraint(constraint, tokenizer, opened.manifest.stop_tokens)
+    drafter = start_drafter(opened, draft)
     with open_session(opened, threads) as session:
         generation = generate_text(
             session,
@@ -157,6 +161,7 @@ def run(
             stop_tokens=opened.manifest.stop_tokens,
             stop_strings=stop,
             constraint=matcher,
+            drafter=drafter,
         )
         if not json:
             stream(generation)
@@ -181,6 +186,7 @@ def chat(
     regex: Regex = None,
     grammar: Grammar = None,
     choice: Choices = [],  # noqa: B006
+    draft: Draft = False,
     roll: Roll = False,
     tools: Tools = None,
     guard: GuardPath = None,
@@ -242,6 +248,7 @@ def chat(
             system=system,
             roll=roll,
             tools=schemas,
+            drafts=start_drafter(opened, draft) is not None,
         )
         for line in typed_lines():
             if line == "/new":

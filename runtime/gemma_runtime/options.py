@@ -65,6 +65,14 @@ OwnTopK = Annotated[int | None, typer.Option(help=_TOP_K + _OWN)]
 OwnTopP = Annotated[float | None, typer.Option(help=_TOP_P + _OWN)]
 OwnMinP = Annotated[float | None, typer.Option(help=_MIN_P + _OWN)]
 OwnPenalty = Annotated[float | None, typer.Option(help=_PENALTY + _OWN)]
+Draft = Annotated[
+    bool,
+    typer.Option(
+        "--draft",
+        help="Guess how repeated passages go on, and check several tokens in one step: faster "
+        "where a reply copies from its prompt.",
+    ),
+]
 Tools = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Tools that the model can call: a JSON list of schemas."),

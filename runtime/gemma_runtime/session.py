@@ -62,6 +62,13 @@ class Session(Protocol):
         """
         ...
 
+    def undoable(self, most: int) -> int:
+        """How many of the next `most` tokens can be fed and then taken back by `rewind`.
+
+        Only those count after which going back to here needs no mark and feeds nothing again.
+        """
+        ...
+
     def hold(self) -> Mark:
         """Mark the current position: `rewind` can go back to it while the mark is referenced.
 
@@ -132,6 +139,11 @@ class ChunkedSession(ABC):
             position = self._restore(position)
         self._go_back(position)
         return position
+
+    def undoable(self, most: int) -> int:
+        position = self.position
+        written = ((n, max(self._written, position + n)) for n in range(most, 0, -1))
+        return next((n for n, total in written if self._holds(position, total)), 0)
 
     def hold(self) -> Mark:
         return self._marks.add(self.position)
@@ -279,6 +291,9 @@ class FakeSession:
             position = marks[-1].position if marks else 0
         self._go_back(position)
         return position
+
+    def undoable(self, most: int) -> int:
+        return min(most, self._slack)
 
     def hold(self) -> Mark:
         return self._marks.add(self.position)

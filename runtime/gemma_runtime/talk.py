@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # imported when needed, so --help starts fast
     from gemma_runtime.bundle import Bundle
     from gemma_runtime.text.constraint import Constraint
     from gemma_runtime.text.conversation import Conversation
+    from gemma_runtime.text.draft import PromptLookup
     from gemma_runtime.text.generate import Generation, TextGeneration
     from gemma_runtime.text.guard import Guard
     from gemma_runtime.text.guarded import Withheld
@@ -40,6 +41,22 @@ def open_guard(
         open_bundle(folder), threshold=0.5 if threshold is None else threshold, threads=threads
     ) as guard:
         yield guard
+
+
+def start_drafter(bundle: "Bundle", draft: bool) -> "PromptLookup | None":
+    """The drafter of `--draft`. Raises SessionError if the bundle's runtime can't use one."""
+    from gemma_runtime.backend_table import BACKENDS
+    from gemma_runtime.text.draft import PromptLookup
+
+    name = bundle.manifest.target.name
+    if not draft:
+        return None
+    if name in BACKENDS and not BACKENDS[name].scores_together:
+        raise SessionError(
+            f"{name} bundles compute the logits of one token per call, so drafts save no time; "
+            "leave --draft out"
+        )
+    return PromptLookup()
 
 
 def read_stdin() -> str:
@@ -155,6 +172,8 @@ def stream(generation: "TextGeneration") -> None:
 def _speed(result: "Generation") -> str:
     decoding = result.seconds - result.first_token_seconds
     rate = f"{(result.new_tokens - 1) / decoding:.1f} tokens/s" if decoding > 0 else "no rate"
+    if 0 < result.steps < result.new_tokens - 1:
+        rate += f" ({(result.new_tokens - 1) / result.steps:.1f} a step)"
     return (
         f"[{result.prompt_tokens} prompt tokens, first token after "
         f"{result.first_token_seconds * 1e3:.0f} ms; {result.new_tokens} new, {rate}; "

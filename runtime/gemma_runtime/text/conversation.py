@@ -7,6 +7,7 @@ from gemma_runtime.errors import ContextFull, SessionError
 from gemma_runtime.session import Session
 from gemma_runtime.text.chat import Message, encode_chat
 from gemma_runtime.text.constraint import Constraint, start_constraint
+from gemma_runtime.text.draft import PromptLookup
 from gemma_runtime.text.generate import TextGeneration, generate_text
 from gemma_runtime.text.matcher import Matcher
 from gemma_runtime.text.sampler import Sampling
@@ -38,6 +39,8 @@ class Conversation:
 
     With `tools` (JSON schemas, as transformers takes them) a reply's result has the calls of tools;
     `send_results` gives the model what they returned.
+
+    With `drafts`, repeated passages are guessed, and several tokens checked in one step.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Conversation:
         system: str | None = None,
         roll: bool = False,
         tools: Sequence[Schema] = (),
+        drafts: bool = False,
     ) -> None:
         self._session = session
         self._tokenizer = tokenizer
@@ -68,6 +72,7 @@ class Conversation:
         self._stop_tokens = [*stop_tokens] if waits is None else [*stop_tokens, waits]
         self._system = self._system_turn(system)
         self._roll = roll
+        self._drafts = drafts
         self.reset()
 
     def _system_turn(self, system: str | None) -> list[Message]:
@@ -176,6 +181,7 @@ class Conversation:
             tools=tool_names(self._tools),
             constraint=matcher,
             hold=self._rewrites,
+            drafter=PromptLookup() if self._drafts else None,
         )
         self._messages, self._sent = messages, len(new)
         self._forgotten += len(turns) - len(messages)

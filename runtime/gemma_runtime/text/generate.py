@@ -9,6 +9,7 @@ from gemma_runtime.errors import SessionError
 from gemma_runtime.marks import Mark
 from gemma_runtime.session import Logits, Session, check_room, check_tokens
 from gemma_runtime.text.constraint import Constraint, start_constraint
+from gemma_runtime.text.draft import Drafter
 from gemma_runtime.text.matcher import Matcher, allowed_tokens
 from gemma_runtime.text.sampler import Sampler, Sampling
 from gemma_runtime.text.stop_strings import StopStrings
@@ -37,6 +38,7 @@ class Generation:
     complete: bool  # not cut by a limit, nor, if it was constrained, by a stop string
     first_token_seconds: float  # from the start to the first chosen token, prefill included
     seconds: float  # in total
+    steps: int  # calls of the model after the prompt
     tool_calls: tuple[ToolCall, ...] = ()  # what the model wants to call; not in the text
 
 
@@ -48,13 +50,18 @@ def generate(
     sampling: Sampling = _GREEDY,
     stop_tokens: Collection[int] = (),
     constraint: Matcher | None = None,
+    drafter: Drafter | None = None,
 ) -> Iterator[int]:
     """Feed `prompt` and yield new tokens, up to a stop token (not yielded) or a full context.
 
-    A `constraint` is started first: `Constraint.regex("[0-9]+").start(tokenizer, stop_tokens)`.
+    The tokens that a `drafter` guesses are checked together. A `constraint`, which guesses its
+    own, is started first: `Constraint.regex("[0-9]+").start(tokenizer, stop_tokens)`.
     Raises ContextFull immediately, before feeding anything, if the prompt doesn't fit.
     """
-    return iter(_TokenLoop(session, prompt, (), max_new_tokens, sampling, stop_tokens, constraint))
+    loop = _TokenLoop(
+        session, prompt, (), max_new_tokens, sampling, stop_tokens, constraint, drafter=drafter
+    )
+    return iter(loop)
 
 
 def generate_text(
@@ -70,19 +77,21 @@ def generate_text(
     tools: Collection[str] = (),
     constraint: Constraint | Matcher | None = None,
     hold: bool = False,
+    drafter: Drafter | None = None,
 ) -> "TextGeneration":
     """Feed `prompt` and stream the generated text, which a `constraint` can hold to a format.
 
     Calls of tools with these names are read from the finished text; FunctionGemma's always.
-    `history` is the tokens already in the session; only the repetition penalty uses them.
+    `history` is the tokens already in the session; the repetition penalty and drafts use them.
     `hold` marks the end of the prompt, so that the session can go back to it until the generation
-    is closed.
+    is closed. The tokens that a `drafter` guesses are checked together; with a constraint, which
+    forces its own, it has nothing to do.
     Raises ContextFull immediately, before feeding anything, if the prompt doesn't fit, and
     ConstraintError if the constraint can't be guaranteed.
     """
     matcher = start_constraint(constraint, tokenizer, stop_tokens)
     loop = _TokenLoop(
-        session, prompt, history, max_new_tokens, sampling, stop_tokens, matcher, hold
+        session, prompt, history, max_new_tokens, sampling, stop_tokens, matcher, hold, drafter
     )
     return TextGeneration(loop, tokenizer, stop_strings, tools)
 
@@ -162,6 +171,7 @@ class TextGeneration:
             complete=self._is_complete(reason),
             first_token_seconds=(self._loop.first_choice or ended) - started,
             seconds=ended - started,
+            steps=self._loop.steps,
         )
 
     def _is_complete(self, reason: StopReason) -> bool:
@@ -201,6 +211,7 @@ class _TokenLoop:
         stop_tokens: Collection[int],
         matcher: Matcher | None,
         hold: bool = False,
+        drafter: Drafter | None = None,
     ) -> None:
         check_tokens(prompt)
         check_room(session.position, len(prompt), session.context_length)
@@ -218,6 +229,8 @@ class _TokenLoop:
         self._stop_tokens = frozenset(stop_tokens)
         self._hold = hold
         self.mark: Mark | None = None
+        self._drafter = drafter if matcher is None else None
+        self.steps = 0
 
     def __iter__(self) -> Iterator[int]:
         unfed, run = self.prompt, self._forced()
@@ -234,7 +247,10 @@ class _TokenLoop:
                 is_long = len(self.tokens) == self._max_new_tokens
                 self.reason = StopReason.LENGTH if is_long else StopReason.CONTEXT
                 return
-            token = self._pick(self._feed(unfed, run))
+            *fed, token = self._choose(unfed, run)
+            for guessed in fed:
+                self.tokens.append(guessed)
+                yield guessed
             if token in self._stop_tokens:
                 self.reason = StopReason.STOP_TOKEN
                 return
@@ -244,6 +260,41 @@ class _TokenLoop:
         """How many tokens may still be yielded; the last one need not be fed."""
         free = self._session.context_length - self._session.position - unfed
         return min(self._max_new_tokens - len(self.tokens), free + 1)
+
+    def _choose(self, unfed: Sequence[int], run: Sequence[int]) -> list[int]:
+        """The next tokens: right guesses, which are fed already, and one more that is not."""
+        self.steps += not unfed
+        if self._drafter is None or unfed:
+            return [self._pick(self._feed(unfed, run))]
+        session, drafted = self._session, self._draft(len(run))
+        rows = session.score([*run, *drafted])[len(run) - 1 :] if drafted else None
+        if rows is None:
+            chosen = [self._pick(self._feed(unfed, run))]
+        else:
+            chosen = self._check(rows, drafted)
+            wrong = len(drafted) - (len(chosen) - 1)
+            session.rewind(session.position - wrong)
+        self._drafter.judge(len(drafted), len(chosen) - 1)
+        return chosen
+
+    def _draft(self, fed: int) -> list[int]:
+        """Guesses that fit, and that the session can take back after `fed` more tokens."""
+        assert self._drafter is not None
+        session = self._session
+        left = self._max_new_tokens - len(self.tokens) - 1
+        most = min(left, session.context_length - session.position - fed)
+        most = session.undoable(fed + most) - fed if most > 0 else 0
+        return list(self._drafter.draft(self._previous, max(0, most)))
+
+    def _check(self, rows: Logits, drafted: Sequence[int]) -> list[int]:
+        """Choose tokens up to the first wrong guess, from the logits (T, V) of each place."""
+        chosen: list[int] = []
+        for logits, guess in zip(rows, [*drafted, None], strict=True):
+            chosen.append(self._pick(logits))
+            if chosen[-1] != guess or guess in self._stop_tokens:
+                break
+            self._previous.append(guess)
+        return chosen
 
     def _feed(self, unfed: Sequence[int], run: Sequence[int]) -> Logits:
         if unfed and self._hold:
