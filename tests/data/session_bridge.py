@@ -3,7 +3,7 @@
     python -m tests.data.session_bridge BUNDLE IN OUT [--exact]
 
 A line `POSITION ROWS ID ID …` in IN appends tokens. The answer in OUT is one line: the logits of
-the last ROWS tokens as little-endian float32, in base64. Position 0 resets the session.
+the last ROWS tokens as little-endian float32, in base64. An earlier position goes back to it.
 """
 
 import base64
@@ -29,12 +29,11 @@ def main(arguments: Sequence[str]) -> None:
 
 def _answer(session: Session, request: Sequence[int]) -> str:
     position, rows, *tokens = request
-    if position == 0:
-        session.reset()
-    if position != session.position:
+    held = session.rewind(position) if position < session.position else session.position
+    if position != held:
         raise SystemExit(
-            f"error: request for position {position}, but the session is at {session.position}; "
-            "send that position, or 0 to reset"
+            f"error: request for position {position}, but the session is at {held}; send that "
+            "position, or an earlier one that the caches still hold"
         )
     logits = session.score(tokens)[-rows:]  # (rows, V)
     return base64.b64encode(logits.astype("<f4").tobytes()).decode()

@@ -108,7 +108,7 @@ public final class Conversation {
         let asked = messages + [Message(.user, content)]
         let (kept, tokens) = try fitting(asked, maxNewTokens ?? session.contextLength)
         try checkFits(tokens)
-        let cached = usableCache(tokens)
+        let cached = try keepBeginning(tokens)
         let request = GenerationRequest(
             prompt: Array(tokens[cached...]),
             history: Array(tokens[..<cached]),
@@ -138,13 +138,12 @@ public final class Conversation {
         return (kept, tokens)
     }
 
-    /// How many leading tokens are cached already; resets the session if the cache doesn't match them.
-    private func usableCache(_ tokens: [Int]) -> Int {
+    /// Goes back to what the cache and `tokens` have in common at the beginning; returns how many tokens that are.
+    private func keepBeginning(_ tokens: [Int]) throws -> Int {
         let cached = fed + (reply?.tokens ?? [])
-        let count = session.position
-        if count < tokens.count, count <= cached.count, cached[..<count] == tokens[..<count] { return count }
-        session.reset()
-        return 0
+        if session.position > cached.count { return try session.rewind(to: 0) }  // not all of it is this conversation's
+        let count = min(session.position, tokens.count - 1)
+        return try session.rewind(to: (0..<count).first { cached[$0] != tokens[$0] } ?? count)
     }
 
     private func checkFits(_ tokens: [Int]) throws {

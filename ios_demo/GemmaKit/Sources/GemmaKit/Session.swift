@@ -12,6 +12,10 @@ public protocol Session: AnyObject {
     /// Appends tokens; returns the logits after each of them, (T, V).
     func score(_ tokens: [Int]) throws -> [[Float]]
 
+    /// Goes back to a position, or to 0 where the caches no longer hold what it needs; returns the position now.
+    /// The logits that follow are exactly those of a session that was fed the tokens up to there in the same chunks.
+    func rewind(to: Int) throws -> Int
+
     /// Forgets every token.
     func reset()
 }
@@ -35,6 +39,7 @@ public final class EngineSession: Session {
     private let engine: Engine
     private let manifest: Manifest
     public private(set) var position = 0
+    private var written = 0  // most tokens that were in the caches since they were empty
 
     public init(_ engine: Engine, _ manifest: Manifest) {
         self.engine = engine
@@ -56,11 +61,37 @@ public final class EngineSession: Session {
         return try chunks(tokens, length).flatMap { try run($0, rows: $0.count) }
     }
 
+    public func rewind(to target: Int) throws -> Int {
+        guard (0...position).contains(target) else {
+            throw GemmaError.session(
+                "can't go back to position \(target): \(position) tokens are in the cache; give 0 to \(position)"
+            )
+        }
+        if manifest.layers.allSatisfy({ holds($0, target) }) { position = target } else { reset() }
+        return position
+    }
+
     public func reset() {
         position = 0
+        written = 0
+    }
+
+    /// Whether a cache in which `written` tokens were can go on from a position.
+    private func holds(_ cache: LayerCache, _ position: Int) -> Bool {
+        guard let window = cache.window else { return true }
+        if manifest.target == "onnx" { return firstHeld(cache, window, position) == firstHeld(cache, window, written) }
+        return written - cache.slots <= max(0, position - window + 1)
+    }
+
+    /// The position in slot 0: ONNX Runtime moves a full cache to the front, without its first slots - window + 1 tokens.
+    private func firstHeld(_ cache: LayerCache, _ window: Int, _ total: Int) -> Int {
+        if total <= cache.slots { return 0 }
+        let step = cache.slots - window + 1
+        return (total - cache.slots + step - 1) / step * step
     }
 
     private func run(_ chunk: [Int], rows: Int) throws -> [[Float]] {
+        written = max(written, position + chunk.count)
         let logits = try engine.run(chunk, position: position, rows: rows)
         guard logits.count == rows, logits.allSatisfy({ $0.count == manifest.vocabSize }) else {
             throw GemmaError.session(
@@ -102,6 +133,8 @@ public final class BundleSession: Session {
     public var contextLength: Int { manifest.contextLength }
     public func prefill(_ tokens: [Int]) throws -> [Float] { try session().prefill(tokens) }
     public func score(_ tokens: [Int]) throws -> [[Float]] { try session().score(tokens) }
+
+    public func rewind(to target: Int) throws -> Int { try session().rewind(to: target) }
 
     public func reset() {
         loaded?.reset()

@@ -34,12 +34,15 @@ final class ConversationTests: XCTestCase {
         XCTAssertEqual(session.fed.filter { $0.count > 1 }.map { $0[0] }, [2, 5])
     }
 
-    func testATrimmedReplyEmptiesTheCache() async throws {
+    func testAfterATrimmedReplyOnlyWhatDiffersIsFed() async throws {
         let session = try ScriptedSession.replying("  in ", "out", tokenizer: tinyTokenizer())
         let chat = try conversation(session)
         _ = try await pieces(chat.send("one"))
         _ = try await pieces(chat.send("two"))
-        XCTAssertEqual(session.fed.filter { $0[0] == 2 }.count, 2)
+        XCTAssertEqual(session.fed.filter { $0[0] == 2 }.count, 1)
+        let codec = try tinyCodec()
+        let whole = try encodeChat(codec.tokenizer, codec.format, chat.messages.dropLast())
+        XCTAssertEqual(Array(session.tokens.prefix(whole.count)), whole)
     }
 
     func testAStoppedReplyCountsWithTheTextItHas() async throws {
@@ -140,8 +143,8 @@ final class ConversationTests: XCTestCase {
 }
 
 final class TinyModelTests: XCTestCase {
-    /// One test for both, since the bridge's pipes can be opened only once.
-    func testGreedyTokensAndTheGoldensFiguresEqualPythons() async throws {
+    /// One test for all, since the bridge's pipes can be opened only once.
+    func testGreedyTokensTheGoldensFiguresAndGoingBackEqualPythons() async throws {
         let bundle = try ModelBundle.open(tiny)
         let session = EngineSession(try BridgeEngine(vocabSize: bundle.manifest.vocabSize), bundle.manifest)
         try await checkGreedyTokens(session)
@@ -152,5 +155,24 @@ final class TinyModelTests: XCTestCase {
         let workload = Workload(promptLengths: [4, 8], decodePrompt: 4, newTokens: 3)
         let speed = try measureSpeed(session, vocabSize: bundle.manifest.vocabSize, workload, repeats: 2)
         try checkReport(bundle, verification, speed)
+        try checkRewinds(session)
+    }
+
+    /// It goes back exactly, or to 0 where its caches were shortened since.
+    private func checkRewinds(_ session: Session) throws {
+        let tokens = (0..<90).map { 3 + $0 * 7 % 300 }
+        let answers = try [1, 8, 9, 62, 63, 72, 75].map { position in
+            session.reset()
+            _ = try session.prefill(Array(tokens[..<position]))
+            let expected = try session.decode(3)
+            _ = try session.prefill([Int](repeating: 5, count: 9))
+            let answer = try session.rewind(to: position)
+            XCTAssertEqual(answer, session.position)
+            if answer == 0 { _ = try session.prefill(Array(tokens[..<position])) }
+            XCTAssertEqual(expected, try session.decode(3))
+            return answer
+        }
+        XCTAssertEqual(answers, [1, 8, 9, 62, 0, 0, 75])
+        XCTAssertThrowsError(try session.rewind(to: 77))
     }
 }

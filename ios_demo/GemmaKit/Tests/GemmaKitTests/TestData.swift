@@ -121,6 +121,11 @@ final class ScriptedSession: Session {
 
     func score(_ tokens: [Int]) throws -> [[Float]] { try tokens.map { try prefill([$0]) } }
 
+    func rewind(to target: Int) throws -> Int {
+        tokens.removeSubrange(target...)
+        return position
+    }
+
     func reset() {
         tokens = []
     }

@@ -28,6 +28,11 @@ private final class ReplayingSession: Session {
         }
     }
 
+    func rewind(to target: Int) throws -> Int {
+        tokens.removeSubrange(target...)
+        return position
+    }
+
     func reset() {
         tokens = []
     }

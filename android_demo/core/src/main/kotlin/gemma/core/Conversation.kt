@@ -97,7 +97,7 @@ class Conversation(
         val asked = messages + Message(Role.USER, content)
         val (messages, tokens) = fitting(asked, maxNewTokens)
         checkFits(tokens)
-        val cached = usableCache(tokens)
+        val cached = keepBeginning(tokens)
         val request = GenerationRequest(
             prompt = tokens.copyOfRange(cached, tokens.size),
             history = tokens.copyOf(cached),
@@ -128,14 +128,12 @@ class Conversation(
         }
     }
 
-    /** How many leading tokens are cached already; resets the session if the cache doesn't match them. */
-    private fun usableCache(tokens: IntArray): Int {
+    /** Goes back to what the cache and `tokens` have in common at the beginning; returns how many tokens that are. */
+    private fun keepBeginning(tokens: IntArray): Int {
         val cached = fed + (reply?.tokens.orEmpty())
-        val count = session.position
-        val same = count < tokens.size && count <= cached.size && (0 until count).all { cached[it] == tokens[it] }
-        if (same) return count
-        session.reset()
-        return 0
+        if (session.position > cached.size) return session.rewind(0) // not all of it is this conversation's
+        val count = minOf(session.position, tokens.size - 1)
+        return session.rewind((0 until count).firstOrNull { cached[it] != tokens[it] } ?: count)
     }
 
     private fun checkFits(tokens: IntArray) {

@@ -19,6 +19,12 @@ interface Session : Closeable {
     /** Appends tokens; returns the logits after each of them, (T, V). */
     fun score(tokens: IntArray): List<FloatArray>
 
+    /**
+     * Goes back to a position, or to 0 where the caches no longer hold what it needs; returns the position now.
+     * The logits that follow are exactly those of a session that was fed the tokens up to there in the same chunks.
+     */
+    fun rewind(to: Int): Int
+
     /** Forgets every token. */
     fun reset()
 }
@@ -36,6 +42,7 @@ interface Engine : Closeable {
 class EngineSession(private val engine: Engine, private val manifest: Manifest) : Session {
     override var position: Int = 0
         private set
+    private var written = 0 // most tokens that were in the caches since they were empty
 
     override val contextLength: Int get() = manifest.contextLength
 
@@ -51,13 +58,37 @@ class EngineSession(private val engine: Engine, private val manifest: Manifest) 
         return chunks(tokens, if (engine.givesEveryRow) manifest.prefillLength else 1).flatMap { run(it, it.size) }
     }
 
+    override fun rewind(to: Int): Int {
+        if (to !in 0..position) {
+            throw SessionException("can't go back to position $to: $position tokens are in the cache; give 0 to $position")
+        }
+        if (manifest.layers.all { holds(it, to, written) }) position = to else reset()
+        return position
+    }
+
     override fun reset() {
         position = 0
+        written = 0
     }
 
     override fun close() = engine.close()
 
+    /** Whether a cache in which `written` tokens were can go on from a position. */
+    private fun holds(cache: LayerCache, position: Int, written: Int): Boolean {
+        val window = cache.window ?: return true
+        if (manifest.target.name == "onnx") return firstHeld(cache, window, position) == firstHeld(cache, window, written)
+        return written - cache.slots <= maxOf(0, position - window + 1)
+    }
+
+    /** The position in slot 0: ONNX Runtime moves a full cache to the front, without its first slots - window + 1 tokens. */
+    private fun firstHeld(cache: LayerCache, window: Int, total: Int): Int {
+        if (total <= cache.slots) return 0
+        val step = cache.slots - window + 1
+        return (total - cache.slots + step - 1) / step * step
+    }
+
     private fun run(chunk: IntArray, rows: Int): List<FloatArray> {
+        written = maxOf(written, position + chunk.size)
         val logits = engine.run(chunk, position, rows)
         if (logits.size != rows || logits.any { it.size != manifest.vocabSize }) {
             throw SessionException(
@@ -94,6 +125,8 @@ class BundleSession(private val manifest: Manifest, private val open: (graph: St
     override fun decode(token: Int): FloatArray = session().decode(token)
 
     override fun score(tokens: IntArray): List<FloatArray> = session().score(tokens)
+
+    override fun rewind(to: Int): Int = session().rewind(to)
 
     override fun reset() {
         loaded?.reset()

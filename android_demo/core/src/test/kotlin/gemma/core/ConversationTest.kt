@@ -56,12 +56,14 @@ class ConversationTest {
     }
 
     @Test
-    fun `a trimmed reply empties the cache`() = runBlocking {
+    fun `after a trimmed reply only what differs is fed`() = runBlocking {
         val session = replying("  in ", "out")
         val chat = conversation(session)
         chat.send("one").pieces.toList()
         chat.send("two").pieces.toList()
-        assertEquals(2, session.fed.count { it.first() == 2 })
+        assertEquals(1, session.fed.count { it.first() == 2 })
+        val whole = encodeChat(tokenizer, codec.format, chat.messages.dropLast(1))
+        assertContentEquals(whole, session.tokens.take(whole.size).toIntArray())
     }
 
     @Test
@@ -159,6 +161,24 @@ class TinyModelTest {
         checkFigures(vectors.of("verify").of("lowering"), verification.lowering)
         checkFigures(vectors.of("verify").of("quantization"), verification.quantization)
         checkReport(bundle, verification, measureSpeed(session, manifest.vocabSize, Workload(listOf(4, 8), 4, 3), repeats = 2))
+    }
+
+    @Test
+    fun `a session goes back exactly, or to 0 where its caches were shortened since`() = withTinyModel { session ->
+        val tokens = IntArray(90) { 3 + it * 7 % 300 }
+        val answers = listOf(1, 8, 9, 62, 63, 72, 75).map { position ->
+            session.reset()
+            session.prefill(tokens.copyOf(position))
+            val expected = session.decode(3)
+            session.prefill(IntArray(9) { 5 })
+            val answer = session.rewind(position)
+            assertEquals(answer, session.position)
+            if (answer == 0) session.prefill(tokens.copyOf(position))
+            assertContentEquals(expected, session.decode(3))
+            answer
+        }
+        assertEquals(listOf(1, 8, 9, 62, 0, 0, 75), answers)
+        assertFailsWith<SessionException> { session.rewind(77) }
     }
 
     @Test

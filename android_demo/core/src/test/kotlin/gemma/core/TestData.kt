@@ -72,6 +72,11 @@ class ScriptedSession(override val contextLength: Int = 4096, private val script
 
     override fun score(tokens: IntArray): List<FloatArray> = tokens.map(::decode)
 
+    override fun rewind(to: Int): Int {
+        tokens.subList(to, tokens.size).clear()
+        return position
+    }
+
     override fun reset() = tokens.clear()
 
     override fun close() = reset()

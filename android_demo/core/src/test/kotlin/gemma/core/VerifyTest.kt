@@ -29,6 +29,11 @@ class VerifyTest {
                 row(this.tokens).also(damage)
             }
 
+            override fun rewind(to: Int): Int {
+                tokens.subList(to, tokens.size).clear()
+                return position
+            }
+
             override fun reset() = tokens.clear()
 
             override fun close() = Unit
