@@ -10,38 +10,10 @@ from gemma_runtime.command import print_json, print_shown, run_app
 from gemma_runtime.options import (
     BundlePath,
     BundlePaths,
-    Choices,
-    Grammar,
     Json,
-    JsonSchema,
-    MinP,
-    NewTokens,
-    OwnMinP,
-    OwnPenalty,
-    OwnTemperature,
-    OwnTopK,
-    OwnTopP,
-    Penalty,
-    Regex,
-    Roll,
-    Seed,
-    Stops,
-    System,
-    Temperature,
     Threads,
-    Tools,
-    TopK,
-    TopP,
-    read_constraint,
 )
-from gemma_runtime.talk import (
-    encode_prompt,
-    print_reply,
-    read_stdin,
-    send_line,
-    stream,
-    typed_lines,
-)
+from gemma_runtime.talk import chat, run
 
 _HELP = """Run, check and measure the bundles that gemma-export writes. Needs no torch.
 
@@ -94,146 +66,8 @@ def _app(
     del version
 
 
-@app.command()
-def run(
-    bundle: BundlePath,
-    prompt: Annotated[str, typer.Argument(help="Text to continue; - reads it from stdin.")],
-    chat: Annotated[
-        bool,
-        typer.Option(
-            "--chat", help="Send the prompt as a user turn, for instruction-tuned models."
-        ),
-    ] = False,
-    system: System = None,
-    max_new_tokens: NewTokens = 128,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    min_p: MinP = 0.0,
-    repetition_penalty: Penalty = 1.0,
-    seed: Seed = None,
-    stop: Stops = [],  # noqa: B006  (typer only reads the default)
-    json_schema: JsonSchema = None,
-    regex: Regex = None,
-    grammar: Grammar = None,
-    choice: Choices = [],  # noqa: B006
-    threads: Threads = None,
-    json: Json = False,
-) -> None:
-    """Continue a prompt, token by token; greedily unless options say otherwise.
-
-    --json-schema, --regex, --grammar and --choice guarantee the text's format, unless a limit cuts
-    it: --json then has complete: false. Describe the format in the prompt too.
-    """
-    from gemma_runtime.bundle import open_bundle
-    from gemma_runtime.session import open_session
-    from gemma_runtime.text.constraint import start_constraint
-    from gemma_runtime.text.generate import generate_text
-    from gemma_runtime.text.sampler import Sampling
-    from gemma_runtime.text.tokenizer import load_tokenizer
-
-    constraint = read_constraint(json_schema, regex, grammar, choice)
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    text = read_stdin() if prompt == "-" else prompt
-    opened = open_bundle(bundle)
-    tokenizer = load_tokenizer(opened)
-    tokens = encode_prompt(opened, tokenizer, text, system, chat)
-    matcher = start_constraint(constraint, tokenizer, opened.manifest.stop_tokens)
-    with open_session(opened, threads) as session:
-        generation = generate_text(
-            session,
-            tokenizer,
-            tokens,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            stop_tokens=opened.manifest.stop_tokens,
-            stop_strings=stop,
-            constraint=matcher,
-        )
-        if not json:
-            stream(generation)
-        else:
-            list(generation)
-            print_json(generation.result)
-
-
-@app.command()
-def chat(
-    bundle: BundlePath,
-    system: System = None,
-    max_new_tokens: NewTokens = 512,
-    temperature: OwnTemperature = None,
-    top_k: OwnTopK = None,
-    top_p: OwnTopP = None,
-    min_p: OwnMinP = None,
-    repetition_penalty: OwnPenalty = None,
-    seed: Seed = None,
-    stop: Stops = [],  # noqa: B006  (typer only reads the default)
-    json_schema: JsonSchema = None,
-    regex: Regex = None,
-    grammar: Grammar = None,
-    choice: Choices = [],  # noqa: B006
-    roll: Roll = False,
-    tools: Tools = None,
-    threads: Threads = None,
-    json: Json = False,
-) -> None:
-    """Chat with an instruction-tuned model, one line per turn. /new starts over, /quit ends.
-
-    Samples as the checkpoint's authors do, if the bundle says how (see inspect), else greedily;
-    each option replaces one value. With --json, every reply is one line of JSON. A turn that does
-    not fit the context is refused; if turns are piped in, that ends the chat. With --roll, the
-    oldest turns are forgotten instead.
-
-    With --tools, a reply that calls tools is printed as JSON. Answer it with /results and a JSON
-    list that has one result for each call.
-
-    --json-schema, --regex, --grammar and --choice guarantee the format of every reply, unless a
-    limit cuts it.
-    """
-    from gemma_runtime.bundle import open_bundle
-    from gemma_runtime.session import open_session
-    from gemma_runtime.text.constraint import start_constraint
-    from gemma_runtime.text.conversation import Conversation
-    from gemma_runtime.text.sampler import Sampling
-    from gemma_runtime.text.tokenizer import load_tokenizer
-    from gemma_runtime.text.tools import read_tools
-
-    constraint = read_constraint(json_schema, regex, grammar, choice)
-    schemas = read_tools(tools) if tools else []
-    opened = open_bundle(bundle)
-    sampling = Sampling.by_default(
-        opened.manifest.sampling,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
-    tokenizer = load_tokenizer(opened)
-    start_constraint(constraint, tokenizer, opened.manifest.stop_tokens)  # refuses before any turn
-    with open_session(opened, threads) as session:
-        conversation = Conversation(
-            session,
-            tokenizer,
-            template=opened.manifest.chat_template,
-            bos_token=opened.manifest.bos_token,
-            eos_token=opened.manifest.eos_token,
-            stop_tokens=opened.manifest.stop_tokens,
-            stop_strings=stop,
-            sampling=sampling,
-            system=system,
-            roll=roll,
-            tools=schemas,
-        )
-        for line in typed_lines():
-            if line == "/new":
-                conversation.reset()
-            elif line:
-                reply = send_line(conversation, line, max_new_tokens, constraint, bool(schemas))
-                if reply is not None:
-                    print_reply(reply, json, tools=bool(schemas))
+app.command()(run)
+app.command()(chat)
 
 
 @app.command()
