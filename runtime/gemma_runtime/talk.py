@@ -1,15 +1,44 @@
-"""What `run` and `chat` read and print: prompts, turns, replies and their speed."""
+"""The commands `run` and `chat`: prompts, turns, replies and their speed."""
 
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gemma_runtime.command import print_json
 from gemma_runtime.errors import SessionError, TokenizerError
+from gemma_runtime.options import (
+    BundlePath,
+    Choices,
+    Draft,
+    Grammar,
+    GuardPath,
+    GuardThreshold,
+    Json,
+    JsonSchema,
+    MinP,
+    NewTokens,
+    OwnMinP,
+    OwnPenalty,
+    OwnTemperature,
+    OwnTopK,
+    OwnTopP,
+    Penalty,
+    Regex,
+    Roll,
+    Seed,
+    Stops,
+    System,
+    Temperature,
+    Threads,
+    Tools,
+    TopK,
+    TopP,
+    read_constraint,
+)
 
 if TYPE_CHECKING:  # imported when needed, so --help starts fast
     from gemma_runtime.bundle import Bundle
@@ -24,8 +53,163 @@ if TYPE_CHECKING:  # imported when needed, so --help starts fast
 _RESULTS = "/results"
 
 
+def run(
+    bundle: BundlePath,
+    prompt: Annotated[str, typer.Argument(help="Text to continue; - reads it from stdin.")],
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat", help="Send the prompt as a user turn, for instruction-tuned models."
+        ),
+    ] = False,
+    system: System = None,
+    max_new_tokens: NewTokens = 128,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = None,
+    stop: Stops = [],  # noqa: B006  (typer only reads the default)
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    grammar: Grammar = None,
+    choice: Choices = [],  # noqa: B006
+    draft: Draft = False,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Continue a prompt, token by token; greedily unless options say otherwise.
+
+    --json-schema, --regex, --grammar and --choice guarantee the text's format, unless a limit cuts
+    it: --json then has complete: false. Describe the format in the prompt too.
+    """
+    from gemma_runtime.bundle import open_bundle
+    from gemma_runtime.session import open_session
+    from gemma_runtime.text.constraint import start_constraint
+    from gemma_runtime.text.generate import generate_text
+    from gemma_runtime.text.sampler import Sampling
+    from gemma_runtime.text.tokenizer import load_tokenizer
+
+    constraint = read_constraint(json_schema, regex, grammar, choice)
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    text = _read_stdin() if prompt == "-" else prompt
+    opened = open_bundle(bundle)
+    tokenizer = load_tokenizer(opened)
+    tokens = _encode_prompt(opened, tokenizer, text, system, chat)
+    matcher = start_constraint(constraint, tokenizer, opened.manifest.stop_tokens)
+    drafter = _start_drafter(opened, draft)
+    with open_session(opened, threads) as session:
+        generation = generate_text(
+            session,
+            tokenizer,
+            tokens,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop_tokens=opened.manifest.stop_tokens,
+            stop_strings=stop,
+            constraint=matcher,
+            drafter=drafter,
+        )
+        if not json:
+            _stream(generation)
+        else:
+            list(generation)
+            print_json(generation.result)
+
+
+def chat(
+    bundle: BundlePath,
+    system: System = None,
+    max_new_tokens: NewTokens = 512,
+    temperature: OwnTemperature = None,
+    top_k: OwnTopK = None,
+    top_p: OwnTopP = None,
+    min_p: OwnMinP = None,
+    repetition_penalty: OwnPenalty = None,
+    seed: Seed = None,
+    stop: Stops = [],  # noqa: B006  (typer only reads the default)
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    grammar: Grammar = None,
+    choice: Choices = [],  # noqa: B006
+    draft: Draft = False,
+    roll: Roll = False,
+    tools: Tools = None,
+    guard: GuardPath = None,
+    guard_threshold: GuardThreshold = None,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Chat with an instruction-tuned model, one line per turn. /new starts over, /quit ends.
+
+    Samples as the checkpoint's authors do, if the bundle says how (see inspect), else greedily;
+    each option replaces one value. With --json, every reply is one line of JSON. A turn that does
+    not fit the context is refused; if turns are piped in, that ends the chat. With --roll, the
+    oldest turns are forgotten instead.
+
+    With --tools, a reply that calls tools is printed as JSON. Answer it with /results and a JSON
+    list that has one result for each call.
+
+    --json-schema, --regex, --grammar and --choice guarantee the format of every reply, unless a
+    limit cuts it.
+
+    With --guard, a reply is printed when the guard has checked it. A turn or reply that violates a
+    policy is not answered or shown, but named on stderr, and forgotten.
+    """
+    from gemma_runtime.bundle import open_bundle
+    from gemma_runtime.session import open_session
+    from gemma_runtime.text.constraint import start_constraint
+    from gemma_runtime.text.conversation import Conversation
+    from gemma_runtime.text.sampler import Sampling
+    from gemma_runtime.text.tokenizer import load_tokenizer
+    from gemma_runtime.text.tools import read_tools
+
+    constraint = read_constraint(json_schema, regex, grammar, choice)
+    schemas = read_tools(tools) if tools else []
+    opened = open_bundle(bundle)
+    sampling = Sampling.by_default(
+        opened.manifest.sampling,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    tokenizer = load_tokenizer(opened)
+    start_constraint(constraint, tokenizer, opened.manifest.stop_tokens)  # refuses before any turn
+    with (
+        _open_guard(guard, guard_threshold, threads) as watch,
+        open_session(opened, threads) as session,
+    ):
+        conversation = Conversation(
+            session,
+            tokenizer,
+            template=opened.manifest.chat_template,
+            bos_token=opened.manifest.bos_token,
+            eos_token=opened.manifest.eos_token,
+            stop_tokens=opened.manifest.stop_tokens,
+            stop_strings=stop,
+            sampling=sampling,
+            system=system,
+            roll=roll,
+            tools=schemas,
+            drafts=_start_drafter(opened, draft) is not None,
+        )
+        for line in _typed_lines():
+            if line == "/new":
+                conversation.reset()
+            elif line:
+                reply = _send_line(
+                    conversation, watch, line, max_new_tokens, constraint, bool(schemas)
+                )
+                if reply is not None:
+                    _print_reply(reply, json, tools=bool(schemas))
+
+
 @contextmanager
-def open_guard(
+def _open_guard(
     folder: Path | None, threshold: float | None, threads: int | None
 ) -> Iterator["Guard | None"]:
     """The guard of `--guard`; None without one."""
@@ -43,7 +227,7 @@ def open_guard(
         yield guard
 
 
-def start_drafter(bundle: "Bundle", draft: bool) -> "PromptLookup | None":
+def _start_drafter(bundle: "Bundle", draft: bool) -> "PromptLookup | None":
     """The drafter of `--draft`. Raises SessionError if the bundle's runtime can't use one."""
     from gemma_runtime.backend_table import BACKENDS
     from gemma_runtime.text.draft import PromptLookup
@@ -59,7 +243,7 @@ def start_drafter(bundle: "Bundle", draft: bool) -> "PromptLookup | None":
     return PromptLookup()
 
 
-def read_stdin() -> str:
+def _read_stdin() -> str:
     """Standard input as UTF-8, whatever the locale is."""
     try:
         return sys.stdin.buffer.read().decode()
@@ -69,7 +253,7 @@ def read_stdin() -> str:
         ) from error
 
 
-def encode_prompt(
+def _encode_prompt(
     bundle: "Bundle", tokenizer: "Tokenizer", text: str, system: str | None, chat: bool
 ) -> list[int]:
     from gemma_runtime.text.chat import Message, encode_chat
@@ -87,7 +271,7 @@ def encode_prompt(
     )
 
 
-def send_line(
+def _send_line(
     conversation: "Conversation",
     guard: "Guard | None",
     line: str,
@@ -119,13 +303,13 @@ def send_line(
     return reply
 
 
-def print_reply(reply: "TextGeneration | Generation | Withheld", json: bool, tools: bool) -> None:
+def _print_reply(reply: "TextGeneration | Generation | Withheld", json: bool, tools: bool) -> None:
     from gemma_runtime.text.generate import TextGeneration
     from gemma_runtime.text.guarded import Withheld
 
     if isinstance(reply, TextGeneration):
         if not json and not tools:
-            stream(reply)
+            _stream(reply)
             return
         list(reply)
         reply = reply.result
@@ -162,7 +346,7 @@ def _print_whole(result: "Generation") -> None:
     print(_speed(result), file=sys.stderr)
 
 
-def stream(generation: "TextGeneration") -> None:
+def _stream(generation: "TextGeneration") -> None:
     for piece in generation:
         print(piece, end="", flush=True)
     print()
@@ -181,7 +365,7 @@ def _speed(result: "Generation") -> str:
     )
 
 
-def typed_lines() -> Iterable[str]:
+def _typed_lines() -> Iterable[str]:
     """Lines that the user types, until /quit or the end of input."""
     while True:
         try:
