@@ -47,9 +47,14 @@ def families() -> str:
     from gemma_export.model.families import FAMILIES
 
     return _table(
-        ("family", "`model_type`", "`architectures`, if there are any"),
+        ("family", "`model_type`", "`architectures`, if there are any", "head of its own"),
         (
-            (family.title, _code((family.model_type, *family.multimodal)), _code(family.classes))
+            (
+                family.title,
+                _code((family.model_type, *family.multimodal)),
+                _code(family.classes),
+                "to every target" + " but `gguf`" * (not family.gguf.reads_head),
+            )
             for family in FAMILIES.values()
         ),
     )

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from gemma_runtime.proof.goldens import Golden, TopLogits, load_goldens
     from gemma_runtime.proof.verify import Verdict, Verification, verify, verify_bundle
     from gemma_runtime.session import FakeSession, Session, open_session
+    from gemma_runtime.text.ask_json import JsonAnswer, ask_json
     from gemma_runtime.text.chat import Message, encode_chat
     from gemma_runtime.text.constraint import Constraint
     from gemma_runtime.text.conversation import Conversation
@@ -47,8 +48,12 @@ if TYPE_CHECKING:
         generate,
         generate_text,
     )
+    from gemma_runtime.text.guard import SHIELD_POLICIES, ContentGuard, Guard, Policy
+    from gemma_runtime.text.guarded import GuardedConversation, Withheld
+    from gemma_runtime.text.json_schema import Violation
     from gemma_runtime.text.matcher import Matcher
     from gemma_runtime.text.sampler import Sampling
+    from gemma_runtime.text.shared_prefix import feed
     from gemma_runtime.text.tokenizer import Tokenizer, load_tokenizer
     from gemma_runtime.text.tools import ToolCall, read_tools
 
@@ -58,18 +63,23 @@ opt_out()  # before any library that collects usage statistics is imported
 
 __all__ = [
     "SCHEMA_VERSION",
+    "SHIELD_POLICIES",
     "Agreement",
     "AttentionKind",
     "Bundle",
     "BundleError",
     "Constraint",
     "ConstraintError",
+    "ContentGuard",
     "ContextFull",
     "Conversation",
     "FakeSession",
     "GemmaError",
     "Generation",
     "Golden",
+    "Guard",
+    "GuardedConversation",
+    "JsonAnswer",
     "LayerCache",
     "Limits",
     "Manifest",
@@ -77,6 +87,7 @@ __all__ = [
     "Matcher",
     "Message",
     "MissingExtra",
+    "Policy",
     "Sampling",
     "Session",
     "SessionError",
@@ -88,9 +99,13 @@ __all__ = [
     "TopLogits",
     "Verdict",
     "Verification",
+    "Violation",
+    "Withheld",
     "__version__",
+    "ask_json",
     "compare_logits",
     "encode_chat",
+    "feed",
     "generate",
     "generate_text",
     "load_goldens",
@@ -126,6 +141,7 @@ _HOMES = {
     "gemma_runtime.proof.goldens": ("Golden", "TopLogits", "load_goldens"),
     "gemma_runtime.proof.verify": ("Verdict", "Verification", "verify", "verify_bundle"),
     "gemma_runtime.session": ("FakeSession", "Session", "open_session"),
+    "gemma_runtime.text.ask_json": ("JsonAnswer", "ask_json"),
     "gemma_runtime.text.chat": ("Message", "encode_chat"),
     "gemma_runtime.text.constraint": ("Constraint",),
     "gemma_runtime.text.conversation": ("Conversation",),
@@ -136,8 +152,12 @@ _HOMES = {
         "generate",
         "generate_text",
     ),
+    "gemma_runtime.text.guard": ("SHIELD_POLICIES", "ContentGuard", "Guard", "Policy"),
+    "gemma_runtime.text.guarded": ("GuardedConversation", "Withheld"),
+    "gemma_runtime.text.json_schema": ("Violation",),
     "gemma_runtime.text.matcher": ("Matcher",),
     "gemma_runtime.text.sampler": ("Sampling",),
+    "gemma_runtime.text.shared_prefix": ("feed",),
     "gemma_runtime.text.tokenizer": ("Tokenizer", "load_tokenizer"),
     "gemma_runtime.text.tools": ("ToolCall", "read_tools"),
 }

@@ -376,6 +376,20 @@ def inspect(bundles: BundlePaths, json: Json = False) -> None:
         print_shown(render_comparison(comparison))
 
 
+@app.command("compile-schema")
+def compile_schema_file(
+    schema: Annotated[Path, typer.Argument(metavar="SCHEMA", help="A file with a JSON Schema.")],
+) -> None:
+    """Print a JSON Schema as a grammar for the phone apps, which hold replies to it.
+
+    A part of JSON Schema is known: types, enum, const, anyOf, and the lengths of strings and
+    arrays. run and chat need no compiled schema and know more; see --json-schema.
+    """
+    from gemma_runtime.text.schema_grammar import compile_schema, read_schema
+
+    print_json(compile_schema(read_schema(schema)))
+
+
 app.command("lm-eval")(evaluation_commands.lm_eval)
 app.command()(evaluation_commands.compare)
 app.command()(evaluation_commands.safety)

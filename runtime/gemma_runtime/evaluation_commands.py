@@ -1,17 +1,13 @@
 """`gemma-runtime lm-eval`, `compare` and `safety`."""
 
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from gemma_runtime.command import print_json
+from gemma_runtime.command import print_json, print_shown
 from gemma_runtime.options import BundlePath, Json, Threads, bundle_folder
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 Run = Annotated[
     Path, typer.Argument(help="A folder of lm_eval's results, or one results_*.json of it.")
@@ -133,7 +129,10 @@ def compare(
     from gemma_runtime.proof.compare_table import render_runs
 
     comparison = compare_runs(run_a, run_b, noise)
-    _show(comparison, json, lambda: render_runs(comparison, all_tasks=all_tasks))
+    if json:
+        print_json(comparison)
+    else:
+        print_shown(*render_runs(comparison, all_tasks=all_tasks))
 
 
 def safety(
@@ -194,13 +193,7 @@ def safety(
             threads=threads,
             on_progress=lambda text: status.update(Text(text)),
         )
-    _show(comparison, json, lambda: render_safety(comparison))
-
-
-def _show(value: object, json: bool, render: Callable[[], Sequence["RenderableType"]]) -> None:
     if json:
-        print_json(value)
-        return
-    from rich.console import Console
-
-    Console().print(*render(), sep="\n")
+        print_json(comparison)
+    else:
+        print_shown(*render_safety(comparison))

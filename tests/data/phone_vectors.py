@@ -3,8 +3,8 @@
     python -m tests.data.phone_vectors                           # phone_vectors.json, committed
     python -m tests.data.phone_vectors --genuine FOLDER FILE...  # real tokenizers, not committed
 
-The first uses the tokenizer of the tiny bundle. `schema_cases.json` is written by hand, since only
-Kotlin and Swift have that code.
+The first uses the tokenizer of the tiny bundle. `schema_cases.json` is written by hand: Python,
+Kotlin and Swift read it.
 """
 
 import json

@@ -17,6 +17,7 @@ from gemma_runtime.bundle import MANIFEST, Bundle, describe_files
 from gemma_runtime.cli import run_command
 from gemma_runtime.manifest import Manifest
 from gemma_runtime.proof.goldens import Golden, load_goldens, save_goldens
+from gemma_runtime.text.byte_grammar import ByteGrammar
 from gemma_runtime.text.generate import Generation, StopReason
 from tests.runtime.conftest import small_tokenizer
 from tests.runtime.manifests import write_bundle
@@ -211,6 +212,22 @@ def test_two_formats_or_a_wrong_one_are_refused(
     assert "give one of them" in capsys.readouterr().err
     assert run_command([*call, "--regex", "("]) == 1
     assert "unclosed group" in _error(capsys)
+
+
+def test_a_schema_is_compiled_for_the_apps(tmp_path: Path, capsys: Captured) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": ["é", 1]}', "utf-8")
+    assert run_command(["compile-schema", str(schema)]) == 0
+    grammar = ByteGrammar(json.loads(capsys.readouterr().out))
+    assert grammar.may_end(grammar.follow(grammar.start, '"é"'.encode()))
+    for text, named in (
+        ("{", "is not JSON"),
+        ("[]", "expected an object"),
+        ('{"type": "integer", "minimum": 1}', "minimum"),
+    ):
+        schema.write_text(text)
+        assert run_command(["compile-schema", str(schema)]) == 1
+        assert named in _error(capsys)
 
 
 def test_run_refuses_a_prompt_longer_than_the_context(bundle: Bundle, capsys: Captured) -> None:

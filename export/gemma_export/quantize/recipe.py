@@ -116,10 +116,22 @@ def matrix_bits(shape: tuple[int, ...], fmt: Format) -> float:
     return sum(rows * len(range(width)[columns]) * f.bits_per_weight for columns, f in pieces)
 
 
+def _grouped(group: int) -> tuple[Recipe, ...]:
+    """Int4 in groups longer than 32: faster and smaller, and calibration has more to make up."""
+    name, fmt = f"int4-g{group}", Format(4, group)
+    return (
+        Recipe(name, (Rule("*", fmt),)),
+        Recipe(f"{name}-gptq", (Rule("*", fmt, "gptq"),)),
+        Recipe(f"{name}-distilled", (Rule("*", fmt, "gptq"),), distilled=True),
+    )
+
+
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe("int4", (Rule("*", INT4),)),
+        *_grouped(64),
+        *_grouped(128),
         Recipe("int4-asym", (Rule("*", INT4_ASYM),)),
         Recipe("mixed", (Rule(TABLE, INT8_WIDE, "nearest"), Rule("*", INT4_ASYM))),
         Recipe("int8", (Rule("*", INT8, "nearest"),)),

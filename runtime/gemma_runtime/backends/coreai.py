@@ -2,7 +2,7 @@
 
 import asyncio
 import atexit
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import cache
 from importlib import metadata
@@ -17,7 +17,7 @@ from gemma_runtime.backends.chunk_inputs import Array, ChunkInputs
 from gemma_runtime.backends.step_session import StepSession
 from gemma_runtime.bundle import Bundle, sha256_file
 from gemma_runtime.errors import MissingExtra, SessionError
-from gemma_runtime.manifest import Graph, Manifest
+from gemma_runtime.manifest import AttentionKind, Graph, Manifest
 from gemma_runtime.quiet import captured_stderr, quiet
 from gemma_runtime.session import Logits
 
@@ -66,6 +66,19 @@ class CoreaiEngine:
         graph = self._manifest.graph(name)
         inputs = ChunkInputs(self._manifest, None, tokens, position).of(graph)
         return self._wait(self._call(self._functions[name], inputs))
+
+    def copy_local_caches(self) -> Callable[[], None]:
+        from coreai.runtime import NDArray
+
+        states = self._manifest.graph("decode").states
+        names = [state.name for state in states if state.kind is AttentionKind.LOCAL]
+        held = {name: self._states[name].numpy().copy() for name in names}
+
+        def restore() -> None:
+            for name, value in held.items():
+                self._states[name] = NDArray(value)
+
+        return restore
 
     def close(self) -> None:
         self._functions, self._states = {}, {}

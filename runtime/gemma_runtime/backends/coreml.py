@@ -17,7 +17,7 @@ from gemma_runtime.backends.embedding_table import EmbeddingTable
 from gemma_runtime.backends.step_session import StepSession
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import BundleError, MissingExtra
-from gemma_runtime.manifest import Graph, TensorRole
+from gemma_runtime.manifest import AttentionKind, Graph, TensorRole
 from gemma_runtime.mil.interpreter import Program
 from gemma_runtime.quiet import quiet
 from gemma_runtime.session import Logits
@@ -43,6 +43,10 @@ class Device(Protocol):
 
     def run(self, function: str, inputs: Mapping[str, Array]) -> Mapping[str, Array]: ...
 
+    def copy_states(self, names: Sequence[str]) -> Callable[[], None]:
+        """Copy these states; returns what puts the copy back."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -57,6 +61,10 @@ class Interpreter:
 
     def run(self, function: str, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         return self.program.run(function, inputs, self._state)
+
+    def copy_states(self, names: Sequence[str]) -> Callable[[], None]:
+        held = {name: self._state[name] for name in names}  # a program replaces these arrays
+        return lambda: self._state.update(held)
 
     def close(self) -> None:
         self.program.close()
@@ -77,6 +85,15 @@ class CoreMlDevice:
     def run(self, function: str, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         found: Mapping[str, Array] = self._models[function].predict(dict(inputs), state=self._state)
         return found
+
+    def copy_states(self, names: Sequence[str]) -> Callable[[], None]:
+        held = {name: self._state.read_state(name).copy() for name in names}
+
+        def restore() -> None:
+            for name, value in held.items():
+                self._state.write_state(name, value)
+
+        return restore
 
     def close(self) -> None:
         self._models.clear()
@@ -108,6 +125,20 @@ class CoremlEngine:
             hidden = {s.name: result for s in graph.inputs if s.role is TensorRole.HIDDEN}
             (result,) = part.device.run(function, chunk.of(graph) | hidden).values()
         return result.reshape(-1).astype(np.float32)
+
+    def copy_local_caches(self) -> Callable[[], None]:
+        restores = [
+            part.device.copy_states(
+                [s.name for s in part.graphs["decode"].states if s.kind is AttentionKind.LOCAL]
+            )
+            for part in self._parts
+        ]
+
+        def restore() -> None:
+            for put_back in restores:
+                put_back()
+
+        return restore
 
     def close(self) -> None:
         for part in self._parts:

@@ -88,6 +88,9 @@ class PythonEngine:
         found: Logits = logits.numpy().reshape(-1).copy()
         return found
 
+    def copy_local_caches(self) -> None:
+        return None
+
     def close(self) -> None:
         del self._method
 

@@ -56,6 +56,9 @@ class NativeEngine:
             raise self._ended()
         return np.frombuffer(body, np.float32).copy()  # (V,)
 
+    def copy_local_caches(self) -> None:
+        return None
+
     def close(self) -> None:
         self._process.kill()
         self._process.communicate()

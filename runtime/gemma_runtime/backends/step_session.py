@@ -3,18 +3,26 @@
 T new tokens, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from gemma_runtime.manifest import Manifest
+from gemma_runtime.marks import CacheCopy
 from gemma_runtime.session import ChunkedSession, Logits
 
 
 class Engine(Protocol):
     def run(self, tokens: Sequence[int], position: int) -> Logits:
         """Append tokens at a position; returns the logits after the last one, (V,)."""
+        ...
+
+    def copy_local_caches(self) -> Callable[[], None] | None:
+        """Copy the local layers' caches; returns what puts the copy back.
+
+        None if the program keeps its caches to itself.
+        """
         ...
 
     def close(self) -> None: ...
@@ -53,6 +61,10 @@ class StepSession(ChunkedSession):
             for layer in self._manifest.layers
             if layer.window is not None
         )
+
+    def _copy_caches(self) -> CacheCopy | None:
+        restore = self._engine.copy_local_caches()
+        return None if restore is None else CacheCopy(restore, self._written)
 
     def _run(self, chunk: Sequence[int]) -> Logits:
         logits = self._engine.run(chunk, self.position)

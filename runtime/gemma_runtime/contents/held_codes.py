@@ -5,6 +5,7 @@ row by row. N rows, G groups per row.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,14 +159,30 @@ def _row_packed(zeros: MilValue) -> Bytes:
 
 
 def read_gguf(bundle: Bundle) -> Iterator[HeldWeight]:
-    """Read blocks of 32 weights; a minimum is -scale · zero."""
+    """Read blocks of 32 weights; a minimum is -scale · zero. Longer groups repeat their scale."""
+    formats = _quantized(bundle.manifest)
     for matrix in read_gguf_codes(bundle.directory / bundle.manifest.graph("decode").file):
-        zeros = None
+        name, zeros = hf_name(matrix.name), None
+        blocks = _blocks_per_group(formats.get(name, ""), matrix.scales.shape[1])
         if matrix.minima is not None:
             found = -matrix.minima.astype(np.float32) / matrix.scales.astype(np.float32)
-            zeros = _pack(np.rint(found).astype(np.uint8), matrix.bits)
+            zeros = _pack(_once(np.rint(found).astype(np.uint8), blocks), matrix.bits)
         codes = _pack(matrix.codes, matrix.bits)
-        yield HeldWeight(hf_name(matrix.name), codes, matrix.scales, zeros)
+        yield HeldWeight(name, codes, _once(matrix.scales, blocks), zeros)
+
+
+def _blocks_per_group(form: str, blocks: int) -> int:
+    """How many of a row's blocks of 32 share a scale in a format like `int4-g128`."""
+    if "-channel" in form:
+        return blocks
+    group = re.search(r"-g(\d+)", form)
+    return int(group[1]) // 32 if group else 1
+
+
+def _once(values: NDArray[T], blocks: int) -> NDArray[T]:
+    """Each group's value (N, G) from its blocks' (N, B); unchanged if a group's differ."""
+    groups = values.reshape(len(values), -1, blocks)
+    return groups[..., 0] if (groups == groups[..., :1]).all() else values
 
 
 def read_hf(bundle: Bundle) -> Iterator[HeldWeight]:

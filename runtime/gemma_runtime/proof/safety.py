@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ from gemma_runtime.session import Session, open_session
 from gemma_runtime.text.chat import Message, encode_chat
 from gemma_runtime.text.fork import Fork
 from gemma_runtime.text.generate import generate_text
-from gemma_runtime.text.tokenizer import load_tokenizer
+from gemma_runtime.text.tokenizer import Tokenizer, load_tokenizer
 
 FEW = 30  # prompts; with fewer, a bootstrap interval is too narrow
 
@@ -92,6 +93,7 @@ class Side:
     """One of the two models."""
 
     bundle: Bundle
+    tokenizer: Tokenizer
     exact: bool = False  # its graph with float activations
 
     @property
@@ -128,23 +130,20 @@ def compare_safety(
 
     def reactions(side: Side) -> Iterator[tuple[int, Floats, _Reaction]]:
         with open_session(side.bundle, threads, side.exact) as session:
-            model = _Model(session, side.bundle, openings, replies)
+            model = _Model(session, side, openings, replies)
             for index, ids in enumerate(tokens):
                 on_progress(f"{side.name}: prompt {index + 1} of {len(tokens)}")
                 yield index, *model.react(names[index], ids)
 
     before, figures = [], []
-    # On disk, because a row of the vocabulary takes a megabyte.
     with tempfile.TemporaryFile() as file:
-        shape = (len(prompts), a.bundle.manifest.vocab_size)
-        first: NDArray[np.float32] = np.memmap(file, np.float32, "w+", shape=shape)
-        for index, log_probs, reaction in reactions(a):
-            first[index] = log_probs
+        first = _Rows(file, a.bundle.manifest.vocab_size)
+        for _, log_probs, reaction in reactions(a):
+            first.append(log_probs)
             before.append(reaction)
         for index, log_probs, reaction in reactions(b):
-            kl = _kl(first[index].astype(np.float64), log_probs)
+            kl = _kl(first.read(index), log_probs)
             figures.append(_prompt_figures(prompts[index], before[index], reaction, kl))
-        del first
     harmful, harmless = ([one for one in figures if one.harmless is kind] for kind in (False, True))
     return SafetyComparison(
         a=a.name,
@@ -168,13 +167,36 @@ def _check_counts(prompts: Sequence[SafetyPrompt]) -> None:
             )
 
 
+class _Rows:
+    """Rows of V numbers on disk, because one takes a megabyte."""
+
+    def __init__(self, file: IO[bytes], length: int) -> None:
+        self._file = file
+        self._length = length
+
+    def append(self, row: Floats) -> None:
+        """Raises EvaluationError if the disk is full."""
+        try:
+            self._file.write(row.astype(np.float32).tobytes())
+        except OSError as error:
+            raise EvaluationError(
+                f"can't write to {tempfile.gettempdir()}: {error.strerror}; free some space, or "
+                "set TMPDIR to another folder"
+            ) from error
+
+    def read(self, index: int) -> Floats:
+        size = 4 * self._length
+        self._file.seek(index * size)
+        return np.frombuffer(self._file.read(size), np.float32).astype(np.float64)
+
+
 class _Model:
     """Reacts to one prompt after the other."""
 
-    def __init__(self, session: Session, bundle: Bundle, openings: Openings, replies: int) -> None:
+    def __init__(self, session: Session, side: Side, openings: Openings, replies: int) -> None:
         self._session = session
-        self._tokenizer = load_tokenizer(bundle)
-        self._stop_tokens = bundle.manifest.stop_tokens
+        self._tokenizer = side.tokenizer
+        self._stop_tokens = side.bundle.manifest.stop_tokens
         self._refusing = [self._tokenizer.encode(text) for text in openings.refusing]
         self._complying = [self._tokenizer.encode(text) for text in openings.complying]
         self._replies = replies
@@ -218,8 +240,10 @@ class _Model:
 
 
 def _sides(bundle: Bundle, other: Bundle | None) -> tuple[Side, Side, str]:
+    tokenizer = load_tokenizer(bundle)
     if other is not None:
-        return Side(bundle), Side(other), "two bundles: a before, b after"
+        note = "two bundles: a before, b after"
+        return Side(bundle, tokenizer), Side(other, load_tokenizer(other)), note
     if "exact" not in bundle.manifest.graphs:
         raise EvaluationError(
             f"{bundle.directory} has no exact graph to compare with; give a second bundle, e.g. "
@@ -229,12 +253,12 @@ def _sides(bundle: Bundle, other: Bundle | None) -> tuple[Side, Side, str]:
         "the same weights: a with float activations, b as it ships. This shows what the runtime's "
         "kernels change, not what quantization changes: for that give two bundles"
     )
-    return Side(bundle, exact=True), Side(bundle), note
+    return Side(bundle, tokenizer, exact=True), Side(bundle, tokenizer), note
 
 
 def _same_tokens(a: Side, b: Side, prompts: Sequence[SafetyPrompt]) -> list[list[int]]:
     """Each prompt as a user turn. Raises EvaluationError unless both sides agree on the ids."""
-    tokens, others = ([*_encode(side.bundle, prompts)] for side in (a, b))
+    tokens, others = ([*_encode(side, prompts)] for side in (a, b))
     sizes = {side.bundle.manifest.vocab_size for side in (a, b)}
     if len(sizes) > 1 or tokens != others:
         raise EvaluationError(
@@ -244,11 +268,11 @@ def _same_tokens(a: Side, b: Side, prompts: Sequence[SafetyPrompt]) -> list[list
     return tokens
 
 
-def _encode(bundle: Bundle, prompts: Sequence[SafetyPrompt]) -> Iterator[list[int]]:
-    manifest, tokenizer = bundle.manifest, load_tokenizer(bundle)
+def _encode(side: Side, prompts: Sequence[SafetyPrompt]) -> Iterator[list[int]]:
+    manifest = side.bundle.manifest
     for prompt in prompts:
         yield encode_chat(
-            tokenizer,
+            side.tokenizer,
             manifest.chat_template,
             [Message("user", prompt.text)],
             manifest.bos_token,

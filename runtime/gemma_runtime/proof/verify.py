@@ -142,12 +142,13 @@ def replay(session: Session, golden: Golden) -> tuple[Logits, Logits]:
     tokens, start = golden.tokens, len(golden.tokens) - golden.judged
     half = start + max(1, golden.judged // 2)
     session.reset()
-    rows = [session.prefill(tokens[:half])]
-    rows += [session.decode(token) for token in tokens[half:]]
-    session.reset()
     if start:
         session.prefill(tokens[:start])
+    mark = session.hold()
     scored = session.score(tokens[start:])
+    held = session.rewind(mark)  # start, or 0 where the caches can't go back
+    rows = [session.prefill(tokens[held:half])]
+    rows += [session.decode(token) for token in tokens[half:]]
     session.reset()
     return scored, np.stack(rows)
 

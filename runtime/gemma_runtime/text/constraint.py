@@ -88,13 +88,13 @@ class Constraint:
         makers = {".lark": cls.lark, ".gbnf": cls.gbnf}
         if path.suffix not in makers:
             raise ConstraintError(f"{path} ends in neither {' nor '.join(makers)}; rename it")
-        return makers[path.suffix](_read(path))
+        return makers[path.suffix](read_file(path))
 
     @classmethod
     def read_json_schema(cls, path: Path) -> Self:
         """The JSON Schema in a file."""
         try:
-            return cls.json_schema(_read(path))
+            return cls.json_schema(read_file(path))
         except ConstraintError as error:
             raise ConstraintError(f"{path}: {error}") from error
 
@@ -122,7 +122,8 @@ def start_constraint(
     return constraint
 
 
-def _read(path: Path) -> str:
+def read_file(path: Path) -> str:
+    """A schema's or grammar's text. Raises ConstraintError."""
     try:
         return path.read_text("utf-8")
     except OSError as error:

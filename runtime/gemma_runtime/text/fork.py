@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from gemma_runtime.session import Session
+from gemma_runtime.text.shared_prefix import common_length
 
 
 class Fork:
@@ -31,9 +32,5 @@ class Fork:
 
 def shared_beginning(sequences: Sequence[Sequence[int]]) -> int:
     """How many tokens all sequences begin with, leaving at least one of each."""
-    shortest = min(map(len, sequences)) - 1
-    first = sequences[0]
-    for index in range(shortest):
-        if any(other[index] != first[index] for other in sequences):
-            return index
-    return shortest
+    shortest = min(sequences, key=len)
+    return min(len(shortest) - 1, *(common_length(shortest, other) for other in sequences))

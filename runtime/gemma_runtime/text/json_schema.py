@@ -4,7 +4,6 @@ Other keywords are refused, since ignoring one would accept wrong values. A `Con
 """
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -71,9 +70,9 @@ class JsonSchema:
     def _size_problems(self, value: Json) -> Iterator[str]:
         if _is_number(value):
             yield from self._limit_problems(value, "", "minimum", "maximum")
-            if value <= self._limits.get("exclusiveMinimum", -math.inf):
+            if "exclusiveMinimum" in self._limits and value <= self._limits["exclusiveMinimum"]:
                 yield f"expected more than {self._limits['exclusiveMinimum']}"
-            if value >= self._limits.get("exclusiveMaximum", math.inf):
+            if "exclusiveMaximum" in self._limits and value >= self._limits["exclusiveMaximum"]:
                 yield f"expected less than {self._limits['exclusiveMaximum']}"
         elif isinstance(value, str):
             yield from self._limit_problems(len(value), " characters", "minLength", "maxLength")
@@ -83,9 +82,9 @@ class JsonSchema:
             yield from (f'"{name}" is missing' for name in self._required if name not in value)
 
     def _limit_problems(self, size: float, unit: str, minimum: str, maximum: str) -> Iterator[str]:
-        if size < self._limits.get(minimum, -math.inf):
+        if minimum in self._limits and size < self._limits[minimum]:
             yield f"expected at least {self._limits[minimum]}{unit}"
-        if size > self._limits.get(maximum, math.inf):
+        if maximum in self._limits and size > self._limits[maximum]:
             yield f"expected at most {self._limits[maximum]}{unit}"
 
     def _child_problems(self, path: str, value: Json) -> Iterator[Violation]:

@@ -37,6 +37,7 @@ from tests.export.checkpoint.test_gguf_tokenizer import HERE, metadata
 from tests.export.conftest import TinyCheckpoint
 from tests.export.gguf_files import GEMMA2, GEMMA3, write_tiny
 from tests.export.llama_server import LlamaServer
+from tests.export.rewinding import check_operations, check_rewinds
 
 Q4_0, Q4_1, Q8_0 = (GGMLQuantizationType[name] for name in ("Q4_0", "Q4_1", "Q8_0"))
 MODELS = pytest.mark.parametrize("hf", [GEMMA2, GEMMA3], ids=["gemma2", "gemma3"])
@@ -147,6 +148,21 @@ def test_the_bundle_passes_verify_in_llama_cpp(tmp_path: Path, hf: Json) -> None
     )
     bundle = export_gguf(tmp_path, write_tiny(tmp_path, hf), "int4")
     assert verify_bundle(bundle).verdict is Verdict.PASS
+
+
+@MODELS
+def test_llama_cpp_goes_back_exactly_from_anywhere(tmp_path: Path, hf: Json) -> None:
+    pytest.importorskip(
+        "llama_cpp", reason="NOT TESTED in llama.cpp; run: pip install llama-cpp-python"
+    )
+    bundle = export_gguf(tmp_path, write_tiny(tmp_path, hf), "int4")
+    tokens = np.random.default_rng(1).integers(0, 22, 128).tolist()
+    positions = range(1, 90)
+    with open_session(bundle, threads=1) as session, open_session(bundle, threads=1) as fresh:
+        for back, mark in ((1, False), (30, False), (30, True)):
+            assert check_rewinds(session, tokens, positions, back, mark) == [*positions]
+        check_operations(session, fresh, [("feed", 20), ("hold", 0), *[("feed", 40)] * 2])
+        check_operations(session, fresh, [*[("feed", 30), ("rewind", 1), ("feed", 9)] * 4])
 
 
 def test_a_benchmark_prints_its_figures(tmp_path: Path) -> None:

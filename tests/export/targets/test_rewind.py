@@ -18,7 +18,8 @@ from tests.export.rewinding import (
 
 CONTEXT = 224
 TOKENS = np.random.default_rng(2).integers(0, 96, CONTEXT).tolist()
-PAST_THREE_WINDOWS = range(3 * WINDOW + 2)
+PAST_THREE_WINDOWS = range(1, 3 * WINDOW + 4)
+AROUND_WINDOWS = (1, 4, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 1, 3 * WINDOW + 2)
 SLOTS, STEP = WINDOW + 64, 65  # of ONNX bundles: a full cache drops STEP tokens
 
 
@@ -58,24 +59,25 @@ def test_a_full_cache_goes_back_anywhere(full_cache: Bundle, back: int) -> None:
         assert check_rewinds(session, TOKENS, positions, back, mark=False) == [*positions]
 
 
+@pytest.fixture(scope="module")
+def int8_bundle(short_gemma3: TinyCheckpoint, export: Export) -> Bundle:
+    return export(short_gemma3.folder, "int8", context=CONTEXT)
+
+
 @settings(max_examples=40, deadline=None)
 @given(operations=OPERATIONS)
 def test_onnx_is_exact_after_any_operations(
-    onnx_bundle: Bundle, full_cache: Bundle, operations: list[Operation]
+    onnx_bundle: Bundle, full_cache: Bundle, int8_bundle: Bundle, operations: list[Operation]
 ) -> None:
-    for bundle in (onnx_bundle, full_cache):
+    for bundle in (onnx_bundle, full_cache, int8_bundle):
         with open_session(bundle, threads=1) as one, open_session(bundle, threads=1) as fresh:
             check_operations(one, fresh, operations)
 
 
-def test_going_back_further_than_the_caches_hold_would_be_wrong(
+def test_onnx_would_be_wrong_far_before_the_last_shortening(
     onnx_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Shows that the tests above can fail."""
-    with open_session(onnx_bundle, threads=1) as session:
-        monkeypatch.setattr(session, "_holds", lambda position, written: True)
-        with pytest.raises(AssertionError):
-            check_rewinds(session, TOKENS, [SLOTS], back=STEP, mark=False)
+    check_wrong(onnx_bundle, SLOTS, STEP, monkeypatch)
 
 
 def test_positions_and_marks_that_a_session_never_had_are_refused(onnx_bundle: Bundle) -> None:
@@ -89,3 +91,85 @@ def test_positions_and_marks_that_a_session_never_had_are_refused(onnx_bundle: B
         with pytest.raises(SessionError, match="mark is of another session"):
             one.rewind(other.hold())
         assert one.position == 5
+
+
+@pytest.fixture(scope="module")
+def executorch_bundle(short_gemma3: TinyCheckpoint, export: Export) -> Bundle:
+    pytest.importorskip("executorch")
+    return export(short_gemma3.folder, "none", target="executorch")
+
+
+@pytest.fixture(scope="module", params=["coreml", "coreai"])
+def apple_bundle(
+    request: pytest.FixtureRequest, short_gemma2: TinyCheckpoint, export: Export
+) -> Bundle:
+    """Of two layers, since a step takes tens of milliseconds."""
+    pytest.importorskip({"coreml": "coremltools", "coreai": "coreai_torch"}[request.param])
+    return export(short_gemma2.folder, "none", target=request.param, prefill=8)
+
+
+@pytest.mark.parametrize("mark", [False, True], ids=["position", "mark"])
+@pytest.mark.parametrize("back", [1, 24, 25])
+def test_executorch_goes_back_by_its_prefill_length(
+    executorch_bundle: Bundle, back: int, mark: bool
+) -> None:
+    """Its caches are inside the program: a mark can't keep them."""
+    slots = WINDOW + 24 - 1
+    expected = [p if back <= 24 or p + back <= slots else 0 for p in PAST_THREE_WINDOWS]
+    with open_session(executorch_bundle, threads=1) as session:
+        assert check_rewinds(session, TOKENS, PAST_THREE_WINDOWS, back, mark) == expected
+
+
+@settings(max_examples=10, deadline=None)
+@given(operations=OPERATIONS)
+def test_executorch_is_exact_after_any_operations(
+    executorch_bundle: Bundle, operations: list[Operation]
+) -> None:
+    with (
+        open_session(executorch_bundle, threads=1) as one,
+        open_session(executorch_bundle, threads=1) as fresh,
+    ):
+        check_operations(one, fresh, operations)
+
+
+@pytest.mark.parametrize("back", [1, 2, 12])
+def test_rings_of_one_window_go_back_by_one_token(apple_bundle: Bundle, back: int) -> None:
+    expected = [p if back == 1 or p + back <= WINDOW else 0 for p in AROUND_WINDOWS]
+    with open_session(apple_bundle) as session:
+        assert check_rewinds(session, TOKENS, AROUND_WINDOWS, back, mark=False) == expected
+
+
+def test_rings_of_one_window_go_back_to_a_mark_from_anywhere(apple_bundle: Bundle) -> None:
+    with open_session(apple_bundle) as session:
+        answers = check_rewinds(session, TOKENS, AROUND_WINDOWS, back=20, mark=True)
+    assert answers == [*AROUND_WINDOWS]
+
+
+def test_rings_of_one_window_are_exact_after_many_operations(apple_bundle: Bundle) -> None:
+    operations = [
+        *[("feed", 13), ("hold", 0), ("feed", 30), ("return", 0), ("feed", 1), ("rewind", 1)],
+        *[("feed", 9), ("hold", 0), ("feed", 20), ("return", 1), ("return", 0), ("feed", 5)],
+        *[("drop", 0), ("feed", 17), ("rewind", 3), ("reset", 0), ("return", 0)],
+    ]
+    with open_session(apple_bundle) as one, open_session(apple_bundle) as fresh:
+        check_operations(one, fresh, operations)
+
+
+def test_executorch_would_be_wrong_one_token_further_back(
+    executorch_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_wrong(executorch_bundle, 3 * WINDOW, 25, monkeypatch)
+
+
+def test_rings_of_one_window_would_be_wrong_one_token_further_back(
+    apple_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_wrong(apple_bundle, 3 * WINDOW, 2, monkeypatch)
+
+
+def check_wrong(bundle: Bundle, position: int, back: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the rule the logits are wrong: the other tests can fail."""
+    with open_session(bundle, threads=1) as session:
+        monkeypatch.setattr(session, "_holds", lambda position, written: True)
+        with pytest.raises(AssertionError):
+            check_rewinds(session, TOKENS, [position], back, mark=False)

@@ -14,7 +14,7 @@ from gemma_runtime.errors import ContextFull, EvaluationError
 from gemma_runtime.proof.agreement import Floats
 from gemma_runtime.proof.goldens import log_sum_exp
 from gemma_runtime.proof.refusals import Openings
-from gemma_runtime.proof.safety import PromptFigures, compare_safety, kind_figures
+from gemma_runtime.proof.safety import PromptFigures, _Rows, compare_safety, kind_figures
 from gemma_runtime.proof.safety_prompts import SafetyPrompt, read_prompts
 from gemma_runtime.session import open_session
 from gemma_runtime.text.chat import Message, encode_chat
@@ -216,3 +216,14 @@ def changed(bundle: Bundle, folder: Path, change: Callable[[dict[str, Any]], obj
     change(manifest)
     (copy / "manifest.json").write_text(json.dumps(manifest))
     return open_bundle(copy)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line() -> None:
+    with (
+        open("/dev/full", "r+b", buffering=0) as file,
+        pytest.raises(
+            EvaluationError, match=r"can't write to .*: No space left on device; free some space"
+        ),
+    ):
+        _Rows(file, 4096).append(np.zeros(4096))

@@ -85,6 +85,11 @@ def test_an_enum_and_a_const_both_count() -> None:
     assert len(schema.check(1)) == len(schema.check(2)) == 1
 
 
+def test_numbers_without_limits_may_be_infinite() -> None:
+    """A KeyError: the missing limit was replaced by infinity."""
+    assert JsonSchema({"type": "number"}).check(float("inf")) == []
+
+
 def test_a_valid_reply_is_the_answer(tokenizer: Tokenizer) -> None:
     answer, seen = ask(tokenizer, ['Sure: {"age": 36}.'])
     assert (answer.value, answer.is_valid, answer.attempts) == ({"age": 36}, True, 1)

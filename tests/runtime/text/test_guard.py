@@ -1,5 +1,6 @@
 """The guard: its prompt, its score, and user text that can't leave its turn."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from tokenizers import Tokenizer as RawTokenizer
 
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import ContextFull, SessionError, TokenizerError
-from gemma_runtime.session import FakeSession, open_session
+from gemma_runtime.session import FakeSession, Logits, open_session
 from gemma_runtime.text.fork import Fork, shared_beginning
 from gemma_runtime.text.guard import SHIELD_POLICIES, Guard, Policy, shield_prompt, violated
 from tests.runtime.conftest import BOS, small_tokenizer
@@ -144,12 +145,31 @@ def test_a_policy_is_violated_from_the_threshold_on_and_without_a_score() -> Non
     assert list(violated(guard, guard.check(""))) in (["c", "b", "d"], ["d", "c", "b"])
 
 
-def test_a_fork_goes_back_to_the_shared_tokens() -> None:
-    fed = FakeSession(lambda tokens: np.array([sum(tokens)], np.float32))
-    fork = Fork(fed, [1, 2, 3])
+class Counting(FakeSession):
+    """Its logits are the sum of its tokens; counts the tokens fed."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda tokens: np.array([sum(tokens)], np.float32))
+        self.fed = 0
+
+    def score(self, tokens: Sequence[int]) -> Logits:
+        self.fed += len(tokens)
+        return super().score(tokens)
+
+
+def test_a_fork_feeds_the_shared_tokens_once() -> None:
+    session = Counting()
+    fork = Fork(session, [1, 2, 3])
     assert [float(fork.back().prefill([token])[0]) for token in (10, 20)] == [16, 26]
-    fed.rewind(1)  # somebody else went back further
-    assert float(fork.back().prefill([30])[0]) == 36
+    assert session.fed == 5
+
+
+def test_a_fork_feeds_again_what_the_session_has_lost() -> None:
+    session = Counting()
+    fork = Fork(session, [1, 2, 3])
+    session.rewind(1)
+    assert [float(fork.back().prefill([token])[0]) for token in (30, 40)] == [36, 46]
+    assert session.fed == 3 + 2 + 2
 
 
 @pytest.mark.parametrize(

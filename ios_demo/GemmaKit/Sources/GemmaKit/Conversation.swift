@@ -103,8 +103,8 @@ public final class Conversation {
     }
 
     /// The reply to `content`. If the conversation no longer fits, throws contextFull and changes nothing.
-    /// With `roll`, only a turn that doesn't fit by itself does so.
-    public func send(_ content: String, maxNewTokens: Int? = nil) throws -> Reply {
+    /// With `roll`, only a turn that doesn't fit by itself does so. A grammar holds this reply alone to its format.
+    public func send(_ content: String, maxNewTokens: Int? = nil, grammar: ByteGrammar? = nil) throws -> Reply {
         let asked = messages + [Message(.user, content)]
         let (kept, tokens) = try fitting(asked, maxNewTokens ?? session.contextLength)
         try checkFits(tokens)
@@ -113,7 +113,8 @@ public final class Conversation {
             prompt: Array(tokens[cached...]),
             history: Array(tokens[..<cached]),
             maxNewTokens: maxNewTokens ?? session.contextLength,
-            stopTokens: codec.stopTokens
+            stopTokens: codec.stopTokens,
+            grammar: grammar.map { GrammarState($0, codec.tokenizer, stopTokens: codec.stopTokens) }
         )
         let generation = try TokenGeneration(session, request, sampler)
         let next = Reply(generation, codec.tokenizer, forgotten: asked.count - kept.count)

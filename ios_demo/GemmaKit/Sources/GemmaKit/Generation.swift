@@ -1,5 +1,6 @@
 public enum StopReason: Equatable, Sendable {
     case stopToken, length, context
+    case constraint  // the grammar allows nothing more
 }
 
 /// A prompt and when to stop generating.
@@ -8,12 +9,16 @@ public struct GenerationRequest {
     public let history: [Int]  // tokens that are cached already; only the repetition penalty uses them
     public let maxNewTokens: Int
     public let stopTokens: Set<Int>
+    public let grammar: GrammarState?  // what the reply must be
 
-    public init(prompt: [Int], history: [Int] = [], maxNewTokens: Int, stopTokens: Set<Int>) {
+    public init(
+        prompt: [Int], history: [Int] = [], maxNewTokens: Int, stopTokens: Set<Int>, grammar: GrammarState? = nil
+    ) {
         self.prompt = prompt
         self.history = history
         self.maxNewTokens = maxNewTokens
         self.stopTokens = stopTokens
+        self.grammar = grammar
     }
 }
 
@@ -51,14 +56,17 @@ public final class TokenGeneration: AsyncSequence, AsyncIteratorProtocol {
         try Task.checkCancellation()
         let logits = try tokens.last.map(session.decode) ?? session.prefill(request.prompt)
         try Task.checkCancellation()
-        let token = try sampler.pick(logits, previous: previous)
+        let token = try sampler.pick(logits, previous: previous, allowed: request.grammar?.allows)
         if request.stopTokens.contains(token) {
             reason = .stopToken
             return nil
         }
+        request.grammar?.accept(token)
         tokens.append(token)
         previous.append(token)
-        if tokens.count == request.maxNewTokens {
+        if request.grammar?.isDone == true {
+            reason = .constraint
+        } else if tokens.count == request.maxNewTokens {
             reason = .length
         } else if session.position == session.contextLength {
             reason = .context

@@ -38,9 +38,11 @@ public struct Sampler {
         self.noise = noise
     }
 
-    /// Chooses a token from logits, (V); `previous` are the tokens so far, prompt included.
-    public func pick(_ logits: [Float], previous: [Int]) throws -> Int {
-        let penalized = penalize(logits, previous, sampling.repetitionPenalty)
+    /// Chooses a token from logits, (V); `previous` are the tokens so far, prompt included. Tokens that are not
+    /// `allowed` are dropped before any filter.
+    public func pick(_ logits: [Float], previous: [Int], allowed: ((Int) -> Bool)? = nil) throws -> Int {
+        var penalized = penalize(logits, previous, sampling.repetitionPenalty)
+        if let allowed { penalized = try onlyAllowed(penalized, allowed) }
         let best = try bestToken(penalized)
         if sampling.temperature == 0 { return best }
         let candidates = candidates(penalized, highest: penalized[best])
@@ -53,14 +55,35 @@ public struct Sampler {
         return candidates[candidates.count - 1].token
     }
 
+    /// The logits of the likeliest allowed tokens, as many as the filters look at; the others are minus infinity.
+    private func onlyAllowed(_ logits: [Float], _ allowed: (Int) -> Bool) throws -> [Float] {
+        let wanted = sampling.temperature == 0 ? 1 : sampling.topK
+        var tried = wanted == 0 ? logits.count : max(wanted, firstTried)
+        while true {
+            let threshold = kthLargest(logits, tried)
+            let kept = logits.indices.filter { logits[$0] >= threshold && allowed($0) }
+            if kept.count >= max(wanted, 1) || tried >= logits.count { return try only(kept, logits) }
+            tried *= 16
+        }
+    }
+
     private func candidates(_ logits: [Float], highest: Float) -> [Candidate] {
-        let threshold = kthLargest(logits, sampling.topK)
+        let threshold = max(kthLargest(logits, sampling.topK), -.greatestFiniteMagnitude)  // -inf is not allowed
         var candidates = logits.indices.filter { logits[$0] >= threshold }.map { token in
             Candidate(token: token, share: exp((Double(logits[token]) - Double(highest)) / sampling.temperature))
         }
         if sampling.topP < 1 { candidates = nucleus(candidates, sampling.topP) }
         return sampling.minP == 0 ? candidates : candidates.filter { $0.share >= sampling.minP }
     }
+}
+
+private let firstTried = 64  // the likeliest token that a JSON grammar allows is nearly always among these
+
+private func only(_ kept: [Int], _ logits: [Float]) throws -> [Float] {
+    guard !kept.isEmpty else { throw GemmaError.session("the grammar allows none of the model's tokens here") }
+    var masked = [Float](repeating: -.infinity, count: logits.count)
+    for token in kept { masked[token] = logits[token] }
+    return masked
 }
 
 /// A token that may be drawn, and its probability relative to the best one's.

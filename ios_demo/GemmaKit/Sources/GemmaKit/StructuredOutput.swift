@@ -52,15 +52,17 @@ public struct StructuredAnswer: Equatable {
 
 /// Asks until the answer is valid, at most `attempts` times; returns the last result in any case.
 ///
-/// An answer is cut off after `maxNewTokens`, because a model that doesn't stop would fill the context.
+/// An answer is cut off after `maxNewTokens`, because a model that doesn't stop would fill the context. With the
+/// schema's compiled grammar, an answer that is not cut off is valid at the first attempt.
 public func askStructured(
     _ conversation: Conversation, _ request: String, _ schema: Schema, attempts: Int = 3, maxNewTokens: Int = 512,
+    grammar: ByteGrammar? = nil,
     onReply: (Reply) async throws -> Void = { reply in for try await _ in reply {} }
 ) async throws -> StructuredAnswer {
     var prompt = structuredPrompt(request, schema)
     var answer = StructuredAnswer(result: .invalid([]), attempts: 0)
     while answer.attempts < attempts {
-        let reply = try conversation.send(prompt, maxNewTokens: maxNewTokens)
+        let reply = try conversation.send(prompt, maxNewTokens: maxNewTokens, grammar: grammar)
         try await onReply(reply)
         answer = StructuredAnswer(result: checkStructured(reply.text, schema), attempts: answer.attempts + 1)
         guard case .invalid(let violations) = answer.result else { return answer }

@@ -91,9 +91,9 @@ class Conversation(
 
     /**
      * The reply to `content`. If the conversation no longer fits, throws ContextFullException and changes nothing.
-     * With `roll`, only a turn that doesn't fit by itself does so.
+     * With `roll`, only a turn that doesn't fit by itself does so. A grammar holds this reply alone to its format.
      */
-    fun send(content: String, maxNewTokens: Int = session.contextLength): Reply {
+    fun send(content: String, maxNewTokens: Int = session.contextLength, grammar: ByteGrammar? = null): Reply {
         val asked = messages + Message(Role.USER, content)
         val (messages, tokens) = fitting(asked, maxNewTokens)
         checkFits(tokens)
@@ -103,6 +103,7 @@ class Conversation(
             history = tokens.copyOf(cached),
             maxNewTokens = maxNewTokens,
             stopTokens = codec.stopTokens,
+            grammar = grammar?.let { GrammarState(it, codec.tokenizer, codec.stopTokens) },
         )
         val next = Reply(TokenGeneration(session, request, sampler), codec.tokenizer, asked.size - messages.size)
         turns.clear()

@@ -5,7 +5,8 @@ import kotlinx.coroutines.ensureActive
 import kotlinx.coroutines.flow.Flow
 import kotlinx.coroutines.flow.flow
 
-enum class StopReason { STOP_TOKEN, LENGTH, CONTEXT }
+/** CONSTRAINT: the grammar allows nothing more. */
+enum class StopReason { STOP_TOKEN, LENGTH, CONTEXT, CONSTRAINT }
 
 /** A prompt and when to stop generating. */
 data class GenerationRequest(
@@ -13,6 +14,7 @@ data class GenerationRequest(
     val history: IntArray, // tokens that are cached already; only the repetition penalty uses them
     val maxNewTokens: Int,
     val stopTokens: Set<Int>,
+    val grammar: GrammarState? = null, // what the reply must be
 )
 
 /** Generates tokens: collect its flow once. Cancelling the collector stops it between two tokens. */
@@ -42,9 +44,10 @@ class TokenGeneration(
         var logits = session.prefill(request.prompt)
         while (true) {
             currentCoroutineContext().ensureActive()
-            val token = sampler.pick(logits, previous)
+            val token = sampler.pick(logits, previous, request.grammar?.let { it::allows })
             reason = if (token in request.stopTokens) StopReason.STOP_TOKEN else null
             if (reason != null) return@flow
+            request.grammar?.accept(token)
             generated += token
             previous += token
             reason = reasonToStop()
@@ -55,6 +58,7 @@ class TokenGeneration(
     }
 
     private fun reasonToStop(): StopReason? = when {
+        request.grammar?.isDone == true -> StopReason.CONSTRAINT
         generated.size == request.maxNewTokens -> StopReason.LENGTH
         session.position == session.contextLength -> StopReason.CONTEXT
         else -> null

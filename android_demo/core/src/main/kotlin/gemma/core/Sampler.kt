@@ -24,9 +24,13 @@ data class Sampling(
 
 /** Chooses tokens. `noise` returns numbers of at least 0 and below 1. */
 class Sampler(private val sampling: Sampling, private val noise: () -> Double = java.util.Random()::nextDouble) {
-    /** Chooses a token from logits, (V); `previous` are the tokens so far, prompt included. */
-    fun pick(logits: FloatArray, previous: List<Int>): Int {
-        val penalized = penalize(logits, previous, sampling.repetitionPenalty)
+    /**
+     * Chooses a token from logits, (V); `previous` are the tokens so far, prompt included. Tokens that are not
+     * `allowed` are dropped before any filter.
+     */
+    fun pick(logits: FloatArray, previous: List<Int>, allowed: ((Int) -> Boolean)? = null): Int {
+        var penalized = penalize(logits, previous, sampling.repetitionPenalty)
+        if (allowed != null) penalized = onlyAllowed(penalized, allowed)
         if (sampling.temperature == 0.0) return bestToken(penalized)
         val (tokens, shares) = candidates(penalized)
         val drawn = noise() * shares.sumInOrder()
@@ -38,10 +42,22 @@ class Sampler(private val sampling: Sampling, private val noise: () -> Double = 
         return tokens.last()
     }
 
+    /** The logits of the likeliest allowed tokens, as many as the filters look at; the others are minus infinity. */
+    private fun onlyAllowed(logits: FloatArray, allowed: (Int) -> Boolean): FloatArray {
+        val wanted = if (sampling.temperature == 0.0) 1 else sampling.topK
+        var tried = if (wanted == 0) logits.size else maxOf(wanted, FIRST_TRIED)
+        while (true) {
+            val threshold = kthLargest(logits, tried)
+            val kept = logits.indices.filter { logits[it] >= threshold && allowed(it) }
+            if (kept.size >= maxOf(wanted, 1) || tried >= logits.size) return only(kept, logits)
+            tried *= 16
+        }
+    }
+
     /** Tokens that may be drawn, and their probabilities relative to the best one's. */
     private fun candidates(logits: FloatArray): Pair<IntArray, DoubleArray> {
         val highest = logits[bestToken(logits)]
-        val threshold = kthLargest(logits, sampling.topK)
+        val threshold = maxOf(kthLargest(logits, sampling.topK), -Float.MAX_VALUE) // -inf is not allowed
         var tokens = logits.indices.filter { logits[it] >= threshold }.toIntArray()
         var shares = DoubleArray(tokens.size) {
             Math.exp((logits[tokens[it]].toDouble() - highest) / sampling.temperature)
@@ -56,6 +72,15 @@ class Sampler(private val sampling: Sampling, private val noise: () -> Double = 
         val likely = shares.indices.filter { shares[it] >= sampling.minP }
         return IntArray(likely.size) { tokens[likely[it]] } to DoubleArray(likely.size) { shares[likely[it]] }
     }
+}
+
+private const val FIRST_TRIED = 64 // the likeliest token that a JSON grammar allows is nearly always among these
+
+private fun only(kept: List<Int>, logits: FloatArray): FloatArray {
+    if (kept.isEmpty()) throw SessionException("the grammar allows none of the model's tokens here")
+    val masked = FloatArray(logits.size) { Float.NEGATIVE_INFINITY }
+    for (token in kept) masked[token] = logits[token]
+    return masked
 }
 
 /** The token with the largest logit; throws SessionException if a logit is NaN or the largest is infinite. */

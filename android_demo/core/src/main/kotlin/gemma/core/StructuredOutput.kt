@@ -49,7 +49,8 @@ data class StructuredAnswer(val result: StructuredResult, val attempts: Int) {
 /**
  * Asks until the answer is valid, at most `attempts` times; returns the last result in any case.
  *
- * An answer is cut off after `maxNewTokens`, because a model that doesn't stop would fill the context.
+ * An answer is cut off after `maxNewTokens`, because a model that doesn't stop would fill the context. With the
+ * schema's compiled grammar, an answer that is not cut off is valid at the first attempt.
  */
 suspend fun askStructured(
     conversation: Conversation,
@@ -57,12 +58,13 @@ suspend fun askStructured(
     schema: Schema,
     attempts: Int = 3,
     maxNewTokens: Int = 512,
+    grammar: ByteGrammar? = null,
     onReply: suspend (Reply) -> Unit = { reply -> reply.pieces.collect {} },
 ): StructuredAnswer {
     var prompt = structuredPrompt(request, schema)
     var answer = StructuredAnswer(StructuredResult.Invalid(emptyList()), 0)
     while (answer.attempts < attempts) {
-        val reply = conversation.send(prompt, maxNewTokens)
+        val reply = conversation.send(prompt, maxNewTokens, grammar)
         onReply(reply)
         answer = StructuredAnswer(checkStructured(reply.text, schema), answer.attempts + 1)
         val invalid = answer.result as? StructuredResult.Invalid ?: return answer

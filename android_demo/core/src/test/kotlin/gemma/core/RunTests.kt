@@ -29,6 +29,7 @@ fun main(more: Array<String>) {
         ConversationTest::class.java,
         TinyModelTest::class.java,
         StructuredTest::class.java,
+        GrammarTest::class.java,
         LatencyMeterTest::class.java,
         VerifyTest::class.java,
         *more.map { Class.forName(it) }.toTypedArray(),
