@@ -171,6 +171,7 @@ def test_wrong_requests_give_one_line(
     arguments: list[str],
     message: str,
 ) -> None:
+    # Without the index of lm_eval's own tasks, which takes ten seconds.
     monkeypatch.setattr(
         "lm_eval.tasks.TaskManager.__init__.__defaults__", (None, None, False, None)
     )
