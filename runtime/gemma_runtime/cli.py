@@ -30,6 +30,10 @@ _HELP = """Run, check and measure the bundles that gemma-export writes. Needs no
 
   gemma-runtime eval out/gemma --text story.txt
 
+  gemma-runtime lm-eval out/gemma --tasks mmlu --output runs/gemma
+
+  gemma-runtime compare runs/float runs/gemma
+
   gemma-runtime safety out/float out/gemma --prompts harmful.txt   (before and after)
 
   gemma-runtime chat out/gemma --guard out/shieldgemma

@@ -1,5 +1,6 @@
 """`gemma-runtime lm-eval`, `compare` and `safety`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -88,6 +89,11 @@ def lm_eval(
         resume,
     )
     print(_json(results) if json else render_results(results))
+    isolation = results["config"]["code_isolation"]
+    if isolation is not None and "namespaces" not in isolation:
+        print(
+            "warning: the model's code could reach the network: see code_isolation", file=sys.stderr
+        )
 
 
 def _json(results: object) -> str:

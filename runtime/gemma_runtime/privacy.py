@@ -5,6 +5,7 @@ import os
 OPT_OUTS = {
     "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime from 1.29 on, onnxruntime-genai
     "ORT_TELEMETRY_DISABLED": "1",  # the name in builds before the release of 1.29
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # datasets and evaluate, which lm_eval uses
     "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, hf_xet, transformers
 }
 

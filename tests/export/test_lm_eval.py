@@ -101,6 +101,33 @@ def test_whole_texts_have_one_bos(
         assert other["resps"][0][0] == pytest.approx(one["resps"][0][0], abs=2e-3)
 
 
+@pytest.mark.parametrize("target", ["executorch", "coreml"])
+def test_other_targets_give_the_same_answers(
+    checkpoint: Path, ours: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    """Their caches go back less far, and their tokens are fed in other steps."""
+    from gemma_runtime.lm_eval import GemmaBundle
+
+    pytest.importorskip({"executorch": "executorch", "coreml": "coremltools"}[target])
+    tasks = write_tasks(tmp_path / "tasks", questions=4, longest=40)
+    other = export_folder(
+        checkpoint, "none", tmp_path / "bundle", context=CONTEXT, prefill=16, target=target
+    )
+    model = GemmaBundle(other.directory, threads=1, chunk=16)
+
+    expected, actual = (
+        _samples(one, ["texts", "replies"], tasks, tmp_path, monkeypatch) for one in (ours, model)
+    )
+    model.close()
+
+    for one, same in zip(expected["texts"], actual["texts"], strict=True):
+        for (pair,), (own,) in zip(one["resps"], same["resps"], strict=True):
+            assert own[0] == pytest.approx(pair[0], abs=0.05)  # Core ML computes in float16
+    if target == "executorch":
+        for one, same in zip(expected["replies"], actual["replies"], strict=True):
+            assert one["resps"] == same["resps"]
+
+
 def test_lm_eval_finds_the_model_by_its_name(bundle: Path) -> None:
     """By the entry point, from the release after 0.4.13 on; values come as texts."""
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))

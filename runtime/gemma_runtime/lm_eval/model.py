@@ -63,7 +63,7 @@ class GemmaBundle(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         if self._chunk > manifest.prefill_length:
             raise EvaluationError(
                 f"chunks of {chunk} tokens, but the bundle takes at most "
-                f"{manifest.prefill_length} at once"
+                f"{manifest.prefill_length} at once; give a smaller chunk"
             )
         self.max_length = min(int(max_length or manifest.context_length), manifest.context_length)
         self.max_gen_toks = int(max_gen_toks)
@@ -110,7 +110,7 @@ class GemmaBundle(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         """What the results depend on; it goes into the results' `config`."""
         manifest = self._bundle.manifest
         return {
-            "bundle": self._bundle.directory.name,
+            "bundle": bundle_name(self._bundle.directory),
             "bundle_digest": self._digest(),
             "model_id": manifest.model.id,
             "model_digest": manifest.model.digest,
@@ -258,6 +258,14 @@ class GemmaBundle(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
     def _versions(self) -> dict[str, str]:
         packages = ("gemma-export", "tokenizers", *self._bundle.manifest.target.packages)
         return {package: _version(package) for package in packages}
+
+
+def bundle_name(folder: Path) -> str:
+    """The folder's name; of one in the hub's cache, which is named by its commit, OWNER/NAME."""
+    folder = folder.absolute()
+    if folder.parent.name != "snapshots":
+        return folder.name
+    return folder.parents[1].name.removeprefix("models--").replace("--", "/")
 
 
 def _generation_key(prompt: Prompt) -> tuple[object, ...]:

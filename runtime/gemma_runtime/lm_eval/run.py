@@ -64,7 +64,7 @@ def run_tasks(
     from lm_eval import simple_evaluate
 
     from gemma_runtime.lm_eval.code_metric import replaced_code_metric
-    from gemma_runtime.lm_eval.model import GemmaBundle
+    from gemma_runtime.lm_eval.model import GemmaBundle, bundle_name
 
     with replaced_code_metric(options.run_unsafe_code) as code:
         manager = _open_tasks(options)
@@ -78,7 +78,7 @@ def run_tasks(
         try:
             results: dict[str, Any] = simple_evaluate(
                 model=model,
-                model_args={"model": bundle.resolve().name},
+                model_args={"model": bundle_name(bundle)},
                 tasks=list(manager.loaded),
                 task_manager=manager,
                 limit=options.limit,

@@ -171,6 +171,7 @@ def test_wrong_requests_give_one_line(
     arguments: list[str],
     message: str,
 ) -> None:
+    # Without the index of lm_eval's own tasks, which takes ten seconds.
     monkeypatch.setattr(
         "lm_eval.tasks.TaskManager.__init__.__defaults__", (None, None, False, None)
     )
@@ -224,3 +225,10 @@ def test_without_lm_eval_one_line_says_what_to_install(monkeypatch: pytest.Monke
 
     with pytest.raises(Exception, match=r"run: pip install 'gemma-export\[eval\]'"):
         run_tasks(TINY, TaskOptions(tasks=["letters"]), ModelOptions())
+
+
+def test_a_bundle_in_the_cache_of_the_hub_has_the_name_of_its_repository() -> None:
+    from gemma_runtime.lm_eval.model import bundle_name
+
+    assert bundle_name(Path("hub/models--owner--gemma-3/snapshots/0a1b2c")) == "owner/gemma-3"
+    assert bundle_name(Path("out/gemma-3")) == "gemma-3"
