@@ -179,6 +179,7 @@ def chat(
     )
     tokenizer = load_tokenizer(opened)
     start_constraint(constraint, tokenizer, opened.manifest.stop_tokens)  # refuses before any turn
+    drafter = _start_drafter(opened, draft)
     with (
         _open_guard(guard, guard_threshold, threads) as watch,
         open_session(opened, threads) as session,
@@ -195,7 +196,7 @@ def chat(
             system=system,
             roll=roll,
             tools=schemas,
-            drafts=_start_drafter(opened, draft) is not None,
+            drafts=drafter is not None,
         )
         for line in _typed_lines():
             if line == "/new":

@@ -49,6 +49,32 @@ def test_a_folder_that_is_not_a_bundle_gives_one_error_line(
     assert "is not a bundle" in _error(capsys)
 
 
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_drafts_are_refused_where_they_save_no_time(
+    bundle: Bundle, tmp_path: Path, capsys: Captured, command: str
+) -> None:
+    shutil.copytree(bundle.directory, tmp_path / "copy")
+    path = tmp_path / "copy" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["target"]["name"] = "executorch"
+    path.write_text(json.dumps(manifest))
+
+    arguments = [command, str(tmp_path / "copy"), *(["text"] if command == "run" else [])]
+    assert run_command([*arguments, "--draft"]) == 1
+
+    assert "one token per call, so drafts save no time" in _error(capsys)
+
+
+def test_run_counts_the_steps_that_drafts_take(bundle: Bundle, capsys: Captured) -> None:
+    arguments = ["run", str(bundle.directory), "the the the the", "--max-new-tokens", "16"]
+    assert run_command([*arguments, "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert run_command([*arguments, "--json", "--draft"]) == 0
+    drafted = json.loads(capsys.readouterr().out)
+    assert drafted["text"] == plain["text"]
+    assert drafted["steps"] <= plain["steps"] == plain["new_tokens"] - 1
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
