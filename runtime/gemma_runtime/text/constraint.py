@@ -93,8 +93,9 @@ class Constraint:
     @classmethod
     def read_json_schema(cls, path: Path) -> Self:
         """The JSON Schema in a file."""
+        text = read_file(path)
         try:
-            return cls.json_schema(read_file(path))
+            return cls.json_schema(text)
         except ConstraintError as error:
             raise ConstraintError(f"{path}: {error}") from error
 
