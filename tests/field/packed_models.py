@@ -16,24 +16,32 @@ from gemma_export.model.torch_ops import TorchOps
 from gemma_export.quantize.kept import resolve_recipe
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
-from tests.export.models import SHORT_GEMMA3, eager_logits, save_tiny
+from tests.export.models import SHORT_GEMMA3, eager_logits, save_tiny, untied
 
 TOKENS = torch.randint(0, 96, (40,), generator=torch.Generator().manual_seed(3)).tolist()
 UP = "model.layers.0.mlp.up_proj.weight"
 Packer = Callable[[str, Tensor], dict[str, Tensor]]  # (module, weight) → its tensors, by part
 
 
-def save_packed(folder: Path, fields: Mapping[str, Any], pack: Packer, table: bool = False) -> None:
+def save_packed(
+    folder: Path,
+    fields: Mapping[str, Any],
+    pack: Packer,
+    table: bool = False,
+    head: bool = False,
+) -> None:
     """Write a tiny Gemma whose projections, and table on request, are replaced by packed tensors.
+
+    With `head`, it has a head of its own, which is packed too.
 
     `fields` are added to `config.json`.
     """
-    save_tiny(SHORT_GEMMA3, folder)
+    save_tiny(untied(SHORT_GEMMA3) if head else SHORT_GEMMA3, folder)
     path = folder / "model.safetensors"
     tensors: dict[str, Tensor] = {}
     for name, tensor in load_file(path).items():
         module = name.removesuffix(".weight")
-        if "_proj" in name or (table and "embed_tokens" in name):
+        if "_proj" in name or "lm_head" in name or (table and "embed_tokens" in name):
             parts = pack(module, tensor)
             tensors |= {f"{module}.{part}": value.contiguous() for part, value in parts.items()}
         else:

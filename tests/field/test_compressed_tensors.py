@@ -14,8 +14,9 @@ from transformers import CompressedTensorsConfig
 
 from gemma_export.checkpoint.folder import open_folder
 from gemma_export.formats.format import Format
-from gemma_export.model.config import TABLE
+from gemma_export.model.config import HEAD, TABLE
 from gemma_runtime.errors import CheckpointError, ConfigError
+from tests.field.folders import configure
 from tests.field.packed_models import (
     UP,
     all_rows,
@@ -70,10 +71,29 @@ def compress(weight: Tensor, weights: dict[str, Any], form: str) -> dict[str, Te
     return dict(BaseCompressor.get_value_from_registry(form).compress(state, scheme))
 
 
-def save(folder: Path, weights: dict[str, Any], form: str, **fields: Any) -> Path:
-    config = quantization(weights, form, **fields)
-    save_packed(folder, config, lambda _, weight: compress(weight, weights, form))
+def save(
+    folder: Path, weights: dict[str, Any], form: str, head: bool = False, **fields: Any
+) -> Path:
+    config = quantization(weights, form, **({"ignore": []} if head else {}), **fields)
+    save_packed(folder, config, lambda _, weight: compress(weight, weights, form), head=head)
     return folder
+
+
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+def test_a_packed_head_of_its_own_is_kept(tmp_path: Path) -> None:
+    checkpoint = open_folder(save(tmp_path, GROUP, PACKED, head=True))
+    loading = {"quantization_config": CompressedTensorsConfig(dequantize=True)}
+    assert (our_logits(checkpoint) - their_logits(tmp_path, **loading)).abs().max() < 2e-5
+    store = source_store(checkpoint)
+    assert store.formats[HEAD] == Format(4)
+    assert list(rounded(checkpoint)) == [TABLE]
+
+
+def test_a_packed_head_of_a_model_that_says_it_is_tied_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, GROUP, PACKED, head=True)
+    configure(tmp_path, tie_word_embeddings=True)
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight is quantized, but"):
+        open_folder(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:You passed `quantization_config`")

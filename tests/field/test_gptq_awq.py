@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gemma_export.checkpoint.folder import open_folder
 from gemma_export.formats.format import INT4_ASYM, Format
+from gemma_export.model.config import HEAD
 from gemma_runtime.errors import CheckpointError, ConfigError
 from tests.export.checkpoint.test_prequantized import awq, gptq
 from tests.field.packed_models import UP, all_rows, rounded, save_packed, source_store
@@ -22,7 +23,9 @@ DOWN = UP.replace("up_proj", "down_proj")
 Expected = dict[str, Tensor]
 
 
-def save(folder: Path, fields: Mapping[str, Any], kind: Any = gptq, **bits: int) -> Expected:
+def save(
+    folder: Path, fields: Mapping[str, Any], kind: Any = gptq, head: bool = False, /, **bits: int
+) -> Expected:
     """A tiny Gemma in a tool's packing; the modules named in `bits` have others. 0 is unpacked."""
     expected: Expected = {}
 
@@ -35,7 +38,7 @@ def save(folder: Path, fields: Mapping[str, Any], kind: Any = gptq, **bits: int)
         expected[f"{module}.weight"] = parts.pop("expected")
         return parts
 
-    save_packed(folder, fields, pack)
+    save_packed(folder, fields, pack, head=head)
     return expected
 
 
@@ -52,6 +55,16 @@ def check(folder: Path, expected: Expected, up: Format = INT4_ASYM) -> None:
 
 def method(name: str, **fields: Any) -> dict[str, Any]:
     return {"quantization_config": {"quant_method": name, **GPTQ, **fields}}
+
+
+@pytest.mark.parametrize("kind", [gptq, awq], ids=["gptq", "awq"])
+def test_a_packed_head_of_its_own_is_kept(tmp_path: Path, kind: Any) -> None:
+    """GPTQModel packs it if `lm_head` is true."""
+    fields = method("gptq", lm_head=True) if kind is gptq else {"quantization_config": {
+        "quant_method": "awq", **AWQ}}  # fmt: skip
+    expected = save(tmp_path, fields, kind, True)
+    assert HEAD in expected
+    check(tmp_path, expected)
 
 
 def test_a_config_beside_the_weights_is_used(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gemma_export.checkpoint.folder import open_folder
 from gemma_export.formats.format import Format
-from gemma_export.model.config import TABLE
+from gemma_export.model.config import HEAD, TABLE
 from gemma_runtime.errors import CheckpointError, ConfigError
 from tests.field.packed_models import (
     UP,
@@ -45,7 +45,9 @@ def quantize(weight: Tensor, bits: int, dtype: torch.dtype) -> dict[str, Tensor]
     }
 
 
-def save(folder: Path, bits: int, dtype: torch.dtype, **fields: Any) -> dict[str, Tensor]:
+def save(
+    folder: Path, bits: int, dtype: torch.dtype, head: bool = False, /, **fields: Any
+) -> dict[str, Tensor]:
     expected: dict[str, Tensor] = {}
 
     def pack(module: str, weight: Tensor) -> dict[str, Tensor]:
@@ -54,8 +56,16 @@ def save(folder: Path, bits: int, dtype: torch.dtype, **fields: Any) -> dict[str
         return parts
 
     own = {"group_size": 32, "bits": bits, **fields}
-    save_packed(folder, {"quantization": own, "quantization_config": own}, pack, table=True)
+    save_packed(folder, {"quantization": own, "quantization_config": own}, pack, True, head)
     return expected
+
+
+def test_a_packed_head_of_its_own_is_read(tmp_path: Path) -> None:
+    expected = save(tmp_path, 4, torch.float16, True)
+    checkpoint = open_folder(tmp_path)
+    assert not checkpoint.config.tied
+    for name in (TABLE, HEAD):
+        torch.testing.assert_close(all_rows(checkpoint, name), expected[name], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
