@@ -117,7 +117,7 @@ def test_a_config_that_transformers_would_read_differently_is_refused(
 )
 def test_formats_that_transformers_can_t_load_are_refused(fmt: Format) -> None:
     with pytest.raises(TargetError, match="hf can't store w as"):
-        HfTarget().check({"w": fmt}, None)  # type: ignore[arg-type]
+        HfTarget("gptq").check({"w": fmt}, None)  # type: ignore[arg-type]
 
 
 def test_tokenizer_template_and_stops_are_those_of_the_bundle(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""Hugging Face: the codes as compressed-tensors, for transformers and vLLM."""
+"""Hugging Face: the codes as compressed-tensors or GPTQ, for transformers and vLLM."""
 
-from gemma_export.targets.spec import MIB, Costs, TargetSpec
+from gemma_export.targets.spec import MIB, Costs, Option, TargetSpec
 
 TARGET = TargetSpec(
     name="hf",
@@ -18,5 +18,14 @@ TARGET = TargetSpec(
         half_table=True,
         has_ropes=False,
         alignment=1,
+    ),
+    options=(
+        Option(
+            name="hf_format",
+            help="How a Hugging Face folder stores quantized matrices: compressed-tensors, as "
+            "llm-compressor writes them, or gptq, as AutoGPTQ and GPTQModel do.",
+            choices=("compressed-tensors", "gptq"),
+            default="compressed-tensors",
+        ),
     ),
 )
