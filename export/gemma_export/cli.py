@@ -384,11 +384,12 @@ def _flag(option: Option) -> Parameter:
 def _target_annotation() -> object:
     specs = all_targets()
     stable = ", ".join(f"{spec.name} ({spec.label})" for spec in specs if not spec.is_beta)
+    in_all = ", ".join(spec.name for spec in specs if spec.is_in_all)
     betas = ", ".join(f"{spec.name} ({spec.label})" for spec in specs if spec.is_beta)
     shown = typer.Option(
         rich_help_panel=_TARGET,
         help=f"Runtime to export for: {stable}; in beta: {betas}. Separate several with commas; "
-        "all means all but betas.",
+        f"all means those that run on a device: {in_all}.",
         autocompletion=_completing([*TARGETS, "all"]),
     )
     return Annotated[str, shown]
@@ -397,7 +398,7 @@ def _target_annotation() -> object:
 def _targets(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if names == ("all",):
-        return tuple(spec.name for spec in all_targets() if not spec.is_beta)
+        return tuple(spec.name for spec in all_targets() if spec.is_in_all)
     for name in names or ("",):
         if name not in TARGETS:
             raise typer.BadParameter(_choices(name, TARGETS), param_hint="--target")

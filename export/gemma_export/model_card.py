@@ -32,7 +32,7 @@ _PHONES = {
 
 # Folders that other programs load; gemma-runtime does not run them.
 _TRANSFORMERS = """```sh
-pip install transformers compressed-tensors
+pip install {packages}
 python -c "
 from transformers import pipeline
 generate = pipeline('text-generation', '{repo_id}')
@@ -59,7 +59,7 @@ def write_card(bundle: Bundle, repo_id: str, benchmark: "Benchmark | None" = Non
 def _metadata(manifest: Manifest) -> str:
     model, recipe = manifest.model, manifest.quantization.recipe
     is_hf = manifest.target.name == "hf"
-    runtime = ["transformers", "compressed-tensors"] if is_hf else [manifest.target.name]
+    runtime = manifest.target.packages if is_hf else (manifest.target.name,)
     tags = ["gemma", model.family, *runtime, recipe, "gemma-export", "on-device"]
     lines = ["license: gemma", f"license_link: {TERMS}", "pipeline_tag: text-generation"]
     if model.revision is not None:  # only a checkpoint from the hub is known by its id there
@@ -93,7 +93,8 @@ def _introduction(manifest: Manifest, repo_id: str) -> str:
 
 def _running(manifest: Manifest, repo_id: str) -> str:
     if manifest.target.name == "hf":
-        return "## How to run it\n\n" + _TRANSFORMERS.format(repo_id=repo_id)
+        packages = " ".join(manifest.target.packages)
+        return "## How to run it\n\n" + _TRANSFORMERS.format(repo_id=repo_id, packages=packages)
     command = "chat" if manifest.chat_template is not None else "run"
     prompt = "" if command == "chat" else ' "Once upon a time"'
     packages = " ".join(f"'{package}'" for package in manifest.target.packages)

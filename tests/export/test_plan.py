@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from gemma_export.checkpoint.folder import open_folder
+from gemma_export.cli import run
 from gemma_export.model.config import GemmaConfig
 from gemma_export.model.sizes import OFFICIAL, Official, find_official
 from gemma_export.plan import Plan, make_plan
@@ -281,3 +282,10 @@ def test_the_rendered_plan_shows_caches_phones_and_every_section() -> None:
         assert f"{phone.ram_gb} GB" in text
     for word in ("parameters", "weights", "bits per weight", "running", "exporting"):
         assert word in text
+
+
+def test_all_means_the_targets_that_run_on_a_device(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not the folder for servers, nor the beta."""
+    assert run(["--size", "1b", "--plan", "--target", "all", "--json"]) == 0
+    plans = json.loads(capsys.readouterr().out)
+    assert [one["target"] for one in plans] == ["onnx", "executorch", "coreml", "gguf"]

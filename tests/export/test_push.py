@@ -191,9 +191,11 @@ def test_the_card_names_its_base_model_only_if_that_is_on_the_hub() -> None:
 
 def test_the_card_of_a_hugging_face_folder_names_the_programs_that_load_it() -> None:
     tiny = open_bundle(TINY)
-    target = replace(tiny.manifest.target, name="hf", packages=())
+    packages = ("transformers", "optimum", "gptqmodel")  # those of --hf-format gptq
+    target = replace(tiny.manifest.target, name="hf", packages=packages)
     bundle = Bundle(TINY, replace(tiny.manifest, target=target))
-    assert {"transformers", "compressed-tensors"} <= set(_metadata(bundle)["tags"])
+    assert set(packages) <= set(_metadata(bundle)["tags"])
+    assert "pip install transformers optimum gptqmodel\n" in write_card(bundle, REPO)
     assert f"vllm serve {REPO}" in write_card(bundle, REPO)
     assert "gemma-runtime" not in write_card(bundle, REPO)
 

@@ -49,6 +49,12 @@ class TargetSpec:
     formats: str  # supported weight formats, as a phrase for help and errors
     costs: Costs
     options: tuple[Option, ...] = ()
-    is_beta: bool = False  # not part of `--target all`, because its format may still change
+    is_beta: bool = False  # its format may still change
+    on_device: bool = True  # its runtime runs on phones, laptops or boards
     next_step: str = "gemma-runtime verify {bundle}"  # printed after an export
     splits_table: bool = False  # supports a table with int8 and int4 columns
+
+    @property
+    def is_in_all(self) -> bool:
+        """Whether `--target all` includes it: every runtime of a device whose format is final."""
+        return self.on_device and not self.is_beta

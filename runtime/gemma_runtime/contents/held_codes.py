@@ -186,12 +186,14 @@ def _once(values: NDArray[T], blocks: int) -> NDArray[T]:
 
 
 def read_hf(bundle: Bundle) -> Iterator[HeldWeight]:
-    """Read packed words, whose bytes are ours, and the table's floats with their scales."""
+    """Read packed words, whose bytes are ours or the transpose, and the table's floats."""
     model = _Safetensors(bundle.directory / bundle.manifest.graph("decode").file)
     for name, form in _quantized(bundle.manifest).items():
         if name in model.tensors:
             table = _Safetensors(bundle.path("table_scales"))
             yield _table_codes(name, form, model, table)
+        elif (module := name.removesuffix(".weight")) + ".qweight" in model.tensors:
+            yield _gptq_codes(name, module, form, model)
         else:
             codes = model.read(f"{name}_packed", np.uint8).reshape(-1)
             yield HeldWeight(name, codes, model.read(f"{name}_scale", np.float16), None)
@@ -207,6 +209,20 @@ class _Safetensors:
         info = self.tensors[name]
         raw = self._data[info.offset : info.offset + info.bytes]
         return raw.view(dtype).reshape(info.shape[0], -1)
+
+
+def _gptq_codes(name: str, module: str, form: str, model: _Safetensors) -> HeldWeight:
+    """Raises ValueError for other zero points or groups than those of a symmetric matrix."""
+    words = model.read(f"{module}.qweight", np.int32)  # (K · bits / 32, N)
+    scales = model.read(f"{module}.scales", np.float16)  # (G, N)
+    order = model.read(f"{module}.g_idx", np.int32).reshape(-1)
+    below_middle = 0x77 if form.startswith("int4") else 0x7F  # stored are zero points minus one
+    if (model.read(f"{module}.qzeros", np.uint8) != below_middle).any():
+        raise ValueError(f"{module}.qzeros has other zero points than a symmetric matrix")
+    if (order != np.arange(len(order)) // (len(order) // len(scales))).any():
+        raise ValueError(f"{module}.g_idx has groups out of order")
+    codes = np.ascontiguousarray(words.T).view(np.uint8).reshape(-1)
+    return HeldWeight(name, codes, np.ascontiguousarray(scales.T), None)
 
 
 def _table_codes(name: str, form: str, model: _Safetensors, held: _Safetensors) -> HeldWeight:

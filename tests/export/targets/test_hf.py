@@ -101,7 +101,7 @@ def test_float_tensors_are_bfloat16_only_where_that_is_exact(
 
 def test_config_json_gives_back_the_config(tiny: TinyCheckpoint) -> None:
     config = tiny.open().config
-    assert config_from_hf(hf_config(config, {})) == config
+    assert config_from_hf(hf_config(config, None)) == config
 
 
 def test_a_config_that_transformers_would_read_differently_is_refused(
@@ -109,15 +109,16 @@ def test_a_config_that_transformers_would_read_differently_is_refused(
 ) -> None:
     config = replace(tiny.open().config, embed_scale=11.0)
     with pytest.raises(TargetError, match=r"can't store embed_scale 11\.0: transformers"):
-        hf_config(config, {})
+        hf_config(config, None)
 
 
 @pytest.mark.parametrize(
     "fmt", [Format(4, 32, True), Format(8, 32, True), Format(4, 36), Format(4, int8_columns=128)]
 )
-def test_formats_that_transformers_can_t_load_are_refused(fmt: Format) -> None:
+@pytest.mark.parametrize("form", ["compressed-tensors", "gptq"])
+def test_formats_that_transformers_can_t_load_are_refused(form: str, fmt: Format) -> None:
     with pytest.raises(TargetError, match="hf can't store w as"):
-        HfTarget().check({"w": fmt}, None)  # type: ignore[arg-type]
+        HfTarget(form).check({"w": fmt}, None)  # type: ignore[arg-type]
 
 
 def test_tokenizer_template_and_stops_are_those_of_the_bundle(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""Hugging Face: the codes as compressed-tensors, for transformers and vLLM."""
+"""Hugging Face: the codes as compressed-tensors or GPTQ, for transformers and vLLM."""
 
-from gemma_export.targets.spec import MIB, Costs, TargetSpec
+from gemma_export.targets.spec import MIB, Costs, Option, TargetSpec
 
 TARGET = TargetSpec(
     name="hf",
@@ -10,6 +10,7 @@ TARGET = TargetSpec(
     packages={},
     formats="symmetric int4 and int8 in groups or per channel (the table becomes float16), and "
     "float32",
+    on_device=False,
     next_step="run {bundle} with transformers or vLLM",
     costs=Costs(
         runtime=400 * MIB,  # torch and transformers
@@ -18,5 +19,14 @@ TARGET = TargetSpec(
         half_table=True,
         has_ropes=False,
         alignment=1,
+    ),
+    options=(
+        Option(
+            name="hf_format",
+            help="How a Hugging Face folder stores quantized matrices: compressed-tensors, as "
+            "llm-compressor writes them, or gptq, as AutoGPTQ and GPTQModel do.",
+            choices=("compressed-tensors", "gptq"),
+            default="compressed-tensors",
+        ),
     ),
 )

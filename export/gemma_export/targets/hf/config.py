@@ -1,11 +1,10 @@
-"""Converts a GemmaConfig and formats to a `config.json`: the inverse of `config_from_hf`."""
+"""Converts a GemmaConfig to a `config.json`: the inverse of `config_from_hf`."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from gemma_export.formats.format import Format
-from gemma_export.model.config import HEAD, TABLE, GemmaConfig, config_from_hf
+from gemma_export.model.config import GemmaConfig, config_from_hf
 from gemma_export.model.families import FAMILIES
 from gemma_runtime.errors import TargetError
 from gemma_runtime.manifest import AttentionKind
@@ -14,8 +13,11 @@ _ARCHITECTURES = {"gemma2": "Gemma2ForCausalLM", "gemma3": "Gemma3ForCausalLM"}
 _KINDS = {AttentionKind.LOCAL: "sliding_attention", AttentionKind.GLOBAL: "full_attention"}
 
 
-def hf_config(config: GemmaConfig, formats: Mapping[str, Format]) -> dict[str, Any]:
-    """The content of `config.json`. Raises TargetError if it can't hold the config."""
+def hf_config(config: GemmaConfig, quantization: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The content of `config.json`, with this `quantization_config`.
+
+    Raises TargetError if it can't hold the config.
+    """
     fields: dict[str, Any] = {
         "architectures": [_ARCHITECTURES[config.family]],
         "model_type": FAMILIES[config.family].model_type,
@@ -44,7 +46,6 @@ def hf_config(config: GemmaConfig, formats: Mapping[str, Format]) -> dict[str, A
     }
     fields["dtype"] = _dtype(config, fields)
     _check(config, fields)
-    quantization = _quantization(formats)
     return fields | ({"quantization_config": quantization} if quantization else {})
 
 
@@ -78,46 +79,3 @@ def _check(config: GemmaConfig, fields: Mapping[str, Any]) -> None:
                 f"hf can't store {name} {expected!r:.60}: transformers would use {found!r:.60}; "
                 "choose another target"
             )
-
-
-def _quantization(formats: Mapping[str, Format]) -> dict[str, Any] | None:
-    """The `quantization_config`; None if every linear layer is float.
-
-    Groups list the names of their layers if there are several formats.
-    """
-    linear = {name.removesuffix(".weight"): fmt for name, fmt in formats.items() if name != TABLE}
-    quantized = {name: fmt for name, fmt in linear.items() if not fmt.is_float}
-    if not quantized:
-        return None
-    found = list(dict.fromkeys(quantized.values()))
-    groups = {
-        f"group_{index}": {
-            "targets": ["Linear"]
-            if len(found) == 1
-            else [name for name, own in quantized.items() if own == fmt],
-            "weights": _weights(fmt),
-            "input_activations": None,
-            "output_activations": None,
-        }
-        for index, fmt in enumerate(found)
-    }
-    head = [] if HEAD in formats else ["lm_head"]  # tied: the table, which is float
-    return {
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "config_groups": groups,
-        "ignore": [*head, *(name for name in linear if name not in quantized)],
-        "kv_cache_scheme": None,
-    }
-
-
-def _weights(fmt: Format) -> dict[str, Any]:
-    return {
-        "num_bits": fmt.bits,
-        "type": "int",
-        "symmetric": True,
-        "strategy": "channel" if fmt.per_channel else "group",
-        "group_size": None if fmt.per_channel else fmt.group,
-        "dynamic": False,
-    }

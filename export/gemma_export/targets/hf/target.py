@@ -1,6 +1,6 @@
 """The Hugging Face target: a folder with the store's codes, for transformers and vLLM.
 
-compressed-tensors quantizes linear layers. The embedding table, which is also the head, is stored
+Its formats quantize linear layers. The embedding table, which is usually also the head, is stored
 as float16, rounded from the dequantized codes.
 """
 
@@ -31,6 +31,7 @@ _WORD_BITS = 32
 @dataclass(frozen=True, slots=True)
 class HfTarget:
     name: ClassVar[str] = TARGET.name
+    hf_format: str
 
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
         """transformers caches the window in local layers."""
@@ -41,27 +42,33 @@ class HfTarget:
         refuse_split(self.name, formats)
         for name, fmt in formats.items():
             in_words = fmt.is_float or fmt.group * fmt.bits % _WORD_BITS == 0
-            # transformers 5 can't load the format's packed zero points unless told to dequantize.
+            # transformers 5 can't load compressed-tensors' packed zero points unless told to
+            # dequantize; vLLM's fast GPTQ kernels have none.
             if fmt.asymmetric or not in_words:
                 raise TargetError(f"hf can't store {name} as {fmt}; it supports {TARGET.formats}")
 
     def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
+        from gemma_export.targets.hf.compressed import COMPRESSED
+        from gemma_export.targets.hf.gptq import GPTQ
         from gemma_export.targets.hf.weights import write_table_scales, write_weights
 
-        config = hf_config(job.config, job.store.formats)
+        packing = GPTQ if self.hf_format == "gptq" else COMPRESSED
+        quantization = packing.config(job.store.formats)
+        config = hf_config(job.config, quantization)
         write_json(folder / "config.json", config)
         write_text_files(job, folder)
-        write_weights(job.store, folder / MODEL, progress)
+        write_weights(job.store, folder / MODEL, packing, progress)
         roles = {}
         if not (table := job.store.weight(TABLE)).format.is_float:
             write_table_scales(table, folder / TABLE_SCALES)
             roles["table_scales"] = TABLE_SCALES
+        packages = packing.packages if quantization else ("transformers",)
         io = _graph(job.config.vocab_size)
         return Artifact(
             graphs={"prefill": (io,), "decode": (io,)},
             caches=self.caches(job.config, job.geometry),
             cache_dtype="float32" if config["dtype"] == "float32" else "float16",  # or bfloat16
-            runtime=Runtime(self.name, TARGET.label, ("transformers",), _MIN_RUNTIME),
+            runtime=Runtime(self.name, TARGET.label, packages, _MIN_RUNTIME),
             tools=("torch",),
             roles=roles,
         )

@@ -1,12 +1,9 @@
-"""Writes the store as `model.safetensors`. N rows, K inputs, G groups per row.
+"""Writes the store as `model.safetensors`. N rows, K inputs, G groups per row."""
 
-A linear layer's codes are stored as `weight_packed`: int32 words, the earlier code in the lower
-bits, offset by 2^(bits-1), so their bytes are the store's. `weight_scale` is (N, G) float16,
-`weight_shape` is N and K. Source: compressed-tensors `compressors/pack_quantized`.
-"""
-
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gemma_export.formats.blocks import row_blocks
+from gemma_export.formats.format import Format
 from gemma_export.formats.safetensors import SafetensorsWriter
 from gemma_export.model.config import TABLE
 from gemma_export.progress import Tick
@@ -21,17 +19,40 @@ from gemma_export.quantize.store import QuantizedStore, StoredWeight
 from gemma_runtime.errors import TargetError
 from gemma_runtime.formats.safetensors import TensorInfo
 
-_Rows = Callable[[int, int], Tensor]
+_FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
-def write_weights(store: QuantizedStore, path: Path, progress: Tick) -> None:
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One tensor of the file, and the function that reads its rows [start, stop)."""
+
+    info: TensorInfo
+    rows: Callable[[int, int], Tensor]
+    step: int | None = None  # rows read at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How quantized matrices are stored: a value of --hf-format."""
+
+    parts: Callable[[StoredWeight], dict[str, Part]]
+    config: Callable[[Mapping[str, Format]], dict[str, Any] | None]  # `quantization_config`
+    packages: tuple[str, ...]  # with which transformers loads them
+
+
+def write_weights(store: QuantizedStore, path: Path, packing: Packing, progress: Tick) -> None:
     """Every tensor under its Hugging Face name, a block of rows at a time."""
-    weights = [store.weight(name) for name in store.shapes]
-    layout = {key: info for weight in weights for key, info in _layout(weight).items()}
+    parts: dict[str, Part] = {}
+    for name in store.shapes:
+        parts |= _parts(store.weight(name), packing)
+    layout = {name: part.info for name, part in parts.items()}
     with SafetensorsWriter(path, layout, {"format": "pt"}) as writer:
-        for weight in weights:
-            for part, rows in _parts(weight).items():
-                _write(writer, part, layout[part], rows, progress)
+        for name, part in parts.items():
+            for start, stop in row_blocks(part.info.shape, part.step):
+                rows = part.rows(start, stop)
+                dtype = _FLOATS.get(part.info.dtype, rows.dtype)
+                writer.write_rows(name, start, data := _bytes(rows.to(dtype)))
+                progress(name, data.nbytes)
 
 
 def write_table_scales(table: StoredWeight, path: Path) -> None:
@@ -42,18 +63,12 @@ def write_table_scales(table: StoredWeight, path: Path) -> None:
             writer.write_rows(table.name, start, _bytes(table.part("scales", start, stop)))
 
 
-def _layout(weight: StoredWeight) -> dict[str, TensorInfo]:
-    name, shape, fmt = weight.name, weight.shape, weight.format
-    if fmt.is_float:
-        return {name: TensorInfo(_float_type(weight), shape)}
-    if name == TABLE:
-        return {name: TensorInfo("F16", shape)}
-    rows, width = shape
-    return {
-        f"{name}_packed": TensorInfo("I32", (rows, width * fmt.bits // 32)),
-        f"{name}_scale": TensorInfo("F16", (rows, width // fmt.group)),
-        f"{name}_shape": TensorInfo("I64", (2,)),
-    }
+def _parts(weight: StoredWeight, packing: Packing) -> dict[str, Part]:
+    if weight.format.is_float:
+        return {weight.name: Part(TensorInfo(_float_type(weight), weight.shape), weight.rows)}
+    if weight.name == TABLE:
+        return {TABLE: Part(TensorInfo("F16", weight.shape), lambda *span: _half(weight, *span))}
+    return packing.parts(weight)
 
 
 def _float_type(weight: StoredWeight) -> str:
@@ -63,21 +78,6 @@ def _float_type(weight: StoredWeight) -> str:
     return "BF16" if exact else "F32"
 
 
-def _parts(weight: StoredWeight) -> dict[str, _Rows]:
-    """The stored tensors of a weight, each as a function that reads its rows."""
-    name, fmt = weight.name, weight.format
-    if fmt.is_float:
-        return {name: weight.rows}
-    if name == TABLE:
-        return {name: lambda start, stop: _half(weight, start, stop)}
-    shape = torch.tensor(weight.shape)
-    return {
-        f"{name}_packed": lambda start, stop: weight.part("codes", start, stop),
-        f"{name}_scale": lambda start, stop: weight.part("scales", start, stop),
-        f"{name}_shape": lambda start, stop: shape[start:stop],
-    }
-
-
 def _half(weight: StoredWeight, start: int, stop: int) -> Tensor:
     half = weight.rows(start, stop).half()
     if not bool(torch.isfinite(half).all()):
@@ -85,19 +85,6 @@ def _half(weight: StoredWeight, start: int, stop: int) -> Tensor:
             f"hf can't store {weight.name}: a value exceeds float16's 65504; choose another target"
         )
     return half
-
-
-_FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-
-
-def _write(
-    writer: SafetensorsWriter, name: str, info: TensorInfo, rows: _Rows, progress: Tick
-) -> None:
-    for start, stop in row_blocks(info.shape):
-        block = rows(start, stop)
-        data = _bytes(block.to(_FLOATS[info.dtype]) if info.dtype in _FLOATS else block)
-        writer.write_rows(name, start, data)
-        progress(name, data.nbytes)
 
 
 def _bytes(rows: Tensor) -> NDArray[np.uint8]:
