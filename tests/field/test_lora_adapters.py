@@ -217,6 +217,18 @@ def test_the_adapters_own_tokenizer_comes_first(gemma2: Base, tmp_path: Path) ->
     assert found.tokenizer_json == b"style"
 
 
+def test_generation_values_are_those_of_the_base(gemma2: Base, tmp_path: Path) -> None:
+    """PEFT doesn't read the file, so its users get the base's values."""
+    gemma2.train(tmp_path)
+    before = open_checkpoint(str(tmp_path)).generation
+    given = {"eos_token_id": 7, "do_sample": True, "temperature": 0.25, "top_k": 3}
+    (tmp_path / "generation_config.json").write_text(json.dumps(given))
+    assert open_checkpoint(str(tmp_path)).generation == before
+    loaded: Any = PeftModel.from_pretrained(gemma2.model(), tmp_path)
+    assert loaded.generation_config.eos_token_id != 7
+    assert loaded.generation_config.top_k != 3
+
+
 def test_source_keeps_only_what_no_adapter_changes(gemma2: Base, tmp_path: Path) -> None:
     gemma2.train(tmp_path / "style", target_modules=["q_proj"], layers_to_transform=[0])
     resolved = resolve_recipe(find_recipe("source"), open_checkpoint(str(tmp_path / "style")))

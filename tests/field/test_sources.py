@@ -96,6 +96,7 @@ ADAPTER: Proofs = {
     "LoRA on": _PEFT,
     "`modules_to_save` with": test_lora_adapters.test_replaced_values_give_the_model_a_head_of_its_own,  # noqa: E501
     "tensors of the vision": test_lora_adapters.test_vision_tensors_are_left_out_with_a_note,
+    "`generation_config": test_lora_adapters.test_generation_values_are_those_of_the_base,
     "trained on": test_lora_adapters.test_a_base_of_another_name_is_told,
 }
 TOKENIZER: Proofs = {

@@ -37,6 +37,8 @@ MERGED: Mapping[str, str] = {
     "`modules_to_save` with `embed_tokens` or `lm_head`": "the model gets a head of its own, "
     "unless both are saved and equal",
     "tensors of the vision part": "left out, with a note",
+    "`generation_config.json` beside the adapter": "not read, as in PEFT: stop tokens and sampling "
+    "values are the base's",
     "trained on a model of another name": "merged if the shapes fit, with a note that names both",
 }
 REFUSED: Mapping[str, str] = {
