@@ -149,13 +149,13 @@ def test_layers_of_vllm_have_the_format_of_their_parts() -> None:
     floats = {f"model.layers.1.mlp.{name}_proj.weight": FLOAT for name in ("gate", "up")}
     config = gptq.GPTQ.config({**parts, **others, **floats})
     assert config is not None
+    (listed,) = config["modules_in_block_to_quantize"]
+    assert sorted(f"{module}.weight" for module in listed) == sorted({**parts, **others})
     fused = _override(config, "model.layers.0.self_attn.qkv_proj")
     assert fused is not None
     assert fused["bits"] == 8
     assert _override(config, "model.layers.1.mlp.gate_up_proj") is None
     assert _override(config, "model.layers.0.mlp.gate_up_proj") is config
-    (listed,) = config["modules_in_block_to_quantize"]
-    assert sorted(f"{module}.weight" for module in listed) == sorted({**parts, **others})
     assert gptq.GPTQ.config({**floats, TABLE: Format(4)}) is None
 
 
