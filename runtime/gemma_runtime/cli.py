@@ -155,33 +155,7 @@ def _profile(bundles: list[Path], threads: int | None, json: bool) -> None:
         print_shown(Text(path), render_profile(profile))
 
 
-@app.command("eval")
-def evaluate(
-    bundle: BundlePath,
-    text: Annotated[
-        Path | None,
-        typer.Option(
-            help="A file, cut into segments at blank lines, or a folder of files. "
-            "\\[the text given to --eval-text at export]"
-        ),
-    ] = None,
-    threads: Threads = None,
-    json: Json = False,
-) -> None:
-    """Perplexity of a text, and KL and top-1 to the float32 model, per segment.
-
-    KL and top-1 need a bundle exported with --eval-text; without it only perplexity is reported.
-    """
-    from gemma_runtime.bundle import open_bundle
-    from gemma_runtime.proof.evaluate import evaluate_bundle, render_evaluation
-    from gemma_runtime.proof.teacher import read_segments
-
-    texts = read_segments(text) if text else None
-    evaluation = evaluate_bundle(open_bundle(bundle), texts, threads)
-    if json:
-        print_json(evaluation)
-    else:
-        print_shown(render_evaluation(str(bundle), evaluation))
+app.command("eval")(evaluation_commands.evaluate)
 
 
 @app.command()
