@@ -28,6 +28,7 @@ from gemma_runtime import (
     open_bundle,
     open_session,
 )
+from gemma_runtime.contents.subject import with_subject
 from gemma_runtime.session import Logits
 from gemma_runtime.text.ask_json import ask_json
 from gemma_runtime.text.json_schema import JsonSchema
@@ -144,6 +145,11 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
+class Structured:
+    rates: tuple[Rate, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class _Reply:
     value: Json
     is_json: bool
@@ -247,7 +253,8 @@ def main() -> None:
                 rates.append(_measure(model, session, way, temperature))
                 console.print(rates[-1])  # at once: each takes minutes
     if options.json:
-        sys.stdout.buffer.write(msgspec.json.encode(rates) + b"\n")
+        figures = with_subject(open_bundle(options.bundle), Structured(tuple(rates)))
+        sys.stdout.buffer.write(msgspec.json.encode(figures) + b"\n")
     else:
         Console().print(_render(rates))
 

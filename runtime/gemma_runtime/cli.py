@@ -262,11 +262,13 @@ def verify(bundle: BundlePath, threads: Threads = None, json: Json = False) -> N
     ties.
     """
     from gemma_runtime.bundle import open_bundle
+    from gemma_runtime.contents.subject import with_subject
     from gemma_runtime.proof.verify import Verdict, render_verification, verify_bundle
 
-    verification = verify_bundle(open_bundle(bundle), threads)
+    opened = open_bundle(bundle)
+    verification = verify_bundle(opened, threads)
     if json:
-        print_json(verification)
+        print_json(with_subject(opened, verification))
     else:
         print_shown(render_verification(str(bundle), verification))
     if verification.verdict is not Verdict.PASS:
@@ -348,13 +350,15 @@ def evaluate(
     KL and top-1 need a bundle exported with --eval-text; without it only perplexity is reported.
     """
     from gemma_runtime.bundle import open_bundle
+    from gemma_runtime.contents.subject import with_subject
     from gemma_runtime.proof.evaluate import evaluate_bundle, render_evaluation
     from gemma_runtime.proof.teacher import read_segments
 
     texts = read_segments(text) if text else None
-    evaluation = evaluate_bundle(open_bundle(bundle), texts, threads)
+    opened = open_bundle(bundle)
+    evaluation = evaluate_bundle(opened, texts, threads)
     if json:
-        print_json(evaluation)
+        print_json(with_subject(opened, evaluation))
     else:
         print_shown(render_evaluation(str(bundle), evaluation))
 
