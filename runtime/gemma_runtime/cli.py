@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gemma_runtime import evaluation_commands
+from gemma_runtime import evaluation_commands, report_command
 from gemma_runtime.command import print_json, print_shown, run_app
 from gemma_runtime.options import (
     BundlePath,
@@ -70,6 +70,8 @@ _HELP = """Run, check and measure the bundles that gemma-export writes. Needs no
   gemma-runtime bench out/a out/b      (in turns; ratios to the first)
 
   gemma-runtime inspect out/a out/b    (do they hold the same codes?)
+
+  gemma-runtime report out/a out/b --from figures/ -o report.html   (one page of all figures)
 
 Text and figures go to stdout, speed and errors to stderr.
 
@@ -332,35 +334,7 @@ def _profile(bundles: list[Path], threads: int | None, json: bool) -> None:
         print_shown(Text(path), render_profile(profile))
 
 
-@app.command("eval")
-def evaluate(
-    bundle: BundlePath,
-    text: Annotated[
-        Path | None,
-        typer.Option(
-            help="A file, cut into segments at blank lines, or a folder of files. "
-            "\\[the text given to --eval-text at export]"
-        ),
-    ] = None,
-    threads: Threads = None,
-    json: Json = False,
-) -> None:
-    """Perplexity of a text, and KL and top-1 to the float32 model, per segment.
-
-    KL and top-1 need a bundle exported with --eval-text; without it only perplexity is reported.
-    """
-    from gemma_runtime.bundle import open_bundle
-    from gemma_runtime.contents.subject import with_subject
-    from gemma_runtime.proof.evaluate import evaluate_bundle, render_evaluation
-    from gemma_runtime.proof.teacher import read_segments
-
-    texts = read_segments(text) if text else None
-    opened = open_bundle(bundle)
-    evaluation = evaluate_bundle(opened, texts, threads)
-    if json:
-        print_json(with_subject(opened, evaluation))
-    else:
-        print_shown(render_evaluation(str(bundle), evaluation))
+app.command("eval")(evaluation_commands.evaluate)
 
 
 @app.command()
@@ -379,6 +353,7 @@ def inspect(bundles: BundlePaths, json: Json = False) -> None:
 app.command("lm-eval")(evaluation_commands.lm_eval)
 app.command()(evaluation_commands.compare)
 app.command()(evaluation_commands.safety)
+app.command()(report_command.report)
 
 
 def main() -> None:

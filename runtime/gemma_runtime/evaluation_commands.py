@@ -1,4 +1,4 @@
-"""`gemma-runtime lm-eval`, `compare` and `safety`."""
+"""`gemma-runtime eval`, `lm-eval`, `compare` and `safety`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +15,47 @@ if TYPE_CHECKING:
 Run = Annotated[
     Path, typer.Argument(help="A folder of lm_eval's results, or one results_*.json of it.")
 ]
+
+
+def evaluate(
+    bundle: BundlePath,
+    text: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="PATH",
+            help="A folder, or several files, with text by language: de.txt, notes.de.txt, "
+            "de/1.txt. One file is cut into texts at blank lines. Can be repeated. "
+            "\\[the text given to --eval-text at export]",
+        ),
+    ] = [],  # noqa: B006  (typer only reads the default)
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Use the graph with float activations.")
+    ] = False,
+    noise: Annotated[
+        bool,
+        typer.Option(
+            "--noise", help="Also score token by token: what rounding alone changes. Takes longer."
+        ),
+    ] = False,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """What quantization costs each language, the worst first.
+
+    Perplexity, bits per byte and tokens per character. For a bundle exported with --eval-text also
+    the perplexity's ratio to the float32 model's with a 95 % interval, KL and top-1.
+    """
+    from gemma_runtime.bundle import open_bundle
+    from gemma_runtime.contents.subject import with_subject
+    from gemma_runtime.proof.evaluate import evaluate_bundle
+    from gemma_runtime.proof.evaluation_table import render_evaluation
+    from gemma_runtime.proof.texts import read_segments
+
+    texts = read_segments(*text) if text else None
+    opened = open_bundle(bundle)
+    evaluation = evaluate_bundle(opened, texts, threads, exact=exact, noise=noise)
+    shown = with_subject(opened, evaluation) if json else evaluation
+    _show(shown, json, lambda: render_evaluation(str(bundle), evaluation))
 
 
 def lm_eval(

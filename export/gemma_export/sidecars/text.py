@@ -16,7 +16,7 @@ from gemma_export.sidecars.prompts import golden_prompts
 from gemma_export.sidecars.stop_tokens import find_stop_tokens
 from gemma_runtime.errors import CheckpointError
 from gemma_runtime.manifest import LayerCache
-from gemma_runtime.proof.teacher import encode_segments, read_segments
+from gemma_runtime.proof.texts import encode_segments, read_segments
 
 
 @dataclass(frozen=True, slots=True)

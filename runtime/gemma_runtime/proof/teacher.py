@@ -4,18 +4,17 @@ T positions, k top tokens. The file is a numpy `.npz` with all segments concaten
 """
 
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_runtime.errors import BundleError, TokenizerError
+from gemma_runtime.errors import BundleError
 
 TEACHER = "teacher.npz"
 TOP = 256  # tokens kept per position
-LONGEST = 256  # tokens used per segment, bos included
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,38 +26,6 @@ class TeacherSegment:
     ids: NDArray[np.int32]  # (T, k), most likely first
     log_probs: NDArray[np.float32]  # (T, k), of `ids`
     next_log_probs: NDArray[np.float32]  # (T - 1,), of the token that does follow
-
-
-def read_segments(path: Path) -> dict[str, str]:
-    """Texts by name: every file of a folder, or the paragraphs of a file.
-
-    Blank lines separate paragraphs. Raises TokenizerError if there is no text or it is not UTF-8.
-    """
-    try:
-        if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.is_file())
-            parts = {file.stem: file.read_text("utf-8") for file in files}
-        else:
-            paragraphs = path.read_text("utf-8").split("\n\n")
-            parts = {str(index): text for index, text in enumerate(paragraphs, 1)}
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"can't read {path}: {error}") from error
-    texts = {name: text for name, text in parts.items() if text.strip()}
-    if not texts:
-        raise TokenizerError(f"{path} has no text; expected a text file or a folder of them")
-    return texts
-
-
-def encode_segments(
-    texts: Mapping[str, str], encode: Callable[[str], list[int]], bos: int, context_length: int
-) -> dict[str, list[int]]:
-    """Token ids by name, bos first, cut to LONGEST; texts without tokens are left out.
-
-    Exporter and runtime both use this, because a stored segment is looked up by its token ids.
-    """
-    longest = min(LONGEST, context_length)
-    segments = {name: [bos, *encode(text)][:longest] for name, text in texts.items()}
-    return {name: ids for name, ids in segments.items() if len(ids) > 1}
 
 
 def save_teacher(path: Path, segments: list[TeacherSegment]) -> None:
