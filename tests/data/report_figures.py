@@ -31,9 +31,9 @@ def main() -> None:
         prompts = ("--prompts", folder / "prompts.txt", "--replies", "2")
         _keep("safety", "safety", "tiny", *prompts)
         for run, chunk, exact in (("a", "16", True), ("b", "16", False), ("again", "8", False)):
-            options = ("--include", folder, "--tasks", "tiny_task", "--chunk", chunk)
-            options = (*options, "--output", folder / run, *(["--exact"] if exact else []))
-            _run("lm-eval", "tiny", *options)
+            task = ("--include", folder, "--tasks", "tiny_task", "--chunk", chunk)
+            kind = ["--exact"] if exact else []
+            _run("lm-eval", "tiny", *task, *kind, "--output", folder / run)
         _keep("compare", "compare", folder / "a", folder / "b", "--noise", folder / "again")
         (results,) = (folder / "b").rglob("results_*.json")
         _write("results", json.loads(results.read_bytes()))
