@@ -17,7 +17,8 @@ from gemma_runtime.bundle import Bundle, open_bundle
 from gemma_runtime.cli import run_command
 from gemma_runtime.errors import BundleError, CheckpointError, TokenizerError
 from gemma_runtime.proof.evaluate import evaluate_bundle, teacher_kl
-from gemma_runtime.proof.teacher import TEACHER, encode_segments, load_teacher, read_segments
+from gemma_runtime.proof.teacher import TEACHER, load_teacher
+from gemma_runtime.proof.texts import encode_segments
 from gemma_runtime.session import open_session
 from gemma_runtime.text.tokenizer import load_tokenizer
 from tests.export.conftest import TinyCheckpoint
@@ -57,10 +58,11 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> dict[str,
 
 def test_the_float32_bundle_agrees_with_the_teacher(bundles: dict[str, Bundle]) -> None:
     evaluation = evaluate_bundle(bundles["none"])
-    assert [segment.name for segment in evaluation.segments] == sorted(TEXTS)
-    for figures in (*evaluation.segments, evaluation.total):
+    assert sorted(text.name for text in evaluation.texts) == sorted(TEXTS)
+    for figures in (*evaluation.texts, evaluation.total):
         assert figures.teacher is not None
-        assert figures.teacher.mean_kl == pytest.approx(0, abs=1e-6)
+        assert figures.teacher.kl.value == pytest.approx(0, abs=1e-6)
+        assert figures.teacher.ratio.value == pytest.approx(1, abs=1e-4)
         assert figures.teacher.top1 == 1
         assert figures.perplexity == pytest.approx(figures.teacher.perplexity, rel=1e-4)
     assert evaluation.note == "against the float32 teacher's stored probabilities"
@@ -71,14 +73,14 @@ def test_fewer_bits_give_a_larger_kl_to_the_teacher(bundles: dict[str, Bundle]) 
     for recipe, bundle in bundles.items():
         teacher = evaluate_bundle(bundle).total.teacher
         assert teacher is not None
-        kl[recipe] = teacher.mean_kl
+        kl[recipe] = teacher.kl.value
     assert kl["none"] < kl["int8"] < kl["int4"]
 
 
 def test_the_figures_match_those_of_full_distributions(bundles: dict[str, Bundle]) -> None:
     """The teacher keeps more tokens than the vocabulary has: the bucket for the rest is empty."""
     evaluation = evaluate_bundle(bundles["int4"])
-    for segment in evaluation.segments:
+    for segment in evaluation.texts:
         manifest = bundles["int4"].manifest
         encode = load_tokenizer(bundles["int4"]).encode
         encoded = encode_segments(TEXTS, encode, manifest.bos_token, manifest.context_length)
@@ -87,7 +89,7 @@ def test_the_figures_match_those_of_full_distributions(bundles: dict[str, Bundle
             log_p, log_q = log_softmax(teacher.score(ids)), log_softmax(session.score(ids))
         kl = (np.exp(log_p) * (log_p - log_q)).sum(-1)
         assert segment.teacher is not None
-        assert segment.teacher.mean_kl == pytest.approx(kl.mean(), rel=1e-3, abs=1e-5)
+        assert segment.teacher.kl.value == pytest.approx(kl.mean(), rel=1e-3, abs=1e-5)
         assert segment.teacher.p99_kl == pytest.approx(np.quantile(kl, 0.99), rel=1e-3, abs=1e-5)
         assert segment.teacher.top1 == np.mean(log_p.argmax(-1) == log_q.argmax(-1))
         next_log_q = log_q[np.arange(len(ids) - 1), ids[1:]]
@@ -140,12 +142,56 @@ def test_a_text_without_a_teacher_has_only_a_perplexity_and_a_note(
     bundles: dict[str, Bundle],
 ) -> None:
     evaluation = evaluate_bundle(bundles["int4"], {"other": "an ban", "fruit": TEXTS["fruit"]})
-    assert evaluation.segments[0].teacher is None
-    assert evaluation.segments[1].teacher is not None
-    assert evaluation.note == "1 of 2 segments have a teacher"
+    assert [text.name for text in evaluation.texts] == ["fruit", "other"]
+    assert evaluation.texts[0].teacher is not None
+    assert evaluation.texts[1].teacher is None
+    assert evaluation.note == "1 of 2 texts have a teacher"
     alone = evaluate_bundle(bundles["int4"], {"other": "an ban"})
     assert alone.total.teacher is None
     assert alone.note.startswith("perplexity only: the bundle has no teacher for this text")
+
+
+def test_texts_of_a_language_are_pooled_with_and_without_a_teacher(
+    bundles: dict[str, Bundle],
+) -> None:
+    texts = {"ba/1": TEXTS["fruit"], "ba/2": TEXTS["short"], "an": TEXTS["lines"]}
+    evaluation = evaluate_bundle(bundles["int4"], texts)
+    pooled = {text.name: text for text in evaluation.texts}
+    alone = evaluate_bundle(bundles["int4"], {"fruit": TEXTS["fruit"], "short": TEXTS["short"]})
+    assert sorted(pooled) == ["an", "ba"]
+    assert pooled["ba"].perplexity == alone.total.perplexity
+    assert pooled["ba"].teacher == alone.total.teacher
+
+
+def test_bytes_and_characters_are_those_of_the_predicted_tokens(bundles: dict[str, Bundle]) -> None:
+    """The last token kept may end within a character, so the text's own length is no measure."""
+    encode = load_tokenizer(bundles["int8"]).encode
+    for text in ("an ban", "ana" * 200):
+        (figures,) = evaluate_bundle(bundles["int8"], {"text": text}).texts
+        kept = min(len(encode(text)), bundles["int8"].manifest.context_length - 1)
+        assert figures.positions == kept
+        size = figures.positions / figures.tokens_per_character
+        bits = figures.positions * np.log2(figures.perplexity)
+        assert figures.bits_per_byte == pytest.approx(bits / size)
+        decoded = load_tokenizer(bundles["int8"]).decode(encode(text)[:kept])
+        assert size == pytest.approx(len(decoded))
+
+
+def test_noise_is_nothing_with_float_activations(bundles: dict[str, Bundle]) -> None:
+    exact = evaluate_bundle(bundles["int8"], noise=True, exact=True)
+    for figures in (*exact.texts, exact.total):
+        assert figures.noise is not None
+        assert figures.noise.kl.value == pytest.approx(0, abs=1e-6)
+        assert figures.noise.ratio.value == pytest.approx(1, abs=1e-4)
+    assert exact.exact
+    assert evaluate_bundle(bundles["int8"]).total.noise is None
+
+
+def test_the_exact_graph_is_nearer_to_the_teacher(bundles: dict[str, Bundle]) -> None:
+    kl = [evaluate_bundle(bundles["int8"], exact=exact).total.teacher for exact in (True, False)]
+    assert kl[0] is not None
+    assert kl[1] is not None
+    assert kl[0].kl.value < kl[1].kl.value
 
 
 def test_the_command_prints_json_or_a_table(
@@ -154,10 +200,14 @@ def test_the_command_prints_json_or_a_table(
     bundle = str(bundles["int8"].directory)
     assert run_command(["eval", bundle, "--text", str(folder), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert [segment["name"] for segment in figures["segments"]] == sorted(TEXTS)
+    assert sorted(text["name"] for text in figures["texts"]) == sorted(TEXTS)
+    assert figures["worst"]["name"] == figures["texts"][0]["name"]
+    assert figures["worst"]["measure"] == "kl"
     assert figures["total"]["teacher"]["top1"] > 0.5
-    assert run_command(["eval", bundle]) == 0
-    assert "perplexity" in capsys.readouterr().out
+    assert run_command(["eval", bundle, "--exact", "--noise"]) == 0
+    out = capsys.readouterr().out
+    for shown in ("worst text: ", "perplexity", "noise", "with float activations"):
+        assert shown in out
 
 
 def test_the_error_for_a_bundle_without_text_says_how_to_give_one(
@@ -174,17 +224,6 @@ def test_a_damaged_teacher_is_refused(bundles: dict[str, Bundle], tmp_path: Path
     (tmp_path / TEACHER).write_bytes(content[: len(content) // 2])
     with pytest.raises(BundleError, match="is not a teacher file"):
         load_teacher(tmp_path / TEACHER)
-
-
-def test_each_paragraph_of_a_file_is_a_segment(tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("one\ntwo\n\nthree\n\n\n\n")
-    assert read_segments(tmp_path / "text.txt") == {"1": "one\ntwo", "2": "three"}
-    (tmp_path / "empty.txt").write_text("\n")
-    with pytest.raises(TokenizerError, match="has no text"):
-        read_segments(tmp_path / "empty.txt")
-    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(TokenizerError, match="can't read"):
-        read_segments(tmp_path)
 
 
 def test_an_evaluation_text_without_a_tokenizer_is_refused(
