@@ -28,6 +28,7 @@ from gemma_runtime import (
     open_bundle,
     open_session,
 )
+from gemma_runtime.contents.subject import with_subject
 from gemma_runtime.session import Logits
 from gemma_runtime.text.ask_json import ask_json
 from gemma_runtime.text.json_schema import JsonSchema
@@ -144,6 +145,11 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
+class Structured:
+    rates: tuple[Rate, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class _Reply:
     value: Json
     is_json: bool
@@ -235,6 +241,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--temperatures", nargs="+", type=float, default=[0.0, 0.8])
     parser.add_argument("--ways", nargs="+", help="some of the ways [all]")
+    parser.add_argument("--texts", type=int, default=len(_TEXTS), help="how many of the texts")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     console = Console(stderr=True)
@@ -244,20 +251,23 @@ def main() -> None:
         for temperature in options.temperatures:
             model = _Model(options.bundle, cast(Session, session), temperature)
             for way in options.ways or model.ways:
-                rates.append(_measure(model, session, way, temperature))
+                rates.append(_measure(model, session, way, temperature, _TEXTS[: options.texts]))
                 console.print(rates[-1])  # at once: each takes minutes
     if options.json:
-        sys.stdout.buffer.write(msgspec.json.encode(rates) + b"\n")
+        figures = with_subject(open_bundle(options.bundle), Structured(tuple(rates)))
+        sys.stdout.buffer.write(msgspec.json.encode(figures) + b"\n")
     else:
         Console().print(_render(rates))
 
 
-def _measure(model: _Model, session: _Counting, way: str, temperature: float) -> Rate:
+def _measure(
+    model: _Model, session: _Counting, way: str, temperature: float, texts: Sequence[str]
+) -> Rate:
     rate = Rate(way, temperature)
     before = session.calls
     for task in _TASKS:
         schema = JsonSchema(task.schema)
-        for text in _TEXTS:
+        for text in texts:
             reply = model.ways[way](task, text)
             is_valid = reply.is_json and not schema.check(reply.value)
             rate.requests += 1

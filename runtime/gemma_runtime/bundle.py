@@ -31,6 +31,10 @@ class Bundle:
             )
         return self.directory / self.manifest.roles[role]
 
+    def digest(self) -> str:
+        """sha256 of the manifest, which has the digests of all files."""
+        return hashlib.sha256(_read_manifest(self.directory)).hexdigest()
+
 
 def open_bundle(directory: Path | str) -> Bundle:
     """Open a bundle. Raises BundleError unless its schema is known and all files match."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gemma_runtime import evaluation_commands
+from gemma_runtime import evaluation_commands, report_command
 from gemma_runtime.command import print_json, print_shown, run_app
 from gemma_runtime.options import (
     BundlePath,
@@ -43,6 +43,8 @@ _HELP = """Run, check and measure the bundles that gemma-export writes. Needs no
   gemma-runtime bench out/a out/b      (in turns; ratios to the first)
 
   gemma-runtime inspect out/a out/b    (do they hold the same codes?)
+
+  gemma-runtime report out/a out/b --from figures/ -o report.html   (one page of all figures)
 
 Text and figures go to stdout, speed and errors to stderr.
 
@@ -87,11 +89,13 @@ def verify(bundle: BundlePath, threads: Threads = None, json: Json = False) -> N
     ties.
     """
     from gemma_runtime.bundle import open_bundle
+    from gemma_runtime.contents.subject import with_subject
     from gemma_runtime.proof.verify import Verdict, render_verification, verify_bundle
 
-    verification = verify_bundle(open_bundle(bundle), threads)
+    opened = open_bundle(bundle)
+    verification = verify_bundle(opened, threads)
     if json:
-        print_json(verification)
+        print_json(with_subject(opened, verification))
     else:
         print_shown(render_verification(str(bundle), verification))
     if verification.verdict is not Verdict.PASS:
@@ -188,6 +192,7 @@ def compile_schema_file(
 app.command("lm-eval")(evaluation_commands.lm_eval)
 app.command()(evaluation_commands.compare)
 app.command()(evaluation_commands.safety)
+app.command()(report_command.report)
 
 
 def main() -> None:

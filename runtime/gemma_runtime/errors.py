@@ -7,6 +7,7 @@ GemmaError                one line; the command line prints it and exits with 1
 ├── TokenizerError        the bundle has no tokenizer, or text can't be encoded
 ├── ConstraintError       a schema, regex or grammar for a reply can't be guaranteed
 ├── EvaluationError       a task can't be run, or two runs can't be compared
+├── ReportError           a file has no figures, or those of another bundle
 ├── MissingExtra          a package is not installed; the message names the pip command
 ├── CheckpointError       weights are missing, broken, or of an unsupported kind
 ├── ConfigError           config.json or GGUF metadata doesn't describe a supported Gemma
@@ -46,6 +47,10 @@ class ConstraintError(GemmaError):
 
 
 class EvaluationError(GemmaError):
+    pass
+
+
+class ReportError(GemmaError):
     pass
 
 

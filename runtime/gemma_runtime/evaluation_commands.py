@@ -43,13 +43,18 @@ def evaluate(
     the perplexity's ratio to the float32 model's with a 95 % interval, KL and top-1.
     """
     from gemma_runtime.bundle import open_bundle
+    from gemma_runtime.contents.subject import with_subject
     from gemma_runtime.proof.evaluate import evaluate_bundle
     from gemma_runtime.proof.evaluation_table import render_evaluation
     from gemma_runtime.proof.texts import read_segments
 
     texts = read_segments(*text) if text else None
-    evaluation = evaluate_bundle(open_bundle(bundle), texts, threads, exact=exact, noise=noise)
-    _show(evaluation, json, lambda: render_evaluation(str(bundle), evaluation))
+    opened = open_bundle(bundle)
+    evaluation = evaluate_bundle(opened, texts, threads, exact=exact, noise=noise)
+    if json:
+        print_json(with_subject(opened, evaluation))
+    else:
+        print_shown(*render_evaluation(str(bundle), evaluation))
 
 
 def lm_eval(

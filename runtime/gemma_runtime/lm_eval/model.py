@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +12,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
-from gemma_runtime.bundle import MANIFEST, open_bundle
+from gemma_runtime.bundle import open_bundle
 from gemma_runtime.errors import EvaluationError
 from gemma_runtime.lm_eval.answers import Answer, AnswerFile
 from gemma_runtime.lm_eval.prompts import PromptEncoder
@@ -111,7 +110,7 @@ class GemmaBundle(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         manifest = self._bundle.manifest
         return {
             "bundle": bundle_name(self._bundle.directory),
-            "bundle_digest": self._digest(),
+            "bundle_digest": self._bundle.digest(),
             "model_id": manifest.model.id,
             "model_digest": manifest.model.digest,
             "model_num_parameters": manifest.model.parameters,
@@ -249,11 +248,7 @@ class GemmaBundle(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
             self._answers.add(key, answer)
 
     def _identity(self) -> str:
-        return f"{self._digest()} {self._exact} {self._chunk} {self._versions()}"
-
-    def _digest(self) -> str:
-        """Of the manifest, which has the digests of all files."""
-        return sha256((self._bundle.directory / MANIFEST).read_bytes()).hexdigest()
+        return f"{self._bundle.digest()} {self._exact} {self._chunk} {self._versions()}"
 
     def _versions(self) -> dict[str, str]:
         packages = ("gemma-export", "tokenizers", *self._bundle.manifest.target.packages)

@@ -52,6 +52,7 @@ class PromptFigures:
 @dataclass(frozen=True, slots=True)
 class BundleFigures:
     bundle: str
+    digest: str  # `Bundle.digest`
     model: str
     recipe: str
     target: str
@@ -158,6 +159,7 @@ def summarize(samples: Samples, bandwidth: float) -> BundleFigures:
     bytes_per_token = count_bytes_per_token(manifest, samples.workload)
     return BundleFigures(
         bundle=str(samples.bundle.directory),
+        digest=samples.bundle.digest(),
         model=manifest.model.id,
         recipe=manifest.quantization.recipe,
         target=manifest.target.name,

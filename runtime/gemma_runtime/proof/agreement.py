@@ -28,9 +28,7 @@ def compare_logits(
     ids = np.asarray(expected.ids)  # (T, k)
     want = np.asarray(expected.logits, np.float64)  # (T, k)
     got = np.take_along_axis(actual, ids, -1).astype(np.float64)  # (T, k)
-    log_p = want - np.asarray(expected.log_sum_exp)[:, None]
-    log_q = got - log_sum_exp(actual)[:, None]
-    kl = bucketed_kl(log_p, log_q, np.maximum(left_over(np.exp(log_q)), 1e-12))
+    kl = position_kl(actual, expected)
     chosen = actual.argmax(-1)  # (T,)
     same = chosen == ids[:, 0]
     lead = want[:, 0] - np.where(ids == chosen[:, None], want, -np.inf).max(-1)
@@ -44,6 +42,15 @@ def compare_logits(
         mean_kl=float(kl.mean()),
         p99_kl=float(np.quantile(kl, 0.99)),
     )
+
+
+def position_kl(actual: NDArray[np.float32], expected: TopLogits) -> Floats:
+    """`compare_logits`'s KL at each position, (T,)."""
+    ids = np.asarray(expected.ids)  # (T, k)
+    got = np.take_along_axis(actual, ids, -1).astype(np.float64)  # (T, k)
+    log_p = np.asarray(expected.logits, np.float64) - np.asarray(expected.log_sum_exp)[:, None]
+    log_q = got - log_sum_exp(actual)[:, None]
+    return bucketed_kl(log_p, log_q, np.maximum(left_over(np.exp(log_q)), 1e-12))
 
 
 def pool(agreements: Sequence[Agreement]) -> Agreement:

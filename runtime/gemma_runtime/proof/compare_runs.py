@@ -62,6 +62,8 @@ class ScoreComparison:
 class RunComparison:
     a: str
     b: str
+    artifact_a: str  # a bundle's digest; the model's name for other models
+    artifact_b: str
     noise: str | None  # the artifact that was run twice
     groups: tuple[ScoreComparison, ...]
     tasks: tuple[ScoreComparison, ...]
@@ -95,6 +97,8 @@ def compare_runs(a: Path, b: Path, noise: Path | None = None) -> RunComparison:
     return RunComparison(
         a=before.model,
         b=after.model,
+        artifact_a=before.artifact,
+        artifact_b=after.artifact,
         noise=None if twin is None else twin.model,
         groups=tuple(score for scores in groups.values() for score in scores),
         tasks=tuple(score for scores in tasks.values() for score in scores),

@@ -81,6 +81,8 @@ class PromptFigures:
 class SafetyComparison:
     a: str
     b: str
+    digest_a: str  # `Bundle.digest`
+    digest_b: str
     note: str  # what the two sides are
     harmful: KindFigures | None
     harmless: KindFigures | None
@@ -148,6 +150,8 @@ def compare_safety(
     return SafetyComparison(
         a=a.name,
         b=b.name,
+        digest_a=a.bundle.digest(),
+        digest_b=b.bundle.digest(),
         note=note,
         harmful=kind_figures(harmful) if harmful else None,
         harmless=kind_figures(harmless) if harmless else None,

@@ -20,6 +20,7 @@ from gemma_runtime.errors import BundleError
 from gemma_runtime.manifest import Agreement
 from gemma_runtime.proof.agreement import TIE_MARGIN, compare_logits, pool
 from gemma_runtime.proof.goldens import Golden, TopLogits, load_goldens, top_logits
+from gemma_runtime.proof.worst import WorstPosition, worst_of, worst_positions
 from gemma_runtime.session import Logits, Session, open_session
 
 
@@ -42,6 +43,7 @@ class Verification:
     paths: Agreement  # decoded against scored, on the positions of both
     quantization: Agreement  # artifact against the float32 reference
     by_golden: dict[str, Agreement]  # lowering, by the golden's name
+    worst: tuple[WorstPosition, ...] = ()  # of the lowering, largest KL first
 
 
 _LIMITS = Limits()
@@ -131,6 +133,7 @@ def verify(
             golden.name: pool([r.scored, r.decoded])
             for golden, r in zip(goldens, replays, strict=True)
         },
+        worst=worst_of([position for r in replays for position in r.worst]),
     )
 
 
@@ -188,18 +191,26 @@ class _Replay:
     decoded: Agreement
     paths: Agreement
     quantization: Agreement
+    worst: tuple[WorstPosition, ...]
 
 
 def _compare(golden: Golden, scored: Logits, decoded: Logits) -> _Replay:
     tail = len(scored) - len(decoded)
+    decoded_golden = _from(golden.quantized, tail)
     return _Replay(
         scored=compare_logits(scored, golden.quantized),
-        decoded=compare_logits(decoded, _from(golden.quantized, tail)),
+        decoded=compare_logits(decoded, decoded_golden),
         paths=compare_logits(decoded, top_logits(scored[tail:])),
         quantization=pool(
             [
                 compare_logits(scored, golden.reference),
                 compare_logits(decoded, _from(golden.reference, tail)),
+            ]
+        ),
+        worst=worst_of(
+            [
+                *worst_positions(golden, scored, golden.quantized, decoded=False),
+                *worst_positions(golden, decoded, decoded_golden, decoded=True),
             ]
         ),
     )

@@ -1,0 +1,178 @@
+"""Makes the page of Gemma 3 270M: exports, measures and reports, from a clean clone.
+
+    pip install -e '.[onnx,demo,grammar,eval]'
+    python benchmarks/page_270m.py out/page           # hours
+    python benchmarks/page_270m.py out/page --quick   # fewer recipes, questions and prompts
+
+Writes out/page/report.html. The float32 model is the one that all others are compared with. What is
+there already is not made again, so an interrupted run goes on; delete a file to measure it again.
+Texts, prompts and the model come from package registries; nothing else is downloaded.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gemma_runtime.staging import staged_file
+
+_HERE = Path(__file__).resolve().parent
+_FLOAT = "none"
+_RECIPES = {  # name of the folder -> recipe
+    "float32": ("--quant", _FLOAT),
+    "int8": ("--quant", "int8"),
+    "recommended": ("--quant", "int4-asym-gptq", "--bits", "7.5"),
+    "int4": ("--quant", "int4"),
+}
+_TASKS = ("offline_mmlu", "offline_mmlu_0shot", "offline_gsm8k")
+_CHUNK, _OTHER_CHUNK = 32, 16
+_ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}  # the tasks' questions are local files
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """How much is measured."""
+
+    names: tuple[str, ...]
+    tasks: tuple[str, ...]
+    questions: int | None  # per task; None: all
+    prompts: int | None
+    texts: int  # for structured replies, of 10
+    temperatures: tuple[str, ...]
+    repeats: int
+
+
+_ALL = Amounts(tuple(_RECIPES), _TASKS, None, None, 10, ("0.0", "0.8"), 5)
+_QUICK = Amounts(("float32", "int8", "int4"), _TASKS[:1], 40, 40, 2, ("0.0",), 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--quick", action="store_true", help="small, and without calibration")
+    options = parser.parse_args()
+    Maker(options.folder, _QUICK if options.quick else _ALL).make()
+
+
+class Maker:
+    """Runs the commands whose results are missing."""
+
+    def __init__(self, folder: Path, amounts: Amounts) -> None:
+        self._folder = folder
+        self._figures = folder / "figures"
+        self._amounts = amounts
+        self._bundles = {name: folder / f"gemma-3-270m-{name}" for name in amounts.names}
+
+    def make(self) -> None:
+        self._figures.mkdir(parents=True, exist_ok=True)
+        self._prepare()
+        self._export()
+        self._measure()
+        self._compare()
+        page = self._folder / "report.html"
+        _run("gemma-runtime", "report", *self._paths(), "--from", self._figures, "-o", page)
+
+    def _prepare(self) -> None:
+        for script, name in (
+            ("language_texts.py", "texts"),
+            ("offline_tasks.py", "offline"),
+            ("safety_prompts.py", "prompts"),
+        ):
+            done = self._folder / f".{name}"
+            if not done.exists():
+                _run(sys.executable, _HERE / script, self._folder / name)
+                done.touch()
+
+    def _export(self) -> None:
+        texts = self._folder / "texts/messages"
+        for name, bundle in self._bundles.items():
+            if not bundle.exists():
+                export = ("gemma-export", "--target", "onnx", "--checkpoint", "demo")
+                _run(*export, *_RECIPES[name], "--eval-text", texts, "--output", bundle)
+
+    def _measure(self) -> None:
+        amounts = self._amounts
+        structured = (sys.executable, _HERE / "structured.py")
+        small = ("--texts", str(amounts.texts), "--temperatures", *amounts.temperatures)
+        for name, bundle in self._bundles.items():
+            self._keep(f"verify-{name}", "gemma-runtime", "verify", bundle, "--json")
+            noise = [] if name == "float32" else ["--noise"]  # float kernels have next to none
+            self._keep(f"eval-{name}", "gemma-runtime", "eval", bundle, *noise, "--json")
+            self._keep(f"structured-{name}", *structured, bundle, *small, "--json")
+        self._keep("inspect", "gemma-runtime", "inspect", *self._paths(), "--json")
+        repeats = ("--repeats", str(amounts.repeats))
+        self._keep("bench", "gemma-runtime", "bench", *self._paths(), *repeats, "--json")
+
+    def _compare(self) -> None:
+        """Float32 against each other bundle, with the noise of that bundle's own rounding."""
+        prompts = self._prompts()
+        before = self._answers("float32", _CHUNK)
+        for name, bundle in list(self._bundles.items())[1:]:
+            after, again = (self._answers(name, chunk) for chunk in (_CHUNK, _OTHER_CHUNK))
+            compare = ("gemma-runtime", "compare", before, after, "--noise", again, "--json")
+            self._keep(f"compare-{name}", *compare)
+            safety = ("gemma-runtime", "safety", self._bundles["float32"], bundle)
+            self._keep(f"safety-{name}", *safety, "--prompts", prompts, "--json")
+
+    def _answers(self, name: str, chunk: int) -> Path:
+        """A run of the offline tasks."""
+        output = self._folder / f"runs/{name}-{chunk}"
+        if not [*output.rglob("results_*.json")]:
+            run: list[str | Path] = [
+                "gemma-runtime",
+                "lm-eval",
+                self._bundles[name],
+                "--chunk",
+                str(chunk),
+            ]
+            run += ["--include", self._folder / "offline", "--tasks", ",".join(self._amounts.tasks)]
+            run += ["--output", output, *(["--resume"] if output.exists() else [])]
+            if self._amounts.questions is not None:
+                run += ["--limit", str(self._amounts.questions)]
+            _run(*run)
+        return output
+
+    def _prompts(self) -> Path:
+        """HarmBench's prompts for tests, or the first of them."""
+        path = self._folder / "prompts/harmbench_test.jsonl"
+        if self._amounts.prompts is None:
+            return path
+        lines = path.read_text("utf-8").splitlines(keepends=True)[: self._amounts.prompts]
+        first = self._folder / "prompts/first.jsonl"
+        first.write_text("".join(lines), "utf-8")
+        return first
+
+    def _keep(self, name: str, *command: str | Path) -> None:
+        """Keep what a command prints. verify exits with 1 for a bundle that fails: a result too."""
+        path = self._figures / f"{name}.json"
+        if path.exists():
+            return
+        with staged_file(path) as partial:
+            with partial.open("wb") as output:
+                _run(*command, stdout=output, allowed=(0, 1) if "verify" in command else (0,))
+            if not partial.stat().st_size:
+                sys.exit(f"error: {name} printed no figures")
+
+    def _paths(self) -> Sequence[Path]:
+        return [*self._bundles.values()]
+
+
+def _run(*command: str | Path, stdout: object = None, allowed: Sequence[int] = (0,)) -> None:
+    print("$", *_shown(command), file=sys.stderr, flush=True)
+    done = subprocess.run(command, stdout=stdout, env=_ENVIRONMENT)  # type: ignore[call-overload]
+    if done.returncode not in allowed:
+        sys.exit(f"error: exit code {done.returncode}")
+
+
+def _shown(command: Sequence[str | Path]) -> Iterator[str]:
+    for word in command:
+        yield "python" if word == sys.executable else str(word)
+
+
+if __name__ == "__main__":
+    main()

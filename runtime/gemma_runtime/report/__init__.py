@@ -1,0 +1,1 @@
+"""Makes one HTML page of figures that the other commands have measured."""

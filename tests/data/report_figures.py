@@ -1,0 +1,90 @@
+"""Records figures of the committed tiny bundle, as the commands print them, for tests of the page.
+
+    python tests/data/report_figures.py
+
+Run it again when the bundle or the JSON of a command changes. Needs the extra `eval`. The system's
+name is shortened, because it names the machine where this ran.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+_BUNDLE, _FOLDER = _HERE / "tiny", _HERE / "report"
+_QUESTIONS = ("the sun is", "the king in the", "user in the ring", "the thing is")
+_TEXTS = {"en": "the king in the user thing, and the ring.", "de": "das ist ein Ding, ja."}
+
+
+def main() -> None:
+    _FOLDER.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        _keep("verify", "verify", "tiny")
+        _keep("inspect", "inspect", "tiny")
+        _keep("bench", "bench", "tiny", "--repeats", "2", "--new-tokens", "8")
+        _write_inputs(folder)
+        _keep("eval", "eval", "tiny", "--text", folder / "texts", "--noise")
+        prompts = ("--prompts", folder / "prompts.txt", "--replies", "2")
+        _keep("safety", "safety", "tiny", *prompts)
+        for run, chunk, exact in (("a", "16", True), ("b", "16", False), ("again", "8", False)):
+            task = ("--include", folder, "--tasks", "tiny_task", "--chunk", chunk)
+            kind = ["--exact"] if exact else []
+            _run("lm-eval", "tiny", *task, *kind, "--output", folder / run)
+        _keep("compare", "compare", folder / "a", folder / "b", "--noise", folder / "again")
+        (results,) = (folder / "b").rglob("results_*.json")
+        _write("results", json.loads(results.read_bytes()))
+
+
+def _write_inputs(folder: Path) -> None:
+    (folder / "prompts.txt").write_text("\n".join(_QUESTIONS) + "\n", "utf-8")
+    (folder / "texts").mkdir()
+    for language, text in _TEXTS.items():
+        (folder / f"texts/{language}.txt").write_text(text, "utf-8")
+    rows = [
+        {"question": question, "choices": ["a thing", "the ring"], "answer": index % 2}
+        for index, question in enumerate(_QUESTIONS)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    task = {
+        "task": "tiny_task",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (folder / "tiny_task.yaml").write_text(json.dumps(task), "utf-8")  # JSON is YAML
+
+
+def _keep(name: str, *arguments: str | Path) -> None:
+    _write(name, json.loads(_run(*arguments, "--json")))
+
+
+def _write(name: str, figures: object) -> None:
+    text = json.dumps(_without_system(figures), indent=1, ensure_ascii=False)
+    (_FOLDER / f"{name}.json").write_text(text + "\n", "utf-8")
+
+
+def _without_system(value: object) -> object:
+    if isinstance(value, dict):
+        return {k: "Linux" if k == "system" else _without_system(v) for k, v in value.items()}
+    return [_without_system(part) for part in value] if isinstance(value, list) else value
+
+
+def _run(*arguments: str | Path) -> bytes:
+    start = "from gemma_runtime.start import main; main()"
+    command = [sys.executable, "-c", start, *map(str, arguments)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=_HERE, stdout=subprocess.PIPE, check=True, env=environment)
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+import json
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemma_runtime.bundle import MANIFEST, Bundle
+from gemma_runtime.report.collected import collect
+from gemma_runtime.report.figures import read_source
+from gemma_runtime.report.page import render_page, script_json
+from tests.runtime.report.recorded import KINDS, copy_bundle, recorded, structured, tiny, write
+
+HOSTILE = (
+    """</script></style></title>"><script>alert(1)</script><img src=x onerror='y'>{{ 7*7 }}&"""
+)
+_TAGS = {
+    *("html", "head", "meta", "link", "title", "style", "body", "header", "main", "nav", "section"),
+    *("article", "figure", "figcaption", "h1", "h2", "h3", "p", "div", "span", "a", "code", "pre"),
+    *("dl", "dt", "dd", "table", "thead", "tbody", "tr", "th", "td", "script"),
+    *("svg", "line", "rect", "path", "text"),
+}
+
+
+def test_every_section_shows_its_figures(tmp_path: Path) -> None:
+    page = _page([tiny()], tmp_path, _everything())
+    for shown in (
+        *("PASS. This bundle computes", "c6025b7744fbc710", "AMD EPYC"),
+        *("worst positions of the lowering", "whole prompts", "mean KL of the lowering, nats"),
+        *("mean KL to float32", "tokens per character", "bits/byte"),
+        *("tiny_task: acc", "answers lost", "McNemar p", "noise"),
+        *("9 of 10", "60 % – 98 %", "change of the log-odds", "fewer than 30 harmful prompts"),
+        *("decoding, tokens/s", "Load average", "model: graphs, weights"),
+        *("gemma-runtime report", "gemma-export --checkpoint tiny"),
+    ):
+        assert shown in page, shown
+    assert "Not measured." not in page
+
+
+def test_what_is_missing_names_its_command() -> None:
+    page = render_page(collect([tiny()], [])).decode()
+    for command in ("verify", "eval", "compare", "safety", "bench"):
+        assert re.search(f"Not measured. <code>gemma-runtime {command} ", page)
+    assert "python benchmarks/structured.py" in page
+    assert "tiny: not verified" in page
+
+
+def test_the_same_figures_give_the_same_bytes(tmp_path: Path) -> None:
+    pages = {_page([tiny()], tmp_path, _everything()) for _ in range(2)}
+    assert len(pages) == 1
+
+
+def test_several_bundles_stand_side_by_side(tmp_path: Path) -> None:
+    other = copy_bundle(tmp_path / "other", "another model")
+    second = {**recorded("verify"), "digest": other.digest()}
+    second["verdict"], second["failures"] = "FAIL", ["mean KL of scoring is 1, above 1e-02"]
+    page = _page([tiny(), other], tmp_path, [recorded("verify"), second])
+    assert '<th scope="col">tiny</th><th scope="col">other</th>' in page
+    assert "tiny: PASS; other: FAIL." in page
+    assert '<p class="warning">other: mean KL of scoring is 1, above 1e-02</p>' in page
+    assert 'class="s1 dot"' in page
+
+
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    """Names, notes and prompts come from files that anybody may have written."""
+    folder = tmp_path / '"><script>alert(1)<x y="'
+    bundle = copy_bundle(folder, HOSTILE)
+    figures = [_poisoned(value, bundle.digest()) for value in _everything()]
+    inspected = json.loads((bundle.directory / MANIFEST).read_bytes())  # which is hostile itself
+    figures[KINDS.index("inspect")]["bundles"][0]["manifest"] = inspected
+    page = _page([bundle], tmp_path, figures)
+    assert page.count("alert(1)") > 50
+    parsed = _Parsed(page)
+    assert parsed.tags <= _TAGS
+    assert not [name for name in parsed.attributes if name.startswith("on")]
+    assert all(re.fullmatch(r"#[a-z]+|data:,", link) for link in parsed.links)
+    assert len(parsed.scripts) == len(figures)
+    assert HOSTILE in json.dumps([json.loads(text) for text in parsed.scripts]).replace('\\"', '"')
+    assert "49" not in re.findall(r"\{\{ 7\*7 \}\}|>49<", page)
+
+
+def test_the_page_allows_nothing_but_its_own_style(tmp_path: Path) -> None:
+    page = _page([tiny()], tmp_path, _everything())
+    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in page
+    assert not re.findall(r"url\(|@import|https?://", page)
+    assert _Parsed(page).script_types == {"application/json"}
+
+
+def test_figures_ride_along_without_replies_to_harmful_prompts(tmp_path: Path) -> None:
+    value = recorded("safety")
+    assert all(prompt["reply_a"] is not None for prompt in value["prompts"])
+    page = _page([tiny()], tmp_path, [recorded("verify"), value])
+    verify, safety = (json.loads(text) for text in _Parsed(page).scripts)
+    assert verify["verification"]["lowering"] == recorded("verify")["lowering"]
+    assert {prompt["reply_a"] for prompt in safety["prompts"]} == {None}
+    assert safety["harmful"] == value["harmful"]
+
+
+def test_script_json_has_no_character_that_ends_a_script() -> None:
+    text = script_json({"</script>": "<!--\u2028&", "nan": float("nan")})
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"</script>": "<!--\u2028&", "nan": None}
+
+
+@pytest.mark.parametrize("number", [None, 0, -1, 1e300, -1e300])
+def test_absurd_numbers_still_give_a_page(tmp_path: Path, number: float | None) -> None:
+    value = recorded("verify")
+    value["lowering"] = {**value["lowering"], "mean_kl": number, "top1": number}
+    value["by_golden"]["prose"]["mean_kl"] = number
+    value["worst"][0] |= {"token": -5, "actual": 10**9, "kl": number}
+    evaluation = recorded("eval")
+    evaluation["texts"][0]["tokens_per_character"] = number
+    pages = _page([tiny()], tmp_path, [value, evaluation])
+    assert '="nan"' not in pages
+    assert '="inf"' not in pages
+
+
+def _everything() -> list[Any]:
+    """The tiny bundle has no teacher, so its noise, figures of the same kind, is in its place."""
+    figures = {kind: recorded(kind) for kind in KINDS}
+    for text in (*figures["eval"]["texts"], figures["eval"]["total"]):
+        text["teacher"] = text["noise"]
+    return [*figures.values(), structured(tiny())]
+
+
+def _page(bundles: Sequence[Bundle], folder: Path, figures: Sequence[Any]) -> str:
+    paths = [write(folder / f"{index}.json", value) for index, value in enumerate(figures)]
+    return render_page(collect(bundles, [read_source(path) for path in paths])).decode()
+
+
+def _poisoned(value: Any, digest: str, key: str = "") -> Any:
+    """Hostile text in every string and free name; digests are the other bundle's."""
+    if isinstance(value, dict):
+        free = key in ("by_golden", "results", "runtimes", "n-samples", "only_a")
+        return {
+            f"{name}{HOSTILE}" if free else name: _poisoned(part, digest, name)
+            for name, part in value.items()
+        }
+    if isinstance(value, list):
+        return [_poisoned(part, digest, key) for part in value]
+    if value == tiny_digest():
+        return digest
+    if isinstance(value, str) and key not in ("verdict", "kind", "role", "cache_dtype"):
+        return f"{HOSTILE}{value}"
+    return value
+
+
+def tiny_digest() -> str:
+    return tiny().digest()
+
+
+class _Parsed(HTMLParser):
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.links: list[str] = []
+        self.scripts: list[str] = []
+        self.script_types: set[str | None] = set()
+        self._in_script = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.links += [value or "" for name, value in attrs if name in ("href", "src", "action")]
+        self._in_script = tag == "script"
+        if self._in_script:
+            self.scripts.append("")
+            self.script_types.add(dict(attrs).get("type"))
+
+    def handle_data(self, data: str) -> None:
+        if self._in_script:
+            self.scripts[-1] += data
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_script = False
