@@ -10,8 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from gemma_export.checkpoint.adapter_folder import ADAPTER_CONFIG, Adapter
 from gemma_export.model.config import HEAD, TABLE, GemmaConfig
 from gemma_runtime.errors import CheckpointError
@@ -270,9 +268,9 @@ def _are_equal(adapter: Adapter, changes: Sequence[Change]) -> bool:
     stored = [adapter.tensors[one.whole] for one in changes if one.whole and one.is_replacement]
     if len(stored) != 2 or (stored[0].dtype, stored[0].shape) != (stored[1].dtype, stored[1].shape):
         return False
-    data = np.memmap(adapter.path, np.uint8, "r")
-    first, second = (data[info.offset : info.offset + info.bytes] for info in stored)
-    return all(
-        np.array_equal(first[i : i + _COMPARED], second[i : i + _COMPARED])
-        for i in range(0, len(first), _COMPARED)
-    )
+    with adapter.path.open("rb") as one, adapter.path.open("rb") as other:
+        one.seek(stored[0].offset)
+        other.seek(stored[1].offset)
+        steps = range(0, stored[0].bytes, _COMPARED)
+        sizes = (min(_COMPARED, stored[0].bytes - done) for done in steps)
+        return all(one.read(size) == other.read(size) for size in sizes)
