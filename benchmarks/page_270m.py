@@ -78,14 +78,14 @@ class Maker:
         _run("gemma-runtime", "report", *self._paths(), "--from", self._figures, "-o", page)
 
     def _prepare(self) -> None:
-        for script, name in (
-            ("language_texts.py", "texts"),
-            ("offline_tasks.py", "offline"),
-            ("safety_prompts.py", "prompts"),
+        for script, name, flags in (
+            ("language_texts.py", "texts", ("--kinds", "messages", "--pieces", "1")),
+            ("offline_tasks.py", "offline", ()),
+            ("safety_prompts.py", "prompts", ()),
         ):
             done = self._folder / f".{name}"
             if not done.exists():
-                _run(sys.executable, _HERE / script, self._folder / name)
+                _run(sys.executable, _HERE / script, self._folder / name, *flags)
                 done.touch()
 
     def _export(self) -> None:
