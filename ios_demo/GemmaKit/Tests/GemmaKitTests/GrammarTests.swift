@@ -134,5 +134,10 @@ private final class RandomSession: Session {
 
     func score(_ tokens: [Int]) throws -> [[Float]] { try tokens.map { try prefill([$0]) } }
 
+    func rewind(to target: Int) throws -> Int {
+        position = target
+        return position
+    }
+
     func reset() { position = 0 }
 }
