@@ -13,7 +13,7 @@ from gemma_runtime.report.scale import Scale
 WIDTH = 920
 _LABEL, _GAP, _RIGHT = 190, 34, 26  # widths
 _HEAD, _FOOT = 26, 22  # heights
-_LONGEST = 28  # characters of a label
+_LONGEST = 26  # characters of a label
 _STRIPE = 13  # height of one series in a row
 _PADDING = 9  # between rows
 _BAR, _DOT = 9.0, 4.2

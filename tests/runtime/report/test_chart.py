@@ -76,7 +76,7 @@ def test_a_long_label_is_cut_and_whole_in_its_tooltip() -> None:
     row = Row("x" * 300, ((),))
     chart = draw("", [Panel("", Form.DOTS, SHARE, str)], [row])
     (label,) = (mark for mark in chart.marks if mark.style == "label")
-    assert (len(label.text), label.tip) == (28, "x" * 300)
+    assert (len(label.text), label.tip) == (26, "x" * 300)
 
 
 def test_four_shapes_are_different_and_come_again() -> None:

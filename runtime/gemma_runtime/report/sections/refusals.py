@@ -54,7 +54,7 @@ def _kinds(comparison: SafetyComparison) -> Iterator[tuple[str, KindFigures]]:
 
 def _chart(named: list[tuple[str, SafetyComparison]]) -> Chart:
     rows = [
-        Row(f"{kind}: {name}", ((_dot(f"{kind}, {name}", figures),),))
+        Row(f"{kind}, {name.rpartition(' → ')[2]}", ((_dot(f"{kind}, {name}", figures),),))
         for name, comparison in named
         for kind, figures in _kinds(comparison)
     ]
