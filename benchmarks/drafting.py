@@ -13,12 +13,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 
 from rich.console import Console
 from rich.table import Table
 
-from gemma_runtime import Session, generate, load_tokenizer, open_bundle, open_session
+from gemma_runtime import (
+    Bundle,
+    Generation,
+    Session,
+    Tokenizer,
+    generate_text,
+    load_tokenizer,
+    open_bundle,
+    open_session,
+)
 from gemma_runtime.text.draft import PromptLookup
 
 _NEW_TOKENS = 96
@@ -60,30 +68,9 @@ class Figures:
     prompts: str
     new_tokens: int
     steps: int  # with drafts; without, one per token
-    fed: int  # tokens in these steps, guesses included
-    same: int  # prompts whose tokens are those without drafts
+    same: int  # prompts whose text is that without drafts
     total: int
     seconds_ratio: float  # plain / drafted, median over prompts
-
-
-class Counting:
-    """Passes a session's calls on, and counts them and their tokens."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self.steps = self.fed = 0
-
-    def __getattr__(self, name: str) -> object:
-        call = getattr(self._session, name)
-        if name not in ("decode", "score"):
-            return call
-
-        def counted(tokens: int | Sequence[int]) -> object:
-            self.steps += 1
-            self.fed += 1 if isinstance(tokens, int) else len(tokens)
-            return call(tokens)
-
-        return counted
 
 
 def main() -> None:
@@ -93,11 +80,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     bundle = open_bundle(options.bundle)
-    tokenizer, bos = load_tokenizer(bundle), bundle.manifest.bos_token
     with open_session(bundle, options.threads) as session:
+        model = _Model(bundle, load_tokenizer(bundle), session)
         figures = [
-            _measure(session, name, [[bos, *tokenizer.encode(text)] for text in texts])
-            for name, texts in (("copying", COPYING), ("other", OTHER))
+            _measure(model, name, texts) for name, texts in (("copying", COPYING), ("other", OTHER))
         ]
     if options.json:
         print(json.dumps([asdict(one) for one in figures]))
@@ -115,28 +101,39 @@ def main() -> None:
     Console().print(table)
 
 
-def _measure(session: Session, name: str, prompts: Sequence[Sequence[int]]) -> Figures:
-    new = steps = fed = same = 0
+def _measure(model: "_Model", name: str, texts: Sequence[str]) -> Figures:
+    new = steps = same = 0
     ratios = []
-    for prompt in prompts:
-        plain, seconds, _ = _run(session, prompt, None)
-        drafted, less, counted = _run(session, prompt, PromptLookup())
-        new, steps, fed = new + len(drafted) - 1, steps + counted.steps, fed + counted.fed
-        same += plain == drafted
-        ratios.append(seconds / len(plain) / (less / len(drafted)))
-    return Figures(name, new, steps, fed, same, len(prompts), median(ratios))
+    for text in texts:
+        plain, drafted = model.reply(text, None), model.reply(text, PromptLookup())
+        new, steps = new + drafted.new_tokens - 1, steps + drafted.steps
+        same += plain.text == drafted.text
+        ratios.append(_seconds_per_token(plain) / _seconds_per_token(drafted))
+    return Figures(name, new, steps, same, len(texts), median(ratios))
 
 
-def _run(
-    session: Session, prompt: Sequence[int], drafter: PromptLookup | None
-) -> tuple[list[int], float, Counting]:
-    """The new tokens, the seconds after the first one, and the counted calls."""
-    session.reset()
-    counted = Counting(session)
-    tokens = generate(counted, prompt, max_new_tokens=_NEW_TOKENS, drafter=drafter)  # type: ignore[arg-type]
-    first = next(tokens)
-    started = perf_counter()
-    return [first, *tokens], perf_counter() - started, counted
+def _seconds_per_token(result: Generation) -> float:
+    """After the first token."""
+    return (result.seconds - result.first_token_seconds) / result.new_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    bundle: Bundle
+    tokenizer: Tokenizer
+    session: Session
+
+    def reply(self, text: str, drafter: PromptLookup | None) -> Generation:
+        self.session.reset()
+        generation = generate_text(
+            self.session,
+            self.tokenizer,
+            [self.bundle.manifest.bos_token, *self.tokenizer.encode(text)],
+            max_new_tokens=_NEW_TOKENS,
+            drafter=drafter,
+        )
+        list(generation)
+        return generation.result
 
 
 if __name__ == "__main__":

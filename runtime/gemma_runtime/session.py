@@ -1,6 +1,7 @@
 """A session is one loaded artifact with its KV caches. It takes token ids, not text."""
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Protocol, Self
 
@@ -142,8 +143,10 @@ class ChunkedSession(ABC):
 
     def undoable(self, most: int) -> int:
         position = self.position
-        written = ((n, max(self._written, position + n)) for n in range(most, 0, -1))
-        return next((n for n, total in written if self._holds(position, total)), 0)
+        counts = range(1, most + 1)
+        return bisect_left(  # how many come before the first that would lose something
+            counts, True, key=lambda n: not self._holds(position, max(self._written, position + n))
+        )
 
     def hold(self) -> Mark:
         return self._marks.add(self.position)

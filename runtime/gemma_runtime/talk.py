@@ -44,7 +44,6 @@ if TYPE_CHECKING:  # imported when needed, so --help starts fast
     from gemma_runtime.bundle import Bundle
     from gemma_runtime.text.constraint import Constraint
     from gemma_runtime.text.conversation import Conversation
-    from gemma_runtime.text.draft import PromptLookup
     from gemma_runtime.text.generate import Generation, TextGeneration
     from gemma_runtime.text.guard import Guard
     from gemma_runtime.text.guarded import Withheld
@@ -87,6 +86,7 @@ def run(
     from gemma_runtime.bundle import open_bundle
     from gemma_runtime.session import open_session
     from gemma_runtime.text.constraint import start_constraint
+    from gemma_runtime.text.draft import PromptLookup
     from gemma_runtime.text.generate import generate_text
     from gemma_runtime.text.sampler import Sampling
     from gemma_runtime.text.tokenizer import load_tokenizer
@@ -98,7 +98,8 @@ def run(
     tokenizer = load_tokenizer(opened)
     tokens = _encode_prompt(opened, tokenizer, text, system, chat)
     matcher = start_constraint(constraint, tokenizer, opened.manifest.stop_tokens)
-    drafter = _start_drafter(opened, draft)
+    if draft:
+        _check_drafts(opened)
     with open_session(opened, threads) as session:
         generation = generate_text(
             session,
@@ -109,7 +110,7 @@ def run(
             stop_tokens=opened.manifest.stop_tokens,
             stop_strings=stop,
             constraint=matcher,
-            drafter=drafter,
+            drafter=PromptLookup() if draft else None,
         )
         if not json:
             _stream(generation)
@@ -179,7 +180,8 @@ def chat(
     )
     tokenizer = load_tokenizer(opened)
     start_constraint(constraint, tokenizer, opened.manifest.stop_tokens)  # refuses before any turn
-    drafter = _start_drafter(opened, draft)
+    if draft:
+        _check_drafts(opened)
     with (
         _open_guard(guard, guard_threshold, threads) as watch,
         open_session(opened, threads) as session,
@@ -196,7 +198,7 @@ def chat(
             system=system,
             roll=roll,
             tools=schemas,
-            drafts=drafter is not None,
+            drafts=draft,
         )
         for line in _typed_lines():
             if line == "/new":
@@ -228,20 +230,16 @@ def _open_guard(
         yield guard
 
 
-def _start_drafter(bundle: "Bundle", draft: bool) -> "PromptLookup | None":
-    """The drafter of `--draft`. Raises SessionError if the bundle's runtime can't use one."""
+def _check_drafts(bundle: "Bundle") -> None:
+    """Raise SessionError if drafts save the bundle's runtime no time."""
     from gemma_runtime.backend_table import BACKENDS
-    from gemma_runtime.text.draft import PromptLookup
 
     name = bundle.manifest.target.name
-    if not draft:
-        return None
     if name in BACKENDS and not BACKENDS[name].scores_together:
         raise SessionError(
             f"{name} bundles compute the logits of one token per call, so drafts save no time; "
             "leave --draft out"
         )
-    return PromptLookup()
 
 
 def _read_stdin() -> str:

@@ -264,27 +264,25 @@ class _TokenLoop:
     def _choose(self, unfed: Sequence[int], run: Sequence[int]) -> list[int]:
         """The next tokens: right guesses, which are fed already, and one more that is not."""
         self.steps += not unfed
-        if self._drafter is None or unfed:
-            return [self._pick(self._feed(unfed, run))]
-        session, drafted = self._session, self._draft(len(run))
-        rows = session.score([*run, *drafted])[len(run) - 1 :] if drafted else None
-        if rows is None:
-            chosen = [self._pick(self._feed(unfed, run))]
-        else:
-            chosen = self._check(rows, drafted)
+        drafter = None if unfed else self._drafter
+        drafted = [] if drafter is None else self._draft(drafter, len(run))
+        if drafted:
+            chosen = self._check(self._session.score([*run, *drafted])[len(run) - 1 :], drafted)
             wrong = len(drafted) - (len(chosen) - 1)
-            session.rewind(session.position - wrong)
-        self._drafter.judge(len(drafted), len(chosen) - 1)
+            self._session.rewind(self._session.position - wrong)
+        else:
+            chosen = [self._pick(self._feed(unfed, run))]
+        if drafter is not None:
+            drafter.judge(len(drafted), len(chosen) - 1)
         return chosen
 
-    def _draft(self, fed: int) -> list[int]:
+    def _draft(self, drafter: Drafter, fed: int) -> list[int]:
         """Guesses that fit, and that the session can take back after `fed` more tokens."""
-        assert self._drafter is not None
         session = self._session
         left = self._max_new_tokens - len(self.tokens) - 1
         most = min(left, session.context_length - session.position - fed)
         most = session.undoable(fed + most) - fed if most > 0 else 0
-        return list(self._drafter.draft(self._previous, max(0, most)))
+        return list(drafter.draft(self._previous, max(0, most)))
 
     def _check(self, rows: Logits, drafted: Sequence[int]) -> list[int]:
         """Choose tokens up to the first wrong guess, from the logits (T, V) of each place."""
