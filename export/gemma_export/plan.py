@@ -309,10 +309,7 @@ def _export_peak(
     )  # float64 angle and cosine, float32 result
     tokenizer = config.vocab_size * _TOKENIZER_BYTES
     working = tokenizer + blocks + max(logits + widest, scores + widest, ropes)
-    tables = sum(
-        _held_bytes(config, name, formats.get(name, FLOAT))
-        for name in dict.fromkeys((TABLE, config.head))
-    )
+    tables = sum(_held_bytes(config, name, formats.get(name, FLOAT)) for name in config.tables)
     writing = round(costs.tables_exported * tables + costs.weight_exported * config.parameters)
     writing += costs.caches_exported * sum(cache.elements for cache in caches) * _FLOAT_BYTES
     return costs.exporting + max(working, config.vocab_size * _TOKENIZER_PARSING, writing)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
+from gemma_export.checkpoint.adapter_folder import is_adapter
 from gemma_export.formats.downloaded import starts_with
 from gemma_export.formats.gguf_parts import first_part
 from gemma_runtime.errors import CheckpointError
@@ -22,7 +23,7 @@ def find_gguf(folder: Path) -> Path | None:
 
     Raises CheckpointError with the list if it has several.
     """
-    if any(folder.glob("*.safetensors")) or (folder / "adapter_config.json").exists():
+    if any(folder.glob("*.safetensors")) or is_adapter(folder):
         return None
     names = models(path.name for path in folder.glob("*.gguf"))
     if not names:

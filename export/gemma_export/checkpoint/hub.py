@@ -8,13 +8,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from gemma_export.checkpoint.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gemma_runtime.errors import HubError
 from gemma_runtime.hub import cached_snapshot, download_snapshot, list_files, require_hub
 
 _INDEX = "model.safetensors.index.json"
-_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+_ADAPTER = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 _FILES = [
-    "adapter_config.json",
+    ADAPTER_CONFIG,
     "config.json",
     "generation_config.json",
     "tokenizer.json",

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gemma_export.checkpoint.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gemma_export.formats.downloaded import check_downloaded
 from gemma_export.formats.json_file import read_json
 from gemma_export.formats.safetensors import SafetensorsFile
@@ -13,7 +14,6 @@ from gemma_runtime.errors import CheckpointError
 CONFIG = "config.json"
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SMALL_FILES = (".json", ".model", ".jinja")
 # The documentation's tables. Of the layouts, the first that the folder has is read.
@@ -118,7 +118,7 @@ def _left_aside(folder: Path, read: set[str]) -> tuple[str, ...]:
 def _present(folder: Path) -> list[str]:
     """The safetensors files of the model itself, not of an adapter beside it."""
     names = sorted(path.name for path in folder.glob("*.safetensors"))
-    return [name for name in names if name != _ADAPTER_WEIGHTS]
+    return [name for name in names if name != ADAPTER_WEIGHTS]
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -147,7 +147,7 @@ def _checkpoints_inside(folder: Path) -> list[Path]:
     inside = [
         path.parent
         for pattern in ("*", "snapshots/*")
-        for name in (CONFIG, _ADAPTER)
+        for name in (CONFIG, ADAPTER_CONFIG)
         for path in folder.glob(f"{pattern}/{name}")
     ]
     return sorted(set(inside), key=_step)

@@ -79,6 +79,11 @@ class GemmaConfig:
         return TABLE if self.tied else HEAD
 
     @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the matrices with a row per token: the table, and a head apart from it."""
+        return (TABLE,) if self.tied else (TABLE, HEAD)
+
+    @property
     def layers(self) -> tuple[LayerSpec, ...]:
         return tuple(
             LayerSpec(

@@ -65,12 +65,11 @@ def _is_ordered(work: Workspace) -> bool:
 
 
 def _weighs_table(recipe: Recipe, config: GemmaConfig) -> bool:
-    return any(recipe.rule(name).rounding == "gptq" for name in (TABLE, config.head))
+    return any(recipe.rule(name).rounding == "gptq" for name in config.tables)
 
 
 def _is_table_rounded(work: Workspace) -> bool:
-    head = work.checkpoint.config.head
-    return work.rounded_table().exists() and work.rounded_table(head).exists()
+    return all(work.rounded_table(name).exists() for name in work.checkpoint.config.tables)
 
 
 def _is_distilled(work: Workspace) -> bool:
@@ -128,9 +127,9 @@ class CalibratedWeights:
         work, distilled = self.work, self.work.recipe.distilled
         if layer := re.match(r"model\.layers\.(\d+)\.", name):
             return (work.distilled_layers if distilled else work.rounded_layers)[int(layer[1])]
-        if name in (TABLE, HEAD) or not distilled:
-            return work.rounded_table(HEAD if name == HEAD else TABLE)
-        return work.distilled_gain
+        if name == HEAD:
+            return work.rounded_table(HEAD)
+        return work.distilled_gain if distilled and name != TABLE else work.rounded_table()
 
 
 def peak_bytes(config: GemmaConfig, recipe: Recipe, bits: float | None = None) -> int:

@@ -83,7 +83,7 @@ def loss_bytes(work: Workspace) -> int:
     if work.table_losses.exists():
         return 0
     shape = work.checkpoint.config.tensor_shapes()[TABLE]
-    tables = len(_tried_columns(work)) + (not work.checkpoint.config.tied)
+    tables = len(_tried_columns(work)) + len(work.checkpoint.config.tables) - 1
     return backward_bytes(work) + tables * _ROUND * 4 * shape[0] * shape[1]
 
 

@@ -41,7 +41,7 @@ def calibrate_table(work: Workspace, tick: Tick) -> None:
 
     If gptq rounds them, `weigh_table` must have run, and the channels are in its order.
     """
-    for name in dict.fromkeys((TABLE, work.checkpoint.config.head)):
+    for name in work.checkpoint.config.tables:
         if not work.rounded_table(name).exists():
             _calibrate_rows(work, name, tick)
 

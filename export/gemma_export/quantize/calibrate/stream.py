@@ -41,7 +41,7 @@ def layer_bytes(config: GemmaConfig) -> int:
 
 def outer_bytes(config: GemmaConfig) -> int:
     """Bytes in float32 of the table, and of the head if it is another matrix."""
-    return 4 * config.vocab_size * config.hidden_size * (1 if config.tied else 2)
+    return 4 * config.vocab_size * config.hidden_size * len(config.tables)
 
 
 def load_layer(checkpoint: Checkpoint, index: int) -> dict[str, Tensor]:
