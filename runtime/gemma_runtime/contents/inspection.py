@@ -63,9 +63,13 @@ def inspect_bundle(bundle: Bundle, read_codes: bool = False) -> Inspection:
     )
 
 
-def compare_bundles(bundles: Sequence[Bundle]) -> Comparison:
-    """Inspect several bundles and compare their checkpoints and codes."""
-    found = tuple(inspect_bundle(bundle, read_codes=len(bundles) > 1) for bundle in bundles)
+def compare_bundles(bundles: Sequence[Bundle], read_codes: bool | None = None) -> Comparison:
+    """Inspect bundles and compare their checkpoints and codes.
+
+    Codes are read back if `read_codes`, by default if there are several bundles.
+    """
+    is_read = len(bundles) > 1 if read_codes is None else read_codes
+    found = tuple(inspect_bundle(bundle, read_codes=is_read) for bundle in bundles)
     manifests = [inspection.manifest for inspection in found]
     return Comparison(
         bundles=found,

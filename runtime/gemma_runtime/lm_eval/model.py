@@ -17,6 +17,7 @@ from gemma_runtime.errors import EvaluationError
 from gemma_runtime.lm_eval.answers import Answer, AnswerFile
 from gemma_runtime.lm_eval.prompts import PromptEncoder
 from gemma_runtime.lm_eval.shared import (
+    CHUNK,
     Continuation,
     Prompt,
     check_chunk,
@@ -29,7 +30,6 @@ from gemma_runtime.text.tokenizer import load_tokenizer
 
 _T = TypeVar("_T")
 
-CHUNK = 32
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 _Pair = tuple[Any, list[int], list[int]]  # texts or None, context, continuation
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gemma_runtime.bundle import MANIFEST, open_bundle
 from gemma_runtime.errors import EvaluationError, GemmaError, MissingExtra
 from gemma_runtime.lm_eval.answers import ANSWERS
-from gemma_runtime.lm_eval.shared import check_chunk
+from gemma_runtime.lm_eval.shared import CHUNK, check_chunk
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -40,7 +40,7 @@ class TaskOptions:
 class ModelOptions:
     threads: int | None = None
     exact: bool = False
-    chunk: int = 32
+    chunk: int = CHUNK
 
 
 def run_tasks(

@@ -19,6 +19,7 @@ from gemma_runtime.text.sampler import Sampling
 from gemma_runtime.text.shared_prefix import common_length, keep_beginning
 from gemma_runtime.text.tokenizer import Tokenizer
 
+CHUNK = 32  # tokens fed at once, unless told otherwise
 LARGEST_CHUNK = 64  # above it onnxruntime's int8 kernels round in another way
 _MARKS = 4  # at most so many copies of a session's caches
 Tokens = tuple[int, ...]

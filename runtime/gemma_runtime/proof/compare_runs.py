@@ -46,6 +46,16 @@ class PairedFigures:
     choice_kl: float | None  # mean KL(a ‖ b) over the choices, in nats
     smallest_difference: float
 
+    @property
+    def are_shares(self) -> bool:
+        """Whether the scores lie between 0 and 1, so that they can be written in per cent."""
+        return max(abs(self.a), abs(self.b)) <= 1
+
+    @property
+    def are_too_few(self) -> bool:
+        """Whether not even a change of every answer would show."""
+        return self.flips is not None and self.smallest_difference > 1
+
 
 @dataclass(frozen=True, slots=True)
 class ScoreComparison:
@@ -56,6 +66,11 @@ class ScoreComparison:
     metric: str
     figures: PairedFigures
     noise: PairedFigures | None  # the same artifact twice, in other chunks
+
+    @property
+    def label(self) -> str:
+        """`metric_label`."""
+        return metric_label(self.metric, self.filter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +86,17 @@ class RunComparison:
     unscored: tuple[str, ...]  # tasks without a number for each question, such as perplexities
     only_a: Mapping[str, int]  # questions, by task, that the other run lacks
     only_b: Mapping[str, int]
+
+    @property
+    def main_scores(self) -> tuple[ScoreComparison, ...]:
+        """Those of groups, and of tasks outside them."""
+        apart = (task for task in self.tasks if task.task not in self.grouped)
+        return (*self.groups, *apart)
+
+
+def metric_label(metric: str, filter: str) -> str:
+    """A metric with the filter that read the answers, if it is not the plain one."""
+    return metric if filter == "none" else f"{metric}, {filter}"
 
 
 def compare_runs(a: Path, b: Path, noise: Path | None = None) -> RunComparison:

@@ -11,7 +11,9 @@ from gemma_runtime.proof.paired import Difference
 
 def render_runs(comparison: RunComparison, *, all_tasks: bool = False) -> list[Table | Text]:
     """Tables of the groups and of tasks outside them, or of `all_tasks`."""
-    tasks = [task for task in comparison.tasks if all_tasks or task.task not in comparison.grouped]
+    scores = comparison.main_scores
+    if all_tasks:
+        scores = (*comparison.groups, *comparison.tasks)
     notes = [Text(f"a: {comparison.a}\nb: {comparison.b}")]
     for name, lacking in (("a", comparison.only_a), ("b", comparison.only_b)):
         if lacking:
@@ -20,18 +22,15 @@ def render_runs(comparison: RunComparison, *, all_tasks: bool = False) -> list[T
     if comparison.unscored:
         names = ", ".join(comparison.unscored)
         notes.append(Text(f"not compared, because they have no score for each question: {names}"))
-    shown = [
-        (_title(score), _table(score, comparison.noise)) for score in (*comparison.groups, *tasks)
-    ]
+    shown = [(_title(score), _table(score, comparison.noise)) for score in scores]
     return [*notes, *(part for parts in shown for part in parts)]
 
 
 def _title(score: ScoreComparison) -> Text:
     """On its own: a table's title is no wider than the table."""
-    name = score.metric if score.filter == "none" else f"{score.metric}, {score.filter}"
     clusters = score.figures.clusters
     of = "" if clusters is None else f" in {clusters} clusters"
-    return Text(f"\n{score.task}: {name}, {score.figures.questions} questions{of}")
+    return Text(f"\n{score.task}: {score.label}, {score.figures.questions} questions{of}")
 
 
 def _table(score: ScoreComparison, twice: str | None) -> Table:
@@ -48,7 +47,7 @@ def _table(score: ScoreComparison, twice: str | None) -> Table:
 
 
 def _lines(figures: PairedFigures) -> Iterator[tuple[str, str]]:
-    share = max(abs(figures.a), abs(figures.b)) <= 1
+    share = figures.are_shares
     yield "score", " → ".join(_number(x, share) for x in (figures.a, figures.b))
     yield "difference [95%]", _interval(figures.difference, share)
     yield "smallest that would show", _smallest(figures, share)
@@ -76,6 +75,6 @@ def _interval(difference: Difference, share: bool) -> str:
 
 
 def _smallest(figures: PairedFigures, share: bool) -> str:
-    if figures.flips is not None and figures.smallest_difference > 1:
+    if figures.are_too_few:
         return "none: too few questions"
     return _number(figures.smallest_difference, share)

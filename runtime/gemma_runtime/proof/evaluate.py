@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import TokenizerError
 from gemma_runtime.proof.agreement import Floats, bucketed_kl, left_over
-from gemma_runtime.proof.goldens import log_sum_exp
+from gemma_runtime.proof.goldens import log_softmax, log_sum_exp
 from gemma_runtime.proof.language_figures import Divergence, Evaluation, ScoredText, summarize
 from gemma_runtime.proof.teacher import TOP, TeacherSegment, load_teacher
 from gemma_runtime.proof.texts import encode_segments
@@ -85,7 +85,7 @@ def score_text(
 
 def teacher_kl(logits: Logits, ids: NDArray[np.int32], log_p: NDArray[np.float32]) -> Floats:
     """KL(teacher ‖ logits), (T,), in nats, over k tokens and one bucket for all others."""
-    log_q = logits - log_sum_exp(logits)[:, None]  # (T, V) float64
+    log_q = log_softmax(logits)
     top_q = np.take_along_axis(log_q, ids, -1)  # (T, k)
     np.put_along_axis(log_q, ids, -np.inf, -1)
     return bucketed_kl(log_p.astype(np.float64), top_q, np.exp(log_q).sum(-1))
@@ -153,8 +153,7 @@ def _next_log_probs(tokens: list[int], start: int, logits: Logits) -> Floats:
 
 def _text_size(tokenizer: Tokenizer, tokens: Sequence[int]) -> tuple[int, int]:
     """UTF-8 bytes and characters of tokens, whose last may end within a character."""
-    parts = [tokenizer.token_text(token) for token in tokens]
-    text = b"".join(bytes([p]) if isinstance(p, int) else p.encode() for p in parts)
+    text = b"".join(tokenizer.token_bytes(token) for token in tokens)
     return len(text), sum(byte & 0xC0 != 0x80 for byte in text)  # without continuation bytes
 
 

@@ -72,6 +72,12 @@ def load_goldens(path: Path) -> list[Golden]:
         raise BundleError(f"{path} is not a goldens file: {error}; export again") from error
 
 
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Log-probabilities of every token, (T, V), from the logits."""
+    rows: NDArray[np.float64] = logits - log_sum_exp(logits)[:, None]
+    return rows
+
+
 def _log_sum_exp(row: NDArray[np.float64]) -> float:
     top = float(row.max())
     return top + float(np.log(np.exp(row - top).sum()))

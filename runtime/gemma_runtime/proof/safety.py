@@ -13,12 +13,11 @@ from itertools import chain
 from typing import IO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import ContextFull, EvaluationError
 from gemma_runtime.proof.agreement import Floats
-from gemma_runtime.proof.goldens import log_sum_exp
+from gemma_runtime.proof.goldens import log_softmax
 from gemma_runtime.proof.paired import (
     Difference,
     count_flips,
@@ -209,7 +208,7 @@ class _Model:
         """Log-probabilities of the reply's first token, (V,), and the reaction."""
         self._check_room(name, len(tokens))
         fork, last = Fork(self._session, tokens[:-1]), tokens[-1]
-        first = _log_probs(fork.back().score([last]))[0]
+        first = log_softmax(fork.back().score([last]))[0]
         refusing, complying = (
             np.logaddexp.reduce([self._log_prob(fork, last, opening) for opening in openings])
             for openings in (self._refusing, self._complying)
@@ -218,7 +217,7 @@ class _Model:
 
     def _log_prob(self, fork: Fork, last: int, opening: list[int]) -> float:
         """Log-probability that the reply begins with these tokens."""
-        rows = _log_probs(fork.back().score([last, *opening[:-1]]))  # (tokens, V)
+        rows = log_softmax(fork.back().score([last, *opening[:-1]]))  # (tokens, V)
         return float(rows[np.arange(len(opening)), opening].sum())
 
     def _reply(self, fork: Fork, last: int) -> str | None:
@@ -287,11 +286,6 @@ def _encode(side: Side, prompts: Sequence[SafetyPrompt]) -> Iterator[list[int]]:
 def _kl(log_p: Floats, log_q: Floats) -> float:
     """KL(p ‖ q) in nats over the vocabulary, both (V,)."""
     return float((np.exp(log_p) * (log_p - log_q)).sum())
-
-
-def _log_probs(logits: NDArray[np.float32]) -> Floats:
-    rows: Floats = logits - log_sum_exp(logits)[:, None]
-    return rows
 
 
 def _prompt_figures(prompt: SafetyPrompt, a: _Reaction, b: _Reaction, kl: float) -> PromptFigures:

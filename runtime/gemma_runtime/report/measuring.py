@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 
 from gemma_runtime.bundle import Bundle
-from gemma_runtime.contents.inspection import Comparison, compare_bundles, inspect_bundle
+from gemma_runtime.contents.inspection import compare_bundles
 from gemma_runtime.contents.subject import describe_subject
+from gemma_runtime.lm_eval.shared import CHUNK
 from gemma_runtime.measure.bench import Benchmark, measure
 from gemma_runtime.proof.compare_runs import RunComparison, compare_runs
 from gemma_runtime.proof.evaluate import evaluate_bundle
@@ -20,7 +21,7 @@ from gemma_runtime.proof.verify import verify_bundle
 from gemma_runtime.report.collected import Collected, Column, collect
 from gemma_runtime.report.figures import Evaluated, Figures, Source, TaskScores, Verified
 
-_CHUNK, _OTHER_CHUNK = 32, 16  # of the noise of tasks
+_OTHER_CHUNK = CHUNK // 2  # to measure the noise of tasks
 Progress = Callable[[str], None]
 
 
@@ -71,13 +72,9 @@ def _evaluate(collected: Collected, inputs: Inputs, on_progress: Progress) -> It
 
 def _inspect(collected: Collected, inputs: Inputs, on_progress: Progress) -> Iterator[Source]:
     bundles = [column.bundle for column in _without(collected, collected.held_codes())]
-    if len(bundles) == 1:
-        on_progress(f"inspect {bundles[0].directory}")
-        inspection = inspect_bundle(bundles[0], read_codes=True)
-        yield _source("inspect", Comparison((inspection,), same_model=True, same_codes=True))
-    elif bundles:
-        on_progress(f"inspect {len(bundles)} bundles")
-        yield _source("inspect", compare_bundles(bundles))
+    if bundles:
+        on_progress(f"inspect {', '.join(str(bundle.directory) for bundle in bundles)}")
+        yield _source("inspect", compare_bundles(bundles, read_codes=True))
 
 
 def _bench(collected: Collected, inputs: Inputs, on_progress: Progress) -> Iterator[Source]:
@@ -100,10 +97,10 @@ def _tasks(collected: Collected, inputs: Inputs, on_progress: Progress) -> Itera
         return
     with tempfile.TemporaryDirectory() as scratch:
         first = Path(scratch) / "first"
-        yield _run(collected.columns[0], inputs, first, _CHUNK, on_progress)
+        yield _run(collected.columns[0], inputs, first, CHUNK, on_progress)
         for column in collected.columns[1:]:
-            run, again = (Path(scratch) / f"{column.index}-{n}" for n in (_CHUNK, _OTHER_CHUNK))
-            yield _run(column, inputs, run, _CHUNK, on_progress)
+            run, again = (Path(scratch) / f"{column.index}-{n}" for n in (CHUNK, _OTHER_CHUNK))
+            yield _run(column, inputs, run, CHUNK, on_progress)
             _run(column, inputs, again, _OTHER_CHUNK, on_progress)
             yield _source("compare", compare_runs(first, run, again))
 

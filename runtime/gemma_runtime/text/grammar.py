@@ -97,7 +97,7 @@ class _Words:
         self.tokens = [
             (tokenizer.piece(token) or "").encode()
             if token in special
-            else _token_bytes(tokenizer, token)
+            else tokenizer.token_bytes(token)
             for token in range(count)
         ]
         self._tokenizer = ref(tokenizer)
@@ -128,11 +128,6 @@ def _vocabulary(tokenizer: Tokenizer, stop_tokens: Collection[int]) -> "LLTokeni
             eos_token=sorted(stop_tokens),
         )
     return known[key]
-
-
-def _token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
-    text = tokenizer.token_text(token)
-    return bytes([text]) if isinstance(text, int) else text.encode()
 
 
 def _writers() -> Mapping[Kind, Callable[[str], str]]:

@@ -121,6 +121,11 @@ class Tokenizer:
             return ""
         return self._tokenizer.decode([token], skip_special_tokens=False)
 
+    def token_bytes(self, token: int) -> bytes:
+        """A token's text in UTF-8, or its byte: part of a character, maybe."""
+        text = self.token_text(token)
+        return bytes([text]) if isinstance(text, int) else text.encode()
+
     def _encode_text(self, text: str) -> list[int]:
         try:
             ids = self._tokenizer.encode(text, add_special_tokens=False).ids

@@ -24,9 +24,9 @@ def safety(collected: Collected) -> Section:
     if not comparisons:
         command = "gemma-runtime safety BUNDLE_A BUNDLE_B --prompts FILE --json > safety.json"
         return missing("safety", "Safety", command)
-    named = [(_name(collected, one), one) for one in comparisons]
-    parts: list[Part] = [_chart(named)]
-    for name, comparison in named:
+    parts: list[Part] = [_chart(collected, comparisons)]
+    for comparison in comparisons:
+        name = " → ".join(_names(collected, comparison))
         rows = tuple(TableRow(kind, _cells(figures)) for kind, figures in _kinds(comparison))
         parts.append(Table((*_HEAD, *_MORE), rows, name, comparison.note))
         few = [kind for kind, figures in _kinds(comparison) if figures.prompts < FEW]
@@ -40,9 +40,11 @@ def safety(collected: Collected) -> Section:
     return Section("safety", "Safety", _LEAD, tuple(parts))
 
 
-def _name(collected: Collected, comparison: SafetyComparison) -> str:
-    a = collected.name(comparison.digest_a, comparison.a)
-    return f"{a} → {collected.name(comparison.digest_b, comparison.b)}"
+def _names(collected: Collected, comparison: SafetyComparison) -> tuple[str, str]:
+    return (
+        collected.name(comparison.digest_a, comparison.a),
+        collected.name(comparison.digest_b, comparison.b),
+    )
 
 
 def _kinds(comparison: SafetyComparison) -> Iterator[tuple[str, KindFigures]]:
@@ -52,10 +54,11 @@ def _kinds(comparison: SafetyComparison) -> Iterator[tuple[str, KindFigures]]:
         yield "harmless", comparison.harmless
 
 
-def _chart(named: list[tuple[str, SafetyComparison]]) -> Chart:
+def _chart(collected: Collected, comparisons: list[SafetyComparison]) -> Chart:
+    named = [(*_names(collected, comparison), comparison) for comparison in comparisons]
     rows = [
-        Row(f"{kind}, {name.rpartition(' → ')[2]}", ((_dot(f"{kind}, {name}", figures),),))
-        for name, comparison in named
+        Row(f"{kind}, {b}", ((_dot(f"{kind}, {a} → {b}", figures),),))
+        for a, b, comparison in named
         for kind, figures in _kinds(comparison)
     ]
     ends = [x for row in rows for v in row.cells[0] for x in (v.value, v.low or 0, v.high or 0)]

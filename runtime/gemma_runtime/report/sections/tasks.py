@@ -3,7 +3,12 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from gemma_runtime.proof.compare_runs import PairedFigures, RunComparison, ScoreComparison
+from gemma_runtime.proof.compare_runs import (
+    PairedFigures,
+    RunComparison,
+    ScoreComparison,
+    metric_label,
+)
 from gemma_runtime.report.chart import Chart, Form, Panel, Row, Value, draw
 from gemma_runtime.report.collected import Collected
 from gemma_runtime.report.figures import TaskScores
@@ -47,7 +52,7 @@ def tasks(collected: Collected) -> Section:
 def _comparison(collected: Collected, comparison: RunComparison) -> list[Part]:
     a = collected.name(comparison.artifact_a, comparison.a)
     b = collected.name(comparison.artifact_b, comparison.b)
-    lines = [line for score in _shown(comparison) for line in _lines(score)]
+    lines = [line for score in comparison.main_scores for line in _lines(score)]
     flips = [line for line in lines if line.figures.flips is not None]
     table = Table(
         (*_HEAD, *_MORE),
@@ -61,15 +66,8 @@ def _comparison(collected: Collected, comparison: RunComparison) -> list[Part]:
     return [*legend, *charts, table]
 
 
-def _shown(comparison: RunComparison) -> Iterator[ScoreComparison]:
-    """Groups, and the tasks outside them."""
-    yield from comparison.groups
-    yield from (task for task in comparison.tasks if task.task not in comparison.grouped)
-
-
 def _lines(score: ScoreComparison) -> Iterator[_Line]:
-    metric = score.metric if score.filter == "none" else f"{score.metric}, {score.filter}"
-    yield _Line(f"{score.task}: {metric}", score.figures, False)
+    yield _Line(f"{score.task}: {score.label}", score.figures, False)
     if score.noise is not None:
         yield _Line("noise", score.noise, True)
 
@@ -129,7 +127,7 @@ def _change(line: _Line) -> tuple[Value, ...]:
 
 
 def _cells(figures: PairedFigures) -> tuple[str, ...]:
-    share = max(abs(figures.a), abs(figures.b)) <= 1
+    share = figures.are_shares
     flips = figures.flips
     of = "" if figures.clusters is None else f" ({figures.clusters} clusters)"
     return (
@@ -146,7 +144,7 @@ def _cells(figures: PairedFigures) -> tuple[str, ...]:
 
 
 def _smallest(figures: PairedFigures, share: bool) -> str:
-    if figures.flips is not None and figures.smallest_difference > 1:
+    if figures.are_too_few:
         return "none: n too small"
     return _score(figures.smallest_difference, share)
 
@@ -185,5 +183,9 @@ def _results(
         if isinstance(value, int | float) and filter and not metric.endswith("_stderr"):
             error = results.get(f"{metric}_stderr,{filter}")
             shown = number(error) if isinstance(error, int | float) else ABSENT
-            label = metric if filter == "none" else f"{metric}, {filter}"
-            yield label, ABSENT if n is None else str(n), number(value), shown
+            yield (
+                metric_label(metric, filter),
+                ABSENT if n is None else str(n),
+                number(value),
+                shown,
+            )
