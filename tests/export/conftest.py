@@ -65,22 +65,23 @@ def tiny(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> TinyCheckpoint:
     """Each kind of tiny checkpoint in turn."""
-    return _saved(request.param, tmp_path_factory)
+    return saved(request.param, tmp_path_factory)
 
 
-def _saved(tiny: Tiny, factory: pytest.TempPathFactory) -> TinyCheckpoint:
+def saved(tiny: Tiny, factory: pytest.TempPathFactory) -> TinyCheckpoint:
+    """The model in a new folder."""
     folder = factory.mktemp(tiny.name)
     return TinyCheckpoint(tiny, folder, save_tiny(tiny, folder))
 
 
 @pytest.fixture(scope="session")
 def short_gemma2(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
-    return _saved(SHORT_GEMMA2, tmp_path_factory)
+    return saved(SHORT_GEMMA2, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def short_gemma3(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
-    return _saved(SHORT_GEMMA3, tmp_path_factory)
+    return saved(SHORT_GEMMA3, tmp_path_factory)
 
 
 def only(*tinies: Tiny) -> pytest.MarkDecorator:

@@ -112,6 +112,13 @@ SHORT_GEMMA2 = _shortened(GEMMA2, "LG")
 SHORT_GEMMA3 = _shortened(GEMMA3, "LGL")
 
 
+def with_head_scale(tiny: Tiny) -> Tiny:
+    """A copy with queries scaled by the head size, the only scale that llama.cpp supports."""
+    config = copy.deepcopy(tiny.config)
+    config.query_pre_attn_scalar = config.head_dim
+    return replace(tiny, config=config)
+
+
 def untied(tiny: Tiny) -> Tiny:
     """The same model with a head apart from its embedding table."""
     config = copy.deepcopy(tiny.config)

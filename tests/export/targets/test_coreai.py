@@ -36,8 +36,9 @@ from tests.export.conftest import (
     export_folder,
     only,
     save_loud,
+    saved,
 )
-from tests.export.models import SHORT_GEMMA2, SHORT_GEMMA3, WINDOW, eager_logits, save_tiny
+from tests.export.models import SHORT_GEMMA2, SHORT_GEMMA3, WINDOW, eager_logits
 
 if find_spec("coreai") is None or find_spec("coreai_torch") is None:
     pytest.skip(
@@ -60,8 +61,7 @@ def tiny(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> TinyCheckpoint:
     """One short model of each family, since a step takes tens of milliseconds."""
-    folder = tmp_path_factory.mktemp(request.param.name)
-    return TinyCheckpoint(request.param, folder, save_tiny(request.param, folder))
+    return saved(request.param, tmp_path_factory)
 
 
 def export(tiny: TinyCheckpoint, quant: str, folder: Path) -> Bundle:

@@ -1,7 +1,5 @@
 """The codes read back from a bundle of each target are those of the store."""
 
-import copy
-from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 
@@ -14,8 +12,8 @@ from gemma_runtime.contents.codes_gguf import read_gguf_codes
 from gemma_runtime.contents.held_codes import codes_digest
 from gemma_runtime.contents.inspection import compare_bundles
 from gemma_runtime.errors import BundleError
-from tests.export.conftest import Export, TinyCheckpoint
-from tests.export.models import GEMMA2, GEMMA3, Tiny, save_tiny
+from tests.export.conftest import Export, TinyCheckpoint, saved
+from tests.export.models import GEMMA2, GEMMA3, with_head_scale
 
 CONTAINERS = [
     ("onnx", "int4"),
@@ -36,14 +34,7 @@ CONTAINERS = [
 ]
 
 
-def _with_head_scale(tiny: Tiny) -> Tiny:
-    """A copy with queries scaled by the head size, the only scale that llama.cpp supports."""
-    config = copy.deepcopy(tiny.config)
-    config.query_pre_attn_scalar = config.head_dim
-    return replace(tiny, config=config)
-
-
-TINIES = (_with_head_scale(GEMMA2), GEMMA3)
+TINIES = (with_head_scale(GEMMA2), GEMMA3)
 
 
 @pytest.fixture(scope="module", params=TINIES, ids=lambda tiny: tiny.name)
@@ -51,8 +42,7 @@ def tiny(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> TinyCheckpoint:
     """Replaces the shared fixture. down_proj has 160 inputs: five groups, an odd number."""
-    folder = tmp_path_factory.mktemp(request.param.name)
-    return TinyCheckpoint(request.param, folder, save_tiny(request.param, folder))
+    return saved(request.param, tmp_path_factory)
 
 
 def exported(export: Export, tiny: TinyCheckpoint, target: str, quant: str) -> Bundle:

@@ -23,7 +23,7 @@ from gemma_export.targets.hf import gptq
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.contents.held_codes import codes_digest
 from gemma_runtime.errors import BundleError, TargetError
-from tests.export.conftest import TinyCheckpoint
+from tests.export.conftest import TinyCheckpoint, saved
 from tests.export.models import SHORT_GEMMA2, SHORT_GEMMA3, Tiny, save_tiny, untied
 
 MIXED = Recipe(
@@ -46,8 +46,7 @@ def tiny(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> TinyCheckpoint:
     """Replaces the shared fixture."""
-    folder = tmp_path_factory.mktemp(request.param.name)
-    return TinyCheckpoint(request.param, folder, save_tiny(request.param, folder))
+    return saved(request.param, tmp_path_factory)
 
 
 def export_gptq(source: Path, recipe: Recipe, output: Path) -> Bundle:

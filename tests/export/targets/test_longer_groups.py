@@ -14,17 +14,22 @@ from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import open_or_build_store
 from gemma_runtime.contents.held_codes import codes_digest
 from gemma_runtime.session import open_session
-from tests.export.conftest import Export, TinyCheckpoint, dequantized
-from tests.export.models import SHORT_GEMMA2, SHORT_GEMMA3, Tiny, eager_logits, save_tiny
+from tests.export.conftest import Export, TinyCheckpoint, dequantized, saved
+from tests.export.models import (
+    SHORT_GEMMA2,
+    SHORT_GEMMA3,
+    Tiny,
+    eager_logits,
+    with_head_scale,
+)
 
 TOKENS = [3 + 7 * index % 90 for index in range(3 * 16 + 5)]
 
 
 def _divisible(tiny: Tiny) -> Tiny:
-    """With inputs that groups of 128 divide, and the only query scale that llama.cpp supports."""
-    config = copy.deepcopy(tiny.config)
+    """With inputs that groups of 128 divide, and a query scale that llama.cpp supports."""
+    config = copy.deepcopy(with_head_scale(tiny).config)
     config.intermediate_size = 256
-    config.query_pre_attn_scalar = config.head_dim
     return replace(tiny, config=config)
 
 
@@ -33,8 +38,7 @@ def tiny(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> TinyCheckpoint:
     """Replaces the shared fixture."""
-    wide, folder = _divisible(request.param), tmp_path_factory.mktemp(request.param.name)
-    return TinyCheckpoint(wide, folder, save_tiny(wide, folder))
+    return saved(_divisible(request.param), tmp_path_factory)
 
 
 # Quantized kernels round activations in the weights' groups, float16 rounds everything.

@@ -1,6 +1,5 @@
 """A head apart from the embedding table is exported to every target, and its codes are kept."""
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,23 +21,24 @@ from gemma_runtime.bundle import Bundle
 from gemma_runtime.contents.held_codes import codes_digest
 from gemma_runtime.errors import RecipeError, TargetError
 from gemma_runtime.session import open_session
-from tests.export.conftest import Export, TinyCheckpoint, check_exact, dequantized
+from tests.export.conftest import Export, TinyCheckpoint, check_exact, dequantized, saved
 from tests.export.gguf_files import GEMMA3 as GGUF_GEMMA3
 from tests.export.gguf_files import write_tiny
 from tests.export.llama_server import LlamaServer
-from tests.export.models import SHORT_GEMMA2, SHORT_GEMMA3, Tiny, eager_logits, save_tiny, untied
+from tests.export.models import (
+    SHORT_GEMMA2,
+    SHORT_GEMMA3,
+    eager_logits,
+    save_tiny,
+    untied,
+    with_head_scale,
+)
 from tests.export.targets.test_gguf import export_gguf
 
 TOKENS = [3 + 7 * index % 90 for index in range(3 * 16 + 5)]
 
 
-def _with_head_scale(tiny: Tiny) -> Tiny:
-    config = copy.deepcopy(tiny.config)
-    config.query_pre_attn_scalar = config.head_dim
-    return replace(tiny, config=config)
-
-
-GEMMA2, GEMMA3 = (untied(_with_head_scale(tiny)) for tiny in (SHORT_GEMMA2, SHORT_GEMMA3))
+GEMMA2, GEMMA3 = (untied(with_head_scale(tiny)) for tiny in (SHORT_GEMMA2, SHORT_GEMMA3))
 
 
 @pytest.fixture(scope="module", params=[GEMMA2, GEMMA3], ids=lambda tiny: tiny.name)
@@ -46,8 +46,7 @@ def tiny(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> TinyCheckpoint:
     """Replaces the shared fixture."""
-    folder = tmp_path_factory.mktemp(request.param.name)
-    return TinyCheckpoint(request.param, folder, save_tiny(request.param, folder))
+    return saved(request.param, tmp_path_factory)
 
 
 @pytest.mark.parametrize("target", ["onnx", "executorch"])
