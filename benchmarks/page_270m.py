@@ -24,7 +24,7 @@ _FLOAT = "none"
 _RECIPES = {  # name of the folder -> recipe
     "float32": ("--quant", _FLOAT),
     "int8": ("--quant", "int8"),
-    "recommended": ("--quant", "int4-asym-gptq", "--bits", "7.5"),
+    "int8-smooth": ("--quant", "int8-smooth"),
     "int4": ("--quant", "int4"),
 }
 _TASKS = ("offline_mmlu", "offline_mmlu_0shot", "offline_gsm8k")

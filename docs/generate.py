@@ -139,7 +139,8 @@ def recipes() -> str:
     rows = []
     for recipe in RECIPES.values():
         rule = recipe.rule(layer)
-        rounding = f"{rule.rounding}, then distilled" if recipe.distilled else rule.rounding
+        steps = ("smoothed, " * rule.smooth, rule.rounding, ", then distilled" * recipe.distilled)
+        rounding = "".join(steps)
         formats = (str(recipe.rule(name).format) for name in (layer, TABLE))
         rows.append((f"`{recipe.name}`", *formats, rounding, *bits(recipe)))
     head = ("recipe", "layers", "table", "rounding of layers", "bits, 270m", "bits, Gemma 2 2b")

@@ -153,9 +153,9 @@ _Quant = Annotated[
     typer.Option(
         rich_help_panel=_QUANTIZATION,
         help="Recipe: int4, int4-asym, int4-table8 or mixed, each alone or calibrated "
-        "(int4-gptq, int4-distilled, …); int8, int8-channel, none; source keeps a quantized "
-        "checkpoint's codes (Q4_0, Q8_0, Q5_0, GPTQ, AWQ, compressed-tensors, QAT) and lists what "
-        "it can't keep.",
+        "(int4-gptq, int4-distilled, …); int8, int8-smooth, int8-channel, none; source keeps a "
+        "quantized checkpoint's codes (Q4_0, Q8_0, Q5_0, GPTQ, AWQ, compressed-tensors, QAT) and "
+        "lists what it can't keep.",
         autocompletion=_complete_recipe,
     ),
 ]
@@ -164,7 +164,7 @@ _RecipeFile = Annotated[
     typer.Option(
         rich_help_panel=_QUANTIZATION,
         help="Your own recipe, a YAML file: tensor patterns → bits, group, asymmetric, "
-        "int8_columns, rounding.",
+        "int8_columns, rounding, smooth.",
     ),
 ]
 _Bits = Annotated[

@@ -67,7 +67,8 @@ def export_bundles(request: ExportRequest, report: Reporter | None = None) -> li
     resolved = resolve_recipe(request.recipe, checkpoint)
     if request.require_exact:
         require_exact(resolved)
-    request = replace(request, recipe=resolved.recipe)
+    recipe, plain = _plain_table(resolved.recipe, targets, checkpoint.config)
+    request = replace(request, recipe=recipe)
     geometry = export_geometry(request, checkpoint.config)
     outputs = [_output(request, checkpoint, target.name) for target in targets]
     for output in outputs:
@@ -77,7 +78,7 @@ def export_bundles(request: ExportRequest, report: Reporter | None = None) -> li
         ceiling.check_estimate(plan_export(checkpoint.config, request, target).export_peak_bytes)
     if request.is_calibrated:
         ceiling.check_estimate(peak_bytes(checkpoint.config, request.recipe, request.bits))
-    for note in (*checkpoint.notes, *resolved.notes):
+    for note in (*checkpoint.notes, *resolved.notes, *plain):
         report.note(note)
 
     layouts = [target.caches(checkpoint.config, geometry) for target in targets]
@@ -117,6 +118,20 @@ class _Work:
     teacher: list[TeacherSegment]  # empty without --eval-text
 
 
+def _plain_table(
+    recipe: Recipe, targets: Sequence[Target], config: GemmaConfig
+) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe that all targets can hold, with a note if the table is not smoothed for that."""
+    plain = [t.name for t in targets if not target_spec(t.name).scales_table]
+    if not plain or not recipe.smooths_table(config):
+        return recipe, ()
+    note = (
+        f"embedding and head are not smoothed: {', '.join(plain)} can't divide looked-up rows by "
+        "the factors"
+    )
+    return recipe.with_plain_table(), (note,)
+
+
 def _text_to_read(request: ExportRequest) -> WantedText:
     return WantedText(request.eval_text, request.is_calibrated, request.calibration)
 
@@ -144,7 +159,7 @@ def _spend_bits(
         return request
     budget = Budget(request.recipe, request.bits)
     stage = guarded_stage(report, ceiling)
-    splits_table = all(target_spec(target.name).splits_table for target in targets)
+    splits_table = all(target_spec(target.name).scales_table for target in targets)
     recipe = spend_budget(
         budget, checkpoint, calibration, stage, splits_table=splits_table, note=report.note
     )

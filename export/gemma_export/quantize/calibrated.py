@@ -8,12 +8,13 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
 
 from gemma_export.formats.codes import Codes
-from gemma_export.formats.format import INT8_PIECE
+from gemma_export.formats.format import FLOAT, INT8_PIECE, Format
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.memory import kept_memory
 from gemma_export.model.config import HEAD, TABLE, TABLE_FACTORS, GemmaConfig
@@ -33,6 +34,7 @@ from gemma_export.quantize.calibrate.layers import (
     calibrate_table,
     table_bytes,
 )
+from gemma_export.quantize.calibrate.smooth import smooth, smooth_bytes, smooth_peak_bytes
 from gemma_export.quantize.calibrate.stream import layer_bytes
 from gemma_export.quantize.calibrate.text import LENGTH
 from gemma_export.quantize.calibrate.workspace import Workspace
@@ -45,8 +47,10 @@ from gemma_export.quantize.distill.distill import (
     teacher_bytes,
 )
 from gemma_export.quantize.recipe import Recipe
+from gemma_export.quantize.store import round_span
 
 _LIBRARIES = 768 << 20  # torch with its threads, and memory left over from parsing the tokenizer
+_LAYERS = "model.layers."
 _DISTILLED = "distilled-2"  # increase it when distillation changes
 
 
@@ -60,35 +64,51 @@ class CalibrationStage:
     bytes_left: Callable[[Workspace], int]  # progress units left: bytes of weights to be read
 
 
+def _is_smoothed(work: Workspace) -> bool:
+    return not any(rule.smooth for rule in work.recipe.rules) or work.smoothing.last.exists()
+
+
 def _is_ordered(work: Workspace) -> bool:
     return not _weighs_table(work.recipe, work.checkpoint.config) or work.channel_order.exists()
 
 
 def _weighs_table(recipe: Recipe, config: GemmaConfig) -> bool:
-    return any(recipe.rule(name).rounding == "gptq" for name in config.tables)
+    """Whether rounding needs the curvature of the table, and an order of the channels."""
+    rules = [recipe.rule(name) for name in config.tables]
+    return any(rule.rounding == "gptq" and not rule.smooth for rule in rules)
 
 
 def _is_table_rounded(work: Workspace) -> bool:
-    return all(work.rounded_table(name).exists() for name in work.checkpoint.config.tables)
+    tables = work.checkpoint.config.tables
+    return not work.recipe.rounds_by_text or all(work.rounded_table(n).exists() for n in tables)
+
+
+def _are_layers_rounded(work: Workspace) -> bool:
+    return not _rounds_layers_by_text(work) or work.rounded_layers.last.exists()
+
+
+def _rounds_layers_by_text(work: Workspace) -> bool:
+    recipe = work.recipe
+    layers = (name for name in work.formats() if name not in work.checkpoint.config.tables)
+    return recipe.distilled or any(recipe.rule(name).rounding == "gptq" for name in layers)
 
 
 def _is_distilled(work: Workspace) -> bool:
     return not work.recipe.distilled or work.distilled_gain.exists()
 
 
-# In order of execution. The first finds an order of channels, which all others use.
+# In order of execution. The first two find factors and an order of channels, which all others use.
 STAGES = (
+    CalibrationStage("smooth", smooth, _is_smoothed, smooth_bytes),
     CalibrationStage("channels", weigh_table, _is_ordered, backward_bytes),
     CalibrationStage("teacher", pass_teacher, _is_distilled, teacher_bytes),
     CalibrationStage("table", calibrate_table, _is_table_rounded, table_bytes),
-    CalibrationStage(
-        "calibrate", calibrate, lambda w: w.rounded_layers.last.exists(), calibrate_bytes
-    ),
+    CalibrationStage("calibrate", calibrate, _are_layers_rounded, calibrate_bytes),
     CalibrationStage("distill", distill, _is_distilled, distill_bytes),
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CalibratedWeights:
     """Calibrates on demand; the store reads its codes here."""
 
@@ -112,15 +132,39 @@ class CalibratedWeights:
             end_backward(self.work)
 
     def parts(self, name: str, start: int, stop: int) -> dict[str, Tensor]:
+        work = self._final
+        parts = self._rounded(name, start, stop)
+        if name == TABLE and start == 0 and (factors := work.table_factors) is not None:
+            parts[TABLE_FACTORS] = factors  # all of them, together with the first rows
+        return parts
+
+    @cached_property
+    def _final(self) -> Workspace:
+        """The workspace of the model as it was rounded; reads the factors of all layers."""
+        return self.work.arranged()
+
+    @cached_property
+    def _left(self) -> dict[str, Format]:
+        """Formats of the tensors that the stages leave to be rounded without text."""
+        recipe, formats = self.work.recipe, self.work.formats()
+        layers = _rounds_layers_by_text(self.work)
+        return {
+            name: formats.get(name, FLOAT)
+            for name in self.work.checkpoint.config.tensor_shapes()
+            if not (layers if name.startswith(_LAYERS) else recipe.rounds_by_text)
+        }
+
+    def _rounded(self, name: str, start: int, stop: int) -> dict[str, Tensor]:
+        work = self._final
+        if name in self._left:
+            fmt = self._left[name]
+            return round_span(name, (start, stop), work.checkpoint, fmt, work.recipe)
         file = SafetensorsFile(self._path(name))
         names = (f"{stem}.{part}" for stem in (name + INT8_PIECE, name) for part in Codes._fields)
         stored = [n for n in (name, *names) if n in file.tensors]
         if not stored:  # a gain that was not learned
-            return {name: self.work.arranged().checkpoint.rows(name, start, stop)}
-        parts = {n: file.rows(n, start, stop) for n in stored}
-        if name == TABLE and start == 0 and (factors := self.work.table().factors) is not None:
-            parts[TABLE_FACTORS] = factors  # all of them, together with the first rows
-        return parts
+            return {name: work.checkpoint.rows(name, start, stop)}
+        return {n: file.rows(n, start, stop) for n in stored}
 
     def _path(self, name: str) -> Path:
         """The file that holds a tensor's final values."""
@@ -152,4 +196,5 @@ def peak_bytes(config: GemmaConfig, recipe: Recipe, bits: float | None = None) -
         learning += 4 * (layer * (2 + threads) + threads * 8 * max(width, inputs) * width)
         # Logits of the candidates with their gradients, and the candidates in bfloat16.
         learning += threads * CANDIDATES * (48 * LENGTH + 8 * width)
-    return _LIBRARIES + max(table, measuring, batch + max(rounding, learning))
+    smoothing = smooth_peak_bytes(config) if any(rule.smooth for rule in recipe.rules) else 0
+    return _LIBRARIES + max(table, measuring, batch + max(rounding, learning, smoothing))

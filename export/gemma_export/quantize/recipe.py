@@ -1,7 +1,7 @@
 """Recipes choose the format and rounding of every weight matrix."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,11 +23,7 @@ class Rule:
     pattern: str  # a shell pattern over tensor names
     format: Format
     rounding: Rounding = "searched"
-
-    @property
-    def has_factors(self) -> bool:
-        """Whether the table's columns are multiplied by factors (see `arrange`)."""
-        return self.format.int8_columns > 0 and self.rounding == "gptq"
+    smooth: bool = False  # columns are multiplied by factors, see `calibrate.smoothed`
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +39,39 @@ class Recipe:
 
     @property
     def is_calibrated(self) -> bool:
+        """Whether it reads calibration text."""
+        return self.rounds_by_text or any(rule.smooth for rule in self.rules)
+
+    @property
+    def rounds_by_text(self) -> bool:
+        """Whether codes are chosen by what the model computes, and not by the weights alone."""
         return self.distilled or any(rule.rounding == "gptq" for rule in self.rules)
+
+    def scales_table(self, config: GemmaConfig) -> bool:
+        """Whether columns of the table are multiplied by factors, so looked-up rows are divided."""
+        rule = self.rule(TABLE)
+        divided = rule.format.int8_columns > 0 and rule.rounding == "gptq"
+        return divided or self.smooths_table(config)
+
+    def smooths_table(self, config: GemmaConfig) -> bool:
+        rule = self.rule(TABLE)
+        return config.tied and rule.smooth and not rule.format.is_float
 
     def rule(self, tensor: str) -> Rule:
         if tensor == HEAD and not any(_names_head(rule) for rule in self.rules):
             return self.rule(TABLE)
         return next(rule for rule in self.rules if fnmatchcase(tensor, rule.pattern))
 
+    def with_plain_table(self) -> "Recipe":
+        """The recipe with a table rounded to nearest, for targets that can't undo its factors."""
+        plain = Rule(TABLE, self.rule(TABLE).format, "nearest")
+        return replace(self, rules=_merged([plain], self.rules))
+
     def formats(self, config: GemmaConfig) -> dict[str, Format]:
         """Format of every weight matrix. Raises RecipeError for rules that don't fit the model."""
         matrices = {n: s for n, s in config.tensor_shapes().items() if len(s) == 2}
         self._check_patterns(matrices)
+        self._check_smooth(config.tables)
         formats = {name: self._format(name, shape[1]) for name, shape in matrices.items()}
         for name, fmt in formats.items():
             width = matrices[name][1]
@@ -89,6 +107,21 @@ class Recipe:
                 raise RecipeError(
                     f"recipe {self.name}: pattern {rule.pattern!r} matches no weight matrix; "
                     f"names are like {', '.join(list(names)[:2])}"
+                )
+
+    def _check_smooth(self, tables: Iterable[str]) -> None:
+        for rule in self.rules:
+            if rule.smooth and rule.rounding == "kept":
+                raise RecipeError(
+                    f"recipe {self.name}: {rule.pattern!r} is smooth, but codes that are kept "
+                    "can't be changed; choose another rounding, or leave smooth out"
+                )
+        for name in tables:
+            rule = self.rule(name)
+            if rule.smooth and (rule.format.bits == 4 or rule.format.int8_columns):
+                raise RecipeError(
+                    f"recipe {self.name}: {name} is smooth in {rule.format}; expected 8 bits in "
+                    "one piece, or smooth: false"
                 )
 
 
@@ -135,6 +168,13 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("int4-asym", (Rule("*", INT4_ASYM),)),
         Recipe("mixed", (Rule(TABLE, INT8_WIDE, "nearest"), Rule("*", INT4_ASYM))),
         Recipe("int8", (Rule("*", INT8, "nearest"),)),
+        Recipe(
+            "int8-smooth",
+            (
+                Rule(TABLE, INT8, "gptq", smooth=True),
+                Rule("*", INT8, "nearest", smooth=True),
+            ),
+        ),
         Recipe("int8-channel", (Rule("*", Format(8, per_channel=True), "nearest"),)),
         Recipe("source", (Rule("*", INT8, "kept"),)),
         Recipe("int4-gptq", (Rule("*", INT4, "gptq"),)),
@@ -174,6 +214,7 @@ class _Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     asymmetric: bool | None = None
     int8_columns: int | None = None
     rounding: Rounding | None = None
+    smooth: bool | None = None
 
 
 class _RecipeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -241,6 +282,7 @@ def _written(rule: Rule) -> dict[str, object]:
         "asymmetric": fmt.asymmetric,
         **({"int8_columns": fmt.int8_columns} if fmt.int8_columns else {}),
         "rounding": rule.rounding,
+        **({"smooth": True} if rule.smooth else {}),
     }
 
 
@@ -261,4 +303,5 @@ def _rule(base: Recipe, pattern: str, choice: _Choice, path: Path) -> Rule:
     if int8_columns is None and bits == default.format.bits:
         int8_columns = default.format.int8_columns
     fmt = Format(bits, group, asymmetric, per_channel, int8_columns or 0)
-    return Rule(pattern, fmt, choice.rounding or default.rounding)
+    smooth = default.smooth if choice.smooth is None else choice.smooth
+    return Rule(pattern, fmt, choice.rounding or default.rounding, smooth)

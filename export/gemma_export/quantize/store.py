@@ -185,7 +185,7 @@ def _build(
     layout: dict[str, TensorInfo] = {}
     for name, shape in shapes.items():
         layout |= _layout(name, shape, formats.get(name, FLOAT))
-    if recipe.rule(TABLE).has_factors:
+    if recipe.scales_table(checkpoint.config):
         layout[TABLE_FACTORS] = TensorInfo("F32", shapes[TABLE][1:])
     metadata = {
         "model": checkpoint.id,
@@ -270,7 +270,7 @@ def _write(
         elements = (span[1] - span[0]) * math.prod(shape[1:])
         if rounded is not None:
             return span[0], elements * 4, rounded.parts(name, *span)
-        return span[0], elements * 4, _parts(name, span, checkpoint, fmt, recipe)
+        return span[0], elements * 4, round_span(name, span, checkpoint, fmt, recipe)
 
     hashes: dict[str, hashlib._Hash] = {}
     for start, done, parts in in_order(quantize, row_blocks(shape)):
@@ -282,9 +282,10 @@ def _write(
     return hashes
 
 
-def _parts(
+def round_span(
     name: str, span: tuple[int, int], checkpoint: Checkpoint, fmt: Format, recipe: Recipe
 ) -> dict[str, Tensor]:
+    """Round rows [start, stop) of a tensor without text; returns their parts by their names."""
     if fmt.is_float:
         return {name: checkpoint.rows(name, *span)}
     rounding = recipe.rule(name).rounding

@@ -52,7 +52,7 @@ class TargetSpec:
     is_beta: bool = False  # its format may still change
     on_device: bool = True  # its runtime runs on phones, laptops or boards
     next_step: str = "gemma-runtime verify {bundle}"  # printed after an export
-    splits_table: bool = False  # supports a table with int8 and int4 columns
+    scales_table: bool = False  # supports a table with column factors, and a divided one
 
     @property
     def is_in_all(self) -> bool:

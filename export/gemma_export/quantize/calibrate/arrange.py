@@ -24,13 +24,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gemma_export.checkpoint import Checkpoint, TokenizerFiles
-from gemma_export.checkpoint.generation import GenerationDefaults
+from gemma_export.checkpoint import Checkpoint
 from gemma_export.formats.format import Format
 from gemma_export.formats.safetensors import SafetensorsFile
-from gemma_export.model.config import TABLE, GemmaConfig
+from gemma_export.model.config import TABLE
 from gemma_export.model.decoder import norm_before
 from gemma_export.quantize.calibrate.gptq import prepare
+from gemma_export.quantize.calibrate.rewritten import RewrittenCheckpoint
 
 _ROWS = 256
 _SWAPS = 64  # swaps tried per channel
@@ -74,31 +74,10 @@ def read_arrangement(path: Path, width: int) -> Arrangement:
 
 
 @dataclass(frozen=True, slots=True)
-class ArrangedCheckpoint:
+class ArrangedCheckpoint(RewrittenCheckpoint):
     """A checkpoint with permuted residual channels; its model computes the same logits."""
 
-    source: Checkpoint
     arrangement: Arrangement
-
-    @property
-    def id(self) -> str:
-        return self.source.id
-
-    @property
-    def revision(self) -> str | None:
-        return self.source.revision
-
-    @property
-    def config(self) -> GemmaConfig:
-        return self.source.config
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return self.source.notes
-
-    @property
-    def generation(self) -> GenerationDefaults:
-        return self.source.generation
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows of the arranged weight. Weights that write the residual are read whole: their rows
@@ -115,13 +94,6 @@ class ArrangedCheckpoint:
                 return values
             return (1 + values) / factors[start:stop] - 1
         return self.source.rows(name, start, stop)[:, order]
-
-    def digest(self) -> str:
-        """The source's digest: it is the same model."""
-        return self.source.digest()
-
-    def tokenizer(self) -> TokenizerFiles | None:
-        return self.source.tokenizer()
 
 
 def arrange_channels(

@@ -21,6 +21,11 @@ from torch import Tensor
 from gemma_export.quantize.calibrate.gptq import prepare
 
 _SIDE_BY_SIDE = ("gate_proj", "up_proj")
+_READERS = {  # of what a matrix or a norm gives; of several, the first
+    "input_layernorm": "self_attn.q_proj",
+    "pre_feedforward_layernorm": "mlp.gate_proj",
+    "up_proj": "down_proj",
+}
 _POWER = 0.375  # 0.35 to 0.4 give the least error on the 270M
 _MOST = 16.0  # factors lie in [1 / _MOST, _MOST]
 
@@ -39,17 +44,20 @@ def balancing_factors(
     return by_name
 
 
-def balanced(name: str, values: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
-    """Apply the factors to one of the layer's weights: multiply its columns or divide its rows."""
-    layer = ".".join(name.split(".")[:3])
+def balanced(name: str, values: Tensor, factors: Mapping[str, Tensor], start: int = 0) -> Tensor:
+    """Apply the factors to rows of a layer's weight, from `start`.
+
+    Multiplies its columns by its own factors, and divides its rows, or a norm's gain, by those of
+    the matrix that reads them.
+    """
+    layer, _, part = name.removesuffix(".weight").rpartition(".")
     if name in factors:
         values = values * factors[name]
-    if name.endswith("up_proj.weight") and (down := f"{layer}.mlp.down_proj.weight") in factors:
-        values = values / factors[down][:, None]
-    gain = f"{layer}.pre_feedforward_layernorm.weight"
-    if name == gain and (gate := f"{layer}.mlp.gate_proj.weight") in factors:
-        values = (1 + values) / factors[gate] - 1
-    return values
+    reader = factors.get(f"{layer}.{_READERS[part]}.weight") if part in _READERS else None
+    if reader is None:
+        return values
+    divisors = reader[start : start + len(values)]
+    return values / divisors[:, None] if values.dim() == 2 else (1 + values) / divisors - 1
 
 
 def _factors(matrices: list[Tensor], gram: Tensor) -> Tensor:

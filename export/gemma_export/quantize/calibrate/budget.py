@@ -16,7 +16,7 @@ from gemma_export.progress import Note, Stage, silent
 from gemma_export.quantize.calibrate.curvature import Losses, loss_bytes, measure_losses
 from gemma_export.quantize.calibrate.text import Calibration
 from gemma_export.quantize.calibrate.workspace import Workspace
-from gemma_export.quantize.recipe import RECIPES, Recipe, Rule, bits_per_weight
+from gemma_export.quantize.recipe import RECIPES, Recipe, Rounding, Rule, bits_per_weight
 from gemma_runtime.errors import RecipeError
 
 # Ratio of the layers' loss to its estimate. With float activations, a 270M at 7.5 bits lost 0.0201.
@@ -64,7 +64,7 @@ def choose_int8(budget: Budget, config: GemmaConfig, losses: Losses) -> Recipe:
     """Try each format of the table, fill layers by loss per weight; the least total loss wins."""
     below = budget.base.rule(TABLE)
     tables = {
-        Rule(TABLE, replace(below.format, int8_columns=columns), below.rounding): loss
+        replace(below, pattern=TABLE, format=replace(below.format, int8_columns=columns)): loss
         for columns, loss in losses.table.items()
     }
     tables[_raised(budget.base, TABLE)] = 0.0
@@ -99,8 +99,9 @@ def _fill(
 
 def _raised(base: Recipe, name: str) -> Rule:
     """Int8 for a matrix, rounded by gptq if the base recipe does so, else to nearest."""
-    rounding = base.rule(name).rounding
-    return Rule(name, INT8, rounding if rounding == "gptq" else "nearest")
+    rule = base.rule(name)
+    rounding: Rounding = "gptq" if rule.rounding == "gptq" else "nearest"
+    return Rule(name, INT8, rounding, rule.smooth)
 
 
 def _fits(budget: Budget, config: GemmaConfig, rules: tuple[Rule, ...]) -> bool:

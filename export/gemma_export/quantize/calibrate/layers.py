@@ -39,7 +39,8 @@ _SEQUENCES = 384  # used to round layers; more change little
 def calibrate_table(work: Workspace, tick: Tick) -> None:
     """Round the table, and the head if it is another matrix; write a file for each.
 
-    If gptq rounds them, `weigh_table` must have run, and the channels are in its order.
+    If gptq rounds them, `smooth` or `weigh_table` must have run: a smooth head is rounded for its
+    inputs, another for their curvature, with the channels in its order.
     """
     for name in work.checkpoint.config.tables:
         if not work.rounded_table(name).exists():
@@ -52,8 +53,12 @@ def _calibrate_rows(work: Workspace, name: str, tick: Tick) -> None:
     shape = work.checkpoint.config.tensor_shapes()[name]
     inputs = None
     if rounding == "gptq":
-        curvature = SafetensorsFile(work.channel_order).rows(curvature_name(name), 0, shape[1])
-        inputs = prepare_table(name, curvature, fmt)
+        rounding = "nearest"  # of a table that is only looked up, unless its curvature is known
+        is_smooth = work.recipe.rule(name).smooth
+        file = SafetensorsFile(work.head_curvature if is_smooth else work.channel_order)
+        if curvature_name(name) in file.tensors:
+            curvature = file.rows(curvature_name(name), 0, shape[1])
+            inputs = prepare_table(name, curvature, fmt)
 
     def quantize(span: tuple[int, int]) -> dict[str, Tensor]:
         values = work.checkpoint.rows(name, *span)
@@ -69,8 +74,8 @@ def _calibrate_rows(work: Workspace, name: str, tick: Tick) -> None:
         blocks.append(block)
         tick(f"rows from {span[0]}", 4 * (span[1] - span[0]) * shape[1])
     parts = {part: torch.cat([b[part] for b in blocks]) for part in blocks[0]}
-    if name == TABLE and work.recipe.rule(TABLE).has_factors:
-        parts[TABLE_FACTORS] = SafetensorsFile(work.channel_order).rows("factors", 0, shape[1])
+    if name == TABLE and (factors := work.table_factors) is not None:
+        parts[TABLE_FACTORS] = factors
     write_tensors(work.rounded_table(name), parts)
 
 
@@ -137,7 +142,8 @@ def _round_layer(
 ) -> dict[str, Tensor]:
     """Codes, column factors, and balanced gains. Divides the Gram matrices by the factors."""
     formats, recipe = work.formats(), work.recipe
-    chosen = [n for n in grams if recipe.rule(n).rounding == "gptq" and not formats[n].is_float]
+    by_gptq = [n for n in grams if recipe.rule(n).rounding == "gptq" and not formats[n].is_float]
+    chosen = [n for n in by_gptq if not recipe.rule(n).smooth]  # those have factors already
     factors = balancing_factors(layer.index, weights, grams, chosen)
     divided: list[Tensor] = []
     for name, shared in factors.items():  # matrices with the same inputs share a Gram matrix

@@ -18,7 +18,6 @@ from gemma_export.model.decoder import decoder_layer, norm_before
 from gemma_export.model.ops import Weight, lookup_scale
 from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
-from gemma_export.quantize.calibrate.arrange import ArrangedCheckpoint
 from gemma_export.quantize.calibrate.workspace import LayerFiles, Workspace
 from gemma_runtime.formats.safetensors import TensorInfo
 from gemma_runtime.staging import staged_file
@@ -72,9 +71,8 @@ def pass_layers(
     first = files.highest()
     if first is None:
         first, tokens = 0, work.calibration.tokens[:sequences]
-        arranged = checkpoint if isinstance(checkpoint, ArrangedCheckpoint) else None
-        factors = arranged.arrangement.factors if arranged else None
-        table = SourceWeight(TABLE, config.tensor_shapes()[TABLE], checkpoint, factors)
+        shape = config.tensor_shapes()[TABLE]
+        table = SourceWeight(TABLE, shape, checkpoint, work.table_factors)
         start_flow(files[0], config, tokens, table)
     for layer in config.layers[first:]:
         source, weights = files[layer.index], load_layer(checkpoint, layer.index)
@@ -109,6 +107,39 @@ def advance_flow(
             return run_layer(ops, config, layer, held, x)
 
     _write_flow(path, file.tensors[RESIDUAL].shape, in_order(run, batches(config, file)))
+
+
+def sample_flow(
+    source: Path,
+    path: Path,
+    config: GemmaConfig,
+    layer: LayerSpec,
+    weights: Mapping[str, Tensor],
+    positions: int,
+) -> dict[str, Tensor]:
+    """`advance_flow` that returns about so many inputs (P, K) of each matrix, none of bos."""
+    file, held = SafetensorsFile(source), hold(short(weights))
+    count, length, _ = file.tensors[RESIDUAL].shape
+    every = -(-count * (length - 1) // positions)
+    samples: dict[str, list[Tensor]] = {}
+
+    def run(span: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]]:
+        x = file.rows(RESIDUAL, *span)
+        seen: dict[str, Tensor] = {}
+        with torch.inference_mode():
+            ops = ObservingOps(torch.empty(x.shape[:2]), config.rms_norm_eps, seen)
+            y = run_layer(ops, config, layer, held, x)
+        body = {n: rows.view(*x.shape[:2], -1)[:, 1:] for n, rows in seen.items()}
+        return y, {n: rows.flatten(0, 1)[::every].clone() for n, rows in body.items()}
+
+    def outputs() -> Iterator[Tensor]:
+        for y, seen in in_order(run, batches(config, file)):
+            for name, rows in seen.items():
+                samples.setdefault(name, []).append(rows)
+            yield y
+
+    _write_flow(path, (count, length, config.hidden_size), outputs())
+    return {name: torch.cat(rows) for name, rows in samples.items()}
 
 
 def observe_layer(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
+from torch import Tensor
 
 from gemma_export.cache_lock import exclusive
 from gemma_export.checkpoint import Checkpoint
@@ -19,6 +20,8 @@ from gemma_export.formats.format import Format
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.model.config import TABLE
 from gemma_export.quantize.calibrate.arrange import ArrangedCheckpoint, read_arrangement
+from gemma_export.quantize.calibrate.rewritten import RewrittenCheckpoint
+from gemma_export.quantize.calibrate.smoothed import SmoothedCheckpoint
 from gemma_export.quantize.calibrate.text import Calibration
 from gemma_export.quantize.recipe import Recipe
 from gemma_export.quantize.store import StoredWeight
@@ -59,7 +62,7 @@ class LayerFiles:
 
 
 def curvature_name(matrix: str) -> str:
-    """Name in `channel_order` of the curvature of the table or of a head apart from it."""
+    """Name in its file of the curvature of the table or of a head apart from it."""
     return "curvature" if matrix == TABLE else f"curvature.{matrix}"
 
 
@@ -72,6 +75,27 @@ class Workspace:
     calibration: Calibration
 
     # Files, in the order in which they are written.
+
+    @property
+    def smoothing_residuals(self) -> LayerFiles:
+        """The float model's residuals for the first sequences; only the newest is kept.
+
+        Written and deleted by `smooth`.
+        """
+        return self._borders("smoothing-residual")
+
+    @property
+    def smoothing(self) -> LayerFiles:
+        """Column factors by matrix, a file per layer; the last one has the head's.
+
+        Written by `smooth`, read by `arranged`. If the last exists, smoothing is complete.
+        """
+        return self._borders("smoothing")
+
+    @property
+    def head_curvature(self) -> Path:
+        """The curvature of a smooth head. Written by `smooth`, read by `calibrate_table`."""
+        return self._file("head-curvature")
 
     @property
     def float_residuals(self) -> LayerFiles:
@@ -182,12 +206,32 @@ class Workspace:
             yield
 
     def arranged(self) -> "Workspace":
-        """The workspace of the model with reordered channels, once `channel_order` exists."""
-        path = self.channel_order
-        if not path.exists() or isinstance(self.checkpoint, ArrangedCheckpoint):
+        """The workspace of the model as it is rounded: with column factors and reordered channels,
+        once `smoothing` and `channel_order` exist.
+        """
+        checkpoint = self.checkpoint
+        if isinstance(checkpoint, RewrittenCheckpoint):
             return self
-        arrangement = read_arrangement(path, self.checkpoint.config.hidden_size)
-        return replace(self, checkpoint=ArrangedCheckpoint(self.checkpoint, arrangement))
+        if self.smoothing.last.exists():
+            files = [SafetensorsFile(path) for path in self.smoothing]
+            factors = {n: f.rows(n, 0, i.shape[0]) for f in files for n, i in f.tensors.items()}
+            checkpoint = SmoothedCheckpoint(checkpoint, factors)
+        if self.channel_order.exists():
+            arrangement = read_arrangement(self.channel_order, checkpoint.config.hidden_size)
+            checkpoint = ArrangedCheckpoint(checkpoint, arrangement)
+        return replace(self, checkpoint=checkpoint)
+
+    @property
+    def table_factors(self) -> Tensor | None:
+        """(M,) factors of the table's columns, which each looked-up row is divided by."""
+        checkpoint = self.checkpoint
+        if isinstance(checkpoint, ArrangedCheckpoint):
+            if checkpoint.arrangement.factors is not None:
+                return checkpoint.arrangement.factors
+            checkpoint = checkpoint.source
+        if isinstance(checkpoint, SmoothedCheckpoint) and checkpoint.config.tied:
+            return checkpoint.head_factors
+        return None
 
     def formats(self) -> dict[str, Format]:
         return self.recipe.formats(self.checkpoint.config)

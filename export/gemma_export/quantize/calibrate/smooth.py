@@ -1,0 +1,158 @@
+"""Finds column factors that make rounding a matrix and its inputs lose least.
+
+Runtimes round inputs to int8 in the groups of the weights, so one large channel costs its whole
+group its precision. A factor f of a column divides its input. The factors minimize an estimate of
+the squared error of the products,
+
+    Σ_g Σ_{k in g} E[min(s² / 12, x²)] E[w²] + E[min(t² / 12, w²)] E[x²]
+
+over groups g, with inputs x / f, weights w · f, and their steps s = max |x| / 127 and t in a group:
+uniform rounding has the variance s² / 12, and no error exceeds the value. Adam finds them.
+
+N rows, K columns, P positions, M width.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from gemma_export.checkpoint import SourceWeight
+from gemma_export.formats.format import Format
+from gemma_export.formats.safetensors import SafetensorsFile
+from gemma_export.model.config import DOWN, GATE_UP, QKV, TABLE, GemmaConfig
+from gemma_export.model.decoder import norm_before
+from gemma_export.model.torch_ops import rms_norm
+from gemma_export.progress import Tick
+from gemma_export.quantize.calibrate.stream import (
+    RESIDUAL,
+    batches,
+    layer_bytes,
+    load_layer,
+    sample_flow,
+    start_flow,
+    write_tensors,
+)
+from gemma_export.quantize.calibrate.workspace import Workspace, curvature_name
+
+_SEQUENCES = 128
+_POSITIONS = 1024  # inputs of a matrix that its factors are fitted to
+_ROWS = 256  # rows of the matrix that they are fitted to
+_STEPS = 60
+_RATE = 0.1  # of the first step; it falls to 0
+_SEED = 0
+_INPUT_LEVELS = 127  # of int8
+_MOST = 1024.0  # factors lie in [1 / _MOST, _MOST]: so large a row still fits float16 scales
+
+
+def smooth(work: Workspace, tick: Tick) -> None:
+    """Find the factors of all matrices that the recipe smooths, from the float model's activations.
+
+    Writes `smoothing`, one file per layer and one for the head. Resumes after the last layer.
+    """
+    config, residuals = work.checkpoint.config, work.smoothing_residuals
+    if residuals.lowest() is None:
+        table = SourceWeight(TABLE, config.tensor_shapes()[TABLE], work.checkpoint)
+        start_flow(residuals[0], config, work.calibration.tokens[:_SEQUENCES], table)
+    for layer in config.layers[residuals.lowest() :]:
+        weights = load_layer(work.checkpoint, layer.index)
+        source, path = residuals[layer.index], residuals[layer.index + 1]
+        samples = sample_flow(source, path, config, layer, weights, _POSITIONS)
+        factors: dict[str, Tensor] = {}
+        for names in _smoothed_together(work, layer.index):
+            rows = torch.cat([weights[name] for name in names])
+            found = smoothing_factors(samples[names[0]], _some(rows), work.formats()[names[0]])
+            factors |= dict.fromkeys(names, found)
+        write_tensors(work.smoothing[layer.index], factors)
+        source.unlink()
+        tick(f"layer {layer.index}", layer_bytes(config))
+    factors, gram = _smooth_head(work)
+    if gram is not None:
+        write_tensors(work.head_curvature, {curvature_name(config.head): gram})
+    write_tensors(work.smoothing.last, factors)
+    residuals.delete()
+
+
+def smooth_bytes(work: Workspace) -> int:
+    """Progress units left: bytes of layers."""
+    config = work.checkpoint.config
+    done = work.smoothing_residuals.lowest() or 0
+    return (len(config.kinds) - done) * layer_bytes(config)
+
+
+def smooth_peak_bytes(config: GemmaConfig) -> int:
+    """Upper bound of the memory that fitting takes, in bytes, without a layer and its batches."""
+    most = max(config.hidden_size, config.intermediate_size)
+    return 4 * 8 * (_POSITIONS + _ROWS) * most
+
+
+def _smoothed_together(work: Workspace, index: int) -> Iterator[list[str]]:
+    """The layer's matrices to be smoothed; those with the same inputs are together."""
+    formats = work.formats()
+    for parts in (QKV, GATE_UP, DOWN):
+        names = [f"model.layers.{index}.{part}.weight" for part in parts]
+        if any(work.recipe.rule(name).smooth and not formats[name].is_float for name in names):
+            yield names
+
+
+def _smooth_head(work: Workspace) -> tuple[dict[str, Tensor], Tensor | None]:
+    """The head's factors by its name, and the Gram matrix (M, M) of its inputs divided by them.
+
+    Nothing if the recipe doesn't smooth the head.
+    """
+    config = work.checkpoint.config
+    name, last = config.head, norm_before(config, len(config.kinds))
+    if not work.recipe.rule(name).smooth or work.formats()[name].is_float:
+        return {}, None
+    file = SafetensorsFile(work.smoothing_residuals.last)
+    gain = work.checkpoint.rows(last, 0, config.hidden_size)
+    count, length, width = file.tensors[RESIDUAL].shape
+    every = -(-count * (length - 1) // _POSITIONS)
+    samples, gram = [], torch.zeros(width, width)
+    for span in batches(config, file):
+        h = rms_norm(file.rows(RESIDUAL, *span)[:, 1:].flatten(0, 1), gain, config.rms_norm_eps)
+        samples.append(h[::every])
+        gram.addmm_(h.T, h)
+    draw = torch.Generator().manual_seed(_SEED)
+    chosen = torch.randperm(config.vocab_size, generator=draw)[:_ROWS].sort().values
+    rows = torch.cat([work.checkpoint.rows(name, row, row + 1) for row in chosen.tolist()])
+    factors = smoothing_factors(torch.cat(samples), rows, work.formats()[name])
+    gram.div_(count * (length - 1)).div_(factors[:, None]).div_(factors)
+    return {name: factors}, gram
+
+
+def _some(rows: Tensor) -> Tensor:
+    draw = torch.Generator().manual_seed(_SEED)
+    return rows[torch.randperm(len(rows), generator=draw)[:_ROWS]]
+
+
+def smoothing_factors(inputs: Tensor, rows: Tensor, fmt: Format) -> Tensor:
+    """(K,) factors with geometric mean 1, from inputs (P, K) and rows (N, K) of the weights."""
+    width = inputs.shape[1]
+    group, levels = width if fmt.per_channel else fmt.group, (1 << (fmt.bits - 1)) - 1
+    sizes = [values.square().mean(0).clamp_(min=1e-20).log() for values in (inputs, rows)]
+    log = ((sizes[0] - sizes[1]) / 4).requires_grad_()  # SmoothQuant's factors, a good start
+    adam = torch.optim.Adam([log], _RATE)
+    with torch.enable_grad():
+        for step in range(_STEPS):
+            adam.param_groups[0]["lr"] = _RATE * (1 - step / _STEPS)
+            factors = log.exp()
+            x, w = (inputs / factors).view(-1, width // group, group), (rows * factors)
+            loss = _loss(x, w.view(-1, width // group, group), levels)
+            adam.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            adam.step()
+    log = log.detach()
+    return (log - log.mean()).exp_().clamp_(1 / _MOST, _MOST)
+
+
+def _loss(x: Tensor, w: Tensor, levels: int) -> Tensor:
+    """The estimate above, for inputs (P, G, g) and rows (N, G, g)."""
+    of_inputs = _variance(x, _INPUT_LEVELS) * w.square().mean(0)
+    return (of_inputs + _variance(w, levels) * x.square().mean(0)).sum()
+
+
+def _variance(values: Tensor, levels: int) -> Tensor:
+    """(G, g) mean variance of rounding values (N, G, g) in their groups."""
+    step = values.abs().amax(-1, keepdim=True) / levels
+    return torch.minimum(step.square() / 12, values.square()).mean(0)
