@@ -19,10 +19,11 @@ from gemma_export.model.batch_ops import BatchOps, hold
 from gemma_export.model.config import TABLE, GemmaConfig
 from gemma_export.model.decoder import decoder
 from gemma_export.pipeline import ExportRequest, export_bundles
-from gemma_export.progress import QuietReporter, Stage, Tick
+from gemma_export.progress import QuietReporter, Stage, Tick, unheard
 from gemma_export.quantize.calibrate.stream import RESIDUAL
 from gemma_export.quantize.calibrate.text import Calibration
 from gemma_export.quantize.calibrate.workspace import Workspace
+from gemma_export.quantize.calibrated import CalibratedWeights
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
 from gemma_export.targets import Options
@@ -209,6 +210,27 @@ def stages(tick: Tick) -> Stage:
     return stage
 
 
+class Notes(QuietReporter):
+    """Collects the notes of an export."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def calibrated_store(work: Workspace, tick: Tick = unheard) -> QuantizedStore:
+    rounded = CalibratedWeights(work, stages(tick))
+    return open_or_build_store(work.checkpoint, work.recipe, None, rounded)
+
+
+def mean_kl(expected: Tensor, actual: Tensor) -> float:
+    """Mean KL, in nats per token, from logits (…, V) to others."""
+    log_p, log_q = (logits.double().log_softmax(-1) for logits in (expected, actual))
+    return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+
+
 def divergence(
     work: Workspace, weight: Callable[[str], Tensor], factors: Tensor | None = None
 ) -> float:
@@ -224,11 +246,9 @@ def divergence(
     with torch.inference_mode():
         reference, changed = (
             decoder(BatchOps(tokens, config.rms_norm_eps), config, weights.__getitem__)
-            .double()
-            .log_softmax(-1)
             for weights in (exact, other)
         )
-    return float((reference.exp() * (reference - changed)).sum(-1).mean())
+    return mean_kl(reference, changed)
 
 
 def store_divergence(work: Workspace, store: QuantizedStore) -> float:

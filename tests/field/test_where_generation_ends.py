@@ -19,7 +19,7 @@ from gemma_runtime.errors import ConfigError
 from gemma_runtime.manifest import SamplingDefaults
 from gemma_runtime.text.chat import Message, encode_chat
 from gemma_runtime.text.tokenizer import Tokenizer
-from tests.export.conftest import export_folder
+from tests.export.conftest import Notes, export_folder
 from tests.runtime.conftest import small_tokenizer
 
 CHATML = (
@@ -28,14 +28,6 @@ CHATML = (
 )
 EOS, END_OF_TURN = 1, 5
 END = small_tokenizer().get_vocab_size() + 1  # <|im_end|>
-
-
-class Notes(QuietReporter):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
 
 
 @pytest.fixture(scope="module")

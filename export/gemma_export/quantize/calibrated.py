@@ -65,7 +65,7 @@ class CalibrationStage:
 
 
 def _is_smoothed(work: Workspace) -> bool:
-    return not any(rule.smooth for rule in work.recipe.rules) or work.smoothing.last.exists()
+    return not work.recipe.is_smooth or work.smoothing.last.exists()
 
 
 def _is_ordered(work: Workspace) -> bool:
@@ -196,5 +196,5 @@ def peak_bytes(config: GemmaConfig, recipe: Recipe, bits: float | None = None) -
         learning += 4 * (layer * (2 + threads) + threads * 8 * max(width, inputs) * width)
         # Logits of the candidates with their gradients, and the candidates in bfloat16.
         learning += threads * CANDIDATES * (48 * LENGTH + 8 * width)
-    smoothing = smooth_peak_bytes(config) if any(rule.smooth for rule in recipe.rules) else 0
+    smoothing = smooth_peak_bytes(config) if recipe.is_smooth else 0
     return _LIBRARIES + max(table, measuring, batch + max(rounding, learning, smoothing))

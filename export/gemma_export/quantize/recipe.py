@@ -40,7 +40,12 @@ class Recipe:
     @property
     def is_calibrated(self) -> bool:
         """Whether it reads calibration text."""
-        return self.rounds_by_text or any(rule.smooth for rule in self.rules)
+        return self.rounds_by_text or self.is_smooth
+
+    @property
+    def is_smooth(self) -> bool:
+        """Whether it smooths anything."""
+        return any(rule.smooth for rule in self.rules)
 
     @property
     def rounds_by_text(self) -> bool:
@@ -54,8 +59,13 @@ class Recipe:
         return divided or self.smooths_table(config)
 
     def smooths_table(self, config: GemmaConfig) -> bool:
-        rule = self.rule(TABLE)
-        return config.tied and rule.smooth and not rule.format.is_float
+        """Whether the table has factors because it is the head; others are not smoothed."""
+        return config.tied and self.smooths(TABLE)
+
+    def smooths(self, tensor: str) -> bool:
+        """Whether a matrix is to be smoothed; one in float has no need of it."""
+        rule = self.rule(tensor)
+        return rule.smooth and not rule.format.is_float
 
     def rule(self, tensor: str) -> Rule:
         if tensor == HEAD and not any(_names_head(rule) for rule in self.rules):

@@ -11,12 +11,18 @@ from gemma_export.progress import unheard
 from gemma_export.quantize.calibrate.budget import Budget, choose_int8, spend_budget
 from gemma_export.quantize.calibrate.curvature import Losses, measure_losses
 from gemma_export.quantize.calibrate.workspace import Workspace
-from gemma_export.quantize.calibrated import CalibratedWeights
 from gemma_export.quantize.distill import distill as distilling
 from gemma_export.quantize.recipe import Recipe, Rule, bits_per_weight, find_recipe
 from gemma_export.quantize.round import round_rows
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
-from tests.export.conftest import RandomText, divergence, only, stages, store_divergence
+from tests.export.conftest import (
+    RandomText,
+    calibrated_store,
+    divergence,
+    only,
+    stages,
+    store_divergence,
+)
 from tests.export.models import GEMMA2, GEMMA3, untied
 
 UNTIED = only(untied(GEMMA2), untied(GEMMA3))
@@ -28,8 +34,7 @@ def work(random_text: RandomText) -> Workspace:
 
 
 def _calibrated(work: Workspace, recipe: Recipe) -> QuantizedStore:
-    rounded = CalibratedWeights(replace(work, recipe=recipe), stages(unheard))
-    return open_or_build_store(work.checkpoint, recipe, None, rounded)
+    return calibrated_store(replace(work, recipe=recipe))
 
 
 @UNTIED

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from gemma_export.checkpoint import TokenizerFiles
-from gemma_export.progress import QuietReporter
 from gemma_export.sidecars.chat_format import chat_format
 from gemma_export.sidecars.compact_tokenizer import Kind, compact_tokenizer
 from gemma_export.sidecars.phone_files import phone_files
@@ -16,6 +15,7 @@ from gemma_runtime.errors import TokenizerError
 from gemma_runtime.text.chat import CANONICAL_TEMPLATE, Message, encode_chat
 from gemma_runtime.text.tokenizer import Tokenizer
 from tests.data.phone_vectors import TURNS, VECTORS, vectors
+from tests.export.conftest import Notes
 from tests.runtime.conftest import (
     RESERVED,
     SPECIAL,
@@ -147,13 +147,6 @@ def test_a_template_that_the_chat_format_can_t_express_is_refused(template: str)
 
 
 def test_a_tokenizer_that_phones_can_t_use_is_omitted_with_a_note() -> None:
-    class Notes(QuietReporter):
-        def __init__(self) -> None:
-            self.texts: list[str] = []
-
-        def note(self, text: str) -> None:
-            self.texts.append(text)
-
     notes = Notes()
     files = phone_files(TokenizerFiles(b"{}", None), "<bos>", "<eos>", notes)
     assert list(files) == ["chat_format"]

@@ -29,6 +29,7 @@ from gemma_export.formats.format import Format
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.model.config import TABLE
 from gemma_export.model.decoder import norm_before
+from gemma_export.quantize.calibrate.balance import divided_gain
 from gemma_export.quantize.calibrate.gptq import prepare
 from gemma_export.quantize.calibrate.rewritten import RewrittenCheckpoint
 
@@ -92,7 +93,7 @@ class ArrangedCheckpoint(RewrittenCheckpoint):
             values = self.source.rows(name, 0, len(order))[order[start:stop]]
             if factors is None or name != norm_before(self.config, len(self.config.kinds)):
                 return values
-            return (1 + values) / factors[start:stop] - 1
+            return divided_gain(values, factors[start:stop])
         return self.source.rows(name, start, stop)[:, order]
 
 
@@ -106,13 +107,8 @@ def arrange_channels(
     groups are kept when they reduce the groups' estimated loss. A table with int8 channels also
     gets factors.
     """
-    vocabulary, width = checkpoint.config.tensor_shapes()[TABLE]
-    draw = torch.Generator().manual_seed(_SEED)
-    rows = torch.randperm(vocabulary, generator=draw)[:_ROWS].sort().values
-    samples = {
-        name: torch.cat([checkpoint.rows(name, r, r + 1) for r in rows.tolist()])
-        for name in curvatures
-    }
+    width = checkpoint.config.hidden_size
+    samples = {name: sample_rows(checkpoint, name) for name in curvatures}
     costs = {name: prepare(own, TABLE_DAMPING).cost for name, own in curvatures.items()}
     sample, cost = samples[TABLE], costs[TABLE]
     power = sample.square().mean(0)
@@ -148,6 +144,13 @@ def arrange_channels(
             losses[a], losses[b] = swapped
     order = torch.cat(groups)
     return Arrangement(order, factors[order] if fmt.int8_columns else None)
+
+
+def sample_rows(checkpoint: Checkpoint, name: str) -> Tensor:
+    """Rows (R, M) of the table, or of a head apart from it: those of the same tokens."""
+    draw = torch.Generator().manual_seed(_SEED)
+    tokens = torch.randperm(checkpoint.config.vocab_size, generator=draw)[:_ROWS].sort().values
+    return torch.cat([checkpoint.rows(name, token, token + 1) for token in tokens.tolist()])
 
 
 def _level(powers: Tensor) -> Tensor:

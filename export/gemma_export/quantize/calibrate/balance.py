@@ -57,7 +57,12 @@ def balanced(name: str, values: Tensor, factors: Mapping[str, Tensor], start: in
     if reader is None:
         return values
     divisors = reader[start : start + len(values)]
-    return values / divisors[:, None] if values.dim() == 2 else (1 + values) / divisors - 1
+    return values / divisors[:, None] if values.dim() == 2 else divided_gain(values, divisors)
+
+
+def divided_gain(gain: Tensor, divisors: Tensor) -> Tensor:
+    """The gain of a norm whose outputs are divided: a norm multiplies by 1 + gain."""
+    return (1 + gain) / divisors - 1
 
 
 def _factors(matrices: list[Tensor], gram: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from gemma_export.quantize.calibrate.stream import (
     start_flow,
     write_tensors,
 )
-from gemma_export.quantize.calibrate.workspace import Workspace, curvature_name
+from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.round import round_rows
 from gemma_export.quantize.store import StoredWeight, named_parts, round_pieces
 
@@ -53,12 +53,9 @@ def _calibrate_rows(work: Workspace, name: str, tick: Tick) -> None:
     shape = work.checkpoint.config.tensor_shapes()[name]
     inputs = None
     if rounding == "gptq":
-        rounding = "nearest"  # of a table that is only looked up, unless its curvature is known
-        is_smooth = work.recipe.rule(name).smooth
-        file = SafetensorsFile(work.head_curvature if is_smooth else work.channel_order)
-        if curvature_name(name) in file.tensors:
-            curvature = file.rows(curvature_name(name), 0, shape[1])
-            inputs = prepare_table(name, curvature, fmt)
+        curvature = work.curvature(name)
+        inputs = None if curvature is None else prepare_table(name, curvature, fmt)
+        rounding = "nearest"  # without curvature
 
     def quantize(span: tuple[int, int]) -> dict[str, Tensor]:
         values = work.checkpoint.rows(name, *span)
@@ -142,8 +139,13 @@ def _round_layer(
 ) -> dict[str, Tensor]:
     """Codes, column factors, and balanced gains. Divides the Gram matrices by the factors."""
     formats, recipe = work.formats(), work.recipe
-    by_gptq = [n for n in grams if recipe.rule(n).rounding == "gptq" and not formats[n].is_float]
-    chosen = [n for n in by_gptq if not recipe.rule(n).smooth]  # those have factors already
+    chosen = [
+        name
+        for name in grams
+        if (rule := recipe.rule(name)).rounding == "gptq"
+        and not rule.smooth  # those have factors already
+        and not formats[name].is_float
+    ]
     factors = balancing_factors(layer.index, weights, grams, chosen)
     divided: list[Tensor] = []
     for name, shared in factors.items():  # matrices with the same inputs share a Gram matrix

@@ -24,12 +24,14 @@ from gemma_export.model.config import DOWN, GATE_UP, QKV, TABLE, GemmaConfig
 from gemma_export.model.decoder import norm_before
 from gemma_export.model.torch_ops import rms_norm
 from gemma_export.progress import Tick
+from gemma_export.quantize.calibrate.arrange import sample_rows
 from gemma_export.quantize.calibrate.stream import (
     RESIDUAL,
     batches,
     layer_bytes,
     load_layer,
     sample_flow,
+    sample_positions,
     start_flow,
     write_tensors,
 )
@@ -51,6 +53,7 @@ def smooth(work: Workspace, tick: Tick) -> None:
     Writes `smoothing`, one file per layer and one for the head. Resumes after the last layer.
     """
     config, residuals = work.checkpoint.config, work.smoothing_residuals
+    formats = work.formats()
     if residuals.lowest() is None:
         table = SourceWeight(TABLE, config.tensor_shapes()[TABLE], work.checkpoint)
         start_flow(residuals[0], config, work.calibration.tokens[:_SEQUENCES], table)
@@ -61,7 +64,7 @@ def smooth(work: Workspace, tick: Tick) -> None:
         factors: dict[str, Tensor] = {}
         for names in _smoothed_together(work, layer.index):
             rows = torch.cat([weights[name] for name in names])
-            found = smoothing_factors(samples[names[0]], _some(rows), work.formats()[names[0]])
+            found = smoothing_factors(samples[names[0]], _some(rows), formats[names[0]])
             factors |= dict.fromkeys(names, found)
         write_tensors(work.smoothing[layer.index], factors)
         source.unlink()
@@ -88,10 +91,9 @@ def smooth_peak_bytes(config: GemmaConfig) -> int:
 
 def _smoothed_together(work: Workspace, index: int) -> Iterator[list[str]]:
     """The layer's matrices to be smoothed; those with the same inputs are together."""
-    formats = work.formats()
     for parts in (QKV, GATE_UP, DOWN):
         names = [f"model.layers.{index}.{part}.weight" for part in parts]
-        if any(work.recipe.rule(name).smooth and not formats[name].is_float for name in names):
+        if any(map(work.recipe.smooths, names)):
             yield names
 
 
@@ -102,20 +104,18 @@ def _smooth_head(work: Workspace) -> tuple[dict[str, Tensor], Tensor | None]:
     """
     config = work.checkpoint.config
     name, last = config.head, norm_before(config, len(config.kinds))
-    if not work.recipe.rule(name).smooth or work.formats()[name].is_float:
+    if not work.recipe.smooths(name):
         return {}, None
     file = SafetensorsFile(work.smoothing_residuals.last)
     gain = work.checkpoint.rows(last, 0, config.hidden_size)
     count, length, width = file.tensors[RESIDUAL].shape
-    every = -(-count * (length - 1) // _POSITIONS)
     samples, gram = [], torch.zeros(width, width)
     for span in batches(config, file):
-        h = rms_norm(file.rows(RESIDUAL, *span)[:, 1:].flatten(0, 1), gain, config.rms_norm_eps)
-        samples.append(h[::every])
-        gram.addmm_(h.T, h)
-    draw = torch.Generator().manual_seed(_SEED)
-    chosen = torch.randperm(config.vocab_size, generator=draw)[:_ROWS].sort().values
-    rows = torch.cat([work.checkpoint.rows(name, row, row + 1) for row in chosen.tolist()])
+        h = rms_norm(file.rows(RESIDUAL, *span), gain, config.rms_norm_eps)
+        samples.append(sample_positions(h, count, _POSITIONS))
+        body = h[:, 1:].flatten(0, 1)
+        gram.addmm_(body.T, body)
+    rows = sample_rows(work.checkpoint, name)
     factors = smoothing_factors(torch.cat(samples), rows, work.formats()[name])
     gram.div_(count * (length - 1)).div_(factors[:, None]).div_(factors)
     return {name: factors}, gram

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gemma_export.model.decoder import norm_before
-from gemma_export.quantize.calibrate.balance import balanced
+from gemma_export.quantize.calibrate.balance import balanced, divided_gain
 from gemma_export.quantize.calibrate.rewritten import RewrittenCheckpoint
 
 
@@ -34,5 +34,5 @@ class SmoothedCheckpoint(RewrittenCheckpoint):
         if head is not None and name == self.config.head:
             return values * head
         if head is not None and name == norm_before(self.config, len(self.config.kinds)):
-            return (1 + values) / head[start:stop] - 1
+            return divided_gain(values, head[start:stop])
         return balanced(name, values, self.factors, start)

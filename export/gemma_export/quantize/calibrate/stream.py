@@ -117,20 +117,20 @@ def sample_flow(
     weights: Mapping[str, Tensor],
     positions: int,
 ) -> dict[str, Tensor]:
-    """`advance_flow` that returns about so many inputs (P, K) of each matrix, none of bos."""
+    """Like `advance_flow`; returns about `positions` inputs (P, K) of matrices, none of bos.
+
+    Of matrices with the same inputs, only the first is in the result.
+    """
     file, held = SafetensorsFile(source), hold(short(weights))
-    count, length, _ = file.tensors[RESIDUAL].shape
-    every = -(-count * (length - 1) // positions)
+    count = file.tensors[RESIDUAL].shape[0]
     samples: dict[str, list[Tensor]] = {}
 
     def run(span: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]]:
-        x = file.rows(RESIDUAL, *span)
-        seen: dict[str, Tensor] = {}
-        with torch.inference_mode():
-            ops = ObservingOps(torch.empty(x.shape[:2]), config.rms_norm_eps, seen)
-            y = run_layer(ops, config, layer, held, x)
-        body = {n: rows.view(*x.shape[:2], -1)[:, 1:] for n, rows in seen.items()}
-        return y, {n: rows.flatten(0, 1)[::every].clone() for n, rows in body.items()}
+        y, seen = _observe(file, config, layer, held, span)
+        return y, {
+            name: sample_positions(rows.view(*y.shape[:2], -1), count, positions).clone()
+            for name, rows in _distinct(seen)
+        }
 
     def outputs() -> Iterator[Tensor]:
         for y, seen in in_order(run, batches(config, file)):
@@ -138,8 +138,14 @@ def sample_flow(
                 samples.setdefault(name, []).append(rows)
             yield y
 
-    _write_flow(path, (count, length, config.hidden_size), outputs())
+    _write_flow(path, file.tensors[RESIDUAL].shape, outputs())
     return {name: torch.cat(rows) for name, rows in samples.items()}
+
+
+def sample_positions(rows: Tensor, count: int, positions: int) -> Tensor:
+    """Of (B, T, K), a batch of `count` sequences: its share (P, K) of `positions`, none of bos."""
+    every = -(-count * (rows.shape[1] - 1) // positions)
+    return rows[:, 1:].flatten(0, 1)[::every]
 
 
 def observe_layer(
@@ -155,12 +161,7 @@ def observe_layer(
     chosen = range(count)[sequences]
 
     def run(span: tuple[int, int]) -> dict[str, Tensor]:
-        x = file.rows(RESIDUAL, *span)
-        seen: dict[str, Tensor] = {}
-        with torch.inference_mode():
-            ops = ObservingOps(torch.empty(x.shape[:2]), config.rms_norm_eps, seen)
-            run_layer(ops, config, layer, held, x)
-        return seen
+        return _observe(file, config, layer, held, span)[1]
 
     grams: dict[str, Tensor] = {}
     for seen in in_order(run, batches(config, file, chosen)):
@@ -172,6 +173,23 @@ def observe_layer(
     for gram in grams.values():
         _mirror(gram).div_(len(chosen) * length)
     return {name: grams[first] for name, first in shared.items()}
+
+
+def _observe(
+    file: SafetensorsFile,
+    config: GemmaConfig,
+    layer: LayerSpec,
+    weights: Mapping[str, HeldWeight],
+    span: tuple[int, int],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Run sequences [start, stop) through a layer; returns the residuals, and each matrix's inputs
+    (B · T, K).
+    """
+    x = file.rows(RESIDUAL, *span)
+    seen: dict[str, Tensor] = {}
+    with torch.inference_mode():
+        ops = ObservingOps(torch.empty(x.shape[:2]), config.rms_norm_eps, seen)
+        return run_layer(ops, config, layer, weights, x), seen
 
 
 def _add_upper(gram: Tensor, rows: Tensor) -> None:

@@ -242,6 +242,20 @@ class Workspace:
         file = SafetensorsFile(self.rounded_table(name))
         return StoredWeight(name, shape, self.formats()[name], file)
 
+    def curvature(self, name: str) -> Tensor | None:
+        """(M, M) of the error of a row of the table, or of a head apart from it.
+
+        None for a smooth table that is only looked up: `smooth` sees the inputs of the head alone.
+        """
+        config = self.checkpoint.config
+        if not self.recipe.rule(name).smooth:
+            path = self.channel_order
+        elif name == config.head:
+            path = self.head_curvature
+        else:
+            return None
+        return SafetensorsFile(path).rows(curvature_name(name), 0, config.hidden_size)
+
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
 

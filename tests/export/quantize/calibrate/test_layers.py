@@ -19,7 +19,6 @@ from gemma_export.quantize.calibrate.layers import calibrate, calibrate_table
 from gemma_export.quantize.calibrate.stream import pass_layers
 from gemma_export.quantize.calibrate.text import LENGTH, default_texts, load_calibration
 from gemma_export.quantize.calibrate.workspace import Workspace
-from gemma_export.quantize.calibrated import CalibratedWeights
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.round import round_rows, shared_scale
 from gemma_export.quantize.store import open_or_build_store
@@ -27,9 +26,9 @@ from gemma_runtime.errors import RecipeError
 from tests.export.conftest import (
     RandomText,
     TinyCheckpoint,
+    calibrated_store,
     head_inputs,
     only,
-    stages,
     store_divergence,
 )
 from tests.export.models import GEMMA2
@@ -139,9 +138,7 @@ def test_streaming_one_layer_at_a_time_gives_the_logits_of_the_decoder(
 
 
 def test_a_calibrated_model_has_a_smaller_kl_than_a_searched_one(work: Workspace) -> None:
-    store = open_or_build_store(
-        work.checkpoint, work.recipe, None, CalibratedWeights(work, stages(unheard))
-    )
+    store = calibrated_store(work)
     searched = open_or_build_store(work.checkpoint, find_recipe("int4"))
     assert store_divergence(work, store) < store_divergence(work, searched)
 
@@ -163,12 +160,10 @@ def test_interrupted_calibration_resumes_and_gives_the_same_codes(
         calibrate(work.arranged(), stop)
     assert work.rounded_layers[0].exists()
     again: list[str] = []
-    weights = CalibratedWeights(work, stages(lambda name, done: again.append(name)))
-    resumed = open_or_build_store(work.checkpoint, work.recipe, None, weights).codes_digest
+    resumed = calibrated_store(work, lambda name, done: again.append(name)).codes_digest
     assert "layer 0" not in again
     monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path / "other"))
-    fresh = CalibratedWeights(work, stages(unheard))
-    assert open_or_build_store(work.checkpoint, work.recipe, None, fresh).codes_digest == resumed
+    assert calibrated_store(work).codes_digest == resumed
 
 
 def test_the_calibration_text_shares_no_eight_words_with_the_evaluation_text() -> None:

@@ -15,20 +15,21 @@ from gemma_export.quantize.calibrate import smooth as smoothing
 from gemma_export.quantize.calibrate.smooth import smooth, smoothing_factors
 from gemma_export.quantize.calibrate.smoothed import SmoothedCheckpoint
 from gemma_export.quantize.calibrate.workspace import Workspace
-from gemma_export.quantize.calibrated import CalibratedWeights
 from gemma_export.quantize.recipe import find_recipe, load_recipe, write_recipe
-from gemma_export.quantize.store import QuantizedStore, open_or_build_store
+from gemma_export.quantize.store import open_or_build_store
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import RecipeError
 from gemma_runtime.proof.verify import Verdict, verify_bundle
 from gemma_runtime.session import open_session
 from tests.export.conftest import (
     Export,
+    Notes,
     RandomText,
     TinyCheckpoint,
+    calibrated_store,
     divergence,
+    mean_kl,
     only,
-    stages,
     store_divergence,
 )
 from tests.export.models import GEMMA2, GEMMA3, eager_logits, save_tiny, untied
@@ -41,11 +42,6 @@ _LARGE = 7  # a channel
 @pytest.fixture
 def work(random_text: RandomText) -> Workspace:
     return random_text("int8-smooth", 32)
-
-
-def _store(work: Workspace) -> QuantizedStore:
-    rounded = CalibratedWeights(work, stages(unheard))
-    return open_or_build_store(work.checkpoint, work.recipe, None, rounded)
 
 
 def _rounded(values: Tensor, group: int) -> Tensor:
@@ -102,7 +98,7 @@ def test_a_smoothed_model_gives_the_same_logits(work: Workspace) -> None:
 
 @EVERY_HEAD
 def test_the_store_holds_smoothed_codes_and_the_factors_of_a_tied_table(work: Workspace) -> None:
-    store = _store(work)
+    store = calibrated_store(work)
     assert (TABLE_FACTORS in store.file.tensors) == work.checkpoint.config.tied
     plain = open_or_build_store(work.checkpoint, find_recipe("int8"))
     assert store_divergence(work, store) < 1.5 * store_divergence(work, plain)
@@ -130,10 +126,10 @@ def test_interrupted_smoothing_resumes_and_gives_the_same_codes(
         return original(inputs, rows, fmt)
 
     monkeypatch.setattr(smoothing, "smoothing_factors", count)
-    resumed = _store(work).codes_digest
+    resumed = calibrated_store(work).codes_digest
     assert len(found) == 2 * 3 + 1  # two layers of four were done; the head
     monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path / "other"))
-    assert _store(work).codes_digest == resumed
+    assert calibrated_store(work).codes_digest == resumed
 
 
 def _save_large(folder: Path) -> TinyCheckpoint:
@@ -154,9 +150,8 @@ def _save_large(folder: Path) -> TinyCheckpoint:
 def _divergence(bundle: Bundle, large: TinyCheckpoint) -> float:
     tokens = torch.randint(0, 96, (60,), generator=torch.Generator().manual_seed(5)).tolist()
     with open_session(bundle, threads=1) as session:
-        ours = torch.from_numpy(session.score(tokens)).double().log_softmax(-1)
-    exact = eager_logits(large.model, tokens).double().log_softmax(-1)
-    return float((exact.exp() * (exact - ours)).sum(-1).mean())
+        ours = torch.from_numpy(session.score(tokens))
+    return mean_kl(eager_logits(large.model, tokens), ours)
 
 
 def test_a_bundle_with_large_input_channels_loses_a_tenth_of_what_plain_int8_loses(
@@ -175,12 +170,7 @@ def test_targets_that_cannot_divide_looked_up_rows_smooth_only_the_layers(
 ) -> None:
     if target == "coreml":
         pytest.importorskip("coremltools")
-    notes: list[str] = []
-
-    class Reporter(QuietReporter):
-        def note(self, text: str) -> None:
-            notes.append(text)
-
+    notes = Notes()
     save_tiny(GEMMA3, tmp_path / "model")  # llama.cpp has its own query scale for Gemma 2
     request = ExportRequest(
         targets=(target,),
@@ -190,8 +180,8 @@ def test_targets_that_cannot_divide_looked_up_rows_smooth_only_the_layers(
         prefill_length=16,
         output=tmp_path / "bundle",
     )
-    (result,) = export_bundles(request, Reporter())
-    assert any(f"{target} can't divide looked-up rows" in note for note in notes)
+    (result,) = export_bundles(request, notes)
+    assert any(f"{target} can't divide looked-up rows" in note for note in notes.texts)
     if target == "coreml":
         assert verify_bundle(result.bundle, threads=1).verdict is Verdict.PASS
     recipe = load_recipe(result.bundle.directory / "recipe.yaml")
@@ -236,6 +226,6 @@ def test_layers_may_be_smooth_in_int4_and_rounded_by_gptq(work: Workspace, tmp_p
     )
     recipe = load_recipe(tmp_path / "r.yaml")
     assert recipe.formats(work.checkpoint.config)["model.layers.0.mlp.down_proj.weight"] == INT4
-    smoothed = _store(replace(work, recipe=recipe))
+    smoothed = calibrated_store(replace(work, recipe=recipe))
     searched = open_or_build_store(work.checkpoint, find_recipe("int4-table8"))
     assert store_divergence(work, smoothed) < store_divergence(work, searched)

@@ -29,8 +29,15 @@ from gemma_export.quantize.distill.candidates import choose_candidates
 from gemma_export.quantize.distill.student import Student
 from gemma_export.quantize.recipe import Rule, find_recipe
 from gemma_export.quantize.round import shared_scale
-from gemma_export.quantize.store import QuantizedStore, open_or_build_store
-from tests.export.conftest import RandomText, head_inputs, only, stages, store_divergence
+from gemma_export.quantize.store import QuantizedStore
+from tests.export.conftest import (
+    RandomText,
+    calibrated_store,
+    head_inputs,
+    only,
+    stages,
+    store_divergence,
+)
 from tests.export.models import GEMMA2, save_tiny
 
 
@@ -44,8 +51,7 @@ def work(random_text: RandomText, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 def _store(work: Workspace, names: list[str] | None = None) -> QuantizedStore:
     """Build the store; `names` collects the names of the progress ticks."""
     ticks = [] if names is None else names
-    rounded = CalibratedWeights(work, stages(lambda name, done: ticks.append(name)))
-    return open_or_build_store(work.checkpoint, work.recipe, None, rounded)
+    return calibrated_store(work, lambda name, done: ticks.append(name))
 
 
 def test_distillation_lowers_the_kl_and_changes_the_gains(work: Workspace) -> None:
