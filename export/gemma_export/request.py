@@ -5,7 +5,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gemma_export.checkpoint import Checkpoint
-from gemma_export.checkpoint.open import is_random, open_checkpoint, planned_config
+from gemma_export.checkpoint.open import (
+    is_random,
+    open_checkpoint,
+    planned_checkpoint,
+    planned_config,
+)
 from gemma_export.choose import Choice, Needs, choose_recipe
 from gemma_export.model.config import GemmaConfig
 from gemma_export.model.sizes import find_official
@@ -109,10 +114,9 @@ def find_choice(
 
 def _planned_checkpoint(request: ExportRequest) -> Checkpoint | None:
     """The checkpoint if the recipe depends on its weights; says so if torch is not installed."""
-    source, recipe = request.checkpoint, request.recipe
-    if source is None or (recipe is not None and not recipe.keeps_codes):
-        return None
-    if recipe is None and (is_random(source) or request.adapters):
+    if request.recipe is None:
+        return planned_checkpoint(*request.model)
+    if request.checkpoint is None or not request.recipe.keeps_codes:
         return None
     return open_checkpoint(*request.model)
 
