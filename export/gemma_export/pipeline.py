@@ -156,7 +156,7 @@ def _spend(
 ) -> Recipe:
     """The recipe with int8 where the budget of `--bits` is best spent."""
     stage = guarded_stage(report, ceiling)
-    splits_table = all(target_spec(target.name).scales_table for target in targets)
+    splits_table = all(target_spec(target.name).divides_table for target in targets)
     return spend_budget(
         budget, checkpoint, calibration, stage, splits_table=splits_table, note=report.note
     )

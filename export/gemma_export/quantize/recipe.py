@@ -305,6 +305,8 @@ def _rule(base: Recipe, pattern: str, choice: _Choice, path: Path) -> Rule:
     default = next((r for r in base.rules if r.pattern in (pattern, "*")), base.rules[-1])
     bits = choice.bits or default.format.bits
     per_channel = choice.group == "channel"
+    if choice.group is None and bits == default.format.bits:
+        per_channel = default.format.per_channel
     group = 32 if choice.group == "channel" else choice.group or default.format.group
     asymmetric = choice.asymmetric
     if asymmetric is None:

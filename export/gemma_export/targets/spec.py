@@ -52,7 +52,8 @@ class TargetSpec:
     is_beta: bool = False  # its format may still change
     on_device: bool = True  # its runtime runs on phones, laptops or boards
     next_step: str = "gemma-runtime verify {bundle}"  # printed after an export
-    scales_table: bool = False  # supports a table with column factors, and a divided one
+    scales_table: bool = False  # supports a table with column factors
+    divides_table: bool = False  # and one whose columns have two formats
     fast_zero_points: bool = True  # if it takes int4 with zero points, its kernels are as fast
 
     @property

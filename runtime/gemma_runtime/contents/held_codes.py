@@ -111,13 +111,20 @@ def _external(folder: Path, tensor: ProtoMessage) -> Bytes:
 
 
 def read_executorch(bundle: Bundle) -> Iterator[HeldWeight]:
-    """Read the delegates' named data. The bfloat16 scales are values that float16 also holds."""
+    """Read the delegates' named data. All scales are values that float16 holds.
+
+    In 4 bits they are bfloat16, in 8 bits float32, and the codes are signed.
+    """
     with open_pte(bundle.directory / bundle.manifest.graph("decode").file) as pte:
-        for name in _quantized(bundle.manifest):
+        for name, fmt in _quantized(bundle.manifest).items():
             codes = np.frombuffer(bytes(pte.named_data(f"{name}.codes")), np.uint8)
-            halves = np.frombuffer(bytes(pte.named_data(f"{name}.scales")), np.uint16)
-            scales = (halves.astype(np.uint32) << 16).view(np.float32)
-            yield HeldWeight(name, codes, scales.astype(np.float16), None)
+            stored = bytes(pte.named_data(f"{name}.scales"))
+            if fmt.startswith("int8"):
+                scales, flip = np.frombuffer(stored, np.float32), 0x80
+            else:
+                halves = np.frombuffer(stored, np.uint16)
+                scales, flip = (halves.astype(np.uint32) << 16).view(np.float32), 0
+            yield HeldWeight(name, codes, scales.astype(np.float16), None, flip)
 
 
 def read_coreml(bundle: Bundle) -> Iterator[HeldWeight]:

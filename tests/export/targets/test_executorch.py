@@ -17,6 +17,7 @@ from gemma_export.targets.executorch.target import MODEL
 from gemma_runtime.backends.executorch_native import NativeEngine, build_native
 from gemma_runtime.backends.step_session import StepSession
 from gemma_runtime.bundle import Bundle
+from gemma_runtime.contents.held_codes import codes_digest
 from gemma_runtime.contents.pte_file import open_pte
 from gemma_runtime.errors import ContextFull, SessionError, TargetError
 from gemma_runtime.measure.profile import profile_bundle
@@ -74,34 +75,44 @@ def test_any_chunks_and_resets_give_the_same_logits(
             assert np.abs(logits - expected[start + length - 1]).max() <= 1e-4
 
 
-def test_int4_gives_almost_the_logits_of_its_dequantized_weights(
-    tiny: TinyCheckpoint, int4_bundle: Bundle
+@pytest.mark.parametrize("recipe", ["int4", "int8-channel"])
+def test_codes_give_almost_the_logits_of_their_dequantized_weights(
+    tiny: TinyCheckpoint, export: Export, recipe: str
 ) -> None:
     """Not the same logits: activations are rounded to int8, with one scale per token."""
-    expected = eager_logits(dequantized(tiny, "int4"), TOKENS[:96]).numpy()
-    with open_session(int4_bundle, threads=1) as session:
+    bundle = export(tiny.folder, recipe, target="executorch")
+    expected = eager_logits(dequantized(tiny, recipe), TOKENS[:96]).numpy()
+    with open_session(bundle, threads=1) as session:
         figures = compare_logits(session.score(TOKENS[:96]), top_logits(expected, 96), 0.2)
     assert figures.mean_kl <= 5e-3
     assert figures.top1 + figures.near_ties / figures.positions == 1
-    assert verify_bundle(int4_bundle, threads=1).verdict is not Verdict.FAIL
+    assert verify_bundle(bundle, threads=1).verdict is not Verdict.FAIL
 
 
 @only(GEMMA2)
+@pytest.mark.parametrize("recipe", ["int4", "int8-channel"])
 def test_the_program_contains_the_codes_of_the_store_and_one_copy_of_the_table(
-    tiny: TinyCheckpoint, int4_bundle: Bundle
+    tiny: TinyCheckpoint, export: Export, recipe: str
 ) -> None:
-    store = open_or_build_store(tiny.open(), find_recipe("int4"))
-    path = int4_bundle.directory / MODEL
+    store = open_or_build_store(tiny.open(), find_recipe(recipe))
+    bundle = export(tiny.folder, recipe, target="executorch")
+    path, flip = bundle.directory / MODEL, 0x80 if recipe == "int8-channel" else 0
     with open_pte(path) as pte:
         for name, fmt in store.formats.items():
             weight = store.weight(name)
             part = weight.codes(0, weight.shape[0])
-            assert bytes(pte.named_data(f"{name}.codes")) == part.codes.numpy().tobytes()
-            scales = np.frombuffer(bytes(pte.named_data(f"{name}.scales")), np.uint16)
-            widened = (scales.astype(np.uint32) << 16).view(np.float32)
-            assert (widened == part.scales.float().numpy().ravel()).all(), fmt
-    table = store.weight(TABLE).codes(0, 96).codes.numpy().tobytes()
+            codes = part.codes.numpy() ^ flip
+            assert bytes(pte.named_data(f"{name}.codes")) == codes.tobytes()
+            stored = bytes(pte.named_data(f"{name}.scales"))
+            if flip:
+                scales = np.frombuffer(stored, np.float32)
+            else:
+                halves = np.frombuffer(stored, np.uint16)
+                scales = (halves.astype(np.uint32) << 16).view(np.float32)
+            assert (scales == part.scales.float().numpy().ravel()).all(), fmt
+    table = (store.weight(TABLE).codes(0, 96).codes.numpy() ^ flip).tobytes()
     assert path.read_bytes().count(table) == 1
+    assert codes_digest(bundle) == store.codes_digest
 
 
 @only(GEMMA2)
@@ -125,11 +136,15 @@ def test_the_metadata_methods_return_the_values_of_the_manifest(float_bundle: Bu
 
 
 @only(GEMMA2)
-def test_the_native_runner_gives_the_same_logits_without_torch(int4_bundle: Bundle) -> None:
-    with open_session(int4_bundle, threads=1) as session:
+@pytest.mark.parametrize("recipe", ["int4", "int8-channel"])
+def test_the_native_runner_gives_the_same_logits_without_torch(
+    tiny: TinyCheckpoint, export: Export, recipe: str
+) -> None:
+    bundle = export(tiny.folder, recipe, target="executorch")
+    with open_session(bundle, threads=1) as session:
         expected = [session.prefill(TOKENS[:40]), *(session.decode(t) for t in TOKENS[40:60])]
-    native = NativeEngine(int4_bundle.directory / MODEL, threads=1)
-    with StepSession(native, int4_bundle.manifest) as session:
+    native = NativeEngine(bundle.directory / MODEL, threads=1)
+    with StepSession(native, bundle.manifest) as session:
         logits = [session.prefill(TOKENS[:40]), *(session.decode(t) for t in TOKENS[40:60])]
     assert np.abs(np.stack(logits) - np.stack(expected)).max() <= 1e-5
 
@@ -207,7 +222,7 @@ def test_a_token_beyond_the_context_is_refused_and_changes_nothing(float_bundle:
 @pytest.mark.parametrize("recipe", ["int4-asym", "int8", "mixed"])
 def test_formats_without_a_kernel_are_refused(tiny: TinyCheckpoint, recipe: str) -> None:
     formats = find_recipe(recipe).formats(tiny.open().config)
-    with pytest.raises(TargetError, match=r"xnnpack has no kernel for .*--quant int4 or none"):
+    with pytest.raises(TargetError, match=r"no kernel for .*--quant int4 or int8-channel"):
         load_target("executorch").check(formats, Geometry(64, 16))
 
 

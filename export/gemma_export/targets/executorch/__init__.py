@@ -8,7 +8,7 @@ TARGET = TargetSpec(
     made_by="gemma_export.targets.executorch.target:ExecutorchTarget",
     extra="executorch",
     packages={"executorch": "executorch"},
-    formats="int4 in symmetric groups of 32, 64, … and float32",
+    formats="int4 in symmetric groups of 32, 64, …, symmetric int8 per channel, and float32",
     # Measured with executorch 1.5.1 in the native runner on Linux x86.
     costs=Costs(
         runtime=20 * MIB,
@@ -19,6 +19,7 @@ TARGET = TargetSpec(
         tables_exported=3.5,
         caches_exported=1,
     ),
+    scales_table=True,
     options=(
         Option(
             name="delegate",

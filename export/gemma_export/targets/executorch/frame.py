@@ -148,6 +148,12 @@ def _register_table(frame: nn.Module, table: StoredWeight, data: NamedData) -> N
     if table.format.is_float:
         frame.register_buffer("table", data.tensor(table.name, (rows, width), torch.float32))
         return
+    if table.format.bits == 8:
+        codes = data.tensor(f"{table.name}.codes", (rows, width), torch.int8)
+        scales = data.tensor(f"{table.name}.scales", (rows, 1), torch.float32)
+        frame.register_buffer("table", codes)
+        frame.register_buffer("table_scales", scales)
+        return
     codes = data.tensor(f"{table.name}.codes", (rows, width // 2), torch.uint8)
     groups = (rows, width // table.format.group)
     scales = data.tensor(f"{table.name}.scales", groups, torch.bfloat16).float()
@@ -159,8 +165,11 @@ def _look_up(frame: nn.Module, table: StoredWeight, tokens: Tensor) -> Tensor:
     codes = frame.get_buffer("table")
     if table.format.is_float:
         return codes[tokens]
-    scales = frame.get_buffer("table_scales")
-    rows: Tensor = torch.ops.quantized_decomposed.embedding_4bit(codes, scales, None, -8, 7, tokens)
+    scales, quantized = frame.get_buffer("table_scales"), torch.ops.quantized_decomposed
+    if table.format.bits == 8:
+        wide: Tensor = quantized.embedding_byte(codes, scales, None, -128, 127, tokens)
+        return wide
+    rows: Tensor = quantized.embedding_4bit(codes, scales, None, -8, 7, tokens)
     return rows
 
 

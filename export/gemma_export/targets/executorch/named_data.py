@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gemma_export.formats.blocks import row_blocks
+from gemma_export.formats.codes import signed
 from gemma_export.progress import Tick
 from gemma_export.quantize.store import StoredWeight
 from gemma_runtime.errors import TargetError
@@ -38,7 +39,10 @@ class NamedData:
         self._store.add_named_data(name, np.ascontiguousarray(data).tobytes(), _ALIGNMENT)
 
     def add_weight(self, weight: StoredWeight) -> None:
-        """Add `T` for a float32 weight T, else `T.codes` and `T.scales` (bfloat16)."""
+        """Add `T` for a float32 weight T, else `T.codes` and `T.scales`.
+
+        In 4 bits codes are unsigned and scales bfloat16; in 8 bits they are signed and float32.
+        """
         if weight.name in self._files or f"{weight.name}.codes" in self._files:
             return
         names = [weight.name]
@@ -84,10 +88,12 @@ def _rows(weight: StoredWeight, start: int, stop: int) -> list[Tensor]:
     if weight.format.is_float:
         return [weight.rows(start, stop)]
     part = weight.codes(start, stop)
-    scales = part.scales.bfloat16()
+    is_int8 = weight.format.bits == 8
+    scales = part.scales.to(torch.float32 if is_int8 else torch.bfloat16)
     if (part.scales <= 0).any() or not torch.equal(scales.half(), part.scales):
         raise TargetError(
             f"executorch can't store the scales of {weight.name} exactly: XNNPACK takes only "
-            "positive bfloat16 scales; choose --quant int4 or another target"
+            "positive ones, in 4 bits as bfloat16; choose --quant int4 or another target"
         )
-    return [part.codes, scales]  # exact: see `shared_scale`
+    codes = signed(part.codes, 8, weight.shape[1]) if is_int8 else part.codes
+    return [codes, scales]  # exact: see `shared_scale`

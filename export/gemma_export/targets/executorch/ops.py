@@ -15,6 +15,7 @@ import numpy as np
 from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as xnn
 
 from gemma_export.model.config import LayerSpec
+from gemma_export.model.ops import lookup_scale
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets.executorch.named_data import NamedData
 from gemma_export.targets.executorch.xnn_graph import Value, XnnGraph
@@ -86,7 +87,11 @@ class XnnOps:
         x = self._use(rows)
         if table.format.bits == 4:
             x = self._swap_pairs(x)
-        return self._made(self._times(x, self._graph.scalar(scale)))
+        multiplier = lookup_scale(table, scale)
+        if not isinstance(multiplier, float):
+            row = self._graph.constant(f"{table.name} multiplier", multiplier.numpy())
+            return self._made(self._times(x, row))
+        return self._made(self._times(x, self._graph.scalar(multiplier)))
 
     def norm(self, x: Handle, gain: StoredWeight) -> Handle:
         return self._made(self._norm(self._use(x), gain))
@@ -219,6 +224,8 @@ class XnnOps:
         rows, width = weight.shape
         if weight.format.is_float:
             return self._graph.weight(weight.name, (rows, width))
+        if weight.format.bits == 8:
+            return self._graph.channelwise(weight.name, (rows, width))
         return self._graph.blockwise(weight.name, (rows, width), weight.format.group)
 
     def _heads(self, x: Handle, heads: int) -> Value:

@@ -30,7 +30,10 @@ class ExecutorchTarget:
         return cache_layout(config, geometry.context_length, slack)
 
     def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
-        """Accepts float32, and int4 in symmetric groups of 32 n except for vulkan."""
+        """Accepts float32; except for vulkan, int4 in symmetric groups of 32 n; for xnnpack, int8.
+
+        Int8 has one symmetric scale per channel.
+        """
         refuse_split(self.name, formats)
         if self.delegate == "coreml" and geometry.prefill_length != 1:
             raise TargetError(
@@ -39,12 +42,14 @@ class ExecutorchTarget:
             )
         for name, fmt in formats.items():
             is_int4 = fmt.bits == 4 and not fmt.asymmetric and fmt.group % 32 == 0
-            if not (fmt.is_float or (is_int4 and self.delegate != "vulkan")):
-                supported = "float32: --quant none"
-                if self.delegate != "vulkan":  # lowering int4 to vulkan fails in executorch 1.5.1
-                    supported = f"{TARGET.formats}: --quant int4 or none"
+            is_int8 = fmt.bits == 8 and not fmt.asymmetric and fmt.per_channel
+            takes_int4 = self.delegate != "vulkan"  # lowering it fails in executorch 1.5.1
+            takes_int8 = self.delegate == "xnnpack"
+            if not (fmt.is_float or (is_int4 and takes_int4) or (is_int8 and takes_int8)):
+                recipes = ["int4"] * takes_int4 + ["int8-channel"] * takes_int8 + ["none"]
                 raise TargetError(
-                    f"{self.delegate} has no kernel for {name} as {fmt}; it supports {supported}"
+                    f"{self.delegate} has no kernel for {name} as {fmt}; choose --quant "
+                    f"{' or '.join(recipes)}, or another target"
                 )
 
     def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:

@@ -86,6 +86,18 @@ class XnnGraph:
         )
         return self._quantized(shape, xnn.XNNDatatype.xnn_datatype_qbint4, buffer, params)
 
+    def channelwise(self, name: str, shape: tuple[int, int]) -> Value:
+        """An int8 matrix (N, K) from the named data: codes (N, K), float32 scales (N, 1)."""
+        rows, width = shape
+        buffer = self._buffer(f"{name}.codes", rows * width)
+        params = xnn.PerChannelQuant(
+            scale=[],
+            channel_dim=0,
+            scale_buffer_idx=self._buffer(f"{name}.scales", rows * 4),
+            num_scales=rows,
+        )
+        return self._quantized(shape, xnn.XNNDatatype.xnn_datatype_qcint8, buffer, params)
+
     def unary(self, kind: type[xnn.XNNNode1x1], x: Value) -> Value:
         y = self._value(self._shapes[x])
         self._node(kind(input_id=x, output_id=y, flags=0))
