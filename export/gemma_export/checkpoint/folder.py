@@ -116,7 +116,7 @@ def open_folder(
     used = frozenset(file.path for file, _ in places.values())
     if quantization is not None and quantization.file is not None:
         used |= {quantization.file}
-    multimodal = _multimodal_note(folder, text.vision) if is_multimodal(hf_config) else ()
+    multimodal = _multimodal_note(folder, text.towers) if is_multimodal(hf_config) else ()
     notes = (
         *aside,
         *notes,
@@ -207,8 +207,8 @@ def _equal(head: Place, table: Place) -> bool:
     )
 
 
-def _multimodal_note(folder: Path, vision: int) -> tuple[str, ...]:
-    without = f", without its {_counted(vision, 'vision tensor')}" if vision else ""
+def _multimodal_note(folder: Path, towers: int) -> tuple[str, ...]:
+    without = f", without its {_counted(towers, 'tensor')} for images or sound" if towers else ""
     return (f"{folder.name} is multimodal: only its text model is exported{without}",)
 
 

@@ -48,6 +48,7 @@ class Family:
     value_norm: bool = False  # values are normed over each head, without a gain
     layer_scalars: bool = False  # each layer's output is multiplied by a number
     plain_gains: bool = False  # checkpoints store a norm's gain itself, not gain - 1
+    licence: str = "gemma"  # of official checkpoints, in the hub's spelling
     last_is_global: bool = False  # whatever config.json says of the last layer
 
     @property
@@ -247,6 +248,7 @@ FAMILIES: Mapping[str, Family] = {
         layer_scalars=True,
         plain_gains=True,
         last_is_global=True,
+        licence="apache-2.0",
         gguf=None,
         hub_id="google/gemma-4-{SIZE}-it",
         sizes={
