@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from markdown_table import table
 
 if TYPE_CHECKING:
+    from gemma_export.model.families import Family
     from gemma_export.targets import Target
 
 
@@ -51,13 +52,19 @@ def families() -> str:
         (
             (
                 family.title,
-                _code((family.model_type, *family.multimodal)),
+                _code((*family.text_types, *family.multimodal)),
                 _code(family.classes),
-                "to every target" + " but `gguf`" * (not family.gguf.reads_head),
+                _head_targets(family),
             )
             for family in FAMILIES.values()
         ),
     )
+
+
+def _head_targets(family: "Family") -> str:
+    if family.gguf is None:
+        return "to `onnx`, the only target so far"
+    return "to every target" + " but `gguf`" * (not family.gguf.reads_head)
 
 
 def addresses() -> str:

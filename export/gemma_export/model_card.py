@@ -61,7 +61,8 @@ def _metadata(manifest: Manifest) -> str:
     is_hf = manifest.target.name == "hf"
     runtime = manifest.target.packages if is_hf else (manifest.target.name,)
     tags = ["gemma", model.family, *runtime, recipe, "gemma-export", "on-device"]
-    lines = ["license: gemma", f"license_link: {TERMS}", "pipeline_tag: text-generation"]
+    link = [f"license_link: {TERMS}"] if has_terms(manifest) else []
+    lines = [f"license: {_licence_of(manifest)}", *link, "pipeline_tag: text-generation"]
     if model.revision is not None:  # only a checkpoint from the hub is known by its id there
         lines += [f"base_model: {json.dumps(model.id)}", "base_model_relation: quantized"]
     if manifest.chat_template is not None:
@@ -139,10 +140,26 @@ def _speed_rows(figures: "BundleFigures") -> Iterator[tuple[str, str]]:
     yield "Peak memory", format_bytes(figures.peak_rss_bytes.median)
 
 
+def has_terms(manifest: Manifest) -> bool:
+    """Whether the weights are under the Gemma Terms of Use, which ask for the notice."""
+    return _licence_of(manifest) == "gemma"
+
+
+def _licence_of(manifest: Manifest) -> str:
+    family = FAMILIES.get(manifest.model.family)
+    return "gemma" if family is None else family.licence
+
+
 def _licence(manifest: Manifest) -> str:
     changes = "exported them to another format"
     if manifest.quantization.recipe != "none":
         changes = "quantized them and " + changes
+    if not has_terms(manifest):
+        return (
+            f"## Licence\n\nThe official weights of {FAMILIES[manifest.model.family].title} are "
+            f"under {_licence_of(manifest)}; these files hold modified weights: gemma-export "
+            f"{changes}."
+        )
     return (
         f"## Licence\n\n{NOTICE.strip()}. The [Gemma Terms of Use]({TERMS}) and the "
         "[prohibited uses](https://ai.google.dev/gemma/prohibited_use_policy) apply to these "

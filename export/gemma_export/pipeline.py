@@ -251,7 +251,7 @@ def _manifest(work: _Work, artifact: Artifact, roles: dict[str, str]) -> Manifes
             parameters=config.parameters,
             revision=checkpoint.revision,
             digest=checkpoint.digest(),
-            looked_up=0 if config.tied else config.vocab_size * config.hidden_size,
+            looked_up=config.looked_up,
         ),
         target=artifact.runtime,
         quantization=Quantization(

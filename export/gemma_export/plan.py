@@ -12,7 +12,7 @@ from typing import Literal
 
 from gemma_export.formats.blocks import BLOCK_ELEMENTS
 from gemma_export.formats.format import FLOAT, Format, stacks
-from gemma_export.model.config import HEAD, TABLE, GemmaConfig
+from gemma_export.model.config import HEAD, PER_LAYER_TABLE, TABLE, GemmaConfig
 from gemma_export.quantize.recipe import bits_per_weight
 from gemma_export.sidecars.prompts import JUDGED, PROMPTS, long_length
 from gemma_export.targets import Geometry, target_spec
@@ -20,8 +20,9 @@ from gemma_export.targets.spec import Costs
 from gemma_runtime.machine import format_bytes
 from gemma_runtime.manifest import AttentionKind, LayerCache
 
-Component = Literal["table", "head", "attention", "mlp", "norms", "ropes"]
-_COMPONENTS: tuple[Component, ...] = ("table", "head", "attention", "mlp", "norms")
+Component = Literal["table", "head", "per_layer", "attention", "mlp", "norms", "ropes"]
+_COMPONENTS: tuple[Component, ...] = ("table", "head", "per_layer", "attention", "mlp", "norms")
+_TABLES: Mapping[str, Component] = {TABLE: "table", HEAD: "head", PER_LAYER_TABLE: "per_layer"}
 Verdict = Literal["fits", "tight", "does not fit"]
 
 _GIB = 1 << 30
@@ -51,18 +52,20 @@ class Parameters:
 
     table: int
     head: int  # 0 if it is the table
+    per_layer: int  # the table of per-layer embeddings
     attention: int
-    mlp: int
+    mlp: int  # with the gates of per-layer embeddings
     norms: int
     total: int
 
 
 @dataclass(frozen=True, slots=True)
 class ArtifactBytes:
-    """Bytes of the artifact's weights file, by part."""
+    """Bytes of the artifact's weight files, by part."""
 
     table: int
     head: int  # 0 if it is the table
+    per_layer: int  # stays in its file; only the pages of looked-up rows take memory
     attention: int
     mlp: int
     norms: int
@@ -162,8 +165,8 @@ def _parameters(config: GemmaConfig) -> Parameters:
 def _component(name: str, shape: tuple[int, ...]) -> Component:
     if len(shape) == 1:
         return "norms"
-    if name in (TABLE, HEAD):
-        return "table" if name == TABLE else "head"
+    if name in _TABLES:
+        return _TABLES[name]
     return "attention" if ".self_attn." in name else "mlp"
 
 
@@ -198,9 +201,10 @@ def _regions(
     for shape in shapes.values():
         if len(shape) == 1:
             yield "norms", shape[0] * costs.float_bytes
-    ropes = {layer.rope for layer in config.layers} if costs.has_ropes else ()
-    for _ in range(2 * len(ropes)):  # one table of cos and one of sin for each
-        yield "ropes", context_length * config.head_dim // 2 * _FLOAT_BYTES
+    ropes = {(x.rope, x.head_dim) for x in config.layers} if costs.has_ropes else ()
+    for _, width in ropes:
+        for _ in ("cos", "sin"):
+            yield "ropes", context_length * width // 2 * _FLOAT_BYTES
 
 
 def _matrix_regions(
@@ -261,7 +265,8 @@ def _run(
     # A tied table is packed for the head's product too; its scales are shared with the lookup.
     is_kept = fmt.is_float or costs.table_kept or not config.tied
     mapped += held[TABLE] if is_kept else held[TABLE] - table_codes
-    multiplied = sum(size for name, size in held.items() if config.tied or name != TABLE)
+    looked_up = {PER_LAYER_TABLE} if config.tied else {PER_LAYER_TABLE, TABLE}
+    multiplied = sum(size for name, size in held.items() if name not in looked_up)
     prepacked = round(multiplied * (1.0 if fmt.is_float else costs.packed))
     packing = 0 if fmt.is_float else round(held[config.head] * costs.packing)
     cached = sum(cache.elements for cache in caches) * costs.float_bytes
@@ -286,7 +291,8 @@ def _activation_bytes(config: GemmaConfig, caches: Sequence[LayerCache], tokens:
 
 
 def _widest_row(config: GemmaConfig) -> int:
-    return 5 * config.intermediate_size + 4 * config.hidden_size
+    ffn = max(layer.ffn for layer in config.layers)
+    return 5 * ffn + 4 * config.hidden_size + 3 * config.per_layer * len(config.kinds)
 
 
 def _export_peak(
@@ -304,13 +310,14 @@ def _export_peak(
     judged = len(PROMPTS) * min(JUDGED, context_length)
     logits = _LOGITS_COPIES * judged * config.vocab_size * _FLOAT_BYTES
     long = long_length(config, context_length, [caches])
-    scores = _WIDEST_COPIES * config.heads // config.kv_heads * long**2 * _FLOAT_BYTES
+    group = max(layer.heads // layer.kv_heads for layer in config.layers)
+    scores = _WIDEST_COPIES * group * long**2 * _FLOAT_BYTES
     widest = _WIDEST_COPIES * max(judged, long) * _widest_row(config) * _FLOAT_BYTES
     threads = (os.cpu_count() or 1) + 1
     blocks = threads * _BLOCK_COPIES * BLOCK_ELEMENTS * _FLOAT_BYTES
-    ropes = (
-        context_length * config.head_dim // 2 * (8 + 8 + 4)
-    )  # float64 angle and cosine, float32 result
+    widest_head = max(layer.head_dim for layer in config.layers)
+    # float64 angle and cosine, float32 result
+    ropes = context_length * widest_head // 2 * (8 + 8 + 4)
     tokenizer = config.vocab_size * _TOKENIZER_BYTES
     working = tokenizer + blocks + max(logits + widest, scores + widest, ropes)
     tables = sum(_held_bytes(config, name, formats.get(name, FLOAT)) for name in config.tables)

@@ -32,6 +32,7 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
             "parameters",
             f"{parameters.total / 1e6:,.0f} M: table {parameters.table / 1e6:,.0f}, "
             + (f"head {parameters.head / 1e6:,.0f}, " if parameters.head else "")
+            + (f"per layer {parameters.per_layer / 1e6:,.0f}, " if parameters.per_layer else "")
             + f"attention {parameters.attention / 1e6:,.0f}, mlp {parameters.mlp / 1e6:,.0f}, "
             f"norms {parameters.norms / 1e6:.1f}",
         ),
@@ -39,6 +40,11 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
             "weights",
             f"{format_bytes(file.total)}: table {format_bytes(file.table)}, "
             + (f"head {format_bytes(file.head)}, " if file.head else "")
+            + (
+                f"per-layer table {format_bytes(file.per_layer)} (stays on storage), "
+                if file.per_layer
+                else ""
+            )
             + f"attention {format_bytes(file.attention)}, mlp {format_bytes(file.mlp)}, "
             f"norms {format_bytes(file.norms)}, ropes {format_bytes(file.ropes)}",
         ),

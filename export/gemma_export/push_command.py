@@ -118,12 +118,13 @@ def _read_benchmark(path: Path, bundle: "Bundle") -> "Benchmark":
 
 def _files_of(bundle: "Bundle", card: str) -> Files:
     """Every file of the repository. The manifest's files only: nothing else in the folder."""
-    from gemma_export.model_card import NOTICE
+    from gemma_export.model_card import NOTICE, has_terms
     from gemma_runtime.bundle import MANIFEST
 
     names = [*bundle.manifest.files, MANIFEST]
     files = {name: bundle.directory / name for name in names}
-    return {"README.md": card.encode(), "NOTICE": NOTICE.encode(), **files}
+    notice = {"NOTICE": NOTICE.encode()} if has_terms(bundle.manifest) else {}
+    return {"README.md": card.encode(), **notice, **files}
 
 
 def _print_plan(files: Files, repo_id: str, public: bool) -> None:

@@ -17,7 +17,7 @@ from gemma_export.model.sizes import find_official
 from gemma_export.plan import Plan, make_plan
 from gemma_export.quantize.recipe import RECIPES, Recipe
 from gemma_export.targets import Geometry, Target, load_targets
-from gemma_runtime.errors import TargetError
+from gemma_runtime.errors import RecipeError, TargetError
 
 _DEFAULT_CONTEXT, _DEFAULT_PREFILL = 4096, 512
 
@@ -80,6 +80,7 @@ def plan_export(
     config: GemmaConfig, request: ExportRequest, recipe: Recipe, target: Target
 ) -> Plan:
     """The plan of one bundle. Raises TargetError for formats that the target doesn't support."""
+    _check_calibration(request, config)
     geometry = export_geometry(request, config)
     formats = recipe.formats(config)
     target.check(formats, geometry)
@@ -125,6 +126,15 @@ def _kept(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
     from gemma_export.quantize.kept import resolve_recipe
 
     return resolve_recipe(recipe, checkpoint).recipe
+
+
+def _check_calibration(request: ExportRequest, config: GemmaConfig) -> None:
+    if request.is_calibrated and config.irregular:
+        asked = request.recipe.name if request.bits is None else f"--bits {request.bits:g}"
+        raise RecipeError(
+            f"{asked} reads calibration text, which can't be run through this model's "
+            f"{', '.join(config.irregular)} yet; choose --quant int4, int4-asym, mixed or int8"
+        )
 
 
 def export_geometry(request: ExportRequest, config: GemmaConfig) -> Geometry:

@@ -31,23 +31,33 @@ class LayerCache:
     slots: int  # tokens that the cache holds
     kv_heads: int
     head_dim: int
+    source: int | None = None  # the layer whose cache it reads; None: it has one of its own
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         return (1, self.kv_heads, self.slots, self.head_dim)
 
     @property
+    def ring_step(self) -> int:
+        """How many tokens a full ring of ONNX Runtime drops at once, so that the rest moves up."""
+        return self.slots - (self.window or self.slots) + 1
+
+    @property
     def elements(self) -> int:
-        """Number of elements in keys and values together."""
-        return 2 * self.kv_heads * self.slots * self.head_dim
+        """Number of elements in keys and values together; 0 if it reads another layer's."""
+        return 0 if self.source is not None else 2 * self.kv_heads * self.slots * self.head_dim
 
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """Rotary embedding: angle = position / factor · base^(-2i / head_dim)."""
+    """Rotary embedding: angle = position / factor · base^(-2i / head_dim).
+
+    Only the first of the head's pairs turn if `rotated`, their share, is below 1.
+    """
 
     base: float
     factor: float
+    rotated: float = 1.0
 
 
 class TensorRole(StrEnum):
@@ -121,7 +131,7 @@ class Model:
     """The checkpoint that the bundle was made from."""
 
     id: str  # hub id, folder or file name, or `random:SEED`
-    family: str  # gemma2, gemma3
+    family: str  # gemma2, gemma3, gemma4
     parameters: int
     revision: str | None  # commit on the hub, if it came from there
     digest: str  # sha256 over config and weights

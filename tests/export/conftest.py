@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from gemma_export.checkpoint.folder import FolderCheckpoint, open_folder
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.model.batch_ops import BatchOps, hold
-from gemma_export.model.config import TABLE, GemmaConfig
+from gemma_export.model.config import TABLE, GemmaConfig, is_gain
 from gemma_export.model.decoder import decoder
 from gemma_export.pipeline import ExportRequest, export_bundles
 from gemma_export.progress import QuietReporter, Stage, Tick, unheard
@@ -167,7 +167,8 @@ def dequantized(tiny: TinyCheckpoint, quant: str) -> PreTrainedModel:
     store = open_or_build_store(tiny.open(), find_recipe(quant))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(store.weight(name).rows(0, parameter.shape[0]))
+            values = store.weight(name).rows(0, parameter.shape[0])
+            parameter.copy_(values + 1 if tiny.tiny.plain_gains and is_gain(name) else values)
     return model
 
 

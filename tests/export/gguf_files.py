@@ -11,8 +11,9 @@ from gguf.constants import GGML_QUANT_SIZES, MODEL_ARCH, GGMLQuantizationType
 from gguf.quants import quantize
 from numpy.typing import NDArray
 
-from gemma_export.model.config import HEAD, config_from_hf
+from gemma_export.model.config import HEAD
 from gemma_export.model.families import Json
+from gemma_export.model.hf_config import config_from_hf
 
 Stored = tuple[NDArray[np.generic], GGMLQuantizationType]
 Metadata = dict[str, int | float | str | Sequence[int | float | str | bool]]

@@ -14,6 +14,10 @@ from transformers import (
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
+    Gemma4UnifiedForCausalLM,
+    Gemma4UnifiedTextConfig,
     PreTrainedModel,
 )
 
@@ -36,6 +40,7 @@ class Tiny:
     name: str
     config: Any
     model: type[PreTrainedModel]
+    plain_gains: bool = False  # norms multiply by their weights, not by 1 + weight
 
     def build(self) -> PreTrainedModel:
         """The model with random weights, also in the norms; the same on every call."""
@@ -46,6 +51,15 @@ class Tiny:
             for name, weight in model.named_parameters():
                 spread = 0.3 if "norm" in name else 2 * weight.shape[-1] ** -0.5
                 weight.copy_(torch.randn_like(weight) * spread)
+                if "norm" in name and self.plain_gains:
+                    weight.mul_(0.7).add_(1)
+                # Without a scale of attention, ordinary gains make the model chaotic: a change of
+                # 1e-7 in a weight moves logits by 2e-2.
+                if name.endswith(("q_norm.weight", "k_norm.weight")) and self.plain_gains:
+                    weight.mul_(weight.shape[0] ** -0.25)
+            for name, factor in model.named_buffers():
+                if name.endswith("layer_scalar"):
+                    factor.copy_(0.3 + torch.rand_like(factor))
         return model
 
 
@@ -96,6 +110,52 @@ GEMMA3 = Tiny(
     Gemma3ForCausalLM,
 )
 TINIES = (GEMMA2, GEMMA2_27B, GEMMA3)
+
+_GEMMA4: dict[str, Any] = {
+    **_SHARED,
+    "num_attention_heads": 4,
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "final_logit_softcapping": 3.0,
+}
+_EDGE = {**_GEMMA4, "vocab_size_per_layer_input": 96, "hidden_size_per_layer_input": 32}
+_DENSE = {**_GEMMA4, "num_key_value_heads": 4, "num_global_key_value_heads": 1}
+_L, _G = "sliding_attention", "full_attention"
+# Two layers of each kind have caches; three local ones and a global one read them.
+E2B = Tiny(
+    "gemma4-e2b",
+    Gemma4TextConfig(
+        num_hidden_layers=8,
+        layer_types=[_L, _G, _L, _G, _L, _L, _L, _G],
+        num_key_value_heads=1,
+        num_kv_shared_layers=4,
+        use_double_wide_mlp=True,
+        **_EDGE,
+    ),
+    Gemma4ForCausalLM,
+    plain_gains=True,
+)
+E4B = Tiny(
+    "gemma4-e4b",
+    Gemma4TextConfig(num_hidden_layers=12, num_key_value_heads=2, num_kv_shared_layers=5, **_EDGE),
+    Gemma4ForCausalLM,
+    plain_gains=True,
+)
+DENSE = Tiny(
+    "gemma4-31b",
+    Gemma4TextConfig(
+        num_hidden_layers=6, hidden_size_per_layer_input=0, attention_k_eq_v=True, **_DENSE
+    ),
+    Gemma4ForCausalLM,
+    plain_gains=True,
+)
+UNIFIED = Tiny(
+    "gemma4-12b",
+    Gemma4UnifiedTextConfig(num_hidden_layers=6, attention_k_eq_v=True, **_DENSE),
+    Gemma4UnifiedForCausalLM,
+    plain_gains=True,
+)
+GEMMA4S = (E2B, E4B, DENSE, UNIFIED)
 
 
 def _shortened(tiny: Tiny, kinds: str) -> Tiny:

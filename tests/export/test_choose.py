@@ -66,7 +66,8 @@ def test_float32_is_never_chosen_for_several_targets() -> None:
 
 def test_without_text_nothing_is_calibrated() -> None:
     assert chosen("270m", "onnx", has_text=False) == "int8"
-    assert chosen("270m", "executorch", has_text=False) == "int4"
+    assert chosen("270m", "onnx", "executorch") == "int4-gptq"
+    assert chosen("270m", "onnx", "executorch", has_text=False) == "int4"
     assert chosen("270m", "onnx", bits=7, has_text=False) == "int4-asym"
 
 

@@ -22,8 +22,8 @@ from gemma_export.plan_table import render_plan
 from gemma_export.quantize.recipe import RECIPES, find_recipe
 from gemma_export.targets import Geometry, load_target
 from gemma_export.targets.onnx.target import DATA
-from tests.export.conftest import Export, TinyCheckpoint
-from tests.export.models import GEMMA2, save_tiny, untied
+from tests.export.conftest import Export, TinyCheckpoint, only
+from tests.export.models import GEMMA2, GEMMA4S, save_tiny, untied
 
 MIB = 1 << 20
 
@@ -50,6 +50,32 @@ def test_the_planned_size_is_that_of_the_exported_file(
     data = export(tiny.folder, quant, context=48).directory / DATA
     planned = plan(tiny.open().config, quant, context=48).artifact.total
     assert 0 <= planned - data.stat().st_size < 4096
+
+
+@only(*GEMMA4S)
+@pytest.mark.parametrize("quant", ["int4-asym", "int8", "none"])
+def test_the_planned_size_of_two_files_is_that_of_both(
+    tiny: TinyCheckpoint, export: Export, quant: str
+) -> None:
+    """They differ by less than a page for each file."""
+    folder = export(tiny.folder, quant, context=48).directory
+    files = [path.stat().st_size for path in folder.glob("*.data")]
+    planned = plan(tiny.open().config, quant, context=48).artifact
+    assert 0 <= planned.total - sum(files) < 4096 * len(files)
+    assert len(files) == 2 if planned.per_layer else 1
+
+
+def test_the_plan_of_gemma4_tells_the_per_layer_table_and_the_caches_of_their_owners() -> None:
+    """E2B: a table of 35 parts of 256; caches of 12 local and 3 global layers, of 35."""
+    planned = plan(find_official("e2b").config, "int4", context=4096)
+    assert planned.parameters.per_layer == 262144 * 35 * 256
+    assert planned.artifact.per_layer == planned.parameters.per_layer * 9 // 16
+    assert planned.caches.local == 12 * 2 * (512 + 64) * 256 * 4
+    assert planned.caches.full == 3 * 2 * 4096 * 512 * 4
+    assert planned.run.total < planned.artifact.total + planned.caches.total
+    text = StringIO()
+    Console(file=text, width=200).print(render_plan(planned))
+    assert "per-layer table 1.23 GiB (stays on storage)" in text.getvalue()
 
 
 def test_a_head_of_its_own_is_counted(export: Export, tmp_path: Path) -> None:

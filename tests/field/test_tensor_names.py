@@ -77,7 +77,7 @@ def test_a_vision_tower_is_counted_only_if_it_is_there(folder: Path) -> None:
     configure(folder, model_type="gemma3", text_config=text, architectures=None)
     assert open_folder(folder).notes[0].endswith("only its text model is exported")
     change(folder, lambda t: t.update({"vision_tower.x.weight": torch.zeros(2).long()}))
-    assert open_folder(folder).notes[0].endswith("without its 1 vision tensor")
+    assert open_folder(folder).notes[0].endswith("without its 1 tensor for images or sound")
 
 
 @pytest.mark.parametrize(

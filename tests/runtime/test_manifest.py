@@ -31,7 +31,13 @@ _text = st.text(max_size=12)
 _count = st.integers(0, 2**40)
 _number = st.floats(allow_nan=False, allow_infinity=False)
 _layers = st.builds(
-    LayerCache, st.sampled_from(AttentionKind), st.none() | _count, _count, _count, _count
+    LayerCache,
+    st.sampled_from(AttentionKind),
+    st.none() | _count,
+    _count,
+    _count,
+    _count,
+    st.none() | _count,
 )
 _tensors = st.builds(
     TensorSpec,
@@ -75,7 +81,7 @@ _manifests = st.builds(
     roles=st.dictionaries(_text, _text, max_size=2),
     tools=st.dictionaries(_text, _text, max_size=2),
     ropes=st.fixed_dictionaries(
-        {kind: st.builds(Rope, _number, _number) for kind in AttentionKind}
+        {kind: st.builds(Rope, _number, _number, _number) for kind in AttentionKind}
     ),
 )
 
@@ -99,7 +105,8 @@ def _paths(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int
 
 _FREE_KEYS = ("tensors", "graphs", "files", "roles", "tools")
 _PATHS = _paths(json.loads(make_manifest(roles={"goldens": "goldens.json"}).to_json()))
-_OPTIONAL = ("looked_up",)  # bundles from before untied heads lack it
+# Bundles from before untied heads and Gemma 4 lack them.
+_OPTIONAL = ("looked_up", "source", "rotated")
 _FIELDS = [
     path
     for path in _PATHS

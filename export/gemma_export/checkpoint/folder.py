@@ -22,13 +22,8 @@ from gemma_export.checkpoint.weight_files import CONFIG, check_folder, open_weig
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.codes import Codes
 from gemma_export.formats.json_file import read_json
-from gemma_export.model.config import (
-    HEAD,
-    TABLE,
-    GemmaConfig,
-    config_from_hf,
-    is_multimodal,
-)
+from gemma_export.model.config import HEAD, TABLE, GemmaConfig, is_gain
+from gemma_export.model.hf_config import config_from_hf, is_multimodal
 from gemma_runtime.bundle import sha256_file
 from gemma_runtime.errors import CheckpointError, ConfigError
 
@@ -57,7 +52,7 @@ class FolderCheckpoint:
         file, stored = self._places[name]
         values = file.rows(stored, start, stop).float()
         check_finite(file.path, stored, values)
-        return values
+        return values - 1 if self.config.plain_gains and is_gain(name) else values
 
     def stored(self, name: str) -> Stored:
         """How a matrix is stored: packed, as floats on the Q4_0 grid, or as other floats.
@@ -121,7 +116,7 @@ def open_folder(
     used = frozenset(file.path for file, _ in places.values())
     if quantization is not None and quantization.file is not None:
         used |= {quantization.file}
-    multimodal = _multimodal_note(folder, text.vision) if is_multimodal(hf_config) else ()
+    multimodal = _multimodal_note(folder, text.towers) if is_multimodal(hf_config) else ()
     notes = (
         *aside,
         *notes,
@@ -212,8 +207,8 @@ def _equal(head: Place, table: Place) -> bool:
     )
 
 
-def _multimodal_note(folder: Path, vision: int) -> tuple[str, ...]:
-    without = f", without its {_counted(vision, 'vision tensor')}" if vision else ""
+def _multimodal_note(folder: Path, towers: int) -> tuple[str, ...]:
+    without = f", without its {_counted(towers, 'tensor')} for images or sound" if towers else ""
     return (f"{folder.name} is multimodal: only its text model is exported{without}",)
 
 

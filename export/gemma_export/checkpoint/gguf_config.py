@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gemma_export.checkpoint.gguf_ollama import translate_ollama
-from gemma_export.model.config import GemmaConfig, config_from_hf
-from gemma_export.model.families import FAMILIES, Family
+from gemma_export.model.config import GemmaConfig
+from gemma_export.model.families import FAMILIES, Family, GgufFamily
+from gemma_export.model.hf_config import config_from_hf
 from gemma_runtime.errors import ConfigError
 from gemma_runtime.formats.gguf import GgufHeader, Value
 
@@ -32,12 +33,13 @@ def config_from_gguf(header: GgufHeader) -> GemmaConfig:
     """Convert the metadata and read it like a `config.json`. Raises ConfigError."""
     metadata = translate_ollama(header.metadata)
     name = metadata.get("general.architecture")
-    if not isinstance(name, str) or name not in FAMILIES:
+    known = {family.name: family.gguf for family in FAMILIES.values() if family.gguf is not None}
+    if not isinstance(name, str) or name not in known:
         raise ConfigError(
-            f"architecture {name!r:.40} is not supported; expected {' or '.join(FAMILIES)}"
+            f"architecture {name!r:.40} is not supported; expected {' or '.join(known)}"
         )
     family = FAMILIES[name]
-    fields = _Fields(family, _scalars(metadata, name))
+    fields = _Fields(family, known[name], _scalars(metadata, name))
     layers = fields.count("block_count")
     if layers > len(header.tensors):  # before anything is allocated per layer
         raise ConfigError(f"{name}.block_count is {layers}, more than there are tensors")
@@ -72,6 +74,7 @@ def _scalars(metadata: Mapping[str, Value], family: str) -> dict[str, int | floa
 @dataclass(frozen=True, slots=True)
 class _Fields:
     family: Family
+    gguf: GgufFamily
     values: Mapping[str, int | float | str]
 
     def require(self, key: str) -> int | float | str:
@@ -116,14 +119,14 @@ def _sizes(fields: _Fields, layers: int, header: GgufHeader) -> dict[str, object
         "head_dim": head_dim,
         # GGUF has no field for it: llama.cpp goes by the number of layers.
         "query_pre_attn_scalar": width // heads
-        if layers == fields.family.gguf.width_scaled_layers
+        if layers == fields.gguf.width_scaled_layers
         else head_dim,
         "rms_norm_eps": fields.require("attention.layer_norm_rms_epsilon"),
     }
 
 
 def _attention(fields: _Fields) -> dict[str, object]:
-    for key in fields.family.gguf.required:
+    for key in fields.gguf.required:
         fields.require(key)
     values = fields.values
     config: dict[str, object] = {hf: values[key] for key, hf in _OPTIONAL.items() if key in values}

@@ -16,7 +16,8 @@ from gemma_export.checkpoint.adapter_folder import (
     split_weight,
 )
 from gemma_export.formats.downloaded import check_downloaded
-from gemma_export.model.config import GemmaConfig, config_from_hf
+from gemma_export.model.config import GemmaConfig
+from gemma_export.model.hf_config import config_from_hf
 from gemma_export.model.sizes import OFFICIAL, Official, find_official
 from gemma_runtime.errors import CheckpointError, ConfigError, MissingExtra
 from gemma_runtime.hub import HubName, looks_like_hub_id, parse_hub_name

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from gemma_export.checkpoint import TokenizerFiles
 from gemma_export.checkpoint.generation import GenerationDefaults
-from gemma_export.model.config import GemmaConfig
+from gemma_export.model.config import GemmaConfig, is_gain
 
 _STRIP = 64  # rows that share a seed
 _NORM_SPREAD = 0.2  # norm gains are 1 ± this
+_LAYER_SCALE = 0.6  # average number that scales a layer's output
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,8 @@ class RandomCheckpoint:
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         shape = self.config.tensor_shapes()[name]
         if len(shape) == 1:
-            values = self._strip(name, 0, shape) * _NORM_SPREAD
-            return values[start:stop]
+            values = 1 + self._strip(name, 0, shape) * _NORM_SPREAD
+            return self._vector(name, values)[start:stop]
         first, last = start // _STRIP, (stop - 1) // _STRIP
         strips = [
             self._strip(name, i, (min(_STRIP, shape[0] - i * _STRIP), shape[1]))
@@ -53,6 +54,15 @@ class RandomCheckpoint:
         ]
         values = torch.cat(strips)[start - first * _STRIP : stop - first * _STRIP]
         return values.mul_(shape[1] ** -0.5)
+
+    def _vector(self, name: str, values: Tensor) -> Tensor:
+        """A gain - 1, or the number that scales a layer's output."""
+        if not is_gain(name):
+            return values * _LAYER_SCALE
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            # Scores of the size that scaled queries have; larger ones make the model chaotic.
+            values = values * (self.config.query_scale * len(values) ** 0.5) ** -0.5
+        return values - 1
 
     def digest(self) -> str:
         return hashlib.sha256(f"{self.id} {self.config}".encode()).hexdigest()

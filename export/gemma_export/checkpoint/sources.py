@@ -6,7 +6,7 @@ from gemma_export.checkpoint import adapter_folder, gguf, gguf_tokenizer, text_n
 from gemma_export.checkpoint.gguf_codes import STORED
 from gemma_export.checkpoint.packed_folder import READERS
 from gemma_export.checkpoint.tokenizer_folder import ADDED_TOKENS, TEMPLATES, TOKENIZERS
-from gemma_export.model import causal, config
+from gemma_export.model import causal, hf_config
 from gemma_runtime.formats.gguf import BLOCKS, OTHER_TYPES, GgufType
 
 Row = tuple[str, str]  # what is found, what becomes of it
@@ -44,7 +44,15 @@ def templates() -> Iterator[Row]:
 
 def refused() -> Iterator[Row]:
     """What is refused by name, and why."""
-    for table in (causal, config, weight_files, text_names, adapter_folder, gguf, gguf_tokenizer):
+    for table in (
+        causal,
+        hf_config,
+        weight_files,
+        text_names,
+        adapter_folder,
+        gguf,
+        gguf_tokenizer,
+    ):
         yield from table.REFUSED.items()
     yield f"a `quant_method` other than {', '.join(READERS)}", "give the original checkpoint"
 

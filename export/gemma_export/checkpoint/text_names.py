@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gemma_export.model.config import HEAD
 from gemma_runtime.errors import CheckpointError
 
-# Every layer of a Gemma has this norm; no vision tower has it.
+# Every layer of a Gemma has this norm. Of the towers, only Gemma 4's have it too.
 _LAYER = re.compile(r"((?:.*\.)?)layers\.\d+\.(?:pre|post)_feedforward_layernorm\.weight")
 # What transformers writes and reads; other beginnings come from wrappers, e.g. `module.`.
 _NATIVE = ("model.", "", "model.language_model.", "language_model.model.")
@@ -16,7 +16,13 @@ _PACKED = re.compile(
     r"\.(?:qweight|qzeros|scales|g_idx|SCB|weight\.absmax|weight_scale|weight_scale_inv|"
     r"weight_packed|weight_zero_point)$"
 )
-_VISION = ("vision_tower.", "multi_modal_projector.")
+_OTHERS = (
+    "vision_tower.",
+    "audio_tower.",
+    "multi_modal_projector.",
+    "embed_vision.",
+    "embed_audio.",
+)
 _BUFFERS = (".inv_freq", ".position_ids")  # computed from the config, never trained
 # The documentation's tables.
 NAMES: Mapping[str, str] = {
@@ -26,7 +32,7 @@ NAMES: Mapping[str, str] = {
     "names with any other beginning, e.g. `module.`": "the text model, if there is only one",
     f"`{HEAD}`": "the embedding table if it equals it, or if there is no table; else a head of its "
     "own, whatever `tie_word_embeddings` says",
-    "a vision tower, value heads, other tensors": "left out; a note counts them",
+    "towers for images and sound, value heads, other tensors": "left out; a note counts them",
 }
 REFUSED: Mapping[str, str] = {
     "`tie_word_embeddings: false` without a head": "its weights are missing",
@@ -39,7 +45,7 @@ REFUSED: Mapping[str, str] = {
 @dataclass(frozen=True, slots=True)
 class TextNames:
     stored: Mapping[str, str]  # our name → stored name
-    vision: int  # number of tensors of the vision tower
+    towers: int  # number of tensors for images and sound
     others: tuple[str, ...]  # stored names of tensors that transformers ignores too
 
 
@@ -51,7 +57,7 @@ def find_text(names: Iterable[str], expected: Iterable[str]) -> TextNames:
     names, expected = list(names), set(expected)
     prefix = _text_prefix(names)
     stored: dict[str, str] = {}
-    vision, others = 0, []
+    towers, others = 0, []
     for name in names:
         ours = _our_name(name, prefix)
         if _is_part(ours, expected):
@@ -60,11 +66,11 @@ def find_text(names: Iterable[str], expected: Iterable[str]) -> TextNames:
             raise CheckpointError(
                 f"tensor {name} is part of an adapter that is not merged; merge it into the model"
             )
-        elif name.removeprefix("model.").startswith(_VISION):
-            vision += 1
+        elif _is_of_tower(name):
+            towers += 1
         elif not name.endswith(_BUFFERS):
             others.append(name)
-    return TextNames(stored, vision, tuple(others))
+    return TextNames(stored, towers, tuple(others))
 
 
 def check_unpacked(stored: Iterable[str]) -> None:
@@ -78,7 +84,7 @@ def check_unpacked(stored: Iterable[str]) -> None:
 
 
 def _text_prefix(names: Iterable[str]) -> str:
-    matches = (_LAYER.fullmatch(name) for name in names)
+    matches = (_LAYER.fullmatch(name) for name in names if not _is_of_tower(name))
     found = {match[1] for match in matches if match}
     chosen = sorted(found & set(_NATIVE) or found)
     if len(chosen) > 1:
@@ -87,6 +93,10 @@ def _text_prefix(names: Iterable[str]) -> str:
             "expected one"
         )
     return chosen[0] if chosen else "model."
+
+
+def _is_of_tower(name: str) -> bool:
+    return any(f".{tower}" in f".{name}" for tower in _OTHERS)
 
 
 def _our_name(name: str, prefix: str) -> str:

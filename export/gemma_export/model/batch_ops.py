@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from gemma_export.model.config import LayerSpec
 from gemma_export.model.ops import Weight
-from gemma_export.model.torch_ops import TorchOps, rotate, soft_capped, split_heads, visible
+from gemma_export.model.torch_ops import TorchOps, soft_capped, visible
 from gemma_runtime.machine import describe_machine
 
 
@@ -58,21 +58,17 @@ class BatchOps(TorchOps):
         short = x.to(matrices[0].dtype)
         return [functional.linear(short, matrix).float() for matrix in matrices]
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
-        q = rotate(split_heads(q, layer.heads), layer.rope)  # (B, H, T, D)
-        k = rotate(split_heads(k, layer.kv_heads), layer.rope)  # (B, K, T, D)
-        v = split_heads(v, layer.kv_heads)
-        mask = visible(q.shape[-2], layer.window)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
+        mask = visible(k.shape[-2], layer.window)[-q.shape[-2] :]
         if layer.softcap is None:
-            y = functional.scaled_dot_product_attention(
+            return functional.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, scale=layer.scale, enable_gqa=True
             )
-        else:  # torch's fused attention has no softcap
-            shared = layer.heads // layer.kv_heads
-            k, v = (x.repeat_interleave(shared, 1) for x in (k, v))  # (B, H, T, D)
-            scores = q @ k.transpose(-1, -2) * layer.scale  # (B, H, T, T)
-            y = soft_capped(scores, layer.softcap).masked_fill(~mask, float("-inf")).softmax(-1) @ v
-        return y.transpose(1, 2).flatten(-2)  # (B, T, H · D)
+        # torch's fused attention has no softcap.
+        shared = layer.heads // layer.kv_heads
+        k, v = (x.repeat_interleave(shared, 1) for x in (k, v))  # (B, H, T, D)
+        scores = q @ k.transpose(-1, -2) * layer.scale  # (B, H, N, T)
+        return soft_capped(scores, layer.softcap).masked_fill(~mask, float("-inf")).softmax(-1) @ v
 
     def add_norm(
         self, x: Tensor, branch: Tensor, post: Weight, then: Weight

@@ -6,8 +6,17 @@ from typing import NoReturn
 from gemma_export.model.families import FAMILIES, Json
 from gemma_runtime.errors import ConfigError
 
-_CONFIGS = ("Gemma2Config", "Gemma3TextConfig", "Gemma3Config")
+_CONFIGS = (
+    "Gemma2Config",
+    "Gemma3TextConfig",
+    "Gemma3Config",
+    "Gemma4TextConfig",
+    "Gemma4Config",
+    "Gemma4UnifiedTextConfig",
+    "Gemma4UnifiedConfig",
+)
 _CLASSES = tuple(name for family in FAMILIES.values() for name in family.classes)
+_IMAGES_ONLY = "vision"  # tokens of an image attend to each other; text stays causal
 _CODE = ("AutoConfig", "AutoModel")  # keys of auto_map that change what the weights compute
 # The documentation's table.
 REFUSED: Mapping[str, str] = {
@@ -30,7 +39,7 @@ def check_causal(config: Json, text: Json) -> None:
             _refuse(f"auto_map {key}", name, "no code of its own, which is never run")
     for level in (config, text):
         for key in ("use_bidirectional_attention", "bidirectional"):
-            if level.get(key):
+            if level.get(key) and level[key] != _IMAGES_ONLY:
                 _refuse(key, level[key], "false: a causal language model")
         if level.get("is_causal") is False:
             _refuse("is_causal", False, "true: a causal language model")

@@ -8,10 +8,15 @@ from gemma_export.model.config import (
     DOWN,
     GATE_UP,
     HEAD,
-    QKV,
+    PER_LAYER_GATE,
+    PER_LAYER_NORM,
+    PER_LAYER_OUT,
+    PER_LAYER_PROJECTION,
+    PER_LAYER_TABLE,
     TABLE,
     GemmaConfig,
     LayerSpec,
+    layer_scalar,
 )
 from gemma_export.model.ops import Ops, Weight
 
@@ -24,10 +29,20 @@ def decoder(ops: Ops[V, W], config: GemmaConfig, weight: Callable[[str], W]) -> 
     table = weight(TABLE)
     head = table if config.tied else weight(HEAD)
     x = ops.embed(table, config.embed_scale)
+    parts = per_layer_parts(ops, config, weight, x) if config.per_layer else None
     h = ops.norm(x, weight(norm_before(config, 0)))
     for layer in config.layers:
-        x, h = decoder_layer(ops, config, layer, weight, x, h)
+        x, h = decoder_layer(ops, config, layer, weight, x, h, parts)
     return ops.logits(h, head, config.final_softcap)
+
+
+def per_layer_parts(ops: Ops[V, W], config: GemmaConfig, weight: Callable[[str], W], x: V) -> V:
+    """The per-layer embeddings of all layers, (B, T, layers · P), from the embeddings x."""
+    (y,) = ops.project(x, [weight(PER_LAYER_PROJECTION)])
+    y = ops.scaled(y, config.hidden_size**-0.5)
+    y = ops.head_norm(y, weight(PER_LAYER_NORM), len(config.kinds))
+    looked_up = ops.embed(weight(PER_LAYER_TABLE), config.per_layer_scale)
+    return ops.scaled(ops.add(y, looked_up), 2**-0.5)
 
 
 def decoder_layer(
@@ -37,18 +52,19 @@ def decoder_layer(
     weight: Callable[[str], W],
     x: V,
     h: V,
+    parts: V | None = None,
 ) -> tuple[V, V]:
-    """Apply one layer to the residual x and its norm h; return both for the next layer or head."""
+    """Apply one layer to the residual x and its norm h; return both for the next layer or head.
+
+    `parts` are the per-layer embeddings of all layers. Behind the attention of the last layer with
+    a cache of its own, no later layer needs other positions than the wanted ones.
+    """
 
     def own(name: str) -> W:
         return weight(f"model.layers.{layer.index}.{name}.weight")
 
-    q, k, v = ops.project(h, [own(name) for name in QKV])
-    if config.qk_norm:
-        q = ops.head_norm(q, own("self_attn.q_norm"), layer.heads)
-        k = ops.head_norm(k, own("self_attn.k_norm"), layer.kv_heads)
-    attended = ops.attend(q, k, v, layer)
-    if layer.index + 1 == len(config.kinds):  # no later layer needs the other positions
+    attended = _attention(ops, config, layer, own, h)
+    if layer.index == config.last_owner:
         x, attended = ops.wanted(x), ops.wanted(attended)
     (branch,) = ops.project(attended, [own(name) for name in ATTENTION_OUT])
     post = own("post_attention_layernorm")
@@ -56,7 +72,42 @@ def decoder_layer(
     gate, up = ops.project(h, [own(name) for name in GATE_UP])
     (branch,) = ops.project(ops.geglu(gate, up), [own(name) for name in DOWN])
     post = own("post_feedforward_layernorm")
-    return ops.add_norm(x, branch, post, weight(norm_before(config, layer.index + 1)))
+    if parts is not None:
+        x = ops.add(x, ops.norm(branch, post))
+        branch = _per_layer_branch(ops, config, layer, own, x, parts)
+        post = own("post_per_layer_input_norm")
+    then = weight(norm_before(config, layer.index + 1))
+    if config.layer_scalars:
+        return ops.scaled_add_norm(x, branch, post, weight(layer_scalar(layer.index)), then)
+    return ops.add_norm(x, branch, post, then)
+
+
+def _attention(
+    ops: Ops[V, W], config: GemmaConfig, layer: LayerSpec, own: Callable[[str], W], h: V
+) -> V:
+    q, *kv = ops.project(h, [own(name) for name in layer.qkv])
+    if config.qk_norm:
+        q = ops.head_norm(q, own("self_attn.q_norm"), layer.heads)
+    if not layer.owns_cache:
+        return ops.attend_shared(q, layer)
+    k, v = kv[0], kv[-1]  # one and the same where values are keys
+    if config.value_norm:
+        v = ops.value_norm(v, layer)
+    if config.qk_norm:
+        k = ops.head_norm(k, own("self_attn.k_norm"), layer.kv_heads)
+    return ops.attend(q, k, v, layer)
+
+
+def _per_layer_branch(
+    ops: Ops[V, W], config: GemmaConfig, layer: LayerSpec, own: Callable[[str], W], x: V, parts: V
+) -> V:
+    """The layer's part of the per-layer embeddings, gated by the residual itself, not its norm."""
+    part = ops.columns(parts, layer.index, len(config.kinds))
+    if layer.index >= config.last_owner:
+        part = ops.wanted(part)
+    (gate,) = ops.project(x, [own(name) for name in PER_LAYER_GATE])
+    (branch,) = ops.project(ops.geglu(gate, part), [own(name) for name in PER_LAYER_OUT])
+    return branch
 
 
 def norm_before(config: GemmaConfig, index: int) -> str:

@@ -2,13 +2,13 @@
 
 The config reader, `--family`, `--size`, and the GGUF reader and writer all use it.
 
-Sources: Hugging Face `configuration_gemma2.py` and `configuration_gemma3.py`, the `config.json` of
-each hub repository, google/gemma_pytorch `config.py`, llama.cpp `src/models/gemma2.cpp`,
-`gemma3.cpp` and `conversion/gemma.py`.
+Sources: Hugging Face `configuration_gemma2.py`, `configuration_gemma3.py` and
+`configuration_gemma4.py`, the `config.json` of each hub repository, google/gemma_pytorch
+`config.py`, llama.cpp `src/models/gemma2.cpp`, `gemma3.cpp` and `conversion/gemma.py`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Json = Mapping[str, Any]
@@ -39,9 +39,26 @@ class Family:
     local_rope_base: float | None  # None: the same as on global layers
     qk_norm: bool
     attn_softcap: bool  # whether attn_logit_softcapping has an effect
-    gguf: GgufFamily
-    hub_id: str  # of an official checkpoint, with {size}
+    gguf: GgufFamily | None  # None: GGUF files of this family are neither read nor written
+    hub_id: str  # of an official checkpoint, with {size} or {SIZE}
     sizes: Mapping[str, Json]  # value of --size → config.json, smallest first
+    refused_sizes: Mapping[str, str] = field(default_factory=dict)  # value of --size → the reason
+    also: Mapping[str, Json] = field(default_factory=dict)  # other text model types → own defaults
+    scaled_queries: bool = True  # whether query_pre_attn_scalar has an effect
+    value_norm: bool = False  # values are normed over each head, without a gain
+    layer_scalars: bool = False  # each layer's output is multiplied by a number
+    plain_gains: bool = False  # checkpoints store a norm's gain itself, not gain - 1
+    licence: str = "gemma"  # of official checkpoints, in the hub's spelling
+    last_is_global: bool = False  # whatever config.json says of the last layer
+
+    @property
+    def text_types(self) -> tuple[str, ...]:
+        """The model types of its text models."""
+        return (self.model_type, *self.also)
+
+    def hub_name(self, size: str) -> str:
+        """The hub id of an official checkpoint."""
+        return self.hub_id.format(size=size, SIZE=size.upper())
 
 
 def _shape(layers: int, width: int, ffn: int, heads: int, kv_heads: int) -> dict[str, int]:
@@ -54,7 +71,7 @@ def _shape(layers: int, width: int, ffn: int, heads: int, kv_heads: int) -> dict
     }
 
 
-# transformers' defaults for both families.
+# transformers' defaults for all families.
 _DEFAULTS: Json = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
@@ -91,6 +108,35 @@ _GEMMA3: Json = {
 # The 27b models scale queries by width / heads, not by the head size.
 _GEMMA2_27B = {"head_dim": 128, "query_pre_attn_scalar": 144}
 _GEMMA3_27B = {"head_dim": 128, "query_pre_attn_scalar": 168}
+
+
+def _layer_types(local: int, periods: int) -> list[str]:
+    """That many local layers and a global one, repeated."""
+    return [*["sliding_attention"] * local, "full_attention"] * periods
+
+
+_GEMMA4: Json = {
+    "model_type": "gemma4_text",
+    "vocab_size": 262144,
+    "vocab_size_per_layer_input": 262144,
+    "head_dim": 256,
+    "global_head_dim": 512,
+    "final_logit_softcapping": 30.0,
+    "eos_token_id": [1, 106],
+}
+_GEMMA4_EDGE: Json = {
+    **_GEMMA4,
+    "sliding_window": 512,
+    "max_position_embeddings": 131072,
+    "hidden_size_per_layer_input": 256,
+}
+_GEMMA4_DENSE: Json = {
+    **_GEMMA4,
+    "sliding_window": 1024,
+    "max_position_embeddings": 262144,
+    "hidden_size_per_layer_input": 0,
+    "attention_k_eq_v": True,
+}
 
 FAMILIES: Mapping[str, Family] = {
     "gemma2": Family(
@@ -151,5 +197,85 @@ FAMILIES: Mapping[str, Family] = {
             "12b": {**_GEMMA3, **_shape(48, 3840, 15360, 16, 8)},
             "27b": {**_GEMMA3, **_shape(62, 5376, 21504, 32, 16), **_GEMMA3_27B},
         },
+    ),
+    "gemma4": Family(
+        name="gemma4",
+        title="Gemma 4",
+        model_type="gemma4_text",
+        multimodal=("gemma4", "gemma4_unified"),
+        classes=(
+            "Gemma4ForCausalLM",
+            "Gemma4TextModel",
+            "Gemma4ForConditionalGeneration",
+            "Gemma4Model",
+            "Gemma4UnifiedForCausalLM",
+            "Gemma4UnifiedTextModel",
+            "Gemma4UnifiedForConditionalGeneration",
+            "Gemma4UnifiedModel",
+        ),
+        defaults={
+            **_DEFAULTS,
+            "vocab_size": 262144,
+            "vocab_size_per_layer_input": 262144,
+            "hidden_size_per_layer_input": 256,
+            "global_head_dim": 512,
+            "sliding_window": 512,
+            "max_position_embeddings": 131072,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+                "full_attention": {
+                    "rope_type": "proportional",
+                    "partial_rotary_factor": 0.25,
+                    "rope_theta": 1_000_000.0,
+                },
+            },
+        },
+        also={
+            "gemma4_unified_text": {
+                "hidden_size_per_layer_input": 0,
+                "sliding_window": 1024,
+                "max_position_embeddings": 262144,
+            }
+        },
+        global_every=6,
+        period_key=None,
+        rope_base=1_000_000.0,
+        local_rope_base=10_000.0,
+        qk_norm=True,
+        attn_softcap=False,
+        scaled_queries=False,
+        value_norm=True,
+        layer_scalars=True,
+        plain_gains=True,
+        last_is_global=True,
+        licence="apache-2.0",
+        gguf=None,
+        hub_id="google/gemma-4-{SIZE}-it",
+        sizes={
+            "e2b": {
+                **_GEMMA4_EDGE,
+                **_shape(35, 1536, 6144, 8, 1),
+                "layer_types": _layer_types(4, 7),
+                "num_kv_shared_layers": 20,
+                "use_double_wide_mlp": True,
+            },
+            "e4b": {
+                **_GEMMA4_EDGE,
+                **_shape(42, 2560, 10240, 8, 2),
+                "num_kv_shared_layers": 18,
+            },
+            "12b": {
+                **_GEMMA4_DENSE,
+                **_shape(48, 3840, 15360, 16, 8),
+                "model_type": "gemma4_unified_text",
+                "num_global_key_value_heads": 1,
+            },
+            "31b": {
+                **_GEMMA4_DENSE,
+                **_shape(60, 5376, 21504, 32, 16),
+                "num_global_key_value_heads": 4,
+            },
+        },
+        refused_sizes={"26b-a4b": "a mixture of experts, which no target computes"},
     ),
 }

@@ -1,11 +1,13 @@
 """The operations that the decoder calls and every target implements.
 
+Those of `RegularOps` are called for irregular models only: see `GemmaConfig.irregular`.
+
 Their granularity follows the runtimes' fused kernels: one call maps to at most one fused kernel.
 Shapes: B batch, T new tokens, M width, H query heads, K kv heads, D head size, V vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -57,12 +59,39 @@ class Ops(Protocol[V, W]):
         """x · wᵀ for each weight."""
         ...
 
+    def value_norm(self, v: V, layer: LayerSpec) -> V:
+        """RMSNorm without a gain over each head of a layer's values, (B, T, K · D)."""
+        ...
+
     def attend(self, q: V, k: V, v: V, layer: LayerSpec) -> V:
         """Rope, cache, scale, softcap, mask, softmax: (B, T, H · D) from q and new k and v."""
         ...
 
+    def attend_shared(self, q: V, layer: LayerSpec) -> V:
+        """Like `attend`, to the keys and values of `layer.source`, of this call and before.
+
+        q may be narrowed to the wanted positions.
+        """
+        ...
+
     def add_norm(self, x: V, branch: V, post: W, then: W) -> tuple[V, V]:
         """y = x + norm(branch, post); returns y and norm(y, then)."""
+        ...
+
+    def scaled_add_norm(self, x: V, branch: V, post: W, factor: W, then: W) -> tuple[V, V]:
+        """y = factor · (x + norm(branch, post)); returns y and norm(y, then)."""
+        ...
+
+    def add(self, a: V, b: V) -> V:
+        """a + b."""
+        ...
+
+    def scaled(self, x: V, factor: float) -> V:
+        """x · factor."""
+        ...
+
+    def columns(self, x: V, part: int, parts: int) -> V:
+        """One of `parts` equal parts of x's last dimension."""
         ...
 
     def geglu(self, gate: V, up: V) -> V:
@@ -76,3 +105,25 @@ class Ops(Protocol[V, W]):
     def logits(self, x: V, head: W, softcap: float | None) -> V:
         """y = x · headᵀ; returns softcap · tanh(y / softcap), or y if softcap is None."""
         ...
+
+
+class RegularOps(Generic[V, W]):
+    """Base for targets that refuse irregular models, so that nothing calls these operations."""
+
+    def value_norm(self, v: V, layer: LayerSpec) -> V:
+        raise AssertionError(layer)
+
+    def attend_shared(self, q: V, layer: LayerSpec) -> V:
+        raise AssertionError(layer)
+
+    def scaled_add_norm(self, x: V, branch: V, post: W, factor: W, then: W) -> tuple[V, V]:
+        raise AssertionError(factor.name)
+
+    def add(self, a: V, b: V) -> V:
+        raise AssertionError("add")
+
+    def scaled(self, x: V, factor: float) -> V:
+        raise AssertionError(factor)
+
+    def columns(self, x: V, part: int, parts: int) -> V:
+        raise AssertionError(part)

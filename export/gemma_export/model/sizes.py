@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gemma_export.model.config import GemmaConfig, config_from_hf
+from gemma_export.model.config import GemmaConfig
 from gemma_export.model.families import FAMILIES
+from gemma_export.model.hf_config import config_from_hf
 from gemma_runtime.errors import ConfigError, nearest_first
 
 
@@ -22,7 +23,7 @@ class Official:
 
 
 OFFICIAL: tuple[Official, ...] = tuple(
-    Official(family.name, size, family.hub_id.format(size=size), config)
+    Official(family.name, size, family.hub_name(size), config)
     for family in FAMILIES.values()
     for size, config in family.sizes.items()
 )
@@ -33,6 +34,9 @@ def find_official(size: str, family: str | None = None) -> Official:
 
     Raises ConfigError with the known sizes, most similar first.
     """
+    for one in FAMILIES.values():
+        if family in (None, one.name) and (reason := one.refused_sizes.get(size.lower())):
+            raise ConfigError(f"size {size} of {one.title} can't be exported: it is {reason}")
     for official in OFFICIAL:
         if official.size == size.lower() and family in (None, official.family):
             return official

@@ -3,7 +3,8 @@
 Weights are read by blocks of rows, so even a 27b needs memory for only one block of weights.
 Tested against transformers' eager attention, because its sdpa path drops Gemma 2's softcap.
 
-Shapes: B batch, T tokens, M width, H query heads, K kv heads, G = H / K, D head size, V vocabulary.
+Shapes: B batch, T tokens, N of them with a query, M width, H query heads, K kv heads, G = H / K,
+D head size, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from gemma_export.model.config import LayerSpec
 from gemma_export.model.ops import Weight, lookup_scale
 from gemma_export.parallel import in_order
 from gemma_runtime.backends.rope import rope_angles
-from gemma_runtime.manifest import Rope
+from gemma_runtime.manifest import AttentionKind, Rope
 
 
 def rms_norm(x: Tensor, gain: Tensor, epsilon: float) -> Tensor:
@@ -33,6 +34,8 @@ class TorchOps:
         self._epsilon = epsilon
         self._judged = min(judged or tokens.shape[1], tokens.shape[1])
         self.max_abs = 0.0  # largest |residual|, which fp16 must be able to hold
+        # Keys and values of the last layer of each kind that has its own: what shared layers read.
+        self._lent: dict[AttentionKind, tuple[Tensor, Tensor]] = {}
 
     def embed(self, table: Weight, scale: float) -> Tensor:
         rows = [table.rows(t, t + 1) for t in self._tokens.flatten().tolist()]
@@ -47,17 +50,29 @@ class TorchOps:
     def project(self, x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
         return [_matmul(x, weight) for weight in weights]
 
+    def value_norm(self, v: Tensor, layer: LayerSpec) -> Tensor:
+        heads = v.view(*v.shape[:-1], layer.kv_heads, layer.head_dim)
+        return functional.rms_norm(heads, heads.shape[-1:], eps=self._epsilon).flatten(-2)
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
-        q = rotate(split_heads(q, layer.heads), layer.rope)  # (B, H, T, D)
         k = rotate(split_heads(k, layer.kv_heads), layer.rope)  # (B, K, T, D)
-        v = split_heads(v, layer.kv_heads)
-        mask = visible(q.shape[-2], layer.window)
+        self._lent[layer.kind] = k, split_heads(v, layer.kv_heads)
+        return self.attend_shared(q, layer)
+
+    def attend_shared(self, q: Tensor, layer: LayerSpec) -> Tensor:
+        k, v = self._lent[layer.kind]
+        q = rotate(split_heads(q, layer.heads), layer.rope, k.shape[-2])  # (B, H, N, D)
+        return self._attend(q, k, v, layer).transpose(1, 2).flatten(-2)  # (B, N, H · D)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
+        """Attention (B, H, N, D) of the last N positions on all T."""
+        mask = visible(k.shape[-2], layer.window)[-q.shape[-2] :]
         # One kv head at a time, because at 4096 tokens the scores of all heads are gigabytes.
         queries, keys, values = (x.chunk(layer.kv_heads, 1) for x in (q, k, v))
         heads = [
             _attend(*shared, layer, mask) for shared in zip(queries, keys, values, strict=True)
         ]
-        return torch.cat(heads, 1).transpose(1, 2).flatten(-2)  # (B, T, H · D)
+        return torch.cat(heads, 1)
 
     def add_norm(
         self, x: Tensor, branch: Tensor, post: Weight, then: Weight
@@ -65,6 +80,22 @@ class TorchOps:
         x = x + self.norm(branch, post)
         self.max_abs = max(self.max_abs, float(x.abs().max()))
         return x, self.norm(x, then)
+
+    def scaled_add_norm(
+        self, x: Tensor, branch: Tensor, post: Weight, factor: Weight, then: Weight
+    ) -> tuple[Tensor, Tensor]:
+        x = (x + self.norm(branch, post)) * _read_all(factor)
+        self.max_abs = max(self.max_abs, float(x.abs().max()))
+        return x, self.norm(x, then)
+
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+    def scaled(self, x: Tensor, factor: float) -> Tensor:
+        return x * factor
+
+    def columns(self, x: Tensor, part: int, parts: int) -> Tensor:
+        return x.chunk(parts, -1)[part]
 
     def geglu(self, gate: Tensor, up: Tensor) -> Tensor:
         return functional.gelu(gate, approximate="tanh") * up
@@ -77,10 +108,14 @@ class TorchOps:
         return soft_cap_(y, softcap)
 
 
-def rotate(x: Tensor, rope: Rope) -> Tensor:
-    """Apply rotary embedding to (B, heads, T, D); halves are paired as in Hugging Face's Gemma."""
-    length, width = x.shape[-2:]
-    angle = torch.from_numpy(rope_angles(rope, range(length), width))  # (T, D / 2)
+def rotate(x: Tensor, rope: Rope, length: int | None = None) -> Tensor:
+    """Apply rotary embedding to (B, heads, N, D); halves are paired as in Hugging Face's Gemma.
+
+    These are the last N of `length` positions, by default all of them.
+    """
+    count, width = x.shape[-2:]
+    end = length or count
+    angle = torch.from_numpy(rope_angles(rope, range(end - count, end), width))  # (N, D / 2)
     cos, sin = angle.cos().float(), angle.sin().float()
     return rotate_halves(x, cos, sin)
 
@@ -112,8 +147,8 @@ def visible(length: int, window: int | None) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec, mask: Tensor) -> Tensor:
-    """Attention of queries (B, G, T, D) on their shared key and value (B, 1, T, D)."""
-    scores = q @ k.transpose(-1, -2) * layer.scale  # (B, G, T, T)
+    """Attention of queries (B, G, N, D) on their shared key and value (B, 1, T, D)."""
+    scores = q @ k.transpose(-1, -2) * layer.scale  # (B, G, N, T)
     scores = soft_cap_(scores, layer.softcap)
     return scores.masked_fill_(~mask, float("-inf")).softmax(-1) @ v
 

@@ -4,10 +4,10 @@ from tokenizers import Tokenizer
 
 from gemma_export.checkpoint import Checkpoint, TokenizerFiles
 from gemma_export.progress import Reporter
+from gemma_export.sidecars.turns import TURNS
 from gemma_runtime.errors import TokenizerError
 from gemma_runtime.text.chat import CANONICAL_TEMPLATE, ChatFrame
 
-_TURN_END = "<end_of_turn>"
 _USER, _REPLY, _USER_2 = (f"{index}{'7' * 38}{index}" for index in range(3))
 
 
@@ -19,14 +19,14 @@ def find_stop_tokens(
 ) -> tuple[int, ...]:
     """All tokens that end a reply, without repetition.
 
-    The union of config.json, generation_config.json, the tokenizer's `eos_token`, Gemma's
-    `<end_of_turn>`, which base models' configs lack, and what the chat template writes after a
+    The union of config.json, generation_config.json, the tokenizer's `eos_token`, the end of
+    Gemma's own turns, which base models' configs lack, and what the chat template writes after a
     reply. Tokens outside the vocabulary are left out with a note.
     """
     config = checkpoint.config
     found: list[int | None] = [*config.eos_tokens, *checkpoint.generation.stop_tokens]
     if files is not None and encoder is not None:
-        found += [encoder.token_to_id(files.eos), encoder.token_to_id(_TURN_END)]
+        found += [encoder.token_to_id(end) for end in (files.eos, *TURNS)]
         found += _template_ends(files, encoder, config.bos_token)
     tokens, size = dict.fromkeys(token for token in found if token is not None), config.vocab_size
     for token in tokens:

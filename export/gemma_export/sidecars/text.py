@@ -14,6 +14,7 @@ from gemma_export.quantize.calibrate.text import Calibration, load_calibration
 from gemma_export.sidecars.phone_files import PhoneFile, phone_files
 from gemma_export.sidecars.prompts import golden_prompts
 from gemma_export.sidecars.stop_tokens import find_stop_tokens
+from gemma_export.sidecars.turns import with_turns
 from gemma_runtime.errors import CheckpointError
 from gemma_runtime.manifest import LayerCache
 from gemma_runtime.proof.texts import encode_segments, read_segments
@@ -54,6 +55,7 @@ def read_text(
     if files:
         _report_notes(checkpoint, files, report)
     encoder = _load_encoder(checkpoint, files) if files else None
+    files = with_turns(files, encoder) if files and encoder else files
     prompts = golden_prompts(checkpoint.config, encoder, context_length, layouts)
     eos = encoder.token_to_id(files.eos) if encoder and files else None
     stops = find_stop_tokens(checkpoint, files, encoder, report)

@@ -161,6 +161,15 @@ def _check_value(option: Option, value: str | None) -> None:
     )
 
 
+def refuse_irregular(target: str, config: GemmaConfig) -> None:
+    """Raise TargetError for a model with parts that only some targets compute."""
+    if config.irregular:
+        raise TargetError(
+            f"{target} can't compute this model's {', '.join(config.irregular)} yet; "
+            "choose --target onnx"
+        )
+
+
 def refuse_split(target: str, formats: Mapping[str, Format]) -> None:
     """Raise TargetError for a table with int8 columns."""
     for name, fmt in formats.items():

@@ -5,7 +5,7 @@ V vocabulary.
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -92,10 +92,27 @@ class OrtSession(ChunkedSession):
         self._admit(tokens)
         logits = np.empty((len(tokens), self._manifest.vocab_size), np.float32)
         done = 0
-        for chunk in self._chunks(tokens):
+        for chunk in self._scored_chunks(tokens):
             self._run(chunk, range(len(chunk)), logits[done : done + len(chunk)])
             done += len(chunk)
         return logits  # (T, V)
+
+    def _scored_chunks(self, tokens: Sequence[int]) -> Iterator[Sequence[int]]:
+        """Chunks after which each shared ring still holds what all of their tokens attend to.
+
+        The layer that owns a ring reads it before it drops tokens; one that shares it reads it
+        afterwards. A ring that has just been filled holds the window of every token since the time
+        before, so chunks end there.
+        """
+        layers, context = self._manifest.layers, self.context_length
+        shared = [one for one in layers if one.source is not None and one.slots < context]
+        start, before = 0, self.position
+        while start < len(tokens):
+            stop = start + self._manifest.prefill_length
+            for ring in shared:
+                stop = min(stop, _next_full(ring, before + start) - before)
+            yield tokens[start:stop]
+            start = stop
 
     def close(self) -> None:
         del self._inputs, self._binding, self._caches, self._local, self._session
@@ -193,5 +210,11 @@ def _first_held(layer: LayerCache, total: int) -> int:
     """
     if layer.window is None or total <= layer.slots:
         return 0
-    step = layer.slots - layer.window + 1
+    step = layer.ring_step
     return -(-(total - layer.slots) // step) * step
+
+
+def _next_full(layer: LayerCache, total: int) -> int:
+    """The next number of tokens, above `total`, that fills all slots."""
+    step = layer.ring_step
+    return layer.slots + max(0, (total - layer.slots) // step + 1) * step

@@ -23,6 +23,7 @@ class CacheFigures:
     slots: int
     kv_heads: int
     head_dim: int
+    source: int | None  # the layer whose cache all of them read
     bytes: int  # keys and values of all these layers
 
 
@@ -125,6 +126,7 @@ def _caches(manifest: Manifest) -> tuple[CacheFigures, ...]:
             slots=layer.slots,
             kv_heads=layer.kv_heads,
             head_dim=layer.head_dim,
+            source=layer.source,
             bytes=manifest.cache_bytes(layer.kind)
             * (count * layer.elements)
             // elements[layer.kind],
@@ -193,8 +195,12 @@ def _cache_lines(inspection: Inspection) -> dict[str, str]:
     """One label per kind of layers, with a line per cache size."""
     lines: dict[str, list[str]] = {}
     for cache in inspection.caches:
+        found = lines.setdefault(f"cache, {cache.kind}", [])
+        if cache.source is not None:
+            found.append(f"{cache.layers} more layers read the cache of layer {cache.source}")
+            continue
         window = "" if cache.window is None else f" for a window of {cache.window}"
-        lines.setdefault(f"cache, {cache.kind}", []).append(
+        found.append(
             f"{cache.layers} layers, {cache.slots} slots{window}, {cache.kv_heads} heads of "
             f"{cache.head_dim}, {inspection.manifest.cache_dtype}: {format_bytes(cache.bytes)}"
         )

@@ -91,7 +91,7 @@ def test_a_multimodal_folder_gives_its_text_model_and_a_note(folder: Path) -> No
     change(folder, wrap)
     checkpoint = open_folder(folder)
     assert torch.equal(checkpoint.rows(NAME, 0, 5), expected[:5])
-    assert "without its 1 vision tensor" in checkpoint.notes[0]
+    assert "without its 1 tensor for images or sound" in checkpoint.notes[0]
 
 
 @pytest.mark.parametrize(

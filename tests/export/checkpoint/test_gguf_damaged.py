@@ -51,7 +51,7 @@ REFUSED: dict[str, tuple[Metadata, dict[str, Stored | None], str]] = {
     "list": ({"gemma3.attention.head_count": [2] * 7}, {}, "head_count is a list"),
     "eos": ({"tokenizer.ggml.eos_token_id": 64}, {}, "eos_token_id is 64"),
     "tokens": ({"tokenizer.ggml.tokens": ["x"] * 65}, {}, "64 rows for 65 tokens"),
-    "rope": ({"gemma3.rope.scaling.type": "yarn"}, {}, "'yarn', expected default or linear"),
+    "rope": ({"gemma3.rope.scaling.type": "yarn"}, {}, "'yarn', expected default, linear or"),
     "pattern": ({"gemma3.attention.sliding_window_pattern": [True]}, {}, "one flag per layer"),
 }
 

@@ -1,8 +1,12 @@
 """Reading config.json: the differences between Gemma's sizes, families and file versions."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
-from gemma_export.model.config import cache_layout, config_from_hf, is_multimodal
+from gemma_export.model.config import cache_layout
+from gemma_export.model.hf_config import config_from_hf, is_multimodal
 from gemma_export.model.sizes import OFFICIAL, find_official
 from gemma_runtime.errors import ConfigError
 from gemma_runtime.manifest import AttentionKind, Rope
@@ -15,10 +19,14 @@ GEMMA2 = {
     "num_hidden_layers": 4,
 }
 GEMMA3 = {**GEMMA2, "model_type": "gemma3_text", "num_hidden_layers": 13}
+GEMMA4: dict[str, Any] = {**GEMMA3, "model_type": "gemma4_text"}
 
 
 def test_official_sizes_have_their_published_parameter_counts() -> None:
-    """In millions, from the model cards, without the vision tower."""
+    """In millions, from the model cards, without towers for images and sound.
+
+    Gemma 4's cards round to 0.1 billion; its tensors have these sizes.
+    """
     published = {
         ("gemma2", "2b"): 2614,
         ("gemma2", "9b"): 9242,
@@ -28,6 +36,10 @@ def test_official_sizes_have_their_published_parameter_counts() -> None:
         ("gemma3", "4b"): 3880,
         ("gemma3", "12b"): 11766,
         ("gemma3", "27b"): 27009,
+        ("gemma4", "e2b"): 4629,
+        ("gemma4", "e4b"): 7463,
+        ("gemma4", "12b"): 11907,
+        ("gemma4", "31b"): 30697,
     }
     assert {(o.family, o.size): round(o.config.parameters / 1e6) for o in OFFICIAL} == published
 
@@ -43,6 +55,8 @@ def test_official_sizes_have_their_published_parameter_counts() -> None:
         ("4b", None, 50.5),
         ("12b", None, 62.0),
         ("27b", "gemma3", 73.5),
+        ("e2b", None, 39.25),
+        ("e4b", None, 50.5),
     ],
 )
 def test_the_embedding_scale_is_rounded_to_bfloat16(
@@ -114,6 +128,74 @@ def test_a_multimodal_config_gives_its_text_model() -> None:
     assert config_from_hf(config) == find_official("4b").config
 
 
+def test_layers_of_gemma4_differ_in_heads_width_and_whose_cache_they_read() -> None:
+    layers = find_official("e2b").config.layers
+    local, full = layers[13], layers[14]
+    assert (local.kind, local.head_dim, local.kv_heads, local.ffn) == (LOCAL, 256, 1, 6144)
+    assert (full.kind, full.head_dim, full.kv_heads, full.ffn) == (GLOBAL, 512, 1, 6144)
+    assert full.rope == Rope(1_000_000.0, 1.0, 0.25)
+    assert {layer.index for layer in layers if layer.owns_cache} == set(range(15))
+    assert {(x.kind, x.source, x.ffn) for x in layers[15:]} == {
+        (LOCAL, 13, 12288),
+        (GLOBAL, 14, 12288),
+    }
+    assert {layer.scale for layer in layers} == {1.0}
+
+
+def test_global_layers_of_the_dense_gemma4_take_keys_as_values() -> None:
+    config = find_official("31b").config
+    assert {(x.kind, x.value_is_key, x.kv_heads) for x in config.layers} == {
+        (LOCAL, False, 16),
+        (GLOBAL, True, 4),
+    }
+    shapes = config.tensor_shapes()
+    assert "model.layers.4.self_attn.v_proj.weight" in shapes
+    assert "model.layers.5.self_attn.v_proj.weight" not in shapes
+
+
+def test_12b_is_gemma3_s_unless_the_family_says_gemma4() -> None:
+    assert find_official("12b").family == "gemma3"
+    assert find_official("12b", "gemma4").hub_id == "google/gemma-4-12B-it"
+    assert find_official("12b", "gemma4").config.sliding_window == 1024
+
+
+@pytest.mark.parametrize("outer", ["gemma4", "gemma4_unified"])
+def test_a_multimodal_gemma4_gives_its_text_model(outer: str) -> None:
+    text = {**GEMMA4, "model_type": f"{outer}_text", "use_bidirectional_attention": "vision"}
+    config = {"model_type": outer, "text_config": text, "eos_token_id": [1, 106, 50]}
+    assert is_multimodal(config)
+    read = config_from_hf(config)
+    assert read == replace(config_from_hf(text), eos_tokens=(1, 106, 50))
+    assert read.per_layer == (256 if outer == "gemma4" else 0)
+
+
+def test_what_differs_by_layer_is_read_from_either_spelling() -> None:
+    """transformers 5.2 and newer write `per_layer_config`, with keys as long as the last index."""
+    older = {**GEMMA4, "attention_k_eq_v": True, "num_global_key_value_heads": 1}
+    own = {"head_dim": 512, "num_key_value_heads": 1}
+    newer = {
+        **GEMMA4,
+        "attention_k_eq_v": True,
+        "per_layer_config": {"05": own, "11": own, "12": own},
+    }
+    assert config_from_hf(older) == config_from_hf(newer)
+    del newer["per_layer_config"]["05"]
+    with pytest.raises(ConfigError, match="per_layer_config"):
+        config_from_hf(newer)
+
+
+def test_the_last_layer_of_gemma4_is_always_global() -> None:
+    """transformers makes it so, whatever the file lists."""
+    assert config_from_hf(GEMMA4).kinds[-1] is GLOBAL
+
+
+def test_a_mixture_of_experts_is_refused() -> None:
+    with pytest.raises(ConfigError, match="enable_moe_block is True"):
+        config_from_hf({**GEMMA4, "enable_moe_block": True})
+    with pytest.raises(ConfigError, match="size 26B-A4B of Gemma 4 can't be exported"):
+        find_official("26B-A4B")
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -126,6 +208,8 @@ def test_a_multimodal_config_gives_its_text_model() -> None:
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type is 'yarn'"),
         ({"num_key_value_heads": 3}, "expected a multiple of num_key_value_heads, 3"),
         ({"attn_logit_softcapping": -1.0}, "attn_logit_softcapping is -1.0"),
+        ({"model_type": "gemma4_text", "num_kv_shared_layers": 4}, "num_kv_shared_layers is 4"),
+        ({"model_type": "gemma4_text", "vocab_size_per_layer_input": 9}, "expected vocab_size"),
     ],
 )
 def test_the_error_for_a_wrong_config_names_the_field(

@@ -23,7 +23,7 @@ FAMILIES["gemma9"] = replace(
 """
 
 _CONFIG = """
-from gemma_export.model.config import config_from_hf
+from gemma_export.model.hf_config import config_from_hf
 from gemma_export.model.sizes import find_official
 
 official = find_official("5b")
@@ -69,7 +69,7 @@ def test_the_command_line_offers_a_new_family() -> None:
     output = _run(_NEW_FAMILY + _COMMAND)
     assert "gemma9 to onnx" in output
     assert "(Gemma 9)" in output
-    assert "gemma3, gemma9" in output
+    assert "gemma4, gemma9" in output
 
 
 def _run(code: str) -> str:

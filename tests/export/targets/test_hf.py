@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from gemma_export.checkpoint.folder import open_folder
 from gemma_export.checkpoint.gguf import open_gguf
 from gemma_export.formats.format import Format
-from gemma_export.model.config import TABLE, config_from_hf
+from gemma_export.model.config import TABLE
+from gemma_export.model.hf_config import config_from_hf
 from gemma_export.pipeline import ExportRequest, export_bundles
 from gemma_export.progress import QuietReporter
 from gemma_export.quantize.kept import resolve_recipe

@@ -17,6 +17,7 @@ from torch.nn import functional
 from gemma_export.formats.codes import signed
 from gemma_export.model.config import LayerSpec
 from gemma_export.model.decoder import decoder
+from gemma_export.model.ops import RegularOps
 from gemma_export.model.torch_ops import rotate_halves
 from gemma_export.progress import Tick
 from gemma_export.quantize.store import StoredWeight
@@ -101,7 +102,7 @@ class Step(nn.Module):
                 self.register_buffer(f"{name}_zeros", zeros)
 
 
-class StepOps:
+class StepOps(RegularOps[Tensor, StoredWeight]):
     """The decoder's operations in plain torch, on a step's weights and states."""
 
     def __init__(self, step: Step, inputs: Inputs, epsilon: float) -> None:

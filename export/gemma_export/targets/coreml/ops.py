@@ -14,6 +14,7 @@ from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.mil import Function
 
 from gemma_export.model.config import LayerSpec
+from gemma_export.model.ops import RegularOps
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets.coreml.mil_weights import Weights
 from gemma_export.targets.shared.apple_layout import Layout
@@ -24,7 +25,7 @@ Var: TypeAlias = Any  # coremltools is untyped
 _TINY = np.float16(1e-3)
 
 
-class MilOps:
+class MilOps(RegularOps[Var, StoredWeight]):
     """Implements `Ops`: fills one MIL function per part of the layout, in order."""
 
     def __init__(

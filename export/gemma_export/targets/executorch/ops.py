@@ -15,7 +15,7 @@ import numpy as np
 from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as xnn
 
 from gemma_export.model.config import LayerSpec
-from gemma_export.model.ops import lookup_scale
+from gemma_export.model.ops import RegularOps, lookup_scale
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets.executorch.named_data import NamedData
 from gemma_export.targets.executorch.xnn_graph import Value, XnnGraph
@@ -69,7 +69,7 @@ class Handle:
     value: Value = 0
 
 
-class XnnOps:
+class XnnOps(RegularOps[Handle, StoredWeight]):
     """Implements `Ops`; calling it appends to `steps`, from the tokens to the logits."""
 
     def __init__(self, data: NamedData, caches: Sequence[LayerCache], epsilon: float) -> None:

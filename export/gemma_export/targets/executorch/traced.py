@@ -12,6 +12,7 @@ from torch.nn import functional
 from gemma_export.formats.codes import signed
 from gemma_export.model.config import GemmaConfig, LayerSpec
 from gemma_export.model.decoder import decoder
+from gemma_export.model.ops import RegularOps
 from gemma_export.model.torch_ops import rotate_halves, soft_capped
 from gemma_export.quantize.store import QuantizedStore, StoredWeight
 from gemma_export.targets.executorch.frame import CachedFrame
@@ -69,7 +70,7 @@ class TracedFrame(CachedFrame):
         self.register_buffer(f"{name}_zeros", torch.zeros_like(part.scales, dtype=torch.int8))
 
 
-class TracedOps:
+class TracedOps(RegularOps[Tensor, StoredWeight]):
     """Implements `Ops` in plain torch on the frame's caches."""
 
     def __init__(self, frame: TracedFrame, tokens: Tensor, start: Tensor, epsilon: float) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from gemma_export.checkpoint.generation import LLAMA_SAMPLING
 from gemma_export.checkpoint.gguf_config import TOKENS
 from gemma_export.model.config import GemmaConfig, LayerSpec
-from gemma_export.model.families import FAMILIES
+from gemma_export.model.families import FAMILIES, GgufFamily
 from gemma_runtime.errors import TargetError
 from gemma_runtime.formats.gguf import Value
 from gemma_runtime.manifest import AttentionKind, SamplingDefaults
@@ -73,7 +73,7 @@ def generation_metadata(
 
 def _check_scale(config: GemmaConfig) -> None:
     """GGUF has no key for query_pre_attn_scalar; llama.cpp derives it from the number of layers."""
-    by_width = len(config.kinds) == FAMILIES[config.family].gguf.width_scaled_layers
+    by_width = len(config.kinds) == _hard_coded(config).width_scaled_layers
     scalar = config.hidden_size // config.heads if by_width else config.head_dim
     if not math.isclose(config.query_scale, scalar**-0.5, rel_tol=1e-6):
         raise TargetError(
@@ -82,8 +82,14 @@ def _check_scale(config: GemmaConfig) -> None:
         )
 
 
+def _hard_coded(config: GemmaConfig) -> GgufFamily:
+    gguf = FAMILIES[config.family].gguf
+    assert gguf is not None, config.family  # the target refuses irregular models
+    return gguf
+
+
 def _check_head(config: GemmaConfig) -> None:
-    if not config.tied and not FAMILIES[config.family].gguf.reads_head:
+    if not config.tied and not _hard_coded(config).reads_head:
         raise TargetError(
             f"gguf can't store a head apart from the embedding table for {config.family}: "
             "llama.cpp doesn't read one; choose another target"

@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from gemma_export.model.config import GemmaConfig, config_from_hf
+from gemma_export.model.config import GemmaConfig
 from gemma_export.model.families import FAMILIES
+from gemma_export.model.hf_config import config_from_hf
 from gemma_runtime.errors import TargetError
 from gemma_runtime.manifest import AttentionKind
 

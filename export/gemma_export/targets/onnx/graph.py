@@ -24,13 +24,14 @@ _DTYPES: Mapping[str, int] = {
     "int32": TensorProto.INT32,
     "int64": TensorProto.INT64,
 }
-Attribute: TypeAlias = int | float
+Attribute: TypeAlias = int | float | str
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A range of bytes in the data file."""
+    """A range of bytes in a data file."""
 
+    location: str  # the file's name
     offset: int
     length: int
 
@@ -47,7 +48,7 @@ class DataFile:
     def allocate(self, length: int) -> Region:
         start = -(-self._end // _ALIGNMENT) * _ALIGNMENT
         self._end = start + length
-        return Region(start, length)
+        return Region(self.location, start, length)
 
     def write(self, name: str, offset: int, data: NDArray[np.generic]) -> None:
         self._file.seek(offset)
@@ -101,7 +102,7 @@ class GraphBuilder:
         region: Region,
         metadata: Mapping[str, str] | None = None,
     ) -> str:
-        """Declare a tensor in the data file; returns its name."""
+        """Declare a tensor in a data file; returns its name."""
         tensor = TensorProto(
             name=name,
             data_type=_DTYPES[dtype],
@@ -109,7 +110,7 @@ class GraphBuilder:
             data_location=TensorProto.EXTERNAL,
         )
         for key, value in (
-            ("location", self.data.location),
+            ("location", region.location),
             ("offset", str(region.offset)),
             ("length", str(region.length)),
         ):

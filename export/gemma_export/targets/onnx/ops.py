@@ -16,7 +16,9 @@ from gemma_export.formats.format import stacks
 from gemma_export.model.config import LayerSpec
 from gemma_export.model.ops import lookup_scale
 from gemma_export.quantize.store import StoredWeight
-from gemma_export.targets.onnx.graph import MICROSOFT, Attribute, GraphBuilder
+from gemma_export.targets.onnx.graph import MICROSOFT, Attribute, DataFile, GraphBuilder
+from gemma_export.targets.onnx.lookup import MappedTable, look_up_rows
+from gemma_export.targets.onnx.positions import Positions
 from gemma_runtime.backends.rope import rope_angles
 from gemma_runtime.manifest import Graph, LayerCache, TensorRole
 
@@ -37,13 +39,17 @@ class OnnxOps:
         caches: Sequence[LayerCache],
         context: int,
         epsilon: float,
+        aside: Mapping[str, DataFile],
     ) -> None:
+        """`aside` holds the data files of tables that are only looked up, by the tables' names."""
         self._graph = graph
         self._io = io
         self._caches = caches
         self._context = context
         self._epsilon = epsilon
-        self._seqlens: str | None = None
+        self._aside = aside
+        self._positions = Positions(graph, io)
+        self._parts: dict[str, list[str]] = {}  # of values that `columns` split
 
     def finish(self, logits: str) -> None:
         """Add the graph output for the logits."""
@@ -56,17 +62,18 @@ class OnnxOps:
         pieces = [self._look_up(piece) for piece in table.pieces()]
         rows = self._one("Concat", pieces, {"axis": -1}) if len(pieces) > 1 else pieces[0]
         factor = torch.as_tensor(lookup_scale(table, scale), dtype=torch.float32).numpy()
-        return self._one("Mul", [rows, self._graph.constant("embed_scale", factor)])
+        return self._one("Mul", [rows, self._graph.constant(f"factor_of_{table.name}", factor)])
 
     def norm(self, x: str, gain: StoredWeight) -> str:
-        attributes = {"axis": -1, "epsilon": self._epsilon, "stash_type": 1}
-        return self._one("SimplifiedLayerNormalization", [x, self._gain(gain)], attributes)
+        return self._norm(x, self._gain(gain))
 
     def head_norm(self, x: str, gain: StoredWeight, heads: int) -> str:
-        split = self._graph.constant(f"heads_{heads}", np.array([0, 0, heads, -1]))
-        joined = self._graph.constant("joined", np.array([0, 0, -1]))
-        per_head = self.norm(self._one("Reshape", [x, split]), gain)  # (1, T, heads, D)
-        return self._one("Reshape", [per_head, joined])
+        return self._head_norm(x, self._gain(gain), heads)
+
+    def value_norm(self, v: str, layer: LayerSpec) -> str:
+        width = layer.head_dim
+        ones = self._graph.constant(f"ones_{width}", np.ones(width, np.float32))
+        return self._head_norm(v, ones, layer.kv_heads)
 
     def project(self, x: str, weights: Sequence[StoredWeight]) -> list[str]:
         """Adjacent weights of the same format share one product, which is split afterwards."""
@@ -77,23 +84,33 @@ class OnnxOps:
         return values
 
     def attend(self, q: str, k: str, v: str, layer: LayerSpec) -> str:
-        index, cache = layer.index, self._caches[layer.index]
-        attributes: dict[str, Attribute] = {
-            "num_heads": layer.heads,
-            "kv_num_heads": layer.kv_heads,
-            "scale": layer.scale,
-            "softcap": layer.softcap or 0.0,
-            "do_rotary": 1,
-            "local_window_size": layer.window if layer.window is not None else -1,
-        }
-        if is_windowed(cache, self._context):
+        attributes = _attention(layer)
+        if is_windowed(self._caches[layer.index], self._context):
             attributes["sliding_window_cache"] = 1
-        caches = [pair for pair in self._io.returned_caches() if pair[0].layer == index]
-        past, present = ([spec.name for spec in specs] for specs in zip(*caches, strict=True))
+        past, present = self._cache_names(layer.index)
         total = self._name(TensorRole.TOTAL)
-        inputs = [q, k, v, *past, self._last_position(), total, *self._rope(layer)]
-        outputs = [f"attended_{index}", *present]
+        inputs = [q, k, v, *past, self._positions.last_of(total), total, *self._rope(layer)]
+        outputs = [f"attended_{layer.index}", *present]
         return self._graph.node("GroupQueryAttention", inputs, attributes, MICROSOFT, outputs)[0]
+
+    def attend_shared(self, q: str, layer: LayerSpec) -> str:
+        """No new keys and values; what the source returns is the past.
+
+        GroupQueryAttention has no sliding_window_cache for that, so it gets the ring as a cache
+        that is filled from its start, and the true positions for rope alone.
+        """
+        cache, held = self._caches[layer.source], self._name(TensorRole.TOTAL)
+        ring = cache if is_windowed(cache, self._context) else None
+        if ring is not None:
+            held = self._positions.held(ring)
+        width = layer.kv_heads * layer.head_dim
+        none = self._graph.constant(f"none_{width}", np.zeros((1, 0, width), np.float32))
+        _, present = self._cache_names(layer.source)
+        inputs = [q, none, none, *present, self._positions.last_of(held), held]
+        inputs += [*self._rope(layer), self._positions.wanted()]
+        attributes, outputs = _attention(layer), [f"attended_{layer.index}"]
+        y = self._graph.node("GroupQueryAttention", inputs, attributes, MICROSOFT, outputs)[0]
+        return self._positions.guarded(y, layer.source, ring)
 
     def add_norm(
         self, x: str, branch: str, post: StoredWeight, then: StoredWeight
@@ -104,6 +121,27 @@ class OnnxOps:
             "SkipSimplifiedLayerNormalization", inputs, attributes, MICROSOFT, outputs=4
         )
         return outputs[3], outputs[0]
+
+    def scaled_add_norm(
+        self, x: str, branch: str, post: StoredWeight, factor: StoredWeight, then: StoredWeight
+    ) -> tuple[str, str]:
+        value = self._graph.array(factor.name, factor.rows(0, 1).numpy())
+        y = self._one("Mul", [self.add(x, self.norm(branch, post)), value])
+        return y, self.norm(y, then)
+
+    def add(self, a: str, b: str) -> str:
+        return self._one("Add", [a, b])
+
+    def scaled(self, x: str, factor: float) -> str:
+        value = self._graph.constant(f"factor_{factor:.9g}", np.array(factor, np.float32))
+        return self._one("Mul", [x, value])
+
+    def columns(self, x: str, part: int, parts: int) -> str:
+        if x not in self._parts:
+            self._parts[x] = self._graph.node(
+                "Split", [x], {"axis": -1, "num_outputs": parts}, outputs=parts
+            )
+        return self._parts[x][part]
 
     def geglu(self, gate: str, up: str) -> str:
         gelu = self._graph.node("FastGelu", [gate], domain=MICROSOFT)
@@ -130,6 +168,8 @@ class OnnxOps:
         tokens = self._name(TensorRole.TOKENS)
         if table.format.is_float:
             return self._one("Gather", [self._float([table]), tokens])
+        if table.name in self._aside:
+            return look_up_rows(self._graph, self._mapped(table), tokens)
         codes, scales, zeros = self._codes([table])
         inputs = [self._gather_view(table, codes), tokens, scales, *zeros]
         attributes = {
@@ -139,6 +179,23 @@ class OnnxOps:
             "quantize_axis": 1,
         }
         return self._graph.node("GatherBlockQuantized", inputs, attributes, MICROSOFT)[0]
+
+    def _mapped(self, table: StoredWeight) -> MappedTable:
+        width, fmt, name = table.shape[1], table.format, table.name
+        self._write_codes(name, [table])
+        codes = self._gather_view(table, f"{name}.codes")
+        zeros = f"{name}.zeros" if fmt.asymmetric else None
+        return MappedTable(fmt, width, codes, f"{name}.scales", zeros)
+
+    def _norm(self, x: str, gain: str) -> str:
+        attributes = {"axis": -1, "epsilon": self._epsilon, "stash_type": 1}
+        return self._one("SimplifiedLayerNormalization", [x, gain], attributes)
+
+    def _head_norm(self, x: str, gain: str, heads: int) -> str:
+        split = self._graph.constant(f"heads_{heads}", np.array([0, 0, heads, -1]))
+        joined = self._graph.constant("joined", np.array([0, 0, -1]))
+        per_head = self._norm(self._one("Reshape", [x, split]), gain)  # (1, T, heads, D)
+        return self._one("Reshape", [per_head, joined])
 
     def _one(
         self, op: str, inputs: Sequence[str], attributes: Mapping[str, Attribute] | None = None
@@ -183,7 +240,7 @@ class OnnxOps:
         fmt, rows = weights[0].format, sum(weight.shape[0] for weight in weights)
         groups = weights[0].shape[1] // fmt.group
         block = fmt.group * fmt.bits // 8  # bytes of codes per group
-        graph, data = self._graph, self._graph.data
+        graph, data = self._graph, self._data_of(weights)
         code_region = data.allocate(rows * groups * block)
         scale_region = data.allocate(rows * groups * 2)
         zero_width = (groups * fmt.bits + 7) // 8
@@ -211,7 +268,7 @@ class OnnxOps:
     def _float(self, weights: Sequence[StoredWeight]) -> str:
         name, width = _name(weights), weights[0].shape[1]
         if not self._graph.has(name):
-            data, rows = self._graph.data, sum(weight.shape[0] for weight in weights)
+            data, rows = self._data_of(weights), sum(weight.shape[0] for weight in weights)
             region = data.allocate(rows * width * 4)
             for row, weight, start, stop in _blocks(weights):
                 values = weight.rows(start, stop).numpy()
@@ -219,27 +276,38 @@ class OnnxOps:
             self._graph.external(name, "float32", (rows, width), region)
         return name
 
+    def _data_of(self, weights: Sequence[StoredWeight]) -> DataFile:
+        return self._aside.get(weights[0].name, self._graph.data)
+
     def _gain(self, gain: StoredWeight) -> str:
         return self._graph.array(gain.name, 1 + gain.rows(0, gain.shape[0]).numpy())
 
     def _rope(self, layer: LayerSpec) -> tuple[str, str]:
-        """Names of the tables of cos and sin, (context, D / 2); one pair per rope."""
+        """Names of the tables of cos and sin, (context, D / 2); a pair per rope and head size."""
         rope, width = layer.rope, layer.head_dim
-        name = f"rope_{rope.base:g}_{rope.factor:g}"
+        name = f"rope_{rope.base:g}_{rope.factor:g}_{rope.rotated:g}_{width}"
         if not self._graph.has(f"{name}_cos"):
             angle = rope_angles(rope, range(self._context), width)
             self._graph.array(f"{name}_cos", np.cos(angle).astype(np.float32))
             self._graph.array(f"{name}_sin", np.sin(angle).astype(np.float32))
         return f"{name}_cos", f"{name}_sin"
 
-    def _last_position(self) -> str:
-        """GroupQueryAttention's seqlens_k: the index of the last token, (1,)."""
-        if self._seqlens is None:
-            one = self._graph.constant("one", np.array(1, np.int32))
-            batch = self._graph.constant("batch", np.array([1]))
-            last = self._one("Sub", [self._name(TensorRole.TOTAL), one])
-            self._seqlens = self._one("Reshape", [last, batch])
-        return self._seqlens
+    def _cache_names(self, index: int) -> tuple[list[str], list[str]]:
+        """Names of a layer's past and present keys and values."""
+        caches = [pair for pair in self._io.returned_caches() if pair[0].layer == index]
+        past, present = ([spec.name for spec in specs] for specs in zip(*caches, strict=True))
+        return past, present
+
+
+def _attention(layer: LayerSpec) -> dict[str, Attribute]:
+    return {
+        "num_heads": layer.heads,
+        "kv_num_heads": layer.kv_heads,
+        "scale": layer.scale,
+        "softcap": layer.softcap or 0.0,
+        "do_rotary": 1,
+        "local_window_size": layer.window if layer.window is not None else -1,
+    }
 
 
 def is_windowed(cache: LayerCache, context_length: int) -> bool:

@@ -6,16 +6,19 @@ data file. Inputs: `tokens` (1, T), `total` (number of tokens in the caches afte
 
 A quantized bundle contains a second graph with float activations on the same data. It is too slow
 to ship, but it is exact, so rounding can't hide errors in the graph. Another graph on the same data
-has onnxruntime-genai's inputs.
+has onnxruntime-genai's inputs, for models that it can run.
+
+Per-layer embeddings lie in a data file of their own, which stays mapped.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from gemma_export.formats.format import Format
-from gemma_export.model.config import GemmaConfig, cache_layout
+from gemma_export.model.config import PER_LAYER_TABLE, GemmaConfig, cache_layout
 from gemma_export.progress import Tick
 from gemma_export.targets import Artifact, ExportJob, Geometry
 from gemma_export.targets.onnx import TARGET
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     import onnx
 
 MODEL, EXACT, DATA = "model.onnx", "exact.onnx", "model.onnx.data"
+PER_LAYER = "per-layer.onnx.data"  # the table of per-layer embeddings
 # Slots beyond the window: GroupQueryAttention moves the window only when they are full.
 SLACK = 64
 _HEAD_STEP = 16  # GroupQueryAttention rotates heads in steps of this
@@ -41,11 +45,12 @@ class OnnxTarget:
 
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
         """Refuses head sizes that GroupQueryAttention would refuse when the bundle runs."""
-        if config.head_dim % _HEAD_STEP:
-            raise TargetError(
-                f"onnx has no attention kernel for head_dim {config.head_dim}; it supports "
-                f"multiples of {_HEAD_STEP}: choose another --target"
-            )
+        for layer in config.layers:
+            if layer.head_dim % _HEAD_STEP:
+                raise TargetError(
+                    f"onnx has no attention kernel for head_dim {layer.head_dim}; it supports "
+                    f"multiples of {_HEAD_STEP}: choose another --target"
+                )
         return cache_layout(config, geometry.context_length, None if geometry.full_cache else SLACK)
 
     def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
@@ -67,9 +72,15 @@ class OnnxTarget:
         config, store, geometry = job.config, job.store, job.geometry
         caches = self.caches(config, geometry)
         io = _graph(caches, config.vocab_size)
-        with DataFile(folder / DATA, progress) as data:
-            builder = GraphBuilder(data)
-            ops = OnnxOps(builder, io, caches, geometry.context_length, config.rms_norm_eps)
+        with ExitStack() as files:
+            builder = GraphBuilder(files.enter_context(DataFile(folder / DATA, progress)))
+            aside = {
+                name: files.enter_context(DataFile(folder / PER_LAYER, progress))
+                for name in (PER_LAYER_TABLE,)
+                if config.per_layer
+            }
+            context, epsilon = geometry.context_length, config.rms_norm_eps
+            ops = OnnxOps(builder, io, caches, context, epsilon, aside)
             ops.finish(decoder(ops, config, store.weight))
             model = builder.model((*io.inputs, *io.states), io.outputs)
         onnx.save(model, folder / MODEL)
@@ -77,7 +88,10 @@ class OnnxTarget:
         if not all(fmt.is_float for fmt in store.formats.values()):
             onnx.save(_with_float_activations(model), folder / EXACT)
             exact = replace(io, file=EXACT)
-        write_genai(folder, job, model, io, caches, min(geometry.prefill_length, SLACK + 1))
+        roles = {}
+        if not config.irregular:
+            write_genai(folder, job, model, io, caches, min(geometry.prefill_length, SLACK + 1))
+            roles = {"genai": CONFIG}
         windowed = any(is_windowed(cache, geometry.context_length) for cache in caches)
         minimum = _MIN_WINDOWED if windowed else _MIN_FULL
         return Artifact(
@@ -86,7 +100,7 @@ class OnnxTarget:
             cache_dtype="float32",
             runtime=Runtime(self.name, "ONNX Runtime", ("onnxruntime",), minimum),
             tools=("onnx", "torch"),
-            roles={"genai": CONFIG},
+            roles=roles,
         )
 
 
@@ -120,6 +134,8 @@ def _graph(caches: tuple[LayerCache, ...], vocab_size: int) -> Graph:
 
 def _caches(prefix: str, caches: tuple[LayerCache, ...]) -> Iterator[TensorSpec]:
     for index, cache in enumerate(caches):
+        if cache.source is not None:
+            continue
         for part, role in (("key", TensorRole.KEYS), ("value", TensorRole.VALUES)):
             name = f"{prefix}_{part}_{index}"
             yield TensorSpec(name, "float32", cache.shape, role, cache.kind, index)

@@ -1,0 +1,69 @@
+"""What can't compute Gemma 4 yet says so in one line, before anything is written."""
+
+from pathlib import Path
+
+import pytest
+
+from gemma_export.cli import run
+from gemma_export.quantize.recipe import RECIPES
+from gemma_export.targets import all_targets
+from tests.export.models import DENSE, E2B, save_tiny
+
+# Longer groups do not fit the tiny model's widths.
+CALIBRATED = [n for n, recipe in RECIPES.items() if recipe.is_calibrated and "-g" not in n]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("e2b")
+    save_tiny(E2B, folder)
+    return folder
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    assert run(list(flags)) == 1
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    return line
+
+
+@pytest.mark.parametrize("target", [one.name for one in all_targets() if one.name != "onnx"])
+def test_a_target_that_is_not_built_for_them_refuses(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    quant = "int8" if target == "hf" else "none" if target == "executorch" else "int4"
+    flags = ["--checkpoint", str(folder), "--target", target, "--quant", quant, "--prefill", "8"]
+    for more in (["--plan"], ["--output", str(tmp_path / "out")]):
+        line = refusal(capsys, *flags, *more)
+        assert f"{target} can't compute this model's per-layer embeddings, shared caches" in line
+        assert "choose --target onnx" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("quant", CALIBRATED)
+def test_a_recipe_that_reads_text_refuses(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], quant: str
+) -> None:
+    output = tmp_path / "out"
+    flags = ["--checkpoint", str(folder), "--quant", quant, "--output", str(output)]
+    line = refusal(capsys, *flags)
+    assert f"{quant} reads calibration text" in line
+    assert "choose --quant int4" in line
+    assert not output.exists()
+
+
+def test_a_budget_of_bits_refuses(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--checkpoint", str(folder), "--quant", "int4-asym", "--bits", "6", "--plan"]
+    assert "--bits 6 reads calibration text" in refusal(capsys, *flags)
+
+
+def test_a_model_without_shared_caches_is_refused_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_tiny(DENSE, tmp_path)
+    line = refusal(capsys, "--checkpoint", str(tmp_path), "--target", "gguf", "--plan")
+    assert "two head sizes, two numbers of kv heads, keys as values, norms of values" in line
+
+
+def test_a_mixture_of_experts_is_refused_by_its_size(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(capsys, "--size", "26b-a4b", "--plan")
+    assert "size 26b-a4b of Gemma 4 can't be exported: it is a mixture of experts" in line

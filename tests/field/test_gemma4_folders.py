@@ -1,0 +1,159 @@
+"""Gemma 4's folders as their authors save them: multimodal, with its own turns and thoughts."""
+
+import copy
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer as RawTokenizer
+
+from gemma_export.checkpoint.folder import open_folder
+from gemma_export.cli import run as export
+from gemma_export.progress import QuietReporter
+from gemma_export.sidecars.text import WantedText, read_text
+from gemma_runtime.cli import run_command as run
+from gemma_runtime.text.chat import Message, encode_chat
+from gemma_runtime.text.tokenizer import load_tokenizer
+from tests.export.conftest import export_folder
+from tests.export.models import E2B, save_tiny
+from tests.field.folders import change, check_same, config_of, configure, transformers_logits
+from tests.runtime.conftest import small_tokenizer
+
+TURNS = {"<start_of_turn>": "<|turn>", "<end_of_turn>": "<turn|>"}
+CHANNEL = {"<unused0>": "<|channel>", "<unused1>": "<channel|>", "<mask>": "<|think|>"}
+TEMPLATE = """\
+{{ bos_token }}{% if enable_thinking %}{{ '<|turn>system\n<|think|>\n<turn|>\n' }}{% endif %}
+{%- for m in messages %}
+{%- set role = 'model' if m.role == 'assistant' else m.role %}
+{{- '<|turn>' + role + '\n' + m.content | trim + '<turn|>\n' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '<|turn>model\n' }}{% endif %}"""
+
+
+def gemma4_tokenizer() -> RawTokenizer:
+    """The small tokenizer with Gemma 4's names for the markers."""
+    state = json.loads(small_tokenizer().to_str())
+    names = {**TURNS, **CHANNEL}
+    vocab = state["model"]["vocab"]
+    state["model"]["vocab"] = {names.get(piece, piece): token for piece, token in vocab.items()}
+    for added in state["added_tokens"]:
+        added["special"] |= added["content"] in names
+        added["content"] = names.get(added["content"], added["content"])
+    return RawTokenizer.from_str(json.dumps(state))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_tiny(E2B, tmp_path)
+    return tmp_path
+
+
+def wrap(folder: Path) -> None:
+    """Make the folder multimodal, with a tower that has a Gemma layer's norms."""
+
+    def rename(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            tensors[name.replace("model.", "model.language_model.", 1)] = tensors.pop(name)
+        for tower in ("vision_tower.encoder", "audio_tower"):
+            norm = f"model.{tower}.layers.0.pre_feedforward_layernorm.weight"
+            tensors[norm] = torch.zeros(4)
+        tensors["model.embed_vision.embedding_projection.weight"] = torch.zeros(2, 2)
+
+    text = {**config_of(folder), "use_bidirectional_attention": "vision"}
+    configure(
+        folder,
+        model_type="gemma4",
+        text_config=text,
+        architectures=["Gemma4ForConditionalGeneration"],
+    )
+    change(folder, rename)
+
+
+def test_the_text_model_of_a_multimodal_folder_is_read(folder: Path) -> None:
+    expected = transformers_logits(folder)
+    wrap(folder)
+    checkpoint = open_folder(folder)
+    check_same(checkpoint, expected)
+    assert checkpoint.notes[0].endswith("without its 3 tensors for images or sound")
+
+
+def test_keys_and_values_of_layers_that_share_caches_are_left_out(folder: Path) -> None:
+    """Official files hold them; transformers ignores them too."""
+    expected = transformers_logits(folder)
+    own = "model.layers.7.self_attn"
+    change(
+        folder,
+        lambda t: t.update(
+            {f"{own}.{name}_proj.weight": torch.zeros(32, 128) for name in ("k", "v")}
+        ),
+    )
+    checkpoint = open_folder(folder)
+    check_same(checkpoint, expected)
+    assert "2 tensors that a causal Gemma does not use" in checkpoint.notes[0]
+
+
+@pytest.fixture(scope="module")
+def chatty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tokenizer, a template and generation_config.json, as official ones have."""
+    folder = tmp_path_factory.mktemp("chatty")
+    tokenizer = gemma4_tokenizer()
+    config = copy.deepcopy(E2B.config)
+    config.vocab_size = config.vocab_size_per_layer_input = tokenizer.get_vocab_size()
+    save_tiny(replace(E2B, config=config), folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    own = {"bos_token": "<bos>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(own))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    ends = {"eos_token_id": [1, 5, 8], "temperature": 1.0, "top_k": 64, "top_p": 0.95}
+    (folder / "generation_config.json").write_text(json.dumps(ends))
+    return folder
+
+
+def test_stop_tokens_come_from_the_generation_config(chatty: Path) -> None:
+    text = read_text(open_folder(chatty), 64, [], WantedText(), QuietReporter())
+    assert set(text.stop_tokens) == {1, 5, 8}
+
+
+def test_a_folder_without_a_template_gets_the_turns_of_its_vocabulary(
+    chatty: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(chatty, tmp_path / "base")
+    (folder / "chat_template.jinja").unlink()
+    (folder / "generation_config.json").unlink()
+    bundle = export_folder(folder, "int8", tmp_path / "bundle", context=64)
+    turns = [
+        Message("system", "s"),
+        Message("user", "u"),
+        Message("assistant", "a"),
+        Message("user", "v"),
+    ]
+    tokenizer = load_tokenizer(bundle)
+    manifest = bundle.manifest
+    ids = encode_chat(tokenizer, manifest.chat_template, turns, manifest.bos_token)
+    assert tokenizer.decode(ids, control=True) == (
+        "<bos><|turn>system\ns<turn|>\n<|turn>user\nu<turn|>\n<|turn>model\na<turn|>\n"
+        "<|turn>user\nv<turn|>\n<|turn>model\n"
+    )
+    assert tokenizer.token_id("<turn|>") in manifest.stop_tokens
+
+
+def test_the_commands_work_on_a_bundle(
+    chatty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the thing that using users is in the user\n" * 6)
+    output = str(tmp_path / "bundle")
+    flags = ["--checkpoint", str(chatty), "--quant", "int4", "--context", "128"]
+    assert export(["--target", "onnx", *flags, "--output", output, "--eval-text", str(text)]) == 0
+    assert run(["verify", output]) == 0
+    assert "PASS" in capsys.readouterr().out
+    assert run(["eval", output, "--text", str(text), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
+    assert run(["run", output, "the user", "--max-new-tokens", "8", "--temperature", "0"]) == 0
+    assert run(["inspect", output]) == 0
+    shown = capsys.readouterr().out
+    assert "3 more layers read the cache of layer 2" in shown
+    assert "1 more layers read the cache of layer 3" in shown
+    assert "per-layer.onnx.data" in shown
