@@ -123,7 +123,7 @@ def _first(needs: Needs, candidates: Sequence[_Candidate]) -> Choice:
 
 
 def _suits(needs: Needs, recipe: Recipe) -> bool:
-    if recipe.is_calibrated and not needs.has_text():
+    if recipe.is_calibrated and (needs.config.irregular or not needs.has_text()):
         return False
     try:
         formats: Mapping[str, Format] = recipe.formats(needs.config)

@@ -70,7 +70,7 @@ def export_bundles(request: ExportRequest, report: Reporter | None = None) -> li
     if request.require_exact:
         require_exact(resolved)
     recipe, plain = _plain_table(resolved.recipe, targets, checkpoint.config)
-    is_calibrated = recipe.is_calibrated or request.bits is not None
+    is_calibrated = request.calibrates(recipe)
     geometry = export_geometry(request, checkpoint.config)
     outputs = [_output(request, recipe, checkpoint, target.name) for target in targets]
     for output in outputs:

@@ -57,6 +57,10 @@ class ExportRequest:
             self.revision,
         )  # fmt: skip
 
+    def calibrates(self, recipe: Recipe) -> bool:
+        """Whether the recipe, or `bits` on top of it, needs calibration text."""
+        return recipe.is_calibrated or self.bits is not None
+
 
 def check_request(request: ExportRequest) -> None:
     """Raise a GemmaError for an unknown target, option, size or family."""
@@ -80,7 +84,12 @@ def plan_export(
     config: GemmaConfig, request: ExportRequest, recipe: Recipe, target: Target
 ) -> Plan:
     """The plan of one bundle. Raises TargetError for formats that the target doesn't support."""
-    _check_calibration(request, config)
+    if request.calibrates(recipe) and config.irregular:
+        asked = recipe.name if request.bits is None else f"--bits {request.bits:g}"
+        raise RecipeError(
+            f"{asked} reads calibration text, which can't be run through this model's "
+            f"{', '.join(config.irregular)} yet; choose --quant int4, int4-asym, mixed or int8"
+        )
     geometry = export_geometry(request, config)
     formats = recipe.formats(config)
     target.check(formats, geometry)
@@ -126,15 +135,6 @@ def _kept(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
     from gemma_export.quantize.kept import resolve_recipe
 
     return resolve_recipe(recipe, checkpoint).recipe
-
-
-def _check_calibration(request: ExportRequest, config: GemmaConfig) -> None:
-    if request.is_calibrated and config.irregular:
-        asked = request.recipe.name if request.bits is None else f"--bits {request.bits:g}"
-        raise RecipeError(
-            f"{asked} reads calibration text, which can't be run through this model's "
-            f"{', '.join(config.irregular)} yet; choose --quant int4, int4-asym, mixed or int8"
-        )
 
 
 def export_geometry(request: ExportRequest, config: GemmaConfig) -> Geometry:
