@@ -23,8 +23,8 @@ class CacheFigures:
     slots: int
     kv_heads: int
     head_dim: int
-    source: int | None  # the layer whose cache all of them read
     bytes: int  # keys and values of all these layers
+    source: int | None = None  # the layer whose cache all of them read
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +126,10 @@ def _caches(manifest: Manifest) -> tuple[CacheFigures, ...]:
             slots=layer.slots,
             kv_heads=layer.kv_heads,
             head_dim=layer.head_dim,
-            source=layer.source,
             bytes=manifest.cache_bytes(layer.kind)
             * (count * layer.elements)
             // elements[layer.kind],
+            source=layer.source,
         )
         for layer, count in Counter(manifest.layers).items()
     )
