@@ -96,6 +96,7 @@ def test_the_public_names_of_the_runtime_are_these() -> None:
         "Sampling",
         "Session",
         "SessionError",
+        "Snapshot",
         "StopReason",
         "TextGeneration",
         "Tokenizer",

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from gemma_runtime.proof.goldens import Golden, TopLogits, load_goldens
     from gemma_runtime.proof.verify import Verdict, Verification, verify, verify_bundle
     from gemma_runtime.session import FakeSession, Session, open_session
+    from gemma_runtime.snapshot import Snapshot
     from gemma_runtime.text.ask_json import JsonAnswer, ask_json
     from gemma_runtime.text.chat import Message, encode_chat
     from gemma_runtime.text.constraint import Constraint
@@ -91,6 +92,7 @@ __all__ = [
     "Sampling",
     "Session",
     "SessionError",
+    "Snapshot",
     "StopReason",
     "TextGeneration",
     "Tokenizer",
@@ -141,6 +143,7 @@ _HOMES = {
     "gemma_runtime.proof.goldens": ("Golden", "TopLogits", "load_goldens"),
     "gemma_runtime.proof.verify": ("Verdict", "Verification", "verify", "verify_bundle"),
     "gemma_runtime.session": ("FakeSession", "Session", "open_session"),
+    "gemma_runtime.snapshot": ("Snapshot",),
     "gemma_runtime.text.ask_json": ("JsonAnswer", "ask_json"),
     "gemma_runtime.text.chat": ("Message", "encode_chat"),
     "gemma_runtime.text.constraint": ("Constraint",),

@@ -56,7 +56,8 @@ class NativeEngine:
             raise self._ended()
         return np.frombuffer(body, np.float32).copy()  # (V,)
 
-    def copy_local_caches(self) -> None:
+    @property
+    def caches(self) -> None:
         return None
 
     def close(self) -> None:

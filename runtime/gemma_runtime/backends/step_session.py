@@ -3,14 +3,15 @@
 T new tokens, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
+from gemma_runtime.backends.chunked_session import ChunkedSession
 from gemma_runtime.manifest import Manifest
-from gemma_runtime.marks import CacheCopy
-from gemma_runtime.session import ChunkedSession, Logits
+from gemma_runtime.session import Logits
+from gemma_runtime.snapshot import Caches
 
 
 class Engine(Protocol):
@@ -18,11 +19,9 @@ class Engine(Protocol):
         """Append tokens at a position; returns the logits after the last one, (V,)."""
         ...
 
-    def copy_local_caches(self) -> Callable[[], None] | None:
-        """Copy the local layers' caches; returns what puts the copy back.
-
-        None if the program keeps its caches to itself.
-        """
+    @property
+    def caches(self) -> Caches | None:
+        """None if the program keeps its caches to itself."""
         ...
 
     def close(self) -> None: ...
@@ -62,9 +61,9 @@ class StepSession(ChunkedSession):
             if layer.window is not None
         )
 
-    def _copy_caches(self) -> CacheCopy | None:
-        restore = self._engine.copy_local_caches()
-        return None if restore is None else CacheCopy(restore, self._written)
+    @property
+    def _caches(self) -> Caches | None:
+        return self._engine.caches
 
     def _run(self, chunk: Sequence[int]) -> Logits:
         logits = self._engine.run(chunk, self.position)
