@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gemma_runtime import evaluation_commands, report_command
+from gemma_runtime import bake_command, evaluation_commands, report_command
 from gemma_runtime.command import print_json, print_shown, run_app
 from gemma_runtime.options import (
     BundlePath,
@@ -25,6 +25,10 @@ _HELP = """Run, check and measure the bundles that gemma-export writes. Needs no
   gemma-runtime run out/gemma - --temperature 0.8 < story.txt
 
   gemma-runtime chat out/gemma --system "Answer in one sentence."
+
+  gemma-runtime bake out/gemma helper.safetensors --system prompt.txt
+
+  gemma-runtime chat out/gemma --baked helper.safetensors   (starts at once)
 
   gemma-runtime verify out/gemma
 
@@ -79,6 +83,8 @@ def _app(
 
 app.command()(run)
 app.command()(chat)
+app.command()(bake_command.bake)
+app.command()(bake_command.baked)
 
 
 @app.command()

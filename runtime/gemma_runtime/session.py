@@ -87,8 +87,9 @@ class Session(Protocol):
     def resume(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot, of this session or of another one on the same bundle.
 
-        The session is then exactly as the one that was saved, without its marks; its own marks
-        move to 0. Raises SessionError for a snapshot of another graph; the session is then empty.
+        It continues exactly as the one that was saved would. That one's marks are not there, and
+        its own move to 0. Raises SessionError for a snapshot of another graph; the session is then
+        empty.
         """
         ...
 

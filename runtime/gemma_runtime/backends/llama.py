@@ -92,18 +92,18 @@ class LlamaSession(ChunkedSession):
         return {_STATE: np.frombuffer(buffer, np.uint8)}
 
     def _write_caches(self, snapshot: Snapshot) -> None:
-        """llama.cpp checks the layout itself; here, that it took as many tokens as it should."""
+        """llama.cpp checks the layout itself; here, that it took the tokens that it should.
+
+        Of local layers it has saved only the last window.
+        """
         data = snapshot.caches.get(_STATE)
         if data is None or data.dtype != np.uint8 or data.ndim != 1:
             raise SessionError("the snapshot is not one of llama.cpp; save it again")
         buffer = (ctypes.c_uint8 * data.size).from_buffer_copy(data.tobytes())
         taken = self._library.llama_state_seq_set_data(self._context, buffer, data.size, 0)
-        memory = self._memory()
-        ends = (
-            self._library.llama_memory_seq_pos_min(memory, 0),
-            self._library.llama_memory_seq_pos_max(memory, 0),
-        )
-        if taken != data.size or ends != (0, len(snapshot.tokens) - 1):
+        count = len(snapshot.tokens)
+        last = self._library.llama_memory_seq_pos_max(self._memory(), 0)
+        if taken != data.size or last != count - 1 or not self._holds(count, snapshot.written):
             self.reset()
             raise SessionError("llama.cpp can't read the snapshot; save it again")
 

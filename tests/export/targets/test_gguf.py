@@ -175,7 +175,25 @@ def test_llama_cpp_goes_on_from_a_snapshot(tmp_path: Path, hf: Json) -> None:
     tokens = np.random.default_rng(1).integers(0, 22, 128).tolist()
     with open_session(bundle, threads=1) as session, open_session(bundle, threads=1) as other:
         for length, chunk in ((1, 1), (15, 1), (16, 7), (35, 128), (35, 3), (100, 128)):
-            check_resumes(session, other, cut(tokens[:length], chunk))
+            check_resumes(session, other, cut(tokens[:length], chunk), goes_back=False)
+
+
+def test_a_resumed_llama_cpp_goes_back_to_the_snapshot_or_to_the_start(tmp_path: Path) -> None:
+    """Its snapshots hold no more than one window of local layers, though its caches do."""
+    pytest.importorskip(
+        "llama_cpp", reason="NOT TESTED in llama.cpp; run: pip install llama-cpp-python"
+    )
+    bundle = export_gguf(tmp_path, write_tiny(tmp_path, GEMMA3), "int4")
+    tokens = np.random.default_rng(1).integers(0, 22, 100).tolist()
+    with open_session(bundle, threads=1) as session:
+        session.prefill(tokens[:35])
+        snapshot = session.save()
+        expected = session.prefill(tokens[35:50])
+        session.resume(snapshot)
+        session.prefill(tokens[50:])
+        assert session.rewind(35) == 35
+        assert np.array_equal(session.prefill(tokens[35:50]), expected)
+        assert session.rewind(20) == 0
 
 
 def test_bytes_that_are_no_snapshot_of_llama_cpp_are_refused(tmp_path: Path) -> None:
