@@ -23,7 +23,7 @@ class Snapshot:
 
     tokens: tuple[int, ...]
     written: int  # most tokens that were in the caches since they were empty
-    graph: str  # file of the graph whose caches these are
+    graph: str  # file of the graph whose caches these are, and what runs it
     caches: Mapping[str, Array]  # by the cache's name, (…, R, D); may be read when asked for
 
 

@@ -5,12 +5,15 @@ the same calls.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from hypothesis import strategies as st
 
+from gemma_runtime.bundle import Bundle
 from gemma_runtime.marks import Mark
 from gemma_runtime.session import Logits, Session
+from gemma_runtime.snapshot_file import check_maker, describe_maker, open_snapshot, write_snapshot
 
 Call = list[int]  # the tokens of one call: of `decode` if it is one, else of `prefill`
 Operation = tuple[str, int]
@@ -106,6 +109,17 @@ def check_resumes(
         assert other.undoable(40) == session.undoable(40)
         assert other.rewind(to) == session.rewind(to)
         assert np.array_equal(_feed(other, [3]), _feed(session, [3]))
+
+
+def check_resumes_from_file(session: Session, other: Session, bundle: Bundle, path: Path) -> None:
+    """What one session holds goes through a file to the other."""
+    expected = _replay(session, [[5] * 20, *_NEXT])[-len(_NEXT) :]
+    _replay(session, [[5] * 20])
+    write_snapshot(path, session.save(), describe_maker(bundle), {})
+    stored = open_snapshot(path)
+    check_maker(path, stored.maker, bundle)
+    other.resume(stored.snapshot)
+    assert np.array_equal(np.stack([_feed(other, call) for call in _NEXT]), expected)
 
 
 def cut(tokens: Sequence[int], length: int) -> list[Call]:

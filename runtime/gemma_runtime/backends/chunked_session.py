@@ -61,7 +61,7 @@ class ChunkedSession(ABC):
 
     @property
     def _graph(self) -> str:
-        """The file of the graph whose caches these are."""
+        """The file of the graph whose caches these are, and what runs it."""
         return self._manifest.graphs["decode"][0].file
 
     def decode(self, token: int) -> Logits:

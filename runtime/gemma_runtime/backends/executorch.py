@@ -34,9 +34,10 @@ def open_executorch_session(bundle: Bundle, threads: int | None, graph: str) -> 
     check_runtime("executorch", _installed(), bundle.manifest.target.min_runtime_version)
     program = bundle.manifest.graph(graph)
     path, threads = bundle.directory / program.file, threads or physical_cores()
-    native = named_runner() or find_spec("torch") is None
-    engine = NativeEngine(path, threads) if native else PythonEngine(path, threads, program.states)
-    return StepSession(engine, bundle.manifest)
+    if named_runner() or find_spec("torch") is None:
+        engine = NativeEngine(path, threads, program.states)
+        return StepSession(engine, bundle.manifest, runner="gemma_native")
+    return StepSession(PythonEngine(path, threads, program.states), bundle.manifest)
 
 
 def profile_executorch(

@@ -33,9 +33,10 @@ class StepSession(ChunkedSession):
     So `score` runs its tokens one by one.
     """
 
-    def __init__(self, engine: Engine, manifest: Manifest) -> None:
+    def __init__(self, engine: Engine, manifest: Manifest, runner: str | None = None) -> None:
         super().__init__(manifest)
         self._engine = engine
+        self._runner = runner  # if the target has several, which may round differently
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
         self._admit(tokens)
@@ -60,6 +61,11 @@ class StepSession(ChunkedSession):
             for layer in self._manifest.layers
             if layer.window is not None
         )
+
+    @property
+    def _graph(self) -> str:
+        file = super()._graph
+        return file if self._runner is None else f"{file} in {self._runner}"
 
     @property
     def _caches(self) -> Caches | None:

@@ -38,7 +38,13 @@ from tests.export.checkpoint.test_gguf_tokenizer import HERE, metadata
 from tests.export.conftest import TinyCheckpoint
 from tests.export.gguf_files import GEMMA2, GEMMA3, write_tiny
 from tests.export.llama_server import LlamaServer
-from tests.export.rewinding import check_operations, check_resumes, check_rewinds, cut
+from tests.export.rewinding import (
+    check_operations,
+    check_resumes,
+    check_resumes_from_file,
+    check_rewinds,
+    cut,
+)
 
 Q4_0, Q4_1, Q8_0 = (GGMLQuantizationType[name] for name in ("Q4_0", "Q4_1", "Q8_0"))
 MODELS = pytest.mark.parametrize("hf", [GEMMA2, GEMMA3], ids=["gemma2", "gemma3"])
@@ -176,6 +182,7 @@ def test_llama_cpp_goes_on_from_a_snapshot(tmp_path: Path, hf: Json) -> None:
     with open_session(bundle, threads=1) as session, open_session(bundle, threads=1) as other:
         for length, chunk in ((1, 1), (15, 1), (16, 7), (35, 128), (35, 3), (100, 128)):
             check_resumes(session, other, cut(tokens[:length], chunk), goes_back=False)
+        check_resumes_from_file(session, other, bundle, tmp_path / "file.safetensors")
 
 
 def test_a_resumed_llama_cpp_goes_back_to_the_snapshot_or_to_the_start(tmp_path: Path) -> None:

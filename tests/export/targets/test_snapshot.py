@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from gemma_runtime.session import Session, open_session
 from gemma_runtime.snapshot import Snapshot
 from tests.export.conftest import Export, TinyCheckpoint
 from tests.export.models import WINDOW
-from tests.export.rewinding import check_resumes, cut
+from tests.export.rewinding import check_resumes, check_resumes_from_file, cut
 
 TOKENS = np.random.default_rng(4).integers(0, 96, 224).tolist()
 AROUND_WINDOWS = (1, WINDOW - 1, WINDOW, 2 * WINDOW + 3)
@@ -70,6 +71,16 @@ def test_executorch_goes_on_from_a_snapshot(executorch: Two, length: int, chunk:
 )
 def test_apple_s_graphs_go_on_from_a_snapshot(apple: Two, length: int, chunk: int) -> None:
     check_resumes(*apple, cut(TOKENS[:length], chunk))
+
+
+@pytest.mark.parametrize("target", ["onnx", "executorch", "coreml", "coreai"])
+def test_a_snapshot_goes_through_a_file(
+    short_gemma2: TinyCheckpoint, export: Export, tmp_path: Path, target: str
+) -> None:
+    pytest.importorskip({"coreml": "coremltools", "coreai": "coreai_torch"}.get(target, target))
+    bundle = export(short_gemma2.folder, "none", target=target, prefill=8)
+    for sessions in two_sessions(bundle):
+        check_resumes_from_file(*sessions, bundle, tmp_path / "file.safetensors")
 
 
 def test_a_snapshot_after_going_back_goes_back_as_far(onnx: Two) -> None:
