@@ -4,12 +4,12 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -23,6 +23,7 @@ _BANDWIDTH_BYTES = 256 << 20  # several times larger than any cache
 _BUSY = 0.5  # load per core above which timings are unreliable
 _THREADS_PER_CORE = 4  # most threads that `check_threads` accepts
 _FEATURES = re.compile(r"(flags|Features)\s*:")  # on x86, on ARM
+_PROCESSOR = re.compile(r"core|cpu|k10|zen|soc")  # in names of temperature sensors
 _NUMERIC = re.compile(r"avx|amx|fma|f16c|s?sse|asimd|sve|sme(?!p)|i8mm|bf16|fphp")
 
 
@@ -120,6 +121,30 @@ def measure_memory() -> Memory:
     resident, anonymous = rollup.get("Rss"), rollup.get("Anonymous")
     file = None if resident is None or anonymous is None else resident - anonymous
     return Memory(peak_rss_bytes(), anonymous, file)
+
+
+def measure_touched(work: Callable[[], object]) -> int | None:
+    """Bytes of this process's memory pages that `work` reads or writes; None if not told.
+
+    Linux marks a page when it is used (`man 5 proc`, clear_refs). A page counts once and whole.
+    """
+    try:
+        Path("/proc/self/clear_refs").write_text("1")
+    except OSError:
+        return None
+    before = _fields(Path("/proc/self/smaps_rollup")).get("Referenced")
+    work()
+    after = _fields(Path("/proc/self/smaps_rollup")).get("Referenced")
+    return None if before is None or after is None else after - before
+
+
+def processor_celsius() -> float | None:
+    """The hottest sensor of the processor, or of the system if none names it; None if not told."""
+    read = getattr(psutil, "sensors_temperatures", None)  # on Linux and FreeBSD only
+    sensors: dict[str, list[Any]] = read() if read is not None else {}
+    named = {name: found for name, found in sensors.items() if _PROCESSOR.search(name.lower())}
+    readings = [one.current for found in (named or sensors).values() for one in found]
+    return max((float(celsius) for celsius in readings if celsius), default=None)
 
 
 def storage_bytes_read() -> int | None:
