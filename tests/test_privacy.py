@@ -38,6 +38,16 @@ def test_running_a_bundle_writes_no_file(tmp_path: Path) -> None:
     assert home.files() == []
 
 
+def test_baking_writes_its_file_and_nothing_else(tmp_path: Path) -> None:
+    home, system, file = FreshHome(tmp_path), tmp_path / "system.txt", tmp_path / "a.safetensors"
+    system.write_text("Be brief.")
+    home.command("gemma_runtime", "bake", str(TINY), str(file), "--system", str(system))
+    home.command("gemma_runtime", "baked", str(TINY), str(file))
+
+    assert home.files() == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == [file.name, "home", system.name]
+
+
 def test_a_user_can_turn_telemetry_back_on(tmp_path: Path) -> None:
     """Also shows that the test above can fail: onnxruntime then writes a file in the home."""
     home = FreshHome(tmp_path)

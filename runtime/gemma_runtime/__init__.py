@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gemma_runtime.backend_table import Limits
     from gemma_runtime.bundle import Bundle, open_bundle
     from gemma_runtime.errors import (
+        BakedError,
         BundleError,
         ConstraintError,
         ContextFull,
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
     from gemma_runtime.proof.goldens import Golden, TopLogits, load_goldens
     from gemma_runtime.proof.verify import Verdict, Verification, verify, verify_bundle
     from gemma_runtime.session import FakeSession, Session, open_session
+    from gemma_runtime.snapshot import Snapshot
     from gemma_runtime.text.ask_json import JsonAnswer, ask_json
+    from gemma_runtime.text.baked import Baked, bake, open_baked
     from gemma_runtime.text.chat import Message, encode_chat
     from gemma_runtime.text.constraint import Constraint
     from gemma_runtime.text.conversation import Conversation
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
     from gemma_runtime.text.guarded import GuardedConversation, Withheld
     from gemma_runtime.text.json_schema import Violation
     from gemma_runtime.text.matcher import Matcher
+    from gemma_runtime.text.opening import Opening
     from gemma_runtime.text.sampler import Sampling
     from gemma_runtime.text.shared_prefix import feed
     from gemma_runtime.text.tokenizer import Tokenizer, load_tokenizer
@@ -66,6 +70,8 @@ __all__ = [
     "SHIELD_POLICIES",
     "Agreement",
     "AttentionKind",
+    "Baked",
+    "BakedError",
     "Bundle",
     "BundleError",
     "Constraint",
@@ -87,10 +93,12 @@ __all__ = [
     "Matcher",
     "Message",
     "MissingExtra",
+    "Opening",
     "Policy",
     "Sampling",
     "Session",
     "SessionError",
+    "Snapshot",
     "StopReason",
     "TextGeneration",
     "Tokenizer",
@@ -103,6 +111,7 @@ __all__ = [
     "Withheld",
     "__version__",
     "ask_json",
+    "bake",
     "compare_logits",
     "encode_chat",
     "feed",
@@ -110,6 +119,7 @@ __all__ = [
     "generate_text",
     "load_goldens",
     "load_tokenizer",
+    "open_baked",
     "open_bundle",
     "open_session",
     "read_tools",
@@ -121,6 +131,7 @@ _HOMES = {
     "gemma_runtime.backend_table": ("Limits",),
     "gemma_runtime.bundle": ("Bundle", "open_bundle"),
     "gemma_runtime.errors": (
+        "BakedError",
         "BundleError",
         "ConstraintError",
         "ContextFull",
@@ -141,7 +152,9 @@ _HOMES = {
     "gemma_runtime.proof.goldens": ("Golden", "TopLogits", "load_goldens"),
     "gemma_runtime.proof.verify": ("Verdict", "Verification", "verify", "verify_bundle"),
     "gemma_runtime.session": ("FakeSession", "Session", "open_session"),
+    "gemma_runtime.snapshot": ("Snapshot",),
     "gemma_runtime.text.ask_json": ("JsonAnswer", "ask_json"),
+    "gemma_runtime.text.baked": ("Baked", "bake", "open_baked"),
     "gemma_runtime.text.chat": ("Message", "encode_chat"),
     "gemma_runtime.text.constraint": ("Constraint",),
     "gemma_runtime.text.conversation": ("Conversation",),
@@ -156,6 +169,7 @@ _HOMES = {
     "gemma_runtime.text.guarded": ("GuardedConversation", "Withheld"),
     "gemma_runtime.text.json_schema": ("Violation",),
     "gemma_runtime.text.matcher": ("Matcher",),
+    "gemma_runtime.text.opening": ("Opening",),
     "gemma_runtime.text.sampler": ("Sampling",),
     "gemma_runtime.text.shared_prefix": ("feed",),
     "gemma_runtime.text.tokenizer": ("Tokenizer", "load_tokenizer"),

@@ -34,6 +34,7 @@ class Backend:
     opener: str  # (Bundle, threads, graph) → Session
     limits: Limits = Limits()
     scores_together: bool = False  # `score` takes one call, so that drafts can save time
+    computes_with: tuple[str, ...] = ()  # packages that round its numbers, beside the bundle's own
     held_codes: str | None = None  # (Bundle) → the artifact's quantized weights
     profiler: str | None = None  # (Bundle, threads, chunks) → operator times of each call
 
@@ -47,6 +48,7 @@ BACKENDS: Mapping[str, Backend] = {
     ),
     "coreml": Backend(
         opener="gemma_runtime.backends.coreml:open_coreml_session",
+        computes_with=("numpy",),
         held_codes="gemma_runtime.contents.held_codes:read_coreml",
         limits=Limits(max_mean_kl=5e-4),  # float16 arithmetic costs the 270M 2e-5
     ),

@@ -1,12 +1,14 @@
 """`gemma-runtime`: run, check, measure and inspect bundles. Prints; the library does not."""
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gemma_runtime import evaluation_commands, report_command
+from gemma_runtime import bake_command, evaluation_commands, report_command
 from gemma_runtime.command import print_json, print_shown, run_app
 from gemma_runtime.options import (
     BundlePath,
@@ -25,6 +27,10 @@ _HELP = """Run, check and measure the bundles that gemma-export writes. Needs no
   gemma-runtime run out/gemma - --temperature 0.8 < story.txt
 
   gemma-runtime chat out/gemma --system "Answer in one sentence."
+
+  gemma-runtime bake out/gemma helper.safetensors --system prompt.txt
+
+  gemma-runtime chat out/gemma --baked helper.safetensors   (starts at once)
 
   gemma-runtime verify out/gemma
 
@@ -81,6 +87,8 @@ def _app(
 
 app.command()(run)
 app.command()(chat)
+app.command()(bake_command.bake)
+app.command()(bake_command.baked)
 
 
 @app.command()
@@ -115,36 +123,66 @@ def bench(
     profile: Annotated[
         bool, typer.Option("--profile", help="Print the time of each operator instead.")
     ] = False,
+    sustained: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MINUTES",
+            min=0.01,
+            help="Decode for so long instead, and print how the speed held up. --new-tokens are "
+            "those of each round.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure loading, first token, decoding and memory; several bundles take turns.
 
     Use an idle machine: on a busy one times are too long, and a warning says so.
     """
-    from rich.console import Console
-    from rich.status import Status
-    from rich.text import Text
-
     from gemma_runtime.measure.bench import measure
     from gemma_runtime.measure.bench_table import render_benchmark
 
     if profile:
+        if sustained is not None:
+            raise typer.BadParameter("goes without --profile", param_hint="--sustained")
         _profile(bundles, threads, json)
         return
-    with Status("", console=Console(stderr=True)) as status:
+    if sustained is not None:
+        _sustain(bundles, sustained, threads, new_tokens, json)
+        return
+    with _progress() as tell:
         benchmark = measure(
-            bundles,
-            threads=threads,
-            repeats=repeats,
-            new_tokens=new_tokens,
-            on_progress=lambda text: status.update(
-                Text(text)
-            ),  # a folder's name may look like markup
+            bundles, threads=threads, repeats=repeats, new_tokens=new_tokens, on_progress=tell
         )
     if json:
         print_json(benchmark)
     else:
         print_shown(render_benchmark(benchmark))
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """A line on stderr that says what is being measured."""
+    from rich.console import Console
+    from rich.status import Status
+    from rich.text import Text
+
+    with Status("", console=Console(stderr=True)) as status:
+        yield lambda text: status.update(Text(text))  # a folder's name may look like markup
+
+
+def _sustain(
+    bundles: list[Path], minutes: float, threads: int | None, new_tokens: int, json: bool
+) -> None:
+    from gemma_runtime.measure.sustained import measure_sustained, render_sustained
+
+    with _progress() as tell:
+        sustained = measure_sustained(
+            bundles, minutes=minutes, threads=threads, new_tokens=new_tokens, on_progress=tell
+        )
+    if json:
+        print_json(sustained)
+    else:
+        print_shown(render_sustained(sustained))
 
 
 def _profile(bundles: list[Path], threads: int | None, json: bool) -> None:

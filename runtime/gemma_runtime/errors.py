@@ -5,6 +5,7 @@ GemmaError                one line; the command line prints it and exits with 1
 ├── SessionError          the artifact can't be loaded or run
 │   └── ContextFull       the next token doesn't fit into the context
 ├── TokenizerError        the bundle has no tokenizer, or text can't be encoded
+├── BakedError            a baked prefix is stale, broken, or not how a prompt begins
 ├── ConstraintError       a schema, regex or grammar for a reply can't be guaranteed
 ├── EvaluationError       a task can't be run, or two runs can't be compared
 ├── ReportError           a file has no figures, or those of another bundle
@@ -39,6 +40,10 @@ class ContextFull(SessionError):
 
 
 class TokenizerError(GemmaError):
+    pass
+
+
+class BakedError(GemmaError):
     pass
 
 

@@ -2,13 +2,14 @@
 
 import os
 import platform
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 _BANDWIDTH_BYTES = 256 << 20  # several times larger than any cache
 _BUSY = 0.5  # load per core above which timings are unreliable
 _THREADS_PER_CORE = 4  # most threads that `check_threads` accepts
+_FEATURES = re.compile(r"(flags|Features)\s*:")  # on x86, on ARM
+_PROCESSOR = re.compile(r"core|cpu|k10|zen|soc")  # in names of temperature sensors
+_NUMERIC = re.compile(r"avx|amx|fma|f16c|s?sse|asimd|sve|sme(?!p)|i8mm|bf16|fphp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +51,26 @@ def describe_machine(packages: Iterable[str]) -> Machine:
     """This machine, with the installed versions of the given runtime packages."""
 
     return Machine(
-        cpu=cpu_name(),
+        cpu=processor_name(),
         physical_cores=physical_cores(),
         logical_cores=psutil.cpu_count() or 1,
         memory_bytes=psutil.virtual_memory().total,
         system=platform.platform(),
         python=platform.python_version(),
-        runtimes={package: _version(package) for package in sorted(set(packages))},
+        runtimes={package: package_version(package) for package in sorted(set(packages))},
     )
+
+
+def processor_name() -> str:
+    lines = _cpu_lines()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine() if lines else platform.processor() or platform.machine())
+
+
+def processor_features() -> list[str]:
+    """The instruction sets by which kernels are chosen, where the system lists them."""
+    lists = (line.split(":")[1].split() for line in _cpu_lines() if _FEATURES.match(line))
+    return sorted(word for word in next(lists, []) if _NUMERIC.match(word))
 
 
 def physical_cores() -> int:
@@ -107,6 +123,30 @@ def measure_memory() -> Memory:
     return Memory(peak_rss_bytes(), anonymous, file)
 
 
+def measure_touched(work: Callable[[], object]) -> int | None:
+    """Bytes of this process's memory pages that `work` reads or writes; None if not told.
+
+    Linux marks a page when it is used (`man 5 proc`, clear_refs). A page counts once and whole.
+    """
+    try:
+        Path("/proc/self/clear_refs").write_text("1")
+    except OSError:
+        return None
+    before = _fields(Path("/proc/self/smaps_rollup")).get("Referenced")
+    work()
+    after = _fields(Path("/proc/self/smaps_rollup")).get("Referenced")
+    return None if before is None or after is None else after - before
+
+
+def processor_celsius() -> float | None:
+    """The hottest sensor of the processor, or of the system if none names it; None if not told."""
+    read = getattr(psutil, "sensors_temperatures", None)  # on Linux and FreeBSD only
+    sensors: dict[str, list[Any]] = read() if read is not None else {}
+    named = {name: found for name, found in sensors.items() if _PROCESSOR.search(name.lower())}
+    readings = [one.current for found in (named or sensors).values() for one in found]
+    return max((float(celsius) for celsius in readings if celsius), default=None)
+
+
 def storage_bytes_read() -> int | None:
     """Bytes read from storage for this process so far; None if the system doesn't report it."""
     try:
@@ -149,7 +189,8 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """The version of an installed package; None if it is missing."""
     from importlib import metadata  # slow to import, and --plan imports this module
 
     try:
@@ -158,13 +199,12 @@ def _version(package: str) -> str | None:
         return None
 
 
-def cpu_name() -> str:
+def _cpu_lines() -> list[str]:
+    """What Linux says of the processors; empty elsewhere."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
+        return []
 
 
 def _fields(path: Path) -> dict[str, int]:

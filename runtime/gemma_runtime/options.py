@@ -6,8 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gemma_runtime.errors import BakedError
+
 if TYPE_CHECKING:  # imported when needed, so --help starts fast
+    from gemma_runtime.bundle import Bundle
+    from gemma_runtime.text.baked import Baked
     from gemma_runtime.text.constraint import Constraint
+    from gemma_runtime.text.opening import Opening
 
 
 def _check_threads(threads: int | None) -> int | None:
@@ -77,6 +82,14 @@ Tools = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Tools that the model can call: a JSON list of schemas."),
 ]
+BakedPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--baked",
+        metavar="FILE",
+        help="Start after the prefix in this file of gemma-runtime bake, without feeding it.",
+    ),
+]
 GuardPath = Annotated[
     Path | None,
     typer.Option(
@@ -140,3 +153,30 @@ def read_constraint(
     if grammar is not None:
         return Constraint.read_grammar(grammar)
     return Constraint.choice(choice) if choice else None
+
+
+def open_prefix(path: Path | None, bundle: "Bundle") -> "Baked | None":
+    """The baked prefix of `--baked`; None without one."""
+    if path is None:
+        return None
+    from gemma_runtime.text.baked import open_baked
+
+    return open_baked(path, bundle)
+
+
+def choose_opening(baked: "Baked | None", system: str | None, chat: bool) -> "Opening":
+    """What a prompt of `run` begins with."""
+    from gemma_runtime.text.opening import Opening
+
+    if system is not None and (baked is not None or not chat):
+        reason = "is in the file of --baked" if baked is not None else "goes with --chat"
+        raise typer.BadParameter(reason, param_hint="--system")
+    if baked is None:
+        return Opening(system=system) if chat else Opening(text="")
+    if chat is not (baked.opening.text is None):
+        raise BakedError(
+            f"{baked.path} is the beginning of a chat; add --chat"
+            if not chat
+            else f"{baked.path} is a text for prompts; leave --chat out"
+        )
+    return baked.opening

@@ -1,7 +1,5 @@
 """A session is one loaded artifact with its KV caches. It takes token ids, not text."""
 
-from abc import ABC, abstractmethod
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Protocol, Self
 
@@ -13,8 +11,8 @@ from gemma_runtime.backend_table import BACKENDS, load_function
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import ContextFull, SessionError
 from gemma_runtime.machine import check_threads
-from gemma_runtime.manifest import Manifest
-from gemma_runtime.marks import CacheCopy, Mark, Marks
+from gemma_runtime.marks import Mark, Marks
+from gemma_runtime.snapshot import Snapshot
 
 Logits = NDArray[np.float32]
 
@@ -79,6 +77,22 @@ class Session(Protocol):
         """
         ...
 
+    def save(self) -> Snapshot:
+        """Copy what the caches hold, for `resume`.
+
+        Raises SessionError if they hold nothing, or if the backend can't read them.
+        """
+        ...
+
+    def resume(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot, of this session or of another one on the same bundle.
+
+        It continues exactly as the one that was saved would. That one's marks are not there, and
+        its own move to 0. Raises SessionError for a snapshot of another graph; the session is then
+        empty.
+        """
+        ...
+
     def reset(self) -> None:
         """Forget every token."""
         ...
@@ -88,112 +102,6 @@ class Session(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exc: object) -> None: ...
-
-
-class ChunkedSession(ABC):
-    """Base of sessions whose graph takes a chunk: keeps position and marks, cuts chunks."""
-
-    def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
-        self._tokens: list[int] = []
-        self._written = 0  # most tokens that were in the caches since they were empty
-        self._marks = Marks()
-
-    @property
-    def position(self) -> int:
-        return len(self._tokens)
-
-    @property
-    def tokens(self) -> list[int]:
-        return self._tokens.copy()
-
-    @property
-    def context_length(self) -> int:
-        return self._manifest.context_length
-
-    @abstractmethod
-    def prefill(self, tokens: Sequence[int]) -> Logits: ...
-
-    @abstractmethod
-    def score(self, tokens: Sequence[int]) -> Logits: ...
-
-    @abstractmethod
-    def close(self) -> None: ...
-
-    @abstractmethod
-    def _holds(self, position: int, written: int) -> bool:
-        """Whether caches in which `written` tokens were can go on from `position`, exactly.
-
-        If they can't, they can't for any larger `written` either.
-        """
-
-    def _copy_caches(self) -> CacheCopy | None:
-        """A copy of the caches that drop tokens; None if the backend can't reach them."""
-        return None
-
-    def decode(self, token: int) -> Logits:
-        return self.prefill([token])
-
-    def rewind(self, to: int | Mark) -> int:
-        position = self._marks.resolve(to, self.position)
-        if not self._holds(position, self._written):
-            position = self._restore(position)
-        self._go_back(position)
-        return position
-
-    def undoable(self, most: int) -> int:
-        position = self.position
-        counts = range(1, most + 1)
-        return bisect_left(  # how many come before the first that would lose something
-            counts, True, key=lambda n: not self._holds(position, max(self._written, position + n))
-        )
-
-    def hold(self) -> Mark:
-        return self._marks.add(self.position)
-
-    def reset(self) -> None:
-        # Attention ignores slots past the position, so there is nothing to clear.
-        self._written = 0
-        self._go_back(0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def _admit(self, tokens: Sequence[int]) -> None:
-        """Check new tokens, and copy what they would push out of the caches if a mark needs it."""
-        check_tokens(tokens, self._manifest.vocab_size)
-        check_room(self.position, len(tokens), self.context_length)
-        written = max(self._written, self.position + len(tokens))
-        pushed = [
-            mark
-            for mark in self._marks.up_to(self.position)
-            if mark.copy is None and mark.position and not self._holds(mark.position, written)
-        ]
-        copy = self._copy_caches() if pushed else None
-        for mark in pushed:
-            mark.copy = copy
-        self._written = written
-
-    def _restore(self, position: int) -> int:
-        """Put the copy of the last mark up to a position back; returns where that is, or 0."""
-        for mark in reversed(self._marks.up_to(position)):
-            if mark.copy is not None:
-                mark.copy.restore()
-                self._written = mark.copy.written
-                return mark.position
-        self.reset()
-        return 0
-
-    def _go_back(self, position: int) -> None:
-        del self._tokens[position:]
-        self._marks.move_back(position)
-
-    def _chunks(self, tokens: Sequence[int]) -> list[Sequence[int]]:
-        step = self._manifest.prefill_length
-        return [tokens[i : i + step] for i in range(0, len(tokens), step)]
 
 
 def open_session(bundle: Bundle, threads: int | None = None, exact: bool = False) -> Session:
@@ -300,6 +208,14 @@ class FakeSession:
 
     def hold(self) -> Mark:
         return self._marks.add(self.position)
+
+    def save(self) -> Snapshot:
+        check_tokens(self._tokens)
+        return Snapshot(tuple(self._tokens), len(self._tokens), graph="", caches={})
+
+    def resume(self, snapshot: Snapshot) -> None:
+        self.reset()
+        self._tokens = list(snapshot.tokens)
 
     def reset(self) -> None:
         self._go_back(0)

@@ -11,6 +11,7 @@ import typer
 from gemma_runtime.command import print_json
 from gemma_runtime.errors import SessionError, TokenizerError
 from gemma_runtime.options import (
+    BakedPath,
     BundlePath,
     Choices,
     Draft,
@@ -37,6 +38,8 @@ from gemma_runtime.options import (
     Tools,
     TopK,
     TopP,
+    choose_opening,
+    open_prefix,
     read_constraint,
 )
 
@@ -47,7 +50,6 @@ if TYPE_CHECKING:  # imported when needed, so --help starts fast
     from gemma_runtime.text.generate import Generation, TextGeneration
     from gemma_runtime.text.guard import Guard
     from gemma_runtime.text.guarded import Withheld
-    from gemma_runtime.text.tokenizer import Tokenizer
 
 _RESULTS = "/results"
 
@@ -75,6 +77,7 @@ def run(
     grammar: Grammar = None,
     choice: Choices = [],  # noqa: B006
     draft: Draft = False,
+    baked: BakedPath = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -82,6 +85,9 @@ def run(
 
     --json-schema, --regex, --grammar and --choice guarantee the text's format, unless a limit cuts
     it: --json then has complete: false. Describe the format in the prompt too.
+
+    With --baked, the prompt is what follows the baked text; with --chat, the turn that follows the
+    baked system turn.
     """
     from gemma_runtime.bundle import open_bundle
     from gemma_runtime.session import open_session
@@ -90,25 +96,35 @@ def run(
     from gemma_runtime.text.generate import generate_text
     from gemma_runtime.text.sampler import Sampling
     from gemma_runtime.text.tokenizer import load_tokenizer
+    from gemma_runtime.text.tools import tool_names
 
     constraint = read_constraint(json_schema, regex, grammar, choice)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     text = _read_stdin() if prompt == "-" else prompt
     opened = open_bundle(bundle)
     tokenizer = load_tokenizer(opened)
-    tokens = _encode_prompt(opened, tokenizer, text, system, chat)
+    prefix = open_prefix(baked, opened)
+    opening = choose_opening(prefix, system, chat)
+    tokens = opening.encode(tokenizer, opened.manifest, text)
+    if prefix is not None:
+        prefix.check_begins(tokens)
     matcher = start_constraint(constraint, tokenizer, opened.manifest.stop_tokens)
     if draft:
         _check_drafts(opened)
     with open_session(opened, threads) as session:
+        if prefix is not None:
+            session.resume(prefix.snapshot)
+        held = session.position
         generation = generate_text(
             session,
             tokenizer,
-            tokens,
+            tokens[held:],
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             stop_tokens=opened.manifest.stop_tokens,
             stop_strings=stop,
+            history=tokens[:held],
+            tools=tool_names(opening.tools),
             constraint=matcher,
             drafter=PromptLookup() if draft else None,
         )
@@ -137,6 +153,7 @@ def chat(
     draft: Draft = False,
     roll: Roll = False,
     tools: Tools = None,
+    baked: BakedPath = None,
     guard: GuardPath = None,
     guard_threshold: GuardThreshold = None,
     threads: Threads = None,
@@ -154,6 +171,8 @@ def chat(
 
     --json-schema, --regex, --grammar and --choice guarantee the format of every reply, unless a
     limit cuts it.
+
+    With --baked, the system turn, examples and tools are those of the file.
 
     With --guard, a reply is printed when the guard has checked it. A turn or reply that violates a
     policy is not answered or shown, but named on stderr, and forgotten.
@@ -179,6 +198,8 @@ def chat(
         seed=seed,
     )
     tokenizer = load_tokenizer(opened)
+    prefix = open_prefix(baked, opened)
+    has_tools = bool(schemas or (prefix and prefix.opening.tools))
     start_constraint(constraint, tokenizer, opened.manifest.stop_tokens)  # refuses before any turn
     if draft:
         _check_drafts(opened)
@@ -199,16 +220,15 @@ def chat(
             roll=roll,
             tools=schemas,
             drafts=draft,
+            baked=prefix,
         )
         for line in _typed_lines():
             if line == "/new":
                 conversation.reset()
             elif line:
-                reply = _send_line(
-                    conversation, watch, line, max_new_tokens, constraint, bool(schemas)
-                )
+                reply = _send_line(conversation, watch, line, max_new_tokens, constraint, has_tools)
                 if reply is not None:
-                    _print_reply(reply, json, tools=bool(schemas))
+                    _print_reply(reply, json, tools=has_tools)
 
 
 @contextmanager
@@ -250,24 +270,6 @@ def _read_stdin() -> str:
         raise TokenizerError(
             f"byte {error.start} of stdin is not UTF-8; convert the text, e.g. with iconv"
         ) from error
-
-
-def _encode_prompt(
-    bundle: "Bundle", tokenizer: "Tokenizer", text: str, system: str | None, chat: bool
-) -> list[int]:
-    from gemma_runtime.text.chat import Message, encode_chat
-
-    manifest = bundle.manifest
-    if not chat:
-        if system is not None:
-            raise typer.BadParameter("goes with --chat", param_hint="--system")
-        return [manifest.bos_token, *tokenizer.encode(text)]
-    messages = [Message("user", text)]
-    if system is not None:
-        messages.insert(0, Message("system", system))
-    return encode_chat(
-        tokenizer, manifest.chat_template, messages, manifest.bos_token, manifest.eos_token
-    )
 
 
 def _send_line(

@@ -48,6 +48,19 @@ class Model {
     return {logits.const_data_ptr<float>(), static_cast<size_t>(logits.numel())};
   }
 
+  // The memory of a cache, by the name that the program gives it.
+  std::span<char> cache(const std::string& name) {
+    // The only way to a buffer; it is deprecated because it can bypass the module.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+    const auto method = module_.method("forward");
+#pragma GCC diagnostic pop
+    check(method.error(), "can't load the model");
+    const auto buffer = (*method)->get_attribute(name);
+    check(buffer.error(), "the model names no such cache");
+    return {static_cast<char*>(buffer->mutable_data_ptr()), buffer->nbytes()};
+  }
+
  private:
   static void check(executorch::runtime::Error error, const char* what) {
     if (error != executorch::runtime::Error::Ok) {
@@ -74,21 +87,50 @@ void generate(Model& model, size_t prefill, int count, std::vector<int64_t> toke
   }
 }
 
-// Answers requests until stdin ends, all in the machine's byte order. A request is int64 values: a
-// count, a position, and `count` tokens. The reply is an int64, the vocabulary's size, and that many
-// float32 logits.
+void read(void* data, size_t bytes) {
+  if (std::fread(data, 1, bytes, stdin) != bytes) {
+    throw std::runtime_error("input ended within a request");
+  }
+}
+
+void reply(int64_t size, const void* data, size_t bytes) {
+  std::fwrite(&size, sizeof(size), 1, stdout);
+  std::fwrite(data, 1, bytes, stdout);
+  std::fflush(stdout);
+}
+
+constexpr int64_t kReadCache = -1;
+constexpr int64_t kWriteCache = -2;
+
+// The rest of a request for a cache, after its header.
+void serve_cache(Model& model, int64_t kind, int64_t name_length) {
+  std::string name(static_cast<size_t>(name_length), '\0');
+  read(name.data(), name.size());
+  const auto memory = model.cache(name);
+  if (kind == kWriteCache) {
+    read(memory.data(), memory.size());
+  }
+  const auto size = static_cast<int64_t>(memory.size());
+  reply(size, memory.data(), kind == kReadCache ? memory.size() : 0);
+}
+
+// Answers requests until stdin ends, all in the machine's byte order. There are three:
+// - int64 values: a count, a position, and `count` tokens. The reply is an int64, the vocabulary's
+//   size, and that many float32 logits.
+// - int64 -1, the length of a cache's name, the name. The reply is an int64, the cache's bytes, and
+//   the cache.
+// - int64 -2, the length of a cache's name, the name, the cache. The reply is an int64, its bytes.
 void serve(Model& model) {
   int64_t header[2];
   while (std::fread(header, sizeof(int64_t), 2, stdin) == 2) {
-    std::vector<int64_t> tokens(static_cast<size_t>(header[0]));
-    if (std::fread(tokens.data(), sizeof(int64_t), tokens.size(), stdin) != tokens.size()) {
-      throw std::runtime_error("input ended within a request");
+    if (header[0] < 0) {
+      serve_cache(model, header[0], header[1]);
+      continue;
     }
+    std::vector<int64_t> tokens(static_cast<size_t>(header[0]));
+    read(tokens.data(), tokens.size() * sizeof(int64_t));
     const auto logits = model.forward(tokens, header[1]);
-    const auto size = static_cast<int64_t>(logits.size());
-    std::fwrite(&size, sizeof(size), 1, stdout);
-    std::fwrite(logits.data(), sizeof(float), logits.size(), stdout);
-    std::fflush(stdout);
+    reply(static_cast<int64_t>(logits.size()), logits.data(), logits.size_bytes());
   }
 }
 

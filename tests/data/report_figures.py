@@ -26,6 +26,7 @@ def main() -> None:
         _keep("verify", "verify", "tiny")
         _keep("inspect", "inspect", "tiny")
         _keep("bench", "bench", "tiny", "--repeats", "2", "--new-tokens", "8")
+        _keep("sustained", "bench", "tiny", "--sustained", "0.05", "--new-tokens", "8")
         _write_inputs(folder)
         _keep("eval", "eval", "tiny", "--text", folder / "texts", "--noise")
         prompts = ("--prompts", folder / "prompts.txt", "--replies", "2")

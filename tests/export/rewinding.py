@@ -1,16 +1,19 @@
-"""Checks of `Session.rewind` and `Session.hold`: bit for bit the logits of a fresh session.
+"""Checks of `Session.rewind`, `hold` and `resume`: bit for bit the logits of a fresh session.
 
 The arithmetic of most runtimes depends on how tokens are cut into chunks, so the fresh session gets
 the same calls.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from hypothesis import strategies as st
 
+from gemma_runtime.bundle import Bundle
 from gemma_runtime.marks import Mark
 from gemma_runtime.session import Logits, Session
+from gemma_runtime.snapshot_file import check_maker, describe_maker, open_snapshot, write_snapshot
 
 Call = list[int]  # the tokens of one call: of `decode` if it is one, else of `prefill`
 Operation = tuple[str, int]
@@ -83,6 +86,45 @@ def check_operations(session: Session, fresh: Session, operations: Sequence[Oper
             del calls[ends.index(answer) :]
             _check_next(session, fresh, calls)
     _check_next(session, fresh, calls)
+
+
+def check_resumes(
+    session: Session, other: Session, calls: Sequence[Call], goes_back: bool = True
+) -> None:
+    """Feed calls, save, and go on in another session that holds other tokens.
+
+    Its logits are those of a session that got the calls. If `goes_back`, it goes back as far.
+    """
+    expected = _replay(session, [*calls, *_NEXT])[-len(_NEXT) :]
+    _replay(session, calls)
+    snapshot = session.save()
+    _replay(other, [[9] * 30, [8]])
+    mark = other.hold()
+    other.resume(snapshot)
+    assert (other.tokens, mark.position) == ([token for call in calls for token in call], 0)
+    assert np.array_equal(np.stack([_feed(other, call) for call in _NEXT]), expected)
+    for to in {len(snapshot.tokens) - 1, len(snapshot.tokens) // 2, 0} if goes_back else ():
+        _replay(session, calls)
+        other.resume(snapshot)
+        assert other.undoable(40) == session.undoable(40)
+        assert other.rewind(to) == session.rewind(to)
+        assert np.array_equal(_feed(other, [3]), _feed(session, [3]))
+
+
+def check_resumes_from_file(session: Session, other: Session, bundle: Bundle, path: Path) -> None:
+    """What one session holds goes through a file to the other."""
+    expected = _replay(session, [[5] * 20, *_NEXT])[-len(_NEXT) :]
+    _replay(session, [[5] * 20])
+    write_snapshot(path, session.save(), describe_maker(bundle), {})
+    stored = open_snapshot(path)
+    check_maker(path, stored.maker, bundle)
+    other.resume(stored.snapshot)
+    assert np.array_equal(np.stack([_feed(other, call) for call in _NEXT]), expected)
+
+
+def cut(tokens: Sequence[int], length: int) -> list[Call]:
+    """Calls of `length` tokens, the last one shorter."""
+    return [list(tokens[at : at + length]) for at in range(0, len(tokens), length)]
 
 
 def _check_next(session: Session, fresh: Session, calls: list[Call]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gemma_export.formats.downloaded import check_downloaded
 from gemma_runtime.errors import CheckpointError
-from gemma_runtime.formats.safetensors import TensorInfo, read_safetensors_header
+from gemma_runtime.formats.safetensors import TensorInfo, lay_out, read_safetensors_header
 
 _DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -87,7 +87,7 @@ class SafetensorsWriter:
         self, path: Path, layout: Mapping[str, TensorInfo], metadata: Mapping[str, str]
     ) -> None:
         self._metadata = dict(metadata)
-        self._layout, self._header = _lay_out(layout, self._metadata)
+        self._layout, self._header = lay_out(layout, self._metadata)
         self._file = path.open("wb", buffering=0)
 
     def write_rows(self, name: str, start: int, data: NDArray[np.uint8]) -> None:
@@ -108,25 +108,6 @@ class SafetensorsWriter:
         with self._file:
             if kind is None:
                 _write_all(self._file.fileno(), self._header, 0)
-
-
-def _lay_out(
-    layout: Mapping[str, TensorInfo], metadata: Mapping[str, str]
-) -> tuple[dict[str, TensorInfo], bytes]:
-    header: dict[str, object] = {"__metadata__": metadata}
-    end = 0
-    for name, info in layout.items():
-        span = [end, end + info.bytes]
-        header[name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": span}
-        end += info.bytes
-    text = msgspec.json.encode(header)
-    text += b" " * (-len(text) % 8)
-    start = 8 + len(text)
-    placed, end = {}, start
-    for name, info in layout.items():
-        placed[name] = TensorInfo(info.dtype, info.shape, end)
-        end += info.bytes
-    return placed, len(text).to_bytes(8, "little") + text
 
 
 def _write_all(descriptor: int, data: bytes, offset: int) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import atexit
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import cache
 from importlib import metadata
@@ -17,7 +17,7 @@ from gemma_runtime.backends.chunk_inputs import Array, ChunkInputs
 from gemma_runtime.backends.step_session import StepSession
 from gemma_runtime.bundle import Bundle, sha256_file
 from gemma_runtime.errors import MissingExtra, SessionError
-from gemma_runtime.manifest import AttentionKind, Graph, Manifest
+from gemma_runtime.manifest import Graph, Manifest, TensorSpec
 from gemma_runtime.quiet import captured_stderr, quiet
 from gemma_runtime.session import Logits
 
@@ -67,18 +67,9 @@ class CoreaiEngine:
         inputs = ChunkInputs(self._manifest, None, tokens, position).of(graph)
         return self._wait(self._call(self._functions[name], inputs))
 
-    def copy_local_caches(self) -> Callable[[], None]:
-        from coreai.runtime import NDArray
-
-        states = self._manifest.graph("decode").states
-        names = [state.name for state in states if state.kind is AttentionKind.LOCAL]
-        held = {name: self._states[name].numpy().copy() for name in names}
-
-        def restore() -> None:
-            for name, value in held.items():
-                self._states[name] = NDArray(value)
-
-        return restore
+    @property
+    def caches(self) -> "_States":
+        return _States(self._states, self._manifest.graph("decode").states)
 
     def close(self) -> None:
         self._functions, self._states = {}, {}
@@ -122,6 +113,25 @@ class CoreaiEngine:
 
     def _wait(self, work: Coroutine[object, object, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+class _States:
+    """The states of an asset, in the dictionary that its functions are called with."""
+
+    def __init__(self, held: dict[str, "NDArray"], states: Sequence[TensorSpec]) -> None:
+        self.specs = {spec.name: spec for spec in states}
+        self._held = held
+
+    def read(self, name: str, rows: int | None = None) -> Array:
+        found: Array = self._held[name].numpy()[..., :rows, :].copy()
+        return found
+
+    def write(self, name: str, value: Array) -> None:
+        from coreai.runtime import NDArray
+
+        whole = self.read(name)
+        whole[..., : value.shape[-2], :] = value
+        self._held[name] = NDArray(whole)
 
 
 @cache

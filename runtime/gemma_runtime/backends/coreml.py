@@ -17,7 +17,7 @@ from gemma_runtime.backends.embedding_table import EmbeddingTable
 from gemma_runtime.backends.step_session import StepSession
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import BundleError, MissingExtra
-from gemma_runtime.manifest import AttentionKind, Graph, TensorRole
+from gemma_runtime.manifest import Graph, TensorRole, TensorSpec
 from gemma_runtime.mil.interpreter import Program
 from gemma_runtime.quiet import quiet
 from gemma_runtime.session import Logits
@@ -43,9 +43,11 @@ class Device(Protocol):
 
     def run(self, function: str, inputs: Mapping[str, Array]) -> Mapping[str, Array]: ...
 
-    def copy_states(self, names: Sequence[str]) -> Callable[[], None]:
-        """Copy these states; returns what puts the copy back."""
+    def read_state(self, name: str) -> Array:
+        """What a state holds now. The array may not be changed."""
         ...
+
+    def write_state(self, name: str, value: Array) -> None: ...
 
     def close(self) -> None: ...
 
@@ -62,9 +64,11 @@ class Interpreter:
     def run(self, function: str, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         return self.program.run(function, inputs, self._state)
 
-    def copy_states(self, names: Sequence[str]) -> Callable[[], None]:
-        held = {name: self._state[name] for name in names}  # a program replaces these arrays
-        return lambda: self._state.update(held)
+    def read_state(self, name: str) -> Array:
+        return self._state[name]
+
+    def write_state(self, name: str, value: Array) -> None:
+        self._state[name] = value
 
     def close(self) -> None:
         self.program.close()
@@ -86,14 +90,12 @@ class CoreMlDevice:
         found: Mapping[str, Array] = self._models[function].predict(dict(inputs), state=self._state)
         return found
 
-    def copy_states(self, names: Sequence[str]) -> Callable[[], None]:
-        held = {name: self._state.read_state(name).copy() for name in names}
+    def read_state(self, name: str) -> Array:
+        found: Array = self._state.read_state(name)
+        return found
 
-        def restore() -> None:
-            for name, value in held.items():
-                self._state.write_state(name, value)
-
-        return restore
+    def write_state(self, name: str, value: Array) -> None:
+        self._state.write_state(name, value)
 
     def close(self) -> None:
         self._models.clear()
@@ -126,24 +128,34 @@ class CoremlEngine:
             (result,) = part.device.run(function, chunk.of(graph) | hidden).values()
         return result.reshape(-1).astype(np.float32)
 
-    def copy_local_caches(self) -> Callable[[], None]:
-        restores = [
-            part.device.copy_states(
-                [s.name for s in part.graphs["decode"].states if s.kind is AttentionKind.LOCAL]
-            )
-            for part in self._parts
-        ]
-
-        def restore() -> None:
-            for put_back in restores:
-                put_back()
-
-        return restore
+    @property
+    def caches(self) -> "_States":
+        return _States(self._parts)
 
     def close(self) -> None:
         for part in self._parts:
             part.device.close()
         self._parts.clear()
+
+
+class _States:
+    """The states of all parts. Parts use the same names, so theirs begin with the part's number."""
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        self.specs: dict[str, TensorSpec] = {}
+        self._homes: dict[str, Device] = {}
+        for index, part in enumerate(parts):
+            for spec in part.graphs["decode"].states:
+                name = f"{index}.{spec.name}"
+                self.specs[name], self._homes[name] = spec, part.device
+
+    def read(self, name: str, rows: int | None = None) -> Array:
+        return self._homes[name].read_state(self.specs[name].name)[..., :rows, :].copy()
+
+    def write(self, name: str, value: Array) -> None:
+        whole = self.read(name)
+        whole[..., : value.shape[-2], :] = value
+        self._homes[name].write_state(self.specs[name].name, whole)
 
 
 def _graphs(bundle: Bundle) -> list[dict[str, Graph]]:

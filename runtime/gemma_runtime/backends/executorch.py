@@ -15,8 +15,10 @@ from gemma_runtime.backends.step_session import StepSession
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import MissingExtra, SessionError
 from gemma_runtime.machine import physical_cores
+from gemma_runtime.manifest import TensorSpec
 from gemma_runtime.quiet import captured_stderr, quiet
 from gemma_runtime.session import Logits, check_runtime
+from gemma_runtime.snapshot import Array
 
 if TYPE_CHECKING:
     from executorch.devtools.inspector import Event
@@ -30,10 +32,12 @@ def open_executorch_session(bundle: Bundle, threads: int | None, graph: str) -> 
     Raises SessionError for a runtime too old for it, and for a file it can't load.
     """
     check_runtime("executorch", _installed(), bundle.manifest.target.min_runtime_version)
-    path = bundle.directory / bundle.manifest.graph(graph).file
-    native = named_runner() or find_spec("torch") is None
-    engine = NativeEngine if native else PythonEngine
-    return StepSession(engine(path, threads or physical_cores()), bundle.manifest)
+    program = bundle.manifest.graph(graph)
+    path, threads = bundle.directory / program.file, threads or physical_cores()
+    if named_runner() or find_spec("torch") is None:
+        engine = NativeEngine(path, threads, program.states)
+        return StepSession(engine, bundle.manifest, runner="gemma_native")
+    return StepSession(PythonEngine(path, threads, program.states), bundle.manifest)
 
 
 def profile_executorch(
@@ -77,8 +81,9 @@ def _kernel(name: str) -> str:
 class PythonEngine:
     """executorch's own Python runtime, whose tensors are torch's."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, states: Sequence[TensorSpec]) -> None:
         self._method = _load(path, threads)
+        self._states = states
 
     def run(self, tokens: Sequence[int], position: int) -> Logits:
         import torch  # noqa: TID251  the runtime takes and gives its tensors
@@ -88,11 +93,30 @@ class PythonEngine:
         found: Logits = logits.numpy().reshape(-1).copy()
         return found
 
-    def copy_local_caches(self) -> None:
-        return None
+    @property
+    def caches(self) -> "_Attributes | None":
+        return _Attributes(self._method, self._states) if self._states else None
 
     def close(self) -> None:
         del self._method
+
+
+class _Attributes:
+    """The program's buffers by name: tensors over the program's own memory."""
+
+    def __init__(self, method: "Method", states: Sequence[TensorSpec]) -> None:
+        self.specs = {spec.name: spec for spec in states}
+        self._method = method
+
+    def read(self, name: str, rows: int | None = None) -> Array:
+        return self._buffer(name)[..., :rows, :].copy()
+
+    def write(self, name: str, value: Array) -> None:
+        self._buffer(name)[..., : value.shape[-2], :] = value
+
+    def _buffer(self, name: str) -> Array:
+        found: Array = self._method._method.get_attribute(name).numpy()
+        return found
 
 
 def _installed() -> str:

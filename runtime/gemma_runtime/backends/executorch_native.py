@@ -14,16 +14,20 @@ import numpy as np
 
 from gemma_runtime.cache import cache_folder, writable_cache
 from gemma_runtime.errors import MissingExtra, SessionError
+from gemma_runtime.manifest import TensorSpec
 from gemma_runtime.session import Logits
+from gemma_runtime.snapshot import Array
 
 _SOURCES = ("CMakeLists.txt", "gemma_native.cpp")
 _BINARY = "gemma_native"
+_READ_CACHE, _WRITE_CACHE = -1, -2  # requests
 
 
 class NativeEngine:
     """Requests logits from the process; `serve` in gemma_native.cpp describes the protocol."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, states: Sequence[TensorSpec] = ()) -> None:
+        self._states = states
         self._log = TemporaryFile()  # noqa: SIM115  closed with the process
         runner = build_native()
         try:
@@ -42,22 +46,38 @@ class NativeEngine:
 
     def run(self, tokens: Sequence[int], position: int) -> Logits:
         """Raises SessionError with the process's last error message if it has ended."""
+        size = self._ask(np.array([len(tokens), position, *tokens]).tobytes())
+        return np.frombuffer(self._answer(4 * size), np.float32).copy()  # (V,)
+
+    @property
+    def caches(self) -> "_Served | None":
+        return _Served(self, self._states) if self._states else None
+
+    def read_cache(self, name: str) -> bytes:
+        return self._answer(self._ask(_cache_request(_READ_CACHE, name)))
+
+    def write_cache(self, name: str, content: bytes) -> None:
+        self._ask(_cache_request(_WRITE_CACHE, name) + content)
+
+    def _ask(self, request: bytes) -> int:
+        """Send a request; returns the number that its answer begins with, which is not 0."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         try:
-            self._process.stdin.write(np.array([len(tokens), position, *tokens]).tobytes())
+            self._process.stdin.write(request)
             self._process.stdin.flush()
         except BrokenPipeError as error:
             raise self._ended() from error
-        head = self._process.stdout.read(8)
-        size = int(np.frombuffer(head, np.int64)[0]) if len(head) == 8 else 0
-        body = self._process.stdout.read(4 * size)
-        if not size or len(body) < 4 * size:
+        size = int(np.frombuffer(self._answer(8), np.int64)[0])
+        if not size:
             raise self._ended()
-        return np.frombuffer(body, np.float32).copy()  # (V,)
+        return size
 
-    def copy_local_caches(self) -> None:
-        return None
+    def _answer(self, count: int) -> bytes:
+        assert self._process.stdout is not None
+        content = self._process.stdout.read(count)
+        if len(content) < count:
+            raise self._ended()
+        return content
 
     def close(self) -> None:
         self._process.kill()
@@ -71,6 +91,29 @@ class NativeEngine:
         told = [line for line in lines if line.startswith("error: ")]
         reason = told[-1].removeprefix("error: ") if told else f"exit code {code}"
         return SessionError(f"gemma_native ended: {reason}; copy or export the bundle again")
+
+
+class _Served:
+    """The program's caches, which the process reads and writes whole."""
+
+    def __init__(self, engine: NativeEngine, states: Sequence[TensorSpec]) -> None:
+        self.specs = {spec.name: spec for spec in states}
+        self._engine = engine
+
+    def read(self, name: str, rows: int | None = None) -> Array:
+        spec = self.specs[name]
+        whole = np.frombuffer(self._engine.read_cache(name), spec.dtype)
+        held: Array = whole.reshape([int(size) for size in spec.shape])[..., :rows, :].copy()
+        return held
+
+    def write(self, name: str, value: Array) -> None:
+        whole = self.read(name)
+        whole[..., : value.shape[-2], :] = value
+        self._engine.write_cache(name, whole.tobytes())
+
+
+def _cache_request(kind: int, name: str) -> bytes:
+    return np.array([kind, len(name)]).tobytes() + name.encode("ascii")
 
 
 def named_runner() -> Path | None:

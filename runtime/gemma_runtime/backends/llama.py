@@ -4,16 +4,20 @@ T new tokens, V vocabulary.
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from gemma_runtime.backends.chunked_session import ChunkedSession
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import MissingExtra, SessionError
 from gemma_runtime.machine import physical_cores
 from gemma_runtime.manifest import Manifest
-from gemma_runtime.session import ChunkedSession, Logits
+from gemma_runtime.session import Logits
+from gemma_runtime.snapshot import Array, Snapshot
+
+_STATE = "state"
 
 
 def open_llama_session(bundle: Bundle, threads: int | None, graph: str) -> "LlamaSession":
@@ -77,6 +81,31 @@ class LlamaSession(ChunkedSession):
         if not self._library.llama_memory_seq_rm(self._memory(), 0, position, -1):
             raise SessionError(f"llama.cpp can't remove the tokens from position {position} on")
         super()._go_back(position)
+
+    def _read_caches(self) -> Mapping[str, Array]:
+        """One array of bytes, in llama.cpp's own layout."""
+        size = self._library.llama_state_seq_get_size(self._context, 0)
+        buffer = (ctypes.c_uint8 * size)()
+        written = self._library.llama_state_seq_get_data(self._context, buffer, size, 0)
+        if written != size:
+            raise SessionError(f"llama.cpp saved {written} of {size} bytes of its caches")
+        return {_STATE: np.frombuffer(buffer, np.uint8)}
+
+    def _write_caches(self, snapshot: Snapshot) -> None:
+        """llama.cpp checks the layout itself; here, that it took the tokens that it should.
+
+        Of local layers it has saved only the last window.
+        """
+        data = snapshot.caches.get(_STATE)
+        if data is None or data.dtype != np.uint8 or data.ndim != 1:
+            raise SessionError("the snapshot is not one of llama.cpp; save it again")
+        buffer = (ctypes.c_uint8 * data.size).from_buffer_copy(data.tobytes())
+        taken = self._library.llama_state_seq_set_data(self._context, buffer, data.size, 0)
+        count = len(snapshot.tokens)
+        last = self._library.llama_memory_seq_pos_max(self._memory(), 0)
+        if taken != data.size or last != count - 1 or not self._holds(count, snapshot.written):
+            self.reset()
+            raise SessionError("llama.cpp can't read the snapshot; save it again")
 
     def _memory(self) -> Any:
         return self._library.llama_get_memory(self._context)

@@ -15,14 +15,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from gemma_runtime.backends.chunked_session import ChunkedSession
 from gemma_runtime.backends.huge_pages import use_huge_pages
 from gemma_runtime.backends.packed import find_packed, map_packed
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import SessionError
 from gemma_runtime.machine import physical_cores
-from gemma_runtime.manifest import AttentionKind, Graph, LayerCache, Manifest, TensorRole
-from gemma_runtime.marks import CacheCopy
-from gemma_runtime.session import ChunkedSession, Logits, check_runtime
+from gemma_runtime.manifest import Graph, LayerCache, Manifest, TensorRole, TensorSpec
+from gemma_runtime.session import Logits, check_runtime
+from gemma_runtime.snapshot import Array
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -76,7 +77,8 @@ class OrtSession(ChunkedSession):
         super().__init__(manifest)
         self._session = session
         self._binding = session.io_binding()
-        self._caches, self._local = _bind_caches(self._binding, io)
+        self._bound = _BoundCaches(self._binding, io)
+        self._file = io.file
         self._inputs = _Inputs(self._binding, io)
         self._output = io.tensor(TensorRole.LOGITS).name
         self._logits = np.empty((1, manifest.vocab_size), np.float32)
@@ -115,20 +117,19 @@ class OrtSession(ChunkedSession):
             start = stop
 
     def close(self) -> None:
-        del self._inputs, self._binding, self._caches, self._local, self._session
+        del self._inputs, self._binding, self._bound, self._session
 
     def _holds(self, position: int, written: int) -> bool:
         layers = self._manifest.layers
         return all(_first_held(layer, position) == _first_held(layer, written) for layer in layers)
 
-    def _copy_caches(self) -> CacheCopy:
-        held = [cache.copy() for cache in self._local]
+    @property
+    def _caches(self) -> "_BoundCaches":
+        return self._bound
 
-        def restore() -> None:
-            for cache, copy in zip(self._local, held, strict=True):
-                cache[...] = copy
-
-        return CacheCopy(restore, self._written)
+    @property
+    def _graph(self) -> str:
+        return self._file
 
     def _run(self, chunk: Sequence[int], wanted: Sequence[int], logits: Logits) -> None:
         """Run the graph once; writes the logits of the wanted positions into `logits`."""
@@ -140,6 +141,30 @@ class OrtSession(ChunkedSession):
         self._binding.bind_output(self._output, "cpu", 0, np.float32, shape, logits.ctypes.data)
         self._session.run_with_iobinding(self._binding)
         self._tokens += chunk
+
+
+class _BoundCaches:
+    """One buffer per cache, bound as both input and output."""
+
+    def __init__(self, binding: "ort.IOBinding", io: Graph) -> None:
+        import onnxruntime as ort
+
+        self.specs: dict[str, TensorSpec] = {}
+        self._arrays: dict[str, Array] = {}
+        self._values = []
+        for state, returned in io.returned_caches():
+            array = np.zeros([int(size) for size in state.shape], state.dtype)
+            value = ort.OrtValue.ortvalue_from_numpy(array, "cpu")  # the array's own memory
+            binding.bind_ortvalue_input(state.name, value)
+            binding.bind_ortvalue_output(returned.name, value)
+            self.specs[state.name], self._arrays[state.name] = state, array
+            self._values.append(value)
+
+    def read(self, name: str, rows: int | None = None) -> Array:
+        return self._arrays[name][..., :rows, :].copy()
+
+    def write(self, name: str, value: Array) -> None:
+        self._arrays[name][..., : value.shape[-2], :] = value
 
 
 class _Inputs:
@@ -181,24 +206,6 @@ def _load(
     except Exception as error:  # onnxruntime's exceptions share no type of their own
         reason = str(error).splitlines()[0]
         raise SessionError(f"onnxruntime {ort.__version__} can't load {path}: {reason}") from error
-
-
-def _bind_caches(
-    binding: "ort.IOBinding", io: Graph
-) -> "tuple[list[ort.OrtValue], list[NDArray[np.generic]]]":
-    """Bind one buffer per cache as both input and output; also returns the local layers' arrays."""
-    import onnxruntime as ort
-
-    caches, local = [], []
-    for state, returned in io.returned_caches():
-        array = np.zeros([int(size) for size in state.shape], state.dtype)
-        value = ort.OrtValue.ortvalue_from_numpy(array, "cpu")  # the array's own memory
-        binding.bind_ortvalue_input(state.name, value)
-        binding.bind_ortvalue_output(returned.name, value)
-        caches.append(value)
-        if state.kind is AttentionKind.LOCAL:
-            local.append(array)
-    return caches, local
 
 
 def _first_held(layer: LayerCache, total: int) -> int:

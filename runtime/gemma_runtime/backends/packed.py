@@ -23,7 +23,7 @@ import msgspec
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.cache import ABOUT, PACKED, About, cache_folder, writable_cache
 from gemma_runtime.errors import SessionError
-from gemma_runtime.machine import cpu_name, format_bytes
+from gemma_runtime.machine import format_bytes, processor_features, processor_name
 from gemma_runtime.staging import sweep_leftovers
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ def _folder(bundle: Bundle) -> Path:
     """The place for one bundle, processor and version of onnxruntime."""
     import onnxruntime as ort
 
-    parts = (bundle.digest(), ort.__version__, platform.system(), platform.machine(), cpu_name())
+    system = (platform.system(), platform.machine(), processor_name(), *processor_features())
+    parts = (bundle.digest(), ort.__version__, *system)
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
     return cache_folder() / PACKED / key
 

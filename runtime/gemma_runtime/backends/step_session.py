@@ -3,14 +3,15 @@
 T new tokens, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
+from gemma_runtime.backends.chunked_session import ChunkedSession
 from gemma_runtime.manifest import Manifest
-from gemma_runtime.marks import CacheCopy
-from gemma_runtime.session import ChunkedSession, Logits
+from gemma_runtime.session import Logits
+from gemma_runtime.snapshot import Caches
 
 
 class Engine(Protocol):
@@ -18,11 +19,9 @@ class Engine(Protocol):
         """Append tokens at a position; returns the logits after the last one, (V,)."""
         ...
 
-    def copy_local_caches(self) -> Callable[[], None] | None:
-        """Copy the local layers' caches; returns what puts the copy back.
-
-        None if the program keeps its caches to itself.
-        """
+    @property
+    def caches(self) -> Caches | None:
+        """None if the program keeps its caches to itself."""
         ...
 
     def close(self) -> None: ...
@@ -34,9 +33,10 @@ class StepSession(ChunkedSession):
     So `score` runs its tokens one by one.
     """
 
-    def __init__(self, engine: Engine, manifest: Manifest) -> None:
+    def __init__(self, engine: Engine, manifest: Manifest, runner: str | None = None) -> None:
         super().__init__(manifest)
         self._engine = engine
+        self._runner = runner  # if the target has several, which may round differently
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
         self._admit(tokens)
@@ -62,9 +62,14 @@ class StepSession(ChunkedSession):
             if layer.window is not None
         )
 
-    def _copy_caches(self) -> CacheCopy | None:
-        restore = self._engine.copy_local_caches()
-        return None if restore is None else CacheCopy(restore, self._written)
+    @property
+    def _graph(self) -> str:
+        file = super()._graph
+        return file if self._runner is None else f"{file} in {self._runner}"
+
+    @property
+    def _caches(self) -> Caches | None:
+        return self._engine.caches
 
     def _run(self, chunk: Sequence[int]) -> Logits:
         logits = self._engine.run(chunk, self.position)

@@ -1,4 +1,4 @@
-"""Reads and checks the header of a safetensors file.
+"""Reads, checks and writes the header of a safetensors file.
 
 The format: 8 bytes of header length, a JSON header, the tensors back to back
 (https://github.com/huggingface/safetensors#format).
@@ -62,6 +62,26 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str
         raise ValueError(f"has a broken safetensors header: {error}") from error
     _check_spans(tensors, 8 + length, size)
     return tensors, {str(k): str(v) for k, v in metadata.items()}
+
+
+def lay_out(
+    layout: Mapping[str, TensorInfo], metadata: Mapping[str, str]
+) -> tuple[dict[str, TensorInfo], bytes]:
+    """Place tensors one after the other; returns them with their offsets, and the header."""
+    header: dict[str, object] = {"__metadata__": metadata}
+    end = 0
+    for name, info in layout.items():
+        span = [end, end + info.bytes]
+        header[name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": span}
+        end += info.bytes
+    text = msgspec.json.encode(header)
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    placed, end = {}, start
+    for name, info in layout.items():
+        placed[name] = TensorInfo(info.dtype, info.shape, end)
+        end += info.bytes
+    return placed, len(text).to_bytes(8, "little") + text
 
 
 def _info(name: str, entry: Mapping[str, Any], start: int) -> TensorInfo:

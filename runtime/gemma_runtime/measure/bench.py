@@ -27,7 +27,14 @@ from gemma_runtime.machine import (
     physical_cores,
 )
 from gemma_runtime.manifest import AttentionKind, Manifest
-from gemma_runtime.measure.bench_worker import ColdStart, Job, WarmRun, Workload, artifact_files
+from gemma_runtime.measure.bench_worker import (
+    ColdStart,
+    Job,
+    Part,
+    WarmRun,
+    Workload,
+    artifact_files,
+)
 
 PROMPT_LENGTHS = (32, 128, 512)
 DECODE_PROMPT = 128
@@ -66,13 +73,15 @@ class BundleFigures:
     decode_tokens_per_second: Spread
     token_ms: Spread  # median time per new token, for each repeat
     token_p95_ms: Spread
-    bytes_per_token: int  # all weights once, and the keys and values that a new token attends to
-    bandwidth_share: float  # bytes read by decoding per second / measured memory bandwidth
+    bytes_per_token: int  # all weights once, as stored, and the keys and values attended to
+    bandwidth_share: float  # touched bytes per second, else stored ones / measured bandwidth
     peak_rss_bytes: Spread
     before_rss_bytes: Spread  # peak before the artifact is loaded: interpreter and libraries
     anonymous_bytes: Spread | None  # at the end: heap, caches, repacked weights
     file_bytes: Spread | None  # at the end: mapped files
     ratios: dict[str, float]  # figure -> its median / the first bundle's median
+    # Memory that a new token uses, as the system tells it; None if it doesn't.
+    touched_bytes_per_token: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +105,7 @@ class Samples:
     workload: Workload
     cold: list[ColdStart | None]
     warm: list[WarmRun]
+    touched: int | None = None  # bytes
 
 
 def measure(
@@ -121,6 +131,7 @@ def measure(
             on_progress(f"{samples.bundle.directory} {repeat + 1}/{repeats}")
             samples.cold.append(_run_cold(samples))
             samples.warm.append(_run_warm(samples))
+    all_samples = [replace(samples, touched=_run_touched(samples)) for samples in all_samples]
     return Benchmark(
         machine=describe_machine(chain.from_iterable(b.manifest.target.packages for b in bundles)),
         threads=threads,
@@ -157,6 +168,7 @@ def summarize(samples: Samples, bandwidth: float) -> BundleFigures:
     cold = samples.cold
     decode = spread(_tokens_per_second(run) for run in warm)
     bytes_per_token = count_bytes_per_token(manifest, samples.workload)
+    touched = _plausible(samples.touched, bytes_per_token)
     return BundleFigures(
         bundle=str(samples.bundle.directory),
         digest=samples.bundle.digest(),
@@ -176,12 +188,13 @@ def summarize(samples: Samples, bandwidth: float) -> BundleFigures:
         token_ms=spread(median(run.timings.token_ms) for run in warm),
         token_p95_ms=spread(float(np.quantile(run.timings.token_ms, 0.95)) for run in warm),
         bytes_per_token=bytes_per_token,
-        bandwidth_share=decode.median * bytes_per_token / bandwidth,
+        bandwidth_share=decode.median * (touched or bytes_per_token) / bandwidth,
         peak_rss_bytes=spread(run.memory.peak_bytes for run in warm),
         before_rss_bytes=spread(run.before.peak_bytes for run in warm),
         anonymous_bytes=_known(run.memory.anonymous_bytes for run in warm),
         file_bytes=_known(run.memory.file_bytes for run in warm),
         ratios={},
+        touched_bytes_per_token=touched,
     )
 
 
@@ -205,7 +218,7 @@ def count_bytes_per_token(manifest: Manifest, workload: Workload) -> int:
     """Bytes that decoding reads per token: all weights once, and the visible part of the cache.
 
     An embedding table counts if it is also the head. Weights count with the recipe's bits (codes,
-    scales and zero points). A runtime that repacks them may read more.
+    scales and zero points). A runtime that repacks them may read more: `measure_token` tells.
     """
     width = np.dtype(manifest.cache_dtype).itemsize
     model = manifest.model
@@ -218,21 +231,30 @@ def count_bytes_per_token(manifest: Manifest, workload: Workload) -> int:
     return round(weights) + caches
 
 
+def _plausible(touched: int | None, stored: int) -> int | None:
+    """None if the weights are in another process, whose memory isn't told."""
+    return None if touched is None or touched < stored / 2 else touched
+
+
 def spread(values: Iterable[float]) -> Spread:
     samples = list(values)
     return Spread(median(samples), min(samples), max(samples))
 
 
 def _run_cold(samples: Samples) -> ColdStart | None:
-    return msgspec.json.decode(_run_worker(samples, cold=True), type=ColdStart | None)
+    return msgspec.json.decode(_run_worker(samples, Part.COLD), type=ColdStart | None)
 
 
 def _run_warm(samples: Samples) -> WarmRun:
-    return msgspec.json.decode(_run_worker(samples, cold=False), type=WarmRun)
+    return msgspec.json.decode(_run_worker(samples, Part.WARM), type=WarmRun)
 
 
-def _run_worker(samples: Samples, cold: bool) -> bytes:
-    job = Job(str(samples.bundle.directory), samples.workload, cold)
+def _run_touched(samples: Samples) -> int | None:
+    return msgspec.json.decode(_run_worker(samples, Part.TOUCHED), type=int | None)
+
+
+def _run_worker(samples: Samples, part: Part) -> bytes:
+    job = Job(str(samples.bundle.directory), samples.workload, part)
     # -P: don't import a numpy.py from the working directory.
     worker = [sys.executable, "-P", "-m", "gemma_runtime.measure.bench_worker"]
     done = subprocess.run(worker, input=msgspec.json.encode(job), capture_output=True)
@@ -276,13 +298,18 @@ def _medians(bundle: BundleFigures) -> dict[str, float]:
     return medians | {"artifact_bytes": bundle.artifact_bytes}
 
 
+def busy_warnings(load: float) -> list[str]:
+    """What to say of a load average before the measurement."""
+    if not is_busy(load):
+        return []
+    return [
+        f"the machine was busy (load {load:.1f} on {physical_cores()} cores), so times are too "
+        "long; measure again when it is idle"
+    ]
+
+
 def _warnings(load_before: float, all_samples: Sequence[Samples]) -> tuple[str, ...]:
-    warnings = []
-    if is_busy(load_before):
-        warnings.append(
-            f"the machine was busy (load {load_before:.1f} on {physical_cores()} cores), so times "
-            "are too long; measure again when it is idle"
-        )
+    warnings = busy_warnings(load_before)
     if any(start is None for samples in all_samples for start in samples.cold):
         warnings.append("no cold times: the system did not drop the files from its page cache")
     return tuple(warnings)

@@ -46,7 +46,8 @@ def _rows(benchmark: Benchmark) -> list[_Row]:
         _row("decode", "decode_tokens_per_second", _tokens_per_second),
         _row("new token, median", "token_ms", _ms),
         _row("new token, p95", "token_p95_ms", _ms),
-        ("read per token", lambda bundle: format_bytes(bundle.bytes_per_token)),
+        ("stored per token", lambda bundle: format_bytes(bundle.bytes_per_token)),
+        ("read per token", lambda bundle: _touched(bundle.touched_bytes_per_token)),
         ("share of bandwidth", lambda bundle: f"{bundle.bandwidth_share:.0%}"),
         ("artifact", lambda bundle: format_bytes(bundle.artifact_bytes)),
         *(_cache_row(kind) for kind in kinds),
@@ -63,6 +64,10 @@ def _row(label: str, name: str, unit: Callable[[float], str]) -> _Row:
         return "unknown" if figure is None else _spread(figure, unit, bundle.ratios.get(name))
 
     return label, cell
+
+
+def _touched(count: int | None) -> str:
+    return "not told" if count is None else format_bytes(count)
 
 
 def _prompt_cell(length: int) -> Callable[[BundleFigures], str]:
@@ -97,7 +102,7 @@ def _tokens_per_second(value: float) -> str:
 def _notes(benchmark: Benchmark) -> list[str]:
     first = benchmark.bundles[0]
     return [
-        _machine(benchmark.machine, benchmark.threads),
+        describe(benchmark.machine, benchmark.threads),
         f"load {benchmark.load_before:.2f} before, {benchmark.load_after:.2f} after; memory reads "
         f"{benchmark.bandwidth_bytes_per_second / 1e9:.1f} GB/s with these threads",
         f"decode: {benchmark.new_tokens} new tokens, greedy; cold: the artifact's files dropped "
@@ -106,7 +111,8 @@ def _notes(benchmark: Benchmark) -> list[str]:
     ][: 3 if len(benchmark.bundles) == 1 else 4]
 
 
-def _machine(machine: Machine, threads: int) -> str:
+def describe(machine: Machine, threads: int) -> str:
+    """The machine in one line."""
     runtimes = [f"{name} {found or 'not installed'}" for name, found in machine.runtimes.items()]
     return (
         f"{machine.cpu}, {machine.physical_cores} cores, {threads} threads, "

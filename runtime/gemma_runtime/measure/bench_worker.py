@@ -4,9 +4,11 @@
 stdout, both as JSON.
 """
 
+import ctypes
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from time import perf_counter
 
@@ -15,10 +17,17 @@ import numpy as np
 
 from gemma_runtime.bundle import Bundle, open_bundle
 from gemma_runtime.errors import GemmaError
-from gemma_runtime.machine import Memory, drop_page_cache, measure_memory, storage_bytes_read
+from gemma_runtime.machine import (
+    Memory,
+    drop_page_cache,
+    measure_memory,
+    measure_touched,
+    storage_bytes_read,
+)
 from gemma_runtime.session import Session, open_session
 
 Clock = Callable[[], float]  # seconds
+_PR_SET_THP_DISABLE = 41  # of prctl(2): no transparent huge pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +40,17 @@ class Workload:
     new_tokens: int
 
 
+class Part(StrEnum):
+    COLD = "cold"  # a ColdStart
+    WARM = "warm"  # a WarmRun
+    TOUCHED = "touched"  # bytes of memory that a new token uses
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     directory: str
     workload: Workload
-    cold: bool  # measure a ColdStart, else a WarmRun
+    part: Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +122,21 @@ def measure_warm(directory: Path, workload: Workload, clock: Clock = perf_counte
     return WarmRun(check_ms, load_ms, timings, before, memory)
 
 
+def measure_token(bundle: Bundle, workload: Workload) -> int | None:
+    """Bytes of memory that one new token reads or writes; None if the system doesn't tell."""
+    _use_small_pages()
+    with open_session(bundle, workload.threads) as session:
+        prompt = random_tokens(bundle.manifest.vocab_size, workload.decode_prompt)
+        token = int(session.prefill(prompt).argmax())
+        return measure_touched(lambda: session.decode(token))
+
+
+def _use_small_pages() -> None:
+    """No page of 2 MiB in this process: pages are counted whole."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
+
+
 def measure_session(
     session: Session, vocab_size: int, workload: Workload, clock: Clock = perf_counter
 ) -> Timings:
@@ -151,12 +181,15 @@ def _time_prompt(session: Session, tokens: list[int], clock: Clock) -> PromptTim
 def main() -> int:
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
     directory = Path(job.directory)
+    figures: object
     try:
-        figures = (
-            measure_cold(open_bundle(directory), job.workload)
-            if job.cold
-            else measure_warm(directory, job.workload)
-        )
+        match job.part:
+            case Part.COLD:
+                figures = measure_cold(open_bundle(directory), job.workload)
+            case Part.WARM:
+                figures = measure_warm(directory, job.workload)
+            case Part.TOUCHED:
+                figures = measure_token(open_bundle(directory), job.workload)
     except GemmaError as error:
         print(error, file=sys.stderr)
         return 1

@@ -9,6 +9,7 @@ from gemma_runtime.bundle import Bundle
 from gemma_runtime.contents.inspection import Comparison
 from gemma_runtime.errors import ReportError
 from gemma_runtime.measure.bench import Benchmark
+from gemma_runtime.measure.sustained import Sustained
 from gemma_runtime.proof.compare_runs import RunComparison
 from gemma_runtime.proof.safety import SafetyComparison
 from gemma_runtime.report.figures import (
@@ -118,7 +119,7 @@ def subjects(figures: Figures) -> Iterator[tuple[str, str]]:
     match figures:
         case Verified() | Evaluated() | Structured():
             yield figures.subject.digest, figures.subject.bundle
-        case Benchmark():
+        case Benchmark() | Sustained():
             yield from ((one.digest, one.bundle) for one in figures.bundles)
         case RunComparison():
             yield from ((figures.artifact_a, figures.a), (figures.artifact_b, figures.b))

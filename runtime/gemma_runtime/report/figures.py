@@ -16,6 +16,7 @@ from gemma_runtime.contents.subject import Subject
 from gemma_runtime.errors import ReportError
 from gemma_runtime.manifest import Agreement
 from gemma_runtime.measure.bench import Benchmark
+from gemma_runtime.measure.sustained import Sustained
 from gemma_runtime.proof.compare_runs import RunComparison
 from gemma_runtime.proof.language_figures import (
     DivergenceFigures,
@@ -88,6 +89,7 @@ Figures = (
     | Evaluated
     | Structured
     | Benchmark
+    | Sustained
     | Comparison
     | RunComparison
     | SafetyComparison
@@ -196,6 +198,7 @@ _KINDS: tuple[tuple[str, frozenset[str], Callable[[Mapping[str, Any]], Figures]]
     ("verify", frozenset({"verdict", "lowering"}), _verified),
     ("eval", frozenset({"total", "texts"}), _evaluated),
     ("bench", frozenset({"bundles", "bandwidth_bytes_per_second"}), _plain(Benchmark)),
+    ("bench --sustained", frozenset({"bundles", "sustained_minutes"}), _plain(Sustained)),
     ("inspect", frozenset({"bundles", "same_codes"}), _plain(Comparison)),
     ("compare", frozenset({"groups", "tasks", "only_a"}), _plain(RunComparison)),
     ("safety", frozenset({"openings", "prompts"}), _plain(SafetyComparison)),

@@ -3,25 +3,20 @@
 import json
 from collections.abc import Collection, Sequence
 
-from gemma_runtime.errors import ContextFull, SessionError
+from gemma_runtime.errors import BakedError, ContextFull, SessionError
+from gemma_runtime.marks import Mark
 from gemma_runtime.session import Session
+from gemma_runtime.text.baked import Baked
 from gemma_runtime.text.chat import Message, encode_chat
 from gemma_runtime.text.constraint import Constraint, start_constraint
 from gemma_runtime.text.draft import PromptLookup
 from gemma_runtime.text.generate import TextGeneration, generate_text
 from gemma_runtime.text.matcher import Matcher
+from gemma_runtime.text.opening import Opening, check_examples
 from gemma_runtime.text.sampler import Sampling
 from gemma_runtime.text.shared_prefix import keep_beginning
 from gemma_runtime.text.tokenizer import Tokenizer
-from gemma_runtime.text.tools import (
-    ACTIVATION,
-    CALL,
-    RESPONSE,
-    Json,
-    Schema,
-    check_tools,
-    tool_names,
-)
+from gemma_runtime.text.tools import CALL, RESPONSE, Json, Schema, check_tools, tool_names
 
 _GREEDY = Sampling()
 
@@ -41,6 +36,9 @@ class Conversation:
     `send_results` gives the model what they returned.
 
     With `drafts`, repeated passages are guessed, and several tokens checked in one step.
+
+    `examples` are turns that it begins with after the system turn, and never forgets. A `baked`
+    prefix has the system turn, examples and tools itself; nothing of it is fed.
     """
 
     def __init__(
@@ -55,9 +53,11 @@ class Conversation:
         stop_strings: Sequence[str] = (),
         sampling: Sampling = _GREEDY,
         system: str | None = None,
+        examples: Sequence[Message] = (),
         roll: bool = False,
         tools: Sequence[Schema] = (),
         drafts: bool = False,
+        baked: Baked | None = None,
     ) -> None:
         self._session = session
         self._tokenizer = tokenizer
@@ -66,29 +66,30 @@ class Conversation:
         self._eos_token = eos_token
         self._stop_strings = stop_strings
         self._sampling = sampling
-        self._tools = check_tools(tools)
+        given = Opening(None, system, check_examples(examples), tuple(check_tools(tools)))
+        opening = given if baked is None else _baked_opening(baked, given)
+        self._baked = baked
+        self._tools = opening.tools
         self._marks_calls = CALL in (template or "")
         waits = tokenizer.token_id(RESPONSE) if self._marks_calls else None
         self._stop_tokens = [*stop_tokens] if waits is None else [*stop_tokens, waits]
-        self._system = self._system_turn(system)
+        self._opening = opening.turns(template)
         self._roll = roll
         self._drafts = drafts
         self.reset()
 
-    def _system_turn(self, system: str | None) -> list[Message]:
-        """FunctionGemma has its tools in a developer turn, and needs its sentence there."""
-        if self._marks_calls and self._tools:
-            return [Message("developer", ACTIVATION if system is None else system)]
-        return [] if system is None else [Message("system", system)]
-
     def reset(self) -> None:
-        """Forget every turn except the system turn."""
-        self._messages = list(self._system)
+        """Forget every turn except the system turn and the examples."""
+        self._messages = list(self._opening)
         self._rewrites = False  # whether the template has changed an earlier turn
         self._sent = 0  # turns that the reply answers
         self._reply: TextGeneration | None = None
         self._forgotten = 0
+        self._start: Mark | None = None  # after the baked prefix
         self._session.reset()
+        if self._baked is not None:
+            self._session.resume(self._baked.snapshot)
+            self._start = self._session.hold()
 
     @property
     def messages(self) -> list[Message]:
@@ -166,6 +167,8 @@ class Conversation:
         turns = [*self.messages, *new]
         messages, tokens = self._fitting(turns, max_new_tokens)
         self._check_room(tokens)
+        if self._baked is not None:
+            self._baked.check_begins(tokens)
         held = self._keep_beginning(tokens)
         if self._reply is not None:
             self._reply.close()
@@ -195,7 +198,7 @@ class Conversation:
         context = self._session.context_length
         room = context - min(reply, context // 4)
         tokens = self._encode(turns)
-        first = len(self._system)
+        first = len(self._opening)
         while self._roll and len(tokens) > room:
             users = [at for at, turn in enumerate(turns) if turn.role == "user" and at > first]
             if not users:
@@ -228,6 +231,16 @@ class Conversation:
                 f"{self._session.context_length}; start a new one, shorten the message, or export "
                 "with a larger --context"
             )
+
+
+def _baked_opening(baked: Baked, given: Opening) -> Opening:
+    if given != Opening():
+        raise BakedError(
+            f"{baked.path} has the system turn, examples and tools of the conversation; give none"
+        )
+    if baked.opening.text is not None:
+        raise BakedError(f"{baked.path} is a text for prompts, not the beginning of a chat")
+    return baked.opening
 
 
 def _result_text(result: Json) -> str:

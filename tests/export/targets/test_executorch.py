@@ -36,6 +36,7 @@ from tests.export.conftest import (
     only,
 )
 from tests.export.models import GEMMA2, WINDOW, eager_logits
+from tests.export.rewinding import check_resumes, cut
 
 pytest.importorskip("executorch")
 
@@ -147,6 +148,21 @@ def test_the_native_runner_gives_the_same_logits_without_torch(
     with StepSession(native, bundle.manifest) as session:
         logits = [session.prefill(TOKENS[:40]), *(session.decode(t) for t in TOKENS[40:60])]
     assert np.abs(np.stack(logits) - np.stack(expected)).max() <= 1e-5
+
+
+@only(GEMMA2)
+def test_the_native_runner_goes_on_from_a_snapshot(
+    int4_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_session(int4_bundle, threads=1) as session:
+        session.prefill(TOKENS[:5])
+        foreign = session.save()
+    monkeypatch.setenv("GEMMA_NATIVE", str(build_native()))
+    with open_session(int4_bundle, 1) as session, open_session(int4_bundle, 1) as other:
+        for length, chunk in ((1, 1), (15, 1), (16, 7), (35, 200), (90, 200)):
+            check_resumes(session, other, cut(TOKENS[:length], chunk))
+        with pytest.raises(SessionError, match=r"model\.pte, this session .* in gemma_native"):
+            session.resume(foreign)
 
 
 @only(GEMMA2)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from gemma_export.targets.gguf.metadata import model_metadata
 from gemma_export.targets.gguf.target import GgufTarget
 from gemma_export.targets.gguf.vocabulary import gguf_vocabulary, make_vocabulary
 from gemma_runtime.bundle import Bundle
-from gemma_runtime.errors import CheckpointError, MissingExtra, TargetError
+from gemma_runtime.errors import CheckpointError, MissingExtra, SessionError, TargetError
 from gemma_runtime.measure.bench import measure
 from gemma_runtime.proof.verify import Verdict, verify_bundle
 from gemma_runtime.session import open_session
@@ -37,7 +38,13 @@ from tests.export.checkpoint.test_gguf_tokenizer import HERE, metadata
 from tests.export.conftest import TinyCheckpoint
 from tests.export.gguf_files import GEMMA2, GEMMA3, write_tiny
 from tests.export.llama_server import LlamaServer
-from tests.export.rewinding import check_operations, check_rewinds
+from tests.export.rewinding import (
+    check_operations,
+    check_resumes,
+    check_resumes_from_file,
+    check_rewinds,
+    cut,
+)
 
 Q4_0, Q4_1, Q8_0 = (GGMLQuantizationType[name] for name in ("Q4_0", "Q4_1", "Q8_0"))
 MODELS = pytest.mark.parametrize("hf", [GEMMA2, GEMMA3], ids=["gemma2", "gemma3"])
@@ -163,6 +170,59 @@ def test_llama_cpp_goes_back_exactly_from_anywhere(tmp_path: Path, hf: Json) -> 
             assert check_rewinds(session, tokens, positions, back, mark) == [*positions]
         check_operations(session, fresh, [("feed", 20), ("hold", 0), *[("feed", 40)] * 2])
         check_operations(session, fresh, [*[("feed", 30), ("rewind", 1), ("feed", 9)] * 4])
+
+
+@MODELS
+def test_llama_cpp_goes_on_from_a_snapshot(tmp_path: Path, hf: Json) -> None:
+    pytest.importorskip(
+        "llama_cpp", reason="NOT TESTED in llama.cpp; run: pip install llama-cpp-python"
+    )
+    bundle = export_gguf(tmp_path, write_tiny(tmp_path, hf), "int4")
+    tokens = np.random.default_rng(1).integers(0, 22, 128).tolist()
+    with open_session(bundle, threads=1) as session, open_session(bundle, threads=1) as other:
+        for length, chunk in ((1, 1), (15, 1), (16, 7), (35, 128), (35, 3), (100, 128)):
+            check_resumes(session, other, cut(tokens[:length], chunk), goes_back=False)
+        check_resumes_from_file(session, other, bundle, tmp_path / "file.safetensors")
+
+
+def test_a_resumed_llama_cpp_goes_back_to_the_snapshot_or_to_the_start(tmp_path: Path) -> None:
+    """Its snapshots hold no more than one window of local layers, though its caches do."""
+    pytest.importorskip(
+        "llama_cpp", reason="NOT TESTED in llama.cpp; run: pip install llama-cpp-python"
+    )
+    bundle = export_gguf(tmp_path, write_tiny(tmp_path, GEMMA3), "int4")
+    tokens = np.random.default_rng(1).integers(0, 22, 100).tolist()
+    with open_session(bundle, threads=1) as session:
+        session.prefill(tokens[:35])
+        snapshot = session.save()
+        expected = session.prefill(tokens[35:50])
+        session.resume(snapshot)
+        session.prefill(tokens[50:])
+        assert session.rewind(35) == 35
+        assert np.array_equal(session.prefill(tokens[35:50]), expected)
+        assert session.rewind(20) == 0
+
+
+def test_bytes_that_are_no_snapshot_of_llama_cpp_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip(
+        "llama_cpp", reason="NOT TESTED in llama.cpp; run: pip install llama-cpp-python"
+    )
+    bundle = export_gguf(tmp_path, write_tiny(tmp_path, GEMMA3), "int4")
+    rng = np.random.default_rng(5)
+    with open_session(bundle, threads=1) as session:
+        expected = session.prefill([5, 7, 11, 3])
+        snapshot = session.save()
+        (state,) = snapshot.caches.values()
+        for size in (0, 1, 40, state.size // 2, state.size - 1):
+            with pytest.raises(SessionError, match=r"llama\.cpp can't read the snapshot"):
+                session.resume(replace(snapshot, caches={"state": state[:size]}))
+        for _ in range(300):
+            broken = state.copy()
+            broken[rng.integers(0, 200, 3)] = rng.integers(0, 256, 3)
+            with suppress(SessionError):  # bytes of keys and values only change the numbers
+                session.resume(replace(snapshot, caches={"state": broken}))
+        session.reset()
+        assert np.array_equal(session.prefill([5, 7, 11, 3]), expected)
 
 
 def test_a_benchmark_prints_its_figures(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Sessions of tiny models go back exactly, on every target that runs here."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -108,16 +110,35 @@ def apple_bundle(
     return export(short_gemma2.folder, "none", target=request.param, prefill=8)
 
 
-@pytest.mark.parametrize("mark", [False, True], ids=["position", "mark"])
 @pytest.mark.parametrize("back", [1, 24, 25])
-def test_executorch_goes_back_by_its_prefill_length(
-    executorch_bundle: Bundle, back: int, mark: bool
-) -> None:
-    """Its caches are inside the program: a mark can't keep them."""
+def test_executorch_goes_back_by_its_prefill_length(executorch_bundle: Bundle, back: int) -> None:
     slots = WINDOW + 24 - 1
     expected = [p if back <= 24 or p + back <= slots else 0 for p in PAST_THREE_WINDOWS]
     with open_session(executorch_bundle, threads=1) as session:
-        assert check_rewinds(session, TOKENS, PAST_THREE_WINDOWS, back, mark) == expected
+        assert check_rewinds(session, TOKENS, PAST_THREE_WINDOWS, back, mark=False) == expected
+
+
+@pytest.mark.parametrize("back", [24, 25, 60])
+def test_executorch_goes_back_to_a_mark_from_anywhere(executorch_bundle: Bundle, back: int) -> None:
+    """Its caches are inside the program, where a mark couldn't reach them."""
+    with open_session(executorch_bundle, threads=1) as session:
+        answers = check_rewinds(session, TOKENS, AROUND_WINDOWS, back, mark=True)
+    assert answers == [*AROUND_WINDOWS]
+
+
+def test_programs_that_do_not_name_their_caches_go_back_as_before(
+    executorch_bundle: Bundle,
+) -> None:
+    """Bundles of earlier versions, and programs of other delegates."""
+    graphs = {
+        name: tuple(replace(part, states=()) for part in parts)
+        for name, parts in executorch_bundle.manifest.graphs.items()
+    }
+    manifest = replace(executorch_bundle.manifest, graphs=graphs)
+    with open_session(replace(executorch_bundle, manifest=manifest), threads=1) as session:
+        assert check_rewinds(session, TOKENS, [40], 25, mark=True) == [0]
+        with pytest.raises(SessionError, match="keeps its caches to itself"):
+            session.save()
 
 
 @settings(max_examples=10, deadline=None)

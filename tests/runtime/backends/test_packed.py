@@ -91,7 +91,7 @@ def test_another_bundle_processor_or_runtime_has_a_file_of_its_own(
     manifest = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps(manifest | {"eos_token": 3}))
     assert find_packed(open_bundle(copy), "decode") is None
-    for place, name in ((packed, "cpu_name"), (onnxruntime, "__version__")):
+    for place, name in ((packed, "processor_name"), (onnxruntime, "__version__")):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, "1.99.0" if place is onnxruntime else lambda: "another")
             assert find_packed(bundle, "decode") is None

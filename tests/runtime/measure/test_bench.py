@@ -18,6 +18,7 @@ from gemma_runtime.machine import (
     is_busy,
     measure_bandwidth,
     measure_memory,
+    measure_touched,
     physical_cores,
 )
 from gemma_runtime.manifest import AttentionKind, LayerCache
@@ -36,12 +37,14 @@ from gemma_runtime.measure.bench_table import render_benchmark
 from gemma_runtime.measure.bench_worker import (
     ColdStart,
     Job,
+    Part,
     PromptTime,
     Timings,
     WarmRun,
     Workload,
     artifact_files,
     measure_session,
+    measure_token,
     measure_warm,
     random_tokens,
 )
@@ -279,7 +282,7 @@ def test_a_folder_that_is_not_a_bundle_is_refused_before_anything_runs(tmp_path:
 
 
 def test_a_job_survives_json() -> None:
-    job = Job("bundle", WORKLOAD, cold=True)
+    job = Job("bundle", WORKLOAD, Part.COLD)
 
     assert msgspec.json.decode(msgspec.json.encode(job), type=Job) == job
 
@@ -291,6 +294,37 @@ def test_a_warm_run_measures_every_step(bundle: Bundle) -> None:
     assert [prompt.tokens for prompt in run.timings.prompts] == [4, 8]
     assert len(run.timings.token_ms) == 3
     assert min(run.check_ms, run.load_ms, *run.timings.token_ms) > 0
+
+
+@pytest.mark.serial
+def test_touched_memory_is_what_was_read_not_what_is_held() -> None:
+    held = np.ones(16 << 20, np.float32)  # 64 MiB
+    touched = measure_touched(lambda: held[: held.size // 2].sum())
+    if touched is None:
+        pytest.skip("NOT TESTED: the system doesn't tell which pages were used")
+    assert 32 << 20 <= touched < 60 << 20
+
+
+@pytest.mark.serial
+def test_a_new_token_touches_the_weights(bundle: Bundle) -> None:
+    touched = measure_token(bundle, WORKLOAD)
+    if touched is None:
+        pytest.skip("NOT TESTED: the system doesn't tell which pages were used")
+    assert touched > count_bytes_per_token(bundle.manifest, WORKLOAD)
+
+
+def test_the_bandwidth_share_is_of_touched_bytes_where_they_are_told(tmp_path: Path) -> None:
+    samples = _samples(tmp_path, [20.0])
+    stored = summarize(samples, 1e6).bytes_per_token
+
+    told = summarize(replace(samples, touched=2 * stored), 1e6)
+    elsewhere = summarize(replace(samples, touched=stored // 3), 1e6)
+
+    assert told.touched_bytes_per_token == 2 * stored
+    assert told.bandwidth_share == pytest.approx(50 * 2 * stored / 1e6)
+    assert elsewhere.touched_bytes_per_token is None  # the weights are in another process
+    assert elsewhere.bandwidth_share == pytest.approx(50 * stored / 1e6)
+    assert "not told" in rendered(_benchmark(elsewhere))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

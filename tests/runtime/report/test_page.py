@@ -33,6 +33,7 @@ def test_every_section_shows_its_figures(tmp_path: Path) -> None:
         *("tiny_task: acc", "answers lost", "McNemar p", "noise"),
         *("9 of 10", "60 % – 98 %", "change of the log-odds", "fewer than 30 harmful prompts"),
         *("decoding, tokens/s", "Load average", "model: graphs, weights"),
+        *("Decoding for 0.05 minutes", "last / first", "hottest"),
         *("gemma-runtime report", "gemma-export --checkpoint tiny"),
     ):
         assert shown in page, shown

@@ -47,7 +47,9 @@ def write_program(
         )
         program = edge.to_executorch(
             ExecutorchBackendConfig(
-                run_reinplace_pass=True, memory_planning_pass=_CachesPlannedOnce()
+                run_reinplace_pass=True,
+                emit_mutable_buffer_names=True,  # so that a runtime can save the caches
+                memory_planning_pass=_CachesPlannedOnce(),
             )
         )
         with path.open("wb") as file:

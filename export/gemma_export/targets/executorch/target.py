@@ -1,6 +1,6 @@
 """The ExecuTorch target: one `.pte` with XNNPACK delegates, for the stock LLM runners."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -62,7 +62,9 @@ class ExecutorchTarget:
                 write_program(job, caches, folder / MODEL, progress)
             else:
                 write_traced(job, caches, folder / MODEL, self.delegate)
-        io = (_graph(job.config.vocab_size),)
+        # Other delegates may take the caches into themselves.
+        states = tuple(_states(caches)) if self.delegate == "xnnpack" else ()
+        io = (_graph(job.config.vocab_size, states),)
         is_exact = all(fmt.is_float for fmt in job.store.formats.values())
         return Artifact(
             graphs={"prefill": io, "decode": io, **({"exact": io} if is_exact else {})},
@@ -73,7 +75,7 @@ class ExecutorchTarget:
         )
 
 
-def _graph(vocab_size: int) -> Graph:
+def _graph(vocab_size: int, states: tuple[TensorSpec, ...]) -> Graph:
     """Inputs and outputs of the program. It contains the caches, so runners don't pass them."""
     return Graph(
         file=MODEL,
@@ -84,5 +86,12 @@ def _graph(vocab_size: int) -> Graph:
         outputs=(
             TensorSpec("logits", "float32", (1, 1, vocab_size), TensorRole.LOGITS, None, None),
         ),
-        states=(),
+        states=states,
     )
+
+
+def _states(caches: tuple[LayerCache, ...]) -> Iterator[TensorSpec]:
+    """The program's buffers that hold the caches, by the names in its frame."""
+    for index, cache in enumerate(caches):
+        for part, role in (("key", TensorRole.KEYS), ("value", TensorRole.VALUES)):
+            yield TensorSpec(f"{part}_{index}", "float32", cache.shape[1:], role, cache.kind, index)

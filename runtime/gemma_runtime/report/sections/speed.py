@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from gemma_runtime.measure.bench import Benchmark, BundleFigures, Spread
+from gemma_runtime.measure.sustained import SPAN_SECONDS, Sustained, rounds, shown_celsius
 from gemma_runtime.report.chart import Chart, Form, Panel, Row, Value, draw
 from gemma_runtime.report.collected import Collected, Column
 from gemma_runtime.report.parts import Part, Section, Table, TableRow, Warning, missing
@@ -15,11 +16,12 @@ _Written = Callable[[float], str]
 
 
 def speed(collected: Collected) -> Section:
-    benchmarks = collected.all_of(Benchmark)
-    if not benchmarks:
+    benchmarks, sustained = collected.all_of(Benchmark), collected.all_of(Sustained)
+    if not benchmarks and not sustained:
         command = "gemma-runtime bench BUNDLE… --json > bench.json"
         return missing("speed", "Speed and memory", command)
     parts = [part for one in benchmarks for part in _benchmark(collected, one)]
+    parts += [part for one in sustained for part in _sustained(collected, one)]
     return Section("speed", "Speed and memory", _LEAD, tuple(parts))
 
 
@@ -41,6 +43,27 @@ def _benchmark(collected: Collected, benchmark: Benchmark) -> list[Part]:
         note,
     )
     return [*(Warning(text) for text in benchmark.warnings), _chart(known), table]
+
+
+def _sustained(collected: Collected, sustained: Sustained) -> list[Part]:
+    found = [(collected.column(one.digest), one) for one in sustained.bundles]
+    known = [(column, one) for column, one in found if column is not None]
+    figures = [one for _, one in known]
+    rows = (
+        ("first span", tuple(_rate(one.first) for one in figures)),
+        ("last span", tuple(_rate(one.last) for one in figures)),
+        ("lowest span", tuple(_rate(one.lowest) for one in figures)),
+        ("last / first", tuple(percent(one.last / one.first, ".0f") for one in figures)),
+        ("hottest", tuple(shown_celsius(one.hottest_celsius) for one in figures)),
+    )
+    table = Table(
+        ("", *(column.label for column, _ in known)),
+        tuple(TableRow(label, cells) for label, cells in rows),
+        f"Decoding for {number(sustained.sustained_minutes, 'g')} minutes, tokens/s",
+        f"{sustained.machine.cpu}, {sustained.threads} threads. Spans of "
+        f"{number(SPAN_SECONDS, 'g')} seconds; {rounds(sustained)}.",
+    )
+    return [*(Warning(text) for text in sustained.warnings), table]
 
 
 def _chart(known: _Known) -> Chart:
@@ -87,6 +110,8 @@ def _rows(known: _Known) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield label, row(milliseconds, lambda f, n=length: _first_token(f, n))  # type: ignore[misc]
     yield "decoding, tokens/s", row(_rate, lambda f: f.decode_tokens_per_second)
     yield "new token, p95", row(milliseconds, lambda f: f.token_p95_ms)
+    touched = [one.touched_bytes_per_token for one in figures]
+    yield "read per token", tuple(ABSENT if one is None else size(one) for one in touched)
     yield "share of bandwidth", tuple(percent(f.bandwidth_share, ".0f") for f in figures)
     yield "peak memory", row(size, lambda f: f.peak_rss_bytes)
     yield "  before loading", row(size, lambda f: f.before_rss_bytes)
