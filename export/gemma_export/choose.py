@@ -64,6 +64,11 @@ _IN_8_BITS = (
         "in 8 bits with smoothed inputs a small model loses least, in every language alike",
         _smooths_all,
     ),
+    _Candidate(
+        "int8-channel-smooth",
+        "in 8 bits with smoothed inputs a small model loses least",
+        _smooths_all,
+    ),
     _Candidate("int8", "in 4 bits a small model loses too much"),
     _Candidate("int8-channel", "in 4 bits a small model loses too much"),
     _Candidate("int4-gptq", "there are kernels for 4 bits only, and calibration saves most"),
@@ -77,6 +82,10 @@ _IN_4_BITS = (
     ),
     _Candidate(
         "int4-table8", "4 bits, and 8 for the table, whose rows break in 4 in some languages"
+    ),
+    _Candidate(
+        "int4-table8-channel",
+        "4 bits, and 8 for the table, whose rows break in 4 in some languages",
     ),
     _Candidate("int4", "there are kernels for 4 bits only; int4-gptq loses less, and takes hours"),
     _Candidate("int8-channel", "the target takes one scale per channel"),

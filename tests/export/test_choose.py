@@ -39,7 +39,7 @@ def chosen(
     ("targets", "small", "large"),
     [
         (("onnx",), "int8-smooth", "mixed"),
-        (("executorch",), "int8-channel", "int4"),
+        (("executorch",), "int8-channel-smooth", "int4-table8-channel"),
         (("coreml",), "int8", "mixed"),
         (("coreai",), "int8", "mixed"),
         (("gguf",), "int8", "int4-table8"),

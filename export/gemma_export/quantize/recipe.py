@@ -174,6 +174,8 @@ def _grouped(group: int) -> tuple[Recipe, ...]:
     )
 
 
+_INT8_CHANNEL = Format(8, per_channel=True)
+
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -190,7 +192,14 @@ RECIPES: Mapping[str, Recipe] = {
                 Rule("*", INT8, "nearest", smooth=True),
             ),
         ),
-        Recipe("int8-channel", (Rule("*", Format(8, per_channel=True), "nearest"),)),
+        Recipe("int8-channel", (Rule("*", _INT8_CHANNEL, "nearest"),)),
+        Recipe(
+            "int8-channel-smooth",
+            (
+                Rule(TABLE, _INT8_CHANNEL, "gptq", smooth=True),
+                Rule("*", _INT8_CHANNEL, "nearest", smooth=True),
+            ),
+        ),
         Recipe("source", (Rule("*", INT8, "kept"),)),
         Recipe("int4-gptq", (Rule("*", INT4, "gptq"),)),
         Recipe("int4-distilled", (Rule("*", INT4, "gptq"),), distilled=True),
@@ -208,6 +217,11 @@ RECIPES: Mapping[str, Recipe] = {
             "int4-table8-distilled",
             (Rule(TABLE, INT8, "nearest"), Rule("*", INT4, "gptq")),
             distilled=True,
+        ),
+        Recipe("int4-table8-channel", (Rule(TABLE, _INT8_CHANNEL, "nearest"), Rule("*", INT4))),
+        Recipe(
+            "int4-table8-channel-gptq",
+            (Rule(TABLE, _INT8_CHANNEL, "nearest"), Rule("*", INT4, "gptq")),
         ),
         Recipe("none", (Rule("*", FLOAT, "nearest"),)),
     )

@@ -154,12 +154,15 @@ def _divergence(bundle: Bundle, large: TinyCheckpoint) -> float:
     return mean_kl(eager_logits(large.model, tokens), ours)
 
 
+@pytest.mark.parametrize(("target", "recipe"), [("onnx", "int8"), ("executorch", "int8-channel")])
 def test_a_bundle_with_large_input_channels_loses_a_tenth_of_what_plain_int8_loses(
-    tmp_path: Path, export: Export
+    tmp_path: Path, export: Export, target: str, recipe: str
 ) -> None:
-    """The graph that ships rounds its inputs to int8."""
+    """The graph that ships rounds its inputs to int8: in groups, or a token with one scale."""
+    if target == "executorch":
+        pytest.importorskip("executorch")
     large = _save_large(tmp_path)
-    plain, smoothed = (export(tmp_path, quant) for quant in ("int8", "int8-smooth"))
+    plain, smoothed = (export(tmp_path, r, target=target) for r in (recipe, f"{recipe}-smooth"))
     assert verify_bundle(smoothed, threads=1).verdict is Verdict.PASS
     assert _divergence(smoothed, large) < 0.1 * _divergence(plain, large)
 
