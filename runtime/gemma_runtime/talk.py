@@ -33,6 +33,7 @@ from gemma_runtime.options import (
     Stops,
     System,
     Temperature,
+    Think,
     Threads,
     Tools,
     TopK,
@@ -62,6 +63,7 @@ def run(
         ),
     ] = False,
     system: System = None,
+    think: Think = False,
     max_new_tokens: NewTokens = 128,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
@@ -96,7 +98,7 @@ def run(
     text = _read_stdin() if prompt == "-" else prompt
     opened = open_bundle(bundle)
     tokenizer = load_tokenizer(opened)
-    tokens = _encode_prompt(opened, tokenizer, text, system, chat)
+    tokens = _encode_prompt(opened, tokenizer, text, system, chat, think)
     matcher = start_constraint(constraint, tokenizer, opened.manifest.stop_tokens)
     if draft:
         _check_drafts(opened)
@@ -122,6 +124,7 @@ def run(
 def chat(
     bundle: BundlePath,
     system: System = None,
+    think: Think = False,
     max_new_tokens: NewTokens = 512,
     temperature: OwnTemperature = None,
     top_k: OwnTopK = None,
@@ -199,6 +202,7 @@ def chat(
             roll=roll,
             tools=schemas,
             drafts=draft,
+            thinking=think,
         )
         for line in _typed_lines():
             if line == "/new":
@@ -253,7 +257,12 @@ def _read_stdin() -> str:
 
 
 def _encode_prompt(
-    bundle: "Bundle", tokenizer: "Tokenizer", text: str, system: str | None, chat: bool
+    bundle: "Bundle",
+    tokenizer: "Tokenizer",
+    text: str,
+    system: str | None,
+    chat: bool,
+    think: bool,
 ) -> list[int]:
     from gemma_runtime.text.chat import Message, encode_chat
 
@@ -261,12 +270,19 @@ def _encode_prompt(
     if not chat:
         if system is not None:
             raise typer.BadParameter("goes with --chat", param_hint="--system")
+        if think:
+            raise typer.BadParameter("goes with --chat", param_hint="--think")
         return [manifest.bos_token, *tokenizer.encode(text)]
     messages = [Message("user", text)]
     if system is not None:
         messages.insert(0, Message("system", system))
     return encode_chat(
-        tokenizer, manifest.chat_template, messages, manifest.bos_token, manifest.eos_token
+        tokenizer,
+        manifest.chat_template,
+        messages,
+        manifest.bos_token,
+        manifest.eos_token,
+        thinking=think,
     )
 
 

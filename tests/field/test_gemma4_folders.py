@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer as RawTokenizer
 
 from gemma_export.checkpoint.folder import open_folder
 from gemma_export.cli import run as export
@@ -20,28 +19,14 @@ from gemma_runtime.text.tokenizer import load_tokenizer
 from tests.export.conftest import export_folder
 from tests.export.models import E2B, save_tiny
 from tests.field.folders import change, check_same, config_of, configure, transformers_logits
-from tests.runtime.conftest import small_tokenizer
+from tests.runtime.conftest import gemma4_tokenizer
 
-TURNS = {"<start_of_turn>": "<|turn>", "<end_of_turn>": "<turn|>"}
-CHANNEL = {"<unused0>": "<|channel>", "<unused1>": "<channel|>", "<mask>": "<|think|>"}
 TEMPLATE = """\
 {{ bos_token }}{% if enable_thinking %}{{ '<|turn>system\n<|think|>\n<turn|>\n' }}{% endif %}
 {%- for m in messages %}
 {%- set role = 'model' if m.role == 'assistant' else m.role %}
 {{- '<|turn>' + role + '\n' + m.content | trim + '<turn|>\n' }}
 {%- endfor %}{% if add_generation_prompt %}{{ '<|turn>model\n' }}{% endif %}"""
-
-
-def gemma4_tokenizer() -> RawTokenizer:
-    """The small tokenizer with Gemma 4's names for the markers."""
-    state = json.loads(small_tokenizer().to_str())
-    names = {**TURNS, **CHANNEL}
-    vocab = state["model"]["vocab"]
-    state["model"]["vocab"] = {names.get(piece, piece): token for piece, token in vocab.items()}
-    for added in state["added_tokens"]:
-        added["special"] |= added["content"] in names
-        added["content"] = names.get(added["content"], added["content"])
-    return RawTokenizer.from_str(json.dumps(state))
 
 
 @pytest.fixture

@@ -40,6 +40,8 @@ class Conversation:
     With `tools` (JSON schemas, as transformers takes them) a reply's result has the calls of tools;
     `send_results` gives the model what they returned.
 
+    With `thinking`, the model thinks before it answers; later turns don't see its thoughts.
+
     With `drafts`, repeated passages are guessed, and several tokens checked in one step.
     """
 
@@ -58,6 +60,7 @@ class Conversation:
         roll: bool = False,
         tools: Sequence[Schema] = (),
         drafts: bool = False,
+        thinking: bool = False,
     ) -> None:
         self._session = session
         self._tokenizer = tokenizer
@@ -73,6 +76,7 @@ class Conversation:
         self._system = self._system_turn(system)
         self._roll = roll
         self._drafts = drafts
+        self._thinking = thinking
         self.reset()
 
     def _system_turn(self, system: str | None) -> list[Message]:
@@ -212,6 +216,7 @@ class Conversation:
             self._bos_token,
             self._eos_token,
             tools=self._tools,
+            thinking=self._thinking,
         )
 
     def _keep_beginning(self, tokens: Sequence[int]) -> int:
