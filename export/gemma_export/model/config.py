@@ -180,11 +180,8 @@ class GemmaConfig:
             yield [HEAD]
 
     def _layer_shapes(self, layer: LayerSpec) -> dict[str, tuple[int, ...]]:
-        width, q, kv = (
-            self.hidden_size,
-            layer.heads * layer.head_dim,
-            layer.kv_heads * layer.head_dim,
-        )
+        width = self.hidden_size
+        q, kv = layer.heads * layer.head_dim, layer.kv_heads * layer.head_dim
         shapes: dict[str, tuple[int, ...]] = {
             "input_layernorm": (width,),
             "self_attn.q_proj": (q, width),
