@@ -233,9 +233,10 @@ def _taken(target: "Target") -> set[str]:
     from gemma_runtime.errors import TargetError
 
     taken = set(RECIPES)
+    everywhere = [official for official in OFFICIAL if not official.config.irregular]
     for recipe in RECIPES.values():
         try:
-            for official in OFFICIAL:
+            for official in everywhere:
                 target.check(recipe.formats(official.config), Geometry(4096, 1))
         except TargetError:
             taken.remove(recipe.name)

@@ -107,6 +107,14 @@ Roll = Annotated[
     bool,
     typer.Option("--roll", help="When the context is full, forget the oldest turns and go on."),
 ]
+Think = Annotated[
+    bool,
+    typer.Option(
+        "--think",
+        help="Let the model think before it answers, if its chat template can ask for that. The "
+        "thought is not part of the reply.",
+    ),
+]
 Seed = Annotated[
     int | None, typer.Option(help="Seed for sampling; the same seed gives the same text.")
 ]

@@ -34,6 +34,7 @@ from gemma_runtime.options import (
     Stops,
     System,
     Temperature,
+    Think,
     Threads,
     Tools,
     TopK,
@@ -64,6 +65,7 @@ def run(
         ),
     ] = False,
     system: System = None,
+    think: Think = False,
     max_new_tokens: NewTokens = 128,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
@@ -104,8 +106,10 @@ def run(
     opened = open_bundle(bundle)
     tokenizer = load_tokenizer(opened)
     prefix = open_prefix(baked, opened)
+    if think and not chat:
+        raise typer.BadParameter("goes with --chat", param_hint="--think")
     opening = choose_opening(prefix, system, chat)
-    tokens = opening.encode(tokenizer, opened.manifest, text)
+    tokens = opening.encode(tokenizer, opened.manifest, text, think)
     if prefix is not None:
         prefix.check_begins(tokens)
     matcher = start_constraint(constraint, tokenizer, opened.manifest.stop_tokens)
@@ -138,6 +142,7 @@ def run(
 def chat(
     bundle: BundlePath,
     system: System = None,
+    think: Think = False,
     max_new_tokens: NewTokens = 512,
     temperature: OwnTemperature = None,
     top_k: OwnTopK = None,
@@ -221,6 +226,7 @@ def chat(
             tools=schemas,
             drafts=draft,
             baked=prefix,
+            thinking=think,
         )
         for line in _typed_lines():
             if line == "/new":

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tokenizers import processors
 
-from gemma_runtime.text.chat import CANONICAL_TEMPLATE
+from gemma_runtime.text.frame import CANONICAL_TEMPLATE
 from tests.export.conftest import export_folder
 from tests.export.models import GEMMA3, save_tiny
 from tests.runtime.conftest import BOS, small_tokenizer

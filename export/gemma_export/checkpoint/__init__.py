@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from gemma_export.checkpoint.generation import GenerationDefaults
-from gemma_export.model.config import GemmaConfig
+from gemma_export.model.config import GemmaConfig, is_gain
 from gemma_runtime.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -71,6 +71,11 @@ class SourceWeight:
 
     def rows(self, start: int, stop: int) -> "Tensor":
         return self.checkpoint.rows(self.name, start, stop)
+
+
+def our_values(config: GemmaConfig, name: str, stored: "Tensor") -> "Tensor":
+    """A stored weight as `Checkpoint.rows` gives it: of a norm's gain, gain - 1."""
+    return stored - 1 if config.plain_gains and is_gain(name) else stored
 
 
 def check_tensors(

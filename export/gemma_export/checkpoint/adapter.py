@@ -13,7 +13,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from gemma_export.checkpoint import Checkpoint, TokenizerFiles, check_finite
+from gemma_export.checkpoint import Checkpoint, TokenizerFiles, check_finite, our_values
 from gemma_export.checkpoint.adapter_fit import Change, fit_adapter, merged_config
 from gemma_export.checkpoint.adapter_folder import ADAPTER_CONFIG, Adapter
 from gemma_export.checkpoint.generation import GenerationDefaults
@@ -103,7 +103,7 @@ class MergedCheckpoint:
         """
         for change in reversed(self._changes.get(name, ())):
             if change.what.whole is not None:
-                return change.read(change.what.whole, start, stop)
+                return our_values(self.config, name, change.read(change.what.whole, start, stop))
         return self.source.rows(self._source_name(name), start, stop)
 
     def _source_name(self, name: str) -> str:

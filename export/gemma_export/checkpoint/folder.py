@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gemma_export.checkpoint import TokenizerFiles, check_finite, check_tensors
+from gemma_export.checkpoint import TokenizerFiles, check_finite, check_tensors, our_values
 from gemma_export.checkpoint.generation import GenerationDefaults, generation_from_hf
 from gemma_export.checkpoint.grid import grid_codes
 from gemma_export.checkpoint.packed import FLOATS, PackedMatrix, Place, Places
@@ -22,7 +22,7 @@ from gemma_export.checkpoint.weight_files import CONFIG, check_folder, open_weig
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.codes import Codes
 from gemma_export.formats.json_file import read_json
-from gemma_export.model.config import HEAD, TABLE, GemmaConfig, is_gain
+from gemma_export.model.config import HEAD, TABLE, GemmaConfig
 from gemma_export.model.hf_config import config_from_hf, is_multimodal
 from gemma_runtime.bundle import sha256_file
 from gemma_runtime.errors import CheckpointError, ConfigError
@@ -52,7 +52,7 @@ class FolderCheckpoint:
         file, stored = self._places[name]
         values = file.rows(stored, start, stop).float()
         check_finite(file.path, stored, values)
-        return values - 1 if self.config.plain_gains and is_gain(name) else values
+        return our_values(self.config, name, values)
 
     def stored(self, name: str) -> Stored:
         """How a matrix is stored: packed, as floats on the Q4_0 grid, or as other floats.

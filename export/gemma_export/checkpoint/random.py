@@ -53,7 +53,8 @@ class RandomCheckpoint:
             for i in range(first, last + 1)
         ]
         values = torch.cat(strips)[start - first * _STRIP : stop - first * _STRIP]
-        return values.mul_(shape[1] ** -0.5)
+        # A copy, so that a row doesn't keep its whole strip.
+        return torch.mul(values, shape[1] ** -0.5)
 
     def _vector(self, name: str, values: Tensor) -> Tensor:
         """A gain - 1, or the number that scales a layer's output."""

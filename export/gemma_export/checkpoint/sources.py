@@ -44,15 +44,8 @@ def templates() -> Iterator[Row]:
 
 def refused() -> Iterator[Row]:
     """What is refused by name, and why."""
-    for table in (
-        causal,
-        hf_config,
-        weight_files,
-        text_names,
-        adapter_folder,
-        gguf,
-        gguf_tokenizer,
-    ):
+    folders = (causal, hf_config, weight_files, text_names, adapter_folder)
+    for table in (*folders, gguf, gguf_tokenizer):
         yield from table.REFUSED.items()
     yield f"a `quant_method` other than {', '.join(READERS)}", "give the original checkpoint"
 

@@ -15,6 +15,7 @@ TABLE_FACTORS = "model.embed_tokens.factors"  # (M,) float32, if the table has c
 # Per-layer embeddings: a second table, whose rows hold a part for each layer.
 PER_LAYER_TABLE = "model.embed_tokens_per_layer.weight"
 PER_LAYER_PROJECTION = "model.per_layer_model_projection.weight"
+PER_LAYER_MATRICES = "*.per_layer_*.weight"  # a pattern for all but the table
 PER_LAYER_NORM = "model.per_layer_projection_norm.weight"
 # A layer's matrices; those that multiply the same input are together.
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -179,11 +180,8 @@ class GemmaConfig:
             yield [HEAD]
 
     def _layer_shapes(self, layer: LayerSpec) -> dict[str, tuple[int, ...]]:
-        width, q, kv = (
-            self.hidden_size,
-            layer.heads * layer.head_dim,
-            layer.kv_heads * layer.head_dim,
-        )
+        width = self.hidden_size
+        q, kv = layer.heads * layer.head_dim, layer.kv_heads * layer.head_dim
         shapes: dict[str, tuple[int, ...]] = {
             "input_layernorm": (width,),
             "self_attn.q_proj": (q, width),

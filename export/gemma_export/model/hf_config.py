@@ -152,7 +152,8 @@ def _unlike(value: int, usual: int) -> int | None:
 def _shared_layers(text: Json, kinds: tuple[AttentionKind, ...]) -> int:
     """How many layers at the end read the caches of earlier ones of their kind."""
     count = text.get("num_kv_shared_layers") or 0
-    owners = kinds[: len(kinds) - count] if isinstance(count, int) and count >= 0 else ()
+    is_possible = isinstance(count, int) and 0 <= count < len(kinds)
+    owners = kinds[: len(kinds) - count] if is_possible else ()
     if not set(kinds) <= set(owners):
         _refuse("num_kv_shared_layers", count, "a number that leaves a layer of each kind")
     return count

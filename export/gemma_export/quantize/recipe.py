@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from gemma_export.formats.format import FLOAT, INT4, INT4_ASYM, INT8, INT8_WIDE, Format
-from gemma_export.model.config import HEAD, TABLE, GemmaConfig
+from gemma_export.model.config import HEAD, PER_LAYER_MATRICES, TABLE, GemmaConfig
 from gemma_runtime.errors import MissingExtra, RecipeError, nearest_first
 
 _INT8_STEP = 128  # int8 columns come in multiples of this
@@ -26,11 +26,16 @@ class Rule:
     smooth: bool = False  # columns are multiplied by factors, see `calibrate.smoothed`
 
 
+_PER_LAYER = Rule(PER_LAYER_MATRICES, INT8, "nearest")
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """Rules for matrices; the first rule that matches a name applies. Norms stay float32.
 
-    A head apart from the table has the table's rule, unless a rule names it.
+    A head apart from the table has the table's rule, unless a rule names it. Likewise the matrices
+    that gate and project per-layer embeddings are int8 where all others are int4: they are 1 % of
+    the weights and half of the error (exllamav3, issue 253).
     """
 
     name: str
@@ -75,7 +80,11 @@ class Recipe:
     def rule(self, tensor: str) -> Rule:
         if tensor == HEAD and not any(_names_head(rule) for rule in self.rules):
             return self.rule(TABLE)
-        return next(rule for rule in self.rules if fnmatchcase(tensor, rule.pattern))
+        rule = next(rule for rule in self.rules if fnmatchcase(tensor, rule.pattern))
+        is_general = rule.pattern == "*" and rule.format.bits == 4
+        if is_general and fnmatchcase(tensor, PER_LAYER_MATRICES):
+            return _PER_LAYER
+        return rule
 
     def with_plain_table(self) -> "Recipe":
         """The recipe with a table rounded to nearest, for targets that can't undo its factors."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from gemma_runtime.errors import TokenizerError
-from gemma_runtime.text.chat import CANONICAL_TEMPLATE, ChatFrame
+from gemma_runtime.text.frame import CANONICAL_TEMPLATE, ChatFrame
 from gemma_runtime.text.template import TemplateRefusal
 
 _USER, _REPLY, _USER_2, _SYSTEM = (f"{index}{'7' * 38}{index}" for index in range(4))

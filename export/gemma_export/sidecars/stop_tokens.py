@@ -6,7 +6,7 @@ from gemma_export.checkpoint import Checkpoint, TokenizerFiles
 from gemma_export.progress import Reporter
 from gemma_export.sidecars.turns import TURNS
 from gemma_runtime.errors import TokenizerError
-from gemma_runtime.text.chat import CANONICAL_TEMPLATE, ChatFrame
+from gemma_runtime.text.frame import CANONICAL_TEMPLATE, ChatFrame
 
 _USER, _REPLY, _USER_2 = (f"{index}{'7' * 38}{index}" for index in range(3))
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from tokenizers import Tokenizer
 
 from gemma_export.checkpoint import TokenizerFiles
-from gemma_runtime.text.chat import CANONICAL_TEMPLATE
+from gemma_runtime.text.frame import CANONICAL_TEMPLATE
 
 # Gemma 4's format, written by us: the system turn is a role of its own.
 _GEMMA4 = """\

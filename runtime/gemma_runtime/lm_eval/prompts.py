@@ -10,7 +10,8 @@ from typing import Literal, cast
 
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import EvaluationError, TokenizerError
-from gemma_runtime.text.chat import CANONICAL_TEMPLATE, Message, encode_chat, render_chat
+from gemma_runtime.text.chat import Message, encode_chat, render_chat
+from gemma_runtime.text.frame import CANONICAL_TEMPLATE
 from gemma_runtime.text.tokenizer import Tokenizer
 
 _Role = Literal["system", "user", "assistant"]

@@ -14,23 +14,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from gemma_runtime.errors import TokenizerError
+from gemma_runtime.text.frame import CANONICAL_TEMPLATE, ChatFrame
 from gemma_runtime.text.mask import Mask
-from gemma_runtime.text.template import TemplateRefusal, render_template
+from gemma_runtime.text.template import TemplateRefusal
 from gemma_runtime.text.tokenizer import Tokenizer
 from gemma_runtime.text.tools import Json, Schema, ToolCall, call_text, check_tools, tool_prompt
-
-# For checkpoints without a template: Gemma's turn format, written by us.
-CANONICAL_TEMPLATE = """\
-{{ bos_token }}
-{%- for message in messages %}
-    {%- if message.role == "system" %}{{ raise_exception("no system turn") }}{% endif %}
-    {%- set speaker = "model" if message.role == "assistant" else "user" %}
-    {{- "<start_of_turn>" + speaker + "\\n" + message.content | trim + "<end_of_turn>\\n" }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- "<start_of_turn>model\\n" }}
-{%- endif %}
-"""
 
 _SYSTEM = ("system", "developer")
 
@@ -68,6 +56,7 @@ def encode_chat(
     eos_token: int | None = None,
     *,
     tools: Sequence[Schema] = (),
+    thinking: bool = False,
 ) -> list[int]:
     """Token ids of a conversation, up to the start of the model's next turn.
 
@@ -75,11 +64,14 @@ def encode_chat(
     Hugging Face's conventions; None selects Gemma's format. `eos_token` is what the template may
     write as `eos_token`; None selects `<eos>`. If the template rejects a system turn, the system
     text is put in front of the first user turn. `tools` are JSON schemas; if the template leaves
-    them out, they go into the system turn, as Gemma 3's documented prompt. Raises TokenizerError if
-    turns don't alternate or the template fails.
+    them out, they go into the system turn, as Gemma 3's documented prompt. `thinking` asks the
+    model to think before it answers. Raises TokenizerError if turns don't alternate, the template
+    fails, or it has no thinking to turn on.
     """
     _check_turns(messages)
     frame = _frame(tokenizer, template, bos_token, eos_token)
+    if thinking:
+        frame = frame.with_thinking()
     tools = check_tools(tools)
     mask = Mask(tokenizer.control_pieces)
     if tools or any(message.tool_calls or message.role == "tool" for message in messages):
@@ -124,46 +116,12 @@ def render_chat(
 
 def _frame(
     tokenizer: Tokenizer, template: str | None, bos_token: int, eos_token: int | None
-) -> "ChatFrame":
+) -> ChatFrame:
     return ChatFrame(
         template=CANONICAL_TEMPLATE if template is None else template,
         bos=_piece(tokenizer, bos_token),
         eos=_piece(tokenizer, tokenizer.token_id("<eos>") if eos_token is None else eos_token),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class ChatFrame:
-    """A template, and the bos and eos pieces that it may write."""
-
-    template: str
-    bos: str
-    eos: str
-    tools: list[Schema] | None = None
-
-    def render(self, turns: Sequence[tuple[str, str] | dict[str, Json]]) -> str:
-        """Render turns, as (role, content) or whole, as text, up to the start of the reply."""
-        names = {
-            "messages": [
-                turn if isinstance(turn, dict) else {"role": turn[0], "content": turn[1]}
-                for turn in turns
-            ],
-            "add_generation_prompt": True,
-            "bos_token": self.bos,
-            "eos_token": self.eos,
-            "tools": self.tools,
-            "documents": None,
-        }
-        return render_template(self.template, names)
-
-    def leaves_out_tools(self) -> bool:
-        """Whether the template writes the same text with tools as without."""
-        function = {"name": "f", "description": "f", "parameters": {"type": "object"}}
-        probe = replace(self, tools=[{"type": "function", "function": function}])
-        try:
-            return probe.render([("user", "0")]) == self.render([("user", "0")])
-        except TokenizerError:
-            return False  # it reads the tools, or wants another conversation
 
 
 def _piece(tokenizer: Tokenizer, token: int | None) -> str:

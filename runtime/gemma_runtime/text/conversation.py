@@ -35,6 +35,8 @@ class Conversation:
     With `tools` (JSON schemas, as transformers takes them) a reply's result has the calls of tools;
     `send_results` gives the model what they returned.
 
+    With `thinking`, the model thinks before it answers; later turns don't see its thoughts.
+
     With `drafts`, repeated passages are guessed, and several tokens checked in one step.
 
     `examples` are turns that it begins with after the system turn, and never forgets. A `baked`
@@ -58,6 +60,7 @@ class Conversation:
         tools: Sequence[Schema] = (),
         drafts: bool = False,
         baked: Baked | None = None,
+        thinking: bool = False,
     ) -> None:
         self._session = session
         self._tokenizer = tokenizer
@@ -76,6 +79,7 @@ class Conversation:
         self._opening = opening.turns(template)
         self._roll = roll
         self._drafts = drafts
+        self._thinking = thinking
         self.reset()
 
     def reset(self) -> None:
@@ -215,6 +219,7 @@ class Conversation:
             self._bos_token,
             self._eos_token,
             tools=self._tools,
+            thinking=self._thinking,
         )
 
     def _keep_beginning(self, tokens: Sequence[int]) -> int:

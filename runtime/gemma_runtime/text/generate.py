@@ -13,6 +13,7 @@ from gemma_runtime.text.draft import Drafter
 from gemma_runtime.text.matcher import Matcher, allowed_tokens
 from gemma_runtime.text.sampler import Sampler, Sampling
 from gemma_runtime.text.stop_strings import StopStrings
+from gemma_runtime.text.thoughts import Thoughts
 from gemma_runtime.text.tokenizer import Tokenizer
 from gemma_runtime.text.tools import CALL, ToolCall, find_calls
 
@@ -40,6 +41,7 @@ class Generation:
     seconds: float  # in total
     steps: int  # calls of the model after the prompt
     tool_calls: tuple[ToolCall, ...] = ()  # what the model wants to call; not in the text
+    thought: str = ""  # what it wrote for itself before the answer; not in the text
 
 
 def generate(
@@ -149,10 +151,13 @@ class TextGeneration:
 
     def _run(self) -> Generator[str]:
         started = perf_counter()
-        decoder = self._tokenizer.stream()
+        decoder, thoughts = self._tokenizer.stream(), Thoughts(self._tokenizer)
         reason = None
         for token in self._loop:
-            yield from self._emit(self._stop_strings.push(decoder.push(token)))
+            piece = decoder.push(token)
+            if thoughts.take(token, piece):
+                continue
+            yield from self._emit(self._stop_strings.push(piece))
             if self._stop_strings.found:
                 reason = StopReason.STOP_STRING
                 break
@@ -164,6 +169,7 @@ class TextGeneration:
         text, calls = self._read_calls(reason)
         self._result = Generation(
             text=text,
+            thought=thoughts.text,
             tool_calls=calls,
             prompt_tokens=len(self._loop.prompt),
             new_tokens=len(self._loop.tokens),

@@ -74,6 +74,7 @@ class GuardedConversation:
 
 def _shown(result: Generation) -> str:
     """All that a reader or a tool gets of a reply."""
+    text = f"{result.thought}\n{result.text}".strip() if result.thought else result.text
     if not result.tool_calls:
-        return result.text
-    return f"{result.text}\n{msgspec.json.encode(result.tool_calls).decode()}".strip()
+        return text
+    return f"{text}\n{msgspec.json.encode(result.tool_calls).decode()}".strip()

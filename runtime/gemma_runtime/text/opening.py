@@ -35,7 +35,9 @@ class Opening:
             return [Message("developer", ACTIVATION if system is None else system), *self.examples]
         return [*([] if system is None else [Message("system", system)]), *self.examples]
 
-    def encode(self, tokenizer: Tokenizer, manifest: Manifest, content: str) -> list[int]:
+    def encode(
+        self, tokenizer: Tokenizer, manifest: Manifest, content: str, thinking: bool = False
+    ) -> list[int]:
         """The tokens of a prompt: the text and what follows it, or a chat with a turn of the user.
 
         Raises TokenizerError if the template refuses it.
@@ -49,6 +51,7 @@ class Opening:
             manifest.bos_token,
             manifest.eos_token,
             tools=self.tools,
+            thinking=thinking,
         )
 
     def prefix(self, tokenizer: Tokenizer, manifest: Manifest) -> list[int]:

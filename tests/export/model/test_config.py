@@ -209,6 +209,7 @@ def test_a_mixture_of_experts_is_refused() -> None:
         ({"num_key_value_heads": 3}, "expected a multiple of num_key_value_heads, 3"),
         ({"attn_logit_softcapping": -1.0}, "attn_logit_softcapping is -1.0"),
         ({"model_type": "gemma4_text", "num_kv_shared_layers": 4}, "num_kv_shared_layers is 4"),
+        ({"model_type": "gemma4_text", "num_kv_shared_layers": 5}, "num_kv_shared_layers is 5"),
         ({"model_type": "gemma4_text", "vocab_size_per_layer_input": 9}, "expected vocab_size"),
     ],
 )

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from gemma_export.formats.codes import dequantize, pack, unpack
 from gemma_export.formats.format import Format
-from gemma_export.model.config import TABLE
+from gemma_export.model.config import PER_LAYER_TABLE, TABLE
 from gemma_export.model.sizes import find_official
 from gemma_export.quantize.recipe import RECIPES, bits_per_weight, find_recipe, load_recipe
 from gemma_export.quantize.round import round_rows, shared_scale
@@ -77,6 +77,20 @@ def test_bits_per_weight_include_scales_and_zero_points() -> None:
     config = find_official("270m").config
     formats = RECIPES["int4"].formats(config)
     assert bits_per_weight(config, formats) == 4.5
+
+
+def test_gates_of_per_layer_embeddings_are_int8_unless_a_rule_names_them(tmp_path: Path) -> None:
+    """The table of per-layer embeddings, most of the model, is what the recipe says."""
+    config = find_official("e2b").config
+    small = "model.layers.0.per_layer_projection.weight"
+    for recipe in ("int4", "int4-asym", "mixed"):
+        formats = find_recipe(recipe).formats(config)
+        assert {formats[name] for name in formats if ".per_layer_" in name} == {Format(8)}
+        assert formats[PER_LAYER_TABLE].bits == 4
+    assert find_recipe("none").formats(config)[small].is_float
+    path = tmp_path / "own.yaml"
+    path.write_text(f"base: int4\ntensors:\n  {small}: {{bits: 4}}\n")
+    assert load_recipe(path).formats(config)[small] == Format(4)
 
 
 def test_a_recipe_file_overrides_its_base_by_pattern(tmp_path: Path) -> None:

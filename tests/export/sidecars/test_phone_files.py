@@ -12,7 +12,8 @@ from gemma_export.sidecars.chat_format import chat_format
 from gemma_export.sidecars.compact_tokenizer import Kind, compact_tokenizer
 from gemma_export.sidecars.phone_files import phone_files
 from gemma_runtime.errors import TokenizerError
-from gemma_runtime.text.chat import CANONICAL_TEMPLATE, Message, encode_chat
+from gemma_runtime.text.chat import Message, encode_chat
+from gemma_runtime.text.frame import CANONICAL_TEMPLATE
 from gemma_runtime.text.tokenizer import Tokenizer
 from tests.data.phone_vectors import TURNS, VECTORS, vectors
 from tests.export.conftest import Notes

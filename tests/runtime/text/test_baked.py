@@ -15,8 +15,9 @@ from gemma_runtime.errors import BakedError, ContextFull
 from gemma_runtime.session import Session, open_session
 from gemma_runtime.snapshot import Snapshot
 from gemma_runtime.text.baked import Baking, bake, open_baked
-from gemma_runtime.text.chat import CANONICAL_TEMPLATE, Message
+from gemma_runtime.text.chat import Message
 from gemma_runtime.text.conversation import Conversation
+from gemma_runtime.text.frame import CANONICAL_TEMPLATE
 from gemma_runtime.text.opening import Opening
 from gemma_runtime.text.tokenizer import Tokenizer, load_tokenizer
 from tests.runtime.real_bundles import export_random

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_runtime.errors import TokenizerError
-from gemma_runtime.text.chat import CANONICAL_TEMPLATE, Message, encode_chat
+from gemma_runtime.text.chat import Message, encode_chat
+from gemma_runtime.text.frame import CANONICAL_TEMPLATE
 from gemma_runtime.text.tokenizer import Tokenizer
 from tests.runtime.conftest import BOS, RESERVED, SPECIAL
 
