@@ -64,7 +64,8 @@ class _Format:
 def describe_maker(bundle: Bundle) -> Maker:
     """What numbers computed here, with this bundle, depend on."""
     manifest = bundle.manifest
-    packages = {*manifest.target.packages, *BACKENDS[manifest.target.name].computes_with}
+    backend = BACKENDS.get(manifest.target.name)
+    packages = {*manifest.target.packages, *(backend.computes_with if backend else ())}
     release = platform.mac_ver()[0]  # on macOS, Core ML is part of the system
     return Maker(
         bundle=bundle.digest(),

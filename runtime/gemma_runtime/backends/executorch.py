@@ -115,6 +115,7 @@ class _Attributes:
         self._buffer(name)[..., : value.shape[-2], :] = value
 
     def _buffer(self, name: str) -> Array:
+        # executorch's public wrapper of a method doesn't pass this on.
         found: Array = self._method._method.get_attribute(name).numpy()
         return found
 

@@ -94,7 +94,8 @@ class LlamaSession(ChunkedSession):
     def _write_caches(self, snapshot: Snapshot) -> None:
         """llama.cpp checks the layout itself; here, that it took the tokens that it should.
 
-        Of local layers it has saved only the last window.
+        Of local layers it has saved only the last window, and puts it into the first cells. So
+        with several threads, which share the cells out, single tokens then round differently.
         """
         data = snapshot.caches.get(_STATE)
         if data is None or data.dtype != np.uint8 or data.ndim != 1:
