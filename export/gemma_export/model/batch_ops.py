@@ -68,10 +68,7 @@ class BatchOps(TorchOps):
                 q, k, v, attn_mask=mask, scale=layer.scale, enable_gqa=True
             )
         else:  # torch's fused attention has no softcap
-            shared = layer.heads // layer.kv_heads
-            k, v = (x.repeat_interleave(shared, 1) for x in (k, v))  # (B, H, T, D)
-            scores = q @ k.transpose(-1, -2) * layer.scale  # (B, H, T, T)
-            y = soft_capped(scores, layer.softcap).masked_fill(~mask, float("-inf")).softmax(-1) @ v
+            y = _attention(q, k, layer, mask) @ _per_query_head(v, layer)
         return y.transpose(1, 2).flatten(-2)  # (B, T, H · D)
 
     def add_norm(
@@ -93,6 +90,36 @@ class ObservingOps(BatchOps):
         for weight in weights:  # all share one tensor
             self._inputs[weight.name] = rows
         return super().project(x, weights)
+
+
+def _attention(q: Tensor, k: Tensor, layer: LayerSpec, mask: Tensor) -> Tensor:
+    """The weights of queries (B, H, T, D) on keys (B, K, T, D), with a softcap: (B, H, T, T)."""
+    scores = q @ _per_query_head(k, layer).transpose(-1, -2) * layer.scale
+    return soft_capped(scores, layer.softcap).masked_fill(~mask, float("-inf")).softmax(-1)
+
+
+def _per_query_head(x: Tensor, layer: LayerSpec) -> Tensor:
+    """(B, K, T, D) → (B, H, T, D)."""
+    return x.repeat_interleave(layer.heads // layer.kv_heads, 1)
+
+
+class CachingOps(BatchOps):
+    """Records what would be cached, but before rope, and how much attention it gets."""
+
+    keys: Tensor  # (B, K, T, D)
+    values: Tensor  # (B, K, T, D)
+    attention: Tensor  # (B, K, T): squared weights, summed over the queries and their heads
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
+        self.keys, self.values = (split_heads(x, layer.kv_heads) for x in (k, v))
+        q = rotate(split_heads(q, layer.heads), layer.rope)  # (B, H, T, D)
+        k = rotate(self.keys, layer.rope)
+        weights = _attention(q, k, layer, visible(q.shape[-2], layer.window))  # (B, H, T, T)
+        received = weights.square().sum(-2)  # (B, H, T)
+        B, _, T = received.shape
+        self.attention = received.view(B, layer.kv_heads, -1, T).sum(2)
+        y = weights @ _per_query_head(self.values, layer)
+        return y.transpose(1, 2).flatten(-2)  # (B, T, H · D)
 
 
 class GradientOps(BatchOps):

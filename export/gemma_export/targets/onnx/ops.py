@@ -14,6 +14,7 @@ from onnx import TensorProto
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.format import stacks
 from gemma_export.model.config import LayerSpec
+from gemma_export.model.int8_cache import LayerScales
 from gemma_export.model.ops import lookup_scale
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets.onnx.graph import MICROSOFT, Attribute, GraphBuilder
@@ -27,6 +28,14 @@ ACCURACY_LEVEL = "accuracy_level"
 FLOAT_ACTIVATIONS, _INT8_ACTIVATIONS = 0, 4
 
 
+_INT8_CACHE: Mapping[str, Attribute] = {
+    "k_quant_type": "PER_CHANNEL",
+    "v_quant_type": "PER_CHANNEL",
+    "kv_cache_bit_width": 8,
+}
+_NO_BIASES = ("", "", "")  # inputs of GroupQueryAttention: position_ids, attention_bias, head_sink
+
+
 class OnnxOps:
     """Builds the graph. Values are names of tensors; each weight is written once."""
 
@@ -37,12 +46,14 @@ class OnnxOps:
         caches: Sequence[LayerCache],
         context: int,
         epsilon: float,
+        scales: Sequence[LayerScales] | None,  # of int8 caches
     ) -> None:
         self._graph = graph
         self._io = io
         self._caches = caches
         self._context = context
         self._epsilon = epsilon
+        self._scales = scales
         self._seqlens: str | None = None
 
     def finish(self, logits: str) -> None:
@@ -92,6 +103,9 @@ class OnnxOps:
         past, present = ([spec.name for spec in specs] for specs in zip(*caches, strict=True))
         total = self._name(TensorRole.TOTAL)
         inputs = [q, k, v, *past, self._last_position(), total, *self._rope(layer)]
+        if self._scales is not None:
+            attributes |= _INT8_CACHE
+            inputs += [*_NO_BIASES, *self._cache_scales(index, self._scales[index])]
         outputs = [f"attended_{index}", *present]
         return self._graph.node("GroupQueryAttention", inputs, attributes, MICROSOFT, outputs)[0]
 
@@ -231,6 +245,12 @@ class OnnxOps:
             self._graph.array(f"{name}_cos", np.cos(angle).astype(np.float32))
             self._graph.array(f"{name}_sin", np.sin(angle).astype(np.float32))
         return f"{name}_cos", f"{name}_sin"
+
+    def _cache_scales(self, index: int, scales: LayerScales) -> Iterator[str]:
+        """Names of the scales of keys and values, (1, K, 1, D)."""
+        for part, values in (("keys", scales.keys), ("values", scales.values)):
+            name = f"cache_scales.{index}.{part}"
+            yield self._graph.constant(name, values[None, :, None].numpy())
 
     def _last_position(self) -> str:
         """GroupQueryAttention's seqlens_k: the index of the last token, (1,)."""
