@@ -5,8 +5,9 @@
 Exports the checkpoint once per recipe, scores the text with each bundle, and compares the full
 distributions at every position. A blank line in the text starts a new segment.
 
-`NAME@BITS` means a recipe with a budget (`--quant NAME --bits BITS`). `llama.cpp-q4_0` means the
-codes of llama.cpp's own Q4_0 quantizer, exported unchanged.
+`NAME@BITS` means a recipe with a budget (`--quant NAME --bits BITS`), and `+int8-cache` after it
+means int8 caches (`--cache int8`). `llama.cpp-q4_0` means the codes of llama.cpp's own Q4_0
+quantizer, exported unchanged.
 """
 
 import argparse
@@ -39,6 +40,7 @@ from gemma_runtime.session import open_session
 from gemma_runtime.text.tokenizer import load_tokenizer
 
 _LLAMA = "llama.cpp-q4_0"
+_INT8_CACHE = "+int8-cache"
 Logits = NDArray[np.float32]
 
 
@@ -94,13 +96,14 @@ def _export(checkpoint: str, recipe: str, folder: Path) -> Bundle:
     if recipe == _LLAMA:
         source = _write_llama_q4_0(open_checkpoint(checkpoint), folder / "q4_0.gguf")
         checkpoint, recipe = str(source), "source"
-    name, _, bits = recipe.partition("@")
+    name, _, bits = recipe.removesuffix(_INT8_CACHE).partition("@")
     request = ExportRequest(
         targets=("onnx",),
         recipe=find_recipe(name),
         checkpoint=checkpoint,
         bits=float(bits) if bits else None,
         context_length=1024,
+        cache="int8" if recipe.endswith(_INT8_CACHE) else None,
         output=folder / recipe,
     )
     return export_bundles(request, ConsoleReporter(Console(stderr=True)))[0].bundle

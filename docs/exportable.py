@@ -160,13 +160,19 @@ def refused() -> str:
 
 
 def targets() -> str:
-    """Each target with its weight formats."""
+    """Each target with its weight formats and its types of caches."""
     from gemma_export.targets import all_targets
 
     return _table(
-        ("`--target`", "runs in", "extra", "weight formats"),
+        ("`--target`", "runs in", "extra", "weight formats", "caches"),
         (
-            (f"`{t.name}`", t.label + ", a beta" * t.is_beta, f"`{t.extra}`", t.formats)
+            (
+                f"`{t.name}`",
+                t.label + ", a beta" * t.is_beta,
+                f"`{t.extra}`",
+                t.formats,
+                _code(t.caches) + (f": {t.only_caches}" if t.only_caches else ""),
+            )
             for t in all_targets()
         ),
     )

@@ -19,6 +19,7 @@ from gemma_export.targets import TARGETS, all_targets, require_packages, target_
 from gemma_export.targets.spec import Option
 from gemma_runtime.command import run_app
 from gemma_runtime.errors import nearest_first
+from gemma_runtime.manifest import CACHE_WIDTHS
 
 if TYPE_CHECKING:
     from gemma_export.pipeline import ExportResult
@@ -182,7 +183,7 @@ _Calibration = Annotated[
     Path | None,
     typer.Option(
         rich_help_panel=_QUANTIZATION,
-        help="Text for --bits and for the -gptq and -distilled recipes: a file or a folder. "
+        help="Text for --bits, the calibrated recipes and --cache int8: a file or a folder. "
         "\\[the text included in gemma-export]",
     ),
 ]
@@ -214,6 +215,15 @@ _FullCache = Annotated[
         "--full-cache",
         rich_help_panel=_LAYOUT,
         help="Give local layers caches for the whole context too, for older runtimes.",
+    ),
+]
+_Cache = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=_LAYOUT,
+        help="Type of the KV caches. int8 (only onnx) takes a quarter of float32's memory; its "
+        "scales are measured on --calibration. \\[float32; float16 if the target has no other]",
+        autocompletion=_completing(CACHE_WIDTHS),
     ),
 ]
 _Output = Annotated[
@@ -275,6 +285,7 @@ def export(
     context: _Context = None,
     prefill: _Prefill = None,
     full_cache: _FullCache = False,
+    cache: _Cache = None,
     target: str = "onnx",
     output: _Output = None,
     force: _Force = False,
@@ -304,6 +315,7 @@ def export(
         context_length=context,
         prefill_length=prefill,
         full_cache=full_cache,
+        cache=cache,
         options=_given(options),
         output=output,
         max_ram=parse_bytes(max_ram) if max_ram else None,
@@ -494,6 +506,8 @@ def _summary(result: "ExportResult") -> "_Summary":
         bytes=sum(file.bytes for file in manifest.files.values()),
         context_length=manifest.context_length,
         quality=manifest.quality,
+        cache=manifest.cache_dtype,
+        cache_quality=manifest.int8_caches.quality if manifest.int8_caches else None,
         seconds=result.seconds,
         peak_rss_bytes=result.peak_rss_bytes,
     )
@@ -513,6 +527,8 @@ class _Summary:
     bytes: int
     context_length: int
     quality: "Agreement"  # quantized against float32 weights, both run by the reference
+    cache: str  # type of the KV caches
+    cache_quality: "Agreement | None"  # int8 against float32 caches, both with quantized weights
     seconds: float
     peak_rss_bytes: int
 
@@ -520,7 +536,8 @@ class _Summary:
 def _lines(summary: _Summary) -> list[tuple[str, str]]:
     from gemma_runtime.machine import format_bytes
 
-    quality = summary.quality
+    caches = summary.cache_quality
+    of_caches = f"; int8 caches alone: {_distance(caches)}" if caches else ""
     return [
         ("model", summary.model),
         ("weights", f"{summary.recipe}, {summary.bits_per_weight:.2f} bits"),
@@ -528,9 +545,13 @@ def _lines(summary: _Summary) -> list[tuple[str, str]]:
         ("context", f"{summary.context_length} tokens"),
         (
             "quality",
-            f"KL {quality.mean_kl:.4f}, top-1 {quality.top1:.1%} to the float32 weights, "
-            f"over {quality.positions} golden tokens",
+            f"{_distance(summary.quality)} to the float32 weights, over "
+            f"{summary.quality.positions} golden tokens" + of_caches,
         ),
         ("export", f"{summary.seconds:.1f} s, peak {format_bytes(summary.peak_rss_bytes)}"),
         ("next", target_spec(summary.target).next_step.format(bundle=summary.bundle)),
     ]
+
+
+def _distance(quality: "Agreement") -> str:
+    return f"KL {quality.mean_kl:.4f}, top-1 {quality.top1:.1%}"

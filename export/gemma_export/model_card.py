@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gemma_export.model.families import FAMILIES
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.machine import format_bytes
-from gemma_runtime.manifest import Manifest
+from gemma_runtime.manifest import AttentionKind, Manifest
 
 if TYPE_CHECKING:  # imports numpy
     from gemma_runtime.measure.bench import Benchmark, BundleFigures
@@ -79,12 +79,14 @@ def _introduction(manifest: Manifest, repo_id: str) -> str:
         page = f"https://huggingface.co/{model.id}"
         commit = f"[`{model.revision[:12]}`]({page}/tree/{model.revision})"
         source = f"[{model.id}]({page}) at commit {commit}"
+    cache_bytes = sum(map(manifest.cache_bytes, AttentionKind))
     rows = [
         ("Base model", source),
         ("Family", f"{family}, {model.parameters:,} parameters"),
         ("Runtime", f"{manifest.target.label} {manifest.target.min_runtime_version}".strip()),
         ("Weights", f"{quantization.recipe}, {quantization.bits_per_weight:.2f} bits per weight"),
         ("Context", f"{manifest.context_length} tokens"),
+        ("KV caches", f"{manifest.cache_dtype}, {format_bytes(cache_bytes)}"),
         ("Size", format_bytes(sum(file.bytes for file in manifest.files.values()))),
     ]
     title = f"# {repo_id.partition('/')[2]}"
@@ -118,7 +120,8 @@ def _quality(manifest: Manifest) -> str:
         ("Mean KL divergence", f"{quality.mean_kl:.4f} nats"),
         ("99th percentile of KL", f"{quality.p99_kl:.3f} nats"),
     ]
-    text = f"Distance of these weights to the float32 weights, over {quality.positions} tokens."
+    what = "weights" if manifest.int8_caches is None else "weights, with int8 caches,"
+    text = f"Distance of these {what} to the float32 weights, over {quality.positions} tokens."
     return f"## Quality\n\n{text}\n\n{_table(('Figure', 'Value'), rows)}"
 
 

@@ -11,17 +11,31 @@ from gemma_export.checkpoint.open import open_checkpoint
 from gemma_export.formats.format import Format
 from gemma_export.memory import MemoryCeiling
 from gemma_export.model.config import GemmaConfig
+from gemma_export.model.int8_cache import LayerScales, scales_digest
 from gemma_export.parallel import one_thread_each
 from gemma_export.progress import QuietReporter, Reporter, guarded, guarded_stage
 from gemma_export.quantize.calibrate.budget import Budget, spend_budget
+from gemma_export.quantize.calibrate.cache_scales import (
+    SEQUENCES,
+    measure_caches,
+    measured_bytes,
+    measured_scales,
+)
 from gemma_export.quantize.calibrate.text import Calibration
 from gemma_export.quantize.calibrate.workspace import Workspace
-from gemma_export.quantize.calibrated import CalibratedWeights, peak_bytes
+from gemma_export.quantize.calibrated import CalibratedWeights, peak_bytes, scales_peak_bytes
 from gemma_export.quantize.kept import require_exact, resolve_recipe
 from gemma_export.quantize.recipe import Recipe, bits_per_weight, write_recipe
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
-from gemma_export.request import ExportRequest, export_geometry, find_choice, plan_export
+from gemma_export.request import (
+    ExportRequest,
+    check_request,
+    export_geometry,
+    find_choice,
+    plan_export,
+)
 from gemma_export.sidecars.reference import Reference, record_reference
+from gemma_export.sidecars.reference import passes as reference_passes
 from gemma_export.sidecars.teacher import passes, record_teacher
 from gemma_export.sidecars.text import ExportText, WantedText, read_text
 from gemma_export.targets import (
@@ -36,7 +50,14 @@ from gemma_export.targets import (
 from gemma_runtime.bundle import MANIFEST, Bundle, check_writable, describe_files, staged_folder
 from gemma_runtime.cache import writable_cache
 from gemma_runtime.machine import peak_rss_bytes
-from gemma_runtime.manifest import SCHEMA_VERSION, CalibratedOn, Manifest, Model, Quantization
+from gemma_runtime.manifest import (
+    SCHEMA_VERSION,
+    CalibratedOn,
+    Int8Caches,
+    Manifest,
+    Model,
+    Quantization,
+)
 from gemma_runtime.proof.goldens import save_goldens
 from gemma_runtime.proof.teacher import TEACHER, TeacherSegment, save_teacher
 
@@ -61,6 +82,7 @@ def export_bundles(request: ExportRequest, report: Reporter | None = None) -> li
     started = time.monotonic()
     report = report or QuietReporter()
     writable_cache()
+    check_request(request)
     targets = load_targets(request.targets, request.options)
     for target in targets:
         require_packages(target.name)
@@ -79,25 +101,36 @@ def export_bundles(request: ExportRequest, report: Reporter | None = None) -> li
     for target in targets:
         plan = plan_export(checkpoint.config, request, recipe, target)
         ceiling.check_estimate(plan.export_peak_bytes)
+    if request.has_int8_caches:
+        ceiling.check_estimate(scales_peak_bytes(checkpoint.config))
     if is_calibrated:
         ceiling.check_estimate(peak_bytes(checkpoint.config, recipe, request.bits))
     for note in (*checkpoint.notes, *choice.notes, *resolved.notes, *plain):
         report.note(note)
 
     layouts = [target.caches(checkpoint.config, geometry) for target in targets]
-    sources = WantedText(request.eval_text, is_calibrated, request.calibration)
+    sources = WantedText(
+        request.eval_text, is_calibrated or request.has_int8_caches, request.calibration
+    )
     text = read_text(checkpoint, geometry.context_length, layouts, sources, report)
     with one_thread_each():
         if request.bits is not None and text.calibration is not None:
             budget = Budget(recipe, request.bits)
             recipe = _spend(budget, targets, checkpoint, text.calibration, report, ceiling)
         store = _quantize(checkpoint, recipe, text.calibration, report, ceiling)
-        reference = _reference(checkpoint, store, text.prompts, report, ceiling)
+        scales = None
+        if request.has_int8_caches and text.calibration is not None:
+            space = Workspace(checkpoint, recipe, text.calibration)
+            scales = _cache_scales(space, store, geometry.context_length, report, ceiling)
+        reference = _reference(checkpoint, store, text.prompts, scales, report, ceiling)
         teacher = _teacher(checkpoint, text.segments, report, ceiling)
     results = []
     for target, output in zip(targets, outputs, strict=True):
         with staged_folder(output, request.force) as folder:
-            work = _Work(checkpoint, text, store, recipe, geometry, reference, folder, teacher)
+            work = _Work(
+                checkpoint, text, store, recipe, is_calibrated, geometry, scales, reference, folder,
+                teacher,
+            )  # fmt: skip
             artifact = _write(target, work, report, ceiling)
             manifest = _manifest(work, artifact, {**artifact.roles, **_write_sidecars(work)})
             (folder / MANIFEST).write_bytes(manifest.to_json())
@@ -116,7 +149,9 @@ class _Work:
     text: ExportText
     store: QuantizedStore
     recipe: Recipe
+    is_calibrated: bool  # whether codes depend on the calibration text
     geometry: Geometry
+    scales: list[LayerScales] | None  # of int8 caches
     reference: Reference
     folder: Path
     teacher: list[TeacherSegment]  # empty without --eval-text
@@ -177,16 +212,31 @@ def _quantize(
         return open_or_build_store(checkpoint, recipe, guarded(tick, ceiling), None, report.note)
 
 
+def _cache_scales(
+    work: Workspace,
+    store: QuantizedStore,
+    context: int,
+    report: Reporter,
+    ceiling: MemoryCeiling,
+) -> list[LayerScales]:
+    with work.locked(report.note):
+        if left := measured_bytes(work, context):
+            with report.stage("caches", left) as tick:
+                measure_caches(work, store, context, guarded(tick, ceiling))
+        return measured_scales(work, context)
+
+
 def _reference(
     checkpoint: Checkpoint,
     store: QuantizedStore,
     prompts: Mapping[str, list[int]],
+    scales: list[LayerScales] | None,
     report: Reporter,
     ceiling: MemoryCeiling,
 ) -> Reference:
-    passes = 2 * len({len(prompt) for prompt in prompts.values()})
+    passes = reference_passes(scales) * len({len(prompt) for prompt in prompts.values()})
     with report.stage("reference", checkpoint.config.parameters * 4 * passes) as tick:
-        return record_reference(checkpoint, store, prompts, guarded(tick, ceiling))
+        return record_reference(checkpoint, store, prompts, scales, guarded(tick, ceiling))
 
 
 def _teacher(
@@ -207,7 +257,14 @@ def _write(target: Target, work: _Work, report: Reporter, ceiling: MemoryCeiling
     peak = work.reference.headroom.max_abs
     text = work.text
     job = ExportJob(
-        config, work.store, work.geometry, text.stop_tokens, peak, work.checkpoint, text.files
+        config,
+        work.store,
+        work.geometry,
+        text.stop_tokens,
+        peak,
+        work.checkpoint,
+        text.files,
+        work.scales,
     )
     total = round(config.parameters * bits_per_weight(config, work.store.formats) / 8)
     with report.stage(target.name, total) as tick:
@@ -243,6 +300,7 @@ def _tensors(config: GemmaConfig, formats: Mapping[str, Format]) -> dict[str, st
 
 def _manifest(work: _Work, artifact: Artifact, roles: dict[str, str]) -> Manifest:
     checkpoint, config, formats = work.checkpoint, work.checkpoint.config, work.store.formats
+    text = work.text.calibration
     return Manifest(
         schema_version=SCHEMA_VERSION,
         model=Model(
@@ -259,7 +317,7 @@ def _manifest(work: _Work, artifact: Artifact, roles: dict[str, str]) -> Manifes
             bits_per_weight=bits_per_weight(config, formats),
             codes_digest=work.store.codes_digest,
             tensors=_tensors(config, formats),
-            calibration=_calibrated_on(work.text.calibration),
+            calibration=_calibrated_on(text) if text and work.is_calibrated else None,
         ),
         vocab_size=config.vocab_size,
         context_length=work.geometry.context_length,
@@ -278,11 +336,18 @@ def _manifest(work: _Work, artifact: Artifact, roles: dict[str, str]) -> Manifes
         roles=roles,
         tools={name: metadata.version(name) for name in ("gemma-export", *artifact.tools)},
         ropes=dict(config.ropes),
+        int8_caches=_int8_caches(work),
     )
 
 
-def _calibrated_on(calibration: Calibration | None) -> CalibratedOn | None:
-    if calibration is None:
+def _int8_caches(work: _Work) -> Int8Caches | None:
+    text, quality = work.text.calibration, work.reference.cache_quality
+    if work.scales is None or text is None or quality is None:
         return None
+    measured_on = _calibrated_on(text.first(SEQUENCES))
+    return Int8Caches(scales_digest(work.scales), measured_on, quality)
+
+
+def _calibrated_on(calibration: Calibration) -> CalibratedOn:
     tokens = calibration.tokens.numel()
     return CalibratedOn(calibration.source, tokens, calibration.seed, calibration.digest)

@@ -15,10 +15,10 @@ from gemma_export.formats.format import FLOAT, Format, stacks
 from gemma_export.model.config import HEAD, PER_LAYER_TABLE, TABLE, GemmaConfig
 from gemma_export.quantize.recipe import bits_per_weight
 from gemma_export.sidecars.prompts import JUDGED, PROMPTS, long_length
-from gemma_export.targets import Geometry, target_spec
+from gemma_export.targets import Geometry, cache_dtype, target_spec
 from gemma_export.targets.spec import Costs
 from gemma_runtime.machine import format_bytes
-from gemma_runtime.manifest import AttentionKind, LayerCache
+from gemma_runtime.manifest import CACHE_WIDTHS, AttentionKind, LayerCache
 
 Component = Literal["table", "head", "per_layer", "attention", "mlp", "norms", "ropes"]
 _COMPONENTS: tuple[Component, ...] = ("table", "head", "per_layer", "attention", "mlp", "norms")
@@ -26,7 +26,7 @@ _TABLES: Mapping[str, Component] = {TABLE: "table", HEAD: "head", PER_LAYER_TABL
 Verdict = Literal["fits", "tight", "does not fit"]
 
 _GIB = 1 << 30
-_FLOAT_BYTES = 4  # caches, logits, norms, rope tables, and scales in memory
+_FLOAT_BYTES = 4  # logits, norms, rope tables, and scales in memory
 _SCALE_BYTES = 2  # scales in the file
 
 # The share of a phone's RAM that an app may use, as a rule of thumb. iOS ends a process near half
@@ -78,6 +78,7 @@ class ArtifactBytes:
 class CacheBytes:
     """Bytes of all layers' keys and values, by attention kind."""
 
+    dtype: str
     local: int
     full: int  # global layers
     saved: int  # by ring caches, compared to caching the whole context on every layer
@@ -132,13 +133,14 @@ def make_plan(
     caches: Sequence[LayerCache],
     geometry: Geometry,
     target: str,
+    cache: str | None = None,
 ) -> Plan:
-    """Compute the plan from the shapes alone."""
+    """Compute the plan from the shapes alone. `cache` is the caches' type, or None."""
     parameters = _parameters(config)
     costs = target_spec(target).costs
     artifact = _artifact(config, formats, geometry.context_length, costs)
-    cache_bytes = _caches(caches, geometry.context_length, costs.float_bytes)
-    run = _run(config, formats, caches, geometry, artifact, costs)
+    cache_bytes = _caches(caches, geometry.context_length, cache_dtype(target, cache))
+    run = _run(config, formats, caches, geometry, artifact, costs, cache_bytes.total)
     return Plan(
         target=target,
         recipe=recipe,
@@ -229,10 +231,11 @@ def _held_bytes(
     )
 
 
-def _caches(caches: Sequence[LayerCache], context_length: int, float_bytes: int) -> CacheBytes:
+def _caches(caches: Sequence[LayerCache], context_length: int, dtype: str) -> CacheBytes:
+    width = CACHE_WIDTHS[dtype]
     local = global_ = uncut = 0
     for cache in caches:
-        size = cache.elements * float_bytes
+        size = cache.elements * width
         uncut += size // cache.slots * context_length
         if cache.kind is AttentionKind.LOCAL:
             local += size
@@ -241,6 +244,7 @@ def _caches(caches: Sequence[LayerCache], context_length: int, float_bytes: int)
     saved = uncut - local - global_
     amount = format_bytes(saved) if saved else "0 MiB"
     return CacheBytes(
+        dtype=dtype,
         local=local,
         full=global_,
         saved=saved,
@@ -256,6 +260,7 @@ def _run(
     geometry: Geometry,
     artifact: ArtifactBytes,
     costs: Costs,
+    cached: int,
 ) -> RunBytes:
     fmt = formats.get(TABLE, FLOAT)
     held = {n: _held_bytes(config, n, f, costs.float_bytes) for n, f in formats.items()}
@@ -269,7 +274,6 @@ def _run(
     multiplied = sum(size for name, size in held.items() if name not in looked_up)
     prepacked = round(multiplied * (1.0 if fmt.is_float else costs.packed))
     packing = 0 if fmt.is_float else round(held[config.head] * costs.packing)
-    cached = sum(cache.elements for cache in caches) * costs.float_bytes
     activations = _activation_bytes(config, caches, geometry.prefill_length)
     resident = costs.runtime + mapped + prepacked
     return RunBytes(

@@ -54,8 +54,9 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
         ),
         (
             "caches",
-            f"{format_bytes(caches.total)}: local layers {format_bytes(caches.local)}, "
-            f"global layers {format_bytes(caches.full)}; {caches.note}",
+            f"{format_bytes(caches.total)} of {caches.dtype}: local layers "
+            f"{format_bytes(caches.local)}, global layers {format_bytes(caches.full)}; "
+            f"{caches.note}",
         ),
         (
             "running",

@@ -16,7 +16,7 @@ from gemma_export.model.config import GemmaConfig
 from gemma_export.model.sizes import find_official
 from gemma_export.plan import Plan, make_plan
 from gemma_export.quantize.recipe import RECIPES, Recipe
-from gemma_export.targets import Geometry, Target, load_targets
+from gemma_export.targets import Geometry, Target, cache_dtype, load_targets
 from gemma_runtime.errors import RecipeError, TargetError
 
 _DEFAULT_CONTEXT, _DEFAULT_PREFILL = 4096, 512
@@ -36,13 +36,15 @@ class ExportRequest:
     context_length: int | None = None
     prefill_length: int | None = None
     full_cache: bool = False
+    cache: str | None = None  # type of the KV caches; None: each target's default
     options: Mapping[str, str] = field(default_factory=dict)  # options of single targets, by name
     output: Path | None = None
     max_ram: int | None = None  # bytes
     force: bool = False
     require_exact: bool = False
     eval_text: Path | None = None  # text whose float32 probabilities every bundle stores
-    calibration: Path | None = None  # text for calibrated recipes; None: the default text
+    # Text for calibrated recipes and int8 caches; None: the default text.
+    calibration: Path | None = None
     bits: float | None = None  # most bits per weight: int8 is added to the recipe's int4 up to it
 
     @property
@@ -57,14 +59,20 @@ class ExportRequest:
             self.revision,
         )  # fmt: skip
 
+    @property
+    def has_int8_caches(self) -> bool:
+        return self.cache == "int8"
+
     def calibrates(self, recipe: Recipe) -> bool:
         """Whether the recipe, or `bits` on top of it, needs calibration text."""
         return recipe.is_calibrated or self.bits is not None
 
 
 def check_request(request: ExportRequest) -> None:
-    """Raise a GemmaError for an unknown target, option, size or family."""
+    """Raise a GemmaError for an unknown target, option, cache type, size or family."""
     load_targets(request.targets, request.options)
+    for name in request.targets:
+        cache_dtype(name, request.cache)
     if request.size:
         find_official(request.size, request.family)
 
@@ -90,11 +98,16 @@ def plan_export(
             f"{asked} reads calibration text, which can't be run through this model's "
             f"{', '.join(config.irregular)} yet; choose --quant int4, int4-asym, mixed or int8"
         )
+    if request.has_int8_caches and config.irregular:
+        raise TargetError(
+            "--cache int8 measures its scales on calibration text, which can't be run through "
+            f"this model's {', '.join(config.irregular)} yet; leave --cache out"
+        )
     geometry = export_geometry(request, config)
     formats = recipe.formats(config)
     target.check(formats, geometry)
     caches = target.caches(config, geometry)
-    return make_plan(config, recipe.name, formats, caches, geometry, target.name)
+    return make_plan(config, recipe.name, formats, caches, geometry, target.name, request.cache)
 
 
 def find_choice(

@@ -14,7 +14,7 @@ import msgspec
 from gemma_runtime.errors import BundleError
 
 SCHEMA_VERSION = 2
-_CACHE_WIDTHS = {"float32": 4, "float16": 2}  # bytes
+CACHE_WIDTHS = {"float32": 4, "float16": 2, "int8": 1}  # bytes
 
 
 class AttentionKind(StrEnum):
@@ -198,6 +198,15 @@ class Agreement:
 
 
 @dataclass(frozen=True, slots=True)
+class Int8Caches:
+    """What int8 caches round keys and values with, and what that costs."""
+
+    scales_digest: str  # sha256 over the float32 scales of all layers, keys before values
+    calibration: CalibratedOn  # the text that the scales were measured on
+    quality: Agreement  # int8 caches against float32 ones, on the goldens, with the same weights
+
+
+@dataclass(frozen=True, slots=True)
 class File:
     sha256: str
     bytes: int
@@ -231,6 +240,7 @@ class Manifest:
     tools: dict[str, str]  # package -> version that wrote the bundle
     # For graphs that take cosines and sines as inputs.
     ropes: dict[AttentionKind, Rope]
+    int8_caches: Int8Caches | None = None  # None if cache_dtype is a float type
 
     def to_json(self) -> bytes:
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
@@ -243,10 +253,15 @@ class Manifest:
             manifest = msgspec.json.decode(text, type=cls)
         except msgspec.ValidationError as error:
             raise BundleError(f"manifest.json is not valid: {error}; export again") from error
-        if manifest.cache_dtype not in _CACHE_WIDTHS:
+        if manifest.cache_dtype not in CACHE_WIDTHS:
             raise BundleError(
                 f"manifest.json is not valid: cache_dtype is {manifest.cache_dtype!r}, expected "
-                f"{' or '.join(_CACHE_WIDTHS)}; export again"
+                f"{' or '.join(CACHE_WIDTHS)}; export again"
+            )
+        if (manifest.cache_dtype == "int8") != (manifest.int8_caches is not None):
+            raise BundleError(
+                "manifest.json is not valid: int8_caches and cache_dtype int8 belong together; "
+                "export again"
             )
         for kind in {layer.kind for layer in manifest.layers} - set(manifest.ropes):
             raise BundleError(
@@ -271,7 +286,7 @@ class Manifest:
 
     def cache_bytes(self, kind: AttentionKind) -> int:
         """Bytes of all key and value caches of one kind of layers."""
-        width = _CACHE_WIDTHS[self.cache_dtype]
+        width = CACHE_WIDTHS[self.cache_dtype]
         return sum(layer.elements * width for layer in self.layers if layer.kind is kind)
 
 

@@ -40,7 +40,13 @@ _TEMPLATE = """\
 {% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"""
 
 
-def build(output: Path, target: str = "onnx", recipe: str = "int4") -> Bundle:
+def build(
+    output: Path,
+    target: str = "onnx",
+    recipe: str = "int4",
+    cache: str | None = None,
+    calibration: Path | None = None,
+) -> Bundle:
     """Export the tiny checkpoint, written to a temporary folder."""
     tokenizer = small_tokenizer()
     with tempfile.TemporaryDirectory() as folder:
@@ -57,6 +63,8 @@ def build(output: Path, target: str = "onnx", recipe: str = "int4") -> Bundle:
             checkpoint=str(model),
             context_length=CONTEXT,
             prefill_length=PREFILL,
+            cache=cache,
+            calibration=calibration,
             output=output,
         )
         (result,) = export_bundles(request, QuietReporter())

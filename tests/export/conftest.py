@@ -103,6 +103,7 @@ def export_folder(
     target: str = "onnx",
     prefill: int = 24,
     options: Options | None = None,
+    cache: str | None = None,
 ) -> Bundle:
     """Export a folder with a named recipe."""
     request = ExportRequest(
@@ -112,6 +113,7 @@ def export_folder(
         context_length=context,
         prefill_length=min(prefill, context),
         full_cache=full_cache,
+        cache=cache,
         options=options or {},
         output=output,
     )

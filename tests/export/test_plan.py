@@ -22,6 +22,7 @@ from gemma_export.plan_table import render_plan
 from gemma_export.quantize.recipe import RECIPES, find_recipe
 from gemma_export.targets import Geometry, load_target
 from gemma_export.targets.onnx.target import DATA
+from gemma_runtime.errors import TargetError
 from tests.export.conftest import Export, TinyCheckpoint, only
 from tests.export.models import GEMMA2, GEMMA4S, save_tiny, untied
 
@@ -35,11 +36,12 @@ def plan(
     full_cache: bool = False,
     target: str = "onnx",
     prefill: int = 512,
+    cache: str | None = None,
 ) -> Plan:
     geometry = Geometry(context, min(prefill, context), full_cache)
     caches = load_target(target).caches(config, geometry)
     formats = find_recipe(quant).formats(config)
-    return make_plan(config, quant, formats, caches, geometry, target)
+    return make_plan(config, quant, formats, caches, geometry, target, cache)
 
 
 @pytest.mark.parametrize("quant", ["int4", "int4-asym", "mixed", "int8", "none"])
@@ -164,6 +166,24 @@ def test_cache_bytes_match_a_calculation_by_hand(
     caches = plan(config, context=context).caches
     assert caches.total / MIB == pytest.approx(ring_mib, rel=0.01)
     assert caches.saved == full_mib * MIB - caches.total
+
+
+def test_int8_caches_take_a_quarter_of_the_memory() -> None:
+    """Gemma 2 2b at 4096 tokens: 832 MiB become 208, and a phone's verdict changes."""
+    config = find_official("2b").config
+    planned, int8 = plan(config), plan(config, cache="int8")
+    assert (planned.caches.dtype, int8.caches.dtype) == ("float32", "int8")
+    assert (planned.caches.total, int8.caches.total) == (832 * MIB, 208 * MIB)
+    assert int8.caches.local * 4 == planned.caches.local
+    assert int8.run.caches == int8.caches.total
+    assert planned.artifact == int8.artifact
+    verdicts = [{phone.ram_gb: phone.verdict for phone in p.phones} for p in (planned, int8)]
+    assert verdicts[0] != verdicts[1]
+
+
+def test_a_plan_refuses_a_cache_type_that_the_target_lacks() -> None:
+    with pytest.raises(TargetError, match="--cache int8 is not for coreml: Core ML's states"):
+        plan(find_official("2b").config, target="coreml", cache="int8")
 
 
 @pytest.mark.parametrize("context", [512, 2048, 4096])

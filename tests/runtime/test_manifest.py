@@ -15,6 +15,7 @@ from gemma_runtime.manifest import (
     File,
     Graph,
     Headroom,
+    Int8Caches,
     LayerCache,
     Manifest,
     Model,
@@ -105,8 +106,8 @@ def _paths(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int
 
 _FREE_KEYS = ("tensors", "graphs", "files", "roles", "tools")
 _PATHS = _paths(json.loads(make_manifest(roles={"goldens": "goldens.json"}).to_json()))
-# Bundles from before untied heads and Gemma 4 lack them.
-_OPTIONAL = ("looked_up", "source", "rotated")
+# Bundles from before untied heads, Gemma 4 and int8 caches lack them.
+_OPTIONAL = ("looked_up", "source", "rotated", "int8_caches")
 _FIELDS = [
     path
     for path in _PATHS
@@ -175,8 +176,28 @@ def test_cache_bytes_sum_keys_and_values_of_one_kind() -> None:
 def test_an_unknown_cache_dtype_is_refused() -> None:
     text = make_manifest().to_json().replace(b'"float32",\n  "graphs"', b'"int3",\n  "graphs"')
 
-    with pytest.raises(BundleError, match="cache_dtype"):
+    with pytest.raises(BundleError, match="'int3', expected float32 or float16 or int8"):
         Manifest.from_json(text)
+
+
+def test_int8_caches_survive_json_and_count_a_byte_an_element() -> None:
+    manifest = make_manifest()
+    caches = Int8Caches("0" * 64, CalibratedOn("default", 4096, 0, "1" * 64), manifest.quality)
+    int8 = replace(manifest, cache_dtype="int8", int8_caches=caches)
+
+    assert Manifest.from_json(int8.to_json()) == int8
+    for kind in AttentionKind:
+        assert int8.cache_bytes(kind) * 4 == manifest.cache_bytes(kind)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float32"])
+def test_int8_caches_without_their_scales_are_refused_and_scales_without_them(dtype: str) -> None:
+    manifest = make_manifest()
+    caches = Int8Caches("0" * 64, CalibratedOn("default", 4096, 0, "1" * 64), manifest.quality)
+    wrong = replace(manifest, cache_dtype=dtype, int8_caches=None if dtype == "int8" else caches)
+
+    with pytest.raises(BundleError, match="belong together"):
+        Manifest.from_json(wrong.to_json())
 
 
 def test_caches_are_paired_by_role_and_layer_whatever_their_names() -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from gemma_export.model.config import LayerSpec
 from gemma_export.model.ops import Weight
-from gemma_export.model.torch_ops import TorchOps, soft_capped, visible
+from gemma_export.model.torch_ops import TorchOps, soft_capped, split_heads, visible
 from gemma_runtime.machine import describe_machine
 
 
@@ -65,10 +65,7 @@ class BatchOps(TorchOps):
                 q, k, v, attn_mask=mask, scale=layer.scale, enable_gqa=True
             )
         # torch's fused attention has no softcap.
-        shared = layer.heads // layer.kv_heads
-        k, v = (x.repeat_interleave(shared, 1) for x in (k, v))  # (B, H, T, D)
-        scores = q @ k.transpose(-1, -2) * layer.scale  # (B, H, N, T)
-        return soft_capped(scores, layer.softcap).masked_fill(~mask, float("-inf")).softmax(-1) @ v
+        return _attention(q, k, layer, mask) @ _per_query_head(v, layer)
 
     def add_norm(
         self, x: Tensor, branch: Tensor, post: Weight, then: Weight
@@ -89,6 +86,36 @@ class ObservingOps(BatchOps):
         for weight in weights:  # all share one tensor
             self._inputs[weight.name] = rows
         return super().project(x, weights)
+
+
+def _attention(q: Tensor, k: Tensor, layer: LayerSpec, mask: Tensor) -> Tensor:
+    """The weights of queries (B, H, T, D) on keys (B, K, T, D), with a softcap: (B, H, T, T)."""
+    scores = q @ _per_query_head(k, layer).transpose(-1, -2) * layer.scale
+    return soft_capped(scores, layer.softcap).masked_fill(~mask, float("-inf")).softmax(-1)
+
+
+def _per_query_head(x: Tensor, layer: LayerSpec) -> Tensor:
+    """(B, K, T, D) → (B, H, T, D)."""
+    return x.repeat_interleave(layer.heads // layer.kv_heads, 1)
+
+
+class CachingOps(BatchOps):
+    """Records what would be cached, but before rope, and how much attention it gets."""
+
+    keys: Tensor  # (B, K, T, D)
+    values: Tensor  # (B, K, T, D)
+    attention: Tensor  # (B, K, T): squared weights, summed over the queries and their heads
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
+        self.keys, self.values = (split_heads(x, layer.kv_heads) for x in (k, v))
+        return super().attend(q, k, v, layer)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
+        weights = _attention(q, k, layer, visible(q.shape[-2], layer.window))  # (B, H, T, T)
+        received = weights.square().sum(-2)  # (B, H, T)
+        B, _, T = received.shape
+        self.attention = received.view(B, layer.kv_heads, -1, T).sum(2)
+        return weights @ _per_query_head(v, layer)
 
 
 class GradientOps(BatchOps):

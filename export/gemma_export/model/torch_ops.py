@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.model.config import LayerSpec
+from gemma_export.model.int8_cache import LayerScales, round_cached
 from gemma_export.model.ops import Weight, lookup_scale
 from gemma_export.parallel import in_order
 from gemma_runtime.backends.rope import rope_angles
@@ -27,11 +28,21 @@ def rms_norm(x: Tensor, gain: Tensor, epsilon: float) -> Tensor:
 
 
 class TorchOps:
-    """Computes the logits of the last `judged` positions of every prompt: (B, judged, V)."""
+    """Computes the logits of the last `judged` positions of every prompt: (B, judged, V).
 
-    def __init__(self, tokens: Tensor, epsilon: float, judged: int | None = None) -> None:
+    `caches` are the scales of int8 caches, by layer; without them, caches are float32.
+    """
+
+    def __init__(
+        self,
+        tokens: Tensor,
+        epsilon: float,
+        judged: int | None = None,
+        caches: Sequence[LayerScales] | None = None,
+    ) -> None:
         self._tokens = tokens  # (B, T)
         self._epsilon = epsilon
+        self._caches = caches
         self._judged = min(judged or tokens.shape[1], tokens.shape[1])
         self.max_abs = 0.0  # largest |residual|, which fp16 must be able to hold
         # Keys and values of the last layer of each kind that has its own: what shared layers read.
@@ -56,7 +67,11 @@ class TorchOps:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
         k = rotate(split_heads(k, layer.kv_heads), layer.rope)  # (B, K, T, D)
-        self._lent[layer.kind] = k, split_heads(v, layer.kv_heads)
+        v = split_heads(v, layer.kv_heads)
+        if self._caches is not None:
+            scales = self._caches[layer.index]
+            k, v = round_cached(k, scales.keys), round_cached(v, scales.values)
+        self._lent[layer.kind] = k, v
         return self.attend_shared(q, layer)
 
     def attend_shared(self, q: Tensor, layer: LayerSpec) -> Tensor:

@@ -19,6 +19,7 @@ from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.memory import kept_memory
 from gemma_export.model.config import HEAD, TABLE, TABLE_FACTORS, GemmaConfig
 from gemma_export.progress import Note, Stage, Tick, silent
+from gemma_export.quantize.calibrate.cache_scales import measuring_peak_bytes
 from gemma_export.quantize.calibrate.curvature import loss_peak_bytes
 from gemma_export.quantize.calibrate.fisher import (
     backward_bytes,
@@ -184,8 +185,7 @@ def peak_bytes(config: GemmaConfig, recipe: Recipe, bits: float | None = None) -
     width, ffn = config.hidden_size, config.intermediate_size
     inputs = max(width, ffn, config.heads * config.head_dim)
     layer = layer_bytes(config) // 4
-    threads = (os.cpu_count() or 1) + 1
-    batch = threads * 16 * max(1 << 20, LENGTH * ffn)
+    threads = _threads()
     rounding = 4 * (4 * layer + 5 * inputs**2 + threads * 8 * min(SLICE, inputs * width))
     table = threads * 10 * 4 * TABLE_ROWS * width + 5 * config.vocab_size * width // 4 * 2
     learning = 0
@@ -197,4 +197,19 @@ def peak_bytes(config: GemmaConfig, recipe: Recipe, bits: float | None = None) -
         # Logits of the candidates with their gradients, and the candidates in bfloat16.
         learning += threads * CANDIDATES * (48 * LENGTH + 8 * width)
     smoothing = smooth_peak_bytes(config) if recipe.is_smooth else 0
-    return _LIBRARIES + max(table, measuring, batch + max(rounding, learning, smoothing))
+    working = _batch_bytes(config) + max(rounding, learning, smoothing)
+    return _LIBRARIES + max(table, measuring, working)
+
+
+def scales_peak_bytes(config: GemmaConfig) -> int:
+    """Upper bound of the memory that measuring the scales of int8 caches takes, in bytes."""
+    return _LIBRARIES + _batch_bytes(config) + measuring_peak_bytes(config)
+
+
+def _batch_bytes(config: GemmaConfig) -> int:
+    """Bytes of the sequences that are run at once, in all threads."""
+    return _threads() * 16 * max(1 << 20, LENGTH * config.intermediate_size)
+
+
+def _threads() -> int:
+    return (os.cpu_count() or 1) + 1

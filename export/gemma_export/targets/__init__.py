@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gemma_export.checkpoint import Checkpoint, TokenizerFiles
     from gemma_export.formats.format import Format
     from gemma_export.model.config import GemmaConfig
+    from gemma_export.model.int8_cache import LayerScales
     from gemma_export.progress import Tick
     from gemma_export.quantize.store import QuantizedStore
     from gemma_runtime.manifest import Graph, LayerCache
@@ -58,6 +59,7 @@ class ExportJob:
     max_residual: float  # largest |x| between layers in the reference's runs
     checkpoint: Checkpoint  # the source, for names and vocabulary
     tokenizer: TokenizerFiles | None = None  # as in the bundle; None for random weights
+    cache_scales: Sequence[LayerScales] | None = None  # by layer, of int8 caches; None: float ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,22 @@ def load_target(name: str, options: Options | None = None) -> Target:
         _check_value(option, values[option.name])
     target: Target = getattr(import_module(module), attribute)(**values)
     return target
+
+
+def cache_dtype(name: str, wanted: str | None) -> str:
+    """The type of a target's KV caches. Raises TargetError for one that the target doesn't have."""
+    spec = target_spec(name)
+    if wanted is None or wanted in spec.caches:
+        return wanted or spec.caches[0]
+    takers = [spec.name for spec in all_targets() if wanted in spec.caches]
+    if not takers:
+        known = {dtype for spec in all_targets() for dtype in spec.caches}
+        raise TargetError(f"--cache is {wanted!r}; choose from {nearest_first(wanted, known)}")
+    reason = f": {spec.only_caches}" if spec.only_caches else ""
+    raise TargetError(
+        f"--cache {wanted} is not for {name}{reason}; leave it out, or choose --target "
+        f"{' or '.join(takers)}"
+    )
 
 
 def require_packages(name: str) -> None:

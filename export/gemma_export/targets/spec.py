@@ -18,7 +18,7 @@ class Costs:
     tables_exported: float = 0.0  # copies of the table that an export holds
     caches_exported: int = 0  # copies of the caches
     weight_exported: float = 0.0  # bytes per weight that an export holds
-    float_bytes: int = 4  # size of a number in caches, norms and unquantized weights
+    float_bytes: int = 4  # size of a number in norms and unquantized weights
     half_table: bool = False  # the file contains a quantized table as float16
     has_ropes: bool = True  # the file contains rope tables
     alignment: int = 4096  # of tensors in the file, in bytes
@@ -48,6 +48,8 @@ class TargetSpec:
     packages: Mapping[str, str]  # module imported by the export → package that contains it
     formats: str  # supported weight formats, as a phrase for help and errors
     costs: Costs
+    caches: tuple[str, ...]  # types of the KV caches, the default first
+    only_caches: str = ""  # why there are no others
     options: tuple[Option, ...] = ()
     is_beta: bool = False  # its format may still change
     on_device: bool = True  # its runtime runs on phones, laptops or boards

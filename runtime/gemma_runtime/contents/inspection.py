@@ -204,7 +204,19 @@ def _cache_lines(inspection: Inspection) -> dict[str, str]:
             f"{cache.layers} layers, {cache.slots} slots{window}, {cache.kv_heads} heads of "
             f"{cache.head_dim}, {inspection.manifest.cache_dtype}: {format_bytes(cache.bytes)}"
         )
-    return {label: "\n".join(found) for label, found in lines.items()}
+    return {label: "\n".join(found) for label, found in lines.items()} | _int8_lines(inspection)
+
+
+def _int8_lines(inspection: Inspection) -> dict[str, str]:
+    caches = inspection.manifest.int8_caches
+    if caches is None:
+        return {}
+    text, quality = caches.calibration, caches.quality
+    return {
+        "cache scales": f"{caches.scales_digest[:16]}, measured on {text.tokens} tokens of text "
+        f"{text.source}; top-1 {quality.top1:.1%}, mean KL {quality.mean_kl:.4f}, p99 "
+        f"{quality.p99_kl:.3f}, to float32 caches"
+    }
 
 
 def _signature(graph: Graph) -> str:

@@ -7,7 +7,7 @@ float32 weights: it depends on the recipe and is only reported. J judged tokens,
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -47,6 +47,7 @@ class Verification:
 
 
 _LIMITS = Limits()
+_INT8_CACHES_KL = 1e-3  # mean, with float activations and int8 caches
 
 
 def verify_bundle(bundle: Bundle, threads: int | None = None) -> Verification:
@@ -57,13 +58,19 @@ def verify_bundle(bundle: Bundle, threads: int | None = None) -> Verification:
         with open_session(bundle, threads, exact=True) as session:
             exact = measure_lowering(session, goldens)
     with open_session(bundle, threads) as session:
-        limits = limits_of(bundle.manifest.target.name)
+        limits = limits_of(bundle.manifest.target.name, bundle.manifest.cache_dtype)
         return verify(session, goldens, limits, exact, _engines(bundle, session, goldens))
 
 
-def limits_of(target: str) -> Limits:
-    """The limits for a target's lowering error."""
-    return BACKENDS[target].limits if target in BACKENDS else _LIMITS
+def limits_of(target: str, cache_dtype: str = "float32") -> Limits:
+    """The limits for a target's lowering error.
+
+    The reference rounds int8 caches as the runtime does. But where a value lies between two steps,
+    the last bit of its float decides, and later layers cache what follows from it. With float
+    activations, that alone costs the real 270M at int8 a mean KL of 6e-5.
+    """
+    limits = BACKENDS[target].limits if target in BACKENDS else _LIMITS
+    return replace(limits, max_exact_kl=_INT8_CACHES_KL) if cache_dtype == "int8" else limits
 
 
 def measure_lowering(session: Session, goldens: Sequence[Golden]) -> Agreement:

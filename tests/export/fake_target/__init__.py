@@ -11,6 +11,7 @@ TARGET = TargetSpec(
     packages={"numpy": "numpy"},
     formats="every format",
     costs=Costs(runtime=3 * MIB, exporting=5 * MIB, has_ropes=False, alignment=1),
+    caches=("float32",),
     options=(
         Option(
             name="fake_precision",

@@ -95,16 +95,20 @@ def test_chunks_that_cross_the_window_are_exact(
     assert np.abs(chunked(Generator(float_bundle), chunks) - expected).max() <= 1e-4
 
 
-def test_a_quantized_bundle_generates_the_tokens_of_our_runtime(int4_bundle: Bundle) -> None:
+@pytest.mark.parametrize("cache", ["float32", "int8"])
+def test_a_quantized_bundle_generates_the_tokens_of_our_runtime(
+    tiny: TinyCheckpoint, export: Export, cache: str
+) -> None:
+    bundle = export(tiny.folder, "int4", context=CONTEXT, cache=cache)
     prompt = TOKENS[: 3 * WINDOW + 5]
-    with open_session(int4_bundle, threads=1) as session:
+    with open_session(bundle, threads=1) as session:
         logits = session.prefill(prompt)
         session.reset()
         expected = list(generate(session, prompt, max_new_tokens=100))
-    generator = Generator(int4_bundle)
+    generator = Generator(bundle)
     assert np.abs(generator.prefill(prompt) - logits).max() <= 1e-4
     assert generator.generate(100) == expected
-    assert len(expected) == 100 or expected[-1] in int4_bundle.manifest.stop_tokens
+    assert len(expected) == 100 or expected[-1] in bundle.manifest.stop_tokens
 
 
 @pytest.mark.parametrize("context", [8, WINDOW, WINDOW + 1, WINDOW + 64])

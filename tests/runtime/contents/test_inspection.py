@@ -14,7 +14,9 @@ from gemma_runtime.contents.inspection import (
 )
 from gemma_runtime.manifest import (
     AttentionKind,
+    CalibratedOn,
     Graph,
+    Int8Caches,
     LayerCache,
     SamplingDefaults,
     TensorRole,
@@ -41,6 +43,18 @@ def test_a_bundle_without_a_tokenizer_says_so(tmp_path: Path, tokenizer_path: Pa
 
     assert "no tokenizer: token ids only" in _rendered(without)
     assert "tokenizer, without a chat template of its own" in _rendered(having)
+
+
+def test_int8_caches_show_their_scales_and_what_they_cost() -> None:
+    manifest = make_manifest()
+    text = CalibratedOn("default", 4096, 0, "1" * 64)
+    caches = Int8Caches("ab" * 32, text, replace(manifest.quality, top1=0.975, mean_kl=0.0017))
+    manifest = replace(manifest, cache_dtype="int8", int8_caches=caches)
+
+    shown = " ".join(_rendered(compare_bundles([Bundle(Path("bundle"), manifest)])).split())
+
+    assert "1 heads of 8, int8: 768 B" in shown
+    assert "abababababababab, measured on 4096 tokens of text default; top-1 97.5%, mean" in shown
 
 
 def test_caches_are_grouped_by_kind_and_size_and_add_up() -> None:

@@ -4,7 +4,7 @@ Residuals between layers are stored in files. Interrupted work resumes after the
 layer. B sequences, T tokens, M width.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -12,13 +12,21 @@ from torch import Tensor
 
 from gemma_export.checkpoint import Checkpoint, SourceWeight
 from gemma_export.formats.safetensors import SafetensorsFile, SafetensorsWriter
-from gemma_export.model.batch_ops import BatchOps, HeldWeight, ObservingOps, hold, product_dtype
+from gemma_export.model.batch_ops import (
+    BatchOps,
+    CachingOps,
+    HeldWeight,
+    ObservingOps,
+    hold,
+    product_dtype,
+)
 from gemma_export.model.config import TABLE, GemmaConfig, LayerSpec
 from gemma_export.model.decoder import decoder_layer, norm_before
 from gemma_export.model.ops import Weight, lookup_scale
 from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
 from gemma_export.quantize.calibrate.workspace import LayerFiles, Workspace
+from gemma_export.quantize.store import QuantizedStore
 from gemma_runtime.formats.safetensors import TensorInfo
 from gemma_runtime.staging import staged_file
 
@@ -45,9 +53,20 @@ def outer_bytes(config: GemmaConfig) -> int:
 
 def load_layer(checkpoint: Checkpoint, index: int) -> dict[str, Tensor]:
     """A layer's float32 weights, and the gain of the norm after it."""
-    shapes = checkpoint.config.tensor_shapes()
-    names = [*layer_names(checkpoint.config, index), norm_before(checkpoint.config, index + 1)]
-    return {name: checkpoint.rows(name, 0, shapes[name][0]) for name in names}
+    return _load_layer(checkpoint.config, index, checkpoint.rows)
+
+
+def load_stored_layer(store: QuantizedStore, config: GemmaConfig, index: int) -> dict[str, Tensor]:
+    """Like `load_layer`, from the store: dequantized weights."""
+    return _load_layer(config, index, lambda name, *span: store.weight(name).rows(*span))
+
+
+def _load_layer(
+    config: GemmaConfig, index: int, rows: Callable[[str, int, int], Tensor]
+) -> dict[str, Tensor]:
+    shapes = config.tensor_shapes()
+    names = [*layer_names(config, index), norm_before(config, index + 1)]
+    return {name: rows(name, 0, shapes[name][0]) for name in names}
 
 
 def short(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -140,6 +159,34 @@ def sample_flow(
 
     _write_flow(path, file.tensors[RESIDUAL].shape, outputs())
     return {name: torch.cat(rows) for name, rows in samples.items()}
+
+
+def cached_flow(
+    source: Path,
+    path: Path,
+    config: GemmaConfig,
+    layer: LayerSpec,
+    weights: Mapping[str, Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Like `advance_flow`; returns keys, values and attention as `CachingOps` records them."""
+    file, held = SafetensorsFile(source), hold(short(weights))
+    seen: list[CachingOps] = []
+
+    def run(span: tuple[int, int]) -> tuple[Tensor, CachingOps]:
+        x = file.rows(RESIDUAL, *span)
+        with torch.inference_mode():
+            ops = CachingOps(torch.empty(x.shape[:2]), config.rms_norm_eps)
+            return run_layer(ops, config, layer, held, x), ops
+
+    def outputs() -> Iterator[Tensor]:
+        for y, ops in in_order(run, batches(config, file)):
+            seen.append(ops)
+            yield y
+
+    _write_flow(path, file.tensors[RESIDUAL].shape, outputs())
+    parts = zip(*((ops.keys, ops.values, ops.attention) for ops in seen), strict=True)
+    keys, values, attention = map(torch.cat, parts)
+    return keys, values, attention
 
 
 def sample_positions(rows: Tensor, count: int, positions: int) -> Tensor:

@@ -10,7 +10,7 @@ import hashlib
 import importlib
 import inspect
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,9 @@ class Calibration:
     source: str  # "default", a file or a folder
     tokens: Tensor  # (B, T) int64
     seed: int = _SEED
+
+    def first(self, sequences: int) -> "Calibration":
+        return replace(self, tokens=self.tokens[:sequences])
 
     @property
     def digest(self) -> str:

@@ -185,6 +185,17 @@ class Workspace:
         """The learned final gain. If it exists, distillation is complete."""
         return self._file("distilled-gain")
 
+    def cache_residuals(self, context: int) -> LayerFiles:
+        """The stored model's residuals; only the newest is kept. `measure_caches` uses them."""
+        return self._borders(f"cache-residual-{context}")
+
+    def cache_scales(self, context: int) -> LayerFiles:
+        """Scales of int8 caches that hold `context` tokens, a file per layer.
+
+        Written by `measure_caches`, read by `measured_scales`. If the last exists, it is complete.
+        """
+        return self._layers(f"cache-scales-{context}")
+
     # The input.
 
     @property

@@ -19,6 +19,8 @@ TARGET = TargetSpec(
         has_ropes=False,
         alignment=64,
     ),
+    caches=("float16",),
+    only_caches="Core ML's states hold float16 only",
     options=(
         Option(
             name="coreml_compute",

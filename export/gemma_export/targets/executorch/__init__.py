@@ -19,6 +19,8 @@ TARGET = TargetSpec(
         tables_exported=3.5,
         caches_exported=1,
     ),
+    caches=("float32",),
+    only_caches="its XNNPACK delegates attend to float32 keys and values",
     scales_table=True,
     options=(
         Option(

@@ -20,6 +20,8 @@ TARGET = TargetSpec(
         has_ropes=False,
         alignment=1,
     ),
+    caches=("float16",),
+    only_caches="transformers and vLLM choose the type when they load the folder",
     options=(
         Option(
             name="hf_format",

@@ -11,6 +11,7 @@ TARGET = TargetSpec(
     formats="int4 and int8 in groups of 16, 32, … 256, and float32",
     # Measured with onnxruntime 1.32 in Python on Linux x86, with shapes of 270m to 27b.
     costs=Costs(runtime=80 * MIB, packed=1.17, packing=1.2, exporting=240 * MIB),
+    caches=("float32", "int8"),
     scales_table=True,
     divides_table=True,
 )

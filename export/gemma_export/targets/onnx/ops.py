@@ -14,6 +14,7 @@ from onnx import TensorProto
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.format import stacks
 from gemma_export.model.config import LayerSpec
+from gemma_export.model.int8_cache import LayerScales
 from gemma_export.model.ops import lookup_scale
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets.onnx.graph import MICROSOFT, Attribute, DataFile, GraphBuilder
@@ -29,6 +30,14 @@ ACCURACY_LEVEL = "accuracy_level"
 FLOAT_ACTIVATIONS, _INT8_ACTIVATIONS = 0, 4
 
 
+_INT8_CACHE: Mapping[str, Attribute] = {
+    "k_quant_type": "PER_CHANNEL",
+    "v_quant_type": "PER_CHANNEL",
+    "kv_cache_bit_width": 8,
+}
+_NO_BIASES = ("", "", "")  # inputs of GroupQueryAttention: position_ids, attention_bias, head_sink
+
+
 class OnnxOps:
     """Builds the graph. Values are names of tensors; each weight is written once."""
 
@@ -40,6 +49,7 @@ class OnnxOps:
         context: int,
         epsilon: float,
         aside: Mapping[str, DataFile],
+        scales: Sequence[LayerScales] | None,  # of int8 caches
     ) -> None:
         """`aside` holds the data files of tables that are only looked up, by the tables' names."""
         self._graph = graph
@@ -50,6 +60,7 @@ class OnnxOps:
         self._aside = aside
         self._positions = Positions(graph, io)
         self._parts: dict[str, list[str]] = {}  # of values that `columns` split
+        self._scales = scales
 
     def finish(self, logits: str) -> None:
         """Add the graph output for the logits."""
@@ -90,6 +101,9 @@ class OnnxOps:
         past, present = self._cache_names(layer.index)
         total = self._name(TensorRole.TOTAL)
         inputs = [q, k, v, *past, self._positions.last_of(total), total, *self._rope(layer)]
+        if self._scales is not None:
+            attributes |= _INT8_CACHE
+            inputs += [*_NO_BIASES, *self._cache_scales(layer.index, self._scales[layer.index])]
         outputs = [f"attended_{layer.index}", *present]
         return self._graph.node("GroupQueryAttention", inputs, attributes, MICROSOFT, outputs)[0]
 
@@ -297,6 +311,12 @@ class OnnxOps:
         caches = [pair for pair in self._io.returned_caches() if pair[0].layer == index]
         past, present = ([spec.name for spec in specs] for specs in zip(*caches, strict=True))
         return past, present
+
+    def _cache_scales(self, index: int, scales: LayerScales) -> Iterator[str]:
+        """Names of the scales of keys and values, (1, K, 1, D)."""
+        for part, values in (("keys", scales.keys), ("values", scales.values)):
+            name = f"cache_scales.{index}.{part}"
+            yield self._graph.constant(name, values[None, :, None].numpy())
 
 
 def _attention(layer: LayerSpec) -> dict[str, Attribute]:

@@ -37,6 +37,7 @@ _HEAD_STEP = 16  # GroupQueryAttention rotates heads in steps of this
 # sliding_window_cache runs on the CPU since 1.29. local_window_size is correct since 1.24.4; before
 # that, a query attended to one token too many.
 _MIN_WINDOWED, _MIN_FULL = "1.29.0", "1.24.4"
+_MIN_INT8 = "1.31.0"  # int8 caches
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,8 @@ class OnnxTarget:
 
         config, store, geometry = job.config, job.store, job.geometry
         caches = self.caches(config, geometry)
-        io = _graph(caches, config.vocab_size)
+        dtype = TARGET.caches[0] if job.cache_scales is None else "int8"
+        io = _graph(caches, dtype, config.vocab_size)
         with ExitStack() as files:
             builder = GraphBuilder(files.enter_context(DataFile(folder / DATA, progress)))
             aside = {
@@ -80,7 +82,7 @@ class OnnxTarget:
                 if config.per_layer
             }
             context, epsilon = geometry.context_length, config.rms_norm_eps
-            ops = OnnxOps(builder, io, caches, context, epsilon, aside)
+            ops = OnnxOps(builder, io, caches, context, epsilon, aside, job.cache_scales)
             ops.finish(decoder(ops, config, store.weight))
             model = builder.model((*io.inputs, *io.states), io.outputs)
         onnx.save(model, folder / MODEL)
@@ -94,10 +96,12 @@ class OnnxTarget:
             roles = {"genai": CONFIG}
         windowed = any(is_windowed(cache, geometry.context_length) for cache in caches)
         minimum = _MIN_WINDOWED if windowed else _MIN_FULL
+        if job.cache_scales is not None:
+            minimum = _MIN_INT8
         return Artifact(
             graphs={"prefill": (io,), "decode": (io,), "exact": (exact,)},
             caches=caches,
-            cache_dtype="float32",
+            cache_dtype=dtype,
             runtime=Runtime(self.name, "ONNX Runtime", ("onnxruntime",), minimum),
             tools=("onnx", "torch"),
             roles=roles,
@@ -116,7 +120,7 @@ def _with_float_activations(model: "onnx.ModelProto") -> "onnx.ModelProto":
     return exact
 
 
-def _graph(caches: tuple[LayerCache, ...], vocab_size: int) -> Graph:
+def _graph(caches: tuple[LayerCache, ...], dtype: str, vocab_size: int) -> Graph:
     """Inputs and outputs of the graph. Every cache is an input and an output."""
     shape = (1, "wanted", vocab_size)
     logits = TensorSpec("logits", "float32", shape, TensorRole.LOGITS, None, None)
@@ -127,15 +131,15 @@ def _graph(caches: tuple[LayerCache, ...], vocab_size: int) -> Graph:
             TensorSpec("total", "int32", (), TensorRole.TOTAL, None, None),
             TensorSpec("wanted", "int64", ("wanted",), TensorRole.WANTED, None, None),
         ),
-        outputs=(logits, *_caches("present", caches)),
-        states=tuple(_caches("past", caches)),
+        outputs=(logits, *_caches("present", caches, dtype)),
+        states=tuple(_caches("past", caches, dtype)),
     )
 
 
-def _caches(prefix: str, caches: tuple[LayerCache, ...]) -> Iterator[TensorSpec]:
+def _caches(prefix: str, caches: tuple[LayerCache, ...], dtype: str) -> Iterator[TensorSpec]:
     for index, cache in enumerate(caches):
         if cache.source is not None:
             continue
         for part, role in (("key", TensorRole.KEYS), ("value", TensorRole.VALUES)):
             name = f"{prefix}_{part}_{index}"
-            yield TensorSpec(name, "float32", cache.shape, role, cache.kind, index)
+            yield TensorSpec(name, dtype, cache.shape, role, cache.kind, index)

@@ -100,7 +100,7 @@ public struct Manifest: Equatable {
 
     /// Bytes of the caches of one kind of layer.
     public func cacheBytes(_ kind: AttentionKind) -> Double {
-        layers.filter { $0.kind == kind }.reduce(0) { $0 + $1.elements } * (cacheDtype == "float16" ? 2 : 4)
+        layers.filter { $0.kind == kind }.reduce(0) { $0 + $1.elements } * (cacheWidths[cacheDtype] ?? 0)
     }
 
     /// The files that the runtime loads: all files without a role.
@@ -173,9 +173,11 @@ private func atLeastOne(_ field: JSONFields) throws -> Int {
     return number
 }
 
+private let cacheWidths: [String: Double] = ["float32": 4, "float16": 2, "int8": 1]  // bytes
+
 private func readCacheDtype(_ field: JSONFields) throws -> String {
     let dtype = try field.string()
-    guard ["float32", "float16"].contains(dtype) else { throw field.wrong("float32 or float16") }
+    guard cacheWidths[dtype] != nil else { throw field.wrong("float32 or float16 or int8") }
     return dtype
 }
 

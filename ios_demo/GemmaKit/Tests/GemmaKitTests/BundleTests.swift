@@ -68,7 +68,7 @@ final class BundleTests: XCTestCase {
             ("\"vocab_size\": 376", "\"vocab_size\": \"376\"", "$.vocab_size is \"376\""),
             ("\"vocab_size\": 376", "\"words\": 376", "no \"vocab_size\""),
             ("\"context_length\": 96", "\"context_length\": -1", "$.context_length"),
-            ("\"cache_dtype\": \"float32\"", "\"cache_dtype\": \"int8\"", "float32 or float16"),
+            ("\"cache_dtype\": \"float32\"", "\"cache_dtype\": \"int3\"", "float32 or float16 or int8"),
             ("\"goldens\": \"goldens.json\"", "\"goldens\": \"other.json\"", "no digest"),
         ]
         for (old, new, message) in cases {

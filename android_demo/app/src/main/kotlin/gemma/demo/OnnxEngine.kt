@@ -110,8 +110,9 @@ class OnnxEngine(bundle: Bundle, graph: String, threads: Int) : Engine {
         val type = when (state.dtype) {
             "float32" -> OnnxJavaType.FLOAT
             "float16" -> OnnxJavaType.FLOAT16
+            "int8" -> OnnxJavaType.INT8
             else -> throw SessionException(
-                "the cache ${state.name} is ${state.dtype}, expected float32 or float16; export the model again",
+                "the cache ${state.name} is ${state.dtype}, expected float32, float16 or int8; export the model again",
             )
         }
         val shape = state.shape.map { size ->

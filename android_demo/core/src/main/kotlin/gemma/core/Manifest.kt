@@ -90,7 +90,7 @@ data class Manifest(
 
     /** Bytes of the caches of one kind of layer. */
     fun cacheBytes(kind: AttentionKind): Double =
-        layers.filter { it.kind == kind }.sumOf { it.elements } * cacheWidth(cacheDtype)
+        layers.filter { it.kind == kind }.sumOf { it.elements } * CACHE_WIDTHS.getValue(cacheDtype)
 
     companion object {
         /** Throws BundleException for an unknown schema version and for a missing or mistyped field. */
@@ -112,7 +112,7 @@ private fun readManifest(json: JsonFields): Manifest {
         sampling = json.orNull("sampling")?.let(::readSampling),
         layers = json.of("layers").list(::readLayer),
         cacheDtype = json.of("cache_dtype").let { field ->
-            field.string().also { if (cacheWidth(it) == 0) throw field.wrong("float32 or float16") }
+            field.string().also { if (it !in CACHE_WIDTHS) throw field.wrong(CACHE_WIDTHS.keys.joinToString(" or ")) }
         },
         graphs = json.of("graphs").map { parts ->
             parts.list(::readGraph).also { if (it.isEmpty()) throw parts.wrong("at least one part") }
@@ -189,4 +189,4 @@ private inline fun <reified T : Enum<T>> oneOf(field: JsonFields): T {
         ?: throw field.wrong(enumValues<T>().joinToString(" or ") { it.jsonName })
 }
 
-private fun cacheWidth(dtype: String): Int = mapOf("float32" to 4, "float16" to 2)[dtype] ?: 0
+private val CACHE_WIDTHS = mapOf("float32" to 4, "float16" to 2, "int8" to 1) // bytes

@@ -11,10 +11,10 @@ data class Limits(
 ) {
     companion object {
         /** XNNPACK quantizes activations with one scale per token, which costs more; float16 costs little. */
-        fun of(target: String) = when (target) {
+        fun of(target: String, cacheDtype: String = "float32") = when (target) {
             "executorch" -> Limits(maxMeanKl = 5e-2)
             "coreml" -> Limits(maxMeanKl = 5e-4)
-            else -> Limits()
+            else -> if (cacheDtype == "int8") Limits(maxExactKl = 1e-3) else Limits()
         }
     }
 }
@@ -46,7 +46,8 @@ fun verifyBundle(bundle: Bundle, session: BundleSession, onGolden: (Int, Int) ->
         null
     }
     val finished = all - goldens.size
-    return verify(session, goldens, Limits.of(bundle.manifest.target.name), exact) { onGolden(finished + it, all) }
+    val limits = Limits.of(bundle.manifest.target.name, bundle.manifest.cacheDtype)
+    return verify(session, goldens, limits, exact) { onGolden(finished + it, all) }
 }
 
 /** How much a session differs from the reference with the same codes, by scoring and by decoding. */

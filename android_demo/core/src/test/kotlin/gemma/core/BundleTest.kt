@@ -70,7 +70,7 @@ class BundleTest {
             Triple("\"vocab_size\": 376", "\"vocab_size\": \"376\"", "\$.vocab_size is \"376\""),
             Triple("\"vocab_size\": 376", "\"words\": 376", "no \"vocab_size\""),
             Triple("\"context_length\": 96", "\"context_length\": -1", "\$.context_length"),
-            Triple("\"cache_dtype\": \"float32\"", "\"cache_dtype\": \"int8\"", "float32 or float16"),
+            Triple("\"cache_dtype\": \"float32\"", "\"cache_dtype\": \"int3\"", "float32 or float16 or int8"),
             Triple("\"goldens\": \"goldens.json\"", "\"goldens\": \"other.json\"", "no digest"),
         )
         for ((old, new, message) in cases) {

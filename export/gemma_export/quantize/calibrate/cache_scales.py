@@ -1,0 +1,135 @@
+"""Measures the scales of int8 caches: how large each channel of keys and values gets.
+
+The stored weights run over calibration text, layer by layer, because they are what fills the
+caches. A key's scale is the channel's largest key / 127, so nothing in the text is clipped.
+
+Keys are cached after rope, which turns pairs of channels by an angle that grows with the position.
+The sequences of the text are short, so each key is bounded for every position of the context: by
+its values at the first and the last position, and by the pair's length if the turn passes an axis.
+Only the first token stays at its position.
+
+Attention adds up values with the weights a, so their errors e add up to a variance of Σ a² e². The
+scale of a channel of values minimizes that. The first token counts most: it gets much attention,
+and its values, which are the same in every prompt, are often smaller than a step.
+
+B sequences, T tokens, K kv heads, D head size.
+"""
+
+from math import pi
+
+import torch
+from torch import Tensor
+
+from gemma_export.formats.safetensors import SafetensorsFile
+from gemma_export.memory import release_memory
+from gemma_export.model.config import TABLE, GemmaConfig
+from gemma_export.model.int8_cache import MOST, LayerScales, round_cached
+from gemma_export.progress import Tick
+from gemma_export.quantize.calibrate.stream import (
+    cached_flow,
+    layer_bytes,
+    load_stored_layer,
+    start_flow,
+    write_tensors,
+)
+from gemma_export.quantize.calibrate.text import LENGTH
+from gemma_export.quantize.calibrate.workspace import Workspace
+from gemma_export.quantize.store import QuantizedStore
+from gemma_runtime.backends.rope import rope_angles
+from gemma_runtime.manifest import Rope
+
+SEQUENCES = 16  # of the text; more clip less, and make all steps coarser
+_SHARES = tuple(0.4 + 0.03 * i for i in range(26))  # of the largest value that the range covers
+_COPIES = 8  # of a layer's keys and values while their ranges are computed
+_LEAST, _DEAD = 1e-20, 1.0  # a channel below the least is as good as 0, and gets any scale
+_KEYS, _VALUES = "keys", "values"
+
+
+def measure_caches(work: Workspace, store: QuantizedStore, context: int, tick: Tick) -> None:
+    """Write `cache_scales`, a file per layer, for caches of a context. Resumes after the last.
+
+    `store` has the weights of the workspace's recipe.
+    """
+    config, residuals = work.checkpoint.config, work.cache_residuals(context)
+    if work.cache_scales(context).last.exists():
+        return
+    if residuals.lowest() is None:
+        tokens = work.calibration.first(SEQUENCES).tokens
+        start_flow(residuals[0], config, tokens, store.weight(TABLE))
+    for layer in config.layers[residuals.lowest() :]:
+        source, path = residuals[layer.index], residuals[layer.index + 1]
+        weights = load_stored_layer(store, config, layer.index)
+        keys, values, attention = cached_flow(source, path, config, layer, weights)
+        scales = {
+            _KEYS: _scales(largest_keys(keys, layer.rope, context)),
+            _VALUES: value_scales(values, attention),
+        }
+        write_tensors(work.cache_scales(context)[layer.index], scales)
+        source.unlink()
+        release_memory()
+        tick(f"layer {layer.index}", layer_bytes(config))
+    residuals.delete()
+
+
+def measured_bytes(work: Workspace, context: int) -> int:
+    """Progress units left: bytes of layers."""
+    config = work.checkpoint.config
+    if work.cache_scales(context).last.exists():
+        return 0
+    return (len(config.kinds) - (work.cache_residuals(context).lowest() or 0)) * layer_bytes(config)
+
+
+def measured_scales(work: Workspace, context: int) -> list[LayerScales]:
+    """The scales of every layer, once `measure_caches` has run."""
+    heads = work.checkpoint.config.kv_heads
+    files = [SafetensorsFile(path) for path in work.cache_scales(context)]
+    return [LayerScales(f.rows(_KEYS, 0, heads), f.rows(_VALUES, 0, heads)) for f in files]
+
+
+def measuring_peak_bytes(config: GemmaConfig) -> int:
+    """Upper bound of the memory that measuring takes, in bytes, without a batch."""
+    cached = 2 * SEQUENCES * LENGTH * config.kv_heads * config.head_dim
+    return layer_bytes(config) + 4 * _COPIES * cached
+
+
+def largest_keys(keys: Tensor, rope: Rope, context: int) -> Tensor:
+    """The largest |key| of each channel, (K, D), at any position below `context`.
+
+    Keys before rope, (B, K, T, D), become r cos(phase + angle) in the lower half of the channels
+    and r sin(phase + angle) in the upper one.
+    """
+    low, high = keys.chunk(2, -1)  # (B, K, T, D / 2)
+    turn = torch.from_numpy(rope_angles(rope, [context - 1], keys.shape[-1])).float()  # (1, D / 2)
+    length, phase = torch.hypot(low, high), torch.atan2(high, low)
+    turned = torch.cat([length * _largest_cosine(phase - lag, turn) for lag in (0, pi / 2)], -1)
+    turned[:, :, 0] = keys[:, :, 0].abs()  # <bos> is always at position 0
+    return _largest(turned)
+
+
+def value_scales(values: Tensor, attention: Tensor) -> Tensor:
+    """The scales (K, D) of values (B, K, T, D) that lose least where attention (B, K, T) is."""
+    largest, weights = _largest(values), attention[..., None]
+    best = _scales(largest)
+    least = torch.full_like(best, torch.inf)
+    for share in _SHARES:
+        scales = _scales(largest * share)
+        lost = round_cached(values, scales).sub_(values).square_().mul_(weights).sum((0, 2))
+        best = torch.where(lost < least, scales, best)
+        least = torch.minimum(lost, least)
+    return best
+
+
+def _largest_cosine(phase: Tensor, turn: Tensor) -> Tensor:
+    """The largest |cos(phase + angle)| for angles from 0 to `turn`: 1 at multiples of π."""
+    end = phase + turn
+    passes = (end / pi).floor() != (phase / pi).floor()
+    return torch.where(passes, 1.0, torch.maximum(phase.cos().abs(), end.cos().abs()))
+
+
+def _largest(x: Tensor) -> Tensor:
+    """(B, K, T, D) → (K, D): the largest |x| of each channel."""
+    return x.abs().amax((0, 2))
+
+
+def _scales(largest: Tensor) -> Tensor:
+    return torch.where(largest > _LEAST, largest / MOST, _DEAD)
