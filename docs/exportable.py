@@ -202,6 +202,30 @@ def _target_columns() -> Iterator[tuple[str, set[str]]]:
                     yield f"{spec.name} {option.flag} {choice}", others
 
 
+def auto_recipes() -> str:
+    """What `--quant auto` takes for a small and a large model, by target and layout."""
+    from gemma_export.choose import Needs, choose_recipe
+    from gemma_export.model.sizes import find_official
+    from gemma_export.targets import Geometry, load_target
+
+    def chosen(size: str, target: "Target") -> str:
+        config = find_official(size, None).config
+        needs = Needs(config, [target], Geometry(4096, 1), None, lambda: True, None)
+        return f"`{choose_recipe(needs).recipe.name}`"
+
+    layouts = {
+        "onnx": load_target("onnx"),
+        "executorch": load_target("executorch"),
+        "coreml": load_target("coreml"),
+        "coreml --coreml-compute ane": load_target("coreml", {"coreml_compute": "ane"}),
+        "coreai": load_target("coreai"),
+        "gguf": load_target("gguf"),
+        "hf": load_target("hf"),
+    }
+    rows = [(f"`{n}`", chosen("270m", t), chosen("2b", t)) for n, t in layouts.items()]
+    return _table(("`--target`", "270M", "1b and larger"), rows)
+
+
 def _taken(target: "Target") -> set[str]:
     from gemma_export.model.sizes import OFFICIAL
     from gemma_export.quantize.recipe import RECIPES
@@ -241,4 +265,5 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "refused": refused,
     "targets": targets,
     "target-recipes": target_recipes,
+    "auto-recipes": auto_recipes,
 }

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gemma_runtime.cache import ABOUT, About, cache_folder
+from gemma_runtime.cache import ABOUT, PACKED, About, cache_folder
 from gemma_runtime.errors import CacheError
 
 app = typer.Typer(help="List and remove entries of the cache folder.")
@@ -28,7 +28,7 @@ class Entry:
     """One entry of the cache; its files are used and removed together."""
 
     key: str
-    kind: str  # store, calibration, runner or weights
+    kind: str  # store, calibration, packed, runner or weights
     path: Path
     model: str = ""
     recipe: str = ""
@@ -52,7 +52,8 @@ class Entry:
 
 def find_entries(folder: Path) -> list[Entry]:
     """All entries of a cache folder, oldest first. Ignores files that we did not create."""
-    entries = [*_stores(folder / "stores"), *_calibrations(folder / "calibrated")]
+    entries = [*_stores(folder / "stores"), *_described(folder / "calibrated", "calibration")]
+    entries += _described(folder / PACKED, "packed")
     entries += [Entry(p.name, "runner", p) for p in _inside(folder / "native") if p.is_dir()]
     entries += [Entry(p.name, "weights", p) for p in _inside(folder) if p.suffix == ".gguf"]
     return sorted(entries, key=lambda entry: -entry.age_seconds)
@@ -70,11 +71,12 @@ def _stores(folder: Path) -> Iterator[Entry]:
         yield Entry(stem, "store", path, model, recipe)
 
 
-def _calibrations(folder: Path) -> Iterator[Entry]:
+def _described(folder: Path, kind: str) -> Iterator[Entry]:
+    """The folders in a folder, with what their `about.json` says."""
     for path in _inside(folder):
-        if path.is_dir():
+        if path.is_dir() and ".partial-" not in path.name:
             about = _about(path)
-            yield Entry(path.name, "calibration", path, about.model, about.recipe)
+            yield Entry(path.name, kind, path, about.model, about.recipe)
 
 
 def _metadata(path: Path) -> dict[str, Any]:

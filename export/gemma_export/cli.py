@@ -82,11 +82,13 @@ def _completing(choices: Iterable[str]) -> Callable[[str], list[str]]:
 def _complete_recipe(incomplete: str) -> list[str]:
     from gemma_export.quantize.recipe import RECIPES
 
-    return _completing(RECIPES)(incomplete)
+    return _completing((_AUTO, *RECIPES))(incomplete)
 
 
 _SIZES = dict.fromkeys(size for family in FAMILIES.values() for size in family.sizes)
 _SIZES_HELP = "; ".join(f"{' '.join(f.sizes)} ({f.title})" for f in FAMILIES.values())
+
+_AUTO = "auto"  # the value of --quant that chooses a recipe
 
 # The panels of --help.
 _MODEL, _QUANTIZATION, _LAYOUT = "Model", "Quantization", "Layout"
@@ -152,10 +154,11 @@ _Quant = Annotated[
     str,
     typer.Option(
         rich_help_panel=_QUANTIZATION,
-        help="Recipe: int4, int4-asym, int4-table8 or mixed, each alone or calibrated "
-        "(int4-gptq, int4-distilled, …); int8, int8-smooth, int8-channel, none; source keeps a "
-        "quantized checkpoint's codes (Q4_0, Q8_0, Q5_0, GPTQ, AWQ, compressed-tensors, QAT) and "
-        "lists what it can't keep.",
+        help="Recipe: auto chooses one for model and targets, and says why. int4, int4-g64, "
+        "int4-g128, int4-asym, int4-table8 or mixed, each alone or calibrated (int4-gptq, "
+        "int4-distilled, …); int8, int8-smooth, int8-channel, none; source keeps a quantized "
+        "checkpoint's codes (Q4_0, Q8_0, Q5_0, GPTQ, AWQ, compressed-tensors, QAT) and lists what "
+        "it can't keep.",
         autocompletion=_complete_recipe,
     ),
 ]
@@ -264,7 +267,7 @@ def export(
     family: _Family = None,
     revision: _Revision = None,
     config: _Config = None,
-    quant: _Quant = "int4",
+    quant: _Quant = "auto",
     recipe: _RecipeFile = None,
     bits: _Bits = None,
     calibration: _Calibration = None,
@@ -405,11 +408,13 @@ def _targets(text: str) -> tuple[str, ...]:
     return names
 
 
-def _recipe(name: str) -> "Recipe":
+def _recipe(name: str) -> "Recipe | None":
     from gemma_export.quantize.recipe import RECIPES
 
+    if name == _AUTO:
+        return None
     if name not in RECIPES:
-        raise typer.BadParameter(_choices(name, RECIPES), param_hint="--quant")
+        raise typer.BadParameter(_choices(name, (_AUTO, *RECIPES)), param_hint="--quant")
     return RECIPES[name]
 
 
@@ -483,6 +488,7 @@ def _summary(result: "ExportResult") -> "_Summary":
         target=manifest.target.name,
         model=manifest.model.id,
         recipe=manifest.quantization.recipe,
+        reason=result.reason,
         bits_per_weight=manifest.quantization.bits_per_weight,
         codes_digest=manifest.quantization.codes_digest,
         bytes=sum(file.bytes for file in manifest.files.values()),
@@ -501,6 +507,7 @@ class _Summary:
     target: str
     model: str
     recipe: str
+    reason: str | None  # why --quant auto chose it
     bits_per_weight: float
     codes_digest: str
     bytes: int

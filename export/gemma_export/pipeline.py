@@ -20,7 +20,7 @@ from gemma_export.quantize.calibrated import CalibratedWeights, peak_bytes
 from gemma_export.quantize.kept import require_exact, resolve_recipe
 from gemma_export.quantize.recipe import Recipe, bits_per_weight, write_recipe
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
-from gemma_export.request import ExportRequest, export_geometry, plan_export
+from gemma_export.request import ExportRequest, export_geometry, find_choice, plan_export
 from gemma_export.sidecars.reference import Reference, record_reference
 from gemma_export.sidecars.teacher import passes, record_teacher
 from gemma_export.sidecars.text import ExportText, WantedText, read_text
@@ -50,6 +50,7 @@ class ExportResult:
     bundle: Bundle
     seconds: float  # since the request started, including work shared with other bundles
     peak_rss_bytes: int
+    reason: str | None = None  # why this recipe; None if the request named one
 
 
 def export_bundles(request: ExportRequest, report: Reporter | None = None) -> list[ExportResult]:
@@ -64,43 +65,46 @@ def export_bundles(request: ExportRequest, report: Reporter | None = None) -> li
     for target in targets:
         require_packages(target.name)
     checkpoint = open_checkpoint(*request.model)
-    resolved = resolve_recipe(request.recipe, checkpoint)
+    choice = find_choice(request, targets, checkpoint)
+    resolved = resolve_recipe(choice.recipe, checkpoint)
     if request.require_exact:
         require_exact(resolved)
     recipe, plain = _plain_table(resolved.recipe, targets, checkpoint.config)
-    request = replace(request, recipe=recipe)
+    is_calibrated = recipe.is_calibrated or request.bits is not None
     geometry = export_geometry(request, checkpoint.config)
-    outputs = [_output(request, checkpoint, target.name) for target in targets]
+    outputs = [_output(request, recipe, checkpoint, target.name) for target in targets]
     for output in outputs:
         check_writable(output, request.force)
     ceiling = MemoryCeiling(request.max_ram)
     for target in targets:
-        ceiling.check_estimate(plan_export(checkpoint.config, request, target).export_peak_bytes)
-    if request.is_calibrated:
-        ceiling.check_estimate(peak_bytes(checkpoint.config, request.recipe, request.bits))
-    for note in (*checkpoint.notes, *resolved.notes, *plain):
+        plan = plan_export(checkpoint.config, request, recipe, target)
+        ceiling.check_estimate(plan.export_peak_bytes)
+    if is_calibrated:
+        ceiling.check_estimate(peak_bytes(checkpoint.config, recipe, request.bits))
+    for note in (*checkpoint.notes, *choice.notes, *resolved.notes, *plain):
         report.note(note)
 
     layouts = [target.caches(checkpoint.config, geometry) for target in targets]
-    sources = _text_to_read(request)
+    sources = WantedText(request.eval_text, is_calibrated, request.calibration)
     text = read_text(checkpoint, geometry.context_length, layouts, sources, report)
     with one_thread_each():
-        request = _spend_bits(request, targets, checkpoint, text.calibration, report, ceiling)
-        store = _quantize(checkpoint, request.recipe, text.calibration, report, ceiling)
+        if request.bits is not None and text.calibration is not None:
+            budget = Budget(recipe, request.bits)
+            recipe = _spend(budget, targets, checkpoint, text.calibration, report, ceiling)
+        store = _quantize(checkpoint, recipe, text.calibration, report, ceiling)
         reference = _reference(checkpoint, store, text.prompts, report, ceiling)
         teacher = _teacher(checkpoint, text.segments, report, ceiling)
     results = []
     for target, output in zip(targets, outputs, strict=True):
         with staged_folder(output, request.force) as folder:
-            work = _Work(
-                checkpoint, text, store, request.recipe, geometry, reference, folder, teacher
-            )
+            work = _Work(checkpoint, text, store, recipe, geometry, reference, folder, teacher)
             artifact = _write(target, work, report, ceiling)
             manifest = _manifest(work, artifact, {**artifact.roles, **_write_sidecars(work)})
             (folder / MANIFEST).write_bytes(manifest.to_json())
             ceiling.check_peak()
         elapsed = time.monotonic() - started
-        results.append(ExportResult(Bundle(output, manifest), elapsed, peak_rss_bytes()))
+        bundle, peak = Bundle(output, manifest), peak_rss_bytes()
+        results.append(ExportResult(bundle, elapsed, peak, choice.reason))
     return results
 
 
@@ -132,38 +136,30 @@ def _plain_table(
     return recipe.with_plain_table(), (note,)
 
 
-def _text_to_read(request: ExportRequest) -> WantedText:
-    return WantedText(request.eval_text, request.is_calibrated, request.calibration)
-
-
-def _output(request: ExportRequest, checkpoint: Checkpoint, target: str) -> Path:
+def _output(request: ExportRequest, recipe: Recipe, checkpoint: Checkpoint, target: str) -> Path:
     """The bundle's folder: `--output`, or a folder in it if there are several targets."""
     model = Path(checkpoint.id).name.replace(".gguf", "").replace(":", "-")
     bits = "" if request.bits is None else f"-{request.bits:g}bits"
-    name = f"{model}-{request.recipe.name}{bits}-{target}"
+    name = f"{model}-{recipe.name}{bits}-{target}"
     if request.output is None:
         return Path("out") / name
     return request.output if len(request.targets) == 1 else request.output / name
 
 
-def _spend_bits(
-    request: ExportRequest,
+def _spend(
+    budget: Budget,
     targets: Sequence[Target],
     checkpoint: Checkpoint,
-    calibration: Calibration | None,
+    calibration: Calibration,
     report: Reporter,
     ceiling: MemoryCeiling,
-) -> ExportRequest:
-    """The request with a recipe that stays within `--bits`; unchanged without `--bits`."""
-    if request.bits is None or calibration is None:
-        return request
-    budget = Budget(request.recipe, request.bits)
+) -> Recipe:
+    """The recipe with int8 where the budget of `--bits` is best spent."""
     stage = guarded_stage(report, ceiling)
     splits_table = all(target_spec(target.name).scales_table for target in targets)
-    recipe = spend_budget(
+    return spend_budget(
         budget, checkpoint, calibration, stage, splits_table=splits_table, note=report.note
     )
-    return replace(request, recipe=recipe)
 
 
 def _quantize(

@@ -111,6 +111,7 @@ class PhoneVerdict:
 @dataclass(frozen=True, slots=True)
 class Plan:
     target: str
+    recipe: str
     family: str
     context_length: int
     prefill_length: int
@@ -121,10 +122,12 @@ class Plan:
     run: RunBytes
     export_peak_bytes: int
     phones: tuple[PhoneVerdict, ...]
+    reason: str | None = None  # why this recipe; None if the user chose it
 
 
 def make_plan(
     config: GemmaConfig,
+    recipe: str,
     formats: Mapping[str, Format],
     caches: Sequence[LayerCache],
     geometry: Geometry,
@@ -138,6 +141,7 @@ def make_plan(
     run = _run(config, formats, caches, geometry, artifact, costs)
     return Plan(
         target=target,
+        recipe=recipe,
         family=config.family,
         context_length=geometry.context_length,
         prefill_length=geometry.prefill_length,

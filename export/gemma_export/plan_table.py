@@ -25,7 +25,9 @@ def render_plan(plan: Plan) -> RenderableType:
 
 def _lines(plan: Plan) -> list[tuple[str, str]]:
     parameters, file, caches, run = plan.parameters, plan.artifact, plan.caches, plan.run
+    chosen = "" if plan.reason is None else f", because {plan.reason}"
     return [
+        ("recipe", f"{plan.recipe}{chosen}"),
         (
             "parameters",
             f"{parameters.total / 1e6:,.0f} M: table {parameters.table / 1e6:,.0f}, "

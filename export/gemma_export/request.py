@@ -1,14 +1,21 @@
 """An export request: checks and plans it without reading weights or importing torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gemma_export.checkpoint.open import open_checkpoint, planned_config
+from gemma_export.checkpoint import Checkpoint
+from gemma_export.checkpoint.open import (
+    is_random,
+    open_checkpoint,
+    planned_checkpoint,
+    planned_config,
+)
+from gemma_export.choose import Choice, Needs, choose_recipe
 from gemma_export.model.config import GemmaConfig
 from gemma_export.model.sizes import find_official
 from gemma_export.plan import Plan, make_plan
-from gemma_export.quantize.recipe import Recipe
+from gemma_export.quantize.recipe import RECIPES, Recipe
 from gemma_export.targets import Geometry, Target, load_targets
 from gemma_runtime.errors import RecipeError, TargetError
 
@@ -18,7 +25,7 @@ _DEFAULT_CONTEXT, _DEFAULT_PREFILL = 4096, 512
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
     targets: tuple[str, ...]
-    recipe: Recipe
+    recipe: Recipe | None  # None: chosen for model and targets, see `choose_recipe`
     checkpoint: str | None = None  # None: the official checkpoint of `size`
     size: str | None = None
     family: str | None = None
@@ -50,11 +57,6 @@ class ExportRequest:
             self.revision,
         )  # fmt: skip
 
-    @property
-    def is_calibrated(self) -> bool:
-        """Whether the recipe or `bits` needs calibration text."""
-        return self.recipe.is_calibrated or self.bits is not None
-
 
 def check_request(request: ExportRequest) -> None:
     """Raise a GemmaError for an unknown target, option, size or family."""
@@ -66,27 +68,70 @@ def check_request(request: ExportRequest) -> None:
 def plan_exports(request: ExportRequest) -> list[Plan]:
     """Sizes and memory of each bundle, computed without reading weights."""
     targets = load_targets(request.targets, request.options)
-    if request.checkpoint and any(rule.rounding == "kept" for rule in request.recipe.rules):
-        checkpoint = open_checkpoint(*request.model)  # says so if torch is not installed
-        from gemma_export.quantize.kept import resolve_recipe
-
-        request = replace(request, recipe=resolve_recipe(request.recipe, checkpoint).recipe)
     config = planned_config(*request.model)
-    return [plan_export(config, request, target) for target in targets]
+    checkpoint = _planned_checkpoint(request)
+    choice = find_choice(request, targets, checkpoint or config)
+    recipe = choice.recipe if checkpoint is None else _kept(choice.recipe, checkpoint)
+    plans = [plan_export(config, request, recipe, target) for target in targets]
+    return [replace(plan, reason=choice.reason) for plan in plans]
 
 
-def plan_export(config: GemmaConfig, request: ExportRequest, target: Target) -> Plan:
+def plan_export(
+    config: GemmaConfig, request: ExportRequest, recipe: Recipe, target: Target
+) -> Plan:
     """The plan of one bundle. Raises TargetError for formats that the target doesn't support."""
-    _check_calibration(request, config)
+    _check_calibration(request, recipe, config)
     geometry = export_geometry(request, config)
-    formats = request.recipe.formats(config)
+    formats = recipe.formats(config)
     target.check(formats, geometry)
-    return make_plan(config, formats, target.caches(config, geometry), geometry, target.name)
+    caches = target.caches(config, geometry)
+    return make_plan(config, recipe.name, formats, caches, geometry, target.name)
 
 
-def _check_calibration(request: ExportRequest, config: GemmaConfig) -> None:
-    if request.is_calibrated and config.irregular:
-        asked = request.recipe.name if request.bits is None else f"--bits {request.bits:g}"
+def find_choice(
+    request: ExportRequest, targets: Sequence[Target], model: Checkpoint | GemmaConfig
+) -> Choice:
+    """The request's own recipe, or else the one that suits the model best.
+
+    A config alone is that of an official model or of random weights: neither is quantized.
+    """
+    if request.recipe is not None:
+        return Choice(request.recipe)
+    if request.require_exact:
+        return Choice(RECIPES["source"], "--require-exact asks for the checkpoint's own codes")
+
+    def has_text() -> bool:
+        if isinstance(model, GemmaConfig):
+            return request.checkpoint is None or not is_random(request.checkpoint)
+        return model.tokenizer() is not None
+
+    if isinstance(model, GemmaConfig):
+        config, source = model, None
+    else:
+        config, source = model.config, _kept(RECIPES["source"], model)
+    geometry = export_geometry(request, config)
+    return choose_recipe(Needs(config, targets, geometry, request.bits, has_text, source))
+
+
+def _planned_checkpoint(request: ExportRequest) -> Checkpoint | None:
+    """The checkpoint if the recipe depends on its weights; says so if torch is not installed."""
+    if request.recipe is None:
+        return planned_checkpoint(*request.model)
+    if request.checkpoint is None or not request.recipe.keeps_codes:
+        return None
+    return open_checkpoint(*request.model)
+
+
+def _kept(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
+    from gemma_export.quantize.kept import resolve_recipe
+
+    return resolve_recipe(recipe, checkpoint).recipe
+
+
+def _check_calibration(request: ExportRequest, recipe: Recipe, config: GemmaConfig) -> None:
+    is_calibrated = recipe.is_calibrated or request.bits is not None
+    if is_calibrated and config.irregular:
+        asked = recipe.name if request.bits is None else f"--bits {request.bits:g}"
         raise RecipeError(
             f"{asked} reads calibration text, which can't be run through this model's "
             f"{', '.join(config.irregular)} yet; choose --quant int4, int4-asym, mixed or int8"

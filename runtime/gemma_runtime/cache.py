@@ -1,4 +1,4 @@
-"""The cache folder: quantized stores, calibrations, compiled runners, demo weights.
+"""The cache folder: quantized stores, calibrations, packed weights, compiled runners, demo weights.
 
 Everything in it can be rebuilt.
 """
@@ -13,6 +13,7 @@ from platformdirs import user_cache_path
 from gemma_runtime.errors import CacheError
 
 ABOUT = "about.json"  # describes a folder of the cache
+PACKED = "packed"  # the folder of packed weights
 
 
 @dataclass(frozen=True, slots=True)

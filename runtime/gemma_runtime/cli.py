@@ -42,6 +42,8 @@ _HELP = """Run, check and measure the bundles that gemma-export writes. Needs no
 
   gemma-runtime bench out/a out/b      (in turns; ratios to the first)
 
+  gemma-runtime pack out/gemma         (sessions then map its weights)
+
   gemma-runtime inspect out/a out/b    (do they hold the same codes?)
 
   gemma-runtime report out/a out/b --from figures/ -o report.html   (one page of all figures)
@@ -173,6 +175,26 @@ def inspect(bundles: BundlePaths, json: Json = False) -> None:
         print_json(comparison)
     else:
         print_shown(render_comparison(comparison))
+
+
+@app.command()
+def pack(bundle: BundlePath, json: Json = False) -> None:
+    """Save an ONNX bundle's weights as this machine's kernels read them; sessions then map them.
+
+    They lie in the cache folder: gemma-export cache lists and removes them.
+    """
+    from gemma_runtime.backends.packed import pack_weights
+    from gemma_runtime.bundle import open_bundle
+    from gemma_runtime.machine import format_bytes
+
+    packed = pack_weights(open_bundle(bundle))
+    if json:
+        print_json(packed)
+        return
+    print(
+        f"{packed.path}\n{format_bytes(packed.bytes)}, the bundle has "
+        f"{format_bytes(packed.stored_bytes)}; sessions of it now map this file"
+    )
 
 
 @app.command("compile-schema")

@@ -47,7 +47,7 @@ def describe_machine(packages: Iterable[str]) -> Machine:
     """This machine, with the installed versions of the given runtime packages."""
 
     return Machine(
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         physical_cores=physical_cores(),
         logical_cores=psutil.cpu_count() or 1,
         memory_bytes=psutil.virtual_memory().total,
@@ -158,7 +158,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -67,7 +67,7 @@ def test_an_exported_bundle_passes_verify_and_its_summary_is_json(
     (summary,) = json.loads(capsys.readouterr().out)
     bundle = open_bundle(output)
     assert summary["codes_digest"] == bundle.manifest.quantization.codes_digest
-    assert summary["bits_per_weight"] == 4.5
+    assert summary["bits_per_weight"] == 8.5
     with open_session(bundle, threads=1) as session:
         assert verify(session, load_goldens(bundle.path("goldens"))).verdict is Verdict.PASS
     assert set(tmp_path.iterdir()) == {output}

@@ -38,7 +38,8 @@ def plan(
 ) -> Plan:
     geometry = Geometry(context, min(prefill, context), full_cache)
     caches = load_target(target).caches(config, geometry)
-    return make_plan(config, find_recipe(quant).formats(config), caches, geometry, target)
+    formats = find_recipe(quant).formats(config)
+    return make_plan(config, quant, formats, caches, geometry, target)
 
 
 @pytest.mark.parametrize("quant", ["int4", "int4-asym", "mixed", "int8", "none"])

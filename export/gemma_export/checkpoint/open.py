@@ -73,7 +73,7 @@ def _open_model(
     config_file: Path | None,
 ) -> Checkpoint:
     official = find_official(size, family) if size else None
-    if source is not None and _is_random(source):
+    if source is not None and is_random(source):
         config, seed = _random_shape(source, official, config_file)
         with _packages():
             from gemma_export.checkpoint.random import RandomCheckpoint
@@ -112,6 +112,28 @@ def planned_config(
     return merged_config(config, changed)
 
 
+def planned_checkpoint(
+    source: str | None,
+    size: str | None = None,
+    family: str | None = None,
+    config_file: Path | None = None,
+    base: str | None = None,
+    adapters: Sequence[str] = (),
+    revision: str | None = None,
+) -> Checkpoint | None:
+    """The checkpoint if a plan may open it, as `planned_config` does anyway.
+
+    None for an official model, random weights, and a model of the hub below an adapter.
+    """
+    model = _find_model(source, base, adapters, revision)
+    if model.source is None or is_random(model.source):
+        return None
+    is_here = model.source == DEMO or Path(model.source).expanduser().exists()
+    if model.adapters and not is_here:
+        return None
+    return open_checkpoint(source, size, family, config_file, base, adapters, revision)
+
+
 def _model_config(
     model: "_Model", size: str | None, family: str | None, config_file: Path | None
 ) -> GemmaConfig:
@@ -119,7 +141,7 @@ def _model_config(
     source = model.source
     if source is None and official is not None and config_file is None:
         return official.config
-    if source is not None and _is_random(source):
+    if source is not None and is_random(source):
         return _random_shape(source, official, config_file)[0]
     if model.adapters and size is None and config_file is None:
         for known in OFFICIAL:
@@ -165,7 +187,7 @@ def _find_model(
 
 
 def _check_on_hub(source: str) -> None:
-    if source == DEMO or _is_random(source) or Path(source).expanduser().exists():
+    if source == DEMO or is_random(source) or Path(source).expanduser().exists():
         raise CheckpointError(
             f"{source} is not on the hub, so it has no --revision; leave --revision out"
         )
@@ -188,7 +210,7 @@ def _adapter_name(source: str) -> str:
 def _adapter_folder(source: str, revision: str | None = None) -> Path | None:
     """The folder of an adapter, downloaded if it is on the hub; None if it is something else."""
     path = Path(source).expanduser()
-    if not path.exists() and not _is_random(source):
+    if not path.exists() and not is_random(source):
         from gemma_export.checkpoint.hub import fetch_hub
 
         name, pattern = _hub_name(source, revision)
@@ -226,7 +248,8 @@ def _packages() -> Iterator[None]:
         raise MissingExtra((error.name or "torch").partition(".")[0], "export") from error
 
 
-def _is_random(source: str) -> bool:
+def is_random(source: str) -> bool:
+    """Whether `--checkpoint` asks for random weights."""
     return source.partition(":")[0] == "random"
 
 

@@ -48,6 +48,11 @@ class Recipe:
         return self.rounds_by_text or self.is_smooth
 
     @property
+    def keeps_codes(self) -> bool:
+        """Whether it keeps codes of a quantized checkpoint."""
+        return any(rule.rounding == "kept" for rule in self.rules)
+
+    @property
     def is_smooth(self) -> bool:
         """Whether it smooths anything."""
         return any(rule.smooth for rule in self.rules)

@@ -53,6 +53,7 @@ class TargetSpec:
     on_device: bool = True  # its runtime runs on phones, laptops or boards
     next_step: str = "gemma-runtime verify {bundle}"  # printed after an export
     scales_table: bool = False  # supports a table with column factors, and a divided one
+    fast_zero_points: bool = True  # if it takes int4 with zero points, its kernels are as fast
 
     @property
     def is_in_all(self) -> bool:

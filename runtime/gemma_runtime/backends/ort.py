@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_runtime.backends.huge_pages import use_huge_pages
+from gemma_runtime.backends.packed import find_packed, map_packed
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import SessionError
 from gemma_runtime.machine import physical_cores
@@ -33,7 +34,10 @@ def open_ort_session(bundle: Bundle, threads: int | None, graph: str) -> "OrtSes
 
     check_runtime("onnxruntime", ort.__version__, bundle.manifest.target.min_runtime_version)
     io = bundle.manifest.graph(graph)
-    session = OrtSession(_load(bundle.directory / io.file, threads), bundle.manifest, io)
+    packed = find_packed(bundle, graph)
+    path = packed or bundle.directory / io.file
+    raw = _load(path, threads, is_packed=packed is not None)
+    session = OrtSession(raw, bundle.manifest, io)
     use_huge_pages()
     return session
 
@@ -159,13 +163,17 @@ class _Inputs:
         self._binding.bind_ortvalue_input(self._io.tensor(role).name, bound)
 
 
-def _load(path: Path, threads: int | None, profile: str | None = None) -> "ort.InferenceSession":
+def _load(
+    path: Path, threads: int | None, *, profile: str | None = None, is_packed: bool = False
+) -> "ort.InferenceSession":
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or physical_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if is_packed:
+        map_packed(options)
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile
     try:

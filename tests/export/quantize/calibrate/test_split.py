@@ -79,7 +79,7 @@ def test_the_planned_size_of_a_split_table_is_that_of_the_file(
     bundle = _export(wide, tmp_path / "bundle", RECIPE)
     config, target, geometry = wide.open().config, OnnxTarget(), Geometry(64, 24)
     formats = RECIPE.formats(config)
-    planned = make_plan(config, formats, target.caches(config, geometry), geometry, "onnx")
+    planned = make_plan(config, "split", formats, target.caches(config, geometry), geometry, "onnx")
     assert 0 <= planned.artifact.total - (bundle.directory / DATA).stat().st_size < 4096
     unsplit = find_recipe("int4-asym").formats(config)
     more = bits_per_weight(config, formats) - bits_per_weight(config, unsplit)
