@@ -1,5 +1,6 @@
 """What can't compute Gemma 4 yet says so in one line, before anything is written."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,12 @@ def test_a_model_without_shared_caches_is_refused_too(
 def test_a_mixture_of_experts_is_refused_by_its_size(capsys: pytest.CaptureFixture[str]) -> None:
     line = refusal(capsys, "--size", "26b-a4b", "--plan")
     assert "size 26b-a4b of Gemma 4 can't be exported: it is a mixture of experts" in line
+
+
+def test_without_quant_a_recipe_that_reads_no_text_is_chosen(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for model, recipe in ((["--checkpoint", str(folder)], "int8"), (["--size", "e2b"], "mixed")):
+        assert run([*model, "--plan", "--json"]) == 0
+        (planned,) = json.loads(capsys.readouterr().out)
+        assert planned["recipe"] == recipe

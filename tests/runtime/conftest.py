@@ -25,6 +25,7 @@ _GEMMA4 = {
     "<unused0>": "<|channel>",
     "<unused1>": "<channel|>",
     "<mask>": "<|think|>",
+    "[multimodal]": "<|tool_call>",
 }
 
 

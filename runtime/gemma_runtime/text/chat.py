@@ -21,6 +21,7 @@ from gemma_runtime.text.tokenizer import Tokenizer
 from gemma_runtime.text.tools import Json, Schema, ToolCall, call_text, check_tools, tool_prompt
 
 _SYSTEM = ("system", "developer")
+_GEMMA4_CALL = "<|tool_call>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,11 @@ def encode_chat(
     if thinking:
         frame = frame.with_thinking()
     tools = check_tools(tools)
+    if tools and tokenizer.token_id(_GEMMA4_CALL) is not None:
+        raise TokenizerError(
+            f"calls of tools that a model writes as {_GEMMA4_CALL} can't be read yet; chat without "
+            "tools"
+        )
     mask = Mask(tokenizer.control_pieces)
     if tools or any(message.tool_calls or message.role == "tool" for message in messages):
         if frame.leaves_out_tools():

@@ -1,5 +1,7 @@
 """ONNX bundles of tiny Gemma 4s: shared caches, per-layer embeddings, two head sizes."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from gemma_export.model.config import PER_LAYER_TABLE
 from gemma_export.targets.onnx.target import DATA, PER_LAYER
 from gemma_runtime.backends.ort import OrtSession
+from gemma_runtime.backends.packed import pack_weights
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.contents.held_codes import codes_digest
 from gemma_runtime.proof.agreement import compare_logits
@@ -130,3 +133,16 @@ def test_no_files_for_onnxruntime_genai_are_written(float_bundle: Bundle) -> Non
     """It reads one head size and one cache per layer from its config."""
     assert "genai" not in float_bundle.manifest.roles
     assert not list(float_bundle.directory.glob("genai*"))
+
+
+@edge
+def test_packed_weights_give_the_same_logits(
+    tiny: TinyCheckpoint, export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = export(tiny.folder, "int4", context=256)
+    with open_session(bundle, threads=1) as session:
+        expected = session.score(LONG)
+    monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path))
+    pack_weights(bundle)
+    with open_session(bundle, threads=1) as session:
+        assert np.array_equal(session.score(LONG), expected)
