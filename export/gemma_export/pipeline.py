@@ -23,7 +23,7 @@ from gemma_export.quantize.calibrate.cache_scales import (
 )
 from gemma_export.quantize.calibrate.text import Calibration
 from gemma_export.quantize.calibrate.workspace import Workspace
-from gemma_export.quantize.calibrated import CalibratedWeights, peak_bytes, scales_peak_bytes
+from gemma_export.quantize.calibrated import CalibratedWeights
 from gemma_export.quantize.kept import require_exact, resolve_recipe
 from gemma_export.quantize.recipe import Recipe, bits_per_weight, write_recipe
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
@@ -101,17 +101,11 @@ def export_bundles(request: ExportRequest, report: Reporter | None = None) -> li
     for target in targets:
         plan = plan_export(checkpoint.config, request, recipe, target)
         ceiling.check_estimate(plan.export_peak_bytes)
-    if request.has_int8_caches:
-        ceiling.check_estimate(scales_peak_bytes(checkpoint.config))
-    if is_calibrated:
-        ceiling.check_estimate(peak_bytes(checkpoint.config, recipe, request.bits))
     for note in (*checkpoint.notes, *choice.notes, *resolved.notes, *plain):
         report.note(note)
 
     layouts = [target.caches(checkpoint.config, geometry) for target in targets]
-    sources = WantedText(
-        request.eval_text, is_calibrated or request.has_int8_caches, request.calibration
-    )
+    sources = WantedText(request.eval_text, request.reads_text(recipe), request.calibration)
     text = read_text(checkpoint, geometry.context_length, layouts, sources, report)
     with one_thread_each():
         if request.bits is not None and text.calibration is not None:

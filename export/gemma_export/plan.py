@@ -121,9 +121,10 @@ class Plan:
     artifact: ArtifactBytes
     caches: CacheBytes
     run: RunBytes
-    export_peak_bytes: int
+    export_peak_bytes: int  # with calibration, if `counts_calibration`
     phones: tuple[PhoneVerdict, ...]
     reason: str | None = None  # why this recipe; None if the user chose it
+    counts_calibration: bool = True  # False if it reads text, and torch to estimate that is missing
 
 
 def make_plan(

@@ -26,6 +26,9 @@ def render_plan(plan: Plan) -> RenderableType:
 def _lines(plan: Plan) -> list[tuple[str, str]]:
     parameters, file, caches, run = plan.parameters, plan.artifact, plan.caches, plan.run
     chosen = "" if plan.reason is None else f", because {plan.reason}"
+    uncounted = ", besides calibration: estimating it needs torch"
+    if plan.counts_calibration:
+        uncounted = ""
     return [
         ("recipe", f"{plan.recipe}{chosen}"),
         (
@@ -64,5 +67,5 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
             f"{format_bytes(run.mapped)} mapped, caches {format_bytes(run.caches)}, "
             f"activations {format_bytes(run.activations)}; loading {format_bytes(run.loading)}",
         ),
-        ("exporting", f"{format_bytes(plan.export_peak_bytes)} at most"),
+        ("exporting", f"{format_bytes(plan.export_peak_bytes)} at most{uncounted}"),
     ]

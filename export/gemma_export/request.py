@@ -67,6 +67,10 @@ class ExportRequest:
         """Whether the recipe, or `bits` on top of it, needs calibration text."""
         return recipe.is_calibrated or self.bits is not None
 
+    def reads_text(self, recipe: Recipe) -> bool:
+        """Whether weights or caches need calibration text."""
+        return self.calibrates(recipe) or self.has_int8_caches
+
 
 def check_request(request: ExportRequest) -> None:
     """Raise a GemmaError for an unknown target, option, cache type, size or family."""
@@ -107,7 +111,11 @@ def plan_export(
     formats = recipe.formats(config)
     target.check(formats, geometry)
     caches = target.caches(config, geometry)
-    return make_plan(config, recipe.name, formats, caches, geometry, target.name, request.cache)
+    plan = make_plan(config, recipe.name, formats, caches, geometry, target.name, request.cache)
+    calibrating = _calibration_bytes(config, request, recipe)
+    if calibrating is None:
+        return replace(plan, counts_calibration=False)
+    return replace(plan, export_peak_bytes=max(plan.export_peak_bytes, calibrating))
 
 
 def find_choice(
@@ -133,6 +141,18 @@ def find_choice(
         config, source = model.config, _kept(RECIPES["source"], model)
     geometry = export_geometry(request, config)
     return choose_recipe(Needs(config, targets, geometry, request.bits, has_text, source))
+
+
+def _calibration_bytes(config: GemmaConfig, request: ExportRequest, recipe: Recipe) -> int | None:
+    """The most memory that reading calibration text takes; None if torch is missing."""
+    if not request.reads_text(recipe):
+        return 0
+    try:
+        from gemma_export.quantize.calibrated import peak_bytes, scales_peak_bytes
+    except ModuleNotFoundError:
+        return None
+    weights = peak_bytes(config, recipe, request.bits) if request.calibrates(recipe) else 0
+    return max(weights, scales_peak_bytes(config) if request.has_int8_caches else 0)
 
 
 def _planned_checkpoint(request: ExportRequest) -> Checkpoint | None:

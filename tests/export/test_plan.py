@@ -279,6 +279,26 @@ def test_a_real_export_needs_no_more_memory_than_planned(tmp_path: Path) -> None
     assert done["peak_rss_bytes"] >= 0.6 * (planned["export_peak_bytes"] - tokenizer)
 
 
+def test_the_export_peak_counts_calibration(capsys: pytest.CaptureFixture[str]) -> None:
+    def peak(*flags: str) -> int:
+        assert run(["--size", "270m", "--plan", "--json", *flags]) == 0
+        (planned,) = json.loads(capsys.readouterr().out)
+        assert planned["counts_calibration"]
+        return int(planned["export_peak_bytes"])
+
+    plain = peak("--quant", "int8")
+    assert peak("--quant", "int8-smooth") > 945 * MIB > plain  # 945 MiB were measured
+    assert peak("--quant", "int8", "--cache", "int8") > plain
+    assert peak("--quant", "int4", "--bits", "7") > peak("--quant", "int4")
+
+
+def test_a_plan_without_torch_says_what_it_cannot_count() -> None:
+    code = "import sys; sys.modules['torch'] = None; from gemma_export.cli import run"
+    code += "; sys.exit(run(['--size', '270m', '--plan']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "besides calibration: estimating it needs torch" in " ".join(done.stdout.split())
+
+
 def gemma_export(cache: Path, *flags: str) -> list[dict[str, int]]:
     code = "import sys; from gemma_export.cli import run; sys.exit(run(sys.argv[1:]))"
     command = [sys.executable, "-c", code, *flags]
