@@ -13,7 +13,7 @@ from gemma_runtime.errors import SessionError
 from gemma_runtime.session import Session, open_session
 from gemma_runtime.snapshot import Snapshot
 from tests.export.conftest import Export, TinyCheckpoint
-from tests.export.models import WINDOW
+from tests.export.models import E2B, WINDOW, save_tiny
 from tests.export.rewinding import check_resumes, check_resumes_from_file, cut
 
 TOKENS = np.random.default_rng(4).integers(0, 96, 224).tolist()
@@ -23,14 +23,26 @@ AROUND_SLOTS = (*AROUND_WINDOWS, WINDOW + 64, WINDOW + 65, 150)
 Two = tuple[Session, Session]
 
 
-@pytest.fixture(scope="module", params=["none", "int8", "full cache"])
+_LAYOUTS: dict[str, dict[str, object]] = {
+    "none": {"quant": "none"},
+    "int8": {"quant": "int8"},
+    "full cache": {"quant": "none", "full_cache": True},
+    "int8 cache": {"quant": "int8", "cache": "int8"},
+}
+
+
+@pytest.fixture(scope="module", params=[*_LAYOUTS, "shared caches"])
 def onnx(
-    request: pytest.FixtureRequest, short_gemma3: TinyCheckpoint, export: Export
+    request: pytest.FixtureRequest,
+    short_gemma3: TinyCheckpoint,
+    export: Export,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Two]:
-    is_full = request.param == "full cache"
-    recipe = "none" if is_full else request.param
-    bundle = export(short_gemma3.folder, recipe, context=224, full_cache=is_full)
-    yield from two_sessions(bundle)
+    folder, layout = short_gemma3.folder, _LAYOUTS.get(request.param, {"quant": "none"})
+    if request.param == "shared caches":
+        folder = tmp_path_factory.mktemp("e2b")
+        save_tiny(E2B, folder)
+    yield from two_sessions(export(folder, context=224, **layout))
 
 
 @pytest.fixture(scope="module")
