@@ -67,7 +67,7 @@ NAME: Proofs = {
     "names that begin": test_tensor_names.test_names_with_another_beginning_or_none_are_read,
     "names with any other": _MIX,
     "`lm_head": test_tensor_names.test_a_head_that_differs_is_its_own_although_the_config_ties_it,
-    "a vision tower": test_tensor_names.test_extra_heads_are_left_out_with_a_note,
+    "towers for images": test_tensor_names.test_extra_heads_are_left_out_with_a_note,
 }
 PACKED: Proofs = {
     "gptq": test_gptq_awq.test_overrides_and_exclusions_of_gptqmodel_are_followed,
@@ -124,6 +124,7 @@ REFUSED: Proofs = {
     "other families": test_config.test_the_error_for_a_wrong_config_names_the_field,
     "ropes": test_config_corners.test_ropes_that_we_do_not_compute_are_refused,
     "`attention_bias`": test_config.test_the_error_for_a_wrong_config_names_the_field,
+    "mixtures of experts": test_config.test_a_mixture_of_experts_is_refused,
     "pickles": test_folder.test_pickles_and_quantized_weights_are_refused,
     "Git LFS": test_not_a_checkpoint.test_a_git_lfs_pointer_is_named_with_what_to_run,
     "a tensor in two": test_stale_weights.test_a_tensor_in_two_files_is_refused_by_both_names,

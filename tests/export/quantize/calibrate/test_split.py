@@ -67,7 +67,7 @@ def test_a_bundle_with_a_split_table_passes_verify_and_contains_both_parts(
     assert quantization.tensors[f"{TABLE}.fine"] == "int8-g32"
     assert quantization.tensors[TABLE] == "int4-g32-asym"
     graph = onnx.load(bundle.directory / MODEL, load_external_data=False).graph
-    (scale,) = (tensor for tensor in graph.initializer if tensor.name == "embed_scale")
+    (scale,) = (tensor for tensor in graph.initializer if tensor.name == f"factor_of_{TABLE}")
     assert list(scale.dims) == ([256] if recipe.is_calibrated else [])
     again = _export(wide, tmp_path / "again", load_recipe(bundle.directory / "recipe.yaml"))
     assert again.manifest.quantization.codes_digest == quantization.codes_digest
