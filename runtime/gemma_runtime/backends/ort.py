@@ -36,8 +36,10 @@ def open_ort_session(bundle: Bundle, threads: int | None, graph: str) -> "OrtSes
     check_runtime("onnxruntime", ort.__version__, bundle.manifest.target.min_runtime_version)
     io = bundle.manifest.graph(graph)
     packed = find_packed(bundle, graph)
-    path = packed or bundle.directory / io.file
-    raw = _load(path, threads, is_packed=packed is not None)
+    if packed is None:
+        raw = load_model(bundle.directory / io.file, threads)
+    else:
+        raw = load_model(packed, threads, is_packed=True)
     session = OrtSession(raw, bundle.manifest, io)
     use_huge_pages()
     return session
@@ -49,7 +51,7 @@ def profile_ort(
     """Operators and their seconds for each chunk, from onnxruntime's trace."""
     io = bundle.manifest.graph("decode")
     with TemporaryDirectory() as folder:
-        raw = _load(bundle.directory / io.file, threads, profile=str(Path(folder) / "trace"))
+        raw = load_model(bundle.directory / io.file, threads, profile=str(Path(folder) / "trace"))
         with OrtSession(raw, bundle.manifest, io) as session:
             for chunk in chunks:
                 session.prefill(chunk)
@@ -188,9 +190,10 @@ class _Inputs:
         self._binding.bind_ortvalue_input(self._io.tensor(role).name, bound)
 
 
-def _load(
+def load_model(
     path: Path, threads: int | None, *, profile: str | None = None, is_packed: bool = False
 ) -> "ort.InferenceSession":
+    """Load a graph, or a packed model. Raises SessionError."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()

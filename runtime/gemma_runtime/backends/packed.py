@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
+from packaging.version import Version
 
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.cache import ABOUT, PACKED, About, cache_folder, writable_cache
@@ -29,9 +31,13 @@ from gemma_runtime.staging import sweep_leftovers
 if TYPE_CHECKING:
     import onnxruntime as ort
 
+    from gemma_runtime.session import Logits
+
 _MODEL, _DATA = "model.onnx", "model.onnx.data"
 _MOST_TIMES = 4  # the packed file is at most so many times as large as the stored weights
 _DECODE = "decode"  # the graph that is packed
+_OLDEST = "1.32"  # 1.29 to 1.31 gave wrong logits with packed weights
+_CHECKED = 16  # tokens whose logits have to be the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +50,20 @@ class PackedWeights:
 def pack_weights(bundle: Bundle) -> PackedWeights:
     """Save the bundle's weights as this machine's kernels read them; does nothing if they are.
 
-    Raises SessionError for bundles of other targets and if the disk has too little room.
+    Raises SessionError for bundles of other targets and older versions of onnxruntime, if the disk
+    has too little room, and if the packed model gives other logits than the bundle.
     """
     if bundle.manifest.target.name != "onnx":
         raise SessionError(
             f"{bundle.directory} is for {bundle.manifest.target.name}; only weights of ONNX "
             "bundles are packed"
+        )
+    import onnxruntime as ort
+
+    if Version(ort.__version__) < Version(_OLDEST):
+        raise SessionError(
+            f"onnxruntime {ort.__version__} reads packed weights wrongly; run: pip install -U "
+            f"'onnxruntime>={_OLDEST}'"
         )
     model = bundle.directory / bundle.manifest.graph(_DECODE).file
     stored = sum(f.bytes for name, f in bundle.manifest.files.items() if name.endswith(".data"))
@@ -119,9 +133,12 @@ def _save(bundle: Bundle, model: Path, folder: Path) -> None:
     try:
         stage.mkdir()
         ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        _check_answers(bundle, model, stage / _MODEL)
         about = About(bundle.manifest.model.id, bundle.manifest.quantization.recipe, "")
         (stage / ABOUT).write_bytes(msgspec.json.encode(about))
         _publish(stage, folder)
+    except SessionError:
+        raise
     except OSError as error:
         raise SessionError(f"can't write {folder}: {error.strerror or error}") from error
     except Exception as error:  # onnxruntime's exceptions share no type of their own
@@ -129,6 +146,31 @@ def _save(bundle: Bundle, model: Path, folder: Path) -> None:
         raise SessionError(f"onnxruntime {ort.__version__} can't pack {model}: {reason}") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def _check_answers(bundle: Bundle, model: Path, packed: Path) -> None:
+    """Raise SessionError unless both models give the same logits, bit for bit."""
+    import onnxruntime as ort
+
+    if not np.array_equal(_answers(bundle, model, False), _answers(bundle, packed, True)):
+        raise SessionError(
+            f"onnxruntime {ort.__version__} gives other logits with packed weights, so nothing is "
+            "kept; use the bundle as it is"
+        )
+
+
+def _answers(bundle: Bundle, path: Path, is_packed: bool) -> "Logits":
+    """Logits after each of a few tokens, fed together and one by one."""
+    from gemma_runtime.backends.ort import OrtSession, load_model
+
+    manifest = bundle.manifest
+    tokens = [token % manifest.vocab_size for token in range(1, 7 * _CHECKED, 7)]
+    tokens = tokens[: manifest.context_length]
+    raw = load_model(path, None, is_packed=is_packed)
+    with OrtSession(raw, manifest, manifest.graph(_DECODE)) as session:
+        together = session.score(tokens)
+        session.reset()
+        return np.concatenate([together, [session.decode(token) for token in tokens]])
 
 
 def _publish(stage: Path, folder: Path) -> None:

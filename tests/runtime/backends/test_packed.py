@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from packaging.version import Version
 
 from gemma_export.cache_command import find_entries
 from gemma_export.cli import run as run_export
@@ -18,6 +19,10 @@ from gemma_runtime.cli import run_command
 from gemma_runtime.errors import SessionError
 from gemma_runtime.session import Session, open_session
 
+pytestmark = pytest.mark.skipif(
+    Version(onnxruntime.__version__) < Version("1.32"),
+    reason="NOT TESTED: older versions read packed weights wrongly, and are refused",
+)
 TINY = Path(__file__).parents[2] / "data" / "tiny"
 TOKENS = [2, *range(10, 80)]  # past the caches of 72 slots
 Captured = pytest.CaptureFixture[str]
@@ -108,6 +113,31 @@ def test_a_failed_packing_leaves_nothing(
     with pytest.raises(SessionError, match=r"onnxruntime .* can't pack"):
         pack_weights(opened)
     assert list((cache / "packed").iterdir()) == []
+
+
+def test_other_answers_are_refused_and_nothing_is_kept(
+    bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older versions gave some, which is why packing compares."""
+    genuine = packed._answers
+
+    def answers(bundle: Bundle, path: Path, is_packed: bool) -> np.ndarray:
+        logits = genuine(bundle, path, is_packed)
+        logits[-1, 0] += is_packed * 1e-3
+        return logits
+
+    monkeypatch.setattr(packed, "_answers", answers)
+    with pytest.raises(SessionError, match="gives other logits with packed weights"):
+        pack_weights(bundle)
+    assert list((cache / "packed").iterdir()) == []
+
+
+def test_older_versions_are_refused(
+    bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", "1.31.0")
+    with pytest.raises(SessionError, match=r"onnxruntime 1.31.0 reads packed weights wrongly"):
+        pack_weights(bundle)
 
 
 def test_too_little_room_is_refused_before_anything_is_written(
