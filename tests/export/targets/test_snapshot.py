@@ -132,8 +132,8 @@ def test_an_empty_session_has_nothing_to_save(onnx: Two) -> None:
         ({"tokens": ()}, "no tokens"),
         ({"written": 1}, "2 tokens after 1, which no session"),
         ({"written": 225}, "2 tokens after 225, which no session"),
-        ({"caches": {}}, "has 0 caches, this session has 6"),
-        ({"written": 3}, r"past_key_0 is float32 \[1, 1, 2, 32\], expected .*\[1, 1, 3, 32\]"),
+        ({"caches": {}}, "has 0 caches, this session has [68]"),
+        ({"written": 3}, r"past_key_0 is \w+ \[1, 1, 2, (\d+)\], expected \w+ \[1, 1, 3, \1\]"),
     ],
 )
 def test_a_snapshot_that_can_not_be_of_this_session_is_refused(
