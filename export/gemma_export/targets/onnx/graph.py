@@ -86,6 +86,16 @@ class GraphBuilder:
         self._nodes.append(_node(op, inputs, names, name, domain, attributes or {}))
         return list(names)
 
+    def one(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        attributes: Mapping[str, Attribute] | None = None,
+        domain: str = "",
+    ) -> str:
+        """Append a node with one output; returns its name."""
+        return self.node(op, inputs, attributes, domain)[0]
+
     def constant(self, name: str, value: NDArray[np.generic]) -> str:
         """Store a small tensor in the graph, unless one of this name exists; returns the name."""
         if name not in self._initializers:

@@ -12,7 +12,7 @@ import numpy as np
 from onnx import TensorProto
 
 from gemma_export.formats.format import Format
-from gemma_export.targets.onnx.graph import Attribute, GraphBuilder
+from gemma_export.targets.onnx.graph import GraphBuilder
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +31,16 @@ def look_up_rows(graph: GraphBuilder, table: MappedTable, tokens: str) -> str:
     fmt, groups = table.format, table.width // table.format.group
     codes = _unpacked(graph, _gather(graph, table.codes, tokens), fmt.bits)  # (1, T, M)
     grouped = graph.constant(f"groups_of_{fmt.group}", np.array([0, 0, -1, fmt.group]))
-    codes = _one(graph, "Reshape", [codes, grouped])  # (1, T, G, group)
+    codes = graph.one("Reshape", [codes, grouped])  # (1, T, G, group)
     zero = graph.constant(f"zero_{fmt.bits}", np.array(1 << (fmt.bits - 1), np.float32))
     if table.zeros is not None:
         zero = _unpacked(graph, _gather(graph, table.zeros, tokens), fmt.bits)
         first = graph.constant(f"first_{groups}", np.arange(groups))  # without what fills bytes
-        zero = _column(graph, _one(graph, "Gather", [zero, first], {"axis": 2}))
+        zero = _column(graph, graph.one("Gather", [zero, first], {"axis": 2}))
     scales = _floats(graph, _gather(graph, table.scales, tokens))
-    values = _one(graph, "Sub", [codes, zero])
-    values = _one(graph, "Mul", [values, _column(graph, scales)])
-    return _one(graph, "Reshape", [values, graph.constant("joined", np.array([0, 0, -1]))])
+    values = graph.one("Sub", [codes, zero])
+    values = graph.one("Mul", [values, _column(graph, scales)])
+    return graph.one("Reshape", [values, graph.constant("joined", np.array([0, 0, -1]))])
 
 
 def _unpacked(graph: GraphBuilder, packed: str, bits: int) -> str:
@@ -49,27 +49,21 @@ def _unpacked(graph: GraphBuilder, packed: str, bits: int) -> str:
         return _floats(graph, packed)
     mask = graph.constant("low_bits", np.array(15, np.uint8))
     shift = graph.constant("high_bits", np.array(4, np.uint8))
-    low = _one(graph, "BitwiseAnd", [packed, mask])
-    high = graph.node("BitShift", [packed, shift], {"direction": "RIGHT"})[0]
-    pairs = _one(graph, "Concat", [_column(graph, low), _column(graph, high)], {"axis": -1})
+    low = graph.one("BitwiseAnd", [packed, mask])
+    high = graph.one("BitShift", [packed, shift], {"direction": "RIGHT"})
+    pairs = graph.one("Concat", [_column(graph, low), _column(graph, high)], {"axis": -1})
     joined = graph.constant("joined", np.array([0, 0, -1]))
-    return _floats(graph, _one(graph, "Reshape", [pairs, joined]))
+    return _floats(graph, graph.one("Reshape", [pairs, joined]))
 
 
 def _gather(graph: GraphBuilder, rows: str, tokens: str) -> str:
-    return _one(graph, "Gather", [rows, tokens])
+    return graph.one("Gather", [rows, tokens])
 
 
 def _floats(graph: GraphBuilder, x: str) -> str:
-    return _one(graph, "Cast", [x], {"to": TensorProto.FLOAT})
+    return graph.one("Cast", [x], {"to": TensorProto.FLOAT})
 
 
 def _column(graph: GraphBuilder, x: str) -> str:
     """x with a last dimension of 1."""
-    return _one(graph, "Unsqueeze", [x, graph.constant("last_axis", np.array([-1]))])
-
-
-def _one(
-    graph: GraphBuilder, op: str, inputs: list[str], attributes: dict[str, Attribute] | None = None
-) -> str:
-    return graph.node(op, inputs, attributes)[0]
+    return graph.one("Unsqueeze", [x, graph.constant("last_axis", np.array([-1]))])

@@ -52,7 +52,7 @@ class OnnxOps:
         scales: Sequence[LayerScales] | None,  # of int8 caches
     ) -> None:
         """`aside` holds the data files of tables that are only looked up, by the tables' names."""
-        self._graph = graph
+        self._graph, self._one = graph, graph.one
         self._io = io
         self._caches = caches
         self._context = context
@@ -158,8 +158,8 @@ class OnnxOps:
         return self._parts[x][part]
 
     def geglu(self, gate: str, up: str) -> str:
-        gelu = self._graph.node("FastGelu", [gate], domain=MICROSOFT)
-        return self._one("Mul", [*gelu, up])
+        gelu = self._one("FastGelu", [gate], domain=MICROSOFT)
+        return self._one("Mul", [gelu, up])
 
     def wanted(self, x: str) -> str:
         return self._one("Gather", [x, self._name(TensorRole.WANTED)], {"axis": 1})
@@ -192,7 +192,7 @@ class OnnxOps:
             "gather_axis": 0,
             "quantize_axis": 1,
         }
-        return self._graph.node("GatherBlockQuantized", inputs, attributes, MICROSOFT)[0]
+        return self._one("GatherBlockQuantized", inputs, attributes, MICROSOFT)
 
     def _mapped(self, table: StoredWeight) -> MappedTable:
         width, fmt, name = table.shape[1], table.format, table.name
@@ -211,11 +211,6 @@ class OnnxOps:
         per_head = self._norm(self._one("Reshape", [x, split]), gain)  # (1, T, heads, D)
         return self._one("Reshape", [per_head, joined])
 
-    def _one(
-        self, op: str, inputs: Sequence[str], attributes: Mapping[str, Attribute] | None = None
-    ) -> str:
-        return self._graph.node(op, inputs, attributes)[0]
-
     def _split(self, y: str, sizes: Sequence[int]) -> list[str]:
         if len(sizes) == 1:
             return [y]
@@ -227,7 +222,7 @@ class OnnxOps:
         fmt, rows = weights[0].format, sum(weight.shape[0] for weight in weights)
         if fmt.is_float:
             inputs = [x, self._float(weights)]
-            return self._graph.node("FusedMatMul", inputs, {"transB": 1}, MICROSOFT)[0]
+            return self._one("FusedMatMul", inputs, {"transB": 1}, MICROSOFT)
         codes, scales, zeros = self._codes(weights)
         attributes = {
             "N": rows,
@@ -237,7 +232,7 @@ class OnnxOps:
             ACCURACY_LEVEL: _INT8_ACTIVATIONS,
         }
         inputs = [x, codes, scales, *zeros]
-        return self._graph.node("MatMulNBits", inputs, attributes, MICROSOFT)[0]
+        return self._one("MatMulNBits", inputs, attributes, MICROSOFT)
 
     def _codes(self, weights: Sequence[StoredWeight]) -> tuple[str, str, list[str]]:
         """Names of the codes, scales and zero points of weights stacked along rows."""

@@ -3,12 +3,12 @@
 T new tokens, of which N get logits.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from onnx import TensorProto
 
-from gemma_export.targets.onnx.graph import Attribute, GraphBuilder
+from gemma_export.targets.onnx.graph import GraphBuilder
 from gemma_runtime.manifest import Graph, LayerCache, TensorRole
 
 
@@ -16,7 +16,7 @@ class Positions:
     """Adds nodes that compute positions and lengths from the graph's inputs."""
 
     def __init__(self, graph: GraphBuilder, io: Graph) -> None:
-        self._graph = graph
+        self._graph, self._one = graph, graph.one
         self._total, self._tokens, self._wanted = (
             io.tensor(role).name
             for role in (TensorRole.TOTAL, TensorRole.TOKENS, TensorRole.WANTED)
@@ -95,8 +95,3 @@ class Positions:
 
     def _int(self, value: int) -> str:
         return self._graph.constant(f"int_{value}", np.array(value, np.int32))
-
-    def _one(
-        self, op: str, inputs: Sequence[str], attributes: Mapping[str, Attribute] | None = None
-    ) -> str:
-        return self._graph.node(op, inputs, attributes)[0]
