@@ -4,12 +4,12 @@ The order of the candidates follows docs/measurements.md: what they lose on a 27
 language. The first one that all targets can hold is taken.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
-from gemma_export.formats.format import Format
 from gemma_export.model.config import GemmaConfig
-from gemma_export.quantize.recipe import RECIPES, Recipe, Rounding, bits_per_weight
+from gemma_export.quantize.recipe import RECIPES, Recipe, bits_per_weight
 from gemma_export.targets import Geometry, Target, target_spec
 from gemma_runtime.errors import RecipeError, TargetError
 
@@ -25,10 +25,8 @@ class Choice:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """A sentence for the user, with how to repeat the choice."""
-        if self.reason is None:
-            return ()
-        return (f"recipe {self.recipe.name}: {self.reason}",)
+        """What to tell the user."""
+        return () if self.reason is None else (f"recipe {self.recipe.name}: {self.reason}",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +56,8 @@ def _is_fast_with_zero_points(target: Target) -> bool:
     return target_spec(target.name).fast_zero_points
 
 
+_TOO_MUCH = "in 4 bits a small model loses too much"
+_WIDE_TABLE = "4 bits, and 8 for the table, whose rows break in 4 in some languages"
 _IN_8_BITS = (
     _Candidate(
         "int8-smooth",
@@ -69,8 +69,8 @@ _IN_8_BITS = (
         "in 8 bits with smoothed inputs a small model loses least",
         _smooths_all,
     ),
-    _Candidate("int8", "in 4 bits a small model loses too much"),
-    _Candidate("int8-channel", "in 4 bits a small model loses too much"),
+    _Candidate("int8", _TOO_MUCH),
+    _Candidate("int8-channel", _TOO_MUCH),
     _Candidate("int4-gptq", "there are kernels for 4 bits only, and calibration saves most"),
     _Candidate("int4", "there are kernels for 4 bits only"),
 )
@@ -80,13 +80,8 @@ _IN_4_BITS = (
         "4 bits with zero points, and 8 for the table, whose rows break in 4 in some languages",
         _is_fast_with_zero_points,
     ),
-    _Candidate(
-        "int4-table8", "4 bits, and 8 for the table, whose rows break in 4 in some languages"
-    ),
-    _Candidate(
-        "int4-table8-channel",
-        "4 bits, and 8 for the table, whose rows break in 4 in some languages",
-    ),
+    _Candidate("int4-table8", _WIDE_TABLE),
+    _Candidate("int4-table8-channel", _WIDE_TABLE),
     _Candidate("int4", "there are kernels for 4 bits only; int4-gptq loses less, and takes hours"),
     _Candidate("int8-channel", "the target takes one scale per channel"),
 )
@@ -132,24 +127,17 @@ def _first(needs: Needs, candidates: Sequence[_Candidate]) -> Choice:
 
 
 def _suits(needs: Needs, recipe: Recipe) -> bool:
-    if recipe.is_calibrated and (needs.config.irregular or not needs.has_text()):
-        return False
     try:
-        formats: Mapping[str, Format] = recipe.formats(needs.config)
+        formats = recipe.formats(needs.config)
         for target in needs.targets:
             target.check(formats, needs.geometry)
     except (RecipeError, TargetError):
         return False
-    return True
+    return not recipe.is_calibrated or (not needs.config.irregular and needs.has_text())
 
 
 def _keeps_most(config: GemmaConfig, source: Recipe) -> bool:
-    kept: Rounding = "kept"
-    sizes = {name: rows * columns for name, (rows, columns) in _matrices(config).items()}
-    share = sum(size for name, size in sizes.items() if source.rule(name).rounding == kept)
-    return share >= _LEAST_KEPT * sum(sizes.values())
-
-
-def _matrices(config: GemmaConfig) -> dict[str, tuple[int, int]]:
     shapes = config.tensor_shapes()
-    return {name: (s[0], s[1]) for name, s in shapes.items() if len(s) == 2}
+    sizes = {name: prod(shapes[name]) for name in source.formats(config)}
+    kept = sum(size for name, size in sizes.items() if source.rule(name).rounding == "kept")
+    return kept >= _LEAST_KEPT * sum(sizes.values())

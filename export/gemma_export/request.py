@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.checkpoint.open import (
     is_random,
+    may_be_opened,
     open_checkpoint,
-    planned_checkpoint,
     planned_config,
 )
 from gemma_export.choose import Choice, Needs, choose_recipe
@@ -84,8 +85,8 @@ def check_request(request: ExportRequest) -> None:
 def plan_exports(request: ExportRequest) -> list[Plan]:
     """Sizes and memory of each bundle, computed without reading weights."""
     targets = load_targets(request.targets, request.options)
-    config = planned_config(*request.model)
     checkpoint = _planned_checkpoint(request)
+    config = planned_config(*request.model) if checkpoint is None else checkpoint.config
     choice = find_choice(request, targets, checkpoint or config)
     recipe = choice.recipe if checkpoint is None else _kept(choice.recipe, checkpoint)
     plans = [plan_export(config, request, recipe, target) for target in targets]
@@ -130,6 +131,7 @@ def find_choice(
     if request.require_exact:
         return Choice(RECIPES["source"], "--require-exact asks for the checkpoint's own codes")
 
+    @cache  # a GGUF file's tokenizer has to be rebuilt
     def has_text() -> bool:
         if isinstance(model, GemmaConfig):
             return request.checkpoint is None or not is_random(request.checkpoint)
@@ -157,11 +159,12 @@ def _calibration_bytes(config: GemmaConfig, request: ExportRequest, recipe: Reci
 
 def _planned_checkpoint(request: ExportRequest) -> Checkpoint | None:
     """The checkpoint if the recipe depends on its weights; says so if torch is not installed."""
-    if request.recipe is None:
-        return planned_checkpoint(*request.model)
-    if request.checkpoint is None or not request.recipe.keeps_codes:
-        return None
-    return open_checkpoint(*request.model)
+    source, recipe = request.checkpoint, request.recipe
+    if recipe is not None:
+        is_needed = source is not None and recipe.keeps_codes
+    else:
+        is_needed = may_be_opened(source, request.base, request.adapters, request.revision)
+    return open_checkpoint(*request.model) if is_needed else None
 
 
 def _kept(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:

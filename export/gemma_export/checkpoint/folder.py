@@ -43,6 +43,8 @@ class FolderCheckpoint:
     _packed: Mapping[str, PackedMatrix] = field(
         default_factory=dict, repr=False
     )  # see packed_folder.READERS
+    # What is known of float matrices: finding out may read them whole.
+    _floats: dict[str, Stored] = field(default_factory=dict, repr=False, compare=False)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         if name in self._packed:
@@ -61,8 +63,11 @@ class FolderCheckpoint:
         """
         if name in self._packed:
             return self._packed[name].stored()
-        dtype = self._dtype(name)
-        return grid_stored(self, name, str(dtype).removeprefix("torch."), dtype)
+        if name not in self._floats:
+            dtype = self._dtype(name)
+            kind = str(dtype).removeprefix("torch.")
+            self._floats[name] = grid_stored(self, name, kind, dtype)
+        return self._floats[name]
 
     def codes(self, name: str, start: int, stop: int) -> Codes:
         if name in self._packed:

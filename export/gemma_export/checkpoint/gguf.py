@@ -47,6 +47,8 @@ class GgufCheckpoint:
     _files: Mapping[str, Path] = field(repr=False)  # by Hugging Face name
     revision: str | None = None
     generation: GenerationDefaults = field(default_factory=GenerationDefaults)
+    # What is known of float matrices: finding out may read them whole.
+    _floats: dict[str, Stored] = field(default_factory=dict, repr=False, compare=False)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         tensor = self._tensors[name]
@@ -59,9 +61,11 @@ class GgufCheckpoint:
     def stored(self, name: str) -> Stored:
         """How a matrix is stored. Reads a float matrix to test whether it is on the Q4_0 grid."""
         kind = self._tensors[name].type
-        if kind.name in _FLOATS:
-            return grid_stored(self, name, kind.name, _FLOATS[kind.name])
-        return STORED.get(kind, Stored(kind.name))
+        if kind.name not in _FLOATS:
+            return STORED.get(kind, Stored(kind.name))
+        if name not in self._floats:
+            self._floats[name] = grid_stored(self, name, kind.name, _FLOATS[kind.name])
+        return self._floats[name]
 
     def codes(self, name: str, start: int, stop: int) -> Codes:
         tensor = self._tensors[name]

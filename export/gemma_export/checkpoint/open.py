@@ -112,26 +112,18 @@ def planned_config(
     return merged_config(config, changed)
 
 
-def planned_checkpoint(
-    source: str | None,
-    size: str | None = None,
-    family: str | None = None,
-    config_file: Path | None = None,
-    base: str | None = None,
-    adapters: Sequence[str] = (),
-    revision: str | None = None,
-) -> Checkpoint | None:
-    """The checkpoint if a plan may open it, as `planned_config` does anyway.
+def may_be_opened(
+    source: str | None, base: str | None, adapters: Sequence[str], revision: str | None
+) -> bool:
+    """Whether a plan may open the checkpoint, as `planned_config` then does anyway.
 
-    None for an official model, random weights, and a model of the hub below an adapter.
+    Not an official model, random weights, or a model of the hub below an adapter.
     """
     model = _find_model(source, base, adapters, revision)
     if model.source is None or is_random(model.source):
-        return None
+        return False
     is_here = model.source == DEMO or Path(model.source).expanduser().exists()
-    if model.adapters and not is_here:
-        return None
-    return open_checkpoint(source, size, family, config_file, base, adapters, revision)
+    return is_here or not model.adapters
 
 
 def _model_config(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gemma_export.checkpoint import prequantized
 from gemma_export.checkpoint.folder import open_folder
 from gemma_export.checkpoint.gguf import GgufCheckpoint, open_gguf
 from gemma_export.checkpoint.grid import grid_codes
@@ -201,6 +202,25 @@ def test_a_folder_with_weights_on_the_grid_is_exported_exactly(tmp_path: Path) -
     assert resolved.notes == ("codes kept: 50 bfloat16 on the Q4_0 grid",)
     weight = build(checkpoint).weight(UP)
     assert torch.equal(weight.rows(0, 160).bfloat16().float(), checkpoint.rows(UP, 0, 160))
+
+
+def test_weights_are_read_once_to_find_out_that_they_are_on_the_grid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny(TINY_GEMMA3, tmp_path)
+    change_weights(tmp_path, lambda name, w: round_to_grid(w).bfloat16() if w.ndim == 2 else w)
+    checkpoint, tested = open_folder(tmp_path), []
+
+    def count(values: Tensor, dtype: torch.dtype) -> object:
+        tested.append(values)
+        return grid_codes(values, dtype)
+
+    monkeypatch.setattr(prequantized, "grid_codes", count)
+    require_exact(resolve_recipe(find_recipe("source"), checkpoint))
+    once = len(tested)
+    assert once >= 100  # a few rows of each of 50 matrices, then all
+    assert len(resolve_recipe(find_recipe("int8"), checkpoint).rounded) == 50
+    assert len(tested) == once
 
 
 def round_to_grid(weight: Tensor) -> Tensor:
