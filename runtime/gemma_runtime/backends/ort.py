@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gemma_runtime.backends.chunked_session import ChunkedSession
 from gemma_runtime.backends.huge_pages import use_huge_pages
-from gemma_runtime.backends.packed import find_packed, map_packed
+from gemma_runtime.backends.packed import find_packed
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import SessionError
 from gemma_runtime.machine import physical_cores
@@ -200,8 +200,8 @@ def load_model(
     options.intra_op_num_threads = threads or physical_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    if is_packed:
-        map_packed(options)
+    if is_packed:  # it was optimized when it was packed
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile
     try:

@@ -29,8 +29,6 @@ from gemma_runtime.machine import format_bytes, processor_features, processor_na
 from gemma_runtime.staging import sweep_leftovers
 
 if TYPE_CHECKING:
-    import onnxruntime as ort
-
     from gemma_runtime.session import Logits
 
 _MODEL, _DATA = "model.onnx", "model.onnx.data"
@@ -79,7 +77,7 @@ def pack_weights(bundle: Bundle) -> PackedWeights:
 
 def find_packed(bundle: Bundle, graph: str) -> Path | None:
     """The packed model of a graph for this machine and this onnxruntime; None if there is none."""
-    if graph != _DECODE:
+    if graph != _DECODE or not (cache_folder() / PACKED).is_dir():
         return None
     folder = _folder(bundle)
     if not folder.is_dir():
@@ -87,13 +85,6 @@ def find_packed(bundle: Bundle, graph: str) -> Path | None:
     with suppress(OSError):  # a cache that can't be written to can still be read
         os.utime(folder / ABOUT)  # the time of the last use, for `gemma-export cache prune`
     return folder / _MODEL
-
-
-def map_packed(options: "ort.SessionOptions") -> None:
-    """Set the options with which a packed model is loaded: it has been optimized already."""
-    import onnxruntime as ort
-
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
 
 
 def _folder(bundle: Bundle) -> Path:
