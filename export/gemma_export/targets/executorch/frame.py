@@ -148,15 +148,11 @@ def _register_table(frame: nn.Module, table: StoredWeight, data: NamedData) -> N
     if table.format.is_float:
         frame.register_buffer("table", data.tensor(table.name, (rows, width), torch.float32))
         return
-    if table.format.bits == 8:
-        codes = data.tensor(f"{table.name}.codes", (rows, width), torch.int8)
-        scales = data.tensor(f"{table.name}.scales", (rows, 1), torch.float32)
-        frame.register_buffer("table", codes)
-        frame.register_buffer("table_scales", scales)
-        return
-    codes = data.tensor(f"{table.name}.codes", (rows, width // 2), torch.uint8)
-    groups = (rows, width // table.format.group)
-    scales = data.tensor(f"{table.name}.scales", groups, torch.bfloat16).float()
+    fmt, types = table.format, (torch.uint8, torch.bfloat16)
+    if fmt.bits == 8:
+        types = (torch.int8, torch.float32)
+    codes = data.tensor(f"{table.name}.codes", (rows, width * fmt.bits // 8), types[0])
+    scales = data.tensor(f"{table.name}.scales", (rows, width // fmt.group), types[1]).float()
     frame.register_buffer("table", codes)
     frame.register_buffer("table_scales", scales)
 
