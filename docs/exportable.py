@@ -182,53 +182,44 @@ def target_recipes() -> str:
     """Which recipe goes to which target, and to which layout of it, by the target's own check."""
     from gemma_export.quantize.recipe import RECIPES
 
-    columns = dict(_target_columns())
+    columns = {name: _taken(target) for name, target in _layouts()}
     rows = [
         (
             f"`{recipe.name}`",
             *("yes" if recipe.name in taken else "no" for taken in columns.values()),
         )
         for recipe in RECIPES.values()
-        if not any(rule.rounding == "kept" for rule in recipe.rules)
+        if not recipe.keeps_codes
     ]
     return _table(("recipe", *(f"`{name}`" for name in columns)), rows)
 
 
-def _target_columns() -> Iterator[tuple[str, set[str]]]:
-    """Each target, and each option's value that takes other recipes, with the recipes taken."""
+def _layouts() -> Iterator[tuple[str, "Target"]]:
+    """Each target, and each with an option's value that takes other recipes."""
     from gemma_export.targets import all_targets, load_target
 
     for spec in all_targets():
-        taken = _taken(load_target(spec.name))
-        yield spec.name, taken
+        plain = load_target(spec.name)
+        yield spec.name, plain
         for option in spec.options:
             for choice in option.choices:
-                others = _taken(load_target(spec.name, {option.name: choice}))
-                if others != taken:
-                    yield f"{spec.name} {option.flag} {choice}", others
+                other = load_target(spec.name, {option.name: choice})
+                if _taken(other) != _taken(plain):
+                    yield f"{spec.name} {option.flag} {choice}", other
 
 
 def auto_recipes() -> str:
     """What `--quant auto` takes for a small and a large model, by target and layout."""
     from gemma_export.choose import Needs, choose_recipe
     from gemma_export.model.sizes import find_official
-    from gemma_export.targets import Geometry, load_target
+    from gemma_export.targets import Geometry
 
     def chosen(size: str, target: "Target") -> str:
         config = find_official(size, None).config
         needs = Needs(config, [target], Geometry(4096, 1), None, lambda: True, None)
         return f"`{choose_recipe(needs).recipe.name}`"
 
-    layouts = {
-        "onnx": load_target("onnx"),
-        "executorch": load_target("executorch"),
-        "coreml": load_target("coreml"),
-        "coreml --coreml-compute ane": load_target("coreml", {"coreml_compute": "ane"}),
-        "coreai": load_target("coreai"),
-        "gguf": load_target("gguf"),
-        "hf": load_target("hf"),
-    }
-    rows = [(f"`{n}`", chosen("270m", t), chosen("2b", t)) for n, t in layouts.items()]
+    rows = [(f"`{n}`", chosen("270m", t), chosen("2b", t)) for n, t in _layouts()]
     return _table(("`--target`", "270M", "1b and larger"), rows)
 
 

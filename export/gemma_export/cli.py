@@ -157,9 +157,9 @@ _Quant = Annotated[
         rich_help_panel=_QUANTIZATION,
         help="Recipe: auto chooses one for model and targets, and says why. int4, int4-g64, "
         "int4-g128, int4-asym, int4-table8 or mixed, each alone or calibrated (int4-gptq, "
-        "int4-distilled, …); int8, int8-smooth, int8-channel, none; source keeps a quantized "
-        "checkpoint's codes (Q4_0, Q8_0, Q5_0, GPTQ, AWQ, compressed-tensors, QAT) and lists what "
-        "it can't keep.",
+        "int4-distilled, …); int8, int8-channel, each alone or smoothed (int8-smooth, …); none; "
+        "source keeps a quantized checkpoint's codes (Q4_0, Q8_0, Q5_0, GPTQ, AWQ, "
+        "compressed-tensors, QAT) and lists what it can't keep.",
         autocompletion=_complete_recipe,
     ),
 ]
