@@ -4,6 +4,7 @@ Slots are the second last dimension of every cache: (…, S, D), maybe with rows
 for padding. R rows are in use.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -40,6 +41,28 @@ class Caches(Protocol):
     def write(self, name: str, value: Array) -> None:
         """Replace the first rows: as many as `value` has."""
         ...
+
+
+class WholeCaches(ABC):
+    """Base of caches that a program gives and takes only whole."""
+
+    def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
+        self.specs = specs
+
+    @abstractmethod
+    def _get(self, name: str) -> Array:
+        """What a cache holds; it is copied before it is changed."""
+
+    @abstractmethod
+    def _put(self, name: str, whole: Array) -> None: ...
+
+    def read(self, name: str, rows: int | None = None) -> Array:
+        return self._get(name)[..., :rows, :].copy()
+
+    def write(self, name: str, value: Array) -> None:
+        whole = self.read(name)
+        whole[..., : value.shape[-2], :] = value
+        self._put(name, whole)
 
 
 def copy_local(caches: Caches) -> Callable[[], None]:

@@ -20,6 +20,7 @@ from gemma_runtime.errors import MissingExtra, SessionError
 from gemma_runtime.manifest import Graph, Manifest, TensorSpec
 from gemma_runtime.quiet import captured_stderr, quiet
 from gemma_runtime.session import Logits
+from gemma_runtime.snapshot import WholeCaches
 
 if TYPE_CHECKING:
     from coreai.runtime import InferenceFunction, InferenceFunctionDescriptor, NDArray
@@ -115,22 +116,20 @@ class CoreaiEngine:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
-class _States:
+class _States(WholeCaches):
     """The states of an asset, in the dictionary that its functions are called with."""
 
     def __init__(self, held: dict[str, "NDArray"], states: Sequence[TensorSpec]) -> None:
-        self.specs = {spec.name: spec for spec in states}
+        super().__init__({spec.name: spec for spec in states})
         self._held = held
 
-    def read(self, name: str, rows: int | None = None) -> Array:
-        found: Array = self._held[name].numpy()[..., :rows, :].copy()
+    def _get(self, name: str) -> Array:
+        found: Array = self._held[name].numpy()
         return found
 
-    def write(self, name: str, value: Array) -> None:
+    def _put(self, name: str, whole: Array) -> None:
         from coreai.runtime import NDArray
 
-        whole = self.read(name)
-        whole[..., : value.shape[-2], :] = value
         self._held[name] = NDArray(whole)
 
 

@@ -21,6 +21,7 @@ from gemma_runtime.manifest import Graph, TensorRole, TensorSpec
 from gemma_runtime.mil.interpreter import Program
 from gemma_runtime.quiet import quiet
 from gemma_runtime.session import Logits
+from gemma_runtime.snapshot import WholeCaches
 
 FUNCTIONS = ("prefill", "decode")
 
@@ -138,23 +139,22 @@ class CoremlEngine:
         self._parts.clear()
 
 
-class _States:
+class _States(WholeCaches):
     """The states of all parts. Parts use the same names, so theirs begin with the part's number."""
 
     def __init__(self, parts: Sequence[_Part]) -> None:
-        self.specs: dict[str, TensorSpec] = {}
+        specs: dict[str, TensorSpec] = {}
         self._homes: dict[str, Device] = {}
         for index, part in enumerate(parts):
             for spec in part.graphs["decode"].states:
                 name = f"{index}.{spec.name}"
-                self.specs[name], self._homes[name] = spec, part.device
+                specs[name], self._homes[name] = spec, part.device
+        super().__init__(specs)
 
-    def read(self, name: str, rows: int | None = None) -> Array:
-        return self._homes[name].read_state(self.specs[name].name)[..., :rows, :].copy()
+    def _get(self, name: str) -> Array:
+        return self._homes[name].read_state(self.specs[name].name)
 
-    def write(self, name: str, value: Array) -> None:
-        whole = self.read(name)
-        whole[..., : value.shape[-2], :] = value
+    def _put(self, name: str, whole: Array) -> None:
         self._homes[name].write_state(self.specs[name].name, whole)
 
 

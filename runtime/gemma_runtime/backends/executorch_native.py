@@ -16,7 +16,7 @@ from gemma_runtime.cache import cache_folder, writable_cache
 from gemma_runtime.errors import MissingExtra, SessionError
 from gemma_runtime.manifest import TensorSpec
 from gemma_runtime.session import Logits
-from gemma_runtime.snapshot import Array
+from gemma_runtime.snapshot import Array, WholeCaches
 
 _SOURCES = ("CMakeLists.txt", "gemma_native.cpp")
 _BINARY = "gemma_native"
@@ -93,22 +93,19 @@ class NativeEngine:
         return SessionError(f"gemma_native ended: {reason}; copy or export the bundle again")
 
 
-class _Served:
-    """The program's caches, which the process reads and writes whole."""
+class _Served(WholeCaches):
+    """The program's caches, which the process reads and writes."""
 
     def __init__(self, engine: NativeEngine, states: Sequence[TensorSpec]) -> None:
-        self.specs = {spec.name: spec for spec in states}
+        super().__init__({spec.name: spec for spec in states})
         self._engine = engine
 
-    def read(self, name: str, rows: int | None = None) -> Array:
+    def _get(self, name: str) -> Array:
         spec = self.specs[name]
-        whole = np.frombuffer(self._engine.read_cache(name), spec.dtype)
-        held: Array = whole.reshape([int(size) for size in spec.shape])[..., :rows, :].copy()
-        return held
+        whole: Array = np.frombuffer(self._engine.read_cache(name), spec.dtype)
+        return whole.reshape([int(size) for size in spec.shape])
 
-    def write(self, name: str, value: Array) -> None:
-        whole = self.read(name)
-        whole[..., : value.shape[-2], :] = value
+    def _put(self, name: str, whole: Array) -> None:
         self._engine.write_cache(name, whole.tobytes())
 
 
