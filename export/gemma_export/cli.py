@@ -6,7 +6,7 @@ torch is imported last, so wrong flags fail at once, even without torch.
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +15,7 @@ import typer
 
 from gemma_export import cache_command, push_command
 from gemma_export.model.families import FAMILIES
-from gemma_export.targets import TARGETS, all_targets, require_packages, target_spec
+from gemma_export.targets import TARGETS, all_targets, require_packages
 from gemma_export.targets.spec import Option
 from gemma_runtime.command import run_app
 from gemma_runtime.errors import nearest_first
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from gemma_export.plan import Plan
     from gemma_export.quantize.recipe import Recipe
     from gemma_export.request import ExportRequest
-    from gemma_runtime.manifest import Agreement
 
 app = typer.Typer(
     rich_markup_mode="rich",
@@ -473,85 +472,19 @@ def _print_plans(plans: "list[Plan]", json: bool) -> None:
 
 
 def _print_results(results: "list[ExportResult]", json: bool) -> None:
-    summaries = [_summary(result) for result in results]
+    from gemma_export.summary import render_summary, summarize
+
+    summaries = [summarize(result) for result in results]
     if json:
         _print_json(summaries)
         return
     from rich.console import Console
-    from rich.table import Table
 
     for summary in summaries:
-        table = Table(show_header=False, box=None, title=summary.bundle, title_justify="left")
-        for label, value in _lines(summary):
-            table.add_row(label, value)
-        Console().print(table)
+        Console().print(render_summary(summary))
 
 
 def _print_json(value: object) -> None:
     import msgspec
 
     sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
-
-
-def _summary(result: "ExportResult") -> "_Summary":
-    manifest = result.bundle.manifest
-    return _Summary(
-        bundle=str(result.bundle.directory),
-        target=manifest.target.name,
-        model=manifest.model.id,
-        recipe=manifest.quantization.recipe,
-        reason=result.reason,
-        bits_per_weight=manifest.quantization.bits_per_weight,
-        codes_digest=manifest.quantization.codes_digest,
-        bytes=sum(file.bytes for file in manifest.files.values()),
-        context_length=manifest.context_length,
-        quality=manifest.quality,
-        cache=manifest.cache_dtype,
-        cache_quality=manifest.int8_caches.quality if manifest.int8_caches else None,
-        seconds=result.seconds,
-        peak_rss_bytes=result.peak_rss_bytes,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Summary:
-    """Results of one export, for the console and for JSON."""
-
-    bundle: str
-    target: str
-    model: str
-    recipe: str
-    reason: str | None  # why --quant auto chose it
-    bits_per_weight: float
-    codes_digest: str
-    bytes: int
-    context_length: int
-    quality: "Agreement"  # quantized against float32 weights, both run by the reference
-    cache: str  # type of the KV caches
-    cache_quality: "Agreement | None"  # int8 against float32 caches, both with quantized weights
-    seconds: float
-    peak_rss_bytes: int
-
-
-def _lines(summary: _Summary) -> list[tuple[str, str]]:
-    from gemma_runtime.machine import format_bytes
-
-    caches = summary.cache_quality
-    of_caches = f"; int8 caches alone: {_distance(caches)}" if caches else ""
-    return [
-        ("model", summary.model),
-        ("weights", f"{summary.recipe}, {summary.bits_per_weight:.2f} bits"),
-        ("size", format_bytes(summary.bytes)),
-        ("context", f"{summary.context_length} tokens"),
-        (
-            "quality",
-            f"{_distance(summary.quality)} to the float32 weights, over "
-            f"{summary.quality.positions} golden tokens" + of_caches,
-        ),
-        ("export", f"{summary.seconds:.1f} s, peak {format_bytes(summary.peak_rss_bytes)}"),
-        ("next", target_spec(summary.target).next_step.format(bundle=summary.bundle)),
-    ]
-
-
-def _distance(quality: "Agreement") -> str:
-    return f"KL {quality.mean_kl:.4f}, top-1 {quality.top1:.1%}"

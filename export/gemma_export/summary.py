@@ -1,0 +1,81 @@
+"""What an export gave, for the console and for JSON."""
+
+from dataclasses import dataclass
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from gemma_export.pipeline import ExportResult
+from gemma_export.targets import target_spec
+from gemma_runtime.machine import format_bytes
+from gemma_runtime.manifest import Agreement
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Results of one export."""
+
+    bundle: str
+    target: str
+    model: str
+    recipe: str
+    reason: str | None  # why --quant auto chose it
+    bits_per_weight: float
+    codes_digest: str
+    bytes: int
+    context_length: int
+    quality: Agreement  # quantized against float32 weights, both run by the reference
+    cache: str  # type of the KV caches
+    cache_quality: Agreement | None  # int8 against float32 caches, both with quantized weights
+    seconds: float
+    peak_rss_bytes: int
+
+
+def summarize(result: ExportResult) -> Summary:
+    manifest = result.bundle.manifest
+    return Summary(
+        bundle=str(result.bundle.directory),
+        target=manifest.target.name,
+        model=manifest.model.id,
+        recipe=manifest.quantization.recipe,
+        reason=result.reason,
+        bits_per_weight=manifest.quantization.bits_per_weight,
+        codes_digest=manifest.quantization.codes_digest,
+        bytes=sum(file.bytes for file in manifest.files.values()),
+        context_length=manifest.context_length,
+        quality=manifest.quality,
+        cache=manifest.cache_dtype,
+        cache_quality=manifest.int8_caches.quality if manifest.int8_caches else None,
+        seconds=result.seconds,
+        peak_rss_bytes=result.peak_rss_bytes,
+    )
+
+
+def render_summary(summary: Summary) -> RenderableType:
+    """A table of labels and values under the bundle's folder."""
+    table = Table(show_header=False, box=None, title=summary.bundle, title_justify="left")
+    for label, value in _lines(summary):
+        table.add_row(label, value)
+    return table
+
+
+def _lines(summary: Summary) -> list[tuple[str, str]]:
+    caches = summary.cache_quality
+    of_caches = f"; int8 caches alone: {_distance(caches)}" if caches else ""
+    return [
+        ("model", summary.model),
+        ("weights", f"{summary.recipe}, {summary.bits_per_weight:.2f} bits"),
+        ("size", format_bytes(summary.bytes)),
+        ("context", f"{summary.context_length} tokens"),
+        (
+            "quality",
+            f"{_distance(summary.quality)} of the weights alone, to float32 ones, over "
+            f"{summary.quality.positions} golden tokens" + of_caches,
+        ),
+        ("export", f"{summary.seconds:.1f} s, peak {format_bytes(summary.peak_rss_bytes)}"),
+        ("next", target_spec(summary.target).next_step.format(bundle=summary.bundle)),
+    ]
+
+
+def _distance(quality: Agreement) -> str:
+    return f"KL {quality.mean_kl:.4f}, top-1 {quality.top1:.1%}"
