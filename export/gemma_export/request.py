@@ -17,7 +17,7 @@ from gemma_export.model.config import GemmaConfig
 from gemma_export.model.sizes import find_official
 from gemma_export.plan import Plan, make_plan
 from gemma_export.quantize.recipe import RECIPES, Recipe
-from gemma_export.targets import Geometry, Target, cache_dtype, load_targets
+from gemma_export.targets import Geometry, Target, cache_dtype, load_targets, refuse_irregular
 from gemma_runtime.errors import RecipeError, TargetError
 
 _DEFAULT_CONTEXT, _DEFAULT_PREFILL = 4096, 512
@@ -96,7 +96,11 @@ def plan_exports(request: ExportRequest) -> list[Plan]:
 def plan_export(
     config: GemmaConfig, request: ExportRequest, recipe: Recipe, target: Target
 ) -> Plan:
-    """The plan of one bundle. Raises TargetError for formats that the target doesn't support."""
+    """The plan of one bundle.
+
+    Raises TargetError for formats, or parts of the model, that the target doesn't support.
+    """
+    refuse_irregular(target.name, config)
     if request.calibrates(recipe) and config.irregular:
         asked = recipe.name if request.bits is None else f"--bits {request.bits:g}"
         raise RecipeError(

@@ -180,12 +180,14 @@ def _check_value(option: Option, value: str | None) -> None:
 
 
 def refuse_irregular(target: str, config: GemmaConfig) -> None:
-    """Raise TargetError for a model with parts that only some targets compute."""
-    if config.irregular:
-        raise TargetError(
-            f"{target} can't compute this model's {', '.join(config.irregular)} yet; "
-            "choose --target onnx"
-        )
+    """Raise TargetError for a model with parts that the target doesn't compute."""
+    if not config.irregular or target_spec(target).takes_irregular:
+        return
+    takers = [spec.name for spec in all_targets() if spec.takes_irregular]
+    raise TargetError(
+        f"{target} can't compute this model's {', '.join(config.irregular)} yet; choose --target "
+        f"{' or '.join(takers)}"
+    )
 
 
 def refuse_split(target: str, formats: Mapping[str, Format]) -> None:

@@ -56,6 +56,7 @@ class TargetSpec:
     next_step: str = "gemma-runtime verify {bundle}"  # printed after an export
     scales_table: bool = False  # supports a table with column factors
     divides_table: bool = False  # and one whose columns have two formats
+    takes_irregular: bool = False  # computes every part named in `GemmaConfig.irregular`
     fast_zero_points: bool = True  # if it takes int4 with zero points, its kernels are as fast
 
     @property

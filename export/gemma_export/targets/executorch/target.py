@@ -8,7 +8,7 @@ from typing import ClassVar
 from gemma_export.formats.format import Format
 from gemma_export.model.config import GemmaConfig, cache_layout
 from gemma_export.progress import Tick
-from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_irregular, refuse_split
+from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
 from gemma_export.targets.executorch import TARGET
 from gemma_runtime.errors import TargetError
 from gemma_runtime.manifest import Graph, LayerCache, TensorRole, TensorSpec
@@ -26,7 +26,6 @@ class ExecutorchTarget:
 
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
         """Rings of window + prefill - 1 slots, so a chunk evicts nothing that its tokens need."""
-        refuse_irregular(self.name, config)
         slack = None if geometry.full_cache else geometry.prefill_length - 1
         return cache_layout(config, geometry.context_length, slack)
 

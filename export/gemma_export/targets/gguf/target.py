@@ -12,7 +12,7 @@ from typing import ClassVar
 from gemma_export.formats.format import Format
 from gemma_export.model.config import GemmaConfig, cache_layout
 from gemma_export.progress import Tick
-from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_irregular, refuse_split
+from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
 from gemma_export.targets.gguf import TARGET
 from gemma_export.targets.gguf.block_types import block_type
 from gemma_runtime.errors import TargetError
@@ -29,7 +29,6 @@ class GgufTarget:
 
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
         """llama.cpp caches the window plus one chunk (`n_ubatch`) in local layers."""
-        refuse_irregular(self.name, config)
         slack = None if geometry.full_cache else geometry.prefill_length
         return cache_layout(config, geometry.context_length, slack)
 

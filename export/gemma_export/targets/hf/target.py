@@ -12,7 +12,7 @@ from typing import ClassVar
 from gemma_export.formats.format import Format
 from gemma_export.model.config import TABLE, GemmaConfig, cache_layout
 from gemma_export.progress import Tick
-from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_irregular, refuse_split
+from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
 from gemma_export.targets.hf import TARGET
 from gemma_export.targets.hf.config import hf_config
 from gemma_export.targets.hf.text import write_text_files
@@ -35,7 +35,6 @@ class HfTarget:
 
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
         """transformers caches the window in local layers."""
-        refuse_irregular(self.name, config)
         return cache_layout(config, geometry.context_length, None if geometry.full_cache else 0)
 
     def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:

@@ -14,4 +14,5 @@ TARGET = TargetSpec(
     caches=("float32", "int8"),
     scales_table=True,
     divides_table=True,
+    takes_irregular=True,
 )

@@ -1,14 +1,13 @@
 """Shared by Core ML and Core AI: ring caches read before they are written, float16 headroom."""
 
 from gemma_export.model.config import GemmaConfig, cache_layout
-from gemma_export.targets import Geometry, refuse_irregular
+from gemma_export.targets import Geometry
 from gemma_runtime.errors import TargetError
 from gemma_runtime.manifest import LayerCache
 
 
 def ring_caches(target: str, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
     """Local layers get exactly `window` slots, since attention reads the ring before writing."""
-    refuse_irregular(target, config)
     caches = cache_layout(config, geometry.context_length, None if geometry.full_cache else 0)
     shortest = min(cache.slots for cache in caches)
     if geometry.prefill_length > shortest:  # a chunk would write one slot twice
