@@ -163,13 +163,20 @@ def save_loud(folder: Path) -> TinyCheckpoint:
     return TinyCheckpoint(GEMMA2, folder, model)
 
 
+def our_names(tiny: TinyCheckpoint) -> dict[str, str]:
+    """Our names of the weights by those of transformers."""
+    config = tiny.open().config
+    return {config.hf_name(name): name for name in config.tensor_shapes()}
+
+
 def dequantized(tiny: TinyCheckpoint, quant: str) -> PreTrainedModel:
     """The transformers model with its weights replaced by the store's."""
     model = tiny.tiny.build()
     store = open_or_build_store(tiny.open(), find_recipe(quant))
+    names = our_names(tiny)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            values = store.weight(name).rows(0, parameter.shape[0])
+            values = store.weight(names[name]).rows(0, parameter.shape[0])
             parameter.copy_(values + 1 if tiny.tiny.plain_gains and is_gain(name) else values)
     return model
 

@@ -21,7 +21,11 @@ Metadata = dict[str, int | float | str | Sequence[int | float | str | bool]]
 _TYPE_NAMES = "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q4_K Q5_K Q6_K"
 TYPES = tuple(GGMLQuantizationType[name] for name in _TYPE_NAMES.split())
 F32 = GGMLQuantizationType.F32
-_ARCHITECTURES = {"gemma2": MODEL_ARCH.GEMMA2, "gemma3_text": MODEL_ARCH.GEMMA3}
+_ARCHITECTURES = {
+    "gemma": MODEL_ARCH.GEMMA,
+    "gemma2": MODEL_ARCH.GEMMA2,
+    "gemma3_text": MODEL_ARCH.GEMMA3,
+}
 _SHARED = {
     "vocab_size": 64,
     "hidden_size": 256,  # K-quants come in blocks of 256
@@ -33,13 +37,14 @@ _SHARED = {
     "sliding_window": 16,
     "eos_token_id": [1, 5],
 }
+GEMMA1: Json = {**_SHARED, "model_type": "gemma", "num_hidden_layers": 2}
 GEMMA2: Json = {**_SHARED, "model_type": "gemma2", "num_hidden_layers": 2}
 GEMMA3: Json = {**_SHARED, "model_type": "gemma3_text", "num_hidden_layers": 7}
 
 
 def llama_metadata(hf: Json) -> Metadata:
     """The metadata that the converter writes for a config.json, with a vocabulary of 64 tokens."""
-    family = "gemma2" if hf["model_type"] == "gemma2" else "gemma3"
+    family = str(hf["model_type"]).removesuffix("_text")
     config = config_from_hf(hf)
     fields: Metadata = {
         "context_length": config.max_position,
@@ -51,11 +56,12 @@ def llama_metadata(hf: Json) -> Metadata:
         "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
         "attention.key_length": config.head_dim,
         "attention.value_length": config.head_dim,
-        "attention.sliding_window": config.sliding_window,
     }
+    if config.sliding_window:
+        fields["attention.sliding_window"] = config.sliding_window
     if family == "gemma2":
         fields |= {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
-    else:
+    if family == "gemma3":
         fields["rope.freq_base"] = 1_000_000.0
     if scaling := hf.get("rope_scaling"):
         fields |= {"rope.scaling.type": scaling["rope_type"], "rope.scaling.factor": 8.0}
@@ -87,10 +93,11 @@ def random_tensors(hf: Json, type: GGMLQuantizationType = F32) -> dict[str, Stor
     """All tensors of the model under llama.cpp's names: matrices in `type`, gains as 1 + w."""
     generator = np.random.default_rng(5)
     tensors: dict[str, Stored] = {}
-    for name, shape in config_from_hf(hf).tensor_shapes().items():
+    config = config_from_hf(hf)
+    for name, shape in config.tensor_shapes().items():
         values = generator.standard_normal(shape, np.float32) * np.float32(0.1)
         stored = (1 + values, F32) if len(shape) == 1 else (encode(values, type), type)
-        tensors[llama_name(hf, name)] = stored
+        tensors[llama_name(hf, config.hf_name(name))] = stored
     return tensors
 
 

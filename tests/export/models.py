@@ -18,7 +18,11 @@ from transformers import (
     Gemma4TextConfig,
     Gemma4UnifiedForCausalLM,
     Gemma4UnifiedTextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
     PreTrainedModel,
+    VaultGemmaConfig,
+    VaultGemmaForCausalLM,
 )
 
 WINDOW = 16
@@ -41,6 +45,9 @@ class Tiny:
     config: Any
     model: type[PreTrainedModel]
     plain_gains: bool = False  # norms multiply by their weights, not by 1 + weight
+    # Factor of the matrices that write the residual. Without norms behind them, it decides how much
+    # of the residual the last layers are, and so how much a rounding error changes the logits.
+    writing: float = 1.0
 
     def build(self) -> PreTrainedModel:
         """The model with random weights, also in the norms; the same on every call."""
@@ -51,6 +58,8 @@ class Tiny:
             for name, weight in model.named_parameters():
                 spread = 0.3 if "norm" in name else 2 * weight.shape[-1] ** -0.5
                 weight.copy_(torch.randn_like(weight) * spread)
+                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                    weight.mul_(self.writing)
                 if "norm" in name and self.plain_gains:
                     weight.mul_(0.7).add_(1)
                 # Without a scale of attention, ordinary gains make the model chaotic: a change of
@@ -110,6 +119,35 @@ GEMMA3 = Tiny(
     Gemma3ForCausalLM,
 )
 TINIES = (GEMMA2, GEMMA2_27B, GEMMA3)
+# Without norms behind attention and MLP.
+GEMMA1 = Tiny(
+    "gemma1",
+    GemmaConfig(
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=32,
+        **{name: value for name, value in _SHARED.items() if name != "sliding_window"},
+    ),
+    GemmaForCausalLM,
+    writing=0.25,
+)
+VAULT = Tiny(
+    "vaultgemma",
+    VaultGemmaConfig(
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        query_pre_attn_scalar=24,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+        **_SHARED,
+    ),
+    VaultGemmaForCausalLM,
+    writing=0.25,
+)
+UNNORMED = (GEMMA1, VAULT)
 
 _GEMMA4: dict[str, Any] = {
     **_SHARED,

@@ -65,10 +65,11 @@ def fit_adapter(
     """
     shapes = {**config.tensor_shapes()}
     shapes.setdefault(HEAD, shapes[TABLE])
+    names = {config.hf_name(name): name for name in shapes}
     changes: dict[str, tuple[Change, ...]] = {}
     parts, vision = _parts(adapter)
     for module, stored in parts.items():
-        name = _weight_name(module, shapes)
+        name = _weight_name(module, names)
         if name is None:
             raise CheckpointError(
                 f"{adapter.path} changes {module}, which the base model doesn't have; "
@@ -128,11 +129,12 @@ def _split(name: str) -> tuple[str, str, str]:
     return match["module"], kept, match["rest"] or ""
 
 
-def _weight_name(module: str, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+def _weight_name(module: str, names: Mapping[str, str]) -> str | None:
+    """Our name of a module's weight; `names` has it by Hugging Face's name."""
     name = f"{_MULTIMODAL.sub('model.', module)}.weight"
     if name.removeprefix("model.") == HEAD:
         return HEAD
-    return next((known for known in (name, f"model.{name}") if known in shapes), None)
+    return names.get(name) or names.get(f"model.{name}")
 
 
 def _change(

@@ -108,7 +108,7 @@ def open_folder(
     generation = _generation(folder)
     files, aside = open_weights(folder, hf_config)
     with _naming(folder):
-        text = find_text(files, config.tensor_shapes())
+        text = find_text(files, {config.hf_name(name): name for name in config.tensor_shapes()})
         places = {name: (files[stored], stored) for name, stored in text.stored.items()}
         plain, packed, notes = split_packed(places, quantization)
         plain, others = _needed(plain, config.tensor_shapes())

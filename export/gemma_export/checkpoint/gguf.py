@@ -1,4 +1,4 @@
-"""Reads GGUF files of Gemma 2 and 3, as written by llama.cpp and Ollama, also in parts."""
+"""Reads GGUF files of Gemma 1, 2 and 3, as written by llama.cpp and Ollama, also in parts."""
 
 import hashlib
 from collections import Counter

@@ -1,6 +1,7 @@
 """Converts GGUF metadata to the fields of `config.json`, adding what llama.cpp hard-codes.
 
-Source: llama.cpp `src/models/gemma2.cpp`, `gemma3.cpp` and its converter, `conversion/gemma.py`.
+Source: llama.cpp `src/models/gemma.cpp`, `gemma2.cpp`, `gemma3.cpp` and its converter,
+`conversion/gemma.py`.
 """
 
 from collections.abc import Mapping
@@ -33,7 +34,11 @@ def config_from_gguf(header: GgufHeader) -> GemmaConfig:
     """Convert the metadata and read it like a `config.json`. Raises ConfigError."""
     metadata = translate_ollama(header.metadata)
     name = metadata.get("general.architecture")
-    known = {family.name: family.gguf for family in FAMILIES.values() if family.gguf is not None}
+    known = {
+        family.name: family.gguf
+        for family in FAMILIES.values()
+        if family.gguf is not None and family.gguf.stand_in is None
+    }
     if not isinstance(name, str) or name not in known:
         raise ConfigError(
             f"architecture {name!r:.40} is not supported; expected {' or '.join(known)}"

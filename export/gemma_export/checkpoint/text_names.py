@@ -1,14 +1,16 @@
 """Finds the text model among a folder's tensors, whatever its names begin with."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from gemma_export.model.config import HEAD
 from gemma_runtime.errors import CheckpointError
 
-# Every layer of a Gemma has this norm. Of the towers, only Gemma 4's have it too.
-_LAYER = re.compile(r"((?:.*\.)?)layers\.\d+\.(?:pre|post)_feedforward_layernorm\.weight")
+# Every layer of a Gemma has one of these norms. Of the towers, only Gemma 4's have them too.
+_LAYER = re.compile(
+    r"((?:.*\.)?)layers\.\d+\.(?:pre_feedforward|post_feedforward|post_attention)_layernorm\.weight"
+)
 # What transformers writes and reads; other beginnings come from wrappers, e.g. `module.`.
 _NATIVE = ("model.", "", "model.language_model.", "language_model.model.")
 _ADAPTER = re.compile(r"(?:^|\.)(?:lora_|base_layer\.|modules_to_save\.)")
@@ -49,19 +51,21 @@ class TextNames:
     others: tuple[str, ...]  # stored names of tensors that transformers ignores too
 
 
-def find_text(names: Iterable[str], expected: Iterable[str]) -> TextNames:
+def find_text(names: Iterable[str], expected: Mapping[str, str]) -> TextNames:
     """Our names of the tensors that the text model needs, their packed parts, and its head.
+
+    `expected` maps Hugging Face's names of the model's tensors to ours.
 
     Raises CheckpointError for unmerged adapters, and for two text models.
     """
-    names, expected = list(names), set(expected)
+    names = list(names)
     prefix = _text_prefix(names)
     stored: dict[str, str] = {}
     towers, others = 0, []
     for name in names:
-        ours = _our_name(name, prefix)
-        if _is_part(ours, expected):
-            _add(stored, ours, name)
+        known = _hf_name(name, prefix)
+        if _is_part(known, expected):
+            _add(stored, expected.get(known, known), name)
         elif _ADAPTER.search(name):
             raise CheckpointError(
                 f"tensor {name} is part of an adapter that is not merged; merge it into the model"
@@ -99,14 +103,14 @@ def _is_of_tower(name: str) -> bool:
     return any(f".{tower}" in f".{name}" for tower in _OTHERS)
 
 
-def _our_name(name: str, prefix: str) -> str:
+def _hf_name(name: str, prefix: str) -> str:
     """`model.…` for the text model's tensors, `lm_head.…` for its head."""
     if head := re.search(r"(?:^|\.)(lm_head\..+)", name):
         return head[1]
     return "model." + name.removeprefix(prefix) if name.startswith(prefix) else name
 
 
-def _is_part(name: str, expected: set[str]) -> bool:
+def _is_part(name: str, expected: Collection[str]) -> bool:
     """Whether a tensor is a weight, or a part of a packed one: `x.qweight`, `x.weight.absmax`."""
     if name in expected or (name.startswith("lm_head.") and name != "lm_head.bias"):
         return True
@@ -114,7 +118,7 @@ def _is_part(name: str, expected: set[str]) -> bool:
     return f"{module}.weight" in expected if weight else _packed_part(name, expected)
 
 
-def _packed_part(name: str, expected: set[str]) -> bool:
+def _packed_part(name: str, expected: Collection[str]) -> bool:
     module, _, part = name.rpartition(".")
     return f"{module}.weight" in expected and part not in ("bias",)
 

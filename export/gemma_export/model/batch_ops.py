@@ -68,9 +68,9 @@ class BatchOps(TorchOps):
         return _attention(q, k, layer, mask) @ _per_query_head(v, layer)
 
     def add_norm(
-        self, x: Tensor, branch: Tensor, post: Weight, then: Weight
+        self, x: Tensor, branch: Tensor, post: Weight | None, then: Weight
     ) -> tuple[Tensor, Tensor]:
-        x = x + self.norm(branch, post)
+        x = x + (branch if post is None else self.norm(branch, post))
         return x, self.norm(x, then)
 
 

@@ -7,6 +7,8 @@ from gemma_export.model.families import FAMILIES, Json
 from gemma_runtime.errors import ConfigError
 
 _CONFIGS = (
+    "GemmaConfig",
+    "VaultGemmaConfig",
     "Gemma2Config",
     "Gemma3TextConfig",
     "Gemma3Config",

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from gemma_export.model.families import MLP_NORM
 from gemma_runtime.manifest import AttentionKind, LayerCache, Rope
 
 TABLE = "model.embed_tokens.weight"  # the embedding; also the head, where the two are tied
@@ -24,6 +25,8 @@ GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 DOWN = ("mlp.down_proj",)
 PER_LAYER_GATE = ("per_layer_input_gate",)
 PER_LAYER_OUT = ("per_layer_projection",)
+# The norms of what attention and MLP give, where a model has them.
+POST_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,8 @@ class GemmaConfig:
     per_layer_scale: float = 1.0  # sqrt(per_layer), rounded like embed_scale
     layer_scalars: bool = False  # each layer's output is multiplied by a number
     plain_gains: bool = False  # the checkpoint stores a norm's gain itself, not gain - 1
+    post_norms: bool = True  # what attention and MLP give is normed before it is added
+    mlp_norm: str = MLP_NORM  # its name in Hugging Face's files, see `hf_name`
 
     @property
     def head(self) -> str:
@@ -166,6 +171,13 @@ class GemmaConfig:
             shapes[HEAD] = shapes[TABLE]
         return shapes
 
+    def hf_name(self, name: str) -> str:
+        """A weight's name in Hugging Face's files.
+
+        Gemma 1 names the norm before the MLP as Gemma 2 names the norm of what attention gives.
+        """
+        return name.replace(f".{MLP_NORM}.", f".{self.mlp_norm}.")
+
     def products(self) -> Iterator[list[str]]:
         """Names of all matrices; those that multiply the same input are together."""
         yield [TABLE]
@@ -189,13 +201,13 @@ class GemmaConfig:
             "self_attn.v_proj": (kv, width),
             "self_attn.o_proj": (width, q),
             "post_attention_layernorm": (width,),
-            "pre_feedforward_layernorm": (width,),
+            MLP_NORM: (width,),
             "mlp.gate_proj": (layer.ffn, width),
             "mlp.up_proj": (layer.ffn, width),
             "mlp.down_proj": (width, layer.ffn),
             "post_feedforward_layernorm": (width,),
         }
-        for name in set(QKV) - set(layer.qkv):
+        for name in (*set(QKV) - set(layer.qkv), *(() if self.post_norms else POST_NORMS)):
             del shapes[name]
         if self.qk_norm:
             shapes["self_attn.q_norm"] = (layer.head_dim,)

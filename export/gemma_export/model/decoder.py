@@ -13,11 +13,13 @@ from gemma_export.model.config import (
     PER_LAYER_OUT,
     PER_LAYER_PROJECTION,
     PER_LAYER_TABLE,
+    POST_NORMS,
     TABLE,
     GemmaConfig,
     LayerSpec,
     layer_scalar,
 )
+from gemma_export.model.families import MLP_NORM
 from gemma_export.model.ops import Ops, Weight
 
 V = TypeVar("V")
@@ -67,19 +69,19 @@ def decoder_layer(
     if layer.index == config.last_owner:
         x, attended = ops.wanted(x), ops.wanted(attended)
     (branch,) = ops.project(attended, [own(name) for name in ATTENTION_OUT])
-    post = own("post_attention_layernorm")
-    x, h = ops.add_norm(x, branch, post, own("pre_feedforward_layernorm"))
+    attention_norm, post = POST_NORMS
+    norm = own(attention_norm) if config.post_norms else None
+    x, h = ops.add_norm(x, branch, norm, own(MLP_NORM))
     gate, up = ops.project(h, [own(name) for name in GATE_UP])
     (branch,) = ops.project(ops.geglu(gate, up), [own(name) for name in DOWN])
-    post = own("post_feedforward_layernorm")
     if parts is not None:
-        x = ops.add(x, ops.norm(branch, post))
+        x = ops.add(x, ops.norm(branch, own(post)))
         branch = _per_layer_branch(ops, config, layer, own, x, parts)
-        post = own("post_per_layer_input_norm")
+        post = "post_per_layer_input_norm"
     then = weight(norm_before(config, layer.index + 1))
     if config.layer_scalars:
-        return ops.scaled_add_norm(x, branch, post, weight(layer_scalar(layer.index)), then)
-    return ops.add_norm(x, branch, post, then)
+        return ops.scaled_add_norm(x, branch, own(post), weight(layer_scalar(layer.index)), then)
+    return ops.add_norm(x, branch, own(post) if config.post_norms else None, then)
 
 
 def _attention(

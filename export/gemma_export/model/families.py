@@ -2,9 +2,9 @@
 
 The config reader, `--family`, `--size`, and the GGUF reader and writer all use it.
 
-Sources: Hugging Face `configuration_gemma2.py`, `configuration_gemma3.py` and
-`configuration_gemma4.py`, the `config.json` of each hub repository, google/gemma_pytorch
-`config.py`, llama.cpp `src/models/gemma2.cpp`, `gemma3.cpp` and `conversion/gemma.py`.
+Sources: Hugging Face `configuration_gemma.py`, `configuration_gemma2.py`, `…gemma3.py`,
+`…gemma4.py` and `…vaultgemma.py`, the `config.json` of each hub repository, google/gemma_pytorch
+`config.py`, llama.cpp `src/models/gemma.cpp`, `gemma2.cpp`, `gemma3.cpp`, `conversion/gemma.py`.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Json = Mapping[str, Any]
+MLP_NORM = "pre_feedforward_layernorm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +20,9 @@ class GgufFamily:
     """What llama.cpp hard-codes for a family instead of storing it in the file."""
 
     required: tuple[str, ...]  # keys that have no default, without the architecture's prefix
-    width_scaled_layers: int  # the layer count at which queries are scaled by width / heads
+    width_scaled_layers: int  # the layer count at which queries are scaled by width / heads; or 0
     reads_head: bool  # whether it reads a head apart from the embedding table
+    stand_in: str | None = None  # the family as which it is written, having no architecture
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,13 @@ class Family:
     sizes: Mapping[str, Json]  # value of --size → config.json, smallest first
     refused_sizes: Mapping[str, str] = field(default_factory=dict)  # value of --size → the reason
     also: Mapping[str, Json] = field(default_factory=dict)  # other text model types → own defaults
+    without: tuple[str, ...] = ()  # fields of config.json that have no effect and aren't written
+    activations: tuple[str, ...] = (
+        "gelu_pytorch_tanh",
+    )  # names in config.json of gelu's tanh form
     scaled_queries: bool = True  # whether query_pre_attn_scalar has an effect
+    post_norms: bool = True  # what attention and MLP give is normed before it is added
+    mlp_norm: str = MLP_NORM  # name in checkpoints of the norm before the MLP
     value_norm: bool = False  # values are normed over each head, without a gain
     layer_scalars: bool = False  # each layer's output is multiplied by a number
     plain_gains: bool = False  # checkpoints store a norm's gain itself, not gain - 1
@@ -80,6 +88,13 @@ _DEFAULTS: Json = {
     "sliding_window": 4096,
     "rms_norm_eps": 1e-6,
     "eos_token_id": 1,
+}
+_GEMMA1: Json = {
+    "model_type": "gemma",
+    "vocab_size": 256000,
+    "head_dim": 256,
+    "max_position_embeddings": 8192,
+    "eos_token_id": [1, 107],
 }
 _GEMMA2: Json = {
     "model_type": "gemma2",
@@ -277,5 +292,83 @@ FAMILIES: Mapping[str, Family] = {
             },
         },
         refused_sizes={"26b-a4b": "a mixture of experts, which no target computes"},
+    ),
+    # Behind the others, so that `--size 2b` and `1b` alone keep meaning Gemma 2 and 3.
+    "gemma": Family(
+        name="gemma",
+        title="Gemma 1",
+        model_type="gemma",
+        multimodal=(),
+        classes=("GemmaForCausalLM", "GemmaModel"),
+        defaults={
+            "vocab_size": 256000,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "head_dim": 256,
+            "max_position_embeddings": 8192,
+            "rms_norm_eps": 1e-6,
+            "eos_token_id": 1,
+        },
+        without=(
+            "layer_types",
+            "sliding_window",
+            "query_pre_attn_scalar",
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+        ),
+        # Its first files say gelu, but it was trained with the tanh form:
+        # https://github.com/huggingface/transformers/pull/29402
+        activations=("gelu_pytorch_tanh", "gelu"),
+        global_every=1,
+        period_key=None,
+        rope_base=10_000.0,
+        local_rope_base=None,
+        qk_norm=False,
+        attn_softcap=False,
+        post_norms=False,
+        mlp_norm="post_attention_layernorm",
+        gguf=GgufFamily(required=(), width_scaled_layers=0, reads_head=False),
+        hub_id="google/gemma-1.1-{size}-it",
+        sizes={
+            "2b": {**_GEMMA1, **_shape(18, 2048, 16384, 8, 1)},
+            "7b": {**_GEMMA1, **_shape(28, 3072, 24576, 16, 16)},
+        },
+    ),
+    "vaultgemma": Family(
+        name="vaultgemma",
+        title="VaultGemma",
+        model_type="vaultgemma",
+        multimodal=(),
+        classes=("VaultGemmaForCausalLM", "VaultGemmaModel"),
+        defaults={
+            **_DEFAULTS,
+            "vocab_size": 256000,
+            "max_position_embeddings": 8192,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        },
+        global_every=2,
+        period_key=None,
+        rope_base=10_000.0,
+        local_rope_base=None,
+        qk_norm=False,
+        attn_softcap=True,
+        post_norms=False,
+        gguf=GgufFamily(required=(), width_scaled_layers=0, reads_head=False, stand_in="gemma"),
+        hub_id="google/vaultgemma-{size}",
+        sizes={
+            "1b": {
+                "model_type": "vaultgemma",
+                "vocab_size": 256000,
+                "head_dim": 256,
+                "sliding_window": 512,
+                "layer_types": ["full_attention"] * 26,
+                "attn_logit_softcapping": None,
+                "final_logit_softcapping": None,
+                "max_position_embeddings": 1024,
+                "eos_token_id": 1,
+                **_shape(26, 1152, 6912, 4, 4),
+            }
+        },
     ),
 }

@@ -21,6 +21,7 @@ _KINDS = {"sliding_attention": AttentionKind.LOCAL, "full_attention": AttentionK
 _HF_NAMES = {kind: name for name, kind in _KINDS.items()}
 _BY_MODEL_TYPE = {kind: family for family in FAMILIES.values() for kind in family.text_types}
 _PER_LAYER_FIELDS = ("head_dim", "num_key_value_heads")
+_SCALAR = "query_pre_attn_scalar"
 _BY_OUTER_TYPE = {outer: family for family in FAMILIES.values() for outer in family.multimodal}
 
 
@@ -32,7 +33,7 @@ def config_from_hf(config: Json) -> GemmaConfig:
     text = _text_config(config)
     family = _BY_MODEL_TYPE[text["model_type"]]
     check_causal(config, text)
-    _check_supported(text)
+    _check_supported(text, family)
     hidden, dtype = _positive(text, "hidden_size"), _dtype(config, text)
     kinds, heads = _kinds(text, family), _positive(text, "num_attention_heads")
     shapes = {kind: _head_shape(text, kinds, kind) for kind in AttentionKind}
@@ -54,9 +55,9 @@ def config_from_hf(config: Json) -> GemmaConfig:
         kv_heads=kv_heads,
         head_dim=head_dim,
         kinds=kinds,
-        sliding_window=_positive(text, "sliding_window"),
+        sliding_window=_window(text, kinds),
         max_position=_positive(text, "max_position_embeddings"),
-        query_scale=_positive_float(text, "query_pre_attn_scalar") ** -0.5
+        query_scale=_positive_float({_SCALAR: head_dim, **text}, _SCALAR) ** -0.5
         if family.scaled_queries
         else 1.0,
         ropes=_ropes(text, family),
@@ -78,6 +79,8 @@ def config_from_hf(config: Json) -> GemmaConfig:
         per_layer_scale=_embed_scale(per_layer, dtype) if per_layer else 1.0,
         layer_scalars=family.layer_scalars,
         plain_gains=family.plain_gains,
+        post_norms=family.post_norms,
+        mlp_norm=family.mlp_norm,
     )
 
 
@@ -88,7 +91,8 @@ def is_multimodal(config: Json) -> bool:
 def _text_config(config: Json) -> Json:
     outer = str(config.get("model_type"))
     if outer in _BY_MODEL_TYPE:
-        return {**_defaults(outer), **config}
+        fields = {**_defaults(outer), **config}
+        return {k: v for k, v in fields.items() if k not in _BY_MODEL_TYPE[outer].without}
     if outer not in _BY_OUTER_TYPE:
         raise ConfigError(
             f"model_type {config.get('model_type')!r} is not supported; expected one of "
@@ -106,9 +110,9 @@ def _defaults(model_type: str) -> Json:
     return {**family.defaults, **family.also.get(model_type, {})}
 
 
-def _check_supported(text: Json) -> None:
+def _check_supported(text: Json, family: Family) -> None:
     activation = text.get("hidden_activation") or text.get("hidden_act") or "gelu_pytorch_tanh"
-    if activation != "gelu_pytorch_tanh":
+    if activation not in family.activations:
         _refuse("hidden_activation", activation, "gelu_pytorch_tanh")
     if text.get("attention_bias"):
         _refuse("attention_bias", True, "false")
@@ -171,6 +175,13 @@ def _kinds(text: Json, family: Family) -> tuple[AttentionKind, ...]:
         _refuse("layer_types", types, f"{count} of {', '.join(_KINDS)}")
     kinds = tuple(_KINDS[name] for name in types)
     return (*kinds[:-1], AttentionKind.GLOBAL) if family.last_is_global else kinds
+
+
+def _window(text: Json, kinds: tuple[AttentionKind, ...]) -> int:
+    """The window of local layers; without any, 0 if the file names none."""
+    if AttentionKind.LOCAL not in kinds and text.get("sliding_window") is None:
+        return 0
+    return _positive(text, "sliding_window")
 
 
 def _period(text: Json, family: Family) -> int:

@@ -74,8 +74,8 @@ class Ops(Protocol[V, W]):
         """
         ...
 
-    def add_norm(self, x: V, branch: V, post: W, then: W) -> tuple[V, V]:
-        """y = x + norm(branch, post); returns y and norm(y, then)."""
+    def add_norm(self, x: V, branch: V, post: W | None, then: W) -> tuple[V, V]:
+        """y = x + norm(branch, post), or x + branch; returns y and norm(y, then)."""
         ...
 
     def scaled_add_norm(self, x: V, branch: V, post: W, factor: W, then: W) -> tuple[V, V]:

@@ -90,9 +90,9 @@ class TorchOps:
         return torch.cat(heads, 1)
 
     def add_norm(
-        self, x: Tensor, branch: Tensor, post: Weight, then: Weight
+        self, x: Tensor, branch: Tensor, post: Weight | None, then: Weight
     ) -> tuple[Tensor, Tensor]:
-        x = x + self.norm(branch, post)
+        x = x + (branch if post is None else self.norm(branch, post))
         self.max_abs = max(self.max_abs, float(x.abs().max()))
         return x, self.norm(x, then)
 

@@ -40,6 +40,9 @@ def test_official_sizes_have_their_published_parameter_counts() -> None:
         ("gemma4", "e4b"): 7463,
         ("gemma4", "12b"): 11907,
         ("gemma4", "31b"): 30697,
+        ("gemma", "2b"): 2506,
+        ("gemma", "7b"): 8538,
+        ("vaultgemma", "1b"): 1039,
     }
     assert {(o.family, o.size): round(o.config.parameters / 1e6) for o in OFFICIAL} == published
 

@@ -69,7 +69,7 @@ def test_the_command_line_offers_a_new_family() -> None:
     output = _run(_NEW_FAMILY + _COMMAND)
     assert "gemma9 to onnx" in output
     assert "(Gemma 9)" in output
-    assert "gemma4, gemma9" in output
+    assert "vaultgemma, gemma9" in output
 
 
 def _run(code: str) -> str:

@@ -30,7 +30,7 @@ from tests.export.conftest import (
     only,
     save_loud,
 )
-from tests.export.models import GEMMA2, WINDOW, eager_logits, save_tiny
+from tests.export.models import GEMMA2, TINIES, UNNORMED, WINDOW, eager_logits, save_tiny
 from tests.runtime.measure.test_bench import rendered
 
 pytest.importorskip("coremltools")
@@ -59,6 +59,7 @@ def int4_bundle(tiny: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) 
     return export(tiny, "int4", tmp_path_factory.mktemp("int4"))
 
 
+@only(*TINIES, *UNNORMED)
 def test_float16_stays_close_to_float32_beyond_the_window(
     tiny: TinyCheckpoint, float_bundle: Bundle
 ) -> None:

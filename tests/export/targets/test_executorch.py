@@ -35,7 +35,7 @@ from tests.export.conftest import (
     export_folder,
     only,
 )
-from tests.export.models import GEMMA2, WINDOW, eager_logits
+from tests.export.models import GEMMA2, TINIES, UNNORMED, WINDOW, eager_logits
 from tests.export.rewinding import check_resumes, cut
 
 pytest.importorskip("executorch")
@@ -54,6 +54,7 @@ def int4_bundle(tiny: TinyCheckpoint, export: Export) -> Bundle:
     return export(tiny.folder, "int4", target="executorch")
 
 
+@only(*TINIES, *UNNORMED)
 @pytest.mark.parametrize("length", LENGTHS)
 def test_prefill_and_score_give_the_logits_of_transformers(
     tiny: TinyCheckpoint, float_bundle: Bundle, length: int
@@ -76,6 +77,7 @@ def test_any_chunks_and_resets_give_the_same_logits(
             assert np.abs(logits - expected[start + length - 1]).max() <= 1e-4
 
 
+@only(*TINIES, *UNNORMED)
 @pytest.mark.parametrize("recipe", ["int4", "int8-channel"])
 def test_codes_give_almost_the_logits_of_their_dequantized_weights(
     tiny: TinyCheckpoint, export: Export, recipe: str
@@ -262,6 +264,7 @@ def test_a_delegate_with_another_target_is_refused() -> None:
         load_targets(["onnx"], {"delegate": "vulkan"})
 
 
+@only(*TINIES, *UNNORMED)
 def test_the_traced_decoder_gives_the_logits_of_transformers(tiny: TinyCheckpoint) -> None:
     """Vulkan and Core ML lower this module. Here it runs eagerly, without these delegates."""
     with quiet():

@@ -1,5 +1,6 @@
 """GGUF bundles: the store's codes in ggml's blocks, and the same probabilities in llama.cpp."""
 
+import copy
 import json
 import sys
 from contextlib import suppress
@@ -35,9 +36,10 @@ from gemma_runtime.measure.bench import measure
 from gemma_runtime.proof.verify import Verdict, verify_bundle
 from gemma_runtime.session import open_session
 from tests.export.checkpoint.test_gguf_tokenizer import HERE, metadata
-from tests.export.conftest import TinyCheckpoint
-from tests.export.gguf_files import GEMMA2, GEMMA3, write_tiny
+from tests.export.conftest import TinyCheckpoint, only
+from tests.export.gguf_files import GEMMA1, GEMMA2, GEMMA3, write_tiny
 from tests.export.llama_server import LlamaServer
+from tests.export.models import VAULT, eager_logits, save_tiny, with_head_scale
 from tests.export.rewinding import (
     check_operations,
     check_resumes,
@@ -47,7 +49,7 @@ from tests.export.rewinding import (
 )
 
 Q4_0, Q4_1, Q8_0 = (GGMLQuantizationType[name] for name in ("Q4_0", "Q4_1", "Q8_0"))
-MODELS = pytest.mark.parametrize("hf", [GEMMA2, GEMMA3], ids=["gemma2", "gemma3"])
+MODELS = pytest.mark.parametrize("hf", [GEMMA1, GEMMA2, GEMMA3], ids=["gemma1", "gemma2", "gemma3"])
 # Of log-probabilities, which int8 activations and float16 caches change by about half of this.
 QUANTIZED_ATOL, FLOAT_ATOL = 0.3, 0.02
 
@@ -146,6 +148,31 @@ def test_llama_cpp_gives_the_probabilities_of_the_exact_graph(
             one["logprob"] for one in step["top_logprobs"]
         ]
         np.testing.assert_allclose(llama_log_p, log_p[length - 1], atol=atol)
+
+
+def test_a_vaultgemma_without_windows_and_softcaps_is_written_as_a_gemma_1(tmp_path: Path) -> None:
+    """llama.cpp has no architecture for VaultGemma; that of Gemma 1 computes the official one."""
+    config = copy.deepcopy(VAULT.config)
+    config.layer_types = ["full_attention"] * config.num_hidden_layers
+    config.attn_logit_softcapping = config.final_logit_softcapping = None
+    plain = with_head_scale(replace(VAULT, config=config))
+    model = save_tiny(plain, tmp_path / "vault")
+
+    bundle = export_gguf(tmp_path, tmp_path / "vault", "none")
+
+    path = bundle.directory / "model.gguf"
+    assert read_header(path).metadata["general.architecture"] == "gemma"
+    tokens = np.random.default_rng(1).integers(0, 96, 41).tolist()
+    with open_session(export_gguf(tmp_path, path, "none", "onnx"), threads=1) as session:
+        logits = session.score(tokens)
+    # A GGUF file doesn't say that the scale of embeddings wasn't rounded to bfloat16.
+    np.testing.assert_allclose(logits, eager_logits(model, tokens).numpy(), atol=5e-3)
+
+
+@only(VAULT)
+def test_another_vaultgemma_is_refused(tiny: TinyCheckpoint, tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="VaultGemma with layers with a window and softcaps"):
+        export_gguf(tmp_path, tiny.folder, "none")
 
 
 @MODELS

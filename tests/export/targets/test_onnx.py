@@ -23,8 +23,8 @@ from gemma_runtime.proof.agreement import compare_logits
 from gemma_runtime.proof.goldens import load_goldens, top_logits
 from gemma_runtime.proof.verify import Verdict, measure_lowering, verify_bundle
 from gemma_runtime.session import Logits, Session, open_session
-from tests.export.conftest import Export, TinyCheckpoint, check_exact, dequantized
-from tests.export.models import WINDOW, eager_logits
+from tests.export.conftest import Export, TinyCheckpoint, check_exact, dequantized, only
+from tests.export.models import TINIES, UNNORMED, WINDOW, eager_logits
 
 LENGTHS = (1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW, 3 * WINDOW + 5, 96)
 TOKENS = np.random.default_rng(2).integers(0, 96, 128).tolist()
@@ -43,6 +43,7 @@ def float_bundle(tiny: TinyCheckpoint, export: Export) -> Bundle:
     return export(tiny.folder, "none")
 
 
+@only(*TINIES, *UNNORMED)
 @pytest.mark.parametrize("length", LENGTHS)
 def test_prefill_decode_and_score_give_the_logits_of_transformers(
     tiny: TinyCheckpoint, float_bundle: Bundle, length: int
@@ -50,6 +51,7 @@ def test_prefill_decode_and_score_give_the_logits_of_transformers(
     check_exact(float_bundle, tiny, TOKENS[:length])
 
 
+@only(*TINIES, *UNNORMED)
 @pytest.mark.parametrize(
     "chunks",
     [
@@ -118,6 +120,7 @@ def test_a_context_near_the_window_is_exact_to_its_end(
         assert session.position == context
 
 
+@only(*TINIES, *UNNORMED)
 @pytest.mark.parametrize("quant", ["int8", "int4", "int4-asym", "mixed"])
 def test_quantized_bundles_give_the_logits_of_their_dequantized_weights(
     tiny: TinyCheckpoint, export: Export, quant: str

@@ -18,8 +18,8 @@ from gemma_runtime.text.chat import Message, encode_chat
 from gemma_runtime.text.generate import generate
 from gemma_runtime.text.tokenizer import load_tokenizer
 from tests.data.tiny_bundle import build
-from tests.export.conftest import Export, TinyCheckpoint
-from tests.export.models import WINDOW, eager_logits
+from tests.export.conftest import Export, TinyCheckpoint, only
+from tests.export.models import TINIES, UNNORMED, WINDOW, eager_logits
 
 og = pytest.importorskip(
     "onnxruntime_genai",
@@ -76,6 +76,7 @@ def chunked(generator: Generator, chunks: Sequence[int]) -> NDArray[np.float32]:
     )
 
 
+@only(*TINIES, *UNNORMED)
 @pytest.mark.parametrize(
     "chunks",
     [

@@ -2,8 +2,9 @@
 
 This is activation-aware scaling (AWQ, https://arxiv.org/abs/2306.00978), folded exactly. A factor
 of a column of `down_proj` divides the matching row of `up_proj`, whose scales absorb it at no cost.
-A factor of a column of `gate_proj` and `up_proj` divides the gain of the norm before them. Gemma's
-post-norms and the tied table leave no other place to fold factors into; attention gained nothing.
+A factor of a column of `gate_proj` and `up_proj` divides the gain of the norm before them. What
+`o_proj` and `down_proj` give goes to a norm of its own or, in Gemma 1, to the residual, which all
+layers share: there is no other place to fold factors into. Attention gained nothing.
 
 The columns of a group share one step size. If a column's errors cost a² and its weights have size
 s, factors (a / s)^½ would minimize the group's error if all columns contributed to the step (Cauchy

@@ -22,7 +22,7 @@ from gemma_export.model.torch_ops import rotate_halves
 from gemma_export.progress import Tick
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets import ExportJob
-from gemma_export.targets.shared.apple import headroom_factor
+from gemma_export.targets.shared.apple import headroom_factor, is_added
 from gemma_export.targets.shared.apple_layout import Layout
 from gemma_export.targets.shared.traced import buffer_name, heads_first
 from gemma_runtime.manifest import AttentionKind, TensorRole
@@ -122,6 +122,8 @@ class StepOps(RegularOps[Tensor, StoredWeight]):
         return self._norm(split, self._step.gain(gain, False)).view(x.shape[0], -1)
 
     def project(self, x: Tensor, weights: Sequence[StoredWeight]) -> list[Tensor]:
+        if self._step.headroom != 1 and is_added(self._step.layout.config, weights[0].name):
+            x = x * self._step.headroom
         return [functional.linear(x, self._step.matrix(weight)) for weight in weights]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
@@ -140,9 +142,11 @@ class StepOps(RegularOps[Tensor, StoredWeight]):
         return mixed.transpose(0, 1).reshape(-1, layer.heads * layer.head_dim)  # (T, H · D)
 
     def add_norm(
-        self, x: Tensor, branch: Tensor, post: StoredWeight, then: StoredWeight
+        self, x: Tensor, branch: Tensor, post: StoredWeight | None, then: StoredWeight
     ) -> tuple[Tensor, Tensor]:
-        x = x + self._norm(branch, self._step.gain(post, True))
+        if post is not None:
+            branch = self._norm(branch, self._step.gain(post, True))
+        x = x + branch
         return x, self.norm(x, then)
 
     def geglu(self, gate: Tensor, up: Tensor) -> Tensor:

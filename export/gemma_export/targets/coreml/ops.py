@@ -17,6 +17,7 @@ from gemma_export.model.config import LayerSpec
 from gemma_export.model.ops import RegularOps
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets.coreml.mil_weights import Weights
+from gemma_export.targets.shared.apple import is_added
 from gemma_export.targets.shared.apple_layout import Layout
 from gemma_runtime.manifest import AttentionKind, TensorRole
 
@@ -82,6 +83,8 @@ class MilOps(RegularOps[Var, StoredWeight]):
         return mb.reshape(x=self._norm(split, gain, 1.0), shape=[self._tokens, width])
 
     def project(self, x: Var, weights: Sequence[StoredWeight]) -> list[Var]:
+        if self._headroom != 1 and is_added(self._layout.config, weights[0].name):
+            x = mb.mul(x=x, y=np.float16(self._headroom))
         return [mb.linear(x=x, weight=self._weight(weight)) for weight in weights]
 
     def attend(self, q: Var, k: Var, v: Var, layer: LayerSpec) -> Var:
@@ -105,9 +108,11 @@ class MilOps(RegularOps[Var, StoredWeight]):
         return mb.reshape(x=joined, shape=[self._tokens, layer.heads * width])  # (T, H · D)
 
     def add_norm(
-        self, x: Var, branch: Var, post: StoredWeight, then: StoredWeight
+        self, x: Var, branch: Var, post: StoredWeight | None, then: StoredWeight
     ) -> tuple[Var, Var]:
-        x = mb.add(x=x, y=self._norm(branch, post, self._headroom))
+        if post is not None:
+            branch = self._norm(branch, post, self._headroom)
+        x = mb.add(x=x, y=branch)
         if then.name in self._entries():
             self.finish(mb.identity(x=x, name=self._output))
             self._enter(self._part + 1)

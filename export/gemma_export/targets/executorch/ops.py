@@ -116,9 +116,11 @@ class XnnOps(RegularOps[Handle, StoredWeight]):
         return self._made(self._attend(self._use(rotated), layer))
 
     def add_norm(
-        self, x: Handle, branch: Handle, post: StoredWeight, then: StoredWeight
+        self, x: Handle, branch: Handle, post: StoredWeight | None, then: StoredWeight
     ) -> tuple[Handle, Handle]:
-        added = self._norm(self._use(branch), post)
+        added = self._use(branch)
+        if post is not None:
+            added = self._norm(added, post)
         total = self._graph.binary(xnn.XNNAdd, self._use(x), added)
         return self._made(total), self._made(self._norm(total, then))
 

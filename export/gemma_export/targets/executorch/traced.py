@@ -109,9 +109,9 @@ class TracedOps(RegularOps[Tensor, StoredWeight]):
         return mixed.transpose(0, 1).reshape(-1, layer.heads * layer.head_dim)  # (T, H · D)
 
     def add_norm(
-        self, x: Tensor, branch: Tensor, post: StoredWeight, then: StoredWeight
+        self, x: Tensor, branch: Tensor, post: StoredWeight | None, then: StoredWeight
     ) -> tuple[Tensor, Tensor]:
-        x = x + self.norm(branch, post)
+        x = x + (branch if post is None else self.norm(branch, post))
         return x, self.norm(x, then)
 
     def geglu(self, gate: Tensor, up: Tensor) -> Tensor:

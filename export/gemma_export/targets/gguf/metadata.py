@@ -1,10 +1,12 @@
 """Converts a GemmaConfig to GGUF metadata: the inverse of `checkpoint/gguf_config`.
 
-Source: llama.cpp `src/models/gemma2.cpp`, `gemma3.cpp` and its converter, `conversion/gemma.py`.
+Source: llama.cpp `src/models/gemma.cpp`, `gemma2.cpp`, `gemma3.cpp` and its converter,
+`conversion/gemma.py`.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from gemma_runtime.manifest import AttentionKind, SamplingDefaults
 
 def model_metadata(id: str, config: GemmaConfig) -> dict[str, Value]:
     """The `general.*` and architecture keys. Raises TargetError if GGUF has no key for a value."""
+    config = _written_as(config)
     _check_scale(config)
     _check_head(config)
     local = next((layer.rope for layer in config.layers if layer.window), None)
@@ -34,9 +37,10 @@ def model_metadata(id: str, config: GemmaConfig) -> dict[str, Value]:
         "attention.key_length": config.head_dim,
         "attention.value_length": config.head_dim,
         "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        "attention.sliding_window": config.sliding_window,
         "rope.freq_base": rope.base,
     }
+    if config.sliding_window:
+        fields["attention.sliding_window"] = config.sliding_window
     if local is not None:
         fields |= _local_rope(config, local.base, local.factor)
     if rope.factor != 1:
@@ -69,6 +73,24 @@ def generation_metadata(
     if others and "tokenizer.ggml.eom_token_id" not in own and TOKENS in own:
         keys["tokenizer.ggml.eom_token_id"] = others[-1]  # llama.cpp ends at it too
     return keys
+
+
+def _written_as(config: GemmaConfig) -> GemmaConfig:
+    """The config as one of the family that llama.cpp computes it as, usually its own."""
+    name, title = _hard_coded(config).stand_in, FAMILIES[config.family].title
+    if name is None:
+        return config
+    other = FAMILIES[name]
+    traits = {
+        "layers with a window": any(layer.window for layer in config.layers),
+        "softcaps": bool(config.attn_softcap or config.final_softcap),
+    }
+    if found := " and ".join(trait for trait, is_there in traits.items() if is_there):
+        raise TargetError(
+            f"gguf can't store a {title} with {found}: llama.cpp has no architecture for it, and "
+            f"that of {other.title} has none; choose another target"
+        )
+    return replace(config, family=name, sliding_window=0, mlp_norm=other.mlp_norm)
 
 
 def _check_scale(config: GemmaConfig) -> None:

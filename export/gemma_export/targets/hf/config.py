@@ -10,7 +10,6 @@ from gemma_export.model.hf_config import config_from_hf
 from gemma_runtime.errors import TargetError
 from gemma_runtime.manifest import AttentionKind
 
-_ARCHITECTURES = {"gemma2": "Gemma2ForCausalLM", "gemma3": "Gemma3ForCausalLM"}
 _KINDS = {AttentionKind.LOCAL: "sliding_attention", AttentionKind.GLOBAL: "full_attention"}
 
 
@@ -19,9 +18,10 @@ def hf_config(config: GemmaConfig, quantization: Mapping[str, Any] | None) -> di
 
     Raises TargetError if it can't hold the config.
     """
+    family = FAMILIES[config.family]
     fields: dict[str, Any] = {
-        "architectures": [_ARCHITECTURES[config.family]],
-        "model_type": FAMILIES[config.family].model_type,
+        "architectures": [family.classes[0]],
+        "model_type": family.model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -36,6 +36,7 @@ def hf_config(config: GemmaConfig, quantization: Mapping[str, Any] | None) -> di
         "rms_norm_eps": config.rms_norm_eps,
         "attn_logit_softcapping": config.attn_softcap,
         "final_logit_softcapping": config.final_softcap,
+        "hidden_act": "gelu_pytorch_tanh",  # Gemma 1's name for it
         "hidden_activation": "gelu_pytorch_tanh",
         "attention_bias": False,
         "attention_dropout": 0.0,
@@ -45,6 +46,7 @@ def hf_config(config: GemmaConfig, quantization: Mapping[str, Any] | None) -> di
         "pad_token_id": 0,
         **_ropes(config),
     }
+    fields = {name: value for name, value in fields.items() if name not in family.without}
     fields["dtype"] = _dtype(config, fields)
     _check(config, fields)
     return fields | ({"quantization_config": quantization} if quantization else {})

@@ -57,7 +57,7 @@ class HfTarget:
         config = hf_config(job.config, quantization)
         write_json(folder / "config.json", config)
         write_text_files(job, folder)
-        write_weights(job.store, folder / MODEL, packing, progress)
+        write_weights(job, folder / MODEL, packing, progress)
         roles = {}
         if not (table := job.store.weight(TABLE)).format.is_float:
             write_table_scales(table, folder / TABLE_SCALES)

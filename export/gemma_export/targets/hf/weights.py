@@ -15,7 +15,8 @@ from gemma_export.formats.format import Format
 from gemma_export.formats.safetensors import SafetensorsWriter
 from gemma_export.model.config import TABLE
 from gemma_export.progress import Tick
-from gemma_export.quantize.store import QuantizedStore, StoredWeight
+from gemma_export.quantize.store import StoredWeight
+from gemma_export.targets import ExportJob
 from gemma_runtime.errors import TargetError
 from gemma_runtime.formats.safetensors import TensorInfo
 
@@ -40,11 +41,12 @@ class Packing:
     packages: tuple[str, ...]  # with which transformers loads them
 
 
-def write_weights(store: QuantizedStore, path: Path, packing: Packing, progress: Tick) -> None:
+def write_weights(job: ExportJob, path: Path, packing: Packing, progress: Tick) -> None:
     """Every tensor under its Hugging Face name, a block of rows at a time."""
     parts: dict[str, Part] = {}
-    for name in store.shapes:
-        parts |= _parts(store.weight(name), packing)
+    for name in job.store.shapes:
+        own = _parts(job.store.weight(name), packing)
+        parts |= {job.config.hf_name(part): content for part, content in own.items()}
     layout = {name: part.info for name, part in parts.items()}
     with SafetensorsWriter(path, layout, {"format": "pt"}) as writer:
         for name, part in parts.items():

@@ -127,9 +127,10 @@ class OnnxOps:
         return self._positions.guarded(y, layer.source, ring)
 
     def add_norm(
-        self, x: str, branch: str, post: StoredWeight, then: StoredWeight
+        self, x: str, branch: str, post: StoredWeight | None, then: StoredWeight
     ) -> tuple[str, str]:
-        inputs = [x, self.norm(branch, post), self._gain(then)]
+        added = branch if post is None else self.norm(branch, post)
+        inputs = [x, added, self._gain(then)]
         attributes = {"epsilon": self._epsilon}
         outputs = self._graph.node(
             "SkipSimplifiedLayerNormalization", inputs, attributes, MICROSOFT, outputs=4

@@ -1,6 +1,6 @@
 """Shared by Core ML and Core AI: ring caches read before they are written, float16 headroom."""
 
-from gemma_export.model.config import GemmaConfig, cache_layout
+from gemma_export.model.config import ATTENTION_OUT, DOWN, GemmaConfig, cache_layout
 from gemma_export.targets import Geometry
 from gemma_runtime.errors import TargetError
 from gemma_runtime.manifest import LayerCache
@@ -18,10 +18,16 @@ def ring_caches(target: str, config: GemmaConfig, geometry: Geometry) -> tuple[L
     return caches
 
 
+def is_added(config: GemmaConfig, name: str) -> bool:
+    """Whether a matrix's products are added to the residual as they are, without a norm."""
+    return not config.post_norms and name.removesuffix(".weight").endswith((*ATTENTION_OUT, *DOWN))
+
+
 def headroom_factor(max_abs: float) -> float:
     """A power of two that scales the largest residual below 2^14, a quarter of float16's range.
 
-    It is folded into the embedding and into the norms after each branch. RMSNorm divides it out.
+    It is folded into the embedding and into the norms after each branch; without such norms, the
+    inputs of a branch's last matrix are multiplied by it. RMSNorm divides it out.
     """
     factor = 1.0
     while max_abs * factor > 2**14:

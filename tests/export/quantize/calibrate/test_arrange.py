@@ -25,7 +25,8 @@ from gemma_export.quantize.calibrate.layers import (
 )
 from gemma_export.quantize.calibrate.stream import load_layer
 from gemma_export.quantize.calibrate.workspace import Workspace
-from tests.export.conftest import RandomText, divergence
+from tests.export.conftest import RandomText, divergence, only
+from tests.export.models import TINIES, UNNORMED
 
 _LARGE = (3, 35, 70, 101)  # channels, in four different groups
 
@@ -56,6 +57,7 @@ class _LargeChannels:
         return None
 
 
+@only(*TINIES, *UNNORMED)
 def test_a_model_with_permuted_channels_gives_the_same_logits(work: Workspace) -> None:
     shapes = work.checkpoint.config.tensor_shapes()
     draw = torch.Generator().manual_seed(5)
@@ -68,6 +70,7 @@ def test_a_model_with_permuted_channels_gives_the_same_logits(work: Workspace) -
     assert not torch.equal(rows, work.checkpoint.rows(name, 0, shapes[name][0]))
 
 
+@only(*TINIES, *UNNORMED)
 def test_column_factors_of_the_table_do_not_change_the_logits(work: Workspace) -> None:
     config = work.checkpoint.config
     shapes, width = config.tensor_shapes(), config.hidden_size
@@ -99,6 +102,7 @@ def test_large_channels_are_placed_in_one_group(work: Workspace) -> None:
     assert after < 0.5 * before
 
 
+@only(*TINIES, *UNNORMED)
 def test_balanced_weights_give_the_same_logits(work: Workspace) -> None:
     config = work.checkpoint.config
     shapes = config.tensor_shapes()
@@ -135,6 +139,7 @@ def test_balancing_columns_lowers_the_error_that_inputs_of_unequal_power_see() -
     assert loss(balanced_rows, scaled) < 0.9 * loss(rows, gram)
 
 
+@only(*TINIES, *UNNORMED)
 def test_the_gains_of_a_rounded_layer_cancel_the_column_factors(work: Workspace) -> None:
     weigh_table(work, unheard)
     work = work.arranged()

@@ -23,7 +23,7 @@ from gemma_export.quantize.store import open_or_build_store
 from gemma_runtime.manifest import Rope
 from tests.data.tiny_bundle import build
 from tests.export.conftest import RandomText, only
-from tests.export.models import GEMMA2, GEMMA3
+from tests.export.models import GEMMA2, GEMMA3, UNNORMED
 
 CONTEXT = 100
 
@@ -75,7 +75,7 @@ def test_values_that_get_attention_lose_less_than_with_the_largest_value_as_rang
     assert lost(best).sum() < lost(whole).sum() * 0.8
 
 
-@only(GEMMA2, GEMMA3)
+@only(GEMMA2, GEMMA3, *UNNORMED)
 def test_scales_are_the_largest_values_of_the_stored_weights(random_text: RandomText) -> None:
     """They are computed layer by layer; here, the whole model runs at once."""
     work = random_text("int4", 4)

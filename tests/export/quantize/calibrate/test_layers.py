@@ -31,7 +31,7 @@ from tests.export.conftest import (
     only,
     store_divergence,
 )
-from tests.export.models import GEMMA2
+from tests.export.models import GEMMA2, TINIES, UNNORMED
 
 FORMATS = (Format(4), Format(4, asymmetric=True), Format(8))
 
@@ -119,6 +119,7 @@ def work(random_text: RandomText) -> Workspace:
     return random_text("int4-gptq", 8)
 
 
+@only(*TINIES, *UNNORMED)
 def test_streaming_one_layer_at_a_time_gives_the_logits_of_the_decoder(
     work: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +138,7 @@ def test_streaming_one_layer_at_a_time_gives_the_logits_of_the_decoder(
     assert torch.allclose(logits.view_as(expected), expected, atol=2e-4)
 
 
+@only(*TINIES, *UNNORMED)
 def test_a_calibrated_model_has_a_smaller_kl_than_a_searched_one(work: Workspace) -> None:
     store = calibrated_store(work)
     searched = open_or_build_store(work.checkpoint, find_recipe("int4"))

@@ -32,9 +32,9 @@ from tests.export.conftest import (
     only,
     store_divergence,
 )
-from tests.export.models import GEMMA2, GEMMA3, eager_logits, save_tiny, untied
+from tests.export.models import GEMMA2, GEMMA3, UNNORMED, eager_logits, save_tiny, untied
 
-EVERY_HEAD = only(GEMMA2, GEMMA3, untied(GEMMA2))
+EVERY_HEAD = only(GEMMA2, GEMMA3, untied(GEMMA2), *UNNORMED)
 RECIPE = find_recipe("int8-smooth")
 _LARGE = 7  # a channel
 

@@ -38,7 +38,7 @@ from tests.export.conftest import (
     stages,
     store_divergence,
 )
-from tests.export.models import GEMMA2, save_tiny
+from tests.export.models import GEMMA2, TINIES, UNNORMED, save_tiny
 
 
 @pytest.fixture
@@ -54,6 +54,7 @@ def _store(work: Workspace, names: list[str] | None = None) -> QuantizedStore:
     return calibrated_store(work, lambda name, done: ticks.append(name))
 
 
+@only(*TINIES, *UNNORMED)
 def test_distillation_lowers_the_kl_and_changes_the_gains(work: Workspace) -> None:
     distilled = _store(work)
     rounded = _store(replace(work, recipe=find_recipe("int4-gptq")))
