@@ -1,10 +1,10 @@
 """Writes the results of the Python code that the Kotlin and Swift ports must reproduce.
 
-    python -m tests.data.phone_vectors                           # phone_vectors.json, committed
+    python -m tests.data.phone_vectors                 # phone_vectors.json and gemma4/, committed
     python -m tests.data.phone_vectors --genuine FOLDER FILE...  # real tokenizers, not committed
 
-The first uses the tokenizer of the tiny bundle. `schema_cases.json` is written by hand: Python,
-Kotlin and Swift read it.
+The first uses the tokenizer of the tiny bundle, and for Gemma 4's chats that of `gemma4`.
+`schema_cases.json` is written by hand: Python, Kotlin and Swift read it.
 """
 
 import json
@@ -27,6 +27,7 @@ from gemma_runtime.session import open_session
 from gemma_runtime.text.chat import Message, encode_chat
 from gemma_runtime.text.sampler import Sampler, Sampling
 from gemma_runtime.text.tokenizer import Tokenizer
+from tests.data import gemma4_vectors
 
 DATA = Path(__file__).parent
 TINY = DATA / "tiny"
@@ -94,6 +95,7 @@ def vectors() -> dict[str, object]:
             "lowering": asdict(figures.lowering),
             "quantization": asdict(figures.quantization),
         },
+        "gemma4": gemma4_vectors.vectors(),
     }
 
 
@@ -211,6 +213,7 @@ def lines_of_this_project(count: int) -> list[str]:
 
 def main(arguments: Sequence[str]) -> None:
     if not arguments:
+        gemma4_vectors.write_files()
         VECTORS.write_text(json.dumps(vectors()) + "\n")
         return
     _, folder, *sources = arguments

@@ -5,8 +5,9 @@ for a set of test conversations.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import permutations
 
 import msgspec
 
@@ -38,6 +39,10 @@ class ChatFormat:
     # Of an earlier reply only the text after the last of these counts, e.g. "</think>"; "" if all
     # of it counts.
     reply_after: str
+    # Of an earlier reply, everything between these two is left out, e.g. "<|channel>" and
+    # "<channel|>"; after the first without the second, all of the rest.
+    reply_without: tuple[str, str] | None
+    thinking: "ChatFormat | None"  # the format that asks for thoughts; None if there is none
 
     def to_json(self) -> bytes:
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
@@ -52,16 +57,33 @@ class ChatFormat:
                 "assistant": (self.trim_assistant, self.assistant_to_user),
             }[role]
             before = self.system if role == "system" else before
-            if role == "assistant" and self.reply_after:
-                content = content.rpartition(self.reply_after)[2]
+            if role == "assistant":
+                content = self._without_thoughts(content)
             text += before + (content.strip() if trim else content)
             before = after
         return text + self.reply
+
+    def _without_thoughts(self, reply: str) -> str:
+        if self.reply_after:
+            reply = reply.rpartition(self.reply_after)[2]
+        if self.reply_without is None:
+            return reply
+        opens, closes = self.reply_without
+        return "".join(part.partition(opens)[0] for part in reply.split(closes))
 
 
 def chat_format(template: str | None, bos: str, eos: str) -> ChatFormat:
     """The format of a template. Raises TokenizerError if fixed texts can't reproduce it."""
     frame = ChatFrame(CANONICAL_TEMPLATE if template is None else template, bos, eos)
+    result = _format_of(frame)
+    try:
+        thinks = frame.with_thinking()
+    except TokenizerError:
+        return result
+    return replace(result, thinking=_format_of(thinks))
+
+
+def _format_of(frame: ChatFrame) -> ChatFormat:
     turns = [("user", _USER), ("assistant", _REPLY), ("user", _USER_2)]
     first, user_to_assistant, assistant_to_user, reply = _texts_between(frame, turns)
     fold = _refuses_system(frame)
@@ -80,6 +102,8 @@ def chat_format(template: str | None, bos: str, eos: str) -> ChatFormat:
         trim_assistant=_trims(frame, turns, 1),
         trim_system=fold or _trims(frame, [("system", _SYSTEM), turns[0]], 0),
         reply_after=_reply_after(frame),
+        reply_without=_reply_without(frame),
+        thinking=None,
     )
     _check(result, frame, fold)
     _check_literals(result, frame)
@@ -127,6 +151,26 @@ def _reply_after(frame: ChatFrame) -> str:
     return ""
 
 
+def _reply_without(frame: ChatFrame) -> tuple[str, str] | None:
+    """The texts between which the template removes a part of earlier replies."""
+    for opens, closes in _pairs(frame):
+        said = f"{_REPLY}{opens}{_SYSTEM}{closes}{_USER_2}"
+        text = frame.render([("user", _USER), ("assistant", said), ("user", _USER)])
+        if _REPLY + _USER_2 in text:
+            return opens, closes
+    return None
+
+
+def _pairs(frame: ChatFrame) -> Iterator[tuple[str, str]]:
+    """Pairs of the texts that the template doesn't leave as they are in a reply."""
+    changed = []
+    for literal in _literals(frame):
+        said = f"{_REPLY}{literal}{_USER_2}"
+        if said not in frame.render([("user", _USER), ("assistant", said), ("user", _USER)]):
+            changed.append(literal)
+    return permutations(changed, 2)
+
+
 def _check(result: ChatFormat, frame: ChatFrame, fold: bool) -> None:
     """Compare conversations of 1 to 9 turns, with and without padding and a system turn."""
     for pad in ("", _PAD):
@@ -149,6 +193,10 @@ def _check_literals(result: ChatFormat, frame: ChatFrame) -> None:
             content = f"{first}{_REPLY}{literal}{second}{_SYSTEM}{literal}{second}{_USER_2}{first}"
             turns = [("user", content), ("assistant", content), ("user", content)]
             _compare(result, frame, turns, turns)
+    for one, other in _pairs(frame):
+        content = f"{_PAD}{one}{_REPLY}{other}{_SYSTEM}{other}{one}{_USER_2}{one}{_USER}{other}"
+        turns = [("user", content), ("assistant", content), ("user", content)]
+        _compare(result, frame, turns, turns)
 
 
 def _compare(

@@ -162,7 +162,7 @@ class TextGeneration:
                 reason = StopReason.STOP_STRING
                 break
         if reason is None:
-            last = self._stop_strings.push(decoder.flush())
+            last = self._stop_strings.push(thoughts.end(decoder.flush()))
             yield from self._emit(last + self._stop_strings.flush())
             reason = StopReason.STOP_STRING if self._stop_strings.found else self._loop.reason
         ended = perf_counter()

@@ -30,6 +30,13 @@ class Thoughts:
         self._is_open = token != self._close
         return True
 
+    def end(self, rest: str) -> str:
+        """What of the text's end, which no token completed, is not a thought's."""
+        if not self._is_open:
+            return rest
+        self._written += rest
+        return ""
+
     @property
     def text(self) -> str:
         """The thoughts, without the channel's name, which is the first line."""

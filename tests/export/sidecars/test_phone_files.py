@@ -15,6 +15,7 @@ from gemma_runtime.errors import TokenizerError
 from gemma_runtime.text.chat import Message, encode_chat
 from gemma_runtime.text.frame import CANONICAL_TEMPLATE
 from gemma_runtime.text.tokenizer import Tokenizer
+from tests.data import gemma4_vectors
 from tests.data.phone_vectors import TURNS, VECTORS, vectors
 from tests.export.conftest import Notes
 from tests.runtime.conftest import (
@@ -40,6 +41,35 @@ def test_the_committed_vectors_are_those_of_the_runtime() -> None:
 def test_the_compact_tokenizer_of_the_committed_bundle_is_up_to_date() -> None:
     compact = compact_tokenizer((TINY / "tokenizer.json").read_bytes())
     assert (TINY / "tokenizer.gtok").read_bytes() == compact
+
+
+def test_the_committed_files_of_gemma_4_are_up_to_date() -> None:
+    for name, content in gemma4_vectors.files().items():
+        assert (gemma4_vectors.FOLDER / name).read_bytes() == content
+
+
+def test_the_chat_format_of_the_committed_bundle_is_up_to_date() -> None:
+    template = json.loads((TINY / "manifest.json").read_text())["chat_template"]
+    chat = chat_format(template, "<bos>", "<eos>")
+    assert (TINY / "chat.json").read_bytes() == chat.to_json()
+    assert (chat.reply_after, chat.reply_without, chat.thinking) == ("</think>", None, None)
+
+
+def test_a_format_that_asks_for_thoughts_is_one_of_its_own() -> None:
+    """Gemma 4's template was refused: it leaves out what is between two texts, not before one."""
+    chat = chat_format(gemma4_vectors.TEMPLATE, "<bos>", "<eos>")
+    thinks = chat.thinking
+    assert thinks is not None
+    assert chat.reply.endswith("<|turn>model\n<|channel>thought\n<channel|>")
+    assert thinks.reply.endswith("<|turn>model\n")
+    assert thinks.first == "<bos><|turn>system\n<|think|>\n<turn|>\n<|turn>user\n"
+    turns = [
+        ("user", "a<|channel>b"),
+        ("assistant", "<|channel>thought\nno<channel|> the <|channel>x<channel|><channel|>user"),
+        ("user", "in"),
+    ]
+    assert "<|turn>model\nthe user<turn|>" in chat.render(turns)
+    assert "a<|channel>b" in chat.render(turns)
 
 
 def test_the_compact_file_contains_every_piece_with_its_kind_and_rank() -> None:

@@ -78,6 +78,15 @@ def test_a_thought_that_a_limit_cuts_leaves_no_answer(tokenizer: Tokenizer) -> N
     assert reply.result.thought == "in the"
 
 
+def test_half_a_character_at_the_end_of_a_thought_is_the_thought_s(tokenizer: Tokenizer) -> None:
+    """It was shown as the answer."""
+    cut = "<|channel>thought\nin é"
+    limit = len(tokenizer.encode(cut, control=True)) - 1
+    reply = talk(saying(tokenizer, cut), tokenizer).send("us", limit)
+    assert "".join(reply) == ""
+    assert reply.result.thought == "in \ufffd"
+
+
 def test_a_reply_without_a_channel_has_no_thought(tokenizer: Tokenizer) -> None:
     reply = talk(saying(tokenizer, "the user"), tokenizer).send("us")
     assert "".join(reply) == "the user"
