@@ -24,7 +24,7 @@ def sizes() -> str:
             recipe=find_recipe("int4"),
             size=official.size,
             family=official.family,
-            context_length=4096,
+            context_length=min(4096, config.max_position),
         )
         (plan,) = plan_exports(request)
         flags = f"`--family {official.family} --size {official.size}`"
@@ -34,7 +34,7 @@ def sizes() -> str:
                 official.hub_id,
                 f"{plan.parameters.total / 1e6:,.0f} M",
                 str(len(config.layers)),
-                f"{official.hf_config['sliding_window']:,}",
+                next((f"{layer.window:,}" for layer in config.layers if layer.window), "none"),
                 f"{official.hf_config['max_position_embeddings']:,}",
                 format_bytes(plan.artifact.total),
                 format_bytes(plan.run.total),

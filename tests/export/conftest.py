@@ -30,6 +30,7 @@ from gemma_export.targets import Options
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.session import open_session
 from tests.export.models import (
+    GEMMA1,
     GEMMA2,
     SHORT_GEMMA2,
     SHORT_GEMMA3,
@@ -152,15 +153,20 @@ def check_loud(bundle: Bundle, loud: TinyCheckpoint, tokens: list[int], near: fl
     assert np.abs(logits - eager_logits(loud.model, tokens).numpy()).max() < near
 
 
-def save_loud(folder: Path) -> TinyCheckpoint:
-    """A tiny Gemma 2 whose residuals exceed float16's maximum, 65504, as Gemma 3's do."""
-    model = GEMMA2.build()
+LOUD = pytest.mark.parametrize("kind", [GEMMA2, GEMMA1], ids=lambda kind: kind.name)
+
+
+def save_loud(folder: Path, kind: Tiny) -> TinyCheckpoint:
+    """A tiny model whose residuals exceed float16's maximum, 65504, as Gemma 3's do."""
+    model = kind.build()
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "post_" in name and name.endswith("layernorm.weight"):
+            if kind is GEMMA2 and "post_" in name and name.endswith("layernorm.weight"):
                 weight.add_(20_000)
+            if kind is GEMMA1 and name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.mul_(40_000)
     model.save_pretrained(folder)
-    return TinyCheckpoint(GEMMA2, folder, model)
+    return TinyCheckpoint(kind, folder, model)
 
 
 def our_names(tiny: TinyCheckpoint) -> dict[str, str]:

@@ -12,8 +12,8 @@ from gguf.quants import quantize
 from numpy.typing import NDArray
 
 from gemma_export.model.config import HEAD
-from gemma_export.model.families import Json
 from gemma_export.model.hf_config import config_from_hf
+from gemma_export.model.official import Json
 
 Stored = tuple[NDArray[np.generic], GGMLQuantizationType]
 Metadata = dict[str, int | float | str | Sequence[int | float | str | bool]]

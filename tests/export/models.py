@@ -199,6 +199,9 @@ GEMMA4S = (E2B, E4B, DENSE, UNIFIED)
 def _shortened(tiny: Tiny, kinds: str) -> Tiny:
     """The same model with fewer layers: L means a local layer, G a global one."""
     config = copy.deepcopy(tiny.config)
+    if not hasattr(config, "layer_types"):  # all are global
+        config.num_hidden_layers = len(kinds)
+        return replace(tiny, config=config)
     names = {"L": "sliding_attention", "G": "full_attention"}
     config.layer_types = [names[kind] for kind in kinds]
     config.num_hidden_layers = len(kinds)
@@ -208,6 +211,7 @@ def _shortened(tiny: Tiny, kinds: str) -> Tiny:
 # For targets whose compilers take seconds per layer.
 SHORT_GEMMA2 = _shortened(GEMMA2, "LG")
 SHORT_GEMMA3 = _shortened(GEMMA3, "LGL")
+SHORT_UNNORMED = (_shortened(GEMMA1, "GG"), _shortened(VAULT, "LG"))
 
 
 def with_head_scale(tiny: Tiny) -> Tiny:

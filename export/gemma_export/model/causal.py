@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
-from gemma_export.model.families import FAMILIES, Json
+from gemma_export.model.families import FAMILIES
+from gemma_export.model.official import Json
 from gemma_runtime.errors import ConfigError
 
 _CONFIGS = (

@@ -1,4 +1,4 @@
-"""The families of Gemma as data. To add a family, add an entry to FAMILIES.
+"""The families of Gemma as data. To add a family, add an entry to FAMILIES; `official` has sizes.
 
 The config reader, `--family`, `--size`, and the GGUF reader and writer all use it.
 
@@ -9,9 +9,9 @@ Sources: Hugging Face `configuration_gemma.py`, `configuration_gemma2.py`, `…g
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-Json = Mapping[str, Any]
+from gemma_export.model.official import SIZES, Json
+
 MLP_NORM = "pre_feedforward_layernorm"
 
 
@@ -56,6 +56,7 @@ class Family:
     value_norm: bool = False  # values are normed over each head, without a gain
     layer_scalars: bool = False  # each layer's output is multiplied by a number
     plain_gains: bool = False  # checkpoints store a norm's gain itself, not gain - 1
+    genai_type: str | None = None  # its model type in onnxruntime-genai, if that isn't `model_type`
     licence: str = "gemma"  # of official checkpoints, in the hub's spelling
     last_is_global: bool = False  # whatever config.json says of the last layer
 
@@ -69,16 +70,6 @@ class Family:
         return self.hub_id.format(size=size, SIZE=size.upper())
 
 
-def _shape(layers: int, width: int, ffn: int, heads: int, kv_heads: int) -> dict[str, int]:
-    return {
-        "num_hidden_layers": layers,
-        "hidden_size": width,
-        "intermediate_size": ffn,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-    }
-
-
 # transformers' defaults for all families.
 _DEFAULTS: Json = {
     "num_attention_heads": 8,
@@ -88,69 +79,6 @@ _DEFAULTS: Json = {
     "sliding_window": 4096,
     "rms_norm_eps": 1e-6,
     "eos_token_id": 1,
-}
-_GEMMA1: Json = {
-    "model_type": "gemma",
-    "vocab_size": 256000,
-    "head_dim": 256,
-    "max_position_embeddings": 8192,
-    "eos_token_id": [1, 107],
-}
-_GEMMA2: Json = {
-    "model_type": "gemma2",
-    "vocab_size": 256000,
-    "head_dim": 256,
-    "sliding_window": 4096,
-    "max_position_embeddings": 8192,
-    "eos_token_id": [1, 107],
-}
-_GEMMA3_SMALL: Json = {
-    "model_type": "gemma3_text",
-    "vocab_size": 262144,
-    "head_dim": 256,
-    "sliding_window": 512,
-    "max_position_embeddings": 32768,
-    "rope_scaling": None,
-    "eos_token_id": [1, 106],
-}
-_GEMMA3: Json = {
-    **_GEMMA3_SMALL,
-    "vocab_size": 262208,
-    "sliding_window": 1024,
-    "max_position_embeddings": 131072,
-    "rope_scaling": {"rope_type": "linear", "factor": 8.0},
-}
-# The 27b models scale queries by width / heads, not by the head size.
-_GEMMA2_27B = {"head_dim": 128, "query_pre_attn_scalar": 144}
-_GEMMA3_27B = {"head_dim": 128, "query_pre_attn_scalar": 168}
-
-
-def _layer_types(local: int, periods: int) -> list[str]:
-    """That many local layers and a global one, repeated."""
-    return [*["sliding_attention"] * local, "full_attention"] * periods
-
-
-_GEMMA4: Json = {
-    "model_type": "gemma4_text",
-    "vocab_size": 262144,
-    "vocab_size_per_layer_input": 262144,
-    "head_dim": 256,
-    "global_head_dim": 512,
-    "final_logit_softcapping": 30.0,
-    "eos_token_id": [1, 106],
-}
-_GEMMA4_EDGE: Json = {
-    **_GEMMA4,
-    "sliding_window": 512,
-    "max_position_embeddings": 131072,
-    "hidden_size_per_layer_input": 256,
-}
-_GEMMA4_DENSE: Json = {
-    **_GEMMA4,
-    "sliding_window": 1024,
-    "max_position_embeddings": 262144,
-    "hidden_size_per_layer_input": 0,
-    "attention_k_eq_v": True,
 }
 
 FAMILIES: Mapping[str, Family] = {
@@ -175,11 +103,7 @@ FAMILIES: Mapping[str, Family] = {
         attn_softcap=True,
         gguf=GgufFamily(required=(), width_scaled_layers=46, reads_head=False),
         hub_id="google/gemma-2-{size}-it",
-        sizes={
-            "2b": {**_GEMMA2, **_shape(26, 2304, 9216, 8, 4)},
-            "9b": {**_GEMMA2, **_shape(42, 3584, 14336, 16, 8)},
-            "27b": {**_GEMMA2, **_shape(46, 4608, 36864, 32, 16), **_GEMMA2_27B},
-        },
+        sizes=SIZES["gemma2"],
     ),
     "gemma3": Family(
         name="gemma3",
@@ -205,13 +129,7 @@ FAMILIES: Mapping[str, Family] = {
             reads_head=True,
         ),
         hub_id="google/gemma-3-{size}-it",
-        sizes={
-            "270m": {**_GEMMA3_SMALL, **_shape(18, 640, 2048, 4, 1)},
-            "1b": {**_GEMMA3_SMALL, **_shape(26, 1152, 6912, 4, 1)},
-            "4b": {**_GEMMA3, **_shape(34, 2560, 10240, 8, 4)},
-            "12b": {**_GEMMA3, **_shape(48, 3840, 15360, 16, 8)},
-            "27b": {**_GEMMA3, **_shape(62, 5376, 21504, 32, 16), **_GEMMA3_27B},
-        },
+        sizes=SIZES["gemma3"],
     ),
     "gemma4": Family(
         name="gemma4",
@@ -266,31 +184,7 @@ FAMILIES: Mapping[str, Family] = {
         licence="apache-2.0",
         gguf=None,
         hub_id="google/gemma-4-{SIZE}-it",
-        sizes={
-            "e2b": {
-                **_GEMMA4_EDGE,
-                **_shape(35, 1536, 6144, 8, 1),
-                "layer_types": _layer_types(4, 7),
-                "num_kv_shared_layers": 20,
-                "use_double_wide_mlp": True,
-            },
-            "e4b": {
-                **_GEMMA4_EDGE,
-                **_shape(42, 2560, 10240, 8, 2),
-                "num_kv_shared_layers": 18,
-            },
-            "12b": {
-                **_GEMMA4_DENSE,
-                **_shape(48, 3840, 15360, 16, 8),
-                "model_type": "gemma4_unified_text",
-                "num_global_key_value_heads": 1,
-            },
-            "31b": {
-                **_GEMMA4_DENSE,
-                **_shape(60, 5376, 21504, 32, 16),
-                "num_global_key_value_heads": 4,
-            },
-        },
+        sizes=SIZES["gemma4"],
         refused_sizes={"26b-a4b": "a mixture of experts, which no target computes"},
     ),
     # Behind the others, so that `--size 2b` and `1b` alone keep meaning Gemma 2 and 3.
@@ -329,10 +223,7 @@ FAMILIES: Mapping[str, Family] = {
         mlp_norm="post_attention_layernorm",
         gguf=GgufFamily(required=(), width_scaled_layers=0, reads_head=False),
         hub_id="google/gemma-1.1-{size}-it",
-        sizes={
-            "2b": {**_GEMMA1, **_shape(18, 2048, 16384, 8, 1)},
-            "7b": {**_GEMMA1, **_shape(28, 3072, 24576, 16, 16)},
-        },
+        sizes=SIZES["gemma"],
     ),
     "vaultgemma": Family(
         name="vaultgemma",
@@ -355,20 +246,8 @@ FAMILIES: Mapping[str, Family] = {
         attn_softcap=True,
         post_norms=False,
         gguf=GgufFamily(required=(), width_scaled_layers=0, reads_head=False, stand_in="gemma"),
+        genai_type="decoder",  # which knows no VaultGemma
         hub_id="google/vaultgemma-{size}",
-        sizes={
-            "1b": {
-                "model_type": "vaultgemma",
-                "vocab_size": 256000,
-                "head_dim": 256,
-                "sliding_window": 512,
-                "layer_types": ["full_attention"] * 26,
-                "attn_logit_softcapping": None,
-                "final_logit_softcapping": None,
-                "max_position_embeddings": 1024,
-                "eos_token_id": 1,
-                **_shape(26, 1152, 6912, 4, 4),
-            }
-        },
+        sizes=SIZES["vaultgemma"],
     ),
 }

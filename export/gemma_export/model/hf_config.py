@@ -6,7 +6,8 @@ from typing import NoReturn
 
 from gemma_export.model.causal import check_causal
 from gemma_export.model.config import GemmaConfig
-from gemma_export.model.families import FAMILIES, Family, Json
+from gemma_export.model.families import FAMILIES, Family
+from gemma_export.model.official import Json
 from gemma_runtime.errors import ConfigError
 from gemma_runtime.manifest import AttentionKind, Rope
 
@@ -15,7 +16,8 @@ REFUSED: Mapping[str, str] = {
     "other families, by `model_type`": f"expected {', '.join(f.title for f in FAMILIES.values())}",
     "ropes other than `default`, `linear` and `proportional`": "the decoder doesn't compute them",
     "mixtures of experts, e.g. Gemma 4 26B-A4B": "no target computes them",
-    "`attention_bias`, activations other than `gelu_pytorch_tanh`": "no Gemma has them",
+    "`attention_bias`, activations other than `gelu_pytorch_tanh`": "no Gemma has them; Gemma 1's "
+    "first files call it `gelu`",
 }
 _KINDS = {"sliding_attention": AttentionKind.LOCAL, "full_attention": AttentionKind.GLOBAL}
 _HF_NAMES = {kind: name for name, kind in _KINDS.items()}

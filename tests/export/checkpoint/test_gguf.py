@@ -15,8 +15,9 @@ from gemma_export.checkpoint.gguf import GgufCheckpoint, open_gguf
 from gemma_export.checkpoint.gguf_config import TOKENS, config_from_gguf
 from gemma_export.checkpoint.packaged import DEMO_NOTE, find_demo_gguf
 from gemma_export.formats.blocks import row_blocks
-from gemma_export.model.families import FAMILIES, Json
+from gemma_export.model.families import FAMILIES
 from gemma_export.model.hf_config import config_from_hf
+from gemma_export.model.official import Json
 from gemma_export.model.sizes import OFFICIAL, Official, find_official
 from gemma_runtime.errors import MissingExtra
 from gemma_runtime.formats.gguf import GgufHeader, GgufTensor, GgufType, Value

@@ -23,6 +23,7 @@ from gemma_runtime.proof.goldens import top_logits
 from gemma_runtime.proof.verify import Verdict, verify_bundle
 from gemma_runtime.session import open_session
 from tests.export.conftest import (
+    LOUD,
     TinyCheckpoint,
     check_loud,
     dequantized,
@@ -30,7 +31,17 @@ from tests.export.conftest import (
     only,
     save_loud,
 )
-from tests.export.models import GEMMA2, TINIES, UNNORMED, WINDOW, eager_logits, save_tiny
+from tests.export.models import (
+    GEMMA2,
+    SHORT_GEMMA3,
+    SHORT_UNNORMED,
+    TINIES,
+    UNNORMED,
+    WINDOW,
+    Tiny,
+    eager_logits,
+    save_tiny,
+)
 from tests.runtime.measure.test_bench import rendered
 
 pytest.importorskip("coremltools")
@@ -126,20 +137,21 @@ def test_embeddings_looked_up_by_the_caller_give_the_same_logits(
         assert np.array_equal(one.prefill(TOKENS[:19]), other.prefill(TOKENS[:19]))
 
 
+@only(SHORT_GEMMA3, SHORT_UNNORMED[1])
 @pytest.mark.parametrize("quant", ["none", "int8-channel"])
 def test_neural_engine_bundles_give_the_logits_of_their_dequantized_weights(
-    short_gemma3: TinyCheckpoint, quant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: TinyCheckpoint, quant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In several packages, as models above a gigabyte need. Cache writes blend, without scatter."""
     monkeypatch.setattr("gemma_export.targets.shared.apple_layout.ANE_BYTES", 150_000)
-    bundle = export(short_gemma3, quant, tmp_path, {"coreml_compute": "ane"})
+    bundle = export(tiny, quant, tmp_path, {"coreml_compute": "ane"})
     packages = list(bundle.directory.glob("model*.mlpackage"))
     assert len(packages) >= 2
     assert [len(parts) for parts in bundle.manifest.graphs.values()] == [len(packages)] * 2
     assert not any(
         b"scatter" in next(package.rglob("model.mlmodel")).read_bytes() for package in packages
     )
-    expected = eager_logits(dequantized(short_gemma3, quant), TOKENS[:96]).numpy()
+    expected = eager_logits(dequantized(tiny, quant), TOKENS[:96]).numpy()
     with open_session(bundle) as session:
         assert np.abs(session.score(TOKENS[:96]) - expected).max() < 0.05
         for lengths in ([3, 8, 1, 5, 7, 8, 20, 2, 30], [29, 29, 29]):
@@ -220,11 +232,14 @@ def test_both_functions_share_one_copy_of_the_codes(
         assert weights.count(signed.tobytes()) == 1
 
 
-def test_a_residual_beyond_float16_is_scaled_and_the_logits_stay_right(tmp_path: Path) -> None:
+@LOUD
+def test_a_residual_beyond_float16_is_scaled_and_the_logits_stay_right(
+    tmp_path: Path, kind: Tiny
+) -> None:
     """Gemma 3's residuals exceed 65504: without scaling, the logits are NaN."""
-    loud = save_loud(tmp_path / "loud")
+    loud = save_loud(tmp_path / "loud", kind)
     bundle = export(loud, "none", tmp_path)
-    check_loud(bundle, loud, TOKENS[:40], 0.05)
+    check_loud(bundle, loud, TOKENS[:40], 0.1)
 
     store = open_or_build_store(loud.open(), find_recipe("none"))
     unscaled = ExportJob(loud.open().config, store, Geometry(128, PREFILL), (1,), 0, loud.open())

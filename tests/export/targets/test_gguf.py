@@ -19,8 +19,8 @@ from gemma_export.checkpoint.packaged import find_demo_gguf
 from gemma_export.formats.codes import Codes, dequantize, pack
 from gemma_export.formats.format import Format
 from gemma_export.formats.gguf_file import read_header
-from gemma_export.model.families import Json
 from gemma_export.model.hf_config import config_from_hf
+from gemma_export.model.official import Json
 from gemma_export.pipeline import ExportRequest, export_bundles
 from gemma_export.progress import QuietReporter
 from gemma_export.quantize.recipe import find_recipe

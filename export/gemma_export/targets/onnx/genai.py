@@ -76,9 +76,10 @@ def _total(name: str, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 def _config(job: ExportJob, io: Graph, caches: Sequence[LayerCache], chunk: int) -> dict[str, Any]:
     config, context = job.config, job.geometry.context_length
+    family = FAMILIES[config.family]
     return {
         "model": {
-            "type": FAMILIES[config.family].model_type,
+            "type": family.genai_type or family.model_type,
             "bos_token_id": config.bos_token,
             "eos_token_id": list(job.stop_tokens),
             "vocab_size": config.vocab_size,
