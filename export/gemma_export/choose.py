@@ -133,7 +133,7 @@ def _suits(needs: Needs, recipe: Recipe) -> bool:
             target.check(formats, needs.geometry)
     except (RecipeError, TargetError):
         return False
-    return not recipe.is_calibrated or (not needs.config.irregular and needs.has_text())
+    return not recipe.is_calibrated or needs.has_text()
 
 
 def _keeps_most(config: GemmaConfig, source: Recipe) -> bool:

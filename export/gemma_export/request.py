@@ -18,7 +18,7 @@ from gemma_export.model.sizes import find_official
 from gemma_export.plan import Plan, make_plan
 from gemma_export.quantize.recipe import RECIPES, Recipe
 from gemma_export.targets import Geometry, Target, cache_dtype, load_targets, refuse_irregular
-from gemma_runtime.errors import RecipeError, TargetError
+from gemma_runtime.errors import TargetError
 
 _DEFAULT_CONTEXT, _DEFAULT_PREFILL = 4096, 512
 
@@ -101,17 +101,6 @@ def plan_export(
     Raises TargetError for formats, or parts of the model, that the target doesn't support.
     """
     refuse_irregular(target.name, config)
-    if request.calibrates(recipe) and config.irregular:
-        asked = recipe.name if request.bits is None else f"--bits {request.bits:g}"
-        raise RecipeError(
-            f"{asked} reads calibration text, which can't be run through this model's "
-            f"{', '.join(config.irregular)} yet; choose --quant int4, int4-asym, mixed or int8"
-        )
-    if request.has_int8_caches and config.irregular:
-        raise TargetError(
-            "--cache int8 measures its scales on calibration text, which can't be run through "
-            f"this model's {', '.join(config.irregular)} yet; leave --cache out"
-        )
     geometry = export_geometry(request, config)
     formats = recipe.formats(config)
     target.check(formats, geometry)

@@ -20,7 +20,7 @@ from gemma_export.model.config import TABLE, GemmaConfig, is_gain
 from gemma_export.model.decoder import decoder
 from gemma_export.pipeline import ExportRequest, export_bundles
 from gemma_export.progress import QuietReporter, Stage, Tick, unheard
-from gemma_export.quantize.calibrate.stream import RESIDUAL
+from gemma_export.quantize.calibrate.flow import RESIDUAL
 from gemma_export.quantize.calibrate.text import Calibration
 from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.calibrated import CalibratedWeights

@@ -74,7 +74,7 @@ def test_without_text_nothing_is_calibrated() -> None:
 def test_a_model_that_calibration_cannot_run_gets_a_recipe_without_it() -> None:
     """Calibration text is not run through Gemma 4 yet."""
     assert chosen("e2b", "onnx") == "mixed"
-    assert chosen("e2b", "onnx", bits=7) == "int4-asym"
+    assert chosen("e2b", "onnx", bits=7) == "int4-asym-distilled"
 
 
 @pytest.mark.parametrize(

@@ -67,24 +67,21 @@ class BatchOps(TorchOps):
         # torch's fused attention has no softcap.
         return _attention(q, k, layer, mask) @ _per_query_head(v, layer)
 
-    def add_norm(
-        self, x: Tensor, branch: Tensor, post: Weight | None, then: Weight
-    ) -> tuple[Tensor, Tensor]:
-        x = x + (branch if post is None else self.norm(branch, post))
-        return x, self.norm(x, then)
+    def _watched(self, x: Tensor) -> Tensor:
+        return x  # nobody asks for the largest residual
 
 
 class ObservingOps(BatchOps):
     """Records the input of each projection, (B · T, inputs), by the name of each of its weights."""
 
-    def __init__(self, tokens: Tensor, epsilon: float, inputs: dict[str, Tensor]) -> None:
+    def __init__(self, tokens: Tensor, epsilon: float) -> None:
         super().__init__(tokens, epsilon)
-        self._inputs = inputs
+        self.inputs: dict[str, Tensor] = {}
 
     def project(self, x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
         rows = x.flatten(0, -2)
         for weight in weights:  # all share one tensor
-            self._inputs[weight.name] = rows
+            self.inputs[weight.name] = rows
         return super().project(x, weights)
 
 
@@ -102,8 +99,8 @@ def _per_query_head(x: Tensor, layer: LayerSpec) -> Tensor:
 class CachingOps(BatchOps):
     """Records what would be cached, but before rope, and how much attention it gets."""
 
-    keys: Tensor  # (B, K, T, D)
-    values: Tensor  # (B, K, T, D)
+    keys: Tensor | None = None  # (B, K, T, D); None in a layer that reads another's cache
+    values: Tensor | None = None  # (B, K, T, D)
     attention: Tensor  # (B, K, T): squared weights, summed over the queries and their heads
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
@@ -121,13 +118,13 @@ class CachingOps(BatchOps):
 class GradientOps(BatchOps):
     """Records each projection's output, (B, T, outputs), with its gradient, by weight name."""
 
-    def __init__(self, tokens: Tensor, epsilon: float, outputs: dict[str, Tensor]) -> None:
+    def __init__(self, tokens: Tensor, epsilon: float) -> None:
         super().__init__(tokens, epsilon)
-        self._outputs = outputs
+        self.outputs: dict[str, Tensor] = {}
 
     def project(self, x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
         outputs = super().project(x, weights)
         for weight, y in zip(weights, outputs, strict=True):
             y.retain_grad()
-            self._outputs[weight.name] = y
+            self.outputs[weight.name] = y
         return outputs

@@ -118,6 +118,21 @@ class GemmaConfig:
         return self.owners - 1
 
     @property
+    def lenders(self) -> frozenset[int]:
+        """The layers whose keys and values later ones read."""
+        return frozenset(layer.source for layer in self.layers if not layer.owns_cache)
+
+    @property
+    def widest_ffn(self) -> int:
+        return max(layer.ffn for layer in self.layers)
+
+    @property
+    def widest_input(self) -> int:
+        """The most inputs of a layer's matrix."""
+        heads = max(layer.heads * layer.head_dim for layer in self.layers)
+        return max(self.hidden_size, self.widest_ffn, heads)
+
+    @property
     def irregular(self) -> tuple[str, ...]:
         """What only some targets compute, in words; empty for Gemma 2 and 3."""
         traits = {

@@ -34,7 +34,8 @@ def decoder(ops: Ops[V, W], config: GemmaConfig, weight: Callable[[str], W]) -> 
     parts = per_layer_parts(ops, config, weight, x) if config.per_layer else None
     h = ops.norm(x, weight(norm_before(config, 0)))
     for layer in config.layers:
-        x, h = decoder_layer(ops, config, layer, weight, x, h, parts)
+        part = None if parts is None else ops.columns(parts, layer.index, len(config.kinds))
+        x, h = decoder_layer(ops, config, layer, weight, x, h, part)
     return ops.logits(h, head, config.final_softcap)
 
 
@@ -54,12 +55,12 @@ def decoder_layer(
     weight: Callable[[str], W],
     x: V,
     h: V,
-    parts: V | None = None,
+    part: V | None = None,
 ) -> tuple[V, V]:
     """Apply one layer to the residual x and its norm h; return both for the next layer or head.
 
-    `parts` are the per-layer embeddings of all layers. Behind the attention of the last layer with
-    a cache of its own, no later layer needs other positions than the wanted ones.
+    `part` is the layer's part of the per-layer embeddings. Behind the attention of the last layer
+    with a cache of its own, no later layer needs other positions than the wanted ones.
     """
 
     def own(name: str) -> W:
@@ -74,9 +75,9 @@ def decoder_layer(
     x, h = ops.add_norm(x, branch, norm, own(MLP_NORM))
     gate, up = ops.project(h, [own(name) for name in GATE_UP])
     (branch,) = ops.project(ops.geglu(gate, up), [own(name) for name in DOWN])
-    if parts is not None:
+    if part is not None:
         x = ops.add(x, ops.norm(branch, own(post)))
-        branch = _per_layer_branch(ops, config, layer, own, x, parts)
+        branch = _per_layer_branch(ops, config, layer, own, x, part)
         post = "post_per_layer_input_norm"
     then = weight(norm_before(config, layer.index + 1))
     if config.layer_scalars:
@@ -101,10 +102,9 @@ def _attention(
 
 
 def _per_layer_branch(
-    ops: Ops[V, W], config: GemmaConfig, layer: LayerSpec, own: Callable[[str], W], x: V, parts: V
+    ops: Ops[V, W], config: GemmaConfig, layer: LayerSpec, own: Callable[[str], W], x: V, part: V
 ) -> V:
     """The layer's part of the per-layer embeddings, gated by the residual itself, not its norm."""
-    part = ops.columns(parts, layer.index, len(config.kinds))
     if layer.index >= config.last_owner:
         part = ops.wanted(part)
     (gate,) = ops.project(x, [own(name) for name in PER_LAYER_GATE])

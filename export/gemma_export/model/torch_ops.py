@@ -46,7 +46,7 @@ class TorchOps:
         self._judged = min(judged or tokens.shape[1], tokens.shape[1])
         self.max_abs = 0.0  # largest |residual|, which fp16 must be able to hold
         # Keys and values of the last layer of each kind that has its own: what shared layers read.
-        self._lent: dict[AttentionKind, tuple[Tensor, Tensor]] = {}
+        self.lent: dict[AttentionKind, tuple[Tensor, Tensor]] = {}
 
     def embed(self, table: Weight, scale: float) -> Tensor:
         rows = [table.rows(t, t + 1) for t in self._tokens.flatten().tolist()]
@@ -71,11 +71,11 @@ class TorchOps:
         if self._caches is not None:
             scales = self._caches[layer.index]
             k, v = round_cached(k, scales.keys), round_cached(v, scales.values)
-        self._lent[layer.kind] = k, v
+        self.lent[layer.kind] = k, v
         return self.attend_shared(q, layer)
 
     def attend_shared(self, q: Tensor, layer: LayerSpec) -> Tensor:
-        k, v = self._lent[layer.kind]
+        k, v = self.lent[layer.kind]
         q = rotate(split_heads(q, layer.heads), layer.rope, k.shape[-2])  # (B, H, N, D)
         return self._attend(q, k, v, layer).transpose(1, 2).flatten(-2)  # (B, N, H · D)
 
@@ -92,16 +92,18 @@ class TorchOps:
     def add_norm(
         self, x: Tensor, branch: Tensor, post: Weight | None, then: Weight
     ) -> tuple[Tensor, Tensor]:
-        x = x + (branch if post is None else self.norm(branch, post))
-        self.max_abs = max(self.max_abs, float(x.abs().max()))
+        x = self._watched(x + (branch if post is None else self.norm(branch, post)))
         return x, self.norm(x, then)
 
     def scaled_add_norm(
         self, x: Tensor, branch: Tensor, post: Weight, factor: Weight, then: Weight
     ) -> tuple[Tensor, Tensor]:
-        x = (x + self.norm(branch, post)) * _read_all(factor)
-        self.max_abs = max(self.max_abs, float(x.abs().max()))
+        x = self._watched((x + self.norm(branch, post)) * _read_all(factor))
         return x, self.norm(x, then)
+
+    def _watched(self, x: Tensor) -> Tensor:
+        self.max_abs = max(self.max_abs, float(x.abs().max()))
+        return x
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
         return a + b

@@ -17,7 +17,8 @@ from gemma_export.formats.codes import Codes
 from gemma_export.formats.format import FLOAT, INT8_PIECE, Format
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.memory import kept_memory
-from gemma_export.model.config import HEAD, TABLE, TABLE_FACTORS, GemmaConfig
+from gemma_export.model.config import TABLE, TABLE_FACTORS, GemmaConfig
+from gemma_export.model.decoder import norm_before
 from gemma_export.progress import Note, Stage, Tick, silent
 from gemma_export.quantize.calibrate.cache_scales import measuring_peak_bytes
 from gemma_export.quantize.calibrate.curvature import loss_peak_bytes
@@ -28,15 +29,16 @@ from gemma_export.quantize.calibrate.fisher import (
     weigh_table,
 )
 from gemma_export.quantize.calibrate.gptq import SLICE
+from gemma_export.quantize.calibrate.layer_weights import largest_layer
 from gemma_export.quantize.calibrate.layers import (
     TABLE_ROWS,
     calibrate,
     calibrate_bytes,
     calibrate_table,
+    outer_matrices,
     table_bytes,
 )
 from gemma_export.quantize.calibrate.smooth import smooth, smooth_bytes, smooth_peak_bytes
-from gemma_export.quantize.calibrate.stream import layer_bytes
 from gemma_export.quantize.calibrate.text import LENGTH
 from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.distill.candidates import CANDIDATES
@@ -80,8 +82,7 @@ def _weighs_table(recipe: Recipe, config: GemmaConfig) -> bool:
 
 
 def _is_table_rounded(work: Workspace) -> bool:
-    tables = work.checkpoint.config.tables
-    return not work.recipe.rounds_by_text or all(work.rounded_table(n).exists() for n in tables)
+    return all(work.rounded_table(name).exists() for name in outer_matrices(work))
 
 
 def _are_layers_rounded(work: Workspace) -> bool:
@@ -90,7 +91,7 @@ def _are_layers_rounded(work: Workspace) -> bool:
 
 def _rounds_layers_by_text(work: Workspace) -> bool:
     recipe = work.recipe
-    layers = (name for name in work.formats() if name not in work.checkpoint.config.tables)
+    layers = (name for name in work.formats() if name.startswith(_LAYERS))
     return recipe.distilled or any(recipe.rule(name).rounding == "gptq" for name in layers)
 
 
@@ -129,7 +130,8 @@ class CalibratedWeights:
                 if not stage.is_done(work):
                     with kept_memory(), self.stage(stage.name, stage.bytes_left(work)) as tick:
                         stage.run(work, tick)
-            self.work.teacher_residuals.delete()  # large and no longer needed
+            for files in (self.work.residuals, self.work.teacher_residuals):
+                files.delete()  # large and no longer needed
             end_backward(self.work)
 
     def parts(self, name: str, start: int, stop: int) -> dict[str, Tensor]:
@@ -147,12 +149,14 @@ class CalibratedWeights:
     @cached_property
     def _left(self) -> dict[str, Format]:
         """Formats of the tensors that the stages leave to be rounded without text."""
-        recipe, formats = self.work.recipe, self.work.formats()
-        layers = _rounds_layers_by_text(self.work)
+        config, formats = self.work.checkpoint.config, self.work.formats()
+        layers, outer = _rounds_layers_by_text(self.work), outer_matrices(self.work)
+        if self.work.recipe.distilled:
+            outer.append(norm_before(config, len(config.kinds)))
         return {
             name: formats.get(name, FLOAT)
-            for name in self.work.checkpoint.config.tensor_shapes()
-            if not (layers if name.startswith(_LAYERS) else recipe.rounds_by_text)
+            for name in config.tensor_shapes()
+            if not (layers if name.startswith(_LAYERS) else name in outer)
         }
 
     def _rounded(self, name: str, start: int, stop: int) -> dict[str, Tensor]:
@@ -163,8 +167,6 @@ class CalibratedWeights:
         file = SafetensorsFile(self._path(name))
         names = (f"{stem}.{part}" for stem in (name + INT8_PIECE, name) for part in Codes._fields)
         stored = [n for n in (name, *names) if n in file.tensors]
-        if not stored:  # a gain that was not learned
-            return {name: work.checkpoint.rows(name, start, stop)}
         return {n: file.rows(n, start, stop) for n in stored}
 
     def _path(self, name: str) -> Path:
@@ -172,9 +174,7 @@ class CalibratedWeights:
         work, distilled = self.work, self.work.recipe.distilled
         if layer := re.match(r"model\.layers\.(\d+)\.", name):
             return (work.distilled_layers if distilled else work.rounded_layers)[int(layer[1])]
-        if name == HEAD:
-            return work.rounded_table(HEAD)
-        return work.distilled_gain if distilled and name != TABLE else work.rounded_table()
+        return work.rounded_table(name) if name in work.formats() else work.distilled_gain
 
 
 def peak_bytes(config: GemmaConfig, recipe: Recipe, bits: float | None = None) -> int:
@@ -182,33 +182,38 @@ def peak_bytes(config: GemmaConfig, recipe: Recipe, bits: float | None = None) -
     measuring = 0 if bits is None else loss_peak_bytes(config)
     if _weighs_table(recipe, config):
         measuring = max(measuring, information_peak_bytes(config))
-    width, ffn = config.hidden_size, config.intermediate_size
-    inputs = max(width, ffn, config.heads * config.head_dim)
-    layer = layer_bytes(config) // 4
+    width, inputs, layer = config.hidden_size, config.widest_input, largest_layer(config)
     threads = _threads()
     rounding = 4 * (4 * layer + 5 * inputs**2 + threads * 8 * min(SLICE, inputs * width))
     table = threads * 10 * 4 * TABLE_ROWS * width + 5 * config.vocab_size * width // 4 * 2
-    learning = 0
+    embedding, learning = _embedding_bytes(config), 0
     if recipe.distilled:
-        residuals = BATCH * LENGTH * width * len(config.kinds)
-        learning = 4 * (residuals + 3 * CANDIDATES * width)
+        residuals = BATCH * LENGTH * (width + config.per_layer) * len(config.kinds)
+        learning = embedding + 4 * (residuals + 3 * CANDIDATES * width)
         # Gradients of a layer; per thread, a matrix with its averages.
-        learning += 4 * (layer * (2 + threads) + threads * 8 * max(width, inputs) * width)
+        learning += 4 * (layer * (2 + threads) + threads * 8 * inputs * width)
         # Logits of the candidates with their gradients, and the candidates in bfloat16.
         learning += threads * CANDIDATES * (48 * LENGTH + 8 * width)
     smoothing = smooth_peak_bytes(config) if recipe.is_smooth else 0
     working = _batch_bytes(config) + max(rounding, learning, smoothing)
-    return _LIBRARIES + max(table, measuring, working)
+    return _LIBRARIES + max(table, measuring, working, embedding)
 
 
 def scales_peak_bytes(config: GemmaConfig) -> int:
     """Upper bound of the memory that measuring the scales of int8 caches takes, in bytes."""
-    return _LIBRARIES + _batch_bytes(config) + measuring_peak_bytes(config)
+    measuring = _batch_bytes(config) + measuring_peak_bytes(config)
+    return _LIBRARIES + max(measuring, _embedding_bytes(config))
+
+
+def _embedding_bytes(config: GemmaConfig) -> int:
+    """Bytes that computing per-layer embeddings takes: their projection, and copies per thread."""
+    columns = config.per_layer * len(config.kinds)
+    return 4 * columns * (2 * config.hidden_size + _threads() * 6 * LENGTH)
 
 
 def _batch_bytes(config: GemmaConfig) -> int:
     """Bytes of the sequences that are run at once, in all threads."""
-    return _threads() * 16 * max(1 << 20, LENGTH * config.intermediate_size)
+    return _threads() * 16 * max(1 << 20, LENGTH * config.widest_ffn)
 
 
 def _threads() -> int:

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from gemma_export.formats.format import FLOAT, INT4, INT4_ASYM, INT8, INT8_WIDE, Format
-from gemma_export.model.config import HEAD, PER_LAYER_MATRICES, TABLE, GemmaConfig
+from gemma_export.model.config import HEAD, PER_LAYER_MATRICES, PER_LAYER_TABLE, TABLE, GemmaConfig
 from gemma_runtime.errors import MissingExtra, RecipeError, nearest_first
 
 _INT8_STEP = 128  # int8 columns come in multiples of this
@@ -35,7 +35,8 @@ class Recipe:
 
     A head apart from the table has the table's rule, unless a rule names it. Likewise the matrices
     that gate and project per-layer embeddings are int8 where all others are int4: they are 1 % of
-    the weights and half of the error (exllamav3, issue 253).
+    the weights and half of the error (exllamav3, issue 253). Their table is only looked up, so
+    there are no products whose error gptq could lower: its scales are searched instead.
     """
 
     name: str
@@ -84,6 +85,8 @@ class Recipe:
         is_general = rule.pattern == "*" and rule.format.bits == 4
         if is_general and fnmatchcase(tensor, PER_LAYER_MATRICES):
             return _PER_LAYER
+        if tensor == PER_LAYER_TABLE and rule.rounding == "gptq":
+            return replace(rule, rounding="searched")
         return rule
 
     def with_plain_table(self) -> "Recipe":

@@ -84,6 +84,26 @@ class StoredWeight:
 
 
 @dataclass(frozen=True, slots=True)
+class PassingWeight:
+    """A weight that is rounded without text each time that rows of it are read."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: Format
+    checkpoint: Checkpoint
+    recipe: Recipe
+    factors: None = None
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) as the store will hold them, dequantized to float32."""
+        parts = round_span(self.name, (start, stop), self.checkpoint, self.format, self.recipe)
+        if self.format.is_float:
+            return parts[self.name]
+        codes = (parts.get(f"{self.name}.{part}") for part in Codes._fields)
+        return dequantize(Codes(*codes), self.format)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
 class QuantizedStore:
     path: Path
     recipe: str

@@ -83,10 +83,11 @@ def test_gates_of_per_layer_embeddings_are_int8_unless_a_rule_names_them(tmp_pat
     """The table of per-layer embeddings, most of the model, is what the recipe says."""
     config = find_official("e2b").config
     small = "model.layers.0.per_layer_projection.weight"
-    for recipe in ("int4", "int4-asym", "mixed"):
+    for recipe in ("int4", "int4-asym", "mixed", "int4-gptq", "mixed-distilled"):
         formats = find_recipe(recipe).formats(config)
         assert {formats[name] for name in formats if ".per_layer_" in name} == {Format(8)}
         assert formats[PER_LAYER_TABLE].bits == 4
+        assert find_recipe(recipe).rule(PER_LAYER_TABLE).rounding == "searched"
     assert find_recipe("none").formats(config)[small].is_float
     path = tmp_path / "own.yaml"
     path.write_text(f"base: int4\ntensors:\n  {small}: {{bits: 4}}\n")

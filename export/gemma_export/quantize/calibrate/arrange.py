@@ -27,7 +27,7 @@ from torch import Tensor
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.formats.format import Format
 from gemma_export.formats.safetensors import SafetensorsFile
-from gemma_export.model.config import TABLE
+from gemma_export.model.config import PER_LAYER_NORM, PER_LAYER_TABLE, TABLE
 from gemma_export.model.decoder import norm_before
 from gemma_export.quantize.calibrate.balance import divided_gain
 from gemma_export.quantize.calibrate.gptq import prepare
@@ -39,8 +39,15 @@ _SEED = 0
 _POWER = 0.25  # 1 would make channels equal; 0.25 is best on the 270M (table KL 0.18, not 0.22)
 _MOST = 16.0  # factors lie in [1 / _MOST, _MOST]
 TABLE_DAMPING = 1e-3  # small: bos raises the mean curvature far above that of most channels
-_WRITERS = ("o_proj.weight", "down_proj.weight")
-_OWN_CHANNELS = ("q_norm.weight", "k_norm.weight")  # over a head's channels, not the residual's
+_WRITERS = ("o_proj.weight", "down_proj.weight", "per_layer_projection.weight")
+# Channels of a head, of per-layer embeddings, or of nothing; not the residual's.
+_OWN_CHANNELS = (
+    "q_norm.weight",
+    "k_norm.weight",
+    "layer_scalar",
+    PER_LAYER_TABLE,
+    PER_LAYER_NORM,
+)
 
 
 @dataclass(frozen=True, slots=True)

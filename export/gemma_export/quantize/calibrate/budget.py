@@ -8,10 +8,11 @@ with all other weights in float.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.formats.format import INT8
-from gemma_export.model.config import HEAD, TABLE, GemmaConfig
+from gemma_export.model.config import HEAD, PER_LAYER_MATRICES, TABLE, GemmaConfig
 from gemma_export.progress import Note, Stage, silent
 from gemma_export.quantize.calibrate.curvature import Losses, loss_bytes, measure_losses
 from gemma_export.quantize.calibrate.text import Calibration
@@ -113,7 +114,8 @@ def _check_budget(budget: Budget, config: GemmaConfig) -> None:
     formats = budget.base.formats(config)
     least = bits_per_weight(config, formats)
     most = bits_per_weight(config, RECIPES["int8"].formats(config))
-    if any(fmt.bits != 4 for fmt in formats.values()):
+    gates = {name for name in formats if fnmatchcase(name, PER_LAYER_MATRICES)}  # always more
+    if any(fmt.bits != 4 for name, fmt in formats.items() if name not in gates):
         raise RecipeError(
             f"--bits needs a recipe with int4 everywhere, not {budget.base.name}; choose int4 or "
             "int4-asym, alone or with -gptq or -distilled"

@@ -10,28 +10,33 @@ Only the first token stays at its position.
 
 Attention adds up values with the weights a, so their errors e add up to a variance of Σ a² e². The
 scale of a channel of values minimizes that. The first token counts most: it gets much attention,
-and its values, which are the same in every prompt, are often smaller than a step.
+and its values, which are the same in every prompt, are often smaller than a step. Of a cache that
+several layers read, the attention of all of them counts.
 
 B sequences, T tokens, K kv heads, D head size.
 """
 
+from collections.abc import Sequence
 from math import pi
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.memory import release_memory
-from gemma_export.model.config import TABLE, GemmaConfig
+from gemma_export.model.batch_ops import CachingOps
+from gemma_export.model.config import GemmaConfig, LayerSpec
 from gemma_export.model.int8_cache import MOST, LayerScales, round_cached
 from gemma_export.progress import Tick
-from gemma_export.quantize.calibrate.stream import (
-    cached_flow,
+from gemma_export.quantize.calibrate.flow import KEYS, VALUES, start_flow, write_tensors
+from gemma_export.quantize.calibrate.layer_files import FlowFiles, LayerFiles
+from gemma_export.quantize.calibrate.layer_weights import (
+    largest_layer,
     layer_bytes,
     load_stored_layer,
-    start_flow,
-    write_tensors,
 )
+from gemma_export.quantize.calibrate.stream import cached_flow
 from gemma_export.quantize.calibrate.text import LENGTH
 from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.store import QuantizedStore
@@ -42,7 +47,7 @@ SEQUENCES = 16  # of the text; more clip less, and make all steps coarser
 _SHARES = tuple(0.4 + 0.03 * i for i in range(26))  # of the largest value that the range covers
 _COPIES = 8  # of a layer's keys and values while their ranges are computed
 _LEAST, _DEAD = 1e-20, 1.0  # a channel below the least is as good as 0, and gets any scale
-_KEYS, _VALUES = "keys", "values"
+_ATTENTION = "attention"
 
 
 def measure_caches(work: Workspace, store: QuantizedStore, context: int, tick: Tick) -> None:
@@ -51,24 +56,58 @@ def measure_caches(work: Workspace, store: QuantizedStore, context: int, tick: T
     `store` has the weights of the workspace's recipe.
     """
     config, residuals = work.checkpoint.config, work.cache_residuals(context)
-    if work.cache_scales(context).last.exists():
+    files = work.cache_scales(context)
+    if files.last.exists():
         return
     if residuals.lowest() is None:
         tokens = work.calibration.first(SEQUENCES).tokens
-        start_flow(residuals[0], config, tokens, store.weight(TABLE))
+        start_flow(residuals, config, tokens, store.weight)
     for layer in config.layers[residuals.lowest() :]:
-        source, path = residuals[layer.index], residuals[layer.index + 1]
         weights = load_stored_layer(store, config, layer.index)
-        keys, values, attention = cached_flow(source, path, config, layer, weights)
-        scales = {
-            _KEYS: _scales(largest_keys(keys, layer.rope, context)),
-            _VALUES: value_scales(values, attention),
-        }
-        write_tensors(work.cache_scales(context)[layer.index], scales)
-        source.unlink()
+        seen = cached_flow(residuals, config, layer, weights)
+        _write_scales(files, residuals, config, layer, seen, context)
+        residuals[layer.index].unlink()
+        del seen
         release_memory()
         tick(f"layer {layer.index}", layer_bytes(config))
     residuals.delete()
+
+
+def _write_scales(
+    files: LayerFiles,
+    residuals: FlowFiles,
+    config: GemmaConfig,
+    layer: LayerSpec,
+    seen: Sequence[CachingOps],
+    context: int,
+) -> None:
+    """Write a layer's scales, or its attention to a cache that it shares.
+
+    Values that several layers read get their scales after the last of them.
+    """
+    tensors = {_ATTENTION: torch.cat([ops.attention for ops in seen])}
+    if layer.owns_cache:
+        keys = torch.cat([ops.keys for ops in seen if ops.keys is not None])
+        tensors[KEYS] = _scales(largest_keys(keys, layer.rope, context))
+    readers = [one.index for one in config.layers if one.source == layer.source]
+    if layer.index == readers[-1]:
+        attention = tensors[_ATTENTION]
+        for index in readers[:-1]:
+            attention += _read(files[index], _ATTENTION)
+        tensors[VALUES] = value_scales(_values(residuals, layer, seen), attention)
+    write_tensors(files[layer.index], tensors)
+
+
+def _values(residuals: FlowFiles, layer: LayerSpec, seen: Sequence[CachingOps]) -> Tensor:
+    """The values (B, K, T, D) that a layer attends to."""
+    if layer.owns_cache:
+        return torch.cat([ops.values for ops in seen if ops.values is not None])
+    return _read(residuals.lent(layer.source), VALUES)
+
+
+def _read(path: Path, name: str) -> Tensor:
+    file = SafetensorsFile(path)
+    return file.rows(name, 0, file.tensors[name].shape[0])
 
 
 def measured_bytes(work: Workspace, context: int) -> int:
@@ -80,16 +119,19 @@ def measured_bytes(work: Workspace, context: int) -> int:
 
 
 def measured_scales(work: Workspace, context: int) -> list[LayerScales]:
-    """The scales of every layer, once `measure_caches` has run."""
-    heads = work.checkpoint.config.kv_heads
-    files = [SafetensorsFile(path) for path in work.cache_scales(context)]
-    return [LayerScales(f.rows(_KEYS, 0, heads), f.rows(_VALUES, 0, heads)) for f in files]
+    """The scales of the cache that each layer reads, once `measure_caches` has run."""
+    files, layers = work.cache_scales(context), work.checkpoint.config.layers
+    last = {layer.source: layer.index for layer in layers}
+    return [
+        LayerScales(_read(files[layer.source], KEYS), _read(files[last[layer.source]], VALUES))
+        for layer in layers
+    ]
 
 
 def measuring_peak_bytes(config: GemmaConfig) -> int:
     """Upper bound of the memory that measuring takes, in bytes, without a batch."""
-    cached = 2 * SEQUENCES * LENGTH * config.kv_heads * config.head_dim
-    return layer_bytes(config) + 4 * _COPIES * cached
+    widest = max(layer.kv_heads * layer.head_dim for layer in config.layers)
+    return 4 * (largest_layer(config) + _COPIES * 2 * SEQUENCES * LENGTH * widest)
 
 
 def largest_keys(keys: Tensor, rope: Rope, context: int) -> Tensor:

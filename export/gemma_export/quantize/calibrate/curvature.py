@@ -7,8 +7,9 @@ https://arxiv.org/abs/1503.05671). Only diagonal blocks of C are kept. E comes f
 rounding, calibrated or not.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.codes import dequantize
 from gemma_export.formats.format import Format
 from gemma_export.formats.safetensors import SafetensorsFile
-from gemma_export.model.config import HEAD, TABLE, GemmaConfig, LayerSpec
+from gemma_export.model.config import HEAD, PER_LAYER_TABLE, TABLE, GemmaConfig, LayerSpec
 from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
 from gemma_export.quantize.calibrate.arrange import arrange_channels
@@ -28,19 +29,17 @@ from gemma_export.quantize.calibrate.fisher import (
     end_backward,
     information_peak_bytes,
     layer_backward_bytes,
+    layer_peak_bytes,
+    part_information,
     start_backward,
     store_errors,
     table_information,
 )
+from gemma_export.quantize.calibrate.flow import RESIDUAL, write_tensors
 from gemma_export.quantize.calibrate.gptq import Inputs, gptq, prepare
+from gemma_export.quantize.calibrate.layer_weights import layer_names, load_layer
 from gemma_export.quantize.calibrate.split import prepare_table
-from gemma_export.quantize.calibrate.stream import (
-    RESIDUAL,
-    layer_names,
-    load_layer,
-    observe_layer,
-    write_tensors,
-)
+from gemma_export.quantize.calibrate.stream import observe_layer
 from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.recipe import int8_choices
 from gemma_export.quantize.round import round_rows
@@ -73,8 +72,7 @@ def measure_losses(work: Workspace, tick: Tick) -> Losses:
     for layer in config.layers:
         matrices |= _read_losses(work.losses[layer.index])
     by_columns = _read_losses(table)
-    if HEAD in by_columns:
-        matrices[HEAD] = by_columns.pop(HEAD)
+    matrices |= {n: by_columns.pop(n) for n in (HEAD, PER_LAYER_TABLE) if n in by_columns}
     return Losses(matrices, {int(n): loss for n, loss in by_columns.items()})
 
 
@@ -82,18 +80,23 @@ def loss_bytes(work: Workspace) -> int:
     """Progress units left: bytes of weights still to be read, weighted by cost."""
     if work.table_losses.exists():
         return 0
-    shape = work.checkpoint.config.tensor_shapes()[TABLE]
+    shapes = work.checkpoint.config.tensor_shapes()
     tables = len(_tried_columns(work)) + len(work.checkpoint.config.tables) - 1
-    return backward_bytes(work) + tables * _ROUND * 4 * shape[0] * shape[1]
+    weights = tables * prod(shapes[TABLE]) + prod(shapes.get(PER_LAYER_TABLE, (0,)))
+    return backward_bytes(work) + _ROUND * 4 * weights
 
 
 def loss_peak_bytes(config: GemmaConfig) -> int:
     """Upper bound of the memory that measuring takes, in bytes, without the libraries."""
-    shapes = [config.tensor_shapes()[name] for name in layer_names(config, 0)]
-    blocks = sum(4 * s[0] ** 2 // _blocks_of(s[0]) for s in shapes if len(s) == 2)
-    inputs = {s[1] for s in shapes if len(s) == 2}
-    grams = sum(n**2 for n in inputs)
-    return information_peak_bytes(config, blocks) + 4 * (grams + 5 * max(inputs) ** 2)
+    peaks: list[int] = []
+    for layer in config.layers:
+        shapes = [config.tensor_shapes()[name] for name in layer_names(config, layer.index)]
+        matrices = [shape for shape in shapes if len(shape) == 2]
+        inputs = {width for _, width in matrices}
+        blocks = sum(4 * rows**2 // _blocks_of(rows) for rows, _ in matrices)
+        grams = 4 * (sum(n**2 for n in inputs) + 5 * max(inputs) ** 2)
+        peaks.append(layer_peak_bytes(config, layer, blocks) + grams)
+    return max(information_peak_bytes(config), *peaks)
 
 
 def _measure_layer(work: Workspace, layer: LayerSpec) -> None:
@@ -103,11 +106,11 @@ def _measure_layer(work: Workspace, layer: LayerSpec) -> None:
     looks better than it is.
     """
     weights, formats = load_layer(work.checkpoint, layer.index), work.formats()
-    source = work.float_residuals[layer.index]
-    count = SafetensorsFile(source).tensors[RESIDUAL].shape[0]
+    files = work.float_residuals
+    count = SafetensorsFile(files[layer.index]).tensors[RESIDUAL].shape[0]
     halves = slice((count + 1) // 2), slice(count // 2, None)  # a single sequence is in both
     known, unseen = (
-        observe_layer(source, work.checkpoint.config, layer, weights, half) for half in halves
+        observe_layer(files, work.checkpoint.config, layer, weights, half) for half in halves
     )
     errors, curvatures = backward_layer(work, layer, _outer)
 
@@ -116,7 +119,8 @@ def _measure_layer(work: Workspace, layer: LayerSpec) -> None:
         error = _rounding_error(weights[name], formats[name], inputs)
         return _loss(error, unseen[name], curvatures[name])
 
-    losses = dict(zip(curvatures, in_order(measure, curvatures), strict=True))
+    names = [name for name in curvatures if formats[name].bits == 4]  # others have no loss to spare
+    losses = dict(zip(names, in_order(measure, names), strict=True))
     write_tensors(work.losses[layer.index], {n: torch.tensor([v]) for n, v in losses.items()})
     store_errors(work, layer, errors)
 
@@ -147,7 +151,9 @@ def _tried_columns(work: Workspace) -> list[int]:
 
 
 def _table_losses(work: Workspace, tick: Tick) -> dict[str, float]:
-    """By number of int8 columns; for `HEAD`, the loss of a head apart from the table."""
+    """By number of int8 columns; by name, those of a head apart from the table, and of the table of
+    per-layer embeddings.
+    """
     curvatures, shares = table_information(work)
     losses: dict[str, float] = {}
     size = _ROUND * 4 * len(shares) * work.checkpoint.config.hidden_size
@@ -157,7 +163,33 @@ def _table_losses(work: Workspace, tick: Tick) -> dict[str, float]:
     if HEAD in curvatures:
         losses[HEAD] = _table_loss(work, HEAD, 0, curvatures, shares)
         tick("head", size)
+    if work.checkpoint.config.per_layer:
+        losses[PER_LAYER_TABLE] = _per_layer_loss(work, shares)
+        shape = work.checkpoint.config.tensor_shapes()[PER_LAYER_TABLE]
+        tick("per-layer table", _ROUND * 4 * prod(shape))
     return losses
+
+
+def _per_layer_loss(work: Workspace, shares: Tensor) -> float:
+    """½ Σ share · Σ eᵀ C e over a sample of rows and over their parts (P,), one for each layer."""
+    name, config = PER_LAYER_TABLE, work.checkpoint.config
+    fmt, curvatures = work.formats()[name], torch.stack(part_information(work))  # (L, P, P)
+    spans = list(row_blocks(config.tensor_shapes()[name]))[::_SPARSE]
+
+    def measure(span: tuple[int, int]) -> tuple[float, float]:
+        rows, share = work.checkpoint.rows(name, *span), shares[slice(*span)]
+        error = _rounding_error(rows, fmt, None)
+        parts = error.view(len(error), len(curvatures), -1).transpose(0, 1)  # (L, n, P)
+        return float(share @ ((parts @ curvatures) * parts).sum((0, 2))), float(share.sum())
+
+    return _mean_loss(list(in_order(measure, spans)), shares)
+
+
+def _mean_loss(measured: Sequence[tuple[float, float]], shares: Tensor) -> float:
+    """Half the loss of all rows, from the loss and the share of those that were measured."""
+    losses, seen = zip(*measured, strict=True)
+    mean: float = sum(losses) / sum(seen)
+    return 0.5 * mean * float(shares.sum())
 
 
 def _table_loss(
@@ -182,9 +214,7 @@ def _table_loss(
         error = rows - inputs.rounded(rows) if inputs else _rounding_error(rows, fmt, None)
         return float(share @ ((error @ curvature) * error).sum(-1)), float(share.sum())
 
-    losses, seen = zip(*in_order(measure, spans), strict=True)
-    mean: float = sum(losses) / sum(seen)
-    return 0.5 * mean * float(shares.sum())
+    return _mean_loss(list(in_order(measure, spans)), shares)
 
 
 def _read_losses(path: Path) -> dict[str, float]:

@@ -17,23 +17,30 @@ from torch.nn import functional
 from gemma_export.formats.blocks import BLOCK_ELEMENTS, row_blocks
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.memory import release_memory
-from gemma_export.model.batch_ops import GradientOps, hold, product_dtype
+from gemma_export.model.batch_ops import BatchOps, GradientOps, hold, product_dtype
 from gemma_export.model.config import HEAD, TABLE, GemmaConfig, LayerSpec
-from gemma_export.model.decoder import norm_before
+from gemma_export.model.decoder import norm_before, per_layer_parts
 from gemma_export.model.torch_ops import rms_norm, soft_capped
 from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
 from gemma_export.quantize.calibrate.arrange import arrange_channels
-from gemma_export.quantize.calibrate.stream import (
+from gemma_export.quantize.calibrate.flow import (
+    KEYS,
     RESIDUAL,
+    VALUES,
+    FlowReader,
+    LayerInputs,
+    embedding_weights,
+    joined,
+    write_tensors,
+)
+from gemma_export.quantize.calibrate.layer_weights import (
     layer_bytes,
     layer_names,
     load_layer,
-    pass_layers,
-    run_layer,
     short,
-    write_tensors,
 )
+from gemma_export.quantize.calibrate.stream import pass_layers, run_layer
 from gemma_export.quantize.calibrate.text import LENGTH
 from gemma_export.quantize.calibrate.workspace import Workspace, curvature_name
 
@@ -77,48 +84,58 @@ def start_backward(work: Workspace, tick: Tick) -> int:
 
 def backward_layer(
     work: Workspace, layer: LayerSpec, square: Callable[[Tensor], Tensor] | None = None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run one layer backward: the gradient with respect to its input (B, T, M).
+) -> tuple[LayerInputs, dict[str, Tensor]]:
+    """Run one layer backward: the gradients with respect to all that it reads.
 
     Also, per matrix, the mean of `square` over the gradients with respect to its output, each
     (P without bos, outputs).
     """
     config = work.checkpoint.config
-    residuals = SafetensorsFile(work.float_residuals[layer.index])
+    reader = FlowReader(work.float_residuals, config, layer)
     errors = SafetensorsFile(work.errors[layer.index + 1])
+    names = (RESIDUAL, *(_lent(layer.index) if layer.index in config.lenders else ()))
     held = hold(short(load_layer(work.checkpoint, layer.index)))
-    count, length, _ = errors.tensors[RESIDUAL].shape
 
-    def run(start: int) -> tuple[Tensor, dict[str, Tensor]]:
-        span = start, min(start + _TOGETHER, count)
-        x = residuals.rows(RESIDUAL, *span).requires_grad_()
-        outputs: dict[str, Tensor] = {}
-        ops = GradientOps(torch.empty(x.shape[:2]), config.rms_norm_eps, outputs)
+    def run(start: int) -> tuple[LayerInputs, dict[str, Tensor]]:
+        span = start, min(start + _TOGETHER, reader.count)
+        inputs = reader.read(*span).tracked()
+        ops = GradientOps(torch.empty(inputs.x.shape[:2]), config.rms_norm_eps)
         with torch.enable_grad():
-            y = run_layer(ops, config, layer, held, x)
-            y.backward(errors.rows(RESIDUAL, *span))  # type: ignore[no-untyped-call]
-        assert x.grad is not None
+            y = run_layer(ops, config, layer, held, inputs)
+            results = (y, *ops.lent[layer.kind])[: len(names)]
+            torch.autograd.backward(results, [errors.rows(name, *span) for name in names])
         if square is None:
-            return x.grad, {}
-        return x.grad, {name: square(_gradient(y)) for name, y in outputs.items()}
+            return inputs.gradients(), {}
+        return inputs.gradients(), {name: square(_gradient(y)) for name, y in ops.outputs.items()}
 
-    before: list[Tensor] = []
+    before: list[LayerInputs] = []
     totals: dict[str, Tensor] = {}
-    for error, squares in in_order(run, range(0, count, _TOGETHER)):
+    for error, squares in in_order(run, range(0, reader.count, _TOGETHER)):
         before.append(error)
         for name, values in squares.items():
             totals[name] = totals[name].add_(values) if name in totals else values
-    positions = count * (length - 1)
-    return torch.cat(before), {name: values.div_(positions) for name, values in totals.items()}
+    positions = reader.count * (reader.length - 1)
+    return joined(before), {name: values.div_(positions) for name, values in totals.items()}
 
 
-def store_errors(work: Workspace, layer: LayerSpec, errors: Tensor) -> None:
-    """Store the gradient that `backward_layer` returned and delete the later layer's."""
+def store_errors(work: Workspace, layer: LayerSpec, errors: LayerInputs) -> None:
+    """Store the gradients that `backward_layer` returned and delete the later layer's."""
     path = work.errors[layer.index + 1]
     file = SafetensorsFile(path)
-    rest = {n: file.rows(n, 0, i.shape[0]) for n, i in file.tensors.items() if n != RESIDUAL}
-    write_tensors(work.errors[layer.index], {RESIDUAL: errors, **rest})
+    done = {RESIDUAL, *_lent(layer.index)}
+    rest = {n: file.rows(n, 0, i.shape[0]) for n, i in file.tensors.items() if n not in done}
+    if errors.lent is not None:
+        for name, values in zip(_lent(layer.source), errors.lent, strict=True):
+            rest[name] = rest[name] + values if name in rest else values
+    if errors.part is not None:
+        write_tensors(work.part_errors[layer.index], {RESIDUAL: errors.part})
+    write_tensors(work.errors[layer.index], {RESIDUAL: errors.x, **rest})
     path.unlink()
+
+
+def _lent(index: int) -> tuple[str, str]:
+    """Names of the gradients with respect to keys and values that a layer lends."""
+    return f"{KEYS}.{index}", f"{VALUES}.{index}"
 
 
 def table_information(work: Workspace) -> tuple[dict[str, Tensor], Tensor]:
@@ -131,16 +148,55 @@ def table_information(work: Workspace) -> tuple[dict[str, Tensor], Tensor]:
     config, file = work.checkpoint.config, SafetensorsFile(work.errors[0])
     stored = {name: file.rows(name, 0, info.shape[0]) for name, info in file.tensors.items()}
     # Without bos, because it is a single row with untypical gradients.
-    errors = stored[RESIDUAL][:, 1:].flatten(0, 1)
+    errors = _embedding_errors(work, stored[RESIDUAL])[:, 1:].flatten(0, 1)
     looked_up = errors.T @ errors * (config.embed_scale**2 / len(errors))
     if config.tied:
         return {TABLE: stored["gram"] + looked_up}, stored["share"]
     return {TABLE: looked_up, HEAD: stored["gram"]}, stored["share"]
 
 
+def part_information(work: Workspace) -> list[Tensor]:
+    """Curvature (P, P) of the error of each layer's part of a row of the per-layer table.
+
+    Requires the backward pass of all layers.
+    """
+    factor = work.checkpoint.config.per_layer_scale**2 / 2  # of what is looked up, squared
+    curvatures: list[Tensor] = []
+    for path in work.part_errors:
+        file = SafetensorsFile(path)
+        errors = file.rows(RESIDUAL, 0, file.tensors[RESIDUAL].shape[0])[:, 1:].flatten(0, 1)
+        curvatures.append(errors.T @ errors * (factor / len(errors)))
+    return curvatures
+
+
+def _embedding_errors(work: Workspace, errors: Tensor) -> Tensor:
+    """The gradient with respect to embeddings (B, T, M), from that of the first residual.
+
+    Per-layer embeddings are computed from the embeddings too.
+    """
+    config, tokens = work.checkpoint.config, work.calibration.tokens
+    if not config.per_layer:
+        return errors
+    weights = embedding_weights(config, work.weight)
+    files = [SafetensorsFile(path) for path in work.part_errors]
+
+    def run(index: int) -> Tensor:
+        span = index, index + 1
+        ops = BatchOps(tokens[slice(*span)], config.rms_norm_eps)
+        x = ops.embed(weights(TABLE), config.embed_scale).requires_grad_()
+        with torch.enable_grad():
+            parts = per_layer_parts(ops, config, weights, x)
+            parts.backward(torch.cat([file.rows(RESIDUAL, *span) for file in files], -1))  # type: ignore[no-untyped-call]
+        assert x.grad is not None
+        return x.grad
+
+    return errors + torch.cat(list(in_order(run, range(len(errors)))))
+
+
 def end_backward(work: Workspace) -> None:
     """Delete the files between layers."""
     work.errors.delete()
+    work.part_errors.delete()
     work.float_residuals.delete()
 
 
@@ -158,17 +214,27 @@ def layer_backward_bytes(config: GemmaConfig) -> int:
     return _BACK * layer_bytes(config)
 
 
-def information_peak_bytes(config: GemmaConfig, squares: int = 0) -> int:
-    """Upper bound of the backward pass's memory in bytes; `squares` is each thread's share."""
+def information_peak_bytes(config: GemmaConfig) -> int:
+    """Upper bound of the backward pass's memory in bytes."""
     threads, width = (os.cpu_count() or 1) + 1, config.hidden_size
-    shapes = [config.tensor_shapes()[name] for name in layer_names(config, 0)]
-    matrices = [shape for shape in shapes if len(shape) == 2]
-    outputs = 2 * sum(rows for rows, _ in matrices) + config.heads * LENGTH
     table = 4 * (3 + threads) * _SEQUENCES * LENGTH * width
     table += threads * 4 * 4 * _POSITIONS * BLOCK_ELEMENTS // width
-    layer = 2 * layer_bytes(config) + 4 * sum({inputs**2 for _, inputs in matrices})
-    layer += threads * (squares + 4 * 4 * _TOGETHER * LENGTH * outputs)
-    return max(table, layer)
+    return max(table, *(layer_peak_bytes(config, layer) for layer in config.layers))
+
+
+def layer_peak_bytes(config: GemmaConfig, layer: LayerSpec, squares: int = 0) -> int:
+    """The same for one layer; `squares` is each thread's share of what is kept of the gradients."""
+    threads = (os.cpu_count() or 1) + 1
+    shapes = [config.tensor_shapes()[name] for name in layer_names(config, layer.index)]
+    matrices = [shape for shape in shapes if len(shape) == 2]
+    outputs = 2 * sum(rows for rows, _ in matrices) + config.heads * LENGTH
+    held = 8 * sum(rows * inputs for rows, inputs in matrices)
+    held += 4 * sum({inputs**2 for _, inputs in matrices})
+    # Gradients of the keys and values that layers lend, read and written.
+    lenders = [config.layers[index] for index in config.lenders]
+    lent = sum(2 * one.kv_heads * one.head_dim for one in lenders)
+    held += 2 * 4 * _SEQUENCES * LENGTH * (lent + config.per_layer)
+    return held + threads * (squares + 4 * 4 * _TOGETHER * LENGTH * outputs)
 
 
 def _gradient(outputs: Tensor) -> Tensor:

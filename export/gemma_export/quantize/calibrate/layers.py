@@ -5,27 +5,29 @@ Gram matrices of its inputs.
 """
 
 from collections.abc import Mapping
+from math import prod
 
 import torch
 from torch import Tensor
 
 from gemma_export.formats.blocks import row_blocks
+from gemma_export.formats.format import Format
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.memory import release_memory
-from gemma_export.model.config import TABLE, TABLE_FACTORS, LayerSpec
+from gemma_export.model.batch_ops import BatchOps
+from gemma_export.model.config import PER_LAYER_PROJECTION, TABLE, TABLE_FACTORS, LayerSpec
 from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
 from gemma_export.quantize.calibrate.balance import balanced, balancing_factors
+from gemma_export.quantize.calibrate.flow import start_flow, write_tensors
 from gemma_export.quantize.calibrate.gptq import gptq, prepare
-from gemma_export.quantize.calibrate.split import prepare_table
+from gemma_export.quantize.calibrate.layer_weights import layer_bytes, load_layer
+from gemma_export.quantize.calibrate.split import TableInputs, prepare_table
 from gemma_export.quantize.calibrate.stream import (
+    add_gram,
     advance_flow,
-    layer_bytes,
-    load_layer,
+    mirror,
     observe_layer,
-    outer_bytes,
-    start_flow,
-    write_tensors,
 )
 from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.round import round_rows
@@ -36,15 +38,44 @@ TABLE_ROWS = 2048  # per block; fewer take as long, because gptq goes column by 
 _SEQUENCES = 384  # used to round layers; more change little
 
 
-def calibrate_table(work: Workspace, tick: Tick) -> None:
-    """Round the table, and the head if it is another matrix; write a file for each.
-
-    If gptq rounds them, `smooth` or `weigh_table` must have run: a smooth head is rounded for its
-    inputs, another for their curvature, with the channels in its order.
+def outer_matrices(work: Workspace) -> list[str]:
+    """The matrices outside the layers that are rounded by text: table, head, and if the recipe says
+    so the projection of per-layer embeddings.
     """
-    for name in work.checkpoint.config.tables:
+    config, recipe = work.checkpoint.config, work.recipe
+    if not recipe.rounds_by_text:
+        return []
+    more = [PER_LAYER_PROJECTION] if config.per_layer else []
+    return [*config.tables, *(name for name in more if recipe.rule(name).rounding == "gptq")]
+
+
+def calibrate_table(work: Workspace, tick: Tick) -> None:
+    """Round the outer matrices, the table first; write a file for each.
+
+    If gptq rounds table or head, `smooth` or `weigh_table` must have run: a smooth head is rounded
+    for its inputs, another for their curvature, with the channels in its order.
+    """
+    for name in outer_matrices(work):
         if not work.rounded_table(name).exists():
             _calibrate_rows(work, name, tick)
+
+
+def _inputs(work: Workspace, name: str, fmt: Format) -> TableInputs | None:
+    """The statistics for rounding an outer matrix; None for one that nothing is known of."""
+    if name == PER_LAYER_PROJECTION:
+        return TableInputs(name, fmt, prepare(_embedding_gram(work)))
+    curvature = work.curvature(name)
+    return None if curvature is None else prepare_table(name, curvature, fmt)
+
+
+def _embedding_gram(work: Workspace) -> Tensor:
+    """The Gram matrix (M, M) of embeddings from the rounded table."""
+    config, tokens = work.checkpoint.config, work.calibration.tokens[:_SEQUENCES]
+    gram, table = torch.zeros(config.hidden_size, config.hidden_size), work.table()
+    for row in tokens:
+        x = BatchOps(row, config.rms_norm_eps).embed(table, config.embed_scale)  # (T, M)
+        add_gram(gram, x)
+    return mirror(gram).div_(tokens.numel())
 
 
 def _calibrate_rows(work: Workspace, name: str, tick: Tick) -> None:
@@ -53,9 +84,7 @@ def _calibrate_rows(work: Workspace, name: str, tick: Tick) -> None:
     shape = work.checkpoint.config.tensor_shapes()[name]
     inputs = None
     if rounding == "gptq":
-        curvature = work.curvature(name)
-        inputs = None if curvature is None else prepare_table(name, curvature, fmt)
-        rounding = "nearest"  # without curvature
+        inputs, rounding = _inputs(work, name, fmt), "nearest"  # without statistics
 
     def quantize(span: tuple[int, int]) -> dict[str, Tensor]:
         values = work.checkpoint.rows(name, *span)
@@ -77,8 +106,9 @@ def _calibrate_rows(work: Workspace, name: str, tick: Tick) -> None:
 
 
 def table_bytes(work: Workspace) -> int:
-    """Progress units: bytes of table and head in float32."""
-    return outer_bytes(work.checkpoint.config)
+    """Progress units: bytes of the outer matrices in float32."""
+    shapes = work.checkpoint.config.tensor_shapes()
+    return sum(4 * prod(shapes[name]) for name in outer_matrices(work))
 
 
 def calibrate(work: Workspace, tick: Tick) -> None:
@@ -90,12 +120,12 @@ def calibrate(work: Workspace, tick: Tick) -> None:
     first = _first_unfinished(work)
     if first == 0 and not work.residuals[0].exists():
         tokens = work.calibration.tokens[:_SEQUENCES]
-        start_flow(work.residuals[0], config, tokens, work.table())
+        start_flow(work.residuals, config, tokens, work.rounded)
     for layer in config.layers[first:]:
-        weights, source = load_layer(work.checkpoint, layer.index), work.residuals[layer.index]
+        weights = load_layer(work.checkpoint, layer.index)
         path, size = work.rounded_layers[layer.index], 4 * sum(w.numel() for w in weights.values())
         if not path.exists():
-            grams = observe_layer(source, config, layer, weights)
+            grams = observe_layer(work.residuals, config, layer, weights)
             release_memory()  # fragments left by a layer would raise the next one's peak
             tick(f"layer {layer.index}", size)
             write_tensors(path, _round_layer(work, layer, weights, grams))
@@ -103,8 +133,8 @@ def calibrate(work: Workspace, tick: Tick) -> None:
             release_memory()
         if layer.index + 1 < len(config.kinds):
             rounded = rounded_layer(work, layer.index, weights)
-            advance_flow(source, work.residuals[layer.index + 1], config, layer, rounded)
-        source.unlink()
+            advance_flow(work.residuals, config, layer, rounded)
+        work.residuals[layer.index].unlink()
         tick(f"layer {layer.index}", size)
 
 

@@ -17,24 +17,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gemma_export.checkpoint import SourceWeight
 from gemma_export.formats.format import Format
 from gemma_export.formats.safetensors import SafetensorsFile
-from gemma_export.model.config import DOWN, GATE_UP, QKV, TABLE, GemmaConfig
+from gemma_export.model.config import DOWN, GATE_UP, GemmaConfig, LayerSpec
 from gemma_export.model.decoder import norm_before
 from gemma_export.model.torch_ops import rms_norm
 from gemma_export.progress import Tick
 from gemma_export.quantize.calibrate.arrange import sample_rows
-from gemma_export.quantize.calibrate.stream import (
-    RESIDUAL,
-    batches,
-    layer_bytes,
-    load_layer,
-    sample_flow,
-    sample_positions,
-    start_flow,
-    write_tensors,
-)
+from gemma_export.quantize.calibrate.flow import RESIDUAL, batches, start_flow, write_tensors
+from gemma_export.quantize.calibrate.layer_weights import layer_bytes, load_layer
+from gemma_export.quantize.calibrate.stream import sample_flow, sample_positions
 from gemma_export.quantize.calibrate.workspace import Workspace, curvature_name
 
 _SEQUENCES = 128
@@ -55,19 +47,17 @@ def smooth(work: Workspace, tick: Tick) -> None:
     config, residuals = work.checkpoint.config, work.smoothing_residuals
     formats = work.formats()
     if residuals.lowest() is None:
-        table = SourceWeight(TABLE, config.tensor_shapes()[TABLE], work.checkpoint)
-        start_flow(residuals[0], config, work.calibration.tokens[:_SEQUENCES], table)
+        start_flow(residuals, config, work.calibration.tokens[:_SEQUENCES], work.weight)
     for layer in config.layers[residuals.lowest() :]:
         weights = load_layer(work.checkpoint, layer.index)
-        source, path = residuals[layer.index], residuals[layer.index + 1]
-        samples = sample_flow(source, path, config, layer, weights, _POSITIONS)
+        samples = sample_flow(residuals, config, layer, weights, _POSITIONS)
         factors: dict[str, Tensor] = {}
-        for names in _smoothed_together(work, layer.index):
+        for names in _smoothed_together(work, layer):
             rows = torch.cat([weights[name] for name in names])
             found = smoothing_factors(samples[names[0]], _some(rows), formats[names[0]])
             factors |= dict.fromkeys(names, found)
         write_tensors(work.smoothing[layer.index], factors)
-        source.unlink()
+        residuals[layer.index].unlink()
         tick(f"layer {layer.index}", layer_bytes(config))
     factors, gram = _smooth_head(work)
     if gram is not None:
@@ -85,14 +75,13 @@ def smooth_bytes(work: Workspace) -> int:
 
 def smooth_peak_bytes(config: GemmaConfig) -> int:
     """Upper bound of the memory that fitting takes, in bytes, without a layer and its batches."""
-    most = max(config.hidden_size, config.intermediate_size)
-    return 4 * 8 * (_POSITIONS + _ROWS) * most
+    return 4 * 8 * (_POSITIONS + _ROWS) * config.widest_input
 
 
-def _smoothed_together(work: Workspace, index: int) -> Iterator[list[str]]:
+def _smoothed_together(work: Workspace, layer: LayerSpec) -> Iterator[list[str]]:
     """The layer's matrices to be smoothed; those with the same inputs are together."""
-    for parts in (QKV, GATE_UP, DOWN):
-        names = [f"model.layers.{index}.{part}.weight" for part in parts]
+    for parts in (layer.qkv, GATE_UP, DOWN):
+        names = [f"model.layers.{layer.index}.{part}.weight" for part in parts]
         if any(map(work.recipe.smooths, names)):
             yield names
 
@@ -110,7 +99,7 @@ def _smooth_head(work: Workspace) -> tuple[dict[str, Tensor], Tensor | None]:
     gain = work.checkpoint.rows(last, 0, config.hidden_size)
     count, length, width = file.tensors[RESIDUAL].shape
     samples, gram = [], torch.zeros(width, width)
-    for span in batches(config, file):
+    for span in batches(config, length, range(count)):
         h = rms_norm(file.rows(RESIDUAL, *span), gain, config.rms_norm_eps)
         samples.append(sample_positions(h, count, _POSITIONS))
         body = h[:, 1:].flatten(0, 1)

@@ -15,50 +15,29 @@ import msgspec
 from torch import Tensor
 
 from gemma_export.cache_lock import exclusive
-from gemma_export.checkpoint import Checkpoint
-from gemma_export.formats.format import Format
+from gemma_export.checkpoint import Checkpoint, SourceWeight
+from gemma_export.formats.format import FLOAT, Format
 from gemma_export.formats.safetensors import SafetensorsFile
-from gemma_export.model.config import TABLE
+from gemma_export.model.config import HEAD, PER_LAYER_PROJECTION, TABLE
+from gemma_export.model.ops import Weight
 from gemma_export.quantize.calibrate.arrange import ArrangedCheckpoint, read_arrangement
+from gemma_export.quantize.calibrate.layer_files import FlowFiles, LayerFiles
 from gemma_export.quantize.calibrate.rewritten import RewrittenCheckpoint
 from gemma_export.quantize.calibrate.smoothed import SmoothedCheckpoint
 from gemma_export.quantize.calibrate.text import Calibration
 from gemma_export.quantize.recipe import Recipe
-from gemma_export.quantize.store import StoredWeight
+from gemma_export.quantize.store import PassingWeight, StoredWeight
 from gemma_runtime.cache import ABOUT, About, cache_folder
 
 _VERSION = "8"  # increase it when the codes or the files of calibration change
 
 
-@dataclass(frozen=True, slots=True)
-class LayerFiles:
-    """One file per layer, or per boundary between layers, by index."""
-
-    folder: Path
-    name: str
-    count: int
-
-    def __getitem__(self, index: int) -> Path:
-        return self.folder / f"{self.name}-{index:02d}.safetensors"
-
-    def __iter__(self) -> Iterator[Path]:
-        return (self[index] for index in range(self.count))
-
-    @property
-    def last(self) -> Path:
-        return self[self.count - 1]
-
-    def lowest(self) -> int | None:
-        """The lowest index whose file exists."""
-        return next((i for i in range(self.count) if self[i].exists()), None)
-
-    def highest(self) -> int | None:
-        """The highest index whose file exists."""
-        return next((i for i in reversed(range(self.count)) if self[i].exists()), None)
-
-    def delete(self) -> None:
-        for path in self:
-            path.unlink(missing_ok=True)
+# Files of matrices outside the layers that are rounded by text.
+_ROUNDED = {
+    TABLE: "rounded-table",
+    HEAD: "rounded-head",
+    PER_LAYER_PROJECTION: "rounded-per-layer-projection",
+}
 
 
 def curvature_name(matrix: str) -> str:
@@ -77,12 +56,12 @@ class Workspace:
     # Files, in the order in which they are written.
 
     @property
-    def smoothing_residuals(self) -> LayerFiles:
+    def smoothing_residuals(self) -> FlowFiles:
         """The float model's residuals for the first sequences; only the newest is kept.
 
         Written and deleted by `smooth`.
         """
-        return self._borders("smoothing-residual")
+        return self._flow("smoothing-residual")
 
     @property
     def smoothing(self) -> LayerFiles:
@@ -98,22 +77,31 @@ class Workspace:
         return self._file("head-curvature")
 
     @property
-    def float_residuals(self) -> LayerFiles:
+    def float_residuals(self) -> FlowFiles:
         """The float model's residuals between layers, for the first sequences.
 
         Written by `start_backward`, read by `backward_layer` and `measure_losses`, deleted by
         `end_backward`.
         """
-        return self._borders("float-residual")
+        return self._flow("float-residual")
 
     @property
     def errors(self) -> LayerFiles:
-        """Gradients with respect to those residuals, and the label terms of the table's gradient.
+        """Gradients with respect to those residuals and to keys and values that earlier layers
+        lend, and the label terms of the table's gradient.
 
         `start_backward` writes the last one. `store_errors` writes one layer's after another and
         deletes the previous one. Read by `backward_layer` and `table_information`.
         """
         return self._borders("errors")
+
+    @property
+    def part_errors(self) -> LayerFiles:
+        """Gradients with respect to the per-layer embeddings, by layer.
+
+        Written by `store_errors`, read by `table_information`.
+        """
+        return self._layers("part-errors")
 
     @property
     def losses(self) -> LayerFiles:
@@ -134,25 +122,25 @@ class Workspace:
         return self._file("channel-order")
 
     @property
-    def teacher_residuals(self) -> LayerFiles:
+    def teacher_residuals(self) -> FlowFiles:
         """The float model's residuals for all sequences; only the newest file is kept.
 
         Written by `pass_teacher`. `distill` reads the last one, which is then deleted.
         """
-        return self._borders("teacher-residual")
+        return self._flow("teacher-residual")
 
     def rounded_table(self, name: str = TABLE) -> Path:
-        """The codes of the table, or of a head apart from it.
+        """The codes of the table, of a head apart from it, or of the per-layer projection.
 
         Written by `calibrate_table`; read by `table` and the store. Distillation doesn't change
         them.
         """
-        return self._file("rounded-table" if name == TABLE else "rounded-head")
+        return self._file(_ROUNDED[name])
 
     @property
-    def residuals(self) -> LayerFiles:
+    def residuals(self) -> FlowFiles:
         """The rounded model's residuals; only the newest is kept. Only `calibrate` uses them."""
-        return self._borders("residual")
+        return self._flow("residual")
 
     @property
     def rounded_layers(self) -> LayerFiles:
@@ -185,9 +173,9 @@ class Workspace:
         """The learned final gain. If it exists, distillation is complete."""
         return self._file("distilled-gain")
 
-    def cache_residuals(self, context: int) -> LayerFiles:
+    def cache_residuals(self, context: int) -> FlowFiles:
         """The stored model's residuals; only the newest is kept. `measure_caches` uses them."""
-        return self._borders(f"cache-residual-{context}")
+        return self._flow(f"cache-residual-{context}")
 
     def cache_scales(self, context: int) -> LayerFiles:
         """Scales of int8 caches that hold `context` tokens, a file per layer.
@@ -247,6 +235,19 @@ class Workspace:
     def formats(self) -> dict[str, Format]:
         return self.recipe.formats(self.checkpoint.config)
 
+    def weight(self, name: str) -> SourceWeight:
+        """A weight before rounding; the table with its factors."""
+        shape = self.checkpoint.config.tensor_shapes()[name]
+        factors = self.table_factors if name == TABLE else None
+        return SourceWeight(name, shape, self.checkpoint, factors)
+
+    def rounded(self, name: str) -> Weight:
+        """A weight outside the layers after rounding, once `calibrate_table` has run."""
+        if name in _ROUNDED and self.rounded_table(name).exists():
+            return self.table(name)
+        shape, fmt = self.checkpoint.config.tensor_shapes()[name], self.formats().get(name, FLOAT)
+        return PassingWeight(name, shape, fmt, self.checkpoint, self.recipe)
+
     def table(self, name: str = TABLE) -> StoredWeight:
         """The rounded table, or a head apart from it, once `calibrate_table` has written it."""
         shape = self.checkpoint.config.tensor_shapes()[name]
@@ -272,6 +273,9 @@ class Workspace:
 
     def _layers(self, name: str) -> LayerFiles:
         return LayerFiles(self.folder, name, len(self.checkpoint.config.kinds))
+
+    def _flow(self, name: str) -> FlowFiles:
+        return FlowFiles(self.folder, name, len(self.checkpoint.config.kinds) + 1)
 
     def _borders(self, name: str) -> LayerFiles:
         """One file per boundary: before each layer, and after the last."""

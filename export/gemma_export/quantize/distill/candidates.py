@@ -16,7 +16,7 @@ from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.model.torch_ops import rms_norm, soft_capped
 from gemma_export.parallel import in_order
-from gemma_export.quantize.calibrate.stream import RESIDUAL
+from gemma_export.quantize.calibrate.flow import RESIDUAL
 from gemma_export.quantize.calibrate.workspace import Workspace
 
 _LIKELY, _OTHERS = 16384, 8192

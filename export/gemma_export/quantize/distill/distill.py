@@ -12,7 +12,7 @@ C candidates, P = B · T.
 """
 
 import math
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,13 +24,9 @@ from gemma_export.model.decoder import norm_before
 from gemma_export.model.torch_ops import rms_norm
 from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
-from gemma_export.quantize.calibrate.stream import (
-    RESIDUAL,
-    embed_sequence,
-    layer_bytes,
-    pass_layers,
-    run_layer,
-)
+from gemma_export.quantize.calibrate.flow import RESIDUAL, KeysValues, LayerInputs, embed
+from gemma_export.quantize.calibrate.layer_weights import layer_bytes
+from gemma_export.quantize.calibrate.stream import pass_layers, run_layer
 from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.distill.candidates import Candidates, choose_candidates
 from gemma_export.quantize.distill.student import Student
@@ -95,19 +91,16 @@ def _take_step(
     share: float,
     step: int,
 ) -> None:
-    config = student.config
-    tokens, table = student.work.calibration.tokens, student.work.table()
-    flows = [[embed_sequence(config, tokens[i], table)] for i in chosen]  # residuals by layer
+    config, tokens = student.config, student.work.calibration.tokens
+    flows = [_Flow.of(student, tokens[i : i + 1]) for i in chosen]
     for layer in config.layers:
-        weights = student.layer(layer.index)
-        for flow, x in zip(flows, _forward(student, layer, weights, flows), strict=True):
-            flow.append(x)
+        _forward(student, layer, flows)
     last = norm_before(config, len(config.kinds))
 
     def judge(place: int) -> tuple[Tensor, Tensor]:
         residual = teacher.rows(RESIDUAL, chosen[place], chosen[place] + 1)
         target = rms_norm(residual, teacher_gain, config.rms_norm_eps)
-        x = flows[place].pop().requires_grad_()
+        x = flows[place].residuals.pop().requires_grad_()
         gain = student.gain(student.last, last).requires_grad_()
         with torch.enable_grad():
             h = rms_norm(x, gain, config.rms_norm_eps)
@@ -118,49 +111,78 @@ def _take_step(
         return x.grad, gain.grad
 
     judged = list(in_order(judge, range(len(chosen))))
-    errors = [error for error, _ in judged]
+    for flow, (error, _) in zip(flows, judged, strict=True):
+        flow.error = error
     student.learn(student.last, {last: torch.stack([g for _, g in judged]).sum(0)}, share, step)
     for layer in reversed(config.layers):
-        inputs = [flow.pop() for flow in flows]
-        weights = student.layer(layer.index)
-        errors, gradients = _backward(student, layer, weights, inputs, errors)
-        student.learn(layer.index, gradients, share, step)
+        student.learn(layer.index, _backward(student, layer, flows), share, step)
 
 
-def _forward(
-    student: Student, layer: LayerSpec, weights: Mapping[str, Tensor], flows: list[list[Tensor]]
-) -> list[Tensor]:
-    def run(flow: list[Tensor]) -> Tensor:
-        ops = BatchOps(torch.empty(flow[-1].shape[:2]), student.config.rms_norm_eps)
+@dataclass(slots=True)
+class _Flow:
+    """What a sequence is between layers, first forward and then backward."""
+
+    residuals: list[Tensor]  # (1, T, M) before each layer so far
+    parts: tuple[Tensor, ...]  # (1, T, P) per-layer embeddings, by layer
+    lent: dict[int, KeysValues] = field(default_factory=dict)  # by the layer that lends them
+    error: Tensor | None = None  # the gradient with respect to the residual
+    lent_errors: dict[int, KeysValues] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, student: Student, tokens: Tensor) -> "_Flow":
         with torch.no_grad():
-            return run_layer(ops, student.config, layer, hold(weights), flow[-1])
+            x, parts = embed(student.config, tokens, student.embedding)
+        return cls([x], parts)
 
-    return list(in_order(run, flows))
+    def inputs(self, layer: LayerSpec, x: Tensor) -> LayerInputs:
+        part = self.parts[layer.index] if self.parts else None
+        return LayerInputs(x, part, None if layer.owns_cache else self.lent[layer.source])
+
+    def go_back(self, layer: LayerSpec, gradients: LayerInputs) -> None:
+        """Take the gradients with respect to what a layer read."""
+        self.error = gradients.x
+        if gradients.lent is not None:
+            later = self.lent_errors.get(layer.source)
+            keys, values = gradients.lent
+            if later is not None:
+                keys, values = keys + later[0], values + later[1]
+            self.lent_errors[layer.source] = keys, values
 
 
-def _backward(
-    student: Student,
-    layer: LayerSpec,
-    weights: Mapping[str, Tensor],
-    inputs: list[Tensor],
-    errors: list[Tensor],
-) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Gradients for the layer's inputs, and for its weights, summed over sequences."""
+def _forward(student: Student, layer: LayerSpec, flows: list[_Flow]) -> None:
+    """Run all sequences through a layer."""
+    held, lends = hold(student.layer(layer.index)), layer.index in student.config.lenders
 
-    def run(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        x, error = pair[0].detach().requires_grad_(), pair[1]
+    def run(flow: _Flow) -> None:
+        inputs = flow.inputs(layer, flow.residuals[-1])
+        ops = BatchOps(torch.empty(inputs.x.shape[:2]), student.config.rms_norm_eps)
+        with torch.no_grad():
+            flow.residuals.append(run_layer(ops, student.config, layer, held, inputs))
+        if lends:
+            flow.lent[layer.index] = ops.lent[layer.kind]
+
+    for _ in in_order(run, flows):
+        pass
+
+
+def _backward(student: Student, layer: LayerSpec, flows: list[_Flow]) -> dict[str, Tensor]:
+    """Run all sequences back through a layer; returns its weights' gradients, summed over them."""
+    weights, lends = student.layer(layer.index), layer.index in student.config.lenders
+
+    def run(flow: _Flow) -> dict[str, Tensor]:
+        assert flow.error is not None
+        inputs = flow.inputs(layer, flow.residuals.pop()).tracked()
         leaves = {name: w.detach().requires_grad_() for name, w in weights.items()}
-        ops = BatchOps(torch.empty(x.shape[:2]), student.config.rms_norm_eps)
+        ops = BatchOps(torch.empty(inputs.x.shape[:2]), student.config.rms_norm_eps)
         with torch.enable_grad():
-            y = run_layer(ops, student.config, layer, hold(leaves), x)
-            y.backward(error)  # type: ignore[no-untyped-call]
-        assert x.grad is not None
-        return x.grad, {n: leaf.grad for n, leaf in leaves.items() if leaf.grad is not None}
+            y = run_layer(ops, student.config, layer, hold(leaves), inputs)
+            errors = (flow.error, *(flow.lent_errors.pop(layer.index) if lends else ()))
+            torch.autograd.backward((y, *ops.lent[layer.kind])[: len(errors)], errors)
+        flow.go_back(layer, inputs.gradients())
+        return {n: leaf.grad for n, leaf in leaves.items() if leaf.grad is not None}
 
-    before: list[Tensor] = []
     total: dict[str, Tensor] = {}
-    for error, gradients in in_order(run, list(zip(inputs, errors, strict=True))):
-        before.append(error)
+    for gradients in in_order(run, flows):
         for name, gradient in gradients.items():
             total[name] = total[name] + gradient if name in total else gradient.float()
-    return before, total
+    return total

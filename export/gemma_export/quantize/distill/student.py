@@ -19,11 +19,13 @@ from torch import Tensor
 from gemma_export.formats.codes import pack, unpack
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.model.batch_ops import product_dtype
+from gemma_export.model.config import is_gain
 from gemma_export.model.decoder import norm_before
 from gemma_export.parallel import in_order
 from gemma_export.quantize.calibrate.balance import balanced
+from gemma_export.quantize.calibrate.flow import embedding_weights, write_tensors
+from gemma_export.quantize.calibrate.layer_weights import layer_names
 from gemma_export.quantize.calibrate.layers import FACTORS
-from gemma_export.quantize.calibrate.stream import layer_names, write_tensors
 from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.round import shared_scale
 
@@ -41,6 +43,7 @@ class Student:
         self.work, self.config = work, work.checkpoint.config
         self.formats, self.dtype = work.formats(), product_dtype()
         self.last = len(self.config.kinds)
+        self.embedding = embedding_weights(self.config, work.rounded)  # never trained
         self.steps_done = self._resume()
 
     def save(self, step: int) -> None:
@@ -124,9 +127,9 @@ class Student:
         names = [last] if index == self.last else layer_names(self.config, index)
         starts: dict[str, Tensor] = {}
         for name in names:
-            if name not in self.formats:
+            if is_gain(name):
                 starts[name] = self._float(index, name)
-            elif not self.formats[name].is_float:
+            elif name in self.formats and not self.formats[name].is_float:
                 starts[f"{name}.scales"] = torch.zeros_like(self._scales(index, name))
                 if self.formats[name].bits == 4:
                     starts[name] = self._latents(index, name)
@@ -150,9 +153,9 @@ class Student:
         return balanced(name, values, factors)
 
     def _weight(self, file: SafetensorsFile, name: str, index: int) -> Tensor:
-        if name not in self.formats:
+        if is_gain(name):
             return self.gain(index, name)
-        if self.formats[name].is_float:
+        if name not in self.formats or self.formats[name].is_float:  # layer scalars, float matrices
             source = self._rounded(index)
             return source.rows(name, 0, source.tensors[name].shape[0]).to(self.dtype)
         steps, scale = self._steps(file, name, index), self._scale(file, name, index)

@@ -35,7 +35,7 @@ _INT8_CACHE: Mapping[str, Attribute] = {
     "v_quant_type": "PER_CHANNEL",
     "kv_cache_bit_width": 8,
 }
-_NO_BIASES = ("", "", "")  # inputs of GroupQueryAttention: position_ids, attention_bias, head_sink
+_NO_BIASES = ("", "")  # inputs of GroupQueryAttention: attention_bias, head_sink
 
 
 class OnnxOps:
@@ -101,9 +101,7 @@ class OnnxOps:
         past, present = self._cache_names(layer.index)
         total = self._name(TensorRole.TOTAL)
         inputs = [q, k, v, *past, self._positions.last_of(total), total, *self._rope(layer)]
-        if self._scales is not None:
-            attributes |= _INT8_CACHE
-            inputs += [*_NO_BIASES, *self._cache_scales(layer.index, self._scales[layer.index])]
+        inputs += self._cached_as(layer, attributes, position_ids="")
         outputs = [f"attended_{layer.index}", *present]
         return self._graph.node("GroupQueryAttention", inputs, attributes, MICROSOFT, outputs)[0]
 
@@ -121,8 +119,11 @@ class OnnxOps:
         none = self._graph.constant(f"none_{width}", np.zeros((1, 0, width), np.float32))
         _, present = self._cache_names(layer.source)
         inputs = [q, none, none, *present, self._positions.last_of(held), held]
-        inputs += [*self._rope(layer), self._positions.wanted()]
         attributes, outputs = _attention(layer), [f"attended_{layer.index}"]
+        if self._scales is not None:
+            outputs += [f"unused_key_{layer.index}", f"unused_value_{layer.index}"]
+        inputs += self._rope(layer)
+        inputs += self._cached_as(layer, attributes, self._positions.wanted())
         y = self._graph.node("GroupQueryAttention", inputs, attributes, MICROSOFT, outputs)[0]
         return self._positions.guarded(y, layer.source, ring)
 
@@ -308,10 +309,23 @@ class OnnxOps:
         past, present = ([spec.name for spec in specs] for specs in zip(*caches, strict=True))
         return past, present
 
-    def _cache_scales(self, index: int, scales: LayerScales) -> Iterator[str]:
+    def _cached_as(
+        self, layer: LayerSpec, attributes: dict[str, Attribute], position_ids: str
+    ) -> list[str]:
+        """The last inputs of GroupQueryAttention: positions, and the scales of an int8 cache.
+
+        Adds the attributes of such a cache.
+        """
+        if self._scales is None:
+            return [position_ids] if position_ids else []
+        attributes |= _INT8_CACHE
+        scales = self._scales[layer.index]
+        return [position_ids, *_NO_BIASES, *self._cache_scales(layer.source, scales)]
+
+    def _cache_scales(self, source: int, scales: LayerScales) -> Iterator[str]:
         """Names of the scales of keys and values, (1, K, 1, D)."""
         for part, values in (("keys", scales.keys), ("values", scales.values)):
-            name = f"cache_scales.{index}.{part}"
+            name = f"cache_scales.{source}.{part}"
             yield self._graph.constant(name, values[None, :, None].numpy())
 
 

@@ -18,15 +18,17 @@ from gemma_export.quantize.calibrate.arrange import (
 from gemma_export.quantize.calibrate.balance import balanced, balancing_factors
 from gemma_export.quantize.calibrate.fisher import weigh_table
 from gemma_export.quantize.calibrate.gptq import gptq, prepare
+from gemma_export.quantize.calibrate.layer_weights import load_layer
 from gemma_export.quantize.calibrate.layers import (
     calibrate,
     calibrate_table,
     rounded_layer,
 )
-from gemma_export.quantize.calibrate.stream import load_layer
 from gemma_export.quantize.calibrate.workspace import Workspace
 from tests.export.conftest import RandomText, divergence, only
-from tests.export.models import TINIES, UNNORMED
+from tests.export.models import GEMMA4S, TINIES, UNNORMED
+
+EVERY = only(*TINIES, *UNNORMED, *GEMMA4S)
 
 _LARGE = (3, 35, 70, 101)  # channels, in four different groups
 
@@ -57,7 +59,7 @@ class _LargeChannels:
         return None
 
 
-@only(*TINIES, *UNNORMED)
+@EVERY
 def test_a_model_with_permuted_channels_gives_the_same_logits(work: Workspace) -> None:
     shapes = work.checkpoint.config.tensor_shapes()
     draw = torch.Generator().manual_seed(5)
@@ -70,7 +72,7 @@ def test_a_model_with_permuted_channels_gives_the_same_logits(work: Workspace) -
     assert not torch.equal(rows, work.checkpoint.rows(name, 0, shapes[name][0]))
 
 
-@only(*TINIES, *UNNORMED)
+@EVERY
 def test_column_factors_of_the_table_do_not_change_the_logits(work: Workspace) -> None:
     config = work.checkpoint.config
     shapes, width = config.tensor_shapes(), config.hidden_size
@@ -102,7 +104,7 @@ def test_large_channels_are_placed_in_one_group(work: Workspace) -> None:
     assert after < 0.5 * before
 
 
-@only(*TINIES, *UNNORMED)
+@EVERY
 def test_balanced_weights_give_the_same_logits(work: Workspace) -> None:
     config = work.checkpoint.config
     shapes = config.tensor_shapes()
@@ -111,7 +113,7 @@ def test_balanced_weights_give_the_same_logits(work: Workspace) -> None:
     for layer in config.layers:
         weights = load_layer(work.checkpoint, layer.index)
         matrices = [name for name, w in weights.items() if w.dim() == 2]
-        powers = {k: torch.rand(k, generator=draw) + 0.01 for k in (128, 160)}
+        powers = {k: torch.rand(k, generator=draw) + 0.01 for k in (128, 160, 320)}
         grams = {n: powers[weights[n].shape[1]].diag() for n in matrices if ".mlp." in n}
         factors |= balancing_factors(layer.index, weights, grams, matrices)
     assert len(factors) == 3 * len(config.kinds)
@@ -139,7 +141,7 @@ def test_balancing_columns_lowers_the_error_that_inputs_of_unequal_power_see() -
     assert loss(balanced_rows, scaled) < 0.9 * loss(rows, gram)
 
 
-@only(*TINIES, *UNNORMED)
+@EVERY
 def test_the_gains_of_a_rounded_layer_cancel_the_column_factors(work: Workspace) -> None:
     weigh_table(work, unheard)
     work = work.arranged()

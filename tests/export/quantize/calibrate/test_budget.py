@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gemma_export.formats.format import INT4, INT8, Format
-from gemma_export.model.config import TABLE
+from gemma_export.model.config import PER_LAYER_TABLE, TABLE
 from gemma_export.model.sizes import find_official
 from gemma_export.pipeline import ExportRequest, export_bundles
 from gemma_export.progress import QuietReporter, Tick
@@ -81,6 +81,21 @@ def test_the_int4_loss_of_layers_is_weighted_by_one_and_a_half(more: float, colu
     assert 0 < layer_loss[384] < layer_loss[512]
     losses = _losses({384: more * (layer_loss[512] - layer_loss[384]), 512: 0.0})
     assert choose_int8(budget, CONFIG, losses).formats(CONFIG)[TABLE].int8_columns == columns
+
+
+def test_the_table_of_per_layer_embeddings_counts_with_all_its_weights() -> None:
+    """It is half of E2B's: 6.48 bits leave it at 4, and give all others 8."""
+    config = find_official("e2b").config
+    base = find_recipe("int4-gptq")
+    names = [n for n, fmt in base.formats(config).items() if fmt.bits == 4 and n != TABLE]
+    losses = Losses(dict.fromkeys(names, 1.0) | {PER_LAYER_TABLE: 0.1}, {0: 1.0})
+    chosen = choose_int8(Budget(base, 6.48), config, losses)
+    formats = chosen.formats(config)
+    assert {n for n, fmt in formats.items() if fmt.bits == 4} == {PER_LAYER_TABLE}
+    assert 6.46 < bits_per_weight(config, formats) <= 6.48
+    everything = choose_int8(Budget(base, 8.5), config, losses)
+    assert set(everything.formats(config).values()) == {INT8}
+    assert everything.rule(PER_LAYER_TABLE).rounding == "nearest"
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -1,12 +1,13 @@
 """Estimated losses predict the KL of rounding, and measuring resumes after an interruption."""
 
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
 from gemma_export.formats.codes import dequantize
-from gemma_export.model.config import TABLE
+from gemma_export.model.config import PER_LAYER_MATRICES, PER_LAYER_TABLE, TABLE
 from gemma_export.progress import unheard
 from gemma_export.quantize.calibrate import curvature as measuring
 from gemma_export.quantize.calibrate.curvature import measure_losses
@@ -14,7 +15,7 @@ from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.round import round_rows
 from tests.export.conftest import RandomText, divergence, only
-from tests.export.models import GEMMA2
+from tests.export.models import DENSE, E2B, GEMMA2, TINIES
 
 
 @pytest.fixture
@@ -27,6 +28,7 @@ def _by_name(work: Workspace) -> dict[str, float]:
     return {**losses.matrices, TABLE: losses.table[0]}
 
 
+@only(*TINIES, E2B, DENSE)
 @pytest.mark.parametrize(
     "part", ["self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj", "table"]
 )
@@ -41,6 +43,22 @@ def test_a_loss_predicts_the_kl_of_rounding_that_matrix_alone(work: Workspace, p
         work, lambda n: rounded if n == name else work.checkpoint.rows(n, 0, shapes[n][0])
     )
     assert kl / 2.5 < losses[name] < 2.5 * kl
+
+
+@only(E2B)
+def test_a_loss_predicts_the_kl_of_rounding_the_table_of_per_layer_embeddings(
+    work: Workspace,
+) -> None:
+    """Looked up only; and what is not in 4 bits has no loss to spare."""
+    name, losses = PER_LAYER_TABLE, _by_name(work)
+    fmt, shapes = work.formats()[name], work.checkpoint.config.tensor_shapes()
+    rows = work.checkpoint.rows(name, 0, shapes[name][0])
+    rounded = dequantize(round_rows(rows, fmt, "searched"), fmt)
+    kl = divergence(
+        work, lambda n: rounded if n == name else work.checkpoint.rows(n, 0, shapes[n][0])
+    )
+    assert kl / 2.5 < losses[name] < 2.5 * kl
+    assert not [n for n in losses if fnmatchcase(n, PER_LAYER_MATRICES)]
 
 
 def test_losses_are_measured_with_the_rounding_of_the_recipe(

@@ -1,0 +1,206 @@
+"""Files of what a text is between two layers of a model that has one layer in memory at a time.
+
+That is the residual. Some layers read more: their part of the per-layer embeddings, which are
+computed once, and keys and values of an earlier layer whose cache they share.
+
+B sequences, T tokens, M width, P columns of a layer's per-layer embeddings, K kv heads, D head
+size.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gemma_export.formats.safetensors import SafetensorsFile, SafetensorsWriter
+from gemma_export.model.batch_ops import BatchOps, hold
+from gemma_export.model.config import (
+    PER_LAYER_NORM,
+    PER_LAYER_PROJECTION,
+    TABLE,
+    GemmaConfig,
+    LayerSpec,
+)
+from gemma_export.model.decoder import per_layer_parts
+from gemma_export.model.ops import Weight
+from gemma_export.parallel import in_order
+from gemma_export.quantize.calibrate.layer_files import FlowFiles
+from gemma_export.quantize.calibrate.layer_weights import short
+from gemma_runtime.formats.safetensors import TensorInfo
+from gemma_runtime.staging import staged_file
+
+RESIDUAL, KEYS, VALUES = "residual", "keys", "values"
+_BATCH_ELEMENTS = 1 << 20  # most elements of a batch's widest activation
+_KINDS = {torch.uint8: "U8", torch.int32: "I32", torch.float16: "F16", torch.float32: "F32"}
+KeysValues = tuple[Tensor, Tensor]  # (B, K, T, D) each, keys after rope
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInputs:
+    """What a layer reads of some sequences, or the gradients with respect to that."""
+
+    x: Tensor  # (B, T, M), the residual
+    part: Tensor | None = None  # (B, T, P), its part of the per-layer embeddings
+    lent: KeysValues | None = None  # of the layer whose cache it shares
+
+    def tracked(self) -> "LayerInputs":
+        """Copies that collect gradients."""
+        return self._each(lambda x: x.detach().requires_grad_())
+
+    def gradients(self) -> "LayerInputs":
+        """The gradients of a tracked copy; 0 where nothing was read."""
+        return self._each(lambda x: torch.zeros_like(x) if x.grad is None else x.grad)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "LayerInputs":
+        part = None if self.part is None else change(self.part)
+        lent = None if self.lent is None else (change(self.lent[0]), change(self.lent[1]))
+        return LayerInputs(change(self.x), part, lent)
+
+
+def joined(batches: Sequence[LayerInputs]) -> LayerInputs:
+    """Those of all batches together."""
+    parts = [one.part for one in batches if one.part is not None]
+    lent = [one.lent for one in batches if one.lent is not None]
+    return LayerInputs(
+        torch.cat([one.x for one in batches]),
+        torch.cat(parts) if parts else None,
+        (torch.cat([k for k, _ in lent]), torch.cat([v for _, v in lent])) if lent else None,
+    )
+
+
+def embed(
+    config: GemmaConfig, tokens: Tensor, weight: Callable[[str], Weight]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The first residual (B, T, M) of tokens (B, T), and their per-layer embeddings by layer,
+    (B, T, P) each; none without them. Reads only these rows of the tables.
+    """
+    ops = BatchOps(tokens, config.rms_norm_eps)
+    x = ops.embed(weight(TABLE), config.embed_scale)
+    if not config.per_layer:
+        return x, ()
+    parts = per_layer_parts(ops, config, weight, x)
+    return x, parts.chunk(len(config.kinds), -1)
+
+
+def embedding_weights(
+    config: GemmaConfig, weight: Callable[[str], Weight]
+) -> Callable[[str], Weight]:
+    """The weights that `embed` reads: tables row by row, the others in memory."""
+    names = (PER_LAYER_PROJECTION, PER_LAYER_NORM) if config.per_layer else ()
+    read = {name: weight(name) for name in names}
+    held = hold(short({name: one.rows(0, one.shape[0]) for name, one in read.items()}))
+    return lambda name: held[name] if name in held else weight(name)
+
+
+def start_flow(
+    files: FlowFiles, config: GemmaConfig, tokens: Tensor, weight: Callable[[str], Weight]
+) -> None:
+    """Embed tokens (B, T); writes the first residual, and the per-layer embeddings."""
+    count, length = tokens.shape
+    weights, layers = embedding_weights(config, weight), range(len(config.kinds))
+
+    def run(index: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        with torch.inference_mode():
+            return embed(config, tokens[index : index + 1], weights)
+
+    layout = {_part(index): (count, length, config.per_layer) for index in layers}
+    with ExitStack() as stack:
+        shape = (count, length, config.hidden_size)
+        write = stack.enter_context(_rows(files[0], {RESIDUAL: shape}))
+        write_parts = stack.enter_context(_rows(files.parts, layout)) if config.per_layer else None
+        for x, parts in in_order(run, range(count)):
+            write({RESIDUAL: x})
+            if write_parts is not None:
+                write_parts({_part(index): part for index, part in enumerate(parts)})
+
+
+class FlowReader:
+    """Reads what a layer needs of a text."""
+
+    def __init__(self, files: FlowFiles, config: GemmaConfig, layer: LayerSpec) -> None:
+        self._config, self._layer = config, layer
+        self._residuals = SafetensorsFile(files[layer.index])
+        self._parts = SafetensorsFile(files.parts) if config.per_layer else None
+        self._lent = None if layer.owns_cache else SafetensorsFile(files.lent(layer.source))
+        self.count, self.length, _ = self._residuals.tensors[RESIDUAL].shape
+
+    def read(self, start: int, stop: int) -> LayerInputs:
+        """Sequences [start, stop)."""
+        part = lent = None
+        if self._parts is not None:
+            part = self._parts.rows(_part(self._layer.index), start, stop)
+        if self._lent is not None:
+            lent = self._lent.rows(KEYS, start, stop), self._lent.rows(VALUES, start, stop)
+        return LayerInputs(self._residuals.rows(RESIDUAL, start, stop), part, lent)
+
+    def batches(self, chosen: range | None = None) -> Iterator[tuple[int, int]]:
+        """Spans [start, stop) of batches of all sequences, or of the chosen ones."""
+        sequences = range(self.count) if chosen is None else chosen
+        return batches(self._config, self.length, sequences)
+
+
+@contextmanager
+def next_flow(
+    files: FlowFiles, config: GemmaConfig, layer: LayerSpec
+) -> Iterator[Callable[[Tensor, KeysValues | None], None]]:
+    """Writes the residual after a layer, and its keys and values if it lends them.
+
+    Gives a function that takes both of the next sequences.
+    """
+    count, length, width = SafetensorsFile(files[layer.index]).tensors[RESIDUAL].shape
+    with ExitStack() as stack:
+        # The residual tells that the layer is done, so it is completed last.
+        shape = (count, length, width)
+        write = stack.enter_context(_rows(files[layer.index + 1], {RESIDUAL: shape}))
+        lend: Callable[[Mapping[str, Tensor]], None] | None = None
+        if layer.index in config.lenders:
+            each = (count, layer.kv_heads, length, layer.head_dim)
+            path = files.lent(layer.index)
+            lend = stack.enter_context(_rows(path, {KEYS: each, VALUES: each}))
+
+        def write_both(x: Tensor, lent: KeysValues | None) -> None:
+            write({RESIDUAL: x})
+            if lend is not None:
+                assert lent is not None
+                lend(dict(zip((KEYS, VALUES), lent, strict=True)))
+
+        yield write_both
+
+
+def batches(config: GemmaConfig, length: int, sequences: range) -> Iterator[tuple[int, int]]:
+    """Spans [start, stop) of batches of sequences of this length."""
+    step = max(1, _BATCH_ELEMENTS // (length * config.widest_ffn))
+    return ((i, min(sequences.stop, i + step)) for i in sequences[::step])
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file, completely or not at all."""
+    layout = {n: TensorInfo(_KINDS[t.dtype], tuple(t.shape)) for n, t in tensors.items()}
+    with staged_file(path) as partial, SafetensorsWriter(partial, layout, {}) as writer:
+        for name, tensor in tensors.items():
+            writer.write_rows(name, 0, tensor.contiguous().view(torch.uint8).numpy())
+
+
+@contextmanager
+def _rows(
+    path: Path, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[Callable[[Mapping[str, Tensor]], None]]:
+    """Writes float32 tensors of these shapes; gives a function that takes the next rows of each."""
+    layout, start = {name: TensorInfo("F32", shape) for name, shape in shapes.items()}, 0
+    with staged_file(path) as partial, SafetensorsWriter(partial, layout, {}) as writer:
+
+        def write(tensors: Mapping[str, Tensor]) -> None:
+            nonlocal start
+            for name, rows in tensors.items():
+                writer.write_rows(name, start, rows.contiguous().view(torch.uint8).numpy())
+                end = start + len(rows)
+            start = end
+
+        yield write
+
+
+def _part(index: int) -> str:
+    return f"part.{index}"
