@@ -104,6 +104,13 @@ def choose_recipe(needs: Needs) -> Choice:
     return _first(needs, (*candidates, *alone))
 
 
+def fitted(recipe: Recipe, config: GemmaConfig, targets: Sequence[Target]) -> Recipe:
+    """The recipe with the int8 that the targets have, where it asks for no particular one."""
+    if config.per_layer and not any(target_spec(target.name).int8_groups for target in targets):
+        return recipe.with_per_layer_channels()
+    return recipe
+
+
 def _with_bits(config: GemmaConfig, most: float) -> tuple[_Candidate, ...]:
     """Candidates that leave bits to spend; `int4` also if it leaves none, and is then refused."""
     reason = "--bits adds int8 to it, and it loses less than other 4 bits"
@@ -116,7 +123,7 @@ def _with_bits(config: GemmaConfig, most: float) -> tuple[_Candidate, ...]:
 
 def _first(needs: Needs, candidates: Sequence[_Candidate]) -> Choice:
     for candidate in candidates:
-        recipe = RECIPES[candidate.recipe]
+        recipe = fitted(RECIPES[candidate.recipe], needs.config, needs.targets)
         if all(map(candidate.best_for, needs.targets)) and _suits(needs, recipe):
             return Choice(recipe, candidate.reason)
     names = ", ".join(target.name for target in needs.targets)

@@ -12,7 +12,7 @@ from gemma_export.checkpoint.open import (
     open_checkpoint,
     planned_config,
 )
-from gemma_export.choose import Choice, Needs, choose_recipe
+from gemma_export.choose import Choice, Needs, choose_recipe, fitted
 from gemma_export.model.config import GemmaConfig
 from gemma_export.model.sizes import find_official
 from gemma_export.plan import Plan, make_plan
@@ -119,8 +119,9 @@ def find_choice(
 
     A config alone is that of an official model or of random weights: neither is quantized.
     """
+    config = model if isinstance(model, GemmaConfig) else model.config
     if request.recipe is not None:
-        return Choice(request.recipe)
+        return Choice(fitted(request.recipe, config, targets))
     if request.require_exact:
         return Choice(RECIPES["source"], "--require-exact asks for the checkpoint's own codes")
 
@@ -130,10 +131,7 @@ def find_choice(
             return request.checkpoint is None or not is_random(request.checkpoint)
         return model.tokenizer() is not None
 
-    if isinstance(model, GemmaConfig):
-        config, source = model, None
-    else:
-        config, source = model.config, _kept(RECIPES["source"], model)
+    source = None if isinstance(model, GemmaConfig) else _kept(RECIPES["source"], model)
     geometry = export_geometry(request, config)
     return choose_recipe(Needs(config, targets, geometry, request.bits, has_text, source))
 

@@ -24,7 +24,7 @@ from gemma_export.quantize.calibrate.flow import RESIDUAL
 from gemma_export.quantize.calibrate.text import Calibration
 from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.calibrated import CalibratedWeights
-from gemma_export.quantize.recipe import find_recipe
+from gemma_export.quantize.recipe import Recipe, find_recipe
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
 from gemma_export.targets import Options
 from gemma_runtime.bundle import Bundle
@@ -97,7 +97,7 @@ Export = Callable[..., Bundle]
 
 def export_folder(
     folder: Path,
-    quant: str,
+    quant: str | Recipe,
     output: Path,
     context: int = 128,
     full_cache: bool = False,
@@ -106,10 +106,10 @@ def export_folder(
     options: Options | None = None,
     cache: str | None = None,
 ) -> Bundle:
-    """Export a folder with a named recipe."""
+    """Export a folder with a recipe, or one of that name."""
     request = ExportRequest(
         targets=(target,),
-        recipe=find_recipe(quant),
+        recipe=quant if isinstance(quant, Recipe) else find_recipe(quant),
         checkpoint=str(folder),
         context_length=context,
         prefill_length=min(prefill, context),
@@ -175,10 +175,11 @@ def our_names(tiny: TinyCheckpoint) -> dict[str, str]:
     return {config.hf_name(name): name for name in config.tensor_shapes()}
 
 
-def dequantized(tiny: TinyCheckpoint, quant: str) -> PreTrainedModel:
+def dequantized(tiny: TinyCheckpoint, quant: str | Recipe) -> PreTrainedModel:
     """The transformers model with its weights replaced by the store's."""
     model = tiny.tiny.build()
-    store = open_or_build_store(tiny.open(), find_recipe(quant))
+    recipe = quant if isinstance(quant, Recipe) else find_recipe(quant)
+    store = open_or_build_store(tiny.open(), recipe)
     names = our_names(tiny)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

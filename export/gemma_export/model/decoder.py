@@ -34,6 +34,8 @@ def decoder(ops: Ops[V, W], config: GemmaConfig, weight: Callable[[str], W]) -> 
     parts = per_layer_parts(ops, config, weight, x) if config.per_layer else None
     h = ops.norm(x, weight(norm_before(config, 0)))
     for layer in config.layers:
+        if parts is not None and layer.index == config.last_owner:
+            parts = ops.wanted(parts)
         part = None if parts is None else ops.columns(parts, layer.index, len(config.kinds))
         x, h = decoder_layer(ops, config, layer, weight, x, h, part)
     return ops.logits(h, head, config.final_softcap)
@@ -59,8 +61,9 @@ def decoder_layer(
 ) -> tuple[V, V]:
     """Apply one layer to the residual x and its norm h; return both for the next layer or head.
 
-    `part` is the layer's part of the per-layer embeddings. Behind the attention of the last layer
-    with a cache of its own, no later layer needs other positions than the wanted ones.
+    `part` is the layer's part of the per-layer embeddings, at the positions that are left behind
+    the attention: from the last layer with a cache of its own on, no layer needs others than the
+    wanted ones.
     """
 
     def own(name: str) -> W:
@@ -105,8 +108,6 @@ def _per_layer_branch(
     ops: Ops[V, W], config: GemmaConfig, layer: LayerSpec, own: Callable[[str], W], x: V, part: V
 ) -> V:
     """The layer's part of the per-layer embeddings, gated by the residual itself, not its norm."""
-    if layer.index >= config.last_owner:
-        part = ops.wanted(part)
     (gate,) = ops.project(x, [own(name) for name in PER_LAYER_GATE])
     (branch,) = ops.project(ops.geglu(gate, part), [own(name) for name in PER_LAYER_OUT])
     return branch

@@ -10,7 +10,14 @@ from typing import Literal
 import msgspec
 
 from gemma_export.formats.format import FLOAT, INT4, INT4_ASYM, INT8, INT8_WIDE, Format
-from gemma_export.model.config import HEAD, PER_LAYER_MATRICES, PER_LAYER_TABLE, TABLE, GemmaConfig
+from gemma_export.model.config import (
+    HEAD,
+    PER_LAYER_MATRICES,
+    PER_LAYER_PROJECTION,
+    PER_LAYER_TABLE,
+    TABLE,
+    GemmaConfig,
+)
 from gemma_runtime.errors import MissingExtra, RecipeError, nearest_first
 
 _INT8_STEP = 128  # int8 columns come in multiples of this
@@ -26,6 +33,7 @@ class Rule:
     smooth: bool = False  # columns are multiplied by factors, see `calibrate.smoothed`
 
 
+_INT8_CHANNEL = Format(8, per_channel=True)
 _PER_LAYER = Rule(PER_LAYER_MATRICES, INT8, "nearest")
 
 
@@ -93,6 +101,14 @@ class Recipe:
         """The recipe with a table rounded to nearest, for targets that can't undo its factors."""
         plain = Rule(TABLE, self.rule(TABLE).format, "nearest")
         return replace(self, rules=_merged([plain], self.rules))
+
+    def with_per_layer_channels(self) -> "Recipe":
+        """The recipe with one scale per channel where per-layer embeddings get int8 unasked."""
+        rules = list(self.rules)
+        at = next((i for i, rule in enumerate(rules) if rule.pattern == "*"), len(rules))
+        if self.rule(PER_LAYER_PROJECTION) is _PER_LAYER:
+            rules.insert(at, replace(_PER_LAYER, format=_INT8_CHANNEL))
+        return replace(self, rules=tuple(rules))
 
     def formats(self, config: GemmaConfig) -> dict[str, Format]:
         """Format of every weight matrix. Raises RecipeError for rules that don't fit the model."""
@@ -185,8 +201,6 @@ def _grouped(group: int) -> tuple[Recipe, ...]:
         Recipe(f"{name}-distilled", (Rule("*", fmt, "gptq"),), distilled=True),
     )
 
-
-_INT8_CHANNEL = Format(8, per_channel=True)
 
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe

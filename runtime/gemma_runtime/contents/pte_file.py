@@ -12,20 +12,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flatbuffers.encode import Get
-from flatbuffers.number_types import Uint32Flags, Uint64Flags
+from flatbuffers.number_types import Uint8Flags, Uint32Flags, Uint64Flags
 from flatbuffers.table import Table
 
 from gemma_runtime.errors import BundleError
 
 _HEADER_AT, _MAGIC = 8, b"eh00"
-_SEGMENTS, _CONSTANTS, _NAMED_DATA = 4, 5, 7  # fields of Program
+_PLANS, _SEGMENTS, _CONSTANTS, _NAMED_DATA = 1, 4, 5, 7  # fields of Program
+_VALUES = 2  # a field of ExecutionPlan
+_IS_TENSOR = 5  # in the union KernelTypes
+_SIZES, _BUFFER = 2, 5  # fields of Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    table: Table  # the DataSegment in the file's bytes
     start: int  # offset in the file
     size: int
+    size_at: int  # where the file holds the size, a uint64
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A tensor with bytes in the segment of constants."""
+
+    shape: tuple[int, ...]
+    start: int  # offset of its bytes in the file
+    shape_at: int  # where the file holds the shape, as int32
+    offset_at: int  # where it holds the bytes' offset in the segment, a uint64
 
 
 class PteFile:
@@ -42,17 +55,34 @@ class PteFile:
         segment = self.named(key)
         return memoryview(self.data)[segment.start : segment.start + segment.size]
 
-    def constants(self) -> Iterator[int]:
-        field = self._program.Offset(slot(_CONSTANTS))
-        table = Table(self.data, self._program.Indirect(self._program.Pos + field))
-        segment = self.segments()[_number(table, 0, Uint32Flags)]
-        offsets = table.Offset(slot(1))
-        first = table.Vector(offsets)
-        for place in range(1, table.VectorLen(offsets)):  # 0 is reserved
-            yield segment.start + Get(Uint64Flags.packer_type, self.data, first + 8 * place)
+    @property
+    def constant_segment(self) -> Segment:
+        return self.segments()[_number(self._constant_offsets(), 0, Uint32Flags)]
+
+    def constants(self) -> Iterator[Constant]:
+        """The constants of all methods; one for each tensor that uses it."""
+        start, offsets = self.constant_segment.start, self._constant_offsets()
+        first = offsets.Vector(offsets.Offset(slot(1)))
+        for plan in self._vector(self._program, _PLANS):
+            for value in self._vector(plan, _VALUES):
+                if _number(value, 0, Uint8Flags) != _IS_TENSOR:
+                    continue
+                tensor = Table(self.data, value.Indirect(value.Pos + value.Offset(slot(1))))
+                if not (buffer := _number(tensor, _BUFFER, Uint32Flags)):
+                    continue
+                offset_at = first + 8 * buffer
+                offset = Get(Uint64Flags.packer_type, self.data, offset_at)
+                shape_at = tensor.Vector(tensor.Offset(slot(_SIZES)))
+                rank = tensor.VectorLen(tensor.Offset(slot(_SIZES)))
+                shape = struct.unpack_from(f"<{rank}i", self.data, shape_at)
+                yield Constant(shape, start + offset, shape_at, offset_at)
+
+    def _constant_offsets(self) -> Table:
+        at = self._program.Pos + self._program.Offset(slot(_CONSTANTS))
+        return Table(self.data, self._program.Indirect(at))
 
     def named(self, key: str) -> Segment:
-        for table in self._vector(_NAMED_DATA):
+        for table in self._vector(self._program, _NAMED_DATA):
             name = table.String(table.Pos + table.Offset(slot(0))).decode()
             if name == key:
                 return self.segments()[_number(table, 1, Uint32Flags)]
@@ -61,20 +91,20 @@ class PteFile:
     def segments(self) -> list[Segment]:
         return [
             Segment(
-                table,
                 self.base + _number(table, 0, Uint64Flags),
                 _number(table, 1, Uint64Flags),
+                table.Pos + table.Offset(slot(1)),
             )
-            for table in self._vector(_SEGMENTS)
+            for table in self._vector(self._program, _SEGMENTS)
         ]
 
-    def _vector(self, field: int) -> Iterator[Table]:
-        offset = self._program.Offset(slot(field))
+    def _vector(self, table: Table, field: int) -> Iterator[Table]:
+        offset = table.Offset(slot(field))
         if not offset:
             return
-        first = self._program.Vector(offset)
-        for place in range(self._program.VectorLen(offset)):
-            yield Table(self.data, self._program.Indirect(first + 4 * place))
+        first = table.Vector(offset)
+        for place in range(table.VectorLen(offset)):
+            yield Table(self.data, table.Indirect(first + 4 * place))
 
 
 @contextmanager
@@ -90,6 +120,8 @@ def slot(field: int) -> int:
     return 4 + 2 * field
 
 
-def _number(table: Table, field: int, kind: type[Uint32Flags] | type[Uint64Flags]) -> int:
+def _number(
+    table: Table, field: int, kind: type[Uint8Flags] | type[Uint32Flags] | type[Uint64Flags]
+) -> int:
     offset = table.Offset(slot(field))
     return int(table.Get(kind, table.Pos + offset)) if offset else 0

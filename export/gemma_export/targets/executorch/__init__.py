@@ -22,6 +22,8 @@ TARGET = TargetSpec(
     caches=("float32",),
     only_caches="its XNNPACK delegates attend to float32 keys and values",
     scales_table=True,
+    takes_irregular=True,
+    int8_groups=False,
     options=(
         Option(
             name="delegate",

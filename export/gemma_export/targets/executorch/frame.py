@@ -13,10 +13,11 @@ from executorch.exir.delegate import executorch_call_delegate
 from executorch.exir.lowered_backend_module import LoweredBackendModule
 from torch import Tensor, nn
 
-from gemma_export.model.config import GemmaConfig
+from gemma_export.model.config import GemmaConfig, LayerSpec
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets.executorch.named_data import NamedData
 from gemma_export.targets.executorch.ops import (
+    LAST,
     Delegate,
     Embed,
     Last,
@@ -26,6 +27,8 @@ from gemma_export.targets.executorch.ops import (
     mask_name,
     rope_name,
 )
+from gemma_export.targets.executorch.pte_tables import StandIn, stand_in
+from gemma_export.targets.shared.traced import buffer_name
 from gemma_runtime.backends.rope import rope_angles
 from gemma_runtime.manifest import LayerCache
 
@@ -39,30 +42,40 @@ class CachedFrame(nn.Module):
     def __init__(self, config: GemmaConfig, caches: Sequence[LayerCache], context: int) -> None:
         super().__init__()
         self.caches = caches
-        self.groups = config.heads // config.kv_heads
-        self.ropes = list(dict.fromkeys(config.ropes.values()))
-        for index, cache in enumerate(caches):
+        self.owners = [layer for layer in config.layers if layer.owns_cache]
+        self.sharers = [layer for layer in config.layers if not layer.owns_cache]
+        for layer in self.owners:
             for part in ("key", "value"):
-                empty = torch.zeros(cache.shape[1:])  # (K, S, D)
-                self.register_buffer(f"{part}_{index}", empty, persistent=False)
-        for index, rope in enumerate(self.ropes):
-            angle = rope_angles(rope, range(context), config.head_dim)
+                empty = torch.zeros(caches[layer.index].shape[1:])  # (K, S, D)
+                self.register_buffer(f"{part}_{layer.index}", empty, persistent=False)
+        self._ropes: dict[str, str] = {}  # the buffer's name by that of the rope
+        for layer in self.owners:
+            if rope_name("cos", layer) in self._ropes:
+                continue
+            angle = rope_angles(layer.rope, range(context), layer.head_dim)
             for part, table in (("cos", np.cos(angle)), ("sin", np.sin(angle))):
-                self.register_buffer(f"{part}_{index}", torch.from_numpy(table).float())
+                name = self._ropes[rope_name(part, layer)] = f"{part}_{len(self._ropes) // 2}"
+                self.register_buffer(name, torch.from_numpy(table).float())
 
-    def positional(self, position: Tensor, used: Mapping[int, int]) -> dict[str, Tensor]:
-        """Rope rows and masks for these positions, by the names that the steps use.
+    def positional(
+        self, position: Tensor, used: Mapping[int, int], layers: Sequence[LayerSpec]
+    ) -> dict[str, Tensor]:
+        """Rope rows and masks of these layers for these positions, by their names.
 
         `used` maps a cache's number of slots to how many of them hold a token.
         """
         known: dict[str, Tensor] = {}
-        for index, rope in enumerate(self.ropes):
+        for layer in layers:
             for part in ("cos", "sin"):
-                known[rope_name(part, rope)] = self.get_buffer(f"{part}_{index}")[position]
-        for cache in self.caches:
-            if mask_name(cache.window) not in known:
+                name = rope_name(part, layer)
+                if name not in known:
+                    known[name] = self.get_buffer(self._ropes[name])[position]
+            if mask_name(layer) not in known:
+                cache = self.caches[layer.source]
                 mask = _mask(position, used[cache.slots], cache)
-                known[mask_name(cache.window)] = mask.repeat(self.groups, 1)  # (G · T, S)
+                known[mask_name(layer)] = mask.repeat(
+                    layer.heads // layer.kv_heads, 1
+                )  # (G · T, S)
         return known
 
     def write(self, layer: int, key: Tensor, value: Tensor, position: Tensor) -> list[Tensor]:
@@ -89,9 +102,10 @@ class Frame(CachedFrame):
         super().__init__(config, caches, context)
         self._steps = steps
         self._logits = logits
+        self.stand_ins: list[StandIn] = []  # for `fill_in`, once the program is written
         for step in steps:
             if isinstance(step, Embed):
-                _register_table(self, step.table, data)
+                self._register_table(step.table)
         delegates = [step for step in steps if isinstance(step, Delegate)]
         # The first delegate carries the named data of all of them.
         shared = [data.output(), *[None] * (len(delegates) - 1)]
@@ -101,7 +115,9 @@ class Frame(CachedFrame):
         position = torch.arange(tokens.shape[1]) + start  # (T,)
         sizes = {cache.slots for cache in self.caches}
         used = {slots: _count_used(position[-1], slots) for slots in sorted(sizes)}
-        known = self.positional(position, used)
+        known = self.positional(position, used, self.owners)
+        at_last = self.positional(position[-1:], used, self.sharers)
+        known.update((LAST + name, value) for name, value in at_last.items())
         delegates = iter(self._lowered)
         for step in self._steps:
             if isinstance(step, Delegate):
@@ -117,8 +133,25 @@ class Frame(CachedFrame):
             elif isinstance(step, Last):
                 known[step.output] = known[step.input][-1:]
             else:
-                known[step.output] = _look_up(self, step.table, tokens[0])
+                known[step.output] = self._look_up(step.table, tokens[0])
         return known[self._logits][None]
+
+    def _register_table(self, table: StoredWeight) -> None:
+        for part, (width, dtype) in _parts(table).items():
+            one = stand_in(table.name + part, table.shape[0], width, dtype)
+            self.stand_ins.append(one)
+            self.register_buffer(buffer_name(one.key), one.row)
+
+    def _look_up(self, table: StoredWeight, tokens: Tensor) -> Tensor:
+        held = [self.get_buffer(buffer_name(table.name + part)) for part in _parts(table)]
+        if table.format.is_float:
+            return held[0][tokens]
+        quantized = torch.ops.quantized_decomposed
+        is_int8 = table.format.bits == 8
+        rows = quantized.embedding_byte if is_int8 else quantized.embedding_4bit
+        least = -128 if is_int8 else -8
+        found: Tensor = rows.dtype(*held, None, least, -least - 1, tokens, dtype=torch.float32)
+        return found
 
 
 def _count_used(last: Tensor, slots: int) -> int:
@@ -142,31 +175,14 @@ def _mask(position: Tensor, used: int, cache: LayerCache) -> Tensor:
     return torch.where(seen, 0.0, _HIDDEN)
 
 
-def _register_table(frame: nn.Module, table: StoredWeight, data: NamedData) -> None:
-    """Register the table as a constant. The head holds the same bytes: see `share_constant`."""
-    rows, width = table.shape
-    if table.format.is_float:
-        frame.register_buffer("table", data.tensor(table.name, (rows, width), torch.float32))
-        return
-    fmt, types = table.format, (torch.uint8, torch.bfloat16)
+def _parts(table: StoredWeight) -> dict[str, tuple[int, torch.dtype]]:
+    """Width and type of the table's parts in the named data, by the names of the parts."""
+    fmt, width = table.format, table.shape[1]
+    if fmt.is_float:
+        return {"": (width, torch.float32)}
     if fmt.bits == 8:
-        types = (torch.int8, torch.float32)
-    codes = data.tensor(f"{table.name}.codes", (rows, width * fmt.bits // 8), types[0])
-    scales = data.tensor(f"{table.name}.scales", (rows, width // fmt.group), types[1]).float()
-    frame.register_buffer("table", codes)
-    frame.register_buffer("table_scales", scales)
-
-
-def _look_up(frame: nn.Module, table: StoredWeight, tokens: Tensor) -> Tensor:
-    codes = frame.get_buffer("table")
-    if table.format.is_float:
-        return codes[tokens]
-    scales, quantized = frame.get_buffer("table_scales"), torch.ops.quantized_decomposed
-    if table.format.bits == 8:
-        wide: Tensor = quantized.embedding_byte(codes, scales, None, -128, 127, tokens)
-        return wide
-    rows: Tensor = quantized.embedding_4bit(codes, scales, None, -8, 7, tokens)
-    return rows
+        return {".codes": (width, torch.int8), ".scales": (width // fmt.group, torch.float32)}
+    return {".codes": (width // 2, torch.uint8), ".scales": (width // fmt.group, torch.bfloat16)}
 
 
 def _lower(delegate: Delegate, data: NamedDataStoreOutput | None) -> LoweredBackendModule:

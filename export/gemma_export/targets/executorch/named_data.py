@@ -30,7 +30,7 @@ class NamedData:
         self._folder = folder
         self._progress = progress
         self._store = NamedDataStore()
-        self._files: dict[str, Path] = {}
+        self._held: set[str] = set()
 
     def output(self) -> NamedDataStoreOutput:
         return self._store.get_named_data_store_output()
@@ -43,8 +43,9 @@ class NamedData:
 
         In 4 bits codes are unsigned and scales bfloat16; in 8 bits they are signed and float32.
         """
-        if weight.name in self._files or f"{weight.name}.codes" in self._files:
+        if weight.name in self._held:
             return
+        self._held.add(weight.name)
         names = [weight.name]
         if not weight.format.is_float:
             names = [f"{weight.name}.{part}" for part in ("codes", "scales")]
@@ -54,13 +55,7 @@ class NamedData:
                 for spool, tensor in zip(spools, _rows(weight, start, stop), strict=True):
                     self._progress(weight.name, spool.write(tensor))
         for name, spool in zip(names, spools, strict=True):
-            self._files[name] = spool.path
             self._store.add_named_data(name, spool.described(), _ALIGNMENT)
-
-    def tensor(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """Part of a weight, memory-mapped from its file."""
-        path, size = str(self._files[name]), shape[0] * shape[1]
-        return torch.from_file(path, shared=False, size=size, dtype=dtype).view(shape)
 
     def _path(self, name: str) -> Path:
         return self._folder / name

@@ -15,11 +15,11 @@ import numpy as np
 from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as xnn
 
 from gemma_export.model.config import LayerSpec
-from gemma_export.model.ops import RegularOps, lookup_scale
+from gemma_export.model.ops import lookup_scale
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets.executorch.named_data import NamedData
 from gemma_export.targets.executorch.xnn_graph import Value, XnnGraph
-from gemma_runtime.manifest import LayerCache, Rope
+from gemma_runtime.manifest import LayerCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,9 @@ class Last:
     output: str
 
 
+# Prefixes of the names of ropes and masks: for which of the new tokens they are.
+ALL, LAST = "", "last "
+
 Step: TypeAlias = Delegate | Embed | Write | Last
 
 
@@ -69,7 +72,7 @@ class Handle:
     value: Value = 0
 
 
-class XnnOps(RegularOps[Handle, StoredWeight]):
+class XnnOps:
     """Implements `Ops`; calling it appends to `steps`, from the tokens to the logits."""
 
     def __init__(self, data: NamedData, caches: Sequence[LayerCache], epsilon: float) -> None:
@@ -97,23 +100,25 @@ class XnnOps(RegularOps[Handle, StoredWeight]):
         return self._made(self._norm(self._use(x), gain))
 
     def head_norm(self, x: Handle, gain: StoredWeight, heads: int) -> Handle:
-        width = x.shape[-1]
-        split = self._graph.reshape(self._use(x), (-1, heads, width // heads))
-        return self._made(self._graph.reshape(self._norm(split, gain), (-1, width)))
+        return self._made(self._head_norm(x, gain, heads))
 
     def project(self, x: Handle, weights: Sequence[StoredWeight]) -> list[Handle]:
         return [self._made(y) for y in self._project(self._use(x), weights)]
 
+    def value_norm(self, v: Handle, layer: LayerSpec) -> Handle:
+        return self._made(self._head_norm(v, None, layer.kv_heads))
+
     def attend(self, q: Handle, k: Handle, v: Handle, layer: LayerSpec) -> Handle:
-        graph = self._graph
-        query = self._rotate(self._heads(q, layer.heads), layer.rope)
-        query = self._times(query, graph.scalar(layer.scale))
-        key = self._rotate(self._heads(k, layer.kv_heads), layer.rope)
+        query = self._made(self._query(q, layer, ALL))
+        key = self._rotate(self._heads(k, layer.kv_heads), layer, ALL)
         value = self._heads(v, layer.kv_heads)
-        rotated = self._made(query)
         names = [self._leave(self._made(y)) for y in (key, value)]
         self._cut(Write(layer.index, *names))
-        return self._made(self._attend(self._use(rotated), layer))
+        return self._made(self._attend(self._use(query), layer, ALL))
+
+    def attend_shared(self, q: Handle, layer: LayerSpec) -> Handle:
+        """For the last token only: `wanted` was called behind the last cache."""
+        return self._made(self._attend(self._query(q, layer, LAST), layer, LAST))
 
     def add_norm(
         self, x: Handle, branch: Handle, post: StoredWeight | None, then: StoredWeight
@@ -123,6 +128,29 @@ class XnnOps(RegularOps[Handle, StoredWeight]):
             added = self._norm(added, post)
         total = self._graph.binary(xnn.XNNAdd, self._use(x), added)
         return self._made(total), self._made(self._norm(total, then))
+
+    def scaled_add_norm(
+        self,
+        x: Handle,
+        branch: Handle,
+        post: StoredWeight,
+        factor: StoredWeight,
+        then: StoredWeight,
+    ) -> tuple[Handle, Handle]:
+        graph = self._graph
+        total = graph.binary(xnn.XNNAdd, self._use(x), self._norm(self._use(branch), post))
+        total = self._times(total, graph.constant(factor.name, factor.rows(0, 1).numpy()))
+        return self._made(total), self._made(self._norm(total, then))
+
+    def add(self, a: Handle, b: Handle) -> Handle:
+        return self._made(self._graph.binary(xnn.XNNAdd, self._use(a), self._use(b)))
+
+    def scaled(self, x: Handle, factor: float) -> Handle:
+        return self._made(self._times(self._use(x), self._graph.scalar(factor)))
+
+    def columns(self, x: Handle, part: int, parts: int) -> Handle:
+        width = x.shape[-1] // parts
+        return self._made(self._graph.slice(self._use(x), part * width, width))
 
     def geglu(self, gate: Handle, up: Handle) -> Handle:
         """gelu(gate) · up. XNNPACK's own gelu is the erf form, so this builds the tanh form:
@@ -138,7 +166,11 @@ class XnnOps(RegularOps[Handle, StoredWeight]):
 
     def wanted(self, x: Handle) -> Handle:
         last = self._between(x.shape)
-        self._cut(Last(self._leave(x), last.name))
+        step = Last(self._leave(x), last.name)
+        if x.home is self._graph:
+            self._cut(step)
+        else:
+            self.steps.insert(-1, step)
         return last
 
     def logits(self, x: Handle, head: StoredWeight, softcap: float | None) -> Handle:
@@ -200,14 +232,21 @@ class XnnOps(RegularOps[Handle, StoredWeight]):
     def _times(self, a: Value, b: Value) -> Value:
         return self._graph.binary(xnn.XNNMultiply, a, b)
 
-    def _norm(self, x: Value, gain: StoredWeight) -> Value:
+    def _norm(self, x: Value, gain: StoredWeight | None) -> Value:
         """RMSNorm. The mean is a product with a row of 1 / D, which has a fast kernel."""
-        graph, width = self._graph, gain.shape[0]
+        graph, width = self._graph, self._graph.shape(x)[-1]
         row = graph.constant(f"mean of {width}", np.full((1, width), 1 / width, np.float32))
         mean = graph.linear(graph.unary(xnn.XNNSquare, x), row)  # (…, 1)
         inner = graph.binary(xnn.XNNAdd, mean, graph.scalar(self._epsilon))
         scaled = self._times(x, graph.unary(xnn.XNNReciprocalSquareRoot, inner))
+        if gain is None:
+            return scaled
         return self._times(scaled, graph.constant(gain.name, 1 + gain.rows(0, width).numpy()))
+
+    def _head_norm(self, x: Handle, gain: StoredWeight | None, heads: int) -> Value:
+        width = x.shape[-1]
+        split = self._graph.reshape(self._use(x), (-1, heads, width // heads))
+        return self._graph.reshape(self._norm(split, gain), (-1, width))
 
     def _project(self, x: Value, weights: Sequence[StoredWeight]) -> list[Value]:
         graph = self._graph
@@ -235,23 +274,28 @@ class XnnOps(RegularOps[Handle, StoredWeight]):
         split = self._graph.reshape(self._use(x), (-1, heads, x.shape[-1] // heads))
         return self._graph.transpose(split, (1, 0, 2))
 
-    def _rotate(self, x: Value, rope: Rope) -> Value:
+    def _query(self, q: Handle, layer: LayerSpec, tokens: str) -> Value:
+        query = self._rotate(self._heads(q, layer.heads), layer, tokens)
+        return self._times(query, self._graph.scalar(layer.scale))
+
+    def _rotate(self, x: Value, layer: LayerSpec, tokens: str) -> Value:
         graph = self._graph
-        half = graph.shape(x)[-1] // 2
-        cos, sin = (self._enter(rope_name(part, rope), (1, half)) for part in ("cos", "sin"))
+        half = layer.head_dim // 2
+        names = [tokens + rope_name(part, layer) for part in ("cos", "sin")]
+        cos, sin = (self._enter(name, (1, half)) for name in names)
         low, high = graph.slice(x, 0, half), graph.slice(x, half, half)
         return graph.concat(
             graph.binary(xnn.XNNSubtract, self._times(low, cos), self._times(high, sin)),
             graph.binary(xnn.XNNAdd, self._times(high, cos), self._times(low, sin)),
         )
 
-    def _attend(self, query: Value, layer: LayerSpec) -> Value:
-        """Queries (H, T, D) over a layer's caches, (K, S, D) each: (T, H · D)."""
-        graph, cache = self._graph, self._caches[layer.index]
+    def _attend(self, query: Value, layer: LayerSpec, tokens: str) -> Value:
+        """Queries (H, T, D) over the caches of `layer.source`, (K, S, D) each: (T, H · D)."""
+        graph, cache = self._graph, self._caches[layer.source]
         heads, kv_heads, slots, width = layer.heads, layer.kv_heads, cache.slots, layer.head_dim
-        keys = self._enter(f"key {layer.index}", (kv_heads, slots, width))
-        values = self._enter(f"value {layer.index}", (kv_heads, slots, width))
-        mask = self._enter(mask_name(cache.window), (1, slots))
+        keys = self._enter(f"key {layer.source}", (kv_heads, slots, width))
+        values = self._enter(f"value {layer.source}", (kv_heads, slots, width))
+        mask = self._enter(tokens + mask_name(layer), (1, slots))
         grouped = graph.reshape(query, (kv_heads, -1, width))  # (K, G · T, D)
         scores = graph.matmul(grouped, keys, transposed=True)  # (K, G · T, S)
         if layer.softcap is not None:
@@ -275,15 +319,17 @@ class XnnOps(RegularOps[Handle, StoredWeight]):
         return graph.reshape(swapped, (-1, width))
 
 
-def rope_name(part: str, rope: Rope) -> str:
-    return f"{part} {rope.base:g} {rope.factor:g}"
+def rope_name(part: str, layer: LayerSpec) -> str:
+    """Name of a rope's cosines or sines, (T, D / 2)."""
+    rope = layer.rope
+    return f"{part} {rope.base:g} {rope.factor:g} {rope.rotated:g} of {layer.head_dim}"
 
 
-def mask_name(window: int | None) -> str:
+def mask_name(layer: LayerSpec) -> str:
     """Name of the attention mask (G · T, S): 0 for visible slots, a large negative number else."""
-    return f"mask {window}"
+    return f"mask {layer.window} for {layer.heads // layer.kv_heads}"
 
 
 def is_slots(name: str) -> bool:
     """Whether the tensor is a cache or a mask. In all others the second last dimension is T."""
-    return name.startswith(("key ", "value ", "mask "))
+    return name.removeprefix(LAST).startswith(("key ", "value ", "mask "))

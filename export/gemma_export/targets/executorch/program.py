@@ -19,14 +19,14 @@ from torch.export.graph_signature import ExportGraphSignature
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
-from gemma_export.model.config import TABLE
+from gemma_export.model.config import PER_LAYER_TABLE, TABLE
 from gemma_export.model.decoder import decoder
 from gemma_export.progress import Tick
 from gemma_export.targets import ExportJob
 from gemma_export.targets.executorch.frame import CachedFrame, Frame
 from gemma_export.targets.executorch.named_data import NamedData
 from gemma_export.targets.executorch.ops import XnnOps
-from gemma_export.targets.executorch.pte_sharing import share_constant
+from gemma_export.targets.executorch.pte_tables import fill_in
 from gemma_export.targets.executorch.traced import TracedFrame
 from gemma_runtime.manifest import LayerCache
 
@@ -54,7 +54,7 @@ def write_program(
         )
         with path.open("wb") as file:
             program.write_to_file(file)
-    share_constant(path, TABLE if job.store.formats[TABLE].is_float else f"{TABLE}.codes")
+    fill_in(path, frame.stand_ins)
 
 
 def write_traced(job: ExportJob, caches: Sequence[LayerCache], path: Path, delegate: str) -> None:
@@ -103,6 +103,9 @@ class _CachesPlannedOnce(MemoryPlanningPass):  # type: ignore[misc]
 
 
 def _build(job: ExportJob, caches: Sequence[LayerCache], data: NamedData) -> Frame:
+    # First, so that they lie together behind the program's constants: see `fill_in`.
+    for name in (TABLE, *[PER_LAYER_TABLE] * (job.config.per_layer > 0)):
+        data.add_weight(job.store.weight(name))
     ops = XnnOps(data, caches, job.config.rms_norm_eps)
     logits = decoder(ops, job.config, job.store.weight)
     context = job.geometry.context_length

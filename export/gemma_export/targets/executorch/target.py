@@ -26,6 +26,11 @@ class ExecutorchTarget:
 
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
         """Rings of window + prefill - 1 slots, so a chunk evicts nothing that its tokens need."""
+        if self.delegate != "xnnpack" and config.irregular:
+            raise TargetError(
+                f"--delegate {self.delegate} can't compute this model's "
+                f"{', '.join(config.irregular)} yet; leave --delegate out, for xnnpack"
+            )
         slack = None if geometry.full_cache else geometry.prefill_length - 1
         return cache_layout(config, geometry.context_length, slack)
 
@@ -92,5 +97,7 @@ def _graph(vocab_size: int, states: tuple[TensorSpec, ...]) -> Graph:
 def _states(caches: tuple[LayerCache, ...]) -> Iterator[TensorSpec]:
     """The program's buffers that hold the caches, by the names in its frame."""
     for index, cache in enumerate(caches):
+        if cache.source is not None:
+            continue
         for part, role in (("key", TensorRole.KEYS), ("value", TensorRole.VALUES)):
             yield TensorSpec(f"{part}_{index}", "float32", cache.shape[1:], role, cache.kind, index)

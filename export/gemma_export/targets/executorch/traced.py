@@ -79,7 +79,7 @@ class TracedOps(RegularOps[Tensor, StoredWeight]):
         self._epsilon = epsilon
         self._position = torch.arange(tokens.shape[1]) + start  # (T,)
         all_slots = {cache.slots: cache.slots for cache in frame.caches}
-        self._known = frame.positional(self._position, all_slots)
+        self._known = frame.positional(self._position, all_slots, frame.owners)
 
     def embed(self, table: StoredWeight, scale: float) -> Tensor:
         return functional.embedding(self._tokens[0], self._frame.weight(table)) * scale  # (T, M)
@@ -104,7 +104,7 @@ class TracedOps(RegularOps[Tensor, StoredWeight]):
         grouped = (query * layer.scale).reshape(layer.kv_heads, -1, layer.head_dim)
         scores = torch.bmm(grouped, keys.transpose(1, 2))  # (K, G · T, S)
         scores = soft_capped(scores, layer.softcap)
-        shares = torch.softmax(scores + self._known[mask_name(layer.window)], -1)
+        shares = torch.softmax(scores + self._known[mask_name(layer)], -1)
         mixed = torch.bmm(shares, values).view(layer.heads, -1, layer.head_dim)
         return mixed.transpose(0, 1).reshape(-1, layer.heads * layer.head_dim)  # (T, H · D)
 
@@ -127,5 +127,5 @@ class TracedOps(RegularOps[Tensor, StoredWeight]):
         return soft_capped(y, softcap)
 
     def _rotate(self, x: Tensor, layer: LayerSpec) -> Tensor:
-        cos, sin = (self._known[rope_name(part, layer.rope)] for part in ("cos", "sin"))
+        cos, sin = (self._known[rope_name(part, layer)] for part in ("cos", "sin"))
         return rotate_halves(x, cos, sin)
