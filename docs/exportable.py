@@ -63,7 +63,10 @@ def families() -> str:
 
 def _head_targets(family: "Family") -> str:
     if family.gguf is None:
-        return "to `onnx`, the only target so far"
+        from gemma_export.targets import all_targets
+
+        takers = _code(spec.name for spec in all_targets() if spec.takes_irregular)
+        return f"to {takers}, the only targets so far"
     return "to every target" + " but `gguf`" * (not family.gguf.reads_head)
 
 

@@ -102,9 +102,9 @@ def plan_export(
     """
     refuse_irregular(target.name, config)
     geometry = export_geometry(request, config)
+    caches = target.caches(config, geometry)
     formats = recipe.formats(config)
     target.check(formats, geometry)
-    caches = target.caches(config, geometry)
     plan = make_plan(config, recipe.name, formats, caches, geometry, target.name, request.cache)
     calibrating = _calibration_bytes(config, request, recipe)
     if calibrating is None:

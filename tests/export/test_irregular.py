@@ -29,13 +29,36 @@ def refusal(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
 def test_a_target_that_is_not_built_for_them_refuses(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
 ) -> None:
-    quant = "int8" if target == "hf" else "none" if target == "executorch" else "int4"
+    quant = "int8" if target == "hf" else "int4"
     flags = ["--checkpoint", str(folder), "--target", target, "--quant", quant, "--prefill", "8"]
     for more in (["--plan"], ["--output", str(tmp_path / "out")]):
         line = refusal(capsys, *flags, *more)
         assert f"{target} can't compute this model's per-layer embeddings, shared caches" in line
         assert f"choose --target {TAKERS}" in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("delegate", ["vulkan", "coreml"])
+def test_a_delegate_that_lowers_a_traced_graph_refuses(
+    folder: Path, capsys: pytest.CaptureFixture[str], delegate: str
+) -> None:
+    flags = ["--checkpoint", str(folder), "--target", "executorch", "--delegate", delegate]
+    for quant in ("none", "int4"):
+        line = refusal(capsys, *flags, "--prefill", "1", "--quant", quant, "--plan")
+        assert f"--delegate {delegate} can't compute this model's per-layer embeddings" in line
+        assert "leave --delegate out" in line
+
+
+def test_targets_with_different_kernels_for_8_bits_are_exported_one_at_a_time(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The gates of per-layer embeddings have groups in ONNX, and none in XNNPACK."""
+    flags = ["--checkpoint", str(folder), "--quant", "int4", "--prefill", "8", "--plan"]
+    line = refusal(capsys, *flags, "--target", "onnx,executorch")
+    assert "xnnpack has no kernel for model.per_layer_model_projection.weight as int8-g32" in line
+    assert "for executorch alone" in line
+    for target, wanted in (("onnx", "int8-g32"), ("executorch", "int8-channel")):
+        assert run([*flags, "--target", target]) == 0, wanted
 
 
 def test_a_model_without_shared_caches_is_refused_too(

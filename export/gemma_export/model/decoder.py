@@ -62,8 +62,7 @@ def decoder_layer(
     """Apply one layer to the residual x and its norm h; return both for the next layer or head.
 
     `part` is the layer's part of the per-layer embeddings, at the positions that are left behind
-    the attention: from the last layer with a cache of its own on, no layer needs others than the
-    wanted ones.
+    the attention: from the last layer with a cache of its own on, the wanted ones.
     """
 
     def own(name: str) -> W:

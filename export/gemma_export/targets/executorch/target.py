@@ -54,7 +54,7 @@ class ExecutorchTarget:
                 recipes = ["int4"] * takes_int4 + ["int8-channel"] * takes_int8 + ["none"]
                 raise TargetError(
                     f"{self.delegate} has no kernel for {name} as {fmt}; choose --quant "
-                    f"{' or '.join(recipes)}, or another target"
+                    f"{' or '.join(recipes)} for executorch alone, or another target"
                 )
 
     def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
