@@ -153,7 +153,7 @@ def make_plan(
         artifact=artifact,
         caches=cache_bytes,
         run=run,
-        export_peak_bytes=_export_peak(config, formats, caches, geometry, costs),
+        export_peak_bytes=_export_peak(config, caches, geometry, costs),
         phones=tuple(_phone(gigabytes, run.total) for gigabytes in _PHONES_GB),
     )
 
@@ -301,11 +301,7 @@ def _widest_row(config: GemmaConfig) -> int:
 
 
 def _export_peak(
-    config: GemmaConfig,
-    formats: Mapping[str, Format],
-    caches: Sequence[LayerCache],
-    geometry: Geometry,
-    costs: Costs,
+    config: GemmaConfig, caches: Sequence[LayerCache], geometry: Geometry, costs: Costs
 ) -> int:
     """Peak of parsing the tokenizer, evaluating the goldens, computing rope tables and writing.
 
@@ -325,8 +321,7 @@ def _export_peak(
     ropes = context_length * widest_head // 2 * (8 + 8 + 4)
     tokenizer = config.vocab_size * _TOKENIZER_BYTES
     working = tokenizer + blocks + max(logits + widest, scores + widest, ropes)
-    tables = sum(_held_bytes(config, name, formats.get(name, FLOAT)) for name in config.tables)
-    writing = round(costs.tables_exported * tables + costs.weight_exported * config.parameters)
+    writing = round(costs.weight_exported * config.parameters)
     writing += costs.caches_exported * sum(cache.elements for cache in caches) * _FLOAT_BYTES
     return costs.exporting + max(working, config.vocab_size * _TOKENIZER_PARSING, writing)
 

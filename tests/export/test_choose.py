@@ -2,15 +2,19 @@
 
 import json
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 from gguf.constants import GGMLQuantizationType as Kind
 
 from gemma_export import ExportRequest, plan_exports
-from gemma_export.choose import Needs, choose_recipe
+from gemma_export.choose import Needs, choose_recipe, fitted
 from gemma_export.cli import run
+from gemma_export.formats.format import INT4
+from gemma_export.model.config import PER_LAYER_MATRICES
 from gemma_export.model.sizes import find_official
+from gemma_export.quantize.recipe import Recipe, Rule, find_recipe
 from gemma_export.targets import Geometry, load_targets
 from gemma_runtime.errors import TargetError
 from tests.export.conftest import TinyCheckpoint, only
@@ -52,6 +56,26 @@ def chosen(
 def test_targets_and_size_decide(targets: Sequence[str], small: str, large: str) -> None:
     assert chosen("270m", *targets) == small
     assert chosen("2b", *targets) == large
+
+
+def test_the_gates_of_per_layer_embeddings_get_the_int8_that_the_targets_have() -> None:
+    """Unless the recipe has rules for them."""
+    config = find_official("e2b").config
+    own = Recipe("own", (Rule(PER_LAYER_MATRICES, INT4), Rule("*", INT4)))
+    for recipe, targets, wanted in (
+        ("int4", ["onnx"], "int8-g32"),
+        ("int4", ["executorch"], "int8-channel"),
+        ("int4-table8-channel", ["executorch"], "int8-channel"),
+        ("int4", ["onnx", "executorch"], "int8-g32"),
+        ("int8-channel", ["executorch"], "int8-channel"),
+        (own, ["executorch"], "int4-g32"),
+    ):
+        given = recipe if isinstance(recipe, Recipe) else find_recipe(recipe)
+        formats = fitted(given, config, load_targets(targets, {})).formats(config)
+        gates = {str(f) for name, f in formats.items() if fnmatchcase(name, PER_LAYER_MATRICES)}
+        assert gates == {wanted}
+    assert fitted(find_recipe("int4"), find_official("1b").config, []) == find_recipe("int4")
+    assert chosen("e2b", "executorch", has_text=False) == "int4-table8-channel"
 
 
 def test_options_of_targets_decide_too() -> None:

@@ -15,7 +15,6 @@ class Costs:
     packing: float = 0.0  # share of the table's bytes: temporary while it is packed
     table_kept: bool = False  # lookups read the mapped table, besides the head's packed copy
     exporting: int  # bytes that the exporter's libraries take
-    tables_exported: float = 0.0  # copies of the table that an export holds
     caches_exported: int = 0  # copies of the caches
     weight_exported: float = 0.0  # bytes per weight that an export holds
     float_bytes: int = 4  # size of a number in norms and unquantized weights

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING
 
 from gemma_runtime.backends.executorch_native import NativeEngine, named_runner
 from gemma_runtime.backends.step_session import StepSession
+from gemma_runtime.backends.unlocked import unlocked
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import MissingExtra, SessionError
 from gemma_runtime.machine import physical_cores
@@ -135,10 +136,11 @@ def _load(path: Path, threads: int) -> "Method":
 
         _unsafe_reset_threadpool(threads)
         try:
-            program = Runtime.get().load_program(
-                path, verification=Verification.InternalConsistency
-            )
-            return program.load_method("forward")
+            with unlocked(path):
+                program = Runtime.get().load_program(
+                    path, verification=Verification.InternalConsistency
+                )
+                return program.load_method("forward")
         except RuntimeError as error:
             raise SessionError(
                 f"executorch {_installed()} can't load {path}: {_reason(log, error)}; copy or "

@@ -16,7 +16,6 @@ TARGET = TargetSpec(
         packing=0.9,
         table_kept=True,
         exporting=640 * MIB,
-        tables_exported=3.5,
         caches_exported=1,
     ),
     caches=("float32",),

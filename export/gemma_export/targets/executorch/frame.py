@@ -71,11 +71,9 @@ class CachedFrame(nn.Module):
                 if name not in known:
                     known[name] = self.get_buffer(self._ropes[name])[position]
             if mask_name(layer) not in known:
-                cache = self.caches[layer.source]
+                cache, groups = self.caches[layer.source], layer.heads // layer.kv_heads
                 mask = _mask(position, used[cache.slots], cache)
-                known[mask_name(layer)] = mask.repeat(
-                    layer.heads // layer.kv_heads, 1
-                )  # (G · T, S)
+                known[mask_name(layer)] = mask.repeat(groups, 1)  # (G · T, S)
         return known
 
     def write(self, layer: int, key: Tensor, value: Tensor, position: Tensor) -> list[Tensor]:

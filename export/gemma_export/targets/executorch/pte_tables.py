@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from gemma_runtime.contents.pte_file import Constant, PteFile, open_pte
-from gemma_runtime.errors import TargetError
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,4 +57,4 @@ def _find(pte: PteFile, row: Tensor) -> Constant:
         end = constant.start + len(content)
         if constant.shape == shape and pte.data[constant.start : end] == content:
             return constant
-    raise TargetError(f"the .pte has no constant {shape} in place of a table")
+    raise AssertionError(f"the program has no constant {shape} in place of a table")
