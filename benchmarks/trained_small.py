@@ -13,7 +13,7 @@ A recipe may have a budget: `int4-gptq:6` means `--quant int4-gptq --bits 6`.
 import argparse
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,6 +38,7 @@ from gemma_export.checkpoint.open import open_checkpoint
 from gemma_export.model.batch_ops import BatchOps, HeldWeight, hold
 from gemma_export.model.config import TABLE
 from gemma_export.model.decoder import decoder
+from gemma_export.model.ops import Weight
 from gemma_export.progress import QuietReporter
 from gemma_export.quantize.calibrate.budget import Budget, spend_budget
 from gemma_export.quantize.calibrate.text import Calibration, default_texts
@@ -110,6 +111,7 @@ class Outcome:
     bits_per_weight: float
     positions: int
     mean_kl: float  # nats, relative to the float model
+    mean_kl_int8_inputs: float  # with inputs of products rounded to int8, as onnxruntime does
     top1: float
     bits_per_byte: float
     reference_bits_per_byte: float  # of the float model
@@ -181,12 +183,15 @@ def compare(
     exact = hold({name: checkpoint.rows(name, 0, shape[0]) for name, shape in shapes.items()})
     stored = hold({name: store.weight(name).rows(0, shape[0]) for name, shape in shapes.items()})
     stored[TABLE] = replace(stored[TABLE], factors=store.weight(TABLE).factors)
-    reference, quantized = (_log_probs(checkpoint, held, unseen) for held in (exact, stored))
+    reference = _log_probs(BatchOps, checkpoint, exact, unseen)
+    quantized = _log_probs(BatchOps, checkpoint, stored, unseen)
+    rounding = _log_probs(_RoundingOps, checkpoint, stored, unseen)
     return Outcome(
         recipe=recipe,
         bits_per_weight=bits_per_weight(checkpoint.config, chosen.formats(checkpoint.config)),
         positions=reference.shape[0] * reference.shape[1],
-        mean_kl=float((reference.exp() * (reference - quantized)).sum(-1).mean()),
+        mean_kl=_mean_kl(reference, quantized),
+        mean_kl_int8_inputs=_mean_kl(reference, rounding),
         top1=float((reference.argmax(-1) == quantized.argmax(-1)).float().mean()),
         bits_per_byte=_bits(quantized, unseen),
         reference_bits_per_byte=_bits(reference, unseen),
@@ -203,11 +208,36 @@ def _recipe(name: str, checkpoint: Checkpoint, calibration: Calibration) -> Reci
     return spend_budget(budget, checkpoint, calibration, stage, splits_table=True)
 
 
-def _log_probs(checkpoint: Checkpoint, weights: dict[str, HeldWeight], tokens: Tensor) -> Tensor:
+class _RoundingOps(BatchOps):
+    """Rounds the inputs of products to int8 in groups of 32."""
+
+    def project(self, x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
+        return super().project(_rounded(x), weights)
+
+    def logits(self, x: Tensor, head: Weight, softcap: float | None) -> Tensor:
+        return super().logits(_rounded(x), head, softcap)
+
+
+def _rounded(x: Tensor) -> Tensor:
+    groups = x.view(*x.shape[:-1], -1, 32)
+    steps = groups.abs().amax(-1, keepdim=True).clamp(min=1e-20) / 127
+    return ((groups / steps).round() * steps).flatten(-2)
+
+
+def _mean_kl(reference: Tensor, other: Tensor) -> float:
+    return float((reference.exp() * (reference - other)).sum(-1).mean())
+
+
+def _log_probs(
+    kind: type[BatchOps],
+    checkpoint: Checkpoint,
+    weights: dict[str, HeldWeight],
+    tokens: Tensor,
+) -> Tensor:
     """(B, T, V)"""
     config = checkpoint.config
     with torch.inference_mode():
-        ops = BatchOps(tokens, config.rms_norm_eps)
+        ops = kind(tokens, config.rms_norm_eps)
         return decoder(ops, config, weights.__getitem__).log_softmax(-1)
 
 
@@ -226,13 +256,21 @@ def _sequences(text: str) -> Tensor:
 
 def _table(outcomes: list[Outcome]) -> Table:
     table = Table(title=f"{outcomes[0].positions} positions of unseen text")
-    for heading in ("recipe", "bits per weight", "mean KL", "top-1", "bits per byte (float)"):
+    for heading in (
+        "recipe",
+        "bits per weight",
+        "mean KL",
+        "with int8 inputs",
+        "top-1",
+        "bits per byte (float)",
+    ):
         table.add_column(heading)
     for outcome in outcomes:
         table.add_row(
             outcome.recipe,
             f"{outcome.bits_per_weight:.2f}",
-            f"{outcome.mean_kl:.4f}",
+            f"{outcome.mean_kl:.5f}",
+            f"{outcome.mean_kl_int8_inputs:.5f}",
             f"{outcome.top1:.1%}",
             f"{outcome.bits_per_byte:.3f} ({outcome.reference_bits_per_byte:.3f})",
         )
