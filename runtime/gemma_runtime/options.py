@@ -115,6 +115,13 @@ Think = Annotated[
         "thought is not part of the reply.",
     ),
 ]
+Translate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FROM:TO",
+        help="The languages, for a model that only translates, e.g. en:de.",
+    ),
+]
 Seed = Annotated[
     int | None, typer.Option(help="Seed for sampling; the same seed gives the same text.")
 ]

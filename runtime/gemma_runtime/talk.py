@@ -39,6 +39,7 @@ from gemma_runtime.options import (
     Tools,
     TopK,
     TopP,
+    Translate,
     choose_opening,
     open_prefix,
     read_constraint,
@@ -66,6 +67,7 @@ def run(
     ] = False,
     system: System = None,
     think: Think = False,
+    translate: Translate = None,
     max_new_tokens: NewTokens = 128,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
@@ -95,6 +97,7 @@ def run(
     from gemma_runtime.session import open_session
     from gemma_runtime.text.constraint import start_constraint
     from gemma_runtime.text.draft import PromptLookup
+    from gemma_runtime.text.frame import read_languages
     from gemma_runtime.text.generate import generate_text
     from gemma_runtime.text.sampler import Sampling
     from gemma_runtime.text.tokenizer import load_tokenizer
@@ -106,10 +109,12 @@ def run(
     opened = open_bundle(bundle)
     tokenizer = load_tokenizer(opened)
     prefix = open_prefix(baked, opened)
-    if think and not chat:
-        raise typer.BadParameter("goes with --chat", param_hint="--think")
+    for flag, is_given in (("--think", think), ("--translate", translate)):
+        if is_given and not chat:
+            raise typer.BadParameter("goes with --chat", param_hint=flag)
     opening = choose_opening(prefix, system, chat)
-    tokens = opening.encode(tokenizer, opened.manifest, text, think)
+    languages = None if translate is None else read_languages(translate)
+    tokens = opening.encode(tokenizer, opened.manifest, text, think, languages)
     if prefix is not None:
         prefix.check_begins(tokens)
     matcher = start_constraint(constraint, tokenizer, opened.manifest.stop_tokens)
@@ -143,6 +148,7 @@ def chat(
     bundle: BundlePath,
     system: System = None,
     think: Think = False,
+    translate: Translate = None,
     max_new_tokens: NewTokens = 512,
     temperature: OwnTemperature = None,
     top_k: OwnTopK = None,
@@ -186,11 +192,13 @@ def chat(
     from gemma_runtime.session import open_session
     from gemma_runtime.text.constraint import start_constraint
     from gemma_runtime.text.conversation import Conversation
+    from gemma_runtime.text.frame import read_languages
     from gemma_runtime.text.sampler import Sampling
     from gemma_runtime.text.tokenizer import load_tokenizer
     from gemma_runtime.text.tools import read_tools
 
     constraint = read_constraint(json_schema, regex, grammar, choice)
+    languages = None if translate is None else read_languages(translate)
     schemas = read_tools(tools) if tools else []
     opened = open_bundle(bundle)
     sampling = Sampling.by_default(
@@ -227,6 +235,7 @@ def chat(
             drafts=draft,
             baked=prefix,
             thinking=think,
+            languages=languages,
         )
         for line in _typed_lines():
             if line == "/new":

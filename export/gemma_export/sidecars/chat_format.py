@@ -75,6 +75,7 @@ class ChatFormat:
 def chat_format(template: str | None, bos: str, eos: str) -> ChatFormat:
     """The format of a template. Raises TokenizerError if fixed texts can't reproduce it."""
     frame = ChatFrame(CANONICAL_TEMPLATE if template is None else template, bos, eos)
+    frame = frame.translating(None)
     result = _format_of(frame)
     try:
         thinks = frame.with_thinking()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from gemma_runtime.errors import TokenizerError
-from gemma_runtime.text.frame import CANONICAL_TEMPLATE, ChatFrame
+from gemma_runtime.text.frame import CANONICAL_TEMPLATE, ChatFrame, Languages
 from gemma_runtime.text.mask import Mask
 from gemma_runtime.text.template import TemplateRefusal
 from gemma_runtime.text.tokenizer import Tokenizer
@@ -58,6 +58,7 @@ def encode_chat(
     *,
     tools: Sequence[Schema] = (),
     thinking: bool = False,
+    languages: Languages | None = None,
 ) -> list[int]:
     """Token ids of a conversation, up to the start of the model's next turn.
 
@@ -66,11 +67,12 @@ def encode_chat(
     write as `eos_token`; None selects `<eos>`. If the template rejects a system turn, the system
     text is put in front of the first user turn. `tools` are JSON schemas; if the template leaves
     them out, they go into the system turn, as Gemma 3's documented prompt. `thinking` asks the
-    model to think before it answers. Raises TokenizerError if turns don't alternate, the template
-    fails, or it has no thinking to turn on.
+    model to think before it answers. A model that only translates needs `languages`. Raises
+    TokenizerError if turns don't alternate, the template fails, or it has no thinking to turn on.
     """
     _check_turns(messages)
     frame = _frame(tokenizer, template, bos_token, eos_token)
+    frame = frame.translating(languages)
     if thinking:
         frame = frame.with_thinking()
     tools = check_tools(tools)
@@ -109,7 +111,7 @@ def render_chat(
     Only for display and digests: names of control tokens in the contents look like tokens.
     """
     _check_turns(messages)
-    frame = _frame(tokenizer, template, bos_token, eos_token)
+    frame = _frame(tokenizer, template, bos_token, eos_token).translating(None)
     try:
         text = frame.render([message.shown(message.content) for message in messages])
         if messages[0].role not in _SYSTEM or messages[0].content.strip() in text:

@@ -10,6 +10,7 @@ from gemma_runtime.text.baked import Baked
 from gemma_runtime.text.chat import Message, encode_chat
 from gemma_runtime.text.constraint import Constraint, start_constraint
 from gemma_runtime.text.draft import PromptLookup
+from gemma_runtime.text.frame import Languages
 from gemma_runtime.text.generate import TextGeneration, generate_text
 from gemma_runtime.text.matcher import Matcher
 from gemma_runtime.text.opening import Opening, check_examples
@@ -37,6 +38,9 @@ class Conversation:
 
     With `thinking`, the model thinks before it answers; later turns don't see its thoughts.
 
+    With `languages`, codes such as ("en", "de"), a model that only translates gets each turn of the
+    user as a text in the first one, to translate into the second.
+
     With `drafts`, repeated passages are guessed, and several tokens checked in one step.
 
     `examples` are turns that it begins with after the system turn, and never forgets. A `baked`
@@ -61,6 +65,7 @@ class Conversation:
         drafts: bool = False,
         baked: Baked | None = None,
         thinking: bool = False,
+        languages: Languages | None = None,
     ) -> None:
         self._session = session
         self._tokenizer = tokenizer
@@ -80,6 +85,7 @@ class Conversation:
         self._roll = roll
         self._drafts = drafts
         self._thinking = thinking
+        self._languages = languages
         self.reset()
 
     def reset(self) -> None:
@@ -220,6 +226,7 @@ class Conversation:
             self._eos_token,
             tools=self._tools,
             thinking=self._thinking,
+            languages=self._languages,
         )
 
     def _keep_beginning(self, tokens: Sequence[int]) -> int:

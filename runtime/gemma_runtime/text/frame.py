@@ -1,5 +1,6 @@
 """A chat template with what it may write besides the turns."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,10 @@ CANONICAL_TEMPLATE = """\
 {%- endif %}
 """
 
+Languages = tuple[str, str]  # codes of the language of a text, and of its translation
+_SOURCE, _TARGET = "source_lang_code", "target_lang_code"
+_CODE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*")
+
 
 @dataclass(frozen=True, slots=True)
 class ChatFrame:
@@ -30,12 +35,15 @@ class ChatFrame:
     eos: str
     tools: list[Schema] | None = None
     thinking: bool = False
+    languages: Languages | None = None
 
     def render(self, turns: Sequence[tuple[str, str] | dict[str, Json]]) -> str:
         """Render turns, as (role, content) or whole, as text, up to the start of the reply."""
         names = {
             "messages": [
-                turn if isinstance(turn, dict) else {"role": turn[0], "content": turn[1]}
+                self._with_languages(
+                    turn if isinstance(turn, dict) else {"role": turn[0], "content": turn[1]}
+                )
                 for turn in turns
             ],
             "add_generation_prompt": True,
@@ -56,6 +64,32 @@ class ChatFrame:
             )
         return thinks
 
+    def translating(self, languages: Languages | None) -> "ChatFrame":
+        """The frame with these languages, if it is of a model that translates.
+
+        Raises TokenizerError if it is and there are none, or if it isn't and there are some.
+        """
+        translates = _SOURCE in self.template
+        if translates and languages is None:
+            raise TokenizerError(
+                "the chat template translates; say from which language into which, e.g. "
+                "--translate en:de"
+            )
+        if languages is not None and not translates:
+            raise TokenizerError(
+                f"the chat template reads no {_SOURCE}; leave --translate out, and ask for a "
+                "translation in the prompt"
+            )
+        return replace(self, languages=languages)
+
+    def _with_languages(self, turn: dict[str, Json]) -> dict[str, Json]:
+        """A turn of the user as TranslateGemma's template takes it: a list with one text."""
+        content = turn["content"]
+        if self.languages is None or turn["role"] != "user" or not isinstance(content, str):
+            return turn
+        codes = dict(zip((_SOURCE, _TARGET), self.languages, strict=True))
+        return {**turn, "content": [{"type": "text", **codes, "text": content}]}
+
     def leaves_out_tools(self) -> bool:
         """Whether the template writes the same text with tools as without."""
         function = {"name": "f", "description": "f", "parameters": {"type": "object"}}
@@ -64,3 +98,13 @@ class ChatFrame:
             return probe.render([("user", "0")]) == self.render([("user", "0")])
         except TokenizerError:
             return False  # it reads the tools, or wants another conversation
+
+
+def read_languages(text: str) -> Languages:
+    """The codes in `en:de` or `zh-Hant:pt_BR`. Raises TokenizerError."""
+    source, separator, target = text.partition(":")
+    if not separator or not all(map(_CODE.fullmatch, (source, target))):
+        raise TokenizerError(
+            f"--translate is {text!r:.40}, expected two language codes, e.g. en:de or zh-Hant:pt_BR"
+        )
+    return source, target

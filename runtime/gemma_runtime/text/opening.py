@@ -10,6 +10,7 @@ import msgspec
 from gemma_runtime.errors import TokenizerError
 from gemma_runtime.manifest import Manifest
 from gemma_runtime.text.chat import Message, encode_chat
+from gemma_runtime.text.frame import Languages
 from gemma_runtime.text.shared_prefix import common_length
 from gemma_runtime.text.tokenizer import Tokenizer
 from gemma_runtime.text.tools import ACTIVATION, CALL, Schema
@@ -36,7 +37,12 @@ class Opening:
         return [*([] if system is None else [Message("system", system)]), *self.examples]
 
     def encode(
-        self, tokenizer: Tokenizer, manifest: Manifest, content: str, thinking: bool = False
+        self,
+        tokenizer: Tokenizer,
+        manifest: Manifest,
+        content: str,
+        thinking: bool = False,
+        languages: Languages | None = None,
     ) -> list[int]:
         """The tokens of a prompt: the text and what follows it, or a chat with a turn of the user.
 
@@ -52,6 +58,7 @@ class Opening:
             manifest.eos_token,
             tools=self.tools,
             thinking=thinking,
+            languages=languages,
         )
 
     def prefix(self, tokenizer: Tokenizer, manifest: Manifest) -> list[int]:

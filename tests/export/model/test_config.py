@@ -131,6 +131,50 @@ def test_a_multimodal_config_gives_its_text_model() -> None:
     assert config_from_hf(config) == find_official("4b").config
 
 
+def test_medgemma_s_configs_give_gemma3_s() -> None:
+    """27b without a vision tower, and 4b with one, as their authors save them."""
+    shared = {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-6,
+        "rope_local_base_freq": 10000,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "rope_theta": 1000000,
+        "sliding_window": 1024,
+        "sliding_window_pattern": 6,
+        "vocab_size": 262208,
+        "model_type": "gemma3_text",
+    }
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 16, "head_dim": 128}
+    sizes = {"hidden_size": 5376, "intermediate_size": 21504, "num_hidden_layers": 62}
+    text = {
+        "architectures": ["Gemma3ForCausalLM"],
+        "bos_token_id": 2,
+        "eos_token_id": [1, 106],
+        "query_pre_attn_scalar": 168,
+        **shared,
+        **heads,
+        **sizes,
+    }
+    assert config_from_hf(text) == find_official("27b", "gemma3").config
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256}
+    sizes = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
+    pictures = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "model_type": "gemma3",
+        "boi_token_index": 255999,
+        "image_token_index": 262144,
+        "mm_tokens_per_image": 256,
+        "eos_token_id": [1, 106],
+        "text_config": {**shared, **heads, **sizes, "query_pre_attn_scalar": 256},
+        "vision_config": {"model_type": "siglip_vision_model", "image_size": 896},
+    }
+    assert is_multimodal(pictures)
+    assert config_from_hf(pictures) == find_official("4b").config
+
+
 def test_layers_of_gemma4_differ_in_heads_width_and_whose_cache_they_read() -> None:
     layers = find_official("e2b").config.layers
     local, full = layers[13], layers[14]
