@@ -62,12 +62,17 @@ def families() -> str:
 
 
 def _head_targets(family: "Family") -> str:
-    if family.gguf is None:
-        from gemma_export.targets import all_targets
+    from gemma_export.model.sizes import OFFICIAL
+    from gemma_export.targets import all_targets
 
-        takers = _code(spec.name for spec in all_targets() if spec.takes_irregular)
-        return f"to {takers}, the only targets so far"
-    return "to every target" + " but `gguf`" * (not family.gguf.reads_head)
+    irregular = any(one.config.irregular for one in OFFICIAL if one.family == family.name)
+    others = [
+        spec.name
+        for spec in all_targets()
+        if (irregular and not spec.takes_irregular)
+        or (spec.name == "gguf" and not family.gguf.reads_head)
+    ]
+    return "to every target" + (f" but {_code(others)}" if others else "")
 
 
 def addresses() -> str:
@@ -167,11 +172,12 @@ def targets() -> str:
     from gemma_export.targets import all_targets
 
     return _table(
-        ("`--target`", "runs in", "extra", "weight formats", "caches"),
+        ("`--target`", "runs in", "Gemma 4", "extra", "weight formats", "caches"),
         (
             (
                 f"`{t.name}`",
                 t.label + ", a beta" * t.is_beta,
+                "yes" if t.takes_irregular else "no",
                 f"`{t.extra}`",
                 t.formats,
                 _code(t.caches) + (f": {t.only_caches}" if t.only_caches else ""),

@@ -11,7 +11,7 @@ from gguf.constants import GGML_QUANT_SIZES, MODEL_ARCH, GGMLQuantizationType
 from gguf.quants import quantize
 from numpy.typing import NDArray
 
-from gemma_export.model.config import HEAD
+from gemma_export.model.config import HEAD, GemmaConfig
 from gemma_export.model.hf_config import config_from_hf
 from gemma_export.model.official import Json
 
@@ -25,6 +25,8 @@ _ARCHITECTURES = {
     "gemma": MODEL_ARCH.GEMMA,
     "gemma2": MODEL_ARCH.GEMMA2,
     "gemma3_text": MODEL_ARCH.GEMMA3,
+    "gemma4_text": MODEL_ARCH.GEMMA4,
+    "gemma4_unified_text": MODEL_ARCH.GEMMA4,
 }
 _SHARED = {
     "vocab_size": 64,
@@ -40,12 +42,38 @@ _SHARED = {
 GEMMA1: Json = {**_SHARED, "model_type": "gemma", "num_hidden_layers": 2}
 GEMMA2: Json = {**_SHARED, "model_type": "gemma2", "num_hidden_layers": 2}
 GEMMA3: Json = {**_SHARED, "model_type": "gemma3_text", "num_hidden_layers": 7}
+_L, _G = "sliding_attention", "full_attention"
+GEMMA4: Json = {  # like E2B
+    **_SHARED,
+    "model_type": "gemma4_text",
+    "num_hidden_layers": 5,
+    "layer_types": [_L, _L, _G, _L, _G],
+    "num_kv_shared_layers": 2,
+    "use_double_wide_mlp": True,
+    "global_head_dim": 256,
+    "hidden_size_per_layer_input": 32,
+    "vocab_size_per_layer_input": 64,
+    "final_logit_softcapping": 30.0,
+}
+GEMMA4_DENSE: Json = {  # like 12b and 31b
+    **_SHARED,
+    "model_type": "gemma4_text",
+    "num_hidden_layers": 4,
+    "layer_types": [_L, _G, _L, _G],
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True,
+    "global_head_dim": 256,
+    "hidden_size_per_layer_input": 0,
+    "final_logit_softcapping": 30.0,
+}
 
 
 def llama_metadata(hf: Json) -> Metadata:
     """The metadata that the converter writes for a config.json, with a vocabulary of 64 tokens."""
-    family = str(hf["model_type"]).removesuffix("_text")
     config = config_from_hf(hf)
+    family = config.family
     fields: Metadata = {
         "context_length": config.max_position,
         "embedding_length": config.hidden_size,
@@ -63,10 +91,33 @@ def llama_metadata(hf: Json) -> Metadata:
         fields |= {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
     if family == "gemma3":
         fields["rope.freq_base"] = 1_000_000.0
+    if family == "gemma4":
+        fields |= _gemma4_fields(config)
     if scaling := hf.get("rope_scaling"):
         fields |= {"rope.scaling.type": scaling["rope_type"], "rope.scaling.factor": 8.0}
     own: Metadata = {f"{family}.{key}": value for key, value in fields.items()}
     return {"general.architecture": family, **own, **vocabulary(hf["eos_token_id"][-1])}
+
+
+def _gemma4_fields(config: GemmaConfig) -> Metadata:
+    layers = config.layers
+    fields: Metadata = {
+        "attention.key_length_swa": config.head_dim,
+        "attention.value_length_swa": config.head_dim,
+        "attention.key_length": config.global_head_dim or config.head_dim,
+        "attention.value_length": config.global_head_dim or config.head_dim,
+        "attention.sliding_window_pattern": [layer.window is not None for layer in layers],
+        "attention.shared_kv_layers": config.shared_layers,
+        "embedding_length_per_layer_input": config.per_layer,
+        "rope.dimension_count": config.global_head_dim or config.head_dim,
+        "rope.dimension_count_swa": config.head_dim,
+        "final_logit_softcapping": 30.0,
+    }
+    if config.shared_intermediate_size:
+        fields["feed_forward_length"] = [layer.ffn for layer in layers]
+    if config.global_kv_heads:
+        fields["attention.head_count_kv"] = [layer.kv_heads for layer in layers]
+    return fields
 
 
 def vocabulary(end_of_turn: int) -> Metadata:
@@ -90,15 +141,25 @@ def vocabulary(end_of_turn: int) -> Metadata:
 
 
 def random_tensors(hf: Json, type: GGMLQuantizationType = F32) -> dict[str, Stored]:
-    """All tensors of the model under llama.cpp's names: matrices in `type`, gains as 1 + w."""
+    """All tensors under llama.cpp's names: matrices in `type`, what norms multiply by as it is."""
     generator = np.random.default_rng(5)
     tensors: dict[str, Stored] = {}
     config = config_from_hf(hf)
     for name, shape in config.tensor_shapes().items():
         values = generator.standard_normal(shape, np.float32) * np.float32(0.1)
+        if "global_head_dim" in hf and name.endswith(("q_norm.weight", "k_norm.weight")):
+            values = values * shape[0] ** -0.25 - (1 - shape[0] ** -0.25)  # unscaled attention
         stored = (1 + values, F32) if len(shape) == 1 else (encode(values, type), type)
         tensors[llama_name(hf, config.hf_name(name))] = stored
+    if "global_head_dim" in hf:
+        tensors["rope_freqs.weight"] = (rope_factors(hf["global_head_dim"]), F32)
     return tensors
+
+
+def rope_factors(head_dim: int) -> NDArray[np.float32]:
+    """What the converter writes for a quarter of the pairs that turn."""
+    pairs, turning = head_dim // 2, head_dim // 8
+    return np.array([1.0] * turning + [1e30] * (pairs - turning), np.float32)
 
 
 def llama_name(hf: Json, name: str) -> str:
@@ -106,7 +167,8 @@ def llama_name(hf: Json, name: str) -> str:
     if name == HEAD:  # not in the table of every architecture
         return "output.weight"
     names = _names(_ARCHITECTURES[hf["model_type"]], hf["num_hidden_layers"])
-    llama = names.get_name(name, try_suffixes=(".weight",))
+    weight = name if name.endswith(".weight") else f"{name}.weight"
+    llama = names.get_name(weight, try_suffixes=(".weight",))
     assert llama is not None
     return llama
 

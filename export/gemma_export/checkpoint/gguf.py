@@ -1,4 +1,4 @@
-"""Reads GGUF files of Gemma 1, 2 and 3, as written by llama.cpp and Ollama, also in parts."""
+"""Reads GGUF files of Gemma 1 to 4, as written by llama.cpp and Ollama, also in parts."""
 
 import hashlib
 from collections import Counter
@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gemma_export.checkpoint import TokenizerFiles, check_finite, check_tensors
 from gemma_export.checkpoint.generation import GenerationDefaults, generation_from_gguf
 from gemma_export.checkpoint.gguf_codes import STORED, blocks_to_codes
 from gemma_export.checkpoint.gguf_config import TOKENS, config_from_gguf
+from gemma_export.checkpoint.gguf_layers import ROPE_FACTORS, unused_tensors
 from gemma_export.checkpoint.gguf_tokenizer import rebuild_tokenizer
 from gemma_export.checkpoint.grid import grid_codes
 from gemma_export.checkpoint.prequantized import Stored, grid_stored
@@ -22,13 +24,17 @@ from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.codes import Codes
 from gemma_export.formats.gguf_file import read_blocks, read_header, read_rows
 from gemma_export.formats.gguf_parts import GgufModel, read_model
-from gemma_export.model.config import HEAD, TABLE, GemmaConfig
+from gemma_export.model.config import HEAD, TABLE, GemmaConfig, is_gain
 from gemma_runtime.bundle import sha256_file
 from gemma_runtime.contents.gguf_names import hf_name
 from gemma_runtime.errors import ConfigError
 from gemma_runtime.formats.gguf import GgufTensor
 
-_VISION = ("v.", "mm.")  # in Ollama's files; llama.cpp has a file of their own for them
+_TOWERS = (
+    "v.",
+    "a.",
+    "mm.",
+)  # for images and sound, in Ollama's files; llama.cpp has a file of their own for them
 # The documentation's tables.
 TEMPLATES: Mapping[str, str] = {"`tokenizer.chat_template` in a GGUF file": "as it is"}
 REFUSED: Mapping[str, str] = {
@@ -55,8 +61,8 @@ class GgufCheckpoint:
         path = self._files[name]
         values = torch.from_numpy(read_rows(path, tensor, start, stop))
         check_finite(path, name, values)
-        # llama.cpp's converter stores norm gains as 1 + w; Hugging Face stores w.
-        return values - 1 if len(tensor.shape) == 1 else values
+        # Of norms, GGUF stores what they multiply by, and `rows` gives that - 1: see `our_values`.
+        return values - 1 if is_gain(name) else values
 
     def stored(self, name: str) -> Stored:
         """How a matrix is stored. Reads a float matrix to test whether it is on the Q4_0 grid."""
@@ -113,11 +119,12 @@ def open_gguf(path: Path, notes: tuple[str, ...] = ()) -> GgufCheckpoint:
     model = read_model(path)
     header = model.header
     try:
-        config = config_from_gguf(header)
+        config = config_from_gguf(header, _rope_factors(model))
         generation = generation_from_gguf(header.metadata)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    stored = [name for name in header.tensors if not name.startswith(_VISION)]
+    unused = unused_tensors(config)
+    stored = [n for n in header.tensors if not n.startswith(_TOWERS) and n not in unused]
     tensors = {hf_name(name): header.tensors[name] for name in stored}
     files = {hf_name(name): model.files[name] for name in stored}
     if HEAD in tensors and _equal(tensors, files):
@@ -129,6 +136,14 @@ def open_gguf(path: Path, notes: tuple[str, ...] = ()) -> GgufCheckpoint:
     return GgufCheckpoint(
         path.name, model.paths[0], config, notes, tensors, files, generation=generation
     )
+
+
+def _rope_factors(model: GgufModel) -> NDArray[np.float32] | None:
+    """The factors of global layers' rope, (D / 2,), where the file has them."""
+    tensor = model.header.tensors.get(ROPE_FACTORS)
+    if tensor is None:
+        return None
+    return read_rows(model.files[ROPE_FACTORS], tensor, 0, tensor.shape[0])
 
 
 def _equal(tensors: Mapping[str, GgufTensor], files: Mapping[str, Path]) -> bool:
@@ -150,7 +165,7 @@ def _notes(path: Path, model: GgufModel, tensors: Mapping[str, GgufTensor]) -> t
             f"{path.name} is already quantized ({', '.join(quantized)}): the export is compared "
             "with its values, not with those of the original model",
         )
-    if left_out := sum(name.startswith(_VISION) for name in model.files):
+    if left_out := sum(name.startswith(_TOWERS) for name in model.files):
         notes += (
             f"{path.name} is multimodal: only its text model is exported, without its {left_out} "
             "vision tensors",

@@ -5,13 +5,15 @@ Source: llama.cpp `src/models/gemma.cpp`, `gemma2.cpp`, `gemma3.cpp` and its con
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from gemma_export.checkpoint.gguf_fields import Fields, read_fields
+from gemma_export.checkpoint.gguf_layers import layer_fields, rope_scaling
 from gemma_export.checkpoint.gguf_ollama import translate_ollama
 from gemma_export.model.config import GemmaConfig
-from gemma_export.model.families import FAMILIES, Family, GgufFamily
+from gemma_export.model.families import FAMILIES
 from gemma_export.model.hf_config import config_from_hf
 from gemma_runtime.errors import ConfigError
 from gemma_runtime.formats.gguf import GgufHeader, Value
@@ -19,83 +21,56 @@ from gemma_runtime.formats.gguf import GgufHeader, Value
 TOKENS = "tokenizer.ggml.tokens"
 _TABLE = "token_embd.weight"
 _QUERIES = "blk.0.attn_q.weight"
-_END_OF_TURN = "<end_of_turn>"
-_PATTERN = "attention.sliding_window_pattern"
+_ENDS = ("<end_of_turn>", "<turn|>", "<|tool_response>")  # llama.cpp knows them by their names
 _OPTIONAL = {
     "context_length": "max_position_embeddings",
-    "rope.freq_base": "rope_theta",
-    "rope.freq_base_swa": "rope_local_base_freq",
     "attention.sliding_window": "sliding_window",
 }
+_ROPE_BASES = {"rope.freq_base": "rope_theta", "rope.freq_base_swa": "rope_local_base_freq"}
 _SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 
 
-def config_from_gguf(header: GgufHeader) -> GemmaConfig:
-    """Convert the metadata and read it like a `config.json`. Raises ConfigError."""
+def config_from_gguf(
+    header: GgufHeader, rope_factors: NDArray[np.float32] | None = None
+) -> GemmaConfig:
+    """Convert the metadata and read it like a `config.json`. Raises ConfigError.
+
+    `rope_factors` is the tensor of that name, where the file has one: (D / 2,).
+    """
     metadata = translate_ollama(header.metadata)
     name = metadata.get("general.architecture")
-    known = {
-        family.name: family.gguf
-        for family in FAMILIES.values()
-        if family.gguf is not None and family.gguf.stand_in is None
-    }
+    known = [family.name for family in FAMILIES.values() if family.gguf.stand_in is None]
     if not isinstance(name, str) or name not in known:
         raise ConfigError(
             f"architecture {name!r:.40} is not supported; expected {' or '.join(known)}"
         )
-    family = FAMILIES[name]
-    fields = _Fields(family, known[name], _scalars(metadata, name))
+    fields = read_fields(metadata, FAMILIES[name])
     layers = fields.count("block_count")
     if layers > len(header.tensors):  # before anything is allocated per layer
         raise ConfigError(f"{name}.block_count is {layers}, more than there are tensors")
     rows = _vocabulary(header)
+    for key in fields.family.gguf.required:
+        fields.require(key)
     return config_from_hf(
         {
-            "model_type": family.model_type,
+            "model_type": fields.family.model_type,
             "dtype": "bfloat16",  # what Gemma was trained in, whatever the file stores
             "vocab_size": rows,
+            "vocab_size_per_layer_input": rows,
             "num_hidden_layers": layers,
-            **_sizes(fields, layers, header),
-            **_attention(fields),
-            **_layer_types(metadata.get(f"{name}.{_PATTERN}"), layers),
+            "hidden_size": fields.count("embedding_length"),
+            "num_attention_heads": fields.count("attention.head_count"),
+            "rms_norm_eps": fields.require("attention.layer_norm_rms_epsilon"),
+            **{hf: fields.values[key] for key, hf in _OPTIONAL.items() if key in fields.values},
+            **{cap: fields.values[cap] or None for cap in _SOFTCAPS if cap in fields.values},
+            **(
+                layer_fields(fields, layers, header.tensors, rope_factors)
+                if fields.family.gguf.unlike_layers
+                else _sizes(fields, layers, header)
+            ),
             **_tokens(metadata, rows),
         }
     )
-
-
-def _scalars(metadata: Mapping[str, Value], family: str) -> dict[str, int | float | str]:
-    """The family's fields by key. In Gemma all layers share them, so none may be a list."""
-    prefix = f"{family}."
-    scalars: dict[str, int | float | str] = {}
-    for key, value in metadata.items():
-        if not key.startswith(prefix) or key == prefix + _PATTERN:
-            continue
-        if isinstance(value, list | np.ndarray):
-            raise ConfigError(f"{key} is a list, expected one value for all layers")
-        scalars[key.removeprefix(prefix)] = value
-    return scalars
-
-
-@dataclass(frozen=True, slots=True)
-class _Fields:
-    family: Family
-    gguf: GgufFamily
-    values: Mapping[str, int | float | str]
-
-    def require(self, key: str) -> int | float | str:
-        if key not in self.values:
-            raise ConfigError(
-                f"GGUF metadata has no {self.family.name}.{key}; convert the model again"
-            )
-        return self.values[key]
-
-    def count(self, key: str) -> int:
-        value = self.require(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(
-                f"{self.family.name}.{key} is {value!r:.40}, expected a whole number above 0"
-            )
-        return value
 
 
 def _vocabulary(header: GgufHeader) -> int:
@@ -109,60 +84,38 @@ def _vocabulary(header: GgufHeader) -> int:
     return rows
 
 
-def _sizes(fields: _Fields, layers: int, header: GgufHeader) -> dict[str, object]:
+def _sizes(fields: Fields, layers: int, header: GgufHeader) -> dict[str, object]:
+    """Sizes and ropes of a family whose layers are alike."""
     width, heads = fields.count("embedding_length"), fields.count("attention.head_count")
     if "attention.key_length" in fields.values:
         head_dim = fields.count("attention.key_length")
     else:  # Ollama's multimodal files have no such key
         queries = header.tensors.get(_QUERIES)
         head_dim = (queries.shape[0] if queries else width) // heads
-    return {
-        "hidden_size": width,
+    sizes: dict[str, object] = {
         "intermediate_size": fields.count("feed_forward_length"),
-        "num_attention_heads": heads,
         "num_key_value_heads": fields.count("attention.head_count_kv"),
         "head_dim": head_dim,
         # GGUF has no field for it: llama.cpp goes by the number of layers.
         "query_pre_attn_scalar": width // heads
-        if layers == fields.gguf.width_scaled_layers
+        if layers == fields.family.gguf.width_scaled_layers
         else head_dim,
-        "rms_norm_eps": fields.require("attention.layer_norm_rms_epsilon"),
     }
-
-
-def _attention(fields: _Fields) -> dict[str, object]:
-    for key in fields.gguf.required:
-        fields.require(key)
-    values = fields.values
-    config: dict[str, object] = {hf: values[key] for key, hf in _OPTIONAL.items() if key in values}
-    config |= {cap: values[cap] or None for cap in _SOFTCAPS if cap in values}  # 0 is off
-    # A factor without a type is linear, as the older name of the field says.
-    factor = values.get("rope.scaling.factor", values.get("rope.scale_linear"))
-    kind = values.get("rope.scaling.type", "linear" if factor else "none")
+    sizes |= {hf: fields.values[key] for key, hf in _ROPE_BASES.items() if key in fields.values}
+    kind, factor = rope_scaling(fields)
     if kind != "none":
-        config["rope_scaling"] = {"rope_type": kind, "factor": factor or 1.0}
-    return config
-
-
-def _layer_types(pattern: Value | None, layers: int) -> dict[str, list[str]]:
-    """`layer_types` from the file's period or list; empty if it has neither."""
-    if pattern is None:
-        return {}
-    if isinstance(pattern, np.ndarray) and len(pattern) == layers:
-        local = [bool(one) for one in pattern]
-    elif isinstance(pattern, int) and pattern > 0:
-        local = [index % pattern < pattern - 1 for index in range(layers)]
-    else:
-        raise ConfigError(f"{_PATTERN} is {pattern!r:.40}, expected a period or one flag per layer")
-    return {"layer_types": ["sliding_attention" if one else "full_attention" for one in local]}
+        sizes["rope_scaling"] = {"rope_type": kind, "factor": factor}
+    if (types := fields.layer_types(layers)) is not None:
+        sizes["layer_types"] = types
+    return sizes
 
 
 def _tokens(metadata: Mapping[str, Value], rows: int) -> dict[str, object]:
-    """The bos and stop tokens; <end_of_turn> is a stop token if the vocabulary has it."""
-    ends = [_token(metadata, "eos", rows), _token(metadata, "eot", rows)]
+    """The bos and stop tokens; the ends of turns are stop tokens if the vocabulary has them."""
+    ends = [_token(metadata, name, rows) for name in ("eos", "eot", "eom")]
     tokens = metadata.get(TOKENS)
-    if isinstance(tokens, list) and _END_OF_TURN in tokens:
-        ends.append(tokens.index(_END_OF_TURN))
+    if isinstance(tokens, list):
+        ends += [tokens.index(piece) for piece in _ENDS if piece in tokens]
     config: dict[str, object] = {}
     if stops := [end for end in dict.fromkeys(ends) if end is not None]:
         config["eos_token_id"] = stops

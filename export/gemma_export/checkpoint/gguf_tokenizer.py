@@ -1,8 +1,8 @@
 """Rebuilds `tokenizer.json` from GGUF metadata. It gives the same ids as the original.
 
-GGUF stores SentencePiece's pieces with scores; `tokenizer.json` needs an ordered list of merges.
-Their order is that of transformers' `convert_slow_tokenizer.generate_merges`, ties included. For
-Gemma 2 and 3 this gives exactly the original list.
+For Gemma 4, GGUF stores the ordered list of merges that `tokenizer.json` needs. For older families
+it stores SentencePiece's pieces with scores. Then the order is that of transformers'
+`convert_slow_tokenizer.generate_merges`, ties included, which gives exactly the original list.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,9 +27,12 @@ METADATA: Mapping[str, str] = {
     "`tokenizer.ggml.*` in a GGUF file": "rebuilt as `tokenizer.json`, with the same ids",
 }
 REFUSED: Mapping[str, str] = {
-    "GGUF vocabularies other than SentencePiece's (`tokenizer.ggml.model`)": "no Gemma has one; "
-    "convert the model again",
+    "GGUF vocabularies other than SentencePiece's and Gemma 4's (`tokenizer.ggml.model`)": "no "
+    "Gemma has one; convert the model again",
 }
+MERGED = "gemma4"  # the `tokenizer.ggml.model` whose merges are stored
+MERGES = "tokenizer.ggml.merges"  # "left right", best first
+_SCORES, _TYPES = "tokenizer.ggml.scores", "tokenizer.ggml.token_type"
 
 
 def rebuild_tokenizer(where: Path, metadata: Mapping[str, Value]) -> bytes:
@@ -37,7 +40,7 @@ def rebuild_tokenizer(where: Path, metadata: Mapping[str, Value]) -> bytes:
 
     Only <image_soft_token> is missing, because GGUF leaves out tokens that the text model lacks.
     """
-    stored, scores, types = _vocabulary(where, metadata)
+    stored, types = _vocabulary(where, metadata)
     tokens = [
         # llama.cpp stores runs of U+2581 as runs of spaces.
         SPACE * len(token) if kind == USER_DEFINED and not token.strip(" ") else token
@@ -49,34 +52,61 @@ def rebuild_tokenizer(where: Path, metadata: Mapping[str, Value]) -> bytes:
             f"{where}: the vocabulary has duplicate tokens; convert the model again"
         )
     bos, unknown = (_named(where, metadata, name, tokens) for name in ("bos", "unknown"))
-    merges = _merges(tokens, ids, scores, types)
+    if metadata["tokenizer.ggml.model"] == MERGED:
+        merges = _stored_merges(where, metadata, ids)
+    else:
+        merges = _merges(tokens, ids, _scores(where, metadata, len(tokens)), types)
     return tokenizer_json(tokens, types, merges, bos, unknown)
 
 
-def _vocabulary(
-    where: Path, metadata: Mapping[str, Value]
-) -> tuple[list[str], list[float], list[int]]:
-    """The tokens, scores and types in the metadata."""
+def _vocabulary(where: Path, metadata: Mapping[str, Value]) -> tuple[list[str], list[int]]:
+    """The tokens and types in the metadata."""
     kind = metadata.get("tokenizer.ggml.model")
-    if kind != "llama":
+    if kind not in ("llama", MERGED):
         raise CheckpointError(
-            f"{where}: tokenizer.ggml.model is {kind!r:.40}, expected 'llama' (SentencePiece); "
-            "convert the model again from a folder with its tokenizer.model"
+            f"{where}: tokenizer.ggml.model is {kind!r:.40}, expected 'llama' (SentencePiece) or "
+            f"{MERGED!r}; convert the model again from a folder with its tokenizer"
         )
-    tokens, scores, types = (
-        metadata.get(key) for key in (TOKENS, "tokenizer.ggml.scores", "tokenizer.ggml.token_type")
-    )
-    if not (
-        isinstance(tokens, list)
-        and isinstance(scores, np.ndarray)
-        and isinstance(types, np.ndarray)
-        and len(tokens) == len(scores) == len(types)
-    ):
+    tokens = metadata.get(TOKENS)
+    if not isinstance(tokens, list):
+        raise CheckpointError(f"{where}: {TOKENS} is not a list of strings; convert again")
+    return tokens, [int(kind) for kind in _one_each(where, metadata, _TYPES, "type", len(tokens))]
+
+
+def _scores(where: Path, metadata: Mapping[str, Value], count: int) -> list[float]:
+    return [float(one) for one in _one_each(where, metadata, _SCORES, "score", count)]
+
+
+def _one_each(
+    where: Path, metadata: Mapping[str, Value], key: str, name: str, count: int
+) -> list[float]:
+    values = metadata.get(key)
+    if not isinstance(values, np.ndarray) or len(values) != count:
         raise CheckpointError(
-            f"{where}: expected a score and a type for every token of the vocabulary; convert the "
+            f"{where}: expected a {name} for every token of the vocabulary in {key}; convert the "
             "model again"
         )
-    return tokens, scores.tolist(), types.tolist()
+    numbers: list[float] = values.tolist()
+    return numbers
+
+
+def _stored_merges(
+    where: Path, metadata: Mapping[str, Value], ids: Mapping[str, int]
+) -> list[tuple[str, str]]:
+    """The pairs of pieces in the file. A space divides the two: no piece contains one."""
+    stored = metadata.get(MERGES)
+    if not isinstance(stored, list):
+        raise CheckpointError(f"{where}: the vocabulary has no {MERGES}; convert the model again")
+    merges: list[tuple[str, str]] = []
+    for merge in stored:
+        left, _, right = merge.partition(" ")
+        if not {left, right, left + right} <= ids.keys():
+            raise CheckpointError(
+                f"{where}: {MERGES} has {merge!r:.40}, expected two pieces of the vocabulary that "
+                "make a third; convert the model again"
+            )
+        merges.append((left, right))
+    return merges
 
 
 def _named(where: Path, metadata: Mapping[str, Value], name: str, tokens: Sequence[str]) -> str:

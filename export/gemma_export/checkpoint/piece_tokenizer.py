@@ -9,10 +9,20 @@ import msgspec
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 SPACE = "▁"
 # Tokens for which the original's `special` flag differs from what the type says: not set for
-# placeholders, set for image tokens and turns.
+# placeholders, set for turns and for tokens that llama.cpp shows, of images, thoughts and calls.
 PLACEHOLDER = re.compile(r"<unused\d+>|<mask>")
-PICTURE = ("<start_of_image>", "<end_of_image>")
-_SPECIAL = (*PICTURE, "<start_of_turn>", "<end_of_turn>")
+SHOWN = (
+    "<start_of_image>",
+    "<end_of_image>",
+    "<|channel>",
+    "<channel|>",
+    "<|tool_call>",
+    "<tool_call|>",
+    "<|tool_response>",
+    "<tool_response|>",
+    '<|"|>',
+)
+_SPECIAL = (*SHOWN, "<start_of_turn>", "<end_of_turn>")
 
 
 def tokenizer_json(

@@ -4,7 +4,8 @@ The config reader, `--family`, `--size`, and the GGUF reader and writer all use 
 
 Sources: Hugging Face `configuration_gemma.py`, `configuration_gemma2.py`, `…gemma3.py`,
 `…gemma4.py` and `…vaultgemma.py`, the `config.json` of each hub repository, google/gemma_pytorch
-`config.py`, llama.cpp `src/models/gemma.cpp`, `gemma2.cpp`, `gemma3.cpp`, `conversion/gemma.py`.
+`config.py`, llama.cpp `src/models/gemma.cpp`, `gemma2.cpp`, `gemma3.cpp`, `gemma4.cpp`,
+`conversion/gemma.py`.
 """
 
 from collections.abc import Mapping
@@ -23,6 +24,9 @@ class GgufFamily:
     width_scaled_layers: int  # the layer count at which queries are scaled by width / heads; or 0
     reads_head: bool  # whether it reads a head apart from the embedding table
     stand_in: str | None = None  # the family as which it is written, having no architecture
+    since: str = "b4875"  # llama.cpp's first build that runs it, or Gemma 3
+    vocabulary: str = "llama"  # `tokenizer.ggml.model`
+    unlike_layers: bool = False  # whether layers' sizes may differ: see `checkpoint/gguf_layers`
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ class Family:
     local_rope_base: float | None  # None: the same as on global layers
     qk_norm: bool
     attn_softcap: bool  # whether attn_logit_softcapping has an effect
-    gguf: GgufFamily | None  # None: GGUF files of this family are neither read nor written
+    gguf: GgufFamily
     hub_id: str  # of an official checkpoint, with {size} or {SIZE}
     sizes: Mapping[str, Json]  # value of --size → config.json, smallest first
     refused_sizes: Mapping[str, str] = field(default_factory=dict)  # value of --size → the reason
@@ -182,7 +186,20 @@ FAMILIES: Mapping[str, Family] = {
         plain_gains=True,
         last_is_global=True,
         licence="apache-2.0",
-        gguf=None,
+        gguf=GgufFamily(
+            required=(
+                "attention.sliding_window",
+                "attention.key_length",
+                "attention.key_length_swa",
+                "embedding_length_per_layer_input",
+                "rope.freq_base",
+            ),
+            width_scaled_layers=0,
+            reads_head=True,
+            since="b8639",
+            vocabulary="gemma4",
+            unlike_layers=True,
+        ),
         hub_id="google/gemma-4-{SIZE}-it",
         sizes=SIZES["gemma4"],
         refused_sizes={"26b-a4b": "a mixture of experts, which no target computes"},

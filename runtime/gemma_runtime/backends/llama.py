@@ -32,9 +32,7 @@ def open_llama_session(bundle: Bundle, threads: int | None, graph: str) -> "Llam
         raise MissingExtra("llama-cpp-python", "llama") from error
     _silence(llama_cpp)
     llama_cpp.llama_backend_init()
-    settings = llama_cpp.llama_model_default_params()
-    settings.n_gpu_layers = 0
-    model = llama_cpp.llama_model_load_from_file(str(path).encode(), settings)
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), _model_settings(llama_cpp))
     if not model:
         raise SessionError(
             f"llama.cpp {llama_cpp.__version__} can't load {path}; update llama-cpp-python"
@@ -132,6 +130,16 @@ class LlamaSession(ChunkedSession):
         pointer = self._library.llama_get_logits_ith(self._context, index)
         row: Logits = np.ctypeslib.as_array(pointer, (self._manifest.vocab_size,)).copy()
         return row
+
+
+def _model_settings(library: Any) -> Any:
+    settings = library.llama_model_default_params()
+    settings.n_gpu_layers = 0
+    # Of the mapped table of per-layer embeddings, only the rows of the tokens are read. By itself,
+    # llama.cpp does so above 4 GiB; older versions read the whole table.
+    if hasattr(settings, "lazy_mode"):
+        settings.lazy_mode = library.LLAMA_LAZY_MODE_ON
+    return settings
 
 
 def _make_context(library: Any, model: Any, manifest: Manifest, threads: int) -> Any:

@@ -107,8 +107,8 @@ def test_a_file_without_a_vocabulary_has_no_tokenizer(tmp_path: Path) -> None:
 
 BROKEN: Mapping[str, tuple[str, Any, str]] = {
     "kind": ("model", "gpt2", "'gpt2', expected 'llama'"),
-    "scores": ("scores", np.zeros(3, "f4"), "a score and a type for every token"),
-    "types": ("token_type", None, "a score and a type for every token"),
+    "scores": ("scores", np.zeros(3, "f4"), "a score for every token"),
+    "types": ("token_type", None, "a type for every token"),
     "bos": ("bos_token_id", 1000, "bos_token_id is 1000"),
     "unknown": ("unknown_token_id", None, "unknown_token_id is None"),
     "twice": ("tokens", ["x"] * 22, "duplicate tokens"),

@@ -37,7 +37,7 @@ from gemma_runtime.proof.verify import Verdict, verify_bundle
 from gemma_runtime.session import open_session
 from tests.export.checkpoint.test_gguf_tokenizer import HERE, metadata
 from tests.export.conftest import TinyCheckpoint, only
-from tests.export.gguf_files import GEMMA1, GEMMA2, GEMMA3, write_tiny
+from tests.export.gguf_files import GEMMA1, GEMMA2, GEMMA3, GEMMA4, GEMMA4_DENSE, write_tiny
 from tests.export.llama_server import LlamaServer
 from tests.export.models import VAULT, eager_logits, save_tiny, with_head_scale
 from tests.export.rewinding import (
@@ -49,7 +49,11 @@ from tests.export.rewinding import (
 )
 
 Q4_0, Q4_1, Q8_0 = (GGMLQuantizationType[name] for name in ("Q4_0", "Q4_1", "Q8_0"))
-MODELS = pytest.mark.parametrize("hf", [GEMMA1, GEMMA2, GEMMA3], ids=["gemma1", "gemma2", "gemma3"])
+MODELS = pytest.mark.parametrize(
+    "hf",
+    [GEMMA1, GEMMA2, GEMMA3, GEMMA4, GEMMA4_DENSE],
+    ids=["gemma1", "gemma2", "gemma3", "gemma4", "gemma4-dense"],
+)
 # Of log-probabilities, which int8 activations and float16 caches change by about half of this.
 QUANTIZED_ATOL, FLOAT_ATOL = 0.3, 0.02
 

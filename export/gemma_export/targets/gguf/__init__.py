@@ -13,5 +13,6 @@ TARGET = TargetSpec(
     costs=Costs(runtime=40 * MIB, exporting=160 * MIB),
     caches=("float16",),
     only_caches="llama.cpp chooses the type when it loads the file, by --cache-type-k and -v",
+    takes_irregular=True,
     fast_zero_points=False,  # it repacks Q4_0 and Q8_0 for its fastest kernels, but not Q4_1
 )

@@ -2,6 +2,7 @@
 
 Source: llama.cpp `src/models/gemma.cpp`, `gemma2.cpp`, `gemma3.cpp` and its converter,
 `conversion/gemma.py`.
+For Gemma 4 see also `layers`.
 """
 
 import math
@@ -13,10 +14,11 @@ import numpy as np
 from gemma_export.checkpoint.generation import LLAMA_SAMPLING
 from gemma_export.checkpoint.gguf_config import TOKENS
 from gemma_export.model.config import GemmaConfig, LayerSpec
-from gemma_export.model.families import FAMILIES, GgufFamily
+from gemma_export.model.families import FAMILIES
+from gemma_export.targets.gguf.layers import layer_metadata
 from gemma_runtime.errors import TargetError
 from gemma_runtime.formats.gguf import Value
-from gemma_runtime.manifest import AttentionKind, SamplingDefaults
+from gemma_runtime.manifest import AttentionKind, Rope, SamplingDefaults
 
 
 def model_metadata(id: str, config: GemmaConfig) -> dict[str, Value]:
@@ -42,12 +44,14 @@ def model_metadata(id: str, config: GemmaConfig) -> dict[str, Value]:
     if config.sliding_window:
         fields["attention.sliding_window"] = config.sliding_window
     if local is not None:
-        fields |= _local_rope(config, local.base, local.factor)
+        fields |= _local_rope(config, local)
     if rope.factor != 1:
         fields |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope.factor}
     caps = {"attn": config.attn_softcap, "final": config.final_softcap}
     fields |= {f"{part}_logit_softcapping": cap for part, cap in caps.items() if cap}
-    fields |= _pattern(config)
+    fields |= (
+        layer_metadata(config) if FAMILIES[config.family].gguf.unlike_layers else _pattern(config)
+    )
     own = {f"{config.family}.{key}": value for key, value in fields.items()}
     general: dict[str, Value] = {
         "general.architecture": config.family,
@@ -77,7 +81,7 @@ def generation_metadata(
 
 def _written_as(config: GemmaConfig) -> GemmaConfig:
     """The config as one of the family that llama.cpp computes it as, usually its own."""
-    name, title = _hard_coded(config).stand_in, FAMILIES[config.family].title
+    name, title = FAMILIES[config.family].gguf.stand_in, FAMILIES[config.family].title
     if name is None:
         return config
     other = FAMILIES[name]
@@ -95,7 +99,9 @@ def _written_as(config: GemmaConfig) -> GemmaConfig:
 
 def _check_scale(config: GemmaConfig) -> None:
     """GGUF has no key for query_pre_attn_scalar; llama.cpp derives it from the number of layers."""
-    by_width = len(config.kinds) == _hard_coded(config).width_scaled_layers
+    if not FAMILIES[config.family].scaled_queries:
+        return
+    by_width = len(config.kinds) == FAMILIES[config.family].gguf.width_scaled_layers
     scalar = config.hidden_size // config.heads if by_width else config.head_dim
     if not math.isclose(config.query_scale, scalar**-0.5, rel_tol=1e-6):
         raise TargetError(
@@ -104,30 +110,24 @@ def _check_scale(config: GemmaConfig) -> None:
         )
 
 
-def _hard_coded(config: GemmaConfig) -> GgufFamily:
-    gguf = FAMILIES[config.family].gguf
-    assert gguf is not None, config.family  # the target refuses irregular models
-    return gguf
-
-
 def _check_head(config: GemmaConfig) -> None:
-    if not config.tied and not _hard_coded(config).reads_head:
+    if not config.tied and not FAMILIES[config.family].gguf.reads_head:
         raise TargetError(
             f"gguf can't store a head apart from the embedding table for {config.family}: "
             "llama.cpp doesn't read one; choose another target"
         )
 
 
-def _local_rope(config: GemmaConfig, base: float, factor: float) -> dict[str, Value]:
+def _local_rope(config: GemmaConfig, local: Rope) -> dict[str, Value]:
     """llama.cpp uses one rope for all layers, or gives local layers their own base and factor 1."""
-    rope = config.ropes[AttentionKind.GLOBAL]
     alike = FAMILIES[config.family].local_rope_base is None
-    if (factor, base) != ((rope.factor, rope.base) if alike else (1.0, base)):
+    if local != (config.ropes[AttentionKind.GLOBAL] if alike else Rope(local.base, 1.0)):
+        part = f" in {local.rotated:g} of the head" if local.rotated != 1 else ""
         raise TargetError(
-            f"gguf can't store rope base {base:g} and factor {factor:g} of local layers for "
-            f"{config.family}; choose another target"
+            f"gguf can't store rope base {local.base:g} and factor {local.factor:g}{part} of local "
+            f"layers for {config.family}; choose another target"
         )
-    return {} if alike else {"rope.freq_base_swa": base}
+    return {} if alike else {"rope.freq_base_swa": local.base}
 
 
 def _pattern(config: GemmaConfig) -> dict[str, Value]:

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from gemma_export.formats.format import Format
 from gemma_export.model.config import GemmaConfig, cache_layout
+from gemma_export.model.families import FAMILIES
 from gemma_export.progress import Tick
 from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
 from gemma_export.targets.gguf import TARGET
@@ -20,7 +21,6 @@ from gemma_runtime.manifest import Graph, LayerCache, TensorRole, TensorSpec
 from gemma_runtime.manifest import Target as Runtime
 
 MODEL = "model.gguf"
-_MIN_RUNTIME = "b4875"  # llama.cpp's first build with Gemma 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,12 @@ class GgufTarget:
             graphs={"prefill": (io,), "decode": (io,)},
             caches=self.caches(job.config, job.geometry),
             cache_dtype="float16",
-            runtime=Runtime(self.name, "llama.cpp", ("llama-cpp-python",), _MIN_RUNTIME),
+            runtime=Runtime(
+                self.name,
+                "llama.cpp",
+                ("llama-cpp-python",),
+                FAMILIES[job.config.family].gguf.since,
+            ),
             tools=("gguf", "torch"),
         )
 

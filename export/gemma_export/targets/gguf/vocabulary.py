@@ -1,8 +1,9 @@
 """Converts a `tokenizer.json` to GGUF metadata: the inverse of `gguf_tokenizer`.
 
-llama.cpp merges the pair whose result has the highest score; `tokenizer.json` has an ordered list
-of merges. A token's score is minus the position of the first merge that produces it. Both tokenize
-alike if all merges that produce a token are adjacent in the list, as SentencePiece writes them.
+For Gemma 4, GGUF stores the merges of `tokenizer.json` as they are. For older families it stores
+scores: llama.cpp merges the pair whose result has the highest one. A token's score is minus the
+position of the first merge that produces it. Both tokenize alike if all merges that produce a token
+are adjacent in the list, as SentencePiece writes them.
 """
 
 import re
@@ -15,22 +16,25 @@ import numpy as np
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.checkpoint.gguf import GgufCheckpoint
 from gemma_export.checkpoint.gguf_config import TOKENS
+from gemma_export.checkpoint.gguf_tokenizer import MERGED, MERGES
 from gemma_export.checkpoint.piece_tokenizer import (
     BYTE,
     CONTROL,
     NORMAL,
-    PICTURE,
     PLACEHOLDER,
+    SHOWN,
     SPACE,
     USER_DEFINED,
 )
 from gemma_export.formats.gguf_file import read_header
 from gemma_export.model.config import GemmaConfig
+from gemma_export.model.families import FAMILIES
 from gemma_runtime.errors import CheckpointError
 from gemma_runtime.formats.gguf import Value
 
 _PREFIX = "tokenizer."
 _SCORES, _TYPES = "tokenizer.ggml.scores", "tokenizer.ggml.token_type"
+_TURN_ENDS = (("eot", "<end_of_turn>"), ("eot", "<turn|>"))
 _UNUSED = 5
 _LOWEST = -1000.0  # score that llama.cpp's converter gives tokens without merges
 
@@ -80,31 +84,39 @@ def make_vocabulary(where: str, tokenizer_json: bytes, config: GemmaConfig) -> d
     by_id = {index: piece for piece, index in model["vocab"].items()}
     by_id |= {index: token["content"] for index, token in added.items()}
     pieces = [by_id.get(index, f"[PAD{index}]") for index in range(config.vocab_size)]
+    kind = FAMILIES[config.family].gguf.vocabulary
+    # Gemma's vocabularies contain the tab character instead of <0x09>.
+    tabs = ("\t",) if kind != MERGED and "<0x09>" not in model["vocab"] else ()
     types = [
-        _type(piece, added.get(index), model["vocab"]) if index in by_id else _UNUSED
+        _type(piece, added.get(index), tabs) if index in by_id else _UNUSED
         for index, piece in enumerate(pieces)
     ]
-    scores = _scores(where, pieces, types, [_pair(merge) for merge in model["merges"]])
+    merges = [_pair(merge) for merge in model["merges"]]
     return {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.model": kind,
         TOKENS: [
             piece.replace(SPACE, " ") if kind == USER_DEFINED else piece
             for piece, kind in zip(pieces, types, strict=True)
         ],
-        _SCORES: np.array(scores, np.float32),
         _TYPES: np.array(types, np.int32),
+        **(_ranks(pieces, merges) if kind == MERGED else _scores(where, pieces, types, merges)),
         **_special(pieces, config, model.get("unk_token")),
     }
 
 
-def _type(piece: str, added: Mapping[str, Any] | None, ids: Mapping[str, int]) -> int:
+def _ranks(pieces: Sequence[str], merges: Sequence[tuple[str, str]]) -> dict[str, Value]:
+    return {
+        MERGES: [f"{left} {right}" for left, right in merges],
+        _SCORES: np.full(len(pieces), _LOWEST, np.float32),  # llama.cpp's converter writes them too
+    }
+
+
+def _type(piece: str, added: Mapping[str, Any] | None, tabs: tuple[str, ...]) -> int:
     if added is not None:
-        special = added["special"] and piece not in PICTURE
+        special = added["special"] and piece not in SHOWN
         is_control = special or PLACEHOLDER.fullmatch(piece)
         return CONTROL if is_control else USER_DEFINED
-    # Gemma's vocabularies contain the tab character instead of <0x09>.
-    is_byte = re.fullmatch(r"<0x[0-9A-F]{2}>", piece) or (piece == "\t" and "<0x09>" not in ids)
+    is_byte = re.fullmatch(r"<0x[0-9A-F]{2}>", piece) or piece in tabs
     return BYTE if is_byte else NORMAL
 
 
@@ -116,7 +128,7 @@ def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
 
 def _scores(
     where: str, pieces: Sequence[str], types: Sequence[int], merges: Sequence[tuple[str, str]]
-) -> list[float]:
+) -> dict[str, Value]:
     normal = {piece for piece, kind in zip(pieces, types, strict=True) if kind == NORMAL}
     places: dict[str, int] = {}
     before = ""
@@ -132,10 +144,11 @@ def _scores(
             before = merged
     rest = (piece for piece in pieces if piece in normal and piece not in places)
     places |= {piece: len(places) + index for index, piece in enumerate(rest)}
-    return [
+    scores = [
         -float(places[piece]) if kind == NORMAL else 0.0 if kind == BYTE else _LOWEST
         for piece, kind in zip(pieces, types, strict=True)
     ]
+    return {"tokenizer.ggml.pre": "default", _SCORES: np.array(scores, np.float32)}
 
 
 def _special(pieces: Sequence[str], config: GemmaConfig, unknown: str | None) -> dict[str, Value]:
@@ -147,7 +160,7 @@ def _special(pieces: Sequence[str], config: GemmaConfig, unknown: str | None) ->
     }
     if config.eos_tokens:
         keys["tokenizer.ggml.eos_token_id"] = config.eos_tokens[0]
-    for key, piece in (("unknown", unknown), ("padding", "<pad>"), ("eot", "<end_of_turn>")):
+    for key, piece in (("unknown", unknown), ("padding", "<pad>"), *_TURN_ENDS):
         if piece in pieces:
             keys[f"tokenizer.ggml.{key}_token_id"] = pieces.index(piece)
     return keys
