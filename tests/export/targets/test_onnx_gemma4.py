@@ -62,6 +62,7 @@ def test_only_layers_with_a_cache_of_their_own_have_one(float_bundle: Bundle) ->
         assert layer.source in owners
         assert layer.kind is manifest.layers[layer.source].kind
         assert layer.elements == 0
+    assert manifest.target.min_runtime_version == "1.31.0"  # older ones end the process
 
 
 @edge

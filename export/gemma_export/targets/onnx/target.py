@@ -38,6 +38,7 @@ _HEAD_STEP = 16  # GroupQueryAttention rotates heads in steps of this
 # that, a query attended to one token too many.
 _MIN_WINDOWED, _MIN_FULL = "1.29.0", "1.24.4"
 _MIN_INT8 = "1.31.0"  # int8 caches
+_MIN_SHARED = "1.31.0"  # layers that read another's cache: 1.29 and 1.30 end the process on them
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,8 @@ class OnnxTarget:
         minimum = _MIN_WINDOWED if windowed else _MIN_FULL
         if job.cache_scales is not None:
             minimum = _MIN_INT8
+        if any(cache.source is not None for cache in caches):
+            minimum = _MIN_SHARED
         return Artifact(
             graphs={"prefill": (io,), "decode": (io,), "exact": (exact,)},
             caches=caches,
