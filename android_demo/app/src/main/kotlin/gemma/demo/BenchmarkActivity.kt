@@ -25,21 +25,22 @@ class BenchmarkActivity : Screen() {
     private fun run() = startTask {
         sharedReport = null
         log.text = ""
-        val model = application.model ?: throw SessionException("no bundle is loaded; go back and pick one")
+        val model = loadedModel() ?: throw SessionException("no bundle was chosen; go back and choose one")
+        val device = application.device
+        val before = device.state("start")
         val verification = onModelThread { verify(model) }
         appendText(figures(verification))
         status.text = "measuring speed …"
         val benchmark = onModelThread { measure(model) }
         appendText(speed(benchmark))
-        val device = application.device
-        val report = reportJson(device.describe(), model.bundle, verification, model.loading, benchmark, device.threads)
+        val about = device.describe() + ("runtime" to model.session.runtime) + before + device.state("end")
+        val report = reportJson(about, model.bundle, verification, model.loading, benchmark, device.threads)
         save(report.write(), model.bundle.directory.name)
     }
 
     private suspend fun verify(model: LoadedModel): Verification {
         val task = currentCoroutineContext()
-        return verifyBundle(model.bundle, model.session) { done, all ->
-            task.ensureActive()
+        return verifyBundle(model.bundle, model.session, { task.ensureActive() }) { done, all ->
             scope.launch { status.text = "golden $done of $all" }
         }
     }

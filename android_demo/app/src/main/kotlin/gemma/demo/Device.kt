@@ -2,17 +2,19 @@ package gemma.demo
 
 import android.app.ActivityManager
 import android.content.Context
+import android.content.pm.ApplicationInfo
+import android.os.BatteryManager
 import android.os.Build
+import android.os.PowerManager
 import gemma.core.residentBytes
 
-/** The phone's memory and processors. */
-class Device(context: Context) {
+/** The phone: its memory and processors, and what slows it down at the moment. */
+class Device(private val context: Context) {
     private val manager = context.getSystemService(Context.ACTIVITY_SERVICE) as ActivityManager
+    private val power = context.getSystemService(Context.POWER_SERVICE) as PowerManager
+    private val battery = context.getSystemService(Context.BATTERY_SERVICE) as BatteryManager
 
     val memoryBytes: Long get() = memory().totalMem
-
-    /** The limit of Java's heap; on Android direct buffers count as heap. */
-    val heapBytes: Long = Runtime.getRuntime().maxMemory()
 
     /** Half of the cores: the other half of a phone's cores are slow, and the fast ones would wait for them. */
     val threads: Int = maxOf(1, Runtime.getRuntime().availableProcessors() / 2)
@@ -28,9 +30,24 @@ class Device(context: Context) {
         "model" to Build.MODEL,
         "hardware" to Build.HARDWARE,
         "android" to Build.VERSION.RELEASE,
+        "abi" to Build.SUPPORTED_ABIS.first(),
         "memory_bytes" to memoryBytes.toString(),
         "threads" to threads.toString(),
+        "app" to context.packageManager.getPackageInfo(context.packageName, 0).versionName.orEmpty(),
+        "build" to if (context.applicationInfo.flags and ApplicationInfo.FLAG_DEBUGGABLE != 0) "debug" else "release",
     )
+
+    /** What changes while it works; `moment` begins the names. */
+    fun state(moment: String): Map<String, String> {
+        val state = mutableMapOf(
+            "${moment}_battery_percent" to battery.getIntProperty(BatteryManager.BATTERY_PROPERTY_CAPACITY).toString(),
+            "${moment}_charging" to battery.isCharging.toString(),
+            "${moment}_power_save" to power.isPowerSaveMode.toString(),
+        )
+        if (Build.VERSION.SDK_INT >= 29) state["${moment}_thermal_status"] = power.currentThermalStatus.toString()
+        if (Build.VERSION.SDK_INT >= 30) state["${moment}_thermal_headroom"] = power.getThermalHeadroom(0).toString()
+        return state
+    }
 
     private fun memory() = ActivityManager.MemoryInfo().also(manager::getMemoryInfo)
 }

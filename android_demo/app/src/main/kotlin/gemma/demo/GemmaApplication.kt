@@ -4,21 +4,36 @@ import android.app.Application
 import android.content.Context
 import android.os.Handler
 import android.os.Looper
+import gemma.core.BundleLibrary
+import gemma.core.CheckedBundles
+import gemma.core.SavedChat
+import gemma.core.SavedChats
 import gemma.core.Schema
+import gemma.core.StorageException
 import kotlinx.coroutines.CoroutineDispatcher
 import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.Runnable
 import kotlinx.coroutines.asCoroutineDispatcher
 import kotlinx.coroutines.launch
+import java.io.File
+import java.util.UUID
 import java.util.concurrent.Executors
 import kotlin.coroutines.CoroutineContext
 
-/** Holds the model, which outlives the screens, and the only thread that may use it. */
+/** Holds what outlives the screens: the model, the only thread that may use it, and the chat, which outlives the process too. */
 class GemmaApplication : Application() {
     val modelThread: CoroutineDispatcher =
         Executors.newSingleThreadExecutor { Thread(it, "model") }.asCoroutineDispatcher()
 
     val device by lazy { Device(this) }
+
+    /** The folder for bundles, also for `adb push`: the app's own on shared storage, which needs no permission. */
+    val bundleFolder: File by lazy { File(getExternalFilesDir(null) ?: filesDir, "bundles") }
+
+    val library by lazy { BundleLibrary(bundleFolder) }
+    val checked by lazy { CheckedBundles(File(filesDir, "checked.json")) }
+    val chats by lazy { SavedChats(File(filesDir, "chats")) }
+    private val preferences by lazy { getSharedPreferences("state", MODE_PRIVATE) }
 
     /** Written on the model thread; other threads may check whether it is null. */
     @Volatile
@@ -27,12 +42,28 @@ class GemmaApplication : Application() {
     /** The schema that answers must match; null allows any answer. */
     var schema: Schema? = null
 
-    /** Whether a chat forgets its oldest turns when the context is full. */
-    var roll = false
+    /** The chosen bundle; null if none was chosen or it is gone. Main thread. */
+    var bundle: File?
+        get() = preferences.getString("bundle", null)?.let { name -> library.bundles().firstOrNull { it.name == name } }
+        set(value) = preferences.edit().putString("bundle", value?.name).apply()
+
+    private var current: SavedChat? = null
+
+    /** The chat on the screen, the same after the process has ended. Main thread. */
+    val chat: SavedChat get() = current ?: (lastChat() ?: newChat()).also { current = it }
 
     override fun attachBaseContext(base: Context) {
         super.attachBaseContext(base)
         disableTelemetry()
+    }
+
+    fun newChat() = SavedChat(UUID.randomUUID().toString(), bundle?.name.orEmpty(), current?.settings ?: SavedChat("", "").settings)
+
+    /** Makes this the chat on the screen, and saves it. Throws StorageException. */
+    fun keep(chat: SavedChat) {
+        current = chat
+        preferences.edit().putString("chat", chat.id).apply()
+        chats.save(chat)
     }
 
     /** Frees the model; call it on the model thread. */
@@ -44,6 +75,14 @@ class GemmaApplication : Application() {
     /** Frees the model when memory is low, even if the screen that received the warning is gone. */
     fun unloadSoon() {
         CoroutineScope(modelThread).launch { unload() }
+    }
+
+    private fun lastChat(): SavedChat? = preferences.getString("chat", null)?.let { id ->
+        try {
+            chats.load(id)
+        } catch (_: StorageException) {
+            null // the list of chats names a damaged one
+        }
     }
 }
 

@@ -12,20 +12,25 @@ import gemma.core.TensorRole
 import gemma.core.TensorSpec
 import gemma.core.checkRuntime
 import java.io.File
+import java.io.IOException
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
 import java.nio.FloatBuffer
 import java.nio.IntBuffer
 import java.nio.LongBuffer
 
-/** ONNX Runtime on the CPU. Past and present caches share their buffers, so a step copies no cache. */
-class OnnxEngine(bundle: Bundle, graph: String, threads: Int) : Engine {
+/**
+ * ONNX Runtime on the CPU. Past and present caches share their buffers, so a step copies no cache. The caches are
+ * mapped in `folder`.
+ */
+class OnnxEngine(bundle: Bundle, graph: String, threads: Int, private val folder: File) : Engine {
     override val givesEveryRow = true
 
     private val environment = OrtEnvironment.getEnvironment().also {
         attempt("turn off its telemetry") { it.setTelemetry(System.getenv("ORT_DISABLE_TELEMETRY") == "0") }
         checkRuntime("onnxruntime-android", it.version, bundle.manifest.target.minRuntimeVersion)
     }
+    override val runtime = "ONNX Runtime ${environment.version}"
     private val vocabSize = bundle.manifest.vocabSize
     private val signature = bundle.graph(graph)
     private val returned = signature.returnedCaches()
@@ -122,13 +127,17 @@ class OnnxEngine(bundle: Bundle, graph: String, threads: Int) : Engine {
         if (bytes > Int.MAX_VALUE) {
             throw SessionException("the cache ${state.name} has $bytes bytes; export with a shorter --context")
         }
-        return attempt("allocate a cache") { OnnxTensor.createTensor(environment, buffer(bytes.toInt()), shape, type) }
+        return attempt("allocate a cache") {
+            OnnxTensor.createTensor(environment, mapMemory(folder, bytes.toInt()), shape, type)
+        }
     }
 
     private fun <T> attempt(what: String, work: () -> T): T = try {
         work()
     } catch (error: OrtException) {
         throw SessionException("ONNX Runtime can't $what: ${error.message}; copy or export the bundle again", error)
+    } catch (error: IOException) {
+        throw SessionException("the app can't $what: ${error.message}; free some storage", error)
     }
 
     // A direct buffer in native byte order: the runtime writes into it in place.

@@ -9,11 +9,13 @@ import android.widget.Button
 import android.widget.LinearLayout
 import android.widget.ScrollView
 import android.widget.TextView
-import gemma.core.GemmaException
+import gemma.core.messageFor
 import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.Job
 import kotlinx.coroutines.SupervisorJob
 import kotlinx.coroutines.cancel
+import kotlinx.coroutines.currentCoroutineContext
+import kotlinx.coroutines.ensureActive
 import kotlinx.coroutines.launch
 import kotlinx.coroutines.withContext
 
@@ -33,15 +35,15 @@ abstract class Screen : Activity() {
         log = TextView(this).apply {
             setTextIsSelectable(true)
             textSize = 16f
-            setPadding(24, 24, 24, 24)
+            setPadding(dp(16), dp(16), dp(16), dp(16))
         }
-        status = TextView(this).apply { setPadding(24, 8, 24, 8) }
+        status = TextView(this).apply { setPadding(dp(16), dp(4), dp(16), dp(4)) }
         scroll = ScrollView(this).apply { addView(log) }
         val page = LinearLayout(this).apply { orientation = LinearLayout.VERTICAL }
         page.addView(scroll, LinearLayout.LayoutParams(LinearLayout.LayoutParams.MATCH_PARENT, 0, 1f))
         page.addView(status)
         controls().forEach(page::addView)
-        page.fitsSystemWindows = true
+        page.fitsSystemWindows = true // the system's bars lie over apps that don't ask for room
         setContentView(page)
     }
 
@@ -50,11 +52,11 @@ abstract class Screen : Activity() {
         super.onStop()
     }
 
+    /** Frees an idle model. The chat is kept, and the model is loaded again with the next question. */
     override fun onTrimMemory(level: Int) {
         super.onTrimMemory(level)
-        if (!isLowMemory(level) || application.model == null) return
-        stop()
-        appendText("\n⚠ Memory is low, so the model was unloaded. Tap Bundle in the chat to load it again.\n")
+        if (busy || !isLowMemory(level) || application.model == null) return
+        status.text = "Memory was low, so the model was unloaded. It is loaded again when it is needed."
         application.unloadSoon()
     }
 
@@ -66,6 +68,8 @@ abstract class Screen : Activity() {
     /** The views below the log. */
     protected abstract fun controls(): List<View>
 
+    protected fun dp(value: Int): Int = Math.round(value * resources.displayMetrics.density)
+
     protected fun row(vararg views: View): View = LinearLayout(this).apply {
         views.forEach { addView(it, LinearLayout.LayoutParams(0, LinearLayout.LayoutParams.WRAP_CONTENT, 1f)) }
     }
@@ -75,24 +79,30 @@ abstract class Screen : Activity() {
         setOnClickListener { onClick() }
     }
 
+    /** Follows the text's end, unless the user has scrolled up. `fullScroll` would take the focus from the input. */
     protected fun appendText(text: String) {
+        val atEnd = !scroll.canScrollVertically(1)
         log.append(text)
-        scroll.post { scroll.fullScroll(View.FOCUS_DOWN) }
+        if (atEnd) scroll.post { scroll.scrollTo(0, log.height) }
     }
+
+    protected fun warn(message: String?) = appendText("\n⚠ $message\n")
 
     protected fun stop() {
         task?.cancel()
     }
 
-    /** Starts a task unless one is running. Its errors appear in the log, and the display stays on while it runs. */
+    /** Starts a task unless one is running; after one that was stopped. Its errors appear in the log, and the display stays on while it runs. */
     protected fun startTask(work: suspend () -> Unit) {
         if (busy) return
         log.keepScreenOn = true
+        val previous = task
         val started = scope.launch {
             try {
+                previous?.join() // one that was stopped still saves what it has
                 work()
-            } catch (error: GemmaException) {
-                appendText("\n⚠ ${error.message}\n")
+            } catch (error: Throwable) { // also of a runtime's library: it must not end the app
+                messageFor(error)?.let(::warn) ?: throw error
             }
         }
         task = started
@@ -100,6 +110,25 @@ abstract class Screen : Activity() {
     }
 
     protected suspend fun <T> onModelThread(work: suspend () -> T): T = withContext(application.modelThread) { work() }
+
+    /** The model, loaded first if need be; null if no bundle was chosen. */
+    protected suspend fun loadedModel(): LoadedModel? {
+        application.model?.let { return it }
+        val directory = application.bundle ?: return null
+        status.text = "Loading ${directory.name} …"
+        onModelThread {
+            val task = currentCoroutineContext()
+            application.model = LoadedModel.load(directory, application.device, application.checked, cacheDir) { share ->
+                task.ensureActive()
+                scope.launch { status.text = "Checking ${directory.name}: %.0f %%".format(100 * share) }
+            }
+        }
+        return application.model?.also { showModel(it) }
+    }
+
+    protected fun showModel(model: LoadedModel) {
+        status.text = "${model.bundle.manifest.model.id} · ${application.device.memoryLine()}"
+    }
 }
 
 /** Whether to free the model. Since Android 14 the system warns only apps in the background, and early. */

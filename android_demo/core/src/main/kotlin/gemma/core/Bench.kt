@@ -51,7 +51,7 @@ fun measureSpeed(
     onStep: () -> Unit = {},
 ): Benchmark = try {
     session.reset()
-    session.prefill(someTokens(vocabSize, workload.promptLengths.last()))
+    session.prefill(someTokens(vocabSize, workload.promptLengths.last()), onStep)
     val runs = List(repeats) { Stopwatch(session, vocabSize, nanoTime, onStep).run(workload) }
     Benchmark(
         repeats = repeats,
@@ -90,7 +90,7 @@ private class Stopwatch(
     fun run(workload: Workload): Run {
         val prompts = workload.promptLengths.map { timePrompt(someTokens(vocabSize, it)) }
         session.reset()
-        var token = bestToken(session.prefill(someTokens(vocabSize, workload.decodePrompt)))
+        var token = bestToken(session.prefill(someTokens(vocabSize, workload.decodePrompt), onStep))
         val times = List(workload.newTokens) {
             onStep()
             val started = nanoTime()
@@ -101,10 +101,9 @@ private class Stopwatch(
     }
 
     private fun timePrompt(tokens: IntArray): PromptTime {
-        onStep()
         session.reset()
         val started = nanoTime()
-        val logits = session.prefill(tokens)
+        val logits = session.prefill(tokens, onStep)
         val prefillMs = since(started)
         bestToken(logits)
         return PromptTime(prefillMs, since(started))

@@ -28,16 +28,19 @@ data class Bundle(val directory: File, val manifest: Manifest) {
 /**
  * Opens a bundle and checks it: known schema version, every file present and unaltered.
  *
- * Calls `onProgress` with the share of bytes read, 0 to 1.
+ * Calls `onProgress` with the share of bytes read, 0 to 1. Reads none of a bundle that was `checked` before.
  */
-fun openBundle(directory: File, onProgress: (Double) -> Unit = {}): Bundle {
+fun openBundle(directory: File, checked: CheckedBundles? = null, onProgress: (Double) -> Unit = {}): Bundle {
     val manifest = Manifest.parse(readText(File(directory, MANIFEST)))
     val used = manifest.graphs.values.flatten().map { it.file } + manifest.roles.values
     used.firstOrNull { it !in manifest.files }?.let {
         throw BundleException("manifest.json uses $it but has no digest for it; export the model again")
     }
     manifest.files.forEach { (name, file) -> checkPresent(directory, name, file) }
-    checkDigests(directory, manifest, onProgress)
+    if (checked == null || !checked.holds(directory, manifest)) {
+        checkDigests(directory, manifest, onProgress)
+        checked?.remember(directory, manifest)
+    }
     return Bundle(directory, manifest)
 }
 
@@ -53,9 +56,12 @@ internal fun readBytes(path: File): ByteArray = try {
 private fun unreadable(path: File, error: IOException) =
     BundleException("${path.name} can't be read: ${error.message}; copy the whole bundle folder again", error)
 
+/** Whether a name in a manifest or an archive can't leave the folder that it is in. */
+internal fun staysInside(name: String): Boolean =
+    name.isNotEmpty() && '\\' !in name && '\u0000' !in name && name.split('/').none { it.isEmpty() || it == "." || it == ".." }
+
 private fun checkPresent(directory: File, name: String, file: BundleFile) {
-    val parts = name.split('/')
-    if (name.startsWith("/") || ".." in parts || '\\' in name || '\u0000' in name) {
+    if (!staysInside(name)) {
         throw BundleException("manifest.json names \"$name\", which is outside of the bundle; export the model again")
     }
     val path = File(directory, name)
@@ -108,5 +114,7 @@ private fun sha256(path: File, onRead: (Int) -> Unit): String {
     } catch (error: IOException) {
         throw unreadable(path, error)
     }
-    return digest.digest().joinToString("") { String.format("%02x", it) }
+    return hex(digest)
 }
+
+internal fun hex(digest: MessageDigest): String = digest.digest().joinToString("") { String.format("%02x", it) }

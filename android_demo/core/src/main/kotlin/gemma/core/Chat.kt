@@ -16,14 +16,24 @@ data class ChatFormat(
     val trimAssistant: Boolean,
     val trimSystem: Boolean,
     val replyAfter: String, // of an earlier reply only the text after the last of these counts; "" if all of it counts
+    val replyWithout: Pair<String, String>?, // of an earlier reply, what is between these two is left out
+    val thinking: ChatFormat?, // the format that asks for thoughts; null if there is none
 ) {
+    /** What counts of an earlier reply. */
+    internal fun withoutThoughts(reply: String): String {
+        val kept = if (replyAfter.isEmpty()) reply else reply.substringAfterLast(replyAfter)
+        val (opens, closes) = replyWithout ?: return kept
+        return kept.split(closes).joinToString("") { it.substringBefore(opens) }
+    }
+
     companion object {
         /** Throws BundleException if the bundle has no chat format, because its template can't be expressed as one. */
         fun load(bundle: Bundle): ChatFormat = parse(readText(bundle.path("chat_format")))
 
-        fun parse(text: String): ChatFormat {
-            val json = JsonFields.parse("chat.json", text)
-            return ChatFormat(
+        fun parse(text: String): ChatFormat = read(JsonFields.parse("chat.json", text))
+
+        private fun read(json: JsonFields): ChatFormat =
+            ChatFormat(
                 first = json.of("first").string(),
                 userToAssistant = json.of("user_to_assistant").string(),
                 assistantToUser = json.of("assistant_to_user").string(),
@@ -34,7 +44,14 @@ data class ChatFormat(
                 trimAssistant = json.of("trim_assistant").boolean(),
                 trimSystem = json.of("trim_system").boolean(),
                 replyAfter = json.of("reply_after").string(),
+                replyWithout = json.orNull("reply_without")?.let(::readPair),
+                thinking = json.orNull("thinking")?.let(::read),
             )
+
+        private fun readPair(json: JsonFields): Pair<String, String> {
+            val texts = json.list { it.string() }
+            if (texts.size != 2 || texts.any { it.isEmpty() }) throw json.wrong("two texts")
+            return texts[0] to texts[1]
         }
     }
 }
@@ -57,8 +74,7 @@ fun encodeChat(tokenizer: Tokenizer, format: ChatFormat, messages: List<Message>
 }
 
 private fun ChatFormat.content(turn: Message): String {
-    val cut = turn.role == Role.ASSISTANT && replyAfter.isNotEmpty()
-    val text = if (cut) turn.content.substringAfterLast(replyAfter) else turn.content
+    val text = if (turn.role == Role.ASSISTANT) withoutThoughts(turn.content) else turn.content
     return if (trims(turn.role)) strip(text) else text
 }
 

@@ -9,6 +9,12 @@ data class ChatCodec(
     val format: ChatFormat,
     val stopTokens: Set<Int>,
 ) {
+    /** Whether the template can ask for thoughts. */
+    val canThink: Boolean get() = format.thinking != null
+
+    internal fun thinkingFormat(): ChatFormat = format.thinking
+        ?: throw TokenizerException("this model's chat template can't ask for thoughts; turn thinking off")
+
     companion object {
         fun load(bundle: Bundle) = ChatCodec(
             Tokenizer.load(bundle),
@@ -22,13 +28,24 @@ data class ChatCodec(
 class Reply internal constructor(
     internal val generation: TokenGeneration,
     private val tokenizer: Tokenizer,
+    private val promptTokens: Int, // all of the prompt's, cached or fed
     /** How many turns were forgotten to make room for this reply. */
     val forgotten: Int,
 ) {
     private val received = StringBuilder()
+    private val thoughts = Thoughts(tokenizer)
 
-    /** The text so far. */
+    /** The text so far, without thoughts. */
     val text: String get() = received.toString()
+
+    /** What the model wrote for itself before the answer. */
+    val thought: String get() = thoughts.text
+
+    /** Whether a thought is being written. */
+    val isThinking: Boolean get() = thoughts.isOpen
+
+    /** How many tokens of the context the conversation takes up, with this reply so far. */
+    val contextTokens: Int get() = promptTokens + generation.tokens.size
 
     val tokens: List<Int> get() = generation.tokens
 
@@ -38,11 +55,11 @@ class Reply internal constructor(
     val pieces: Flow<String> = flow {
         val decoder = tokenizer.stream()
         generation.flow().collect { token ->
-            val piece = decoder.push(token)
+            val piece = thoughts.take(token, decoder.push(token))
             received.append(piece)
             emit(piece) // also an empty one, since a token was generated
         }
-        val rest = decoder.flush()
+        val rest = thoughts.end(decoder.flush())
         received.append(rest)
         if (rest.isNotEmpty()) emit(rest)
     }
@@ -56,6 +73,9 @@ class Reply internal constructor(
  *
  * With `roll`, a full context makes it forget the oldest turns, a question with its reply at a time, but never
  * the system turn. The next reply is then that of a new conversation that begins with the turns kept.
+ *
+ * With `thinking`, the model thinks before it answers; later turns don't see its thoughts. A conversation that was
+ * saved goes on from its `earlier` turns. Throws TokenizerException if the template can't ask for thoughts.
  */
 class Conversation(
     private val session: Session,
@@ -63,13 +83,21 @@ class Conversation(
     private val sampler: Sampler,
     private val system: String? = null,
     var roll: Boolean = false,
+    thinking: Boolean = false,
+    earlier: List<Message> = emptyList(),
 ) {
+    private val format = if (thinking) codec.thinkingFormat() else codec.format
     private val turns = ArrayList<Message>()
     private var fed = IntArray(0)
     private var reply: Reply? = null
 
+    /** How many turns, replies included, it has forgotten since it was created. */
+    var forgotten = 0
+        private set
+
     init {
         reset()
+        turns += earlier
     }
 
     /** Forgets every turn except the system's. */
@@ -78,6 +106,7 @@ class Conversation(
         system?.let { turns += Message(Role.SYSTEM, it) }
         fed = IntArray(0)
         reply = null
+        forgotten = 0
         session.reset()
     }
 
@@ -105,7 +134,9 @@ class Conversation(
             stopTokens = codec.stopTokens,
             grammar = grammar?.let { GrammarState(it, codec.tokenizer, codec.stopTokens) },
         )
-        val next = Reply(TokenGeneration(session, request, sampler), codec.tokenizer, asked.size - messages.size)
+        val dropped = asked.size - messages.size
+        val next = Reply(TokenGeneration(session, request, sampler), codec.tokenizer, tokens.size, dropped)
+        forgotten += dropped
         turns.clear()
         turns += messages
         fed = tokens
@@ -122,7 +153,7 @@ class Conversation(
         val kept = asked.takeWhile { it.role == Role.SYSTEM }
         var turns = asked.drop(kept.size)
         while (true) {
-            val tokens = encodeChat(codec.tokenizer, codec.format, kept + turns)
+            val tokens = encodeChat(codec.tokenizer, format, kept + turns)
             if (!roll || tokens.size <= room || turns.size == 1) return kept + turns to tokens
             turns = turns.drop(2)
         }

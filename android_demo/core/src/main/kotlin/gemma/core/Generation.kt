@@ -17,7 +17,7 @@ data class GenerationRequest(
     val grammar: GrammarState? = null, // what the reply must be
 )
 
-/** Generates tokens: collect its flow once. Cancelling the collector stops it between two tokens. */
+/** Generates tokens: collect its flow once. Cancelling the collector stops it between two runs of the model. */
 class TokenGeneration(
     private val session: Session,
     private val request: GenerationRequest,
@@ -41,9 +41,10 @@ class TokenGeneration(
 
     fun flow(): Flow<Int> = flow {
         val previous = (request.history + request.prompt).toMutableList()
-        var logits = session.prefill(request.prompt)
+        val context = currentCoroutineContext()
+        var logits = session.prefill(request.prompt) { context.ensureActive() }
         while (true) {
-            currentCoroutineContext().ensureActive()
+            context.ensureActive()
             val token = sampler.pick(logits, previous, request.grammar?.let { it::allows })
             reason = if (token in request.stopTokens) StopReason.STOP_TOKEN else null
             if (reason != null) return@flow

@@ -7,8 +7,8 @@ internal class JsonFields(private val file: String, private val path: String, pr
         return JsonFields(file, "$path.$name", field)
     }
 
-    /** The field, or null if its value is null. */
-    fun orNull(name: String): JsonFields? = of(name).takeIf { it.value != JsonNull }
+    /** The field, or null if it is missing or its value is null. */
+    fun orNull(name: String): JsonFields? = if (name in objectFields()) of(name).takeIf { it.value != JsonNull } else null
 
     fun string(): String = (value as? JsonString)?.text ?: throw wrong("a string")
 

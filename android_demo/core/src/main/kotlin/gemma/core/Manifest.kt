@@ -11,9 +11,13 @@ data class LayerCache(
     val slots: Int,
     val kvHeads: Int,
     val headDim: Int,
+    val source: Int? = null, // the layer whose cache it reads; null if it has one of its own
 ) {
-    /** Elements of keys and values together; a Double, because a damaged manifest could overflow an integer. */
-    val elements: Double get() = 2.0 * kvHeads * slots * headDim
+    /** Elements of its own keys and values; a Double, because a damaged manifest could overflow an integer. */
+    val elements: Double get() = if (source == null) 2.0 * kvHeads * slots * headDim else 0.0
+
+    /** How many tokens a full ring of ONNX Runtime drops at once, so that the rest moves up. */
+    internal val ringStep: Int get() = slots - (window ?: slots) + 1
 }
 
 /** The purpose of a tensor, as in `gemma_runtime/manifest.py`. Engines look tensors up by role, not by name. */
@@ -51,15 +55,9 @@ data class Graph(
     }
 }
 
-data class Model(
-    val id: String,
-    val family: String,
-    val parameters: Long,
-    val revision: String?,
-    val digest: String,
-)
+data class Model(val id: String)
 
-data class Quantization(val recipe: String, val bitsPerWeight: Double, val codesDigest: String)
+data class Quantization(val recipe: String, val codesDigest: String)
 
 data class Target(val name: String, val minRuntimeVersion: String)
 
@@ -73,7 +71,6 @@ data class Manifest(
     val vocabSize: Int,
     val contextLength: Int,
     val prefillLength: Int,
-    val bosToken: Int,
     val stopTokens: Set<Int>,
     val sampling: Sampling?, // how the checkpoint's authors sample; null if they don't say
     val layers: List<LayerCache>,
@@ -101,16 +98,15 @@ data class Manifest(
 private fun readManifest(json: JsonFields): Manifest {
     checkSchema(json.of("schema_version").integer())
     return Manifest(
-        model = readModel(json.of("model")),
+        model = Model(json.of("model").of("id").string()),
         target = readTarget(json.of("target")),
         quantization = readQuantization(json.of("quantization")),
         vocabSize = atLeastOne(json.of("vocab_size")),
         contextLength = atLeastOne(json.of("context_length")),
         prefillLength = atLeastOne(json.of("prefill_length")),
-        bosToken = json.of("bos_token").count(),
         stopTokens = json.of("stop_tokens").list { it.count() }.toSet(),
         sampling = json.orNull("sampling")?.let(::readSampling),
-        layers = json.of("layers").list(::readLayer),
+        layers = json.of("layers").let { field -> field.list(::readLayer).also { checkSources(it, field) } },
         cacheDtype = json.of("cache_dtype").let { field ->
             field.string().also { if (it !in CACHE_WIDTHS) throw field.wrong(CACHE_WIDTHS.keys.joinToString(" or ")) }
         },
@@ -120,6 +116,15 @@ private fun readManifest(json: JsonFields): Manifest {
         files = json.of("files").map { BundleFile(it.of("sha256").string(), it.of("bytes").integer()) },
         roles = json.of("roles").map { it.string() },
     )
+}
+
+/** A layer reads the cache of one before it that is of its shape and has a cache of its own. */
+private fun checkSources(layers: List<LayerCache>, field: JsonFields) {
+    layers.forEachIndexed { index, layer ->
+        val source = layer.source ?: return@forEachIndexed
+        val same = source < index && layers[source] == layer.copy(source = null)
+        if (!same) throw field.wrong("layer $index to read the cache of an earlier layer like it, not of layer $source")
+    }
 }
 
 private fun checkSchema(version: Long) {
@@ -138,14 +143,6 @@ internal fun readSampling(json: JsonFields) = Sampling(
     repetitionPenalty = json.of("repetition_penalty").double(),
 )
 
-private fun readModel(json: JsonFields) = Model(
-    id = json.of("id").string(),
-    family = json.of("family").string(),
-    parameters = json.of("parameters").integer(),
-    revision = json.orNull("revision")?.string(),
-    digest = json.of("digest").string(),
-)
-
 private fun readTarget(json: JsonFields) = Target(
     name = json.of("name").string(),
     minRuntimeVersion = json.of("min_runtime_version").string(),
@@ -153,7 +150,6 @@ private fun readTarget(json: JsonFields) = Target(
 
 private fun readQuantization(json: JsonFields) = Quantization(
     recipe = json.of("recipe").string(),
-    bitsPerWeight = json.of("bits_per_weight").double(),
     codesDigest = json.of("codes_digest").string(),
 )
 
@@ -163,6 +159,7 @@ private fun readLayer(json: JsonFields) = LayerCache(
     slots = json.of("slots").count(),
     kvHeads = json.of("kv_heads").count(),
     headDim = json.of("head_dim").count(),
+    source = json.orNull("source")?.count(),
 )
 
 private fun readGraph(json: JsonFields) = Graph(

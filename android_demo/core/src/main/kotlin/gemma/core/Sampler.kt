@@ -112,13 +112,30 @@ private fun penalize(logits: FloatArray, previous: List<Int>, penalty: Double): 
 /** The k-th largest logit; minus infinity for k = 0. More than k logits may reach it, by ties. */
 internal fun kthLargest(logits: FloatArray, k: Int): Float {
     if (k == 0 || k >= logits.size) return Float.NEGATIVE_INFINITY
-    val largest = java.util.PriorityQueue<Float>(k + 1)
-    for (logit in logits) {
-        if (largest.size == k && logit <= largest.peek()!!) continue
-        largest.add(logit)
-        if (largest.size > k) largest.poll()
+    // The largest so far, the smallest of them first. NaN counts as infinite: it has no order.
+    val heap = FloatArray(k) { if (logits[it].isNaN()) Float.POSITIVE_INFINITY else logits[it] }
+    for (root in k / 2 - 1 downTo 0) sink(heap, root)
+    for (index in k until logits.size) {
+        if (!(logits[index] > heap[0])) continue
+        heap[0] = logits[index]
+        sink(heap, 0)
     }
-    return largest.peek()!!
+    return heap[0]
+}
+
+/** Moves a value down to where no value below it is smaller. */
+private fun sink(heap: FloatArray, from: Int) {
+    val value = heap[from]
+    var at = from
+    while (true) {
+        var child = 2 * at + 1
+        if (child >= heap.size) break
+        if (child + 1 < heap.size && heap[child + 1] < heap[child]) child++
+        if (value <= heap[child]) break
+        heap[at] = heap[child]
+        at = child
+    }
+    heap[at] = value
 }
 
 /** Indices of the smallest set of most likely tokens whose shares reach `topP` of the total; at least one. */

@@ -10,8 +10,12 @@ interface Session : Closeable {
     /** Most tokens the caches can hold. */
     val contextLength: Int
 
-    /** Appends tokens in chunks; returns the logits after the last one, (V). Throws ContextFullException before it writes. */
-    fun prefill(tokens: IntArray): FloatArray
+    /**
+     * Appends tokens in chunks; returns the logits after the last one, (V). Throws ContextFullException before it writes.
+     *
+     * Calls `beforeChunk` before each chunk; if it throws, the chunks before are in the caches.
+     */
+    fun prefill(tokens: IntArray, beforeChunk: () -> Unit = {}): FloatArray
 
     /** Appends one token; returns the logits after it, (V). */
     fun decode(token: Int): FloatArray
@@ -34,6 +38,9 @@ interface Engine : Closeable {
     /** Whether one call can return the logits of every position, or only of the last. */
     val givesEveryRow: Boolean
 
+    /** The runtime and its version, for reports. */
+    val runtime: String
+
     /** Appends tokens at a position; returns the logits after the last `rows` of them, (rows, V). */
     fun run(tokens: IntArray, position: Int, rows: Int): List<FloatArray>
 }
@@ -46,17 +53,48 @@ class EngineSession(private val engine: Engine, private val manifest: Manifest) 
 
     override val contextLength: Int get() = manifest.contextLength
 
-    override fun prefill(tokens: IntArray): FloatArray {
+    val runtime: String get() = engine.runtime
+
+    override fun prefill(tokens: IntArray, beforeChunk: () -> Unit): FloatArray {
         checkTokens(tokens)
-        return chunks(tokens, manifest.prefillLength).map { run(it, 1) }.last().last()
+        var logits = FloatArray(0)
+        for (chunk in chunks(tokens, manifest.prefillLength)) {
+            beforeChunk()
+            logits = run(chunk, 1).last()
+        }
+        return logits
     }
 
     override fun decode(token: Int): FloatArray = prefill(intArrayOf(token))
 
     override fun score(tokens: IntArray): List<FloatArray> {
         checkTokens(tokens)
-        return chunks(tokens, if (engine.givesEveryRow) manifest.prefillLength else 1).flatMap { run(it, it.size) }
+        val pieces = if (engine.givesEveryRow) scoredChunks(tokens) else chunks(tokens, 1)
+        return pieces.flatMap { run(it, it.size) }
     }
+
+    /**
+     * Chunks after which each shared ring still holds what all of their tokens attend to.
+     *
+     * The layer that owns a ring reads it before it drops tokens; one that shares it reads it afterwards. A ring that
+     * has just been filled holds the window of every token since the time before, so chunks end there.
+     */
+    private fun scoredChunks(tokens: IntArray): List<IntArray> {
+        val rings = manifest.layers.filter { it.source != null && it.slots < contextLength }
+        val pieces = ArrayList<IntArray>()
+        var start = 0
+        while (start < tokens.size) {
+            val room = rings.minOfOrNull { nextFull(it, position + start) - position } ?: tokens.size
+            val stop = minOf(start + manifest.prefillLength, tokens.size, room)
+            pieces += tokens.copyOfRange(start, stop)
+            start = stop
+        }
+        return pieces
+    }
+
+    /** The next number of tokens, above `total`, that fills all slots of a ring. */
+    private fun nextFull(ring: LayerCache, total: Int): Int =
+        ring.slots + maxOf(0, Math.floorDiv(total - ring.slots, ring.ringStep) + 1) * ring.ringStep
 
     override fun rewind(to: Int): Int {
         if (to !in 0..position) {
@@ -76,15 +114,14 @@ class EngineSession(private val engine: Engine, private val manifest: Manifest) 
     /** Whether a cache in which `written` tokens were can go on from a position. */
     private fun holds(cache: LayerCache, position: Int, written: Int): Boolean {
         val window = cache.window ?: return true
-        if (manifest.target.name == "onnx") return firstHeld(cache, window, position) == firstHeld(cache, window, written)
+        if (manifest.target.name == "onnx") return firstHeld(cache, position) == firstHeld(cache, written)
         return written - cache.slots <= maxOf(0, position - window + 1)
     }
 
     /** The position in slot 0: ONNX Runtime moves a full cache to the front, without its first slots - window + 1 tokens. */
-    private fun firstHeld(cache: LayerCache, window: Int, total: Int): Int {
+    private fun firstHeld(cache: LayerCache, total: Int): Int {
         if (total <= cache.slots) return 0
-        val step = cache.slots - window + 1
-        return (total - cache.slots + step - 1) / step * step
+        return (total - cache.slots + cache.ringStep - 1) / cache.ringStep * cache.ringStep
     }
 
     private fun run(chunk: IntArray, rows: Int): List<FloatArray> {
@@ -116,11 +153,14 @@ class EngineSession(private val engine: Engine, private val manifest: Manifest) 
 class BundleSession(private val manifest: Manifest, private val open: (graph: String) -> Engine) : Session {
     private var loaded: EngineSession? = EngineSession(open(SHIPPED), manifest)
 
+    /** The runtime and its version, for reports. */
+    val runtime: String get() = session().runtime
+
     override val position: Int get() = session().position
 
     override val contextLength: Int get() = manifest.contextLength
 
-    override fun prefill(tokens: IntArray): FloatArray = session().prefill(tokens)
+    override fun prefill(tokens: IntArray, beforeChunk: () -> Unit): FloatArray = session().prefill(tokens, beforeChunk)
 
     override fun decode(token: Int): FloatArray = session().decode(token)
 

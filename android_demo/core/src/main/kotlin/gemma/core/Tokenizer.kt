@@ -53,6 +53,9 @@ class Tokenizer internal constructor(private val vocabulary: Vocabulary) {
     /** A decoder for tokens that arrive one by one. */
     fun stream(): StreamDecoder = StreamDecoder(this)
 
+    /** The token with this name or text; null if there is none. */
+    internal fun tokenOf(piece: String): Int? = vocabulary.ids[piece]
+
     /** The byte that a byte token stands for; -1 for other tokens. */
     internal fun byteOf(token: Int): Int = vocabulary.bytes[token] ?: -1
 

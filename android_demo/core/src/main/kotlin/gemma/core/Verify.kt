@@ -34,40 +34,52 @@ data class Verification(
 
 /**
  * Replays a bundle's goldens on its exact graph, if it has one, and on its shipped graph, as
- * `gemma-runtime verify` does. Calls `onGolden` with the number of finished replays and of all replays.
+ * `gemma-runtime verify` does. Calls `onGolden` with the number of finished replays and of all replays, and `onStep`
+ * between two runs of the model.
  */
-fun verifyBundle(bundle: Bundle, session: BundleSession, onGolden: (Int, Int) -> Unit = { _, _ -> }): Verification {
+fun verifyBundle(
+    bundle: Bundle,
+    session: BundleSession,
+    onStep: () -> Unit = {},
+    onGolden: (Int, Int) -> Unit = { _, _ -> },
+): Verification {
     val goldens = loadGoldens(bundle)
     val hasExact = EXACT in bundle.manifest.graphs
     val all = if (hasExact) 2 * goldens.size else goldens.size
     val exact = if (hasExact) {
-        session.withGraph(EXACT) { other -> measureLowering(other, goldens) { onGolden(it, all) } }
+        session.withGraph(EXACT) { other -> measureLowering(other, goldens, onStep) { onGolden(it, all) } }
     } else {
         null
     }
     val finished = all - goldens.size
     val limits = Limits.of(bundle.manifest.target.name, bundle.manifest.cacheDtype)
-    return verify(session, goldens, limits, exact) { onGolden(finished + it, all) }
+    return verify(session, goldens, limits, exact, onStep) { onGolden(finished + it, all) }
 }
 
 /** How much a session differs from the reference with the same codes, by scoring and by decoding. */
-fun measureLowering(session: Session, goldens: List<Golden>, onGolden: (Int) -> Unit = {}): Agreement =
-    pool(replayAll(session, goldens, onGolden).flatMap { listOf(it.scored, it.decoded) })
+fun measureLowering(
+    session: Session,
+    goldens: List<Golden>,
+    onStep: () -> Unit = {},
+    onGolden: (Int) -> Unit = {},
+): Agreement = pool(replayAll(session, goldens, onStep, onGolden).flatMap { listOf(it.scored, it.decoded) })
 
 /**
  * Replays every golden by scoring and by prefill and decode, and judges the lowering.
  *
  * `exact` is the result of `measureLowering` with float activations, which has a stricter limit.
- * Calls `onGolden` with the number of finished goldens; if it throws, the session is left empty.
+ * Calls `onGolden` with the number of finished goldens, and `onStep` between two runs of the model; if they throw,
+ * the session is left empty.
  */
 fun verify(
     session: Session,
     goldens: List<Golden>,
     limits: Limits,
     exact: Agreement? = null,
+    onStep: () -> Unit = {},
     onGolden: (Int) -> Unit = {},
 ): Verification {
-    val replays = replayAll(session, goldens, onGolden)
+    val replays = replayAll(session, goldens, onStep, onGolden)
     val scored = pool(replays.map { it.scored })
     val decoded = pool(replays.map { it.decoded })
     val lowering = pool(listOf(scored, decoded))
@@ -97,18 +109,21 @@ private const val EXACT = "exact"
 
 private class Replay(val scored: Agreement, val decoded: Agreement, val paths: Agreement, val quantization: Agreement)
 
-private fun replayAll(session: Session, goldens: List<Golden>, onGolden: (Int) -> Unit): List<Replay> =
-    goldens.mapIndexed { index, golden -> replay(session, golden).also { onGolden(index + 1) } }
+private fun replayAll(session: Session, goldens: List<Golden>, onStep: () -> Unit, onGolden: (Int) -> Unit): List<Replay> =
+    goldens.mapIndexed { index, golden -> replay(session, golden, onStep).also { onGolden(index + 1) } }
 
 /** Leaves the session empty, even on failure, so that no conversation mistakes the cached tokens for its own. */
-private fun replay(session: Session, golden: Golden): Replay = try {
+private fun replay(session: Session, golden: Golden, onStep: () -> Unit): Replay = try {
     val start = golden.tokens.size - golden.judged
     val half = start + maxOf(1, golden.judged / 2)
     session.reset()
-    val decoded = listOf(session.prefill(golden.tokens.copyOf(half))) +
-        golden.tokens.drop(half).map { session.decode(it) }
+    val decoded = listOf(session.prefill(golden.tokens.copyOf(half), onStep)) +
+        golden.tokens.drop(half).map {
+            onStep()
+            session.decode(it)
+        }
     session.reset()
-    if (start > 0) session.prefill(golden.tokens.copyOf(start))
+    if (start > 0) session.prefill(golden.tokens.copyOf(start), onStep)
     val scored = session.score(golden.tokens.copyOfRange(start, golden.tokens.size))
     compare(golden, scored, decoded)
 } finally {

@@ -23,10 +23,10 @@ class BundleTest {
     @Test
     fun `the manifest's numbers are read`() {
         val shares = ArrayList<Double>()
-        val manifest = openBundle(folder, shares::add).manifest
+        val manifest = openBundle(folder) { shares += it }.manifest
         assertEquals(Sampling(temperature = 1.0, topK = 64, topP = 0.95), manifest.sampling)
-        val numbers = listOf(manifest.vocabSize, manifest.contextLength, manifest.prefillLength, manifest.bosToken)
-        assertEquals(listOf(376, 96, 16, 2), numbers)
+        val numbers = listOf(manifest.vocabSize, manifest.contextLength, manifest.prefillLength)
+        assertEquals(listOf(376, 96, 16), numbers)
         assertEquals(setOf(1, 5), manifest.stopTokens)
         assertEquals(LayerCache(AttentionKind.LOCAL, 8, 72, 2, 32), manifest.layers[0])
         assertEquals(listOf(1, null), manifest.graphs.getValue("decode").single().inputs[0].shape)
@@ -72,6 +72,7 @@ class BundleTest {
             Triple("\"context_length\": 96", "\"context_length\": -1", "\$.context_length"),
             Triple("\"cache_dtype\": \"float32\"", "\"cache_dtype\": \"int3\"", "float32 or float16 or int8"),
             Triple("\"goldens\": \"goldens.json\"", "\"goldens\": \"other.json\"", "no digest"),
+            Triple("\"kind\": \"local\",", "\"kind\": \"local\", \"source\": 9,", "not of layer 9"),
         )
         for ((old, new, message) in cases) {
             alter(old, new)
@@ -86,7 +87,7 @@ class BundleTest {
         val readers = mapOf<String, (ByteArray) -> Unit>(
             "manifest.json" to { file ->
                 val manifest = Manifest.parse(String(file, Charsets.UTF_8))
-                memoryProblem(manifest, 1L shl 33, 1L shl 29)
+                memoryProblem(manifest, 1L shl 33)
                 File(folder, MANIFEST).writeBytes(file)
                 openBundle(folder)
             },
@@ -117,8 +118,14 @@ class BundleTest {
         val manifest = openBundle(folder).manifest
         assertNull(memoryProblem(manifest, 1L shl 30))
         assertContains(assertNotNull(memoryProblem(manifest, 1L shl 19)), "Export a smaller size")
-        assertNull(memoryProblem(manifest, 1L shl 30, 256_000_000))
-        assertContains(assertNotNull(memoryProblem(manifest, 1L shl 30, 192_000_000)), "shorter --context")
+    }
+
+    @Test
+    fun `a layer that reads another's cache takes no memory`() {
+        val manifest = openBundle(folder).manifest
+        val layers = manifest.layers
+        val sharing = manifest.copy(layers = layers + layers.mapIndexed { index, layer -> layer.copy(source = index) })
+        assertEquals(manifest.cacheBytes, sharing.cacheBytes)
     }
 
     @Test

@@ -2,6 +2,7 @@ package gemma.core
 
 import kotlinx.coroutines.flow.take
 import kotlinx.coroutines.flow.toList
+import kotlinx.coroutines.launch
 import kotlinx.coroutines.runBlocking
 import java.io.File
 import kotlin.test.Test
@@ -104,6 +105,64 @@ class ConversationTest {
         val before = chat.messages
         assertFailsWith<ContextFullException> { chat.send("more ".repeat(90)) }
         assertEquals(before, chat.messages)
+    }
+
+    @Test
+    fun `thoughts are kept apart, and later turns don't see them`() = runBlocking {
+        val gemma4 = File(DATA, "gemma4")
+        val tokenizer = Tokenizer.parse(File(gemma4, "tokenizer.gtok").readBytes())
+        val codec = ChatCodec(tokenizer, ChatFormat.parse(File(gemma4, "chat.json").readText()), setOf(5))
+        val said = tokenizer.encodeTemplate("<|channel>thought\nin the<channel|>user").asList() + 5
+        var next = 0
+        val session = ScriptedSession { said[next++ % said.size] }
+        val chat = Conversation(session, codec, Sampler(Sampling()), "be brief", thinking = true)
+        repeat(2) {
+            val reply = chat.send("us")
+            val wasThinking = ArrayList<Boolean>()
+            val pieces = ArrayList<String>()
+            reply.pieces.collect { piece ->
+                pieces += piece
+                wasThinking += reply.isThinking
+            }
+            assertEquals(listOf("user", "in the"), listOf(pieces.joinToString(""), reply.thought))
+            assertEquals(listOf(true, false), listOf(wasThinking.first(), wasThinking.last()))
+            assertEquals(said.size - 1, reply.tokens.size)
+            assertEquals(session.position, reply.contextTokens)
+        }
+        assertEquals(listOf("be brief", "us", "user", "us", "user"), chat.messages.map { it.content })
+        assertEquals(1, session.tokens.count { it == said.first() }, "the first thought has left the cache")
+        val plain = ChatCodec(this@ConversationTest.tokenizer, this@ConversationTest.codec.format, setOf(5))
+        assertTrue(codec.canThink && !plain.canThink)
+        assertFailsWith<TokenizerException> { Conversation(session, plain, Sampler(Sampling()), thinking = true) }.let {
+            assertTrue("can't ask for thoughts" in it.message.orEmpty())
+        }
+    }
+
+    @Test
+    fun `a question that is stopped while it is fed leaves no trace`() = runBlocking {
+        val manifest = Manifest.parse(readText(File(TINY, MANIFEST)))
+        var stop: () -> Unit = {}
+        val engine = object : Engine {
+            override val givesEveryRow = true
+            override val runtime = "a script"
+
+            override fun run(tokens: IntArray, position: Int, rows: Int): List<FloatArray> {
+                stop()
+                return List(rows) { FloatArray(manifest.vocabSize).also { it[END] = 1f } }
+            }
+
+            override fun close() = Unit
+        }
+        val session = EngineSession(engine, manifest)
+        val chat = conversation(session)
+        val question = "the inn ".repeat(8)
+        val task = launch { chat.send(question).pieces.collect {} }
+        stop = { task.cancel() }
+        task.join()
+        assertEquals(16, session.position, "it stopped after the first of several chunks")
+        assertEquals(emptyList(), chat.messages)
+        stop = {}
+        assertEquals(StopReason.STOP_TOKEN, chat.send("in").also { it.pieces.toList() }.reason)
     }
 
     @Test

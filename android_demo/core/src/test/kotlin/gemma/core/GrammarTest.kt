@@ -34,7 +34,7 @@ class GrammarTest {
         val random = Random(seed)
         val scripted = ScriptedSession { 0 }
         return object : Session by scripted {
-            override fun prefill(tokens: IntArray): FloatArray {
+            override fun prefill(tokens: IntArray, beforeChunk: () -> Unit): FloatArray {
                 scripted.prefill(tokens)
                 return FloatArray(VOCABULARY) { random.nextFloat() * 9 }
             }

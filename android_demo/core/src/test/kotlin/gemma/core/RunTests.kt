@@ -26,7 +26,10 @@ fun main(more: Array<String>) {
     val result = core.run(
         VectorsTest::class.java,
         BundleTest::class.java,
+        LibraryTest::class.java,
+        SessionTest::class.java,
         ConversationTest::class.java,
+        SavedChatsTest::class.java,
         TinyModelTest::class.java,
         StructuredTest::class.java,
         GrammarTest::class.java,

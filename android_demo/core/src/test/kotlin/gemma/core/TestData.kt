@@ -61,7 +61,7 @@ class ScriptedSession(override val contextLength: Int = 4096, private val script
     val fed = ArrayList<List<Int>>() // the tokens of each call
     override val position: Int get() = tokens.size
 
-    override fun prefill(tokens: IntArray): FloatArray {
+    override fun prefill(tokens: IntArray, beforeChunk: () -> Unit): FloatArray {
         checkRoom(position, tokens.size, contextLength)
         fed += tokens.asList()
         this.tokens += tokens.asList()
@@ -85,6 +85,7 @@ class ScriptedSession(override val contextLength: Int = 4096, private val script
 /** The Python runtime's session of the tiny bundle, in its own process. */
 class BridgeEngine(private val vocabSize: Int, graph: String = "exact") : Engine {
     override val givesEveryRow = true
+    override val runtime = "gemma_runtime"
     private val process: Process
 
     init {

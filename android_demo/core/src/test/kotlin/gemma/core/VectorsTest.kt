@@ -5,6 +5,7 @@ import java.io.File
 import kotlin.test.Test
 import kotlin.test.assertContentEquals
 import kotlin.test.assertEquals
+import kotlin.test.assertNotNull
 import kotlin.test.assertTrue
 
 /** Checks results against those of the Python runtime. */
@@ -29,11 +30,30 @@ class VectorsTest {
     fun `encoding conversations gives Python's ids`() {
         val format = ChatFormat.parse(File(TINY, "chat.json").readText())
         vectors.of("chat").list { vector ->
-            val messages = vector.of("messages").list {
-                Message(Role.valueOf(it.of("role").string().uppercase()), it.of("content").string())
-            }
+            val messages = messages(vector)
             assertContentEquals(vector.of("ids").ints(), encodeChat(tokenizer, format, messages), "$messages")
         }
+    }
+
+    @Test
+    fun `Gemma 4's prompts are Python's, with thinking and without, and thoughts are told from answers`() {
+        val gemma4 = File(DATA, "gemma4")
+        val tokenizer = Tokenizer.parse(File(gemma4, "tokenizer.gtok").readBytes())
+        val format = ChatFormat.parse(File(gemma4, "chat.json").readText())
+        val expected = vectors.of("gemma4")
+        expected.of("chat").list { vector ->
+            val used = if (vector.of("thinking").boolean()) assertNotNull(format.thinking) else format
+            assertContentEquals(vector.of("ids").ints(), encodeChat(tokenizer, used, messages(vector)), "$vector")
+        }
+        expected.of("thoughts").list { vector ->
+            val stream = tokenizer.stream()
+            val thoughts = Thoughts(tokenizer)
+            val pieces = vector.of("ids").ints().map { thoughts.take(it, stream.push(it)) }
+            assertEquals(vector.of("pieces").list { it.string() }, pieces)
+            assertEquals(vector.of("flush").string(), thoughts.end(stream.flush()))
+            assertEquals(vector.of("thought").string(), thoughts.text)
+        }
+        assertEquals("a the  in", format.withoutThoughts("a<|channel>thought\nno<channel|> the <channel|> in<|channel>x"))
     }
 
     @Test
@@ -60,6 +80,10 @@ class VectorsTest {
             checkDecode(tokenizer, expected.of("decode"))
         }
     }
+}
+
+private fun messages(vector: JsonFields): List<Message> = vector.of("messages").list {
+    Message(Role.valueOf(it.of("role").string().uppercase()), it.of("content").string())
 }
 
 private fun checkEncode(tokenizer: Tokenizer, expected: JsonFields, least: Int = 1) {

@@ -20,7 +20,7 @@ class VerifyTest {
             override val position get() = tokens.size
             override val contextLength = 4096
 
-            override fun prefill(tokens: IntArray): FloatArray = score(tokens).last()
+            override fun prefill(tokens: IntArray, beforeChunk: () -> Unit): FloatArray = score(tokens).last()
 
             override fun decode(token: Int) = prefill(intArrayOf(token))
 
@@ -105,7 +105,7 @@ class VerifyTest {
         var now = 0L
         val inner = ScriptedSession { 3 }
         val session = object : Session by inner {
-            override fun prefill(tokens: IntArray) = inner.prefill(tokens).also { now += 1_000_000L * tokens.size }
+            override fun prefill(tokens: IntArray, beforeChunk: () -> Unit) = inner.prefill(tokens, beforeChunk).also { now += 1_000_000L * tokens.size }
 
             override fun decode(token: Int) = inner.decode(token).also { now += 20_000_000L }
         }

@@ -1,0 +1,54 @@
+package gemma.demo
+
+import android.content.ContentResolver
+import android.net.Uri
+import android.provider.DocumentsContract
+import android.provider.DocumentsContract.Document
+import java.io.FileNotFoundException
+import java.io.InputStream
+
+/** A chosen folder: the path of each file in it, and how to open it. */
+internal class DocumentTree(val name: String, val files: Map<String, () -> InputStream>)
+
+/** Files of other apps that the user has chosen. Nothing of what those apps say is trusted: the library checks it. */
+internal class Documents(private val resolver: ContentResolver) {
+    fun name(document: Uri): String = query(document).firstOrNull()?.name ?: "bundle"
+
+    /** Throws FileNotFoundException. */
+    fun open(document: Uri): InputStream = resolver.openInputStream(document) ?: throw FileNotFoundException("$document")
+
+    fun tree(tree: Uri): DocumentTree {
+        val root = DocumentsContract.getTreeDocumentId(tree)
+        val files = LinkedHashMap<String, () -> InputStream>()
+        collect(tree, root, "", files, depth = 0)
+        return DocumentTree(name(DocumentsContract.buildDocumentUriUsingTree(tree, root)), files)
+    }
+
+    private fun collect(tree: Uri, folder: String, path: String, files: MutableMap<String, () -> InputStream>, depth: Int) {
+        if (depth > MAX_DEPTH || files.size > MAX_FILES) throw FileNotFoundException("the folder is too large to be a bundle")
+        for (entry in query(DocumentsContract.buildChildDocumentsUriUsingTree(tree, folder))) {
+            if (entry.isFolder) {
+                collect(tree, entry.id, "$path${entry.name}/", files, depth + 1)
+            } else {
+                files["$path${entry.name}"] = { open(DocumentsContract.buildDocumentUriUsingTree(tree, entry.id)) }
+            }
+        }
+    }
+
+    private class Entry(val id: String, val name: String, val isFolder: Boolean)
+
+    private fun query(uri: Uri): List<Entry> {
+        val columns = arrayOf(Document.COLUMN_DOCUMENT_ID, Document.COLUMN_DISPLAY_NAME, Document.COLUMN_MIME_TYPE)
+        val cursor = resolver.query(uri, columns, null, null, null) ?: return emptyList()
+        return cursor.use { rows ->
+            generateSequence { if (rows.moveToNext()) rows else null }
+                .map { Entry(it.getString(0), it.getString(1).orEmpty(), it.getString(2) == Document.MIME_TYPE_DIR) }
+                .toList()
+        }
+    }
+
+    private companion object {
+        const val MAX_DEPTH = 4
+        const val MAX_FILES = 1000
+    }
+}

@@ -1,0 +1,71 @@
+package gemma.demo
+
+import android.app.AlertDialog
+import android.content.Context
+import android.text.InputType
+import android.view.View
+import android.widget.CheckBox
+import android.widget.EditText
+import android.widget.LinearLayout
+import android.widget.ScrollView
+import gemma.core.ChatSettings
+import gemma.core.GemmaException
+import gemma.core.Manifest
+
+/** The settings of a chat: system prompt, sampling, thinking, and what to do when the context is full. */
+internal class SettingsDialog(
+    private val context: Context,
+    private val settings: ChatSettings,
+    private val manifest: Manifest?, // of the loaded bundle, whose sampling the hints show
+    canThink: Boolean,
+) {
+    private val usual = manifest?.let { ChatSettings().samplingFor(it) }
+    private val system = EditText(context).apply {
+        hint = "System prompt"
+        setText(settings.system)
+        maxLines = 6
+    }
+    private val temperature = number("Temperature", usual?.temperature, settings.sampling?.temperature)
+    private val topK = number("Top k", usual?.topK, settings.sampling?.topK)
+    private val topP = number("Top p", usual?.topP, settings.sampling?.topP)
+    private val thinking = check("Think before answering", settings.thinking && canThink).apply { isEnabled = canThink }
+    private val roll = check("When the context is full: forget the oldest turns", settings.roll)
+
+    /** A dialog that gives the settings to `onDone`. Values that are no numbers are refused and change nothing. */
+    fun builder(onDone: (ChatSettings) -> Unit): AlertDialog.Builder {
+        val page = LinearLayout(context).apply { orientation = LinearLayout.VERTICAL }
+        listOf<View>(system, temperature, topK, topP, thinking, roll).forEach(page::addView)
+        return AlertDialog.Builder(context).setTitle("Settings").setView(ScrollView(context).apply { addView(page) })
+            .setNegativeButton("Cancel", null)
+            .setPositiveButton("Use") { _, _ ->
+                try {
+                    onDone(read())
+                } catch (error: GemmaException) {
+                    AlertDialog.Builder(context).setMessage(error.message).setPositiveButton("Close", null).show()
+                }
+            }
+    }
+
+    private fun read(): ChatSettings {
+        val texts = listOf(temperature, topK, topP).map { it.text.toString() }
+        val base = usual ?: ChatSettings.RECOMMENDED
+        val own = ChatSettings.parseSampling(texts[0], texts[1], texts[2], base)
+        return ChatSettings(
+            system = system.text.toString(),
+            sampling = own.takeIf { texts.any(String::isNotBlank) },
+            thinking = thinking.isChecked,
+            roll = roll.isChecked,
+        )
+    }
+
+    private fun number(name: String, usual: Number?, value: Number?) = EditText(context).apply {
+        hint = if (usual == null) name else "$name ($usual)"
+        inputType = InputType.TYPE_CLASS_NUMBER or InputType.TYPE_NUMBER_FLAG_DECIMAL
+        value?.let { setText(it.toString()) }
+    }
+
+    private fun check(name: String, value: Boolean) = CheckBox(context).apply {
+        text = name
+        isChecked = value
+    }
+}

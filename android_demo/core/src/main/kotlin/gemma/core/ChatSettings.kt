@@ -1,0 +1,69 @@
+package gemma.core
+
+/** What a user can set for a chat. */
+data class ChatSettings(
+    val system: String = "", // blank for none
+    val sampling: Sampling? = null, // null for the bundle's own values
+    val thinking: Boolean = false,
+    val roll: Boolean = false, // forget the oldest turns when the context is full
+) {
+    /** How to sample with a bundle; its authors' values unless the user has set others. */
+    fun samplingFor(manifest: Manifest): Sampling = sampling ?: manifest.sampling ?: RECOMMENDED
+
+    /** A conversation with these settings; thinking is off where the bundle can't think. */
+    fun conversation(session: Session, codec: ChatCodec, manifest: Manifest, earlier: List<Message>) = Conversation(
+        session,
+        codec,
+        Sampler(samplingFor(manifest)),
+        system.takeIf { it.isNotBlank() },
+        roll,
+        thinking && codec.canThink,
+        earlier,
+    )
+
+    internal fun json(): Json = JsonObject(
+        mapOf(
+            "system" to JsonString(system),
+            "sampling" to (sampling?.let(::samplingJson) ?: JsonNull),
+            "thinking" to JsonBoolean(thinking),
+            "roll" to JsonBoolean(roll),
+        ),
+    )
+
+    companion object {
+        /** By Gemma's authors, for bundles that say nothing. */
+        val RECOMMENDED = Sampling(temperature = 1.0, topK = 64, topP = 0.95)
+
+        internal fun read(json: JsonFields) = ChatSettings(
+            system = json.of("system").string(),
+            sampling = json.orNull("sampling")?.let(::readSampling),
+            thinking = json.of("thinking").boolean(),
+            roll = json.of("roll").boolean(),
+        )
+
+        /** Throws SessionException for a text that is no number and for a value out of range. Blank texts keep `base`. */
+        fun parseSampling(temperature: String, topK: String, topP: String, base: Sampling): Sampling = base.copy(
+            temperature = number("temperature", temperature) ?: base.temperature,
+            topK = number("top_k", topK)?.let { value -> value.toInt().also { if (it.toDouble() != value) refuse("top_k", topK) } } ?: base.topK,
+            topP = number("top_p", topP) ?: base.topP,
+        )
+
+        private fun number(name: String, text: String): Double? {
+            val given = text.trim().replace(',', '.').ifEmpty { return null }
+            return given.toDoubleOrNull() ?: refuse(name, text)
+        }
+
+        private fun refuse(name: String, text: String): Nothing =
+            throw SessionException("$name is \"${text.take(20)}\", expected a number")
+    }
+}
+
+private fun samplingJson(sampling: Sampling) = JsonObject(
+    mapOf(
+        "temperature" to JsonNumber(sampling.temperature),
+        "top_k" to JsonNumber(sampling.topK.toDouble()),
+        "top_p" to JsonNumber(sampling.topP),
+        "min_p" to JsonNumber(sampling.minP),
+        "repetition_penalty" to JsonNumber(sampling.repetitionPenalty),
+    ),
+)

@@ -1,0 +1,123 @@
+package gemma.core
+
+import java.io.File
+
+/** A chat as it is kept on storage: it outlives the model, the screens and the process. */
+data class SavedChat(
+    val id: String,
+    val bundle: String, // name of the bundle's folder
+    val settings: ChatSettings = ChatSettings(),
+    val messages: List<Message> = emptyList(), // the user's and the assistant's turns, forgotten ones too
+    val forgotten: Int = 0, // how many of the first turns the model no longer sees
+    val changedMs: Long = 0,
+) {
+    /** The first question, on one line. */
+    val title: String get() = messages.firstOrNull()?.content?.trim()?.lineSequence()?.first()?.take(60).orEmpty().ifEmpty { "New chat" }
+
+    /** The turns that the model sees. */
+    val remembered: List<Message> get() = messages.drop(forgotten)
+
+    /** This chat after the model has forgotten `dropped` turns more and sees `turns`. */
+    internal fun goneOn(turns: List<Message>, dropped: Int, nowMs: Long): SavedChat {
+        val gone = minOf(forgotten + dropped, messages.size)
+        return copy(messages = messages + turns.drop(messages.size - gone), forgotten = gone, changedMs = nowMs)
+    }
+
+    /** This chat without its last question and reply. */
+    fun withoutLast(): SavedChat {
+        val kept = messages.dropLast(2)
+        return copy(messages = kept, forgotten = minOf(forgotten, kept.size))
+    }
+
+    internal fun json(): Json = JsonObject(
+        mapOf(
+            "version" to JsonNumber(VERSION.toDouble()),
+            "bundle" to JsonString(bundle),
+            "settings" to settings.json(),
+            "messages" to JsonArray(messages.map { JsonObject(mapOf("role" to JsonString(it.role.name.lowercase()), "content" to JsonString(it.content))) }),
+            "forgotten" to JsonNumber(forgotten.toDouble()),
+            "changed_ms" to JsonNumber(changedMs.toDouble()),
+        ),
+    )
+
+    internal companion object {
+        const val VERSION = 1
+
+        fun read(id: String, json: JsonFields): SavedChat {
+            if (json.of("version").integer() != VERSION.toLong()) throw json.of("version").wrong("$VERSION")
+            return SavedChat(
+                id = id,
+                bundle = json.of("bundle").string(),
+                settings = ChatSettings.read(json.of("settings")),
+                messages = json.of("messages").list(::readMessage),
+                forgotten = json.of("forgotten").count(),
+                changedMs = json.of("changed_ms").integer(),
+            )
+        }
+
+        private fun readMessage(json: JsonFields): Message {
+            val role = json.of("role")
+            return when (role.string()) {
+                "user" -> Message(Role.USER, json.of("content").string())
+                "assistant" -> Message(Role.ASSISTANT, json.of("content").string())
+                else -> throw role.wrong("user or assistant")
+            }
+        }
+    }
+}
+
+/** A saved chat that goes on in a conversation, which began with its remembered turns. */
+class Talk(chat: SavedChat, val conversation: Conversation) {
+    private var counted = 0 // forgotten turns that the chat knows of
+
+    var chat = chat
+        private set
+
+    /** Takes what the conversation has now over into the chat. */
+    fun update(nowMs: Long): SavedChat {
+        val turns = conversation.messages.filterNot { it.role == Role.SYSTEM }
+        chat = chat.goneOn(turns, conversation.forgotten - counted, nowMs)
+        counted = conversation.forgotten
+        return chat
+    }
+}
+
+/** The saved chats of a folder, one file each. */
+class SavedChats(private val folder: File) {
+    /** Every chat that can be read, the newest first. */
+    fun all(): List<SavedChat> = ids().mapNotNull { id ->
+        try {
+            load(id)
+        } catch (_: StorageException) {
+            null // `damaged` names it
+        }
+    }.sortedByDescending { it.changedMs }
+
+    /** Names of chats whose files can't be read. They are kept until they are deleted. */
+    fun damaged(): List<String> = ids() - all().map { it.id }.toSet()
+
+    /** Throws StorageException if there is no such chat or its file is damaged. */
+    fun load(id: String): SavedChat = try {
+        SavedChat.read(id, JsonFields.parse(file(id).name, readText(file(id))))
+    } catch (error: GemmaException) {
+        throw StorageException("the chat $id can't be read; delete it (${error.message})", error)
+    }
+
+    /** Throws StorageException. A chat without a turn isn't kept. */
+    fun save(chat: SavedChat) {
+        if (chat.messages.isNotEmpty()) replaceText(file(chat.id), chat.json().write())
+    }
+
+    fun delete(id: String) {
+        file(id).delete()
+    }
+
+    private fun ids(): List<String> =
+        folder.listFiles().orEmpty().filter { it.name.endsWith(SUFFIX) }.map { it.name.removeSuffix(SUFFIX) }
+
+    private fun file(id: String) = File(folder, id + SUFFIX)
+
+    private companion object {
+        const val SUFFIX = ".json"
+    }
+}

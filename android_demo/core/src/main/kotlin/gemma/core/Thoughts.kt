@@ -1,0 +1,39 @@
+package gemma.core
+
+/**
+ * Tells a reply's thoughts from its answer; Gemma 4 writes them into a channel before it:
+ *
+ *     <|channel>thought
+ *     …<channel|>the answer
+ */
+internal class Thoughts(tokenizer: Tokenizer) {
+    private val open = tokenizer.tokenOf("<|channel>")
+    private val close = tokenizer.tokenOf("<channel|>")
+    private val written = StringBuilder()
+
+    /** Whether a thought is being written. */
+    var isOpen = false
+        private set
+
+    /** The thoughts, without the channel's name, which is the first line. */
+    val text: String get() = strip(written.substring(written.indexOf("\n") + 1).takeIf { '\n' in written }.orEmpty())
+
+    /** What of the text that a token completes is the answer's. */
+    fun take(token: Int, piece: String): String {
+        if (token == open) {
+            isOpen = true
+            return ""
+        }
+        if (!isOpen) return piece
+        written.append(piece)
+        isOpen = token != close
+        return ""
+    }
+
+    /** What of the text's end, which no token completed, is the answer's. */
+    fun end(rest: String): String {
+        if (!isOpen) return rest
+        written.append(rest)
+        return ""
+    }
+}

@@ -1,0 +1,122 @@
+package gemma.core
+
+import kotlinx.coroutines.flow.toList
+import kotlinx.coroutines.flow.take
+import kotlinx.coroutines.runBlocking
+import java.io.File
+import java.nio.file.Files
+import kotlin.test.AfterTest
+import kotlin.test.Test
+import kotlin.test.assertContains
+import kotlin.test.assertEquals
+import kotlin.test.assertFailsWith
+import kotlin.test.assertTrue
+
+class SavedChatsTest {
+    private val folder = Files.createTempDirectory("chats").toFile()
+    private val chats = SavedChats(folder)
+    private val tokenizer = tinyTokenizer()
+    private val codec = ChatCodec(tokenizer, ChatFormat.parse(File(TINY, "chat.json").readText()), setOf(1, 5))
+
+    @AfterTest
+    fun remove() {
+        folder.deleteRecursively()
+    }
+
+    /** A session that answers every question with "in". */
+    private fun session(contextLength: Int = 4096): ScriptedSession {
+        val reply = tokenizer.encode("in").single()
+        return ScriptedSession(contextLength) { if (it.last() == reply) 5 else reply }
+    }
+
+    private fun talk(chat: SavedChat, session: Session, roll: Boolean = false) =
+        Talk(chat, Conversation(session, codec, Sampler(Sampling()), "be brief", roll, earlier = chat.remembered))
+
+    private fun Talk.ask(text: String, nowMs: Long = 1): SavedChat {
+        runBlocking { conversation.send(text, 9).pieces.toList() }
+        return update(nowMs)
+    }
+
+    @Test
+    fun `a chat survives its process, and goes on as if nothing had happened`() {
+        val settings = ChatSettings("be brief", Sampling(0.7, 5, 0.9, 0.1, 1.2), thinking = true, roll = true)
+        val before = session()
+        val talk = talk(SavedChat("a", "tiny", settings), before)
+        talk.ask("one \"two\"\nthree é😀")
+        chats.save(talk.ask("four", nowMs = 1_700_000_000_000))
+        val saved = SavedChats(folder).load("a")
+        assertEquals(talk.chat, saved)
+        assertEquals("one \"two\"", saved.title)
+        val after = session()
+        talk(saved, after).ask("five")
+        talk.ask("five")
+        assertEquals(before.tokens, after.tokens)
+    }
+
+    @Test
+    fun `a stopped reply is kept, and a question without any is not`() {
+        val talk = talk(SavedChat("a", "tiny"), session())
+        runBlocking { talk.conversation.send("one").pieces.take(1).toList() }
+        assertEquals(listOf("one", "in"), talk.update(1).messages.map { it.content })
+        talk.conversation.send("never asked")
+        assertEquals(listOf("one", "in"), talk.update(2).messages.map { it.content })
+        assertEquals(listOf("one", "in", "two", "in"), talk.ask("two").messages.map { it.content })
+        assertEquals(listOf("one", "in"), talk.chat.withoutLast().messages.map { it.content })
+    }
+
+    @Test
+    fun `forgotten turns stay in the chat, and the model doesn't see them again`() {
+        val session = session(contextLength = 80)
+        val talk = talk(SavedChat("a", "tiny"), session, roll = true)
+        repeat(9) { talk.ask("question $it") }
+        val chat = talk.chat
+        assertEquals((0 until 9).flatMap { listOf("question $it", "in") }, chat.messages.map { it.content })
+        assertTrue(chat.forgotten in 2..16)
+        assertEquals(talk.conversation.messages.drop(1), chat.remembered)
+        chats.save(chat)
+        val other = session(contextLength = 80)
+        val again = talk(chats.load("a"), other, roll = true)
+        assertEquals(talk.ask("the end").remembered, again.ask("the end").remembered)
+        assertEquals(session.tokens, other.tokens)
+    }
+
+    @Test
+    fun `chats are listed newest first, and a damaged one is named and kept`() {
+        for ((id, time) in listOf("a" to 1L, "b" to 3L, "c" to 2L)) {
+            chats.save(SavedChat(id, "tiny", messages = listOf(Message(Role.USER, id)), changedMs = time))
+        }
+        chats.save(SavedChat("empty", "tiny"))
+        assertEquals(listOf("b", "c", "a"), chats.all().map { it.id })
+        File(folder, "c.json").writeText("{\"version\": 1}")
+        File(folder, "b.json").writeText(File(folder, "b.json").readText().replace("\"version\": 1", "\"version\": 2"))
+        assertEquals(listOf("a"), chats.all().map { it.id })
+        assertEquals(listOf("b", "c"), chats.damaged().sorted())
+        assertContains(assertFailsWith<StorageException> { chats.load("c") }.message.orEmpty(), "the chat c can't be read; delete it")
+        chats.delete("c")
+        assertEquals(listOf("b"), chats.damaged())
+    }
+
+    @Test
+    fun `a file is replaced as a whole or not at all`() {
+        val chat = SavedChat("a", "tiny", messages = listOf(Message(Role.USER, "one")))
+        chats.save(chat)
+        File(folder, "a.json.part").mkdirs() // in the way
+        assertFailsWith<StorageException> { chats.save(chat.copy(messages = listOf(Message(Role.USER, "two")))) }
+        assertEquals("one", chats.load("a").title)
+    }
+
+    @Test
+    fun `settings are read from texts, and bad ones are refused by name`() {
+        val base = Sampling(1.0, 64, 0.95, 0.1, 1.1)
+        assertEquals(base, ChatSettings.parseSampling("", " ", "", base))
+        assertEquals(base.copy(temperature = 0.5, topK = 3, topP = 1.0), ChatSettings.parseSampling("0,5", "3", "1", base))
+        for ((name, texts) in mapOf("temperature" to listOf("x", "", ""), "top_k" to listOf("", "2.5", ""), "top_p" to listOf("", "", "2"))) {
+            val error = assertFailsWith<SessionException> { ChatSettings.parseSampling(texts[0], texts[1], texts[2], base) }
+            assertContains(error.message.orEmpty(), name)
+        }
+        val manifest = Manifest.parse(readText(File(TINY, MANIFEST)))
+        assertEquals(manifest.sampling, ChatSettings().samplingFor(manifest))
+        assertEquals(base, ChatSettings(sampling = base).samplingFor(manifest))
+        assertEquals(Sampling(1.0, 64, 0.95), ChatSettings().samplingFor(manifest.copy(sampling = null)))
+    }
+}
