@@ -89,7 +89,7 @@ def llama_metadata(hf: Json) -> Metadata:
         fields["attention.sliding_window"] = config.sliding_window
     if family == "gemma2":
         fields |= {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
-    if family == "gemma3":
+    if family in ("gemma3", "gemma4"):
         fields["rope.freq_base"] = 1_000_000.0
     if family == "gemma4":
         fields |= _gemma4_fields(config)
