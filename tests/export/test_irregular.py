@@ -9,6 +9,7 @@ from gemma_export.cli import run
 from gemma_export.targets import all_targets
 from tests.export.models import DENSE, E2B, save_tiny
 
+REFUSERS = [one.name for one in all_targets() if not one.takes_irregular]
 TAKERS = " or ".join(one.name for one in all_targets() if one.takes_irregular)
 
 
@@ -25,12 +26,11 @@ def refusal(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
     return line
 
 
-@pytest.mark.parametrize("target", [one.name for one in all_targets() if not one.takes_irregular])
+@pytest.mark.parametrize("target", REFUSERS)
 def test_a_target_that_is_not_built_for_them_refuses(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
 ) -> None:
-    quant = "int8" if target == "hf" else "int4"
-    flags = ["--checkpoint", str(folder), "--target", target, "--quant", quant, "--prefill", "8"]
+    flags = ["--checkpoint", str(folder), "--target", target, "--quant", "int4", "--prefill", "8"]
     for more in (["--plan"], ["--output", str(tmp_path / "out")]):
         line = refusal(capsys, *flags, *more)
         assert f"{target} can't compute this model's per-layer embeddings, shared caches" in line
@@ -61,11 +61,12 @@ def test_targets_with_different_kernels_for_8_bits_are_exported_one_at_a_time(
         assert run([*flags, "--target", target]) == 0
 
 
+@pytest.mark.parametrize("target", REFUSERS)
 def test_a_model_without_shared_caches_is_refused_too(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
 ) -> None:
     save_tiny(DENSE, tmp_path)
-    line = refusal(capsys, "--checkpoint", str(tmp_path), "--target", "gguf", "--plan")
+    line = refusal(capsys, "--checkpoint", str(tmp_path), "--target", target, "--plan")
     assert "two head sizes, two numbers of kv heads, keys as values, norms of values" in line
 
 

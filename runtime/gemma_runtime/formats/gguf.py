@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 Value = int | float | str | list[str] | NDArray[np.generic]
 
-MAX_HEADER = 32 << 20  # bytes; Gemma's vocabulary makes it 7 MB
+MAX_HEADER = 32 << 20  # bytes; Gemma 4's vocabulary makes it 16 MB
 _LONGEST_NAME = 256
 
 

@@ -6,6 +6,7 @@ times what was measured.
 """
 
 import copy
+import ctypes
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +14,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from gemma_export.checkpoint.gguf import open_gguf
+from gemma_export.checkpoint.gguf_tokenizer import rebuild_tokenizer
+from gemma_export.checkpoint.packaged import find_demo_gguf
 from gemma_export.cli import run as export_command
 from gemma_export.formats.gguf_file import read_header
+from gemma_export.formats.gguf_header import write_header
 from gemma_export.model.config import GemmaConfig
 from gemma_export.model.hf_config import config_from_hf
+from gemma_export.model.sizes import find_official
 from gemma_export.quantize.recipe import find_recipe
 from gemma_export.quantize.store import open_or_build_store
 from gemma_export.targets.gguf.metadata import model_metadata
+from gemma_export.targets.gguf.vocabulary import make_vocabulary
 from gemma_runtime.bundle import open_bundle
 from gemma_runtime.cli import run_command
 from gemma_runtime.contents.gguf_names import gguf_name, hf_name
@@ -30,6 +37,7 @@ from gemma_runtime.errors import TargetError
 from gemma_runtime.proof.agreement import compare_logits
 from gemma_runtime.proof.goldens import top_logits
 from gemma_runtime.session import open_session
+from tests.export.checkpoint.test_gguf_tokenizer import TEXTS
 from tests.export.conftest import Export, TinyCheckpoint, dequantized, only
 from tests.export.gguf_files import GEMMA4, llama_name
 from tests.export.models import DENSE, E2B, E4B, UNIFIED, Tiny, eager_logits
@@ -234,6 +242,10 @@ def test_the_commands_work_on_a_bundle(
     assert run_command(["eval", output, "--text", str(text), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)
     assert run_command(["run", output, "the user", "--max-new-tokens", "8"]) == 0
+    baked, system = str(tmp_path / "baked.safetensors"), tmp_path / "system.txt"
+    system.write_text("the thing that users use " * 4)
+    assert run_command(["bake", output, baked, "--text", str(system)]) == 0
+    assert run_command(["run", output, "in us", "--baked", baked, "--max-new-tokens", "4"]) == 0
     assert run_command(["inspect", output]) == 0
     assert "3 more layers read the cache of layer 2" in capsys.readouterr().out
     again = open_gguf(Path(output) / "model.gguf")
@@ -243,3 +255,37 @@ def test_the_commands_work_on_a_bundle(
     assert set(again.config.eos_tokens) == {1, 5, 8}
     assert again.generation.sampling is not None
     assert again.generation.sampling.top_k == 64
+
+
+@pytest.mark.real
+def test_llama_cpp_splits_text_as_the_real_vocabulary_does(llama: Any, tmp_path: Path) -> None:
+    """Gemma 3's, of which Gemma 4 renamed markers; its runs of whitespace are no added tokens."""
+    files = open_gguf(find_demo_gguf()).tokenizer()
+    assert files is not None
+    state = json.loads(files.tokenizer_json)
+    kept = [t for t in state["added_tokens"] if t["special"] or t["content"].startswith("<unused")]
+    content = json.dumps({**state, "added_tokens": kept}).encode()
+    config = find_official("e2b").config
+    metadata = model_metadata("m", config) | make_vocabulary("m", content, config)
+    path = tmp_path / "vocabulary.gguf"
+    with path.open("wb") as file:
+        write_header(file, metadata, {})
+    assert (
+        json.loads(rebuild_tokenizer(path, read_header(path).metadata))["model"] == state["model"]
+    )
+
+    settings = llama.llama_model_default_params()
+    settings.vocab_only = True
+    llama.llama_backend_init()
+    model = llama.llama_model_load_from_file(str(path).encode(), settings)
+    vocabulary = llama.llama_model_get_vocab(model)
+
+    def split(text: str) -> list[int]:
+        data = text.encode()
+        ids = (ctypes.c_int32 * (len(data) + 8))()
+        count = llama.llama_tokenize(vocabulary, data, len(data), ids, len(ids), True, True)
+        return list(ids[:count])
+
+    original = Tokenizer.from_str(content.decode())
+    assert [text for text in TEXTS if split(text) != original.encode(text).ids] == []
+    llama.llama_model_free(model)
