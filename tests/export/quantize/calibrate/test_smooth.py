@@ -32,10 +32,18 @@ from tests.export.conftest import (
     only,
     store_divergence,
 )
-from tests.export.models import GEMMA2, GEMMA3, GEMMA4S, UNNORMED, eager_logits, save_tiny, untied
+from tests.export.models import (
+    GEMMA1,
+    GEMMA2,
+    GEMMA3,
+    GEMMA4S,
+    VAULT,
+    eager_logits,
+    save_tiny,
+    untied,
+)
 
-EVERY_HEAD = only(GEMMA2, GEMMA3, untied(GEMMA2), *UNNORMED)
-EVERY_KIND = only(GEMMA2, GEMMA3, untied(GEMMA2), *UNNORMED, *GEMMA4S)
+EVERY_KIND = (GEMMA2, GEMMA3, untied(GEMMA2), GEMMA1, *GEMMA4S)
 RECIPE = find_recipe("int8-smooth")
 _LARGE = 7  # a channel
 
@@ -77,7 +85,7 @@ def test_ordinary_inputs_keep_their_columns_nearly_as_they_are() -> None:
     assert (smoothing_factors(inputs, rows, INT8).log().abs() < 0.3).all()
 
 
-@EVERY_KIND
+@only(*EVERY_KIND, VAULT)
 def test_a_smoothed_model_gives_the_same_logits(work: Workspace) -> None:
     smooth(work, unheard)
     smoothed = work.arranged()
@@ -98,7 +106,9 @@ def test_a_smoothed_model_gives_the_same_logits(work: Workspace) -> None:
     assert not work.smoothing_residuals[0].exists()
 
 
-@EVERY_KIND
+# Not VaultGemma: its residual is mostly the looked-up rows, which factors of a tied table make less
+# exact. With random gains, that costs the tiny model more than it gains.
+@only(*EVERY_KIND)
 def test_the_store_holds_smoothed_codes_and_the_factors_of_a_tied_table(work: Workspace) -> None:
     store = calibrated_store(work)
     assert (TABLE_FACTORS in store.file.tensors) == work.checkpoint.config.tied
