@@ -227,19 +227,25 @@ def test_planned_running_memory_is_close_to_the_measured_one(
     assert run.total / MIB == pytest.approx(max(loading, full), rel=0.12)
 
 
-# Measured in MiB: running, the peak of the native runner with a short prompt; exporting, the
-# peak of the export.
 @pytest.mark.parametrize(
-    ("size", "context", "prefill", "running", "exporting"),
-    [("270m", 2048, 128, 294, 997), ("2b", 4096, 512, 2705, 2625)],
+    ("size", "context", "prefill", "running"), [("270m", 2048, 128, 294), ("2b", 4096, 512, 2705)]
 )
 def test_executorch_needs_no_more_memory_than_planned_and_not_much_less(
-    size: str, context: int, prefill: int, running: int, exporting: int
+    size: str, context: int, prefill: int, running: int
 ) -> None:
+    """`running` is the measured peak of the native runner with a short prompt, in MiB."""
     config = find_official(size).config
     planned = plan(config, context=context, target="executorch", prefill=prefill)
     assert running <= planned.run.total / MIB <= 1.35 * running
-    assert exporting <= planned.export_peak_bytes / MIB <= 1.35 * exporting
+
+
+def test_an_executorch_export_needs_no_more_memory_than_planned() -> None:
+    """645 MiB is the measured peak for the 270M, 555 that of writing E2B: no table is in memory."""
+    small = plan(find_official("270m").config, context=2048, target="executorch", prefill=128)
+    assert 645 <= small.export_peak_bytes / MIB <= 1.35 * 645
+    large = plan(find_official("e2b").config, target="executorch")
+    assert large.export_peak_bytes / MIB >= 555
+    assert large.artifact.total / MIB == pytest.approx(2514, rel=0.002)
 
 
 @pytest.mark.parametrize(("size", "exporting"), [("270m", 766), ("2b", 654)])

@@ -15,7 +15,7 @@ TARGET = TargetSpec(
         packed=0.95,
         packing=0.9,
         table_kept=True,
-        exporting=640 * MIB,
+        exporting=390 * MIB,
         caches_exported=1,
     ),
     caches=("float32",),

@@ -70,6 +70,8 @@ class Handle:
     shape: tuple[int, ...]  # with one token
     home: XnnGraph | None  # None: computed between delegates
     value: Value = 0
+    whole: "Handle | None" = None  # of which it is some columns, cut out where they are used
+    start: int = 0  # the first of them
 
 
 class XnnOps:
@@ -149,8 +151,9 @@ class XnnOps:
         return self._made(self._times(self._use(x), self._graph.scalar(factor)))
 
     def columns(self, x: Handle, part: int, parts: int) -> Handle:
+        """Cut out where it is used: the current delegate may have other tokens than that one."""
         width = x.shape[-1] // parts
-        return self._made(self._graph.slice(self._use(x), part * width, width))
+        return Handle(self._name(), (1, width), None, whole=x, start=part * width)
 
     def geglu(self, gate: Handle, up: Handle) -> Handle:
         """gelu(gate) · up. XNNPACK's own gelu is the erf form, so this builds the tanh form:
@@ -207,6 +210,8 @@ class XnnOps:
 
     def _use(self, handle: Handle) -> Value:
         """The handle's value in the current delegate; an input of it if computed elsewhere."""
+        if handle.whole is not None:
+            return self._graph.slice(self._use(handle.whole), handle.start, handle.shape[-1])
         if handle.home is self._graph:
             return handle.value
         return self._enter(self._leave(handle), handle.shape)
