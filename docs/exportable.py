@@ -1,4 +1,7 @@
-"""The parts of the page "What can be exported", made from the readers' own tables."""
+"""The parts of the page "What can be exported", made from the readers' own tables.
+
+Also tables of other pages that are made from plans.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -232,6 +235,31 @@ def auto_recipes() -> str:
     return _table(("`--target`", "270M", "1b and larger"), rows)
 
 
+def gemma4_phones() -> str:
+    """Which phones an app with Gemma 4's edge sizes fits, by context and caches: what plans say."""
+    from gemma_export import ExportRequest, find_recipe, plan_exports
+    from gemma_runtime.machine import format_bytes
+
+    rows = []
+    settings = [(n, c, t) for n in ("e2b", "e4b") for c in (4096, 32768) for t in (None, "int8")]
+    for size, context, cache in settings:
+        request = ExportRequest(
+            targets=("onnx",),
+            recipe=find_recipe("int4"),
+            size=size,
+            family="gemma4",
+            context_length=context,
+            cache=cache,
+        )
+        (plan,) = plan_exports(request)
+        memory = (plan.caches.total, plan.run.total)
+        verdicts = (phone.verdict for phone in plan.phones)
+        name = f"{size.upper()}, {context:,} tokens, {cache or 'float32'} caches"
+        rows.append((name, *map(format_bytes, memory), *verdicts))
+    phones = (f"{phone.ram_gb} GB" for phone in plan.phones)
+    return _table(("`int4`", "caches", "memory", *phones), rows)
+
+
 def _taken(target: "Target") -> set[str]:
     from gemma_export.model.sizes import OFFICIAL
     from gemma_export.quantize.recipe import RECIPES
@@ -273,4 +301,5 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "targets": targets,
     "target-recipes": target_recipes,
     "auto-recipes": auto_recipes,
+    "edge-phones": gemma4_phones,
 }
