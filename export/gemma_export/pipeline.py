@@ -248,17 +248,17 @@ def _teacher(
 
 def _write(target: Target, work: _Work, report: Reporter, ceiling: MemoryCeiling) -> Artifact:
     config = work.checkpoint.config
-    peak = work.reference.headroom.max_abs
     text = work.text
     job = ExportJob(
         config,
         work.store,
         work.geometry,
         text.stop_tokens,
-        peak,
+        work.reference.headroom.max_abs,
         work.checkpoint,
         text.files,
         work.scales,
+        work.reference.max_products,
     )
     total = round(config.parameters * bits_per_weight(config, work.store.formats) / 8)
     with report.stage(target.name, total) as tick:

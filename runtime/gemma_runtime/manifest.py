@@ -73,6 +73,7 @@ class TensorRole(StrEnum):
     WANTED = "wanted"  # which of the T tokens get logits
     LAST = "last"  # which of the T tokens is the last that is not padding
     EMBEDDINGS = "embeddings"  # table rows that the caller looks up
+    PER_LAYER = "per_layer"  # rows of the table of per-layer embeddings that the caller looks up
     HIDDEN = "hidden"  # the residual between two parts of a graph
     COS = "cos"  # for one kind of layers, (T, D / 2)
     SIN = "sin"
@@ -236,7 +237,9 @@ class Manifest:
     headroom: Headroom
     quality: Agreement  # quantized reference against float32 reference, on the goldens
     files: dict[str, File]  # path in the bundle -> digest, for all files but manifest.json
-    roles: dict[str, str]  # "tokenizer", "goldens", "embedding", "genai", … -> path in the bundle
+    roles: dict[
+        str, str
+    ]  # "tokenizer", "goldens", "embedding", "per_layer", … -> path in the bundle
     tools: dict[str, str]  # package -> version that wrote the bundle
     # For graphs that take cosines and sines as inputs.
     ropes: dict[AttentionKind, Rope]

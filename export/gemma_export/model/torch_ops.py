@@ -44,7 +44,8 @@ class TorchOps:
         self._epsilon = epsilon
         self._caches = caches
         self._judged = min(judged or tokens.shape[1], tokens.shape[1])
-        self.max_abs = 0.0  # largest |residual|, which fp16 must be able to hold
+        self.max_abs = 0.0  # largest |sum|, above all of residuals; fp16 must be able to hold it
+        self.max_products: dict[str, float] = {}  # by matrix: the largest |x| it takes or gives
         # Keys and values of the last layer of each kind that has its own: what shared layers read.
         self.lent: dict[AttentionKind, tuple[Tensor, Tensor]] = {}
 
@@ -59,7 +60,10 @@ class TorchOps:
         return self.norm(x.view(*x.shape[:-1], heads, -1), gain).flatten(-2)
 
     def project(self, x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
-        return [_matmul(x, weight) for weight in weights]
+        products = [_matmul(x, weight) for weight in weights]
+        for weight, y in zip(weights, products, strict=True):
+            self.max_products[weight.name] = max(_largest(x), _largest(y))
+        return products
 
     def value_norm(self, v: Tensor, layer: LayerSpec) -> Tensor:
         heads = v.view(*v.shape[:-1], layer.kv_heads, layer.head_dim)
@@ -98,15 +102,16 @@ class TorchOps:
     def scaled_add_norm(
         self, x: Tensor, branch: Tensor, post: Weight, factor: Weight, then: Weight
     ) -> tuple[Tensor, Tensor]:
-        x = self._watched((x + self.norm(branch, post)) * _read_all(factor))
+        x = self._watched(x + self.norm(branch, post))
+        x = self._watched(x * _read_all(factor))
         return x, self.norm(x, then)
 
     def _watched(self, x: Tensor) -> Tensor:
-        self.max_abs = max(self.max_abs, float(x.abs().max()))
+        self.max_abs = max(self.max_abs, _largest(x))
         return x
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
-        return a + b
+        return self._watched(a + b)
 
     def scaled(self, x: Tensor, factor: float) -> Tensor:
         return x * factor
@@ -172,6 +177,12 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec, mask: Tensor) -> 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)  # (B, heads, T, D)
+
+
+def _largest(x: Tensor) -> float:
+    """max |x|, without a copy of x."""
+    low, high = torch.aminmax(x.detach())
+    return max(-float(low), float(high))
 
 
 def _read_all(weight: Weight) -> Tensor:

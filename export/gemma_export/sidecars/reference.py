@@ -32,6 +32,7 @@ class Reference:
     goldens: list[Golden]
     quality: Agreement  # quantized weights, and caches, against float32 ones
     headroom: Headroom
+    max_products: Mapping[str, float]  # the largest |x| that a matrix takes or gives, by its name
     cache_quality: Agreement | None  # int8 caches against float ones, both with quantized weights
 
 
@@ -55,6 +56,9 @@ def record_reference(
         goldens=[golden for part in parts for golden in part.goldens],
         quality=pool([part.quality for part in parts]),
         headroom=Headroom(max_abs=peak, factor=1.0),
+        max_products={
+            name: max(part.max_products[name] for part in parts) for name in parts[0].max_products
+        },
         cache_quality=pool(caches) if caches else None,
     )
 
@@ -77,7 +81,7 @@ def _record(
     def source(name: str) -> Weight:
         return SourceWeight(name, shapes[name], checkpoint)
 
-    exact, peak = _evaluate(config, tokens, source, progress)
+    exact, ops = _evaluate(config, tokens, source, progress)
     tops = [top_logits(logits) for logits in exact]
     del exact  # B · JUDGED · V floats: keep only one such array
     rounded, _ = _evaluate(config, tokens, store.weight, progress)
@@ -91,8 +95,9 @@ def _record(
         Golden(name, prompt, top, top_logits(logits))
         for (name, prompt), top, logits in zip(prompts.items(), tops, rounded, strict=True)
     ]
-    headroom = Headroom(max_abs=peak, factor=1.0)
-    return Reference(goldens, _compare(rounded, tops), headroom, cache_quality)
+    headroom = Headroom(max_abs=ops.max_abs, factor=1.0)
+    quality = _compare(rounded, tops)
+    return Reference(goldens, quality, headroom, ops.max_products, cache_quality)
 
 
 def _compare(logits: NDArray[np.float32], expected: Sequence[TopLogits]) -> Agreement:
@@ -105,8 +110,8 @@ def _evaluate(
     weight: Callable[[str], Weight],
     progress: Tick,
     scales: Sequence[LayerScales] | None = None,
-) -> tuple[NDArray[np.float32], float]:
-    """Logits, (B, JUDGED, V), and the largest |residual|."""
+) -> tuple[NDArray[np.float32], TorchOps]:
+    """Logits, (B, JUDGED, V), and the operations, which measured the largest values."""
 
     def watched(name: str) -> Weight:
         loaded = weight(name)
@@ -116,4 +121,4 @@ def _evaluate(
     ops = TorchOps(tokens, config.rms_norm_eps, JUDGED, scales)
     with torch.inference_mode():
         logits = decoder(ops, config, watched)
-    return logits.numpy(), ops.max_abs
+    return logits.numpy(), ops

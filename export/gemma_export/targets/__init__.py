@@ -60,6 +60,8 @@ class ExportJob:
     checkpoint: Checkpoint  # the source, for names and vocabulary
     tokenizer: TokenizerFiles | None = None  # as in the bundle; None for random weights
     cache_scales: Sequence[LayerScales] | None = None  # by layer, of int8 caches; None: float ones
+    # The largest |x| that a matrix takes or gives in the reference's runs, by the matrix's name.
+    max_products: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

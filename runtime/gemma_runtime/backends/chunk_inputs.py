@@ -4,7 +4,7 @@ Core ML and Core AI graphs compute no index themselves. An input's role and shap
 value. T tokens per call, of which the last may be padding; S slots.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +33,7 @@ class ChunkInputs:
     """One chunk of tokens at a position."""
 
     manifest: Manifest
-    table: EmbeddingTable | None  # if the caller looks embeddings up
+    tables: Mapping[TensorRole, EmbeddingTable]  # whose rows the graph takes as inputs
     tokens: Sequence[int]
     position: int
 
@@ -49,9 +49,8 @@ class ChunkInputs:
                 return _padded(self.tokens, length)
             case TensorRole.LAST:
                 return np.array([len(self.tokens) - 1])
-            case TensorRole.EMBEDDINGS:
-                assert self.table is not None
-                return self.table.rows(_padded(self.tokens, length).tolist())
+            case TensorRole.EMBEDDINGS | TensorRole.PER_LAYER:
+                return self.tables[spec.role].rows(_padded(self.tokens, length).tolist())
         return self._of_kind(spec, self._cache(spec))
 
     def _of_kind(self, spec: TensorSpec, cache: LayerCache) -> Array:

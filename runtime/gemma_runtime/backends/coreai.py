@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from gemma_runtime.backends.chunk_inputs import Array, ChunkInputs
+from gemma_runtime.backends.embedding_table import open_tables
 from gemma_runtime.backends.step_session import StepSession
 from gemma_runtime.bundle import Bundle, sha256_file
 from gemma_runtime.errors import MissingExtra, SessionError
-from gemma_runtime.manifest import Graph, Manifest, TensorSpec
+from gemma_runtime.manifest import Graph, TensorSpec
 from gemma_runtime.quiet import captured_stderr, quiet
 from gemma_runtime.session import Logits
 from gemma_runtime.snapshot import WholeCaches
@@ -39,7 +40,7 @@ def open_coreai_session(bundle: Bundle, threads: int | None, graph: str) -> Step
     _check_version(bundle.manifest.target.min_runtime_version)
     program = bundle.directory / bundle.manifest.graph(graph).file
     _check_program(program)
-    return StepSession(CoreaiEngine(program.parent, bundle.manifest), bundle.manifest)
+    return StepSession(CoreaiEngine(program.parent, bundle), bundle.manifest)
 
 
 class CoreaiEngine:
@@ -48,9 +49,10 @@ class CoreaiEngine:
     The runtime is asynchronous, and its caller may be within a loop already, as in a notebook.
     """
 
-    def __init__(self, asset: Path, manifest: Manifest) -> None:
+    def __init__(self, asset: Path, bundle: Bundle) -> None:
         _settle_at_exit()
-        self._manifest = manifest
+        self._manifest = bundle.manifest
+        self._tables = open_tables(bundle, self._manifest.graph("decode"))
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -65,7 +67,7 @@ class CoreaiEngine:
     def run(self, tokens: Sequence[int], position: int) -> Logits:
         name = "decode" if len(tokens) == 1 else "prefill"
         graph = self._manifest.graph(name)
-        inputs = ChunkInputs(self._manifest, None, tokens, position).of(graph)
+        inputs = ChunkInputs(self._manifest, self._tables, tokens, position).of(graph)
         return self._wait(self._call(self._functions[name], inputs))
 
     @property

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from gemma_runtime.backends.chunk_inputs import Array, ChunkInputs
-from gemma_runtime.backends.embedding_table import EmbeddingTable
+from gemma_runtime.backends.embedding_table import open_tables
 from gemma_runtime.backends.step_session import StepSession
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import BundleError, MissingExtra
@@ -116,12 +116,12 @@ class CoremlEngine:
     def __init__(self, bundle: Bundle, open_device: Callable[[Path], Device]) -> None:
         self._manifest = bundle.manifest
         graphs = _graphs(bundle)
-        self._table = _open_table(bundle, graphs[0]["decode"])
+        self._tables = open_tables(bundle, graphs[0]["decode"])
         self._parts = [_open(bundle, own, open_device) for own in graphs]
 
     def run(self, tokens: Sequence[int], position: int) -> Logits:
         function = "decode" if len(tokens) == 1 else "prefill"
-        chunk = ChunkInputs(self._manifest, self._table, tokens, position)
+        chunk = ChunkInputs(self._manifest, self._tables, tokens, position)
         result: Array = np.empty(0)
         for part in self._parts:
             graph = part.graphs[function]
@@ -171,11 +171,3 @@ def _graphs(bundle: Bundle) -> list[dict[str, Graph]]:
 
 def _open(bundle: Bundle, graphs: dict[str, Graph], open_device: Callable[[Path], Device]) -> _Part:
     return _Part(open_device((bundle.directory / graphs["decode"].file).parent), graphs)
-
-
-def _open_table(bundle: Bundle, first: Graph) -> EmbeddingTable | None:
-    """The embedding table, if the first graph takes embeddings instead of tokens."""
-    for spec in first.inputs:
-        if spec.role is TensorRole.EMBEDDINGS:
-            return EmbeddingTable(bundle.path("embedding"), int(spec.shape[1]))
-    return None

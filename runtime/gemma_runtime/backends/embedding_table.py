@@ -1,6 +1,6 @@
-"""An embedding table outside the model: a mapped safetensors file; a token reads one row.
+"""Embedding tables outside the model: mapped safetensors files; a token reads one row of each.
 
-It has `values`, or `codes`, `scales` and optionally `zeros`, laid out as in the quantized store:
+A file has `values`, or `codes`, `scales` and optionally `zeros`, laid out as in the quantized store:
 unsigned codes, two per byte at 4 bits with the earlier one in the low half. A value is
 scale · (code - zero); zero is 2^(bits-1) if the file has no zeros.
 T tokens, M width, G groups per row.
@@ -13,9 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import BundleError
 from gemma_runtime.formats.safetensors import TensorInfo, read_safetensors_header
+from gemma_runtime.manifest import Graph, TensorRole
 
+# Role of the input that takes a table's rows → role of the file.
+_FILES = {TensorRole.EMBEDDINGS: "embedding", TensorRole.PER_LAYER: "per_layer"}
 _DTYPES = {"F32": np.float32, "F16": np.float16, "U8": np.uint8}
 
 
@@ -59,6 +63,15 @@ class EmbeddingTable:
             packed = np.stack((packed & 0xF, packed >> 4), -1).reshape(len(packed), -1)
         unpacked: NDArray[np.float32] = packed[:, :count].astype(np.float32)
         return unpacked
+
+
+def open_tables(bundle: Bundle, graph: Graph) -> dict[TensorRole, EmbeddingTable]:
+    """The tables whose rows a graph takes as inputs. Raises BundleError if one is missing."""
+    return {
+        spec.role: EmbeddingTable(bundle.path(_FILES[spec.role]), int(spec.shape[1]))
+        for spec in graph.inputs
+        if spec.role in _FILES
+    }
 
 
 def _map_tensors(path: Path) -> Mapping[str, NDArray[Any]]:

@@ -187,7 +187,7 @@ def test_a_residual_beyond_float16_is_scaled_and_the_logits_stay_right(
         config, store, Geometry(128, PREFILL), (1,), max_residual=0, checkpoint=loud.open()
     )
     layout = make_layout(config, bundle.manifest.layers, store.formats, "gpu", external=False)
-    inputs = ChunkInputs(bundle.manifest, None, TOKENS[:1], 0).of(bundle.manifest.graph("decode"))
+    inputs = ChunkInputs(bundle.manifest, {}, TOKENS[:1], 0).of(bundle.manifest.graph("decode"))
     step = Step(unscaled, layout, unheard)
     assert torch.isnan(step(*map(torch.from_numpy, inputs.values()))).all()
 

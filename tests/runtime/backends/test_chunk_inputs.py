@@ -20,7 +20,7 @@ def _spec(role: TensorRole, kind: AttentionKind | None, *shape: int) -> TensorSp
 
 
 def test_inputs_are_filled_by_role_and_kind_whatever_their_names() -> None:
-    chunk = ChunkInputs(make_manifest(), None, [7, 8, 9], 30)
+    chunk = ChunkInputs(make_manifest(), {}, [7, 8, 9], 30)
     specs = [
         _spec(TensorRole.TOKENS, None, 4),
         _spec(TensorRole.LAST, None, 1),
@@ -56,7 +56,7 @@ def test_a_token_sees_itself_and_what_came_before_within_its_window(
         columns = list(map({**slots, **dict(zip(chunk, chunk, strict=True))}.get, range(128)))
 
     spec = _spec(TensorRole.MASK, kind, 8, len(columns))
-    (mask,) = ChunkInputs(make_manifest(), None, [7] * count, position).of(_graph(spec)).values()
+    (mask,) = ChunkInputs(make_manifest(), {}, [7] * count, position).of(_graph(spec)).values()
 
     window = cache.window or cache.slots
     for row, query in enumerate(chunk):
@@ -69,7 +69,7 @@ def test_cosines_and_sines_are_those_of_their_kind_of_layers(kind: AttentionKind
     manifest = make_manifest()
     specs = (_spec(TensorRole.COS, kind, 1, 4), _spec(TensorRole.SIN, kind, 1, 4))
 
-    cos, sin = ChunkInputs(manifest, None, [1], 3).of(_graph(*specs)).values()
+    cos, sin = ChunkInputs(manifest, {}, [1], 3).of(_graph(*specs)).values()
 
     angle = 3 * manifest.ropes[kind].base ** (-np.arange(0, 8, 2) / 8)
     np.testing.assert_allclose(np.arctan2(sin[0], cos[0]), np.angle(np.exp(1j * angle)), atol=2e-3)
@@ -87,4 +87,4 @@ def test_an_input_that_nothing_fills_is_one_line(spec: TensorSpec, match: str) -
     manifest = replace(make_manifest(), layers=tuple(make_layers()[:2]))
 
     with pytest.raises(BundleError, match=match):
-        ChunkInputs(manifest, None, [1], 0).of(_graph(spec))
+        ChunkInputs(manifest, {}, [1], 0).of(_graph(spec))

@@ -3,7 +3,7 @@
 All values are float16. The caller passes cosines, masks and slots, so the device computes no index.
 Padded tokens are written to a trash slot, which every mask hides.
 
-Shapes: T new tokens, M width, H query heads, K kv heads, G = H / K, D head size, S slots.
+Shapes: T new tokens, N of them with a query, M width, H query heads, K kv heads, G = H / K, D head size, S slots.
 """
 
 import math
@@ -15,14 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gemma_export.formats.codes import signed
-from gemma_export.model.config import LayerSpec
+from gemma_export.model.config import PER_LAYER_TABLE, LayerSpec, is_gain
 from gemma_export.model.decoder import decoder
-from gemma_export.model.ops import RegularOps
 from gemma_export.model.torch_ops import rotate_halves
 from gemma_export.progress import Tick
 from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets import ExportJob
-from gemma_export.targets.shared.apple import headroom_factor, is_added
+from gemma_export.targets.shared.apple import Headroom
 from gemma_export.targets.shared.apple_layout import Layout
 from gemma_export.targets.shared.traced import buffer_name, heads_first
 from gemma_runtime.manifest import AttentionKind, TensorRole
@@ -45,14 +44,15 @@ class Step(nn.Module):
     ) -> None:
         super().__init__()
         self.layout = layout
-        self.headroom = headroom_factor(job.max_residual)
-        self._config = job.config
-        self._weights = {name: job.store.weight(name) for name in job.config.tensor_shapes()}
+        self.headroom = Headroom.of(job)
+        self._config, self._store = job.config, job.store
+        names = [name for name in job.config.tensor_shapes() if name != PER_LAYER_TABLE]
         self._states = {state.kind: state.name for state in layout.states(layout.parts[0])}
         for state in layout.states(layout.parts[0]):
             shape = [int(size) for size in state.shape]
             self.register_buffer(state.name, torch.zeros(shape, dtype=torch.float16))
-        for name, weight in self._weights.items():
+        for name in names:
+            weight = job.store.weight(name)
             self._register(weight)
             progress(name, math.prod(weight.shape) // 2)
 
@@ -61,7 +61,7 @@ class Step(nn.Module):
         specs = self.layout.inputs(self.layout.parts[0], len(inputs[0]))
         given = {(s.role, s.kind): value for s, value in zip(specs, inputs, strict=True)}
         ops = StepOps(self, given, self._config.rms_norm_eps)
-        return decoder(ops, self._config, self._weights.__getitem__)
+        return decoder(ops, self._config, self._store.weight)
 
     def state(self, kind: AttentionKind) -> Tensor:
         return self.get_buffer(self._states[kind])
@@ -81,16 +81,15 @@ class Step(nn.Module):
         )
         return dense
 
-    def gain(self, weight: StoredWeight, folded: bool) -> Tensor:
-        return self.get_buffer(buffer_name(weight.name) + ("_folded" if folded else ""))
+    def gain(self, weight: StoredWeight) -> Tensor:
+        return self.get_buffer(buffer_name(weight.name))
 
     def _register(self, weight: StoredWeight) -> None:
-        """Gains are stored with and without the headroom factor; Core AI drops unused ones."""
+        """Gains contain the headroom factor of what they give."""
         name, rows = buffer_name(weight.name), weight.shape[0]
-        if len(weight.shape) == 1:
-            gain = 1 + weight.rows(0, rows)
-            self.register_buffer(name, gain.half())
-            self.register_buffer(f"{name}_folded", (gain * self.headroom).half())
+        if is_gain(weight.name):
+            _, given = self.headroom.norm(weight.name)
+            self.register_buffer(name, ((1 + weight.rows(0, rows)) * given).half())
         elif weight.format.is_float:
             self.register_buffer(name, weight.rows(0, rows).half())
         else:
@@ -102,52 +101,88 @@ class Step(nn.Module):
                 self.register_buffer(f"{name}_zeros", zeros)
 
 
-class StepOps(RegularOps[Tensor, StoredWeight]):
+class StepOps:
     """The decoder's operations in plain torch, on a step's weights and states."""
 
     def __init__(self, step: Step, inputs: Inputs, epsilon: float) -> None:
         self._step = step
         self._inputs = inputs
         self._epsilon = epsilon
+        self._headroom = step.headroom
+        # Keys and values of the last layer of each kind that has its own: what shared layers read.
+        self._lent: dict[AttentionKind, tuple[Tensor, Tensor]] = {}
 
     def embed(self, table: StoredWeight, scale: float) -> Tensor:
+        if table.name == PER_LAYER_TABLE:
+            return self._inputs[TensorRole.PER_LAYER, None] * scale
         rows = functional.embedding(self._inputs[TensorRole.TOKENS, None], self._step.matrix(table))
-        return rows * (scale * self._step.headroom)  # (T, M)
+        return rows * (scale * self._headroom.residual)  # (T, M)
 
     def norm(self, x: Tensor, gain: StoredWeight) -> Tensor:
-        return self._norm(x, self._step.gain(gain, False), self._step.headroom)
+        carried, _ = self._headroom.norm(gain.name)
+        return self._normed(x, carried) * self._step.gain(gain)
 
     def head_norm(self, x: Tensor, gain: StoredWeight, heads: int) -> Tensor:
-        split = x.view(x.shape[0], heads, -1)
-        return self._norm(split, self._step.gain(gain, False)).view(x.shape[0], -1)
+        return self.norm(x.view(x.shape[0], heads, -1), gain).view(x.shape[0], -1)
+
+    def value_norm(self, v: Tensor, layer: LayerSpec) -> Tensor:
+        return self._normed(v.view(v.shape[0], layer.kv_heads, -1)).view(v.shape[0], -1)
 
     def project(self, x: Tensor, weights: Sequence[StoredWeight]) -> list[Tensor]:
-        if self._step.headroom != 1 and is_added(self._step.layout.config, weights[0].name):
-            x = x * self._step.headroom
-        return [functional.linear(x, self._step.matrix(weight)) for weight in weights]
+        return [self._product(x, weight) for weight in weights]
+
+    def _product(self, x: Tensor, weight: StoredWeight) -> Tensor:
+        before, after = self._headroom.matrix(weight.name)
+        y = functional.linear(self.scaled(x, before), self._step.matrix(weight))
+        return self.scaled(y, after)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
-        query = self._rotate(heads_first(q, layer.heads), layer.kind) * layer.scale
         key = self._rotate(heads_first(k, layer.kv_heads), layer.kind)
         new = torch.cat((key, heads_first(v, layer.kv_heads)))  # (2K, T, D)
         keys, values = self._cached(new, layer).chunk(2)  # (K, S, D) each
-        grouped = query.reshape(layer.kv_heads, -1, layer.head_dim)  # (K, G · T, D)
+        self._lent[layer.kind] = keys, values
+        return self.attend_shared(q, layer)
+
+    def attend_shared(self, q: Tensor, layer: LayerSpec) -> Tensor:
+        keys, values = self._lent[layer.kind]
+        query = self._rotate(heads_first(q, layer.heads), layer.kind)
+        query = self.scaled(query, layer.scale)
+        grouped = query.reshape(layer.kv_heads, -1, layer.head_dim)  # (K, G · N, D)
         scores = torch.bmm(grouped, keys.transpose(1, 2))
         scores = scores.view(layer.heads, -1, keys.shape[1])
         if layer.softcap is not None:
             scores = _softcap(scores, layer.softcap)
-        shares = torch.softmax(scores + self._inputs[TensorRole.MASK, layer.kind], -1)
+        mask = self._rows(TensorRole.MASK, layer.kind, q.shape[0])
+        shares = torch.softmax(scores + mask, -1)
         mixed = torch.bmm(shares.view(layer.kv_heads, -1, keys.shape[1]), values)
         mixed = mixed.view(layer.heads, -1, layer.head_dim)
-        return mixed.transpose(0, 1).reshape(-1, layer.heads * layer.head_dim)  # (T, H · D)
+        return mixed.transpose(0, 1).reshape(-1, layer.heads * layer.head_dim)  # (N, H · D)
 
     def add_norm(
         self, x: Tensor, branch: Tensor, post: StoredWeight | None, then: StoredWeight
     ) -> tuple[Tensor, Tensor]:
-        if post is not None:
-            branch = self._norm(branch, self._step.gain(post, True))
-        x = x + branch
+        x = x + (branch if post is None else self.norm(branch, post))
         return x, self.norm(x, then)
+
+    def scaled_add_norm(
+        self,
+        x: Tensor,
+        branch: Tensor,
+        post: StoredWeight,
+        factor: StoredWeight,
+        then: StoredWeight,
+    ) -> tuple[Tensor, Tensor]:
+        x = self.scaled(x + self.norm(branch, post), float(factor.rows(0, 1)))
+        return x, self.norm(x, then)
+
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+    def scaled(self, x: Tensor, factor: float) -> Tensor:
+        return x if factor == 1 else x * factor
+
+    def columns(self, x: Tensor, part: int, parts: int) -> Tensor:
+        return self.scaled(x.chunk(parts, -1)[part], self._headroom.per_layer(part))
 
     def geglu(self, gate: Tensor, up: Tensor) -> Tensor:
         return functional.gelu(gate, approximate="tanh") * up
@@ -176,22 +211,28 @@ class StepOps(RegularOps[Tensor, StoredWeight]):
         state[first : first + rows] = written
         return seen
 
-    def _norm(self, x: Tensor, gain: Tensor, folded: float = 1.0) -> Tensor:
-        """RMSNorm without overflow: x / m / √(mean((x / m)²) + ε / m²) with m = max |x|.
+    def _normed(self, x: Tensor, carried: float = 1.0) -> Tensor:
+        """RMSNorm without a gain or overflow: x / m / √(mean((x / m)²) + ε / m²) with m = max |x|.
 
-        `folded` is the headroom factor that x contains; it scales ε accordingly. The last product
+        `carried` is the headroom factor in x; it scales ε accordingly. The last product
         uses x instead of x / m: with an outlier of 1e4, most of x / m would be subnormal in
         float16.
         """
         largest = x.abs().amax(-1, keepdim=True).clamp(min=_TINY)
         scaled = x / largest
-        floor = self._epsilon**0.5 * folded / largest
+        floor = self._epsilon**0.5 * carried / largest
         square = (scaled * scaled).mean(-1, keepdim=True) + floor * floor
-        return x * (torch.rsqrt(square) / largest) * gain
+        return x * (torch.rsqrt(square) / largest)
+
+    def _rows(self, role: TensorRole, kind: AttentionKind, count: int) -> Tensor:
+        """An input with a row per token: all rows, or only those of the wanted positions."""
+        every = self._inputs[role, kind]
+        return every if len(every) == count else self.wanted(every)
 
     def _rotate(self, x: Tensor, kind: AttentionKind) -> Tensor:
-        # (T, D / 2)
-        cos, sin = self._inputs[TensorRole.COS, kind], self._inputs[TensorRole.SIN, kind]
+        """Rotate heads (heads, N, D)."""
+        count = x.shape[1]
+        cos, sin = (self._rows(role, kind, count) for role in (TensorRole.COS, TensorRole.SIN))
         return rotate_halves(x, cos, sin)
 
 

@@ -14,7 +14,7 @@ from gemma_export.model.config import GemmaConfig
 from gemma_export.progress import Tick
 from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
 from gemma_export.targets.coreai import TARGET
-from gemma_export.targets.shared.apple import headroom_factor, ring_caches
+from gemma_export.targets.shared.apple import Headroom, ring_caches
 from gemma_export.targets.shared.apple_layout import make_layout
 from gemma_runtime.manifest import Graph, LayerCache
 from gemma_runtime.manifest import Target as Runtime
@@ -52,8 +52,10 @@ class CoreaiTarget:
         }
         with quiet():
             from gemma_export.targets.coreai.program import write_asset
+            from gemma_export.targets.shared.table_file import write_tables
 
             write_asset(job, layout, graphs, folder / ASSET, progress)
+            tables = write_tables(job.store, layout, folder)
         return Artifact(
             graphs={name: (graph,) for name, graph in graphs.items()},
             caches=caches,
@@ -62,5 +64,6 @@ class CoreaiTarget:
                 self.name, "Core AI", ("coreai-core",), metadata.version("coreai-core")
             ),
             tools=("coreai-core", "coreai-torch", "torch"),
-            headroom_factor=headroom_factor(job.max_residual),
+            roles=tables,
+            headroom_factor=Headroom.of(job).residual,
         )

@@ -12,7 +12,7 @@ from gemma_export.targets import ExportJob
 from gemma_export.targets.coreml.mil_package import VERSION, save_package
 from gemma_export.targets.coreml.mil_weights import Weights
 from gemma_export.targets.coreml.ops import MilOps
-from gemma_export.targets.shared.apple import headroom_factor
+from gemma_export.targets.shared.apple import Headroom
 from gemma_export.targets.shared.apple_layout import Layout, Part
 
 _KINDS = {"int32": types.int32, "float16": types.fp16}
@@ -38,8 +38,8 @@ def _functions(
 ) -> list[Function]:
     """Build one function per part; a single run of the decoder fills them all."""
     functions = [_function(layout, part, tokens) for part in layout.parts]
-    factor, epsilon = headroom_factor(job.max_residual), job.config.rms_norm_eps
-    ops = MilOps(layout, functions, weights, tokens, factor, epsilon)
+    headroom, epsilon = Headroom.of(job), job.config.rms_norm_eps
+    ops = MilOps(layout, functions, weights, tokens, headroom, epsilon)
     ops.finish(decoder(ops, job.config, job.store.weight))
     return functions
 

@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import ClassVar
 
 from gemma_export.formats.format import Format
-from gemma_export.model.config import TABLE, GemmaConfig
+from gemma_export.model.config import PER_LAYER_TABLE, GemmaConfig
 from gemma_export.progress import Tick
 from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
 from gemma_export.targets.coreml import TARGET
-from gemma_export.targets.shared.apple import headroom_factor, ring_caches
+from gemma_export.targets.shared.apple import Headroom, ring_caches
 from gemma_export.targets.shared.apple_layout import Compute, Layout, make_layout
 from gemma_runtime.errors import TargetError
 from gemma_runtime.manifest import Graph, LayerCache
 from gemma_runtime.manifest import Target as Runtime
 from gemma_runtime.quiet import quiet
-
-EMBEDDING = "embedding.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +29,11 @@ class CoremlTarget:
 
     def caches(self, config: GemmaConfig, geometry: Geometry) -> tuple[LayerCache, ...]:
         """Rings of exactly `window` slots, since attention reads the ring before writing."""
+        if self.coreml_compute == "ane" and config.shared_layers:
+            raise TargetError(
+                "the layout for the Neural Engine cuts a model into packages of 1 GB, which can't "
+                "read each other's caches as this model's layers do; choose --coreml-compute gpu"
+            )
         return ring_caches(self.name, config, geometry)
 
     def check(self, formats: Mapping[str, Format], geometry: Geometry) -> None:
@@ -42,6 +45,8 @@ class CoremlTarget:
                     "the Neural Engine can't look up embeddings; remove --coreml-embed inside"
                 )
             for name, fmt in formats.items():
+                if name == PER_LAYER_TABLE:  # looked up by the app
+                    continue
                 if not fmt.is_float and (fmt.asymmetric or not fmt.per_channel):
                     raise TargetError(
                         f"the Neural Engine has no kernel for {name} as {fmt}; it supports one "
@@ -52,12 +57,11 @@ class CoremlTarget:
         layout = self._layout(job)
         files = [f"model{_suffix(index)}.mlpackage" for index in range(len(layout.parts))]
         with quiet():
-            from gemma_export.targets.coreml.embedding_file import write_embedding
             from gemma_export.targets.coreml.program import write_packages
+            from gemma_export.targets.shared.table_file import write_tables
 
             write_packages(job, layout, [folder / file for file in files], progress)
-        if layout.external:
-            write_embedding(job.store.weight(TABLE), folder / EMBEDDING)
+        tables = write_tables(job.store, layout, folder)
         return Artifact(
             graphs=_graphs(layout, files, job.geometry.prefill_length),
             caches=layout.caches,
@@ -67,8 +71,8 @@ class CoremlTarget:
                 self.name, "Core ML", ("coremltools", "gemma-export"), "iOS 18, macOS 15"
             ),
             tools=("coremltools",),
-            headroom_factor=headroom_factor(job.max_residual),
-            roles={"embedding": EMBEDDING} if layout.external else {},
+            headroom_factor=Headroom.of(job).residual,
+            roles=tables,
         )
 
     def _layout(self, job: ExportJob) -> Layout:

@@ -44,10 +44,14 @@ class Layout:
     def inputs(self, part: Part, tokens: int) -> tuple[TensorSpec, ...]:
         """Inputs of a function, without states."""
         specs = [self._first_input(part, tokens)]
+        if part.first and self.config.per_layer:
+            shape = (tokens, len(self.config.kinds) * self.config.per_layer)
+            role = TensorRole.PER_LAYER
+            specs.append(TensorSpec(role.value, "float16", shape, role, None, None))
         if part.last:
             specs.append(TensorSpec("last", "int32", (1,), TensorRole.LAST, None, None))
         for kind in self.kinds(part):
-            specs += self._kind_inputs(kind, tokens)
+            specs += self._kind_inputs(part, kind, tokens)
         return tuple(specs)
 
     def _first_input(self, part: Part, tokens: int) -> TensorSpec:
@@ -57,14 +61,16 @@ class Layout:
         shape = (tokens, self.config.hidden_size)
         return TensorSpec(role.value, "float16", shape, role, None, None)
 
-    def _kind_inputs(self, kind: AttentionKind, tokens: int) -> Iterator[TensorSpec]:
-        slots = self._slots(kind)
+    def _kind_inputs(self, part: Part, kind: AttentionKind, tokens: int) -> Iterator[TensorSpec]:
+        slots = self._cache(kind).slots
         # The old ring followed by the chunk, or all slots of the context plus trash.
         seen = slots + (tokens if kind is AttentionKind.LOCAL else self.trash)
-        half = self.config.head_dim // 2
+        half = self._cache(kind).head_dim // 2
         yield _of_kind(kind, TensorRole.COS, "float16", (tokens, half))
         yield _of_kind(kind, TensorRole.SIN, "float16", (tokens, half))
         yield _of_kind(kind, TensorRole.MASK, "float16", (tokens, seen))
+        if not self._owners(part, kind):
+            return
         if self.compute == "ane":
             yield _of_kind(kind, TensorRole.WRITE, "float16", (slots, tokens))
         else:
@@ -78,16 +84,17 @@ class Layout:
         return (TensorSpec("hidden_out", "float16", shape, TensorRole.HIDDEN, None, None),)
 
     def states(self, part: Part) -> tuple[TensorSpec, ...]:
-        """One state per attention kind, with the keys and values of all its layers."""
+        """One state per attention kind, with the keys and values of all layers that own some."""
         return tuple(
             _of_kind(kind, TensorRole.CACHE, "float16", self._state_shape(part, kind))
             for kind in self.kinds(part)
+            if self._owners(part, kind)
         )
 
     def _state_shape(self, part: Part, kind: AttentionKind) -> tuple[int, int, int]:
-        layers = sum(self.caches[i].kind is kind for i in part.layers)
-        rows = self._slots(kind) + self.trash
-        return (2 * self.config.kv_heads * layers, rows, self.config.head_dim)
+        cache = self._cache(kind)
+        layers = len(self._owners(part, kind))
+        return (2 * cache.kv_heads * layers, cache.slots + self.trash, cache.head_dim)
 
     def kinds(self, part: Part) -> tuple[AttentionKind, ...]:
         """The attention kinds of the part's layers."""
@@ -96,15 +103,17 @@ class Layout:
     def first_row(self, layer: int) -> int:
         """The first row of a layer's keys in the state of its part."""
         part = next(part for part in self.parts if layer in part.layers)
-        before = range(part.layers.start, layer)
-        return (
-            2
-            * self.config.kv_heads
-            * sum(self.caches[i].kind is self.caches[layer].kind for i in before)
-        )
+        own = self.caches[layer]
+        return 2 * own.kv_heads * self._owners(part, own.kind).index(layer)
 
-    def _slots(self, kind: AttentionKind) -> int:
-        return next(cache.slots for cache in self.caches if cache.kind is kind)
+    def _owners(self, part: Part, kind: AttentionKind) -> list[int]:
+        """The part's layers of a kind that have caches of their own."""
+        held = ((i, self.caches[i]) for i in part.layers)
+        return [i for i, cache in held if cache.kind is kind and cache.source is None]
+
+    def _cache(self, kind: AttentionKind) -> LayerCache:
+        """The caches of all layers of a kind have one shape."""
+        return next(cache for cache in self.caches if cache.kind is kind)
 
 
 def _of_kind(
