@@ -127,14 +127,32 @@ def read_executorch(bundle: Bundle) -> Iterator[HeldWeight]:
             yield HeldWeight(name, codes, scales.astype(np.float16), None, flip)
 
 
+# Role of a file with a table that the caller looks up → the table's name.
+_TABLES = {
+    "embedding": "model.embed_tokens.weight",
+    "per_layer": "model.embed_tokens_per_layer.weight",
+}
+
+
 def read_coreml(bundle: Bundle) -> Iterator[HeldWeight]:
-    """Read compressed constants, named like the weight with underscores for dots."""
+    """Read compressed constants, named like the weight with underscores for dots, and tables."""
+    yield from _tables(bundle)
     names = {name.replace(".", "_"): name for name in _quantized(bundle.manifest)}
     for file in bundle.manifest.graph_files():
         package = Package((bundle.directory / file).parent)
         for operation in package.functions["decode"].operations():
             if operation.name in names and operation.kind == "constexpr_blockwise_shift_scale":
                 yield _compressed(names[operation.name], package, operation)
+
+
+def _tables(bundle: Bundle) -> Iterator[HeldWeight]:
+    """The quantized tables in files of their own."""
+    for role, name in _TABLES.items():
+        if role in bundle.manifest.roles and name in _quantized(bundle.manifest):
+            file = _Safetensors(bundle.path(role))
+            codes, scales = file.read("codes", np.uint8), file.read("scales", np.float16)
+            zeros = file.read("zeros", np.uint8) if "zeros" in file.tensors else None
+            yield HeldWeight(name, codes.reshape(-1), scales, zeros)
 
 
 def _compressed(name: str, package: Package, operation: Operation) -> HeldWeight:
