@@ -196,8 +196,11 @@ UNIFIED = Tiny(
 GEMMA4S = (E2B, E4B, DENSE, UNIFIED)
 
 
-def _shortened(tiny: Tiny, kinds: str) -> Tiny:
-    """The same model with fewer layers: L means a local layer, G a global one."""
+def _shortened(tiny: Tiny, kinds: str, shared: int = 0) -> Tiny:
+    """The same model with fewer layers: L means a local layer, G a global one.
+
+    The last `shared` of them read the caches of others.
+    """
     config = copy.deepcopy(tiny.config)
     if not hasattr(config, "layer_types"):  # all are global
         config.num_hidden_layers = len(kinds)
@@ -205,6 +208,8 @@ def _shortened(tiny: Tiny, kinds: str) -> Tiny:
     names = {"L": "sliding_attention", "G": "full_attention"}
     config.layer_types = [names[kind] for kind in kinds]
     config.num_hidden_layers = len(kinds)
+    if shared:
+        config.num_kv_shared_layers = shared
     return replace(tiny, config=config)
 
 
@@ -212,6 +217,8 @@ def _shortened(tiny: Tiny, kinds: str) -> Tiny:
 SHORT_GEMMA2 = _shortened(GEMMA2, "LG")
 SHORT_GEMMA3 = _shortened(GEMMA3, "LGL")
 SHORT_UNNORMED = (_shortened(GEMMA1, "GG"), _shortened(VAULT, "LG"))
+SHORT_E2B = _shortened(E2B, "LGLG", shared=2)
+SHORT_DENSE = _shortened(DENSE, "LG")
 
 
 def with_head_scale(tiny: Tiny) -> Tiny:

@@ -1,7 +1,7 @@
 """Embedding tables outside the model: mapped safetensors files; a token reads one row of each.
 
-A file has `values`, or `codes`, `scales` and optionally `zeros`, laid out as in the quantized store:
-unsigned codes, two per byte at 4 bits with the earlier one in the low half. A value is
+A file has `values`, or `codes`, `scales` and optionally `zeros`, laid out as in the quantized
+store: unsigned codes, two per byte at 4 bits with the earlier one in the low half. A value is
 scale · (code - zero); zero is 2^(bits-1) if the file has no zeros.
 T tokens, M width, G groups per row.
 """

@@ -3,7 +3,8 @@
 All values are float16. The caller passes cosines, masks and slots, so the device computes no index.
 Padded tokens are written to a trash slot, which every mask hides.
 
-Shapes: T new tokens, N of them with a query, M width, H query heads, K kv heads, G = H / K, D head size, S slots.
+Shapes: T new tokens, N of them with a query, M width, H query heads, K kv heads, G = H / K,
+D head size, S slots.
 """
 
 import math

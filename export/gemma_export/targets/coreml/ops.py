@@ -223,11 +223,12 @@ class MilOps:
         return mb.add(x=mb.mul(x=old, y=self._made[key]), y=mb.matmul(x=onehot, y=new))
 
     def _normed(self, x: Var, carried: float = 1.0) -> Var:
-        """RMSNorm without a gain that does not overflow float16: x / m / √(mean((x / m)²) + ε / m²), m = max |x|.
+        """RMSNorm without a gain that does not overflow float16.
 
-        `carried` is the headroom factor in x; ε is scaled by it to keep its meaning. The last
-        product takes x, not x / m: beside an outlier of 1e4, the other elements of x / m
-        would fall into float16's subnormal range and lose bits.
+        x / m / √(mean((x / m)²) + ε / m²), with m = max |x|. `carried` is the headroom factor in x;
+        ε is scaled by it to keep its meaning. The last product takes x, not x / m: beside an
+        outlier of 1e4, the other elements of x / m would fall into float16's subnormal range and
+        lose bits.
         """
         largest = mb.maximum(x=mb.reduce_max(x=mb.abs(x=x), axes=[-1], keep_dims=True), y=_TINY)
         scaled = mb.real_div(x=x, y=largest)

@@ -1,0 +1,92 @@
+"""Core AI models of tiny Gemma 4s in Apple's own runtime, compared with transformers."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gemma_export.progress import unheard
+from gemma_export.quantize.recipe import find_recipe
+from gemma_export.quantize.store import open_or_build_store
+from gemma_export.targets import ExportJob, Geometry, load_target
+from gemma_export.targets.shared.apple_layout import make_layout
+from gemma_runtime.backends.rope import rope_angles
+from gemma_runtime.bundle import Bundle
+from gemma_runtime.manifest import AttentionKind, TensorRole
+from gemma_runtime.proof.agreement import compare_logits
+from gemma_runtime.proof.goldens import top_logits
+from gemma_runtime.proof.verify import Verdict, verify_bundle
+from gemma_runtime.session import open_session
+from tests.export.conftest import Export, TinyCheckpoint, dequantized, only
+from tests.export.loud import save_loud_e2b
+from tests.export.models import SHORT_DENSE, SHORT_E2B, WINDOW, eager_logits
+from tests.export.rewinding import check_resumes, check_rewinds, cut
+
+if find_spec("coreai") is None or find_spec("coreai_torch") is None:
+    pytest.skip("coreai-core and coreai-torch are not installed", allow_module_level=True)
+
+TOKENS = np.random.default_rng(4).integers(0, 96, 96).tolist()
+# Tolerance in logits: this runtime sums float16 products in float16.
+NEAR = 0.15
+
+short = only(SHORT_E2B, SHORT_DENSE)
+
+
+@pytest.fixture(scope="module")
+def float_bundle(tiny: TinyCheckpoint, export: Export) -> Bundle:
+    return export(tiny.folder, "none", target="coreai", prefill=8)
+
+
+@short
+def test_every_way_to_feed_tokens_is_close_to_float32(
+    tiny: TinyCheckpoint, float_bundle: Bundle
+) -> None:
+    expected = eager_logits(tiny.model, TOKENS).numpy()
+    with open_session(float_bundle) as session:
+        figures = compare_logits(session.score(TOKENS), top_logits(expected, 96), NEAR)
+        print(figures)
+        assert figures.mean_kl <= 1e-4
+        assert figures.max_abs < NEAR
+        for lengths in ([3, 8, 1, 5, 7, 8, 20, 2, 30], [WINDOW - 1, WINDOW + 1, 3 * WINDOW + 5]):
+            session.reset()
+            for length in lengths:
+                start = session.position
+                logits = session.prefill(TOKENS[start : start + length])
+                assert np.abs(logits - expected[start + length - 1]).max() < NEAR
+
+
+@short
+@pytest.mark.parametrize("quant", ["int4", "mixed"])
+def test_quantized_bundles_give_the_logits_of_their_dequantized_weights(
+    tiny: TinyCheckpoint, export: Export, quant: str
+) -> None:
+    bundle = export(tiny.folder, quant, target="coreai", prefill=8)
+    expected = eager_logits(dequantized(tiny, quant), TOKENS[:48]).numpy()
+    with open_session(bundle) as session:
+        figures = compare_logits(session.score(TOKENS[:48]), top_logits(expected, 96), NEAR)
+    print(figures)
+    assert figures.mean_kl <= 1e-4
+    assert figures.top1 + figures.near_ties / figures.positions == 1
+    assert verify_bundle(bundle).verdict is not Verdict.FAIL
+
+
+@only(SHORT_E2B)
+def test_a_session_goes_back_and_on_from_a_snapshot(float_bundle: Bundle) -> None:
+    with open_session(float_bundle) as one, open_session(float_bundle) as other:
+        assert check_rewinds(one, TOKENS, [4, WINDOW + 3], 20, mark=True) == [4, WINDOW + 3]
+        check_resumes(one, other, cut(TOKENS[: 2 * WINDOW + 3], 7))
+
+
+@pytest.mark.parametrize("place", ["product of the MLP", "residual"])
+def test_what_overflows_float16_is_scaled_and_the_logits_stay_right(
+    place: str, tmp_path: Path, export: Export
+) -> None:
+    loud = save_loud_e2b(place, tmp_path / "loud")
+    bundle = export(loud.folder, "none", target="coreai", prefill=8)
+    expected = eager_logits(loud.model, TOKENS[:24]).numpy()
+    with open_session(bundle) as session:
+        figures = compare_logits(session.score(TOKENS[:24]), top_logits(expected, 96), NEAR)
+    print(place, figures)
+    assert figures.mean_kl <= 1e-4
