@@ -52,6 +52,7 @@ class Step(nn.Module):
         for state in layout.states(layout.parts[0]):
             shape = [int(size) for size in state.shape]
             self.register_buffer(state.name, torch.zeros(shape, dtype=torch.float16))
+        self.scalars: dict[str, float] = {}  # that multiply the layers' outputs
         for name in names:
             weight = job.store.weight(name)
             self._register(weight)
@@ -91,6 +92,8 @@ class Step(nn.Module):
         if is_gain(weight.name):
             _, given = self.headroom.norm(weight.name)
             self.register_buffer(name, ((1 + weight.rows(0, rows)) * given).half())
+        elif len(weight.shape) == 1:
+            self.scalars[weight.name] = float(weight.rows(0, 1))
         elif weight.format.is_float:
             self.register_buffer(name, weight.rows(0, rows).half())
         else:
@@ -173,7 +176,7 @@ class StepOps:
         factor: StoredWeight,
         then: StoredWeight,
     ) -> tuple[Tensor, Tensor]:
-        x = self.scaled(x + self.norm(branch, post), float(factor.rows(0, 1)))
+        x = self.scaled(x + self.norm(branch, post), self._step.scalars[factor.name])
         return x, self.norm(x, then)
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
