@@ -5,41 +5,40 @@ import SwiftUI
 struct ChatView: View {
     let screen: ChatScreen
     @State private var question = ""
-    @State private var showsBundles = false
-    @State private var showsSchema = false
+    @State private var sheet: ChatSheet?
 
     var body: some View {
         VStack(spacing: 8) {
             ScrollView {
                 LazyVStack(alignment: .leading, spacing: 12) {
-                    ForEach(screen.turns) { turn in
-                        Text(turn.text)
-                            .textSelection(.enabled)
-                            .foregroundStyle(turn.isUser ? .secondary : .primary)
-                            .frame(maxWidth: .infinity, alignment: turn.isUser ? .trailing : .leading)
-                    }
+                    ForEach(screen.turns) { turn in TurnView(turn: turn) }
                 }
             }
             .defaultScrollAnchor(.bottom)
-            if let warning = screen.warning { Text(warning).foregroundStyle(.orange).font(.callout) }
-            Text(screen.status).font(.caption).foregroundStyle(.secondary)
+            StatusView(screen: screen)
             HStack {
                 TextField(screen.schema == nil ? "Ask something" : "Ask for JSON", text: $question, axis: .vertical)
                     .textFieldStyle(.roundedBorder)
                 if screen.busy { Button("Stop", action: screen.stop) } else { Button("Send", action: send) }
             }
             HStack {
-                Button("Bundle") { showsBundles = true }.disabled(screen.busy)
-                Button(screen.schema == nil ? "Schema" : "Schema ✓") { showsSchema = true }.disabled(screen.busy)
-                Button(screen.roll ? "Full: forget" : "Full: stop") { screen.roll.toggle() }.disabled(screen.busy)
+                Button("Bundles") { sheet = .bundles }.disabled(screen.busy)
+                Button("Chats") { sheet = .chats }
+                Button("Settings") { sheet = .settings }.disabled(screen.busy)
+                Button(screen.schema == nil ? "Schema" : "Schema ✓") { sheet = .schema }.disabled(screen.busy)
                 Spacer()
                 Button("New chat", action: screen.reset)
             }
+            .font(.callout)
         }
         .padding()
-        .sheet(isPresented: $showsBundles) { BundlePicker(screen: screen) }
-        .sheet(isPresented: $showsSchema) {
-            SchemaEditor(screen: screen, text: screen.schema?.description ?? exampleSchema)
+        .sheet(item: $sheet) { sheet in
+            switch sheet {
+            case .bundles: BundlesView(screen: screen)
+            case .chats: ChatsView(screen: screen)
+            case .settings: SettingsView(screen: screen)
+            case .schema: SchemaEditor(screen: screen, text: screen.schema?.description ?? exampleSchema)
+            }
         }
     }
 
@@ -51,52 +50,44 @@ struct ChatView: View {
     }
 }
 
-/// Edits the JSON Schema that answers must match.
-struct SchemaEditor: View {
-    let screen: ChatScreen
-    @State var text: String
-    @Environment(\.dismiss) private var dismiss
+private enum ChatSheet: Identifiable {
+    case bundles, chats, settings, schema
+
+    var id: Self { self }
+}
+
+/// One turn; thoughts are folded.
+private struct TurnView: View {
+    let turn: ChatScreen.Turn
 
     var body: some View {
-        NavigationStack {
-            TextEditor(text: $text)
-                .font(.body.monospaced())
-                .autocorrectionDisabled()
-                .textInputAutocapitalization(.never)
-                .navigationTitle("JSON Schema")
-                .toolbar {
-                    ToolbarItem(placement: .cancellationAction) { Button("Any answer") { use("") } }
-                    ToolbarItem(placement: .confirmationAction) { Button("Use") { use(text) } }
+        VStack(alignment: turn.isUser ? .trailing : .leading, spacing: 4) {
+            if !turn.thought.isEmpty {
+                DisclosureGroup("Thoughts") {
+                    Text(turn.thought).font(.callout).foregroundStyle(.secondary).textSelection(.enabled)
                 }
+            }
+            Text(turn.text)
+                .textSelection(.enabled)
+                .foregroundStyle(turn.isUser ? .secondary : .primary)
+                .accessibilityLabel(turn.isUser ? "You: \(turn.text)" : "Gemma: \(turn.text)")
         }
-    }
-
-    private func use(_ text: String) {
-        screen.use(schema: text)
-        dismiss()
+        .frame(maxWidth: .infinity, alignment: turn.isUser ? .trailing : .leading)
     }
 }
 
-struct BundlePicker: View {
+/// Warnings, figures, and how full the context is.
+private struct StatusView: View {
     let screen: ChatScreen
-    @Environment(\.dismiss) private var dismiss
 
     var body: some View {
-        let bundles = screen.bundles()
-        List(bundles, id: \.self) { bundle in
-            Button(bundle.lastPathComponent) {
-                screen.load(bundle)
-                dismiss()
+        VStack(spacing: 4) {
+            if let warning = screen.warning { Text(warning).foregroundStyle(.orange).font(.callout) }
+            if let use = screen.contextUse {
+                ProgressView(value: Double(use.tokens), total: Double(max(1, use.limit)))
+                    .accessibilityLabel("Context: \(use.tokens) of \(use.limit) tokens")
             }
-        }
-        .overlay {
-            if bundles.isEmpty {
-                ContentUnavailableView(
-                    "There is no bundle yet",
-                    systemImage: "shippingbox",
-                    description: Text("Copy a whole bundle folder to On My iPhone › Gemma demo, with the Files app or Finder.")
-                )
-            }
+            Text(screen.status).font(.caption).foregroundStyle(.secondary)
         }
     }
 }

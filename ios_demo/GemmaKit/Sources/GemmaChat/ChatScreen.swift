@@ -9,151 +9,127 @@ public final class ChatScreen {
         public let id = UUID()
         public let isUser: Bool
         public internal(set) var text: String
+        public internal(set) var thought = ""  // what the model wrote for itself before the answer
     }
 
-    public private(set) var turns: [Turn] = []
-    public private(set) var status = "Tap Bundle to load a model."
-    public private(set) var warning: String?
-    public private(set) var result: String?
-    public private(set) var report: String?
-    public private(set) var schema: Schema?
-    /// Whether a chat forgets its oldest turns when the context is full.
-    public var roll = false
+    public internal(set) var turns: [Turn] = []
+    public internal(set) var status = "Tap Bundles to load a model."
+    public internal(set) var warning: String?
+    public internal(set) var result: String?
+    public internal(set) var report: String?
+    public internal(set) var schema: Schema?
+    /// The bundle that is or will be loaded.
+    public internal(set) var bundle: URL?
+    /// The bundles on this device.
+    public internal(set) var bundles: [URL] = []
+    public internal(set) var settings = ChatSettings()
+    /// Saved chats, the last changed first.
+    public internal(set) var chats: [SavedChat] = []
+    public internal(set) var contextUse: ContextUse?
+
+    let model: ModelActor
+    let library: BundleLibrary
+    let store: ChatStore
+    var chat = SavedChat()
+    private let freeBytes: () -> Double
     private var task: Task<Void, Never>?
     private var running = 0  // tasks that have not ended, cancelled ones included
-    private let model: ModelActor
+    private var wasMemoryLow = false  // since the running task started
 
-    /// Tests pass their own engine.
-    public init(open: @escaping EngineOpener = openEngine) {
-        model = ModelActor(open: open)
+    /// Tests pass their own folders and engine. An app with ExecuTorch passes `openWithExecutorch`.
+    public init(
+        library: BundleLibrary = appLibrary, store: ChatStore = appStore, open: @escaping EngineOpener = openEngine,
+        freeBytes: @escaping () -> Double = availableBytes
+    ) {
+        self.library = library
+        self.store = store
+        self.freeBytes = freeBytes
+        model = ModelActor(library: library, open: open)
     }
 
     public var busy: Bool { running > 0 }
-
-    /// The folders in the app's Documents that contain a manifest.
-    public func bundles() -> [URL] {
-        FileManager.default.urls(for: .documentDirectory, in: .userDomainMask)
-            .flatMap { (try? FileManager.default.contentsOfDirectory(at: $0, includingPropertiesForKeys: nil)) ?? [] }
-            .filter { FileManager.default.fileExists(atPath: $0.appendingPathComponent("manifest.json").path) }
-            .sorted { $0.lastPathComponent < $1.lastPathComponent }
-    }
-
-    public func load(_ directory: URL) {
-        startTask {
-            self.turns = []
-            self.status = "Checking \(directory.lastPathComponent) …"
-            let name = try await self.model.load(directory) { share in
-                Task { @MainActor in self.status = String(format: "Checking: %.0f %%", 100 * share) }
-            }
-            self.status = "\(name) · \(memoryLine())"
-        }
-    }
-
-    public func send(_ question: String) {
-        startTask {
-            self.turns.append(Turn(isUser: true, text: question))
-            let (events, feed) = AsyncStream.makeStream(of: ChatEvent.self)
-            // A child task: cancelled with this task, and finished before this task finishes.
-            async let answered: Void = self.answer(question, feed)
-            for await event in events { self.show(event) }
-            try await answered
-        }
-    }
-
-    /// Requires answers to match a JSON Schema; an empty text allows any answer.
-    public func use(schema text: String) {
-        do {
-            schema = text.isEmpty ? nil : try Schema(text)
-            warning = nil
-        } catch let error as GemmaError {
-            warning = error.message
-        } catch {
-            warning = error.localizedDescription
-        }
-    }
-
-    public func benchmark() {
-        startTask {
-            self.result = nil
-            self.report = nil
-            let benchmark = try await self.model.benchmark { done, all in
-                Task { @MainActor in self.status = "golden \(done) of \(all)" }
-            }
-            self.result = benchmark.summary
-            self.report = benchmark.report
-            self.status = memoryLine()
-        }
-    }
 
     public func stop() {
         task?.cancel()
     }
 
-    public func reset() {
-        turns = []
-        warning = nil
-        replaceTask { await self.model.reset() }
+    /// Unloads the model if memory is really low and nothing is running, so that the system doesn't end the app. The
+    /// chat stays; the next message loads the model again.
+    public func memoryWarning() {
+        if busy { wasMemoryLow = true } else { unloadIfLow() }
     }
 
-    /// Frees the model when memory is low, so that the system doesn't end the app.
-    public func unload() {
-        turns = []
-        warning = "Memory is low, so the model was unloaded. Tap Bundle to load it again."
-        replaceTask { await self.model.unload() }
-    }
-
-    private func answer(_ question: String, _ feed: AsyncStream<ChatEvent>.Continuation) async throws {
-        defer { feed.finish() }
-        try await model.answer(question, schema, roll: roll) { feed.yield($0) }
-    }
-
-    private func show(_ event: ChatEvent) {
-        switch event {
-        case .forgot(let count): warning = "The context is full: forgot the oldest \(count) turns."
-        case .began: turns.append(Turn(isUser: false, text: ""))
-        case .piece(let text, let latency):
-            // There is no such turn if a new chat was started meanwhile.
-            if let last = turns.indices.last, !turns[last].isUser { turns[last].text += text }
-            status = statusLine(latency)
-        case .ended(.context): warning = "The context is full. Tap New chat to go on."
-        case .ended: break
-        case .checked(let outcome): turns.append(Turn(isUser: false, text: outcome))
+    private func unloadIfLow() {
+        wasMemoryLow = false
+        guard freeBytes() < lowBytes, let bundle else { return }
+        replaceTask {
+            await self.model.unload()
+            self.contextUse = nil
+            self.status = "\(bundle.lastPathComponent) was unloaded, because memory is low. The next message loads it again."
         }
     }
 
-    private func startTask(_ work: @escaping @MainActor () async throws -> Void) {
+    /// Runs work unless other work is running.
+    func startTask(_ work: @escaping @MainActor () async throws -> Void) {
         guard !busy else { return }
         warning = nil
-        running += 1
-        task = Task {
-            defer { running -= 1 }
-            do {
-                try await work()
-            } catch let error as GemmaError {
-                warning = error.message
-            } catch is CancellationError {
-                status = "Stopped."
-            } catch {
-                warning = error.localizedDescription
-            }
-        }
+        run(work)
     }
 
     /// Cancels the running task, waits until it has ended, then runs `work`; no other task starts meanwhile.
-    private func replaceTask(_ work: @escaping @MainActor () async -> Void) {
+    func replaceTask(_ work: @escaping @MainActor () async throws -> Void) {
         let before = task
         before?.cancel()
+        run {
+            await before?.value
+            try await work()
+        }
+    }
+
+    private func run(_ work: @escaping @MainActor () async throws -> Void) {
         running += 1
         task = Task {
-            defer { running -= 1 }
-            await before?.value
-            await work()
+            do {
+                try await work()
+            } catch is CancellationError {
+                status = "Stopped."
+            } catch {
+                warning = message(error)
+            }
+            running -= 1
+            if wasMemoryLow && !busy { unloadIfLow() }
         }
+    }
+
+    /// Runs work in a child task, which is cancelled with this task and has ended when this returns, and shows its
+    /// events in their order.
+    func follow<Event: Sendable, Result: Sendable>(
+        _ work: @escaping @Sendable (@escaping @Sendable (Event) -> Void) async throws -> Result,
+        show: (Event) -> Void
+    ) async throws -> Result {
+        let (events, feed) = AsyncStream.makeStream(of: Event.self)
+        async let result = finishing(feed, work)
+        for await event in events { show(event) }
+        return try await result
     }
 }
 
-private func statusLine(_ latency: Latency) -> String {
-    String(
-        format: "%.1f tokens/s · first after %.0f ms · ", latency.tokensPerSecond ?? 0, latency.firstTokenMs ?? 0
-    ) + memoryLine()
+private let lowBytes = 150e6
+
+@Sendable
+private func finishing<Event: Sendable, Result: Sendable>(
+    _ feed: AsyncStream<Event>.Continuation,
+    _ work: @Sendable (@escaping @Sendable (Event) -> Void) async throws -> Result
+) async throws -> Result {
+    defer { feed.finish() }
+    return try await work { feed.yield($0) }
 }
+
+func message(_ error: Error) -> String { (error as? GemmaError)?.message ?? error.localizedDescription }
+
+/// The app's bundles, in its Documents, which the Files app shows.
+public let appLibrary = BundleLibrary(
+    folder: FileManager.default.urls(for: .documentDirectory, in: .userDomainMask)[0], support: support)
+public let appStore = ChatStore(support)
+
+private let support = FileManager.default.urls(for: .applicationSupportDirectory, in: .userDomainMask)[0]

@@ -5,95 +5,165 @@ import GemmaKit
 enum ChatEvent: Sendable {
     case forgot(Int)  // this many turns were forgotten, because the context was full
     case began  // a reply begins; with a schema there may be several
-    case piece(String, Latency)
+    case piece(String, thought: String, Progress)  // of the answer; the thought is whole
     case ended(StopReason?)
     case checked(String)  // the outcome of the check against the schema, as a message
 }
 
+/// Figures while a reply is generated.
+struct Progress: Sendable {
+    let latency: Latency
+    let used: ContextUse
+}
+
+/// How many tokens of the context are taken.
+public struct ContextUse: Equatable, Sendable {
+    public let tokens: Int
+    public let limit: Int
+}
+
+/// What loading is busy with.
+enum LoadPhase: Sendable {
+    case copying(Double)  // share of all bytes
+    case checking(Double)
+    case opening(compiles: Bool)
+}
+
+/// A bundle in memory.
+private struct Loaded {
+    let bundle: ModelBundle
+    let session: BundleSession
+    let codec: ChatCodec
+    let times: Loading
+}
+
 /// Owns the model; all access to it goes through this actor. While a call is awaited the actor can be
 /// entered again, so callers must wait for one call before they start the next. `ChatScreen` does.
+///
+/// The turns of the conversation are kept while no model is in memory.
 actor ModelActor {
-    private var bundle: ModelBundle?
-    private var session: BundleSession?
-    private var conversation: Conversation?
-    private var loading = Loading(checkMs: 0, loadMs: 0)
-    private var meter = LatencyMeter()
+    private let library: BundleLibrary
     private let open: EngineOpener
+    private var loaded: Loaded?
+    private var conversation: Conversation?
+    private var keptTurns: [Message] = []
+    private var settings = ChatSettings()
+    private var meter = LatencyMeter()
 
-    init(open: @escaping EngineOpener) {
+    init(library: BundleLibrary, open: @escaping EngineOpener) {
+        self.library = library
         self.open = open
     }
 
+    var isLoaded: Bool { loaded != nil }
+
+    /// Copies a bundle from a folder or a zip file into the library.
+    func add(from source: URL, onPhase: @escaping @Sendable (LoadPhase) -> Void) throws -> URL {
+        try library.add(from: source) { onPhase(.copying($0)) }
+    }
+
     /// Checks and loads a bundle; returns its model's name. Throws GemmaError with a message for the user.
-    func load(_ directory: URL, onProgress: @Sendable (Double) -> Void) async throws -> String {
+    func load(_ directory: URL, onPhase: @Sendable (LoadPhase) -> Void) async throws -> String {
         unload()
         var check = LatencyMeter()
         check.startLoad()
-        let opened = try ModelBundle.open(directory, onProgress: onProgress)
+        let bundle = try library.open(directory) { onPhase(.checking($0)) }
         check.loaded()
-        if let reason = memoryProblem(opened.manifest, deviceBytes: Double(ProcessInfo.processInfo.physicalMemory)) {
+        if let reason = memoryProblem(bundle.manifest, availableBytes: availableBytes()) {
             throw GemmaError.bundle(reason)
         }
-        let codec = try ChatCodec(opened)
-        meter = LatencyMeter()
-        meter.startLoad()
-        let loaded = try await BundleSession(opened.manifest) { [open] in try await open(opened, $0) }
-        meter.loaded()
-        loading = Loading(
-            checkMs: check.latency.loadMs ?? 0, loadMs: meter.latency.loadMs ?? 0)
-        // As Gemma's authors recommend, for bundles that say nothing.
-        let sampling = try opened.manifest.sampling ?? Sampling(temperature: 1, topK: 64, topP: 0.95)
-        conversation = Conversation(loaded, codec, Sampler(sampling))
-        session = loaded
-        bundle = opened
-        return opened.manifest.modelID
+        onPhase(.opening(compiles: bundle.manifest.target == "coreml"))
+        let codec = try ChatCodec(bundle)
+        var load = LatencyMeter()
+        load.startLoad()
+        let session = try await BundleSession.open(bundle.manifest) { [open] in try await open(bundle, $0) }
+        load.loaded()
+        let times = Loading(checkMs: check.latency.loadMs ?? 0, loadMs: load.latency.loadMs ?? 0)
+        let new = Loaded(bundle: bundle, session: session, codec: codec, times: times)
+        conversation = try makeConversation(new)
+        loaded = new
+        return bundle.manifest.modelID
     }
 
+    /// Frees the model; the conversation goes on when it is loaded again.
     func unload() {
-        (bundle, session, conversation) = (nil, nil, nil)
+        keptTurns = turns
+        (loaded, conversation) = (nil, nil)
     }
 
-    func reset() {
-        conversation?.reset()
+    /// The turns of user and assistant so far. A stopped reply counts with the text it has.
+    var turns: [Message] {
+        conversation.map { $0.messages.filter { $0.role != .system } } ?? keptTurns
     }
 
-    /// Answers a question, in JSON if a schema is given. Cancelling the task stops it between two tokens.
-    func answer(
-        _ question: String, _ schema: Schema?, roll: Bool, _ send: @Sendable (ChatEvent) -> Void
-    ) async throws {
-        guard let conversation else { throw GemmaError.session("no bundle is loaded; tap Bundle and pick one") }
-        conversation.roll = roll
-        guard let schema else { return try await stream(conversation.send(question), send) }
-        let structured = try await askStructured(conversation, question, schema) { try await self.stream($0, send) }
+    /// How much of the context is taken; nil if no model is in memory.
+    var contextUse: ContextUse? {
+        loaded.map { ContextUse(tokens: $0.session.position, limit: $0.session.contextLength) }
+    }
+
+    /// Starts another conversation, which goes on after these turns.
+    func start(_ turns: [Message]) throws {
+        keptTurns = turns
+        conversation = nil
+        if let loaded { conversation = try makeConversation(loaded) }
+    }
+
+    /// Uses other settings from the next reply on; throws if the bundle doesn't support one, which changes nothing.
+    func use(_ new: ChatSettings) throws {
+        let (old, now) = (settings, turns)
+        settings = new
+        do {
+            try start(now)
+        } catch {
+            settings = old
+            try start(now)
+            throw error
+        }
+    }
+
+    /// Answers a question, in JSON if a schema is given. Cancelling the task stops it between two tokens, and
+    /// between two chunks of the prompt.
+    func answer(_ question: String, _ schema: Schema?, _ send: @Sendable (ChatEvent) -> Void) async throws {
+        guard let conversation else { throw GemmaError.session("no bundle is loaded; tap Bundles and pick one") }
+        guard let schema else { return try await conversation.send(question).run { tell($0, $1, send) } }
+        let structured = try await askStructured(conversation, question, schema) { tell($0, $1, send) }
         send(.checked(structured.summary))
     }
 
     /// Verifies the bundle against its goldens and measures its speed; returns both as text and as JSON to share.
     func benchmark(onGolden: @Sendable (Int, Int) -> Void) async throws -> (summary: String, report: String) {
-        guard let bundle, let session else { throw GemmaError.session("no bundle is loaded; pick one in Chat first") }
-        let manifest = bundle.manifest
-        let verification = try await verifyBundle(bundle, session, onGolden: onGolden)
+        guard let loaded else { throw GemmaError.session("no bundle is loaded; pick one in Chat first") }
+        let (bundle, manifest) = (loaded.bundle, loaded.bundle.manifest)
+        var device = describeDevice()
+        device["condition_before"] = await describeCondition()
+        let verification = try await verifyBundle(bundle, loaded.session, onGolden: onGolden)
         let workload = Workload(contextLength: manifest.contextLength)
-        let benchmark = try measureSpeed(session, vocabSize: manifest.vocabSize, workload)
-        let report = reportJSON(device: describeDevice(), bundle, verification, loading, benchmark).write()
+        let benchmark = try measureSpeed(loaded.session, vocabSize: manifest.vocabSize, workload)
+        device["condition_after"] = await describeCondition()
+        let report = reportJSON(device: device, bundle, verification, loaded.times, benchmark).write()
         return (summary(verification, benchmark), report)
     }
 
-    private func stream(_ reply: Reply, _ send: @Sendable (ChatEvent) -> Void) async throws {
-        if reply.forgotten > 0 { send(.forgot(reply.forgotten)) }
-        send(.began)
-        meter.start()
-        for try await piece in reply {
-            meter.token()
-            send(.piece(piece, meter.latency))
-        }
-        send(.ended(reply.reason))
+    private func makeConversation(_ loaded: Loaded) throws -> Conversation {
+        try Conversation(
+            loaded.session, loaded.codec, Sampler(settings.sampling(loaded.bundle.manifest)),
+            system: strip(settings.system).isEmpty ? nil : settings.system, roll: settings.roll,
+            thinking: settings.thinking, turns: keptTurns)
     }
-}
 
-private func describeDevice() -> [String: String] {
-    let process = ProcessInfo.processInfo
-    return ["system": process.operatingSystemVersionString, "memory_bytes": "\(process.physicalMemory)"]
+    private func tell(_ reply: Reply, _ event: ReplyEvent, _ send: @Sendable (ChatEvent) -> Void) {
+        switch event {
+        case .began:
+            if reply.forgotten > 0 { send(.forgot(reply.forgotten)) }
+            send(.began)
+            meter.start()
+        case .piece(let piece):
+            meter.token()
+            let used = contextUse ?? ContextUse(tokens: 0, limit: 0)
+            send(.piece(piece, thought: reply.thought, Progress(latency: meter.latency, used: used)))
+        case .ended: send(.ended(reply.reason))
+        }
+    }
 }
 
 private func summary(_ verification: Verification, _ benchmark: Benchmark) -> String {
@@ -111,7 +181,9 @@ private func summary(_ verification: Verification, _ benchmark: Benchmark) -> St
     }
     let speed = String(
         format: "%.1f tokens/s, p95 %.0f ms", benchmark.decodeTokensPerSecond.median, benchmark.tokenP95Ms.median)
-    return ([verification.verdict.rawValue] + verification.failures + lines + prompts + [speed]).joined(separator: "\n")
+    let build = isDebug ? ["This is a debug build, which is slower. Run the Release build for figures."] : []
+    return ([verification.verdict.rawValue] + verification.failures + lines + prompts + [speed] + build)
+        .joined(separator: "\n")
 }
 
 private func line(_ name: String, _ figures: Agreement) -> String {

@@ -1,7 +1,7 @@
 import Foundation
 
 /// How much two sets of logits differ: figures without a verdict, defined as in `gemma_runtime/proof/agreement.py`.
-public struct Agreement: Equatable {
+public struct Agreement: Equatable, Sendable {
     public let positions: Int
     public let top1: Double  // share of positions with the same most likely token
     public let nearTies: Int  // positions whose most likely token differs by less than the tie margin

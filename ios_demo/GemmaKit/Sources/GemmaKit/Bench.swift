@@ -2,7 +2,7 @@ import Dispatch
 import Foundation
 
 /// A figure over all repeats.
-public struct Spread: Equatable {
+public struct Spread: Equatable, Sendable {
     public let median: Double
     public let low: Double
     public let high: Double
@@ -14,14 +14,14 @@ public struct Spread: Equatable {
     }
 }
 
-public struct PromptFigures: Equatable {
+public struct PromptFigures: Equatable, Sendable {
     public let tokens: Int
     public let firstTokenMs: Spread
     public let tokensPerSecond: Spread
 }
 
 /// A bundle's speed on this device: the figures of `gemma-runtime bench` that one process can measure.
-public struct Benchmark: Equatable {
+public struct Benchmark: Equatable, Sendable {
     public let repeats: Int
     public let newTokens: Int
     public let prompts: [PromptFigures]
@@ -31,7 +31,7 @@ public struct Benchmark: Equatable {
 }
 
 /// The tokens to run, as in `gemma_runtime/measure/bench.py`: the usual prompt lengths that fit the context.
-public struct Workload: Equatable {
+public struct Workload: Equatable, Sendable {
     public let promptLengths: [Int]
     public let decodePrompt: Int
     public let newTokens: Int
@@ -70,18 +70,6 @@ public func measureSpeed(
         tokenMs: Spread(runs.map { quantile($0.tokens, 0.5) }),
         tokenP95Ms: Spread(runs.map { quantile($0.tokens, 0.95) })
     )
-}
-
-/// Peak resident memory of this process in bytes.
-public func peakResidentBytes() -> Double {
-    var usage = rusage()
-    #if canImport(Darwin)
-    getrusage(RUSAGE_SELF, &usage)
-    return Double(usage.ru_maxrss)
-    #else
-    getrusage(__rusage_who_t(RUSAGE_SELF.rawValue), &usage)
-    return Double(usage.ru_maxrss) * 1024  // Linux reports KiB
-    #endif
 }
 
 private struct Run {

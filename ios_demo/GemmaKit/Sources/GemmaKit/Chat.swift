@@ -1,10 +1,10 @@
 import Foundation
 
-public enum Role: String {
+public enum Role: String, Codable, Sendable {
     case system, user, assistant
 }
 
-public struct Message: Equatable {
+public struct Message: Equatable, Codable, Sendable {
     public let role: Role
     public let content: String
 
@@ -24,6 +24,9 @@ public struct ChatFormat {
     let systemToUser: String
     let trims: [Role: Bool]
     let replyAfter: String  // of an earlier reply only the text after the last of these counts; "" if all of it counts
+    /// Of an earlier reply, what is between these two is left out; nil if nothing is.
+    let replyWithout: (opens: String, closes: String)?
+    private let withThinking: [ChatFormat]  // one or none; an array, because a struct can't contain itself
 
     /// Throws a bundle error if the bundle has no chat format, because its template can't be expressed as one.
     public init(_ bundle: ModelBundle) throws {
@@ -31,7 +34,10 @@ public struct ChatFormat {
     }
 
     public init(_ file: Data) throws {
-        let json = try JSONFields.parse(file: "chat.json", file)
+        try self.init(JSONFields.parse(file: "chat.json", file))
+    }
+
+    private init(_ json: JSONFields) throws {
         first = try json.of("first").string()
         userToAssistant = try json.of("user_to_assistant").string()
         assistantToUser = try json.of("assistant_to_user").string()
@@ -44,11 +50,22 @@ public struct ChatFormat {
             .assistant: try json.of("trim_assistant").boolean(),
         ]
         replyAfter = try json.of("reply_after").string()
+        replyWithout = try json.orNil("reply_without").map(readPair)
+        withThinking = try json.orNil("thinking").map { [try ChatFormat($0)] } ?? []
     }
 
+    /// The format that asks the model to think before it answers; nil if the template has none.
+    public var thinking: ChatFormat? { withThinking.first }
+
     fileprivate func content(_ turn: Message) -> String {
-        let text = turn.role == .assistant ? textAfter(replyAfter, turn.content) : turn.content
+        let text = turn.role == .assistant ? withoutThoughts(turn.content) : turn.content
         return trims[turn.role] == true ? strip(text) : text
+    }
+
+    private func withoutThoughts(_ reply: String) -> String {
+        let text = textAfter(replyAfter, reply)
+        guard let (opens, closes) = replyWithout else { return text }
+        return split(text, closes).map { split($0, opens)[0] }.joined()
     }
 
     fileprivate func after(_ role: Role) -> String {
@@ -58,6 +75,12 @@ public struct ChatFormat {
         case .assistant: return assistantToUser
         }
     }
+}
+
+private func readPair(_ json: JSONFields) throws -> (opens: String, closes: String) {
+    let texts = try json.list { try $0.string() }
+    guard texts.count == 2, !texts.contains("") else { throw json.wrong("two texts") }
+    return (texts[0], texts[1])
 }
 
 /// Token ids of a conversation up to the start of the model's next turn, with bos where the template writes it.
@@ -118,24 +141,40 @@ private func checkTurns(_ turns: [Message]) throws {
 
 /// The text after the last `marker`, compared by scalars as Python does; all of it if there is none.
 private func textAfter(_ marker: String, _ text: String) -> String {
+    marker.isEmpty ? text : split(text, marker).last ?? text
+}
+
+/// The parts of a text between the places where `marker` is, compared by scalars.
+private func split(_ text: String, _ marker: String) -> [String] {
     let mark = Array(marker.unicodeScalars)
     let scalars = Array(text.unicodeScalars)
-    guard !mark.isEmpty, scalars.count >= mark.count else { return text }
-    let starts = (0...scalars.count - mark.count).reversed()
-    guard let start = starts.first(where: { scalars[$0..<$0 + mark.count].elementsEqual(mark) }) else { return text }
+    var parts: [String] = []
+    var start = 0
+    var at = 0
+    while at + mark.count <= scalars.count {
+        guard scalars[at..<at + mark.count].elementsEqual(mark) else {
+            at += 1
+            continue
+        }
+        parts.append(string(scalars[start..<at]))
+        at += mark.count
+        start = at
+    }
+    return parts + [string(scalars[start...])]
+}
+
+private func string(_ scalars: ArraySlice<Unicode.Scalar>) -> String {
     var out = String.UnicodeScalarView()
-    out.append(contentsOf: scalars[(start + mark.count)...])
+    out.append(contentsOf: scalars)
     return String(out)
 }
 
 /// Text without leading and trailing white space, as Python and Jinja define it.
-func strip(_ text: String) -> String {
+public func strip(_ text: String) -> String {
     let scalars = Array(text.unicodeScalars)
     guard let first = scalars.firstIndex(where: { !isSpace($0) }), let last = scalars.lastIndex(where: { !isSpace($0) })
     else { return "" }
-    var out = String.UnicodeScalarView()
-    out.append(contentsOf: scalars[first...last])
-    return String(out)
+    return string(scalars[first...last])
 }
 
 private func isSpace(_ scalar: Unicode.Scalar) -> Bool {

@@ -17,6 +17,14 @@ public struct ChatCodec {
             stopTokens: bundle.manifest.stopTokens
         )
     }
+
+    /// The codec with the format that asks for thoughts.
+    fileprivate func thinking() throws -> ChatCodec {
+        guard let format = format.thinking else {
+            throw GemmaError.tokenizer("the bundle's chat template knows no thinking; turn it off in Settings")
+        }
+        return ChatCodec(tokenizer: tokenizer, format: format, stopTokens: stopTokens)
+    }
 }
 
 /// The model's reply as it is generated: iterate it once; each piece holds whole characters only.
@@ -25,9 +33,10 @@ public final class Reply: AsyncSequence, AsyncIteratorProtocol {
 
     private let generation: TokenGeneration
     private var decoder: StreamDecoder
+    private var thoughts: Thoughts
     private var ended = false
 
-    /// The text so far.
+    /// The answer so far, without thoughts.
     public private(set) var text = ""
 
     /// How many turns were forgotten to make room for this reply.
@@ -37,7 +46,14 @@ public final class Reply: AsyncSequence, AsyncIteratorProtocol {
         self.generation = generation
         self.forgotten = forgotten
         decoder = StreamDecoder(tokenizer)
+        thoughts = Thoughts(tokenizer)
     }
+
+    /// What the model has written for itself, before the answer.
+    public var thought: String { thoughts.text }
+
+    /// Whether the last token belongs to a thought.
+    public var isThinking: Bool { thoughts.isOpen }
 
     public var tokens: [Int] { generation.tokens }
 
@@ -46,25 +62,46 @@ public final class Reply: AsyncSequence, AsyncIteratorProtocol {
 
     public func makeAsyncIterator() -> Reply { self }
 
-    /// One piece per token, which may be empty; the last one flushes the decoder.
-    public func next() async throws -> String? {
+    public func next() async throws -> String? { try await next(isolation: nil) }
+
+    /// One piece of the answer per token, which may be empty; the last one flushes the decoder.
+    public func next(isolation actor: isolated (any Actor)?) async throws -> String? {
         if ended { return nil }
         var piece = ""
-        if let token = try await generation.next() {
+        if let token = try await generation.next(isolation: actor) {
             piece = decoder.push(token)
+            if thoughts.take(token, piece) { return "" }
         } else {
             ended = true
-            piece = decoder.flush()
+            piece = thoughts.end(decoder.flush())
         }
         text += piece
         return ended && piece.isEmpty ? nil : piece
     }
 }
 
+/// The course of a reply.
+public enum ReplyEvent: Equatable, Sendable {
+    case began
+    case piece(String)
+    case ended
+}
+
+extension Reply {
+    /// Generates all of the reply where the caller runs, and tells its course.
+    public func run(
+        isolation: isolated (any Actor)? = #isolation, onEvent: (Reply, ReplyEvent) -> Void = { _, _ in }
+    ) async throws {
+        onEvent(self, .began)
+        while let piece = try await next(isolation: isolation) { onEvent(self, .piece(piece)) }
+        onEvent(self, .ended)
+    }
+}
+
 /// A conversation between a user and the model over one cache. Not thread-safe.
 ///
 /// Each turn feeds only the tokens that the cache lacks. If the format changes an earlier reply (it may trim
-/// it), the cached tokens no longer match; then the cache is emptied and the conversation is fed again.
+/// it, and leaves out thoughts), the session goes back to what the two have in common.
 ///
 /// With `roll`, a full context makes it forget the oldest turns, a question with its reply at a time, but never
 /// the system turn. The next reply is then that of a new conversation that begins with the turns kept.
@@ -72,24 +109,30 @@ public final class Conversation {
     private let session: Session
     private let codec: ChatCodec
     private let sampler: Sampler
-    private let system: String?
+    private let opening: [Message]  // the system turn, if there is one
     public var roll: Bool
     private var turns: [Message] = []
     private var fed: [Int] = []
     private var reply: Reply?
 
-    public init(_ session: Session, _ codec: ChatCodec, _ sampler: Sampler, system: String? = nil, roll: Bool = false) {
+    /// A conversation that goes on after `turns` of user and assistant. With `thinking`, the model thinks before it
+    /// answers; throws a tokenizer error if the bundle's chat template has no thinking to turn on.
+    public init(
+        _ session: Session, _ codec: ChatCodec, _ sampler: Sampler, system: String? = nil, roll: Bool = false,
+        thinking: Bool = false, turns: [Message] = []
+    ) throws {
         self.session = session
-        self.codec = codec
+        self.codec = thinking ? try codec.thinking() : codec
         self.sampler = sampler
-        self.system = system
         self.roll = roll
+        opening = system.map { [Message(.system, $0)] } ?? []
         reset()
+        self.turns += turns
     }
 
     /// Forgets every turn except the system's.
     public func reset() {
-        turns = system.map { [Message(.system, $0)] } ?? []
+        turns = opening
         fed = []
         reply = nil
         session.reset()
@@ -128,7 +171,7 @@ public final class Conversation {
     /// context is kept free for the reply, or all of the reply if that is less.
     private func fitting(_ asked: [Message], _ maxNewTokens: Int) throws -> ([Message], [Int]) {
         let room = session.contextLength - min(maxNewTokens, session.contextLength / 4)
-        let first = asked.first?.role == .system ? 1 : 0
+        let first = opening.count
         var kept = asked
         var tokens = try encodeChat(codec.tokenizer, codec.format, kept)
         while roll, tokens.count > room, kept.count > first + 1 {

@@ -3,27 +3,25 @@ import CoreML
 import Foundation
 
 /// Core ML with the caches as model state. Predictions must not overlap, so each conversation has its own engine.
+///
+/// A model is one package or several that run one after the other, each for consecutive layers.
 @available(iOS 18, macOS 15, *)
-public final class CoreMLEngine: Engine {
+public final class CoreMLEngine: Engine, @unchecked Sendable {
     public let givesEveryRow = false
 
     private let manifest: Manifest
-    private let prefill: MLModel
-    private let decode: MLModel
-    private let state: MLState
-    private let graphs: (prefill: Graph, decode: Graph)
+    private let tables: [TensorRole: EmbeddingTable]
+    private let parts: [Part]
 
-    /// Compiles the bundle's package unless a compiled model is cached, and loads its two functions.
+    /// Compiles the bundle's packages unless compiled models are cached, and loads their two functions.
     public init(_ bundle: ModelBundle) async throws {
         manifest = bundle.manifest
-        try checkLayout(manifest)
-        graphs = (try bundle.graph("prefill"), try bundle.graph("decode"))
-        let package = bundle.directory.appendingPathComponent(graphs.decode.file).deletingLastPathComponent()
+        let graphs = try coreMLParts(manifest)
+        tables = try openTables(bundle, graphs[0].decode)
         do {
-            let compiled = try await compiledModel(package, manifest.artifactDigest)
-            prefill = try loadFunction("prefill", compiled)
-            decode = try loadFunction("decode", compiled)
-            state = decode.makeState()
+            var parts: [Part] = []
+            for graph in graphs { parts.append(try await Part(bundle, graph)) }
+            self.parts = parts
         } catch let error as GemmaError {
             throw error
         } catch {
@@ -32,69 +30,85 @@ public final class CoreMLEngine: Engine {
     }
 
     public func run(_ tokens: [Int], position: Int, rows: Int) throws -> [[Float]] {
-        let single = tokens.count == 1
-        let chunk = CoreMLInputs(position: position, count: tokens.count, length: single ? 1 : manifest.prefillLength)
-        let graph = single ? graphs.decode : graphs.prefill
-        do {
-            let inputs = try MLDictionaryFeatureProvider(dictionary: features(graph, tokens, chunk))
-            let output = try (single ? decode : prefill).prediction(from: inputs, using: state)
-            guard let logits = output.featureValue(for: try graph.tensor(.logits).name)?.multiArrayValue else {
-                throw GemmaError.session("the model returns no logits; export the model again")
+        // Without a pool, the arrays of all tokens would stay until the reply ends.
+        try autoreleasepool {
+            do {
+                return [try logits(tokens, position)]
+            } catch let error as GemmaError {
+                throw error
+            } catch {
+                throw GemmaError.session("Core ML can't run the model: \(error.localizedDescription); start a new chat")
             }
-            return [MLShapedArray<Float16>(logits).scalars.map(Float.init)]
-        } catch let error as GemmaError {
-            throw error
-        } catch {
-            throw GemmaError.session("Core ML can't run the model: \(error.localizedDescription); start a new chat")
         }
     }
 
-    private func features(_ graph: Graph, _ tokens: [Int], _ chunk: CoreMLInputs) throws -> [String: Any] {
-        var features: [String: Any] = [:]
-        for spec in graph.inputs {
-            switch try chunk.value(of: spec, tokens: tokens, manifest: manifest) {
-            case .integers(let values): features[spec.name] = integers(values)
-            case .halves(let rows): features[spec.name] = halves(rows)
+    private func logits(_ tokens: [Int], _ position: Int) throws -> [Float] {
+        let isSingle = tokens.count == 1
+        let chunk = CoreMLInputs(position: position, count: tokens.count, length: isSingle ? 1 : manifest.prefillLength)
+        var result: MLMultiArray?
+        for part in parts {
+            let graph = isSingle ? part.graphs.decode : part.graphs.prefill
+            var features: [String: Any] = [:]
+            for spec in graph.inputs {
+                features[spec.name] = spec.role == .hidden ? result : try array(spec, chunk, tokens)
             }
+            result = try part.run(features, graph, isSingle: isSingle)
         }
-        return features
+        guard let result else { throw GemmaError.session("the model returns no logits; export the model again") }
+        return MLShapedArray<Float16>(result).scalars.map(Float.init)
+    }
+
+    private func array(_ spec: TensorSpec, _ chunk: CoreMLInputs, _ tokens: [Int]) throws -> MLMultiArray {
+        switch try chunk.value(of: spec, tokens: tokens, manifest: manifest, tables: tables) {
+        case .integers(let values):
+            return MLMultiArray(MLShapedArray<Int32>(scalars: values.map(Int32.init), shape: [values.count]))
+        case .halves(let rows):
+            let halves = rows.joined().map { Float16($0) }
+            return MLMultiArray(MLShapedArray<Float16>(scalars: halves, shape: [rows.count, rows[0].count]))
+        }
     }
 }
 
-/// Throws unless the model is one package that contains its embedding table.
-private func checkLayout(_ manifest: Manifest) throws {
-    let parts = manifest.graphs["decode"] ?? []
-    let roles = Set(parts.flatMap(\.inputs).map(\.role))
-    guard parts.count == 1 && roles.isSuperset(of: [.tokens, .slots]) else {
-        throw GemmaError.session(
-            "this app runs only packages of --coreml-compute gpu that contain the embedding table; export the model again")
-    }
-}
-
+/// One package, with its two functions and their common state.
 @available(iOS 18, macOS 15, *)
-private func loadFunction(_ name: String, _ compiled: URL) throws -> MLModel {
-    let configuration = MLModelConfiguration()
-    configuration.functionName = name
-    return try MLModel(contentsOf: compiled, configuration: configuration)
+private struct Part {
+    let graphs: CoreMLPart
+    private let prefill: MLModel
+    private let decode: MLModel
+    private let state: MLState
+
+    init(_ bundle: ModelBundle, _ graphs: CoreMLPart) async throws {
+        self.graphs = graphs
+        let package = bundle.directory.appendingPathComponent(graphs.decode.file).deletingLastPathComponent()
+        let compiled = try await compiledModel(package, bundle.manifest.artifactDigest)
+        let usesNeuralEngine = graphs.decode.inputs.contains { $0.role == .write }
+        let configuration = MLModelConfiguration()
+        configuration.computeUnits = usesNeuralEngine ? .cpuAndNeuralEngine : .cpuAndGPU
+        configuration.functionName = "prefill"
+        prefill = try MLModel(contentsOf: compiled, configuration: configuration)
+        configuration.functionName = "decode"
+        decode = try MLModel(contentsOf: compiled, configuration: configuration)
+        state = decode.makeState()
+    }
+
+    /// The package's one output: logits, or the hidden states for the next package.
+    func run(_ features: [String: Any], _ graph: Graph, isSingle: Bool) throws -> MLMultiArray? {
+        let inputs = try MLDictionaryFeatureProvider(dictionary: features)
+        let output = try (isSingle ? decode : prefill).prediction(from: inputs, using: state)
+        return graph.outputs.first.flatMap { output.featureValue(for: $0.name)?.multiArrayValue }
+    }
 }
 
 /// The compiled model. Compiling is slow, so the result is cached by the digest of all the artifact's files: the same
 /// codes with another context length are another model.
 private func compiledModel(_ package: URL, _ digest: String) async throws -> URL {
-    let caches = try FileManager.default.url(for: .cachesDirectory, in: .userDomainMask, appropriateFor: nil, create: true)
-    let cached = caches.appendingPathComponent("\(digest).mlmodelc")
+    let folder = compiledModels.appendingPathComponent(digest)
+    let name = package.deletingPathExtension().lastPathComponent
+    let cached = folder.appendingPathComponent("\(name).mlmodelc")
     if FileManager.default.fileExists(atPath: cached.path) { return cached }
     let compiled = try await MLModel.compileModel(at: package)
+    try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
     try FileManager.default.moveItem(at: compiled, to: cached)
     return cached
-}
-
-private func integers(_ values: [Int]) -> MLMultiArray {
-    let array = MLShapedArray<Int32>(scalars: values.map(Int32.init), shape: [values.count])
-    return MLMultiArray(array)
-}
-
-private func halves(_ rows: [[Double]]) -> MLMultiArray {
-    MLMultiArray(MLShapedArray<Float16>(scalars: rows.joined().map(Float16.init), shape: [rows.count, rows[0].count]))
 }
 #endif

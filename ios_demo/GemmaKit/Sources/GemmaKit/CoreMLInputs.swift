@@ -6,6 +6,27 @@ public enum CoreMLValue: Equatable {
     case halves([[Double]])
 }
 
+/// The graphs of one package: consecutive layers of the model.
+public struct CoreMLPart: Equatable {
+    public let prefill: Graph
+    public let decode: Graph
+}
+
+/// The packages of a model, in the order in which they run; throws a bundle error if they don't fit together.
+public func coreMLParts(_ manifest: Manifest) throws -> [CoreMLPart] {
+    let (prefill, decode) = (manifest.graphs["prefill"] ?? [], manifest.graphs["decode"] ?? [])
+    guard prefill.count == decode.count, let first = decode.first else {
+        throw GemmaError.bundle(
+            "manifest.json has \(prefill.count) parts of prefill and \(decode.count) of decode; export the model again")
+    }
+    let parts = zip(prefill, decode).map { CoreMLPart(prefill: $0, decode: $1) }
+    let takesHidden = parts.map { $0.decode.inputs.contains { $0.role == .hidden } }
+    guard !first.inputs.contains(where: { $0.role == .hidden }), takesHidden.dropFirst().allSatisfy({ $0 }) else {
+        throw GemmaError.bundle("manifest.json has parts that don't follow each other; export the model again")
+    }
+    return parts
+}
+
 /// Far below any attention score and within float16; not every Apple compute unit handles -inf.
 private let hidden = -4e4
 
@@ -19,12 +40,19 @@ public struct CoreMLInputs {
     public let count: Int  // tokens of the chunk that are not padding
     public let length: Int  // T
 
-    /// The value of one input, by its role and its kind of layers.
-    public func value(of spec: TensorSpec, tokens: [Int], manifest: Manifest) throws -> CoreMLValue {
+    /// The value of one input, by its role and its kind of layers; `tables` are those outside of the program, by the role
+    /// of the input that takes their rows.
+    public func value(
+        of spec: TensorSpec, tokens: [Int], manifest: Manifest, tables: [TensorRole: EmbeddingTable] = [:]
+    ) throws -> CoreMLValue {
         switch spec.role {
         case .tokens: return .integers(tokens + [Int](repeating: 0, count: length - count))
+        case .embeddings, .perLayer:
+            guard let table = tables[spec.role] else { throw unsupported(spec) }
+            return .halves(try (tokens + [Int](repeating: 0, count: length - count)).map { try table.row($0).map(Double.init) })
         case .last: return .integers([count - 1])
         case .slots: return .integers(slots(try cache(of: spec, manifest)))
+        case .write: return .halves(onehot(try cache(of: spec, manifest)))
         case .cos: return .halves(try angles(of: spec, manifest).map { $0.map { cos($0) } })
         case .sin: return .halves(try angles(of: spec, manifest).map { $0.map { sin($0) } })
         case .mask:
@@ -55,13 +83,15 @@ public struct CoreMLInputs {
         (0..<length).map { $0 < count ? (position + $0) % cache.slots : cache.slots }
     }
 
+    /// (S, T): 1 where a token is written; the column of padding is 0.
+    private func onehot(_ cache: LayerCache) -> [[Double]] {
+        let places = slots(cache)
+        return (0..<cache.slots).map { slot in places.map { $0 == slot ? 1 : 0 } }
+    }
+
     /// Rotary angles of each token, (T, D / 2).
     public func angles(_ rope: Rope, _ cache: LayerCache) -> [[Double]] {
-        (0..<length).map { index in
-            (0..<cache.headDim / 2).map { i in
-                Double(position + index) / rope.factor * pow(rope.base, -2 * Double(i) / Double(cache.headDim))
-            }
-        }
+        (0..<length).map { rope.angles(at: position + $0, headDim: cache.headDim) }
     }
 
     /// Which columns each token attends to, (T, columns).

@@ -8,14 +8,13 @@ public func neededBytes(_ manifest: Manifest) -> Double {
     return Double(manifest.artifactBytes - exactBytes) + manifest.cacheBytes + Double(4 * logitRows * manifest.vocabSize)
 }
 
-/// A message that says why a bundle doesn't fit into the device's memory; nil if it fits.
-public func memoryProblem(_ manifest: Manifest, deviceBytes: Double) -> String? {
+/// A message that says why a bundle doesn't fit into the memory that the app may use; nil if it fits.
+public func memoryProblem(_ manifest: Manifest, availableBytes: Double) -> String? {
     let needed = neededBytes(manifest)
-    if needed <= deviceBytes * usableShare { return nil }
+    if needed <= availableBytes { return nil }
     return manifest.modelID
-        + String(format: " needs about %.1f GB; this device has %.1f GB", needed / 1e9, deviceBytes / 1e9)
-        + ", and an app can use about half of it. Export a smaller size, a recipe with fewer bits, or a shorter --context."
+        + String(format: " needs about %.1f GB; this app can use %.1f GB now", needed / 1e9, availableBytes / 1e9)
+        + ". Close other apps, or export a smaller size, a recipe with fewer bits, or a shorter --context."
 }
 
 private let logitRows = 4  // that are in memory at once
-private let usableShare = 0.5  // the system and other apps use the rest

@@ -1,5 +1,11 @@
 import Foundation
 
+extension Digest {
+    mutating func update(_ data: Data) {
+        data.withUnsafeBytes { update($0) }
+    }
+}
+
 #if canImport(CryptoKit)
 import CryptoKit
 
@@ -7,8 +13,8 @@ import CryptoKit
 struct Digest {
     private var hash = SHA256()
 
-    mutating func update(_ data: Data) {
-        hash.update(data: data)
+    mutating func update(_ bytes: UnsafeRawBufferPointer) {
+        hash.update(bufferPointer: bytes)
     }
 
     mutating func finish() -> String {
@@ -24,9 +30,9 @@ struct Digest {
     private var pending: [UInt8] = []
     private var length: UInt64 = 0  // bytes
 
-    mutating func update(_ data: Data) {
-        length += UInt64(data.count)
-        pending += data
+    mutating func update(_ bytes: UnsafeRawBufferPointer) {
+        length += UInt64(bytes.count)
+        pending += bytes
         var start = 0
         while pending.count - start >= 64 {
             add(pending[start..<start + 64])

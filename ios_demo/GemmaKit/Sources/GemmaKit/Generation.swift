@@ -51,7 +51,9 @@ public final class TokenGeneration: AsyncSequence, AsyncIteratorProtocol {
 
     public func makeAsyncIterator() -> TokenGeneration { self }
 
-    public func next() async throws -> Int? {
+    public func next() async throws -> Int? { try await next(isolation: nil) }
+
+    public func next(isolation actor: isolated (any Actor)?) async throws -> Int? {
         guard reason == nil else { return nil }
         try Task.checkCancellation()
         let logits = try tokens.last.map(session.decode) ?? session.prefill(request.prompt)

@@ -1,7 +1,7 @@
 import Foundation
 
 /// A JSON value. Strings are compared by Unicode scalars: Swift's own `==` treats é and e with a combining accent as equal.
-public indirect enum JSON: Equatable {
+public indirect enum JSON: Equatable, Sendable {
     case object(JSONObject)
     case array([JSON])
     case string(String)
@@ -36,7 +36,7 @@ public indirect enum JSON: Equatable {
 }
 
 /// Names and values in file order; equality ignores the order.
-public struct JSONObject: Equatable {
+public struct JSONObject: Equatable, Sendable {
     public let fields: [(name: String, value: JSON)]
 
     public init(_ fields: [(name: String, value: JSON)]) {

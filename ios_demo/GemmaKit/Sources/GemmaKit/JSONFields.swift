@@ -23,10 +23,10 @@ struct JSONFields {
         return JSONFields(file: file, path: "\(path).\(name)", value: field)
     }
 
-    /// The field, or nil if its value is null.
+    /// The field, or nil if its value is null or if it is missing.
     func orNil(_ name: String) throws -> JSONFields? {
-        let field = try of(name)
-        return field.value == .null ? nil : field
+        guard let value = try objectFields()[name], value != .null else { return nil }
+        return JSONFields(file: file, path: "\(path).\(name)", value: value)
     }
 
     func string() throws -> String {

@@ -2,37 +2,50 @@ import Foundation
 
 public let schemaVersion = 2
 
-public enum AttentionKind: String, CaseIterable {
+public enum AttentionKind: String, CaseIterable, Sendable {
     case local, global
 }
 
 /// One layer's KV cache: keys and values, each (1, kvHeads, slots, headDim).
-public struct LayerCache: Equatable {
+public struct LayerCache: Equatable, Sendable {
     public let kind: AttentionKind
     public let window: Int?  // tokens a query attends to, itself included; nil on global layers
     public let slots: Int
     public let kvHeads: Int
     public let headDim: Int
+    public var source: Int? = nil  // the layer whose cache it reads; nil: it has one of its own
 
-    /// Elements of keys and values together; a Double, because a damaged manifest could overflow an integer.
-    var elements: Double { 2 * Double(kvHeads) * Double(slots) * Double(headDim) }
+    /// Elements of keys and values together, 0 if it reads another layer's; a Double, because a damaged manifest could
+    /// overflow an integer.
+    var elements: Double { source == nil ? 2 * Double(kvHeads) * Double(slots) * Double(headDim) : 0 }
 }
 
-/// Rotary embedding: angle = position / factor · base^(-2i / headDim).
-public struct Rope: Equatable {
+/// Rotary embedding: angle = position / factor · base^(-2i / headDim). Only the first of the head's pairs turn if
+/// `rotated`, their share, is below 1.
+public struct Rope: Equatable, Sendable {
     public let base: Double
     public let factor: Double
+    public var rotated: Double = 1
+
+    /// The angles at a position, one for each pair of a head.
+    func angles(at position: Int, headDim: Int) -> [Double] {
+        let turning = Int(rotated * Double(headDim) / 2)
+        return (0..<headDim / 2).map { pair in
+            pair < turning ? Double(position) / factor * pow(base, -2 * Double(pair) / Double(headDim)) : 0
+        }
+    }
 }
 
 /// The purpose of a tensor, as in `gemma_runtime/manifest.py`. Engines look tensors up by role, not by name.
-public enum TensorRole: String, CaseIterable {
+public enum TensorRole: String, CaseIterable, Sendable {
     case tokens, start, positions, total, wanted, last, embeddings, hidden
+    case perLayer = "per_layer"
     case cos, sin, mask, slots, write
     case keys, values, cache
     case logits
 }
 
-public struct TensorSpec: Equatable {
+public struct TensorSpec: Equatable, Sendable {
     public let name: String
     public let dtype: String
     public let shape: [Int?]  // a size of nil varies from call to call
@@ -42,7 +55,7 @@ public struct TensorSpec: Equatable {
 }
 
 /// A program of the artifact.
-public struct Graph: Equatable {
+public struct Graph: Equatable, Sendable {
     public let file: String
     public let inputs: [TensorSpec]
     public let outputs: [TensorSpec]
@@ -68,15 +81,14 @@ public struct Graph: Equatable {
     }
 }
 
-public struct BundleFile: Equatable {
+public struct BundleFile: Equatable, Sendable {
     public let sha256: String
     public let bytes: Int
 }
 
 /// Everything a device needs to know to run a bundle; written by the exporter.
-public struct Manifest: Equatable {
+public struct Manifest: Equatable, Sendable {
     public let modelID: String
-    public let family: String
     public let target: String
     public let minRuntimeVersion: String
     public let recipe: String
@@ -89,7 +101,6 @@ public struct Manifest: Equatable {
     public let sampling: Sampling?  // how the checkpoint's authors sample; nil if they don't say
     public let layers: [LayerCache]
     public let cacheDtype: String
-    public let headroomFactor: Double
     public let graphs: [String: [Graph]]  // the parts of each graph, in the order in which they run
     public let files: [String: BundleFile]
     public let roles: [String: String]
@@ -126,9 +137,8 @@ public struct Manifest: Equatable {
 
 private func readManifest(_ json: JSONFields) throws -> Manifest {
     try checkSchema(json.of("schema_version").integer())
-    return Manifest(
+    let manifest = Manifest(
         modelID: try json.of("model").of("id").string(),
-        family: try json.of("model").of("family").string(),
         target: try json.of("target").of("name").string(),
         minRuntimeVersion: try json.of("target").of("min_runtime_version").string(),
         recipe: try json.of("quantization").of("recipe").string(),
@@ -141,7 +151,6 @@ private func readManifest(_ json: JSONFields) throws -> Manifest {
         sampling: try json.orNil("sampling").map(readSampling),
         layers: try json.of("layers").list(readLayer),
         cacheDtype: try readCacheDtype(json.of("cache_dtype")),
-        headroomFactor: try json.of("headroom").of("factor").double(),
         graphs: try json.of("graphs").map(readParts),
         files: try json.of("files").map {
             BundleFile(sha256: try $0.of("sha256").string(), bytes: try $0.of("bytes").integer())
@@ -149,6 +158,10 @@ private func readManifest(_ json: JSONFields) throws -> Manifest {
         roles: try json.of("roles").map { try $0.string() },
         ropes: try json.of("ropes").map(readRope)
     )
+    for kind in Set(manifest.layers.map(\.kind.rawValue)).sorted() where manifest.ropes[kind] == nil {
+        throw GemmaError.bundle("manifest.json is not valid: no rope for \(kind) layers; export the model again")
+    }
+    return manifest
 }
 
 func readSampling(_ json: JSONFields) throws -> Sampling {
@@ -187,12 +200,19 @@ private func readLayer(_ json: JSONFields) throws -> LayerCache {
         window: try json.orNil("window")?.count(),
         slots: try json.of("slots").count(),
         kvHeads: try json.of("kv_heads").count(),
-        headDim: try json.of("head_dim").count()
+        headDim: try json.of("head_dim").count(),
+        source: try json.orNil("source")?.count()
     )
 }
 
 private func readRope(_ json: JSONFields) throws -> Rope {
-    Rope(base: try json.of("base").double(), factor: try json.of("factor").double())
+    let rotated = try json.orNil("rotated")
+    if let rotated, !(0...1).contains(try rotated.double()) { throw rotated.wrong("a share from 0 to 1") }
+    return Rope(
+        base: try json.of("base").double(),
+        factor: try json.of("factor").double(),
+        rotated: try rotated?.double() ?? 1
+    )
 }
 
 private func readParts(_ json: JSONFields) throws -> [Graph] {

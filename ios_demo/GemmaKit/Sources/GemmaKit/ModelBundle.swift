@@ -1,7 +1,7 @@
 import Foundation
 
 /// A bundle's folder and its manifest.
-public struct ModelBundle {
+public struct ModelBundle: Sendable {
     public let directory: URL
     public let manifest: Manifest
 
@@ -33,20 +33,48 @@ public struct ModelBundle {
         return parts[0]
     }
 
-    /// Opens a bundle and checks it: known schema version, every file present and unaltered.
+    /// Opens a bundle and checks it: known schema version, every file present and unaltered. Files that were found
+    /// unaltered before, and have the same size and time of change since, are not read again.
     ///
     /// Calls `onProgress` with the share of bytes read, 0 to 1. Cancelling the task stops it.
-    public static func open(_ directory: URL, onProgress: (Double) -> Void = { _ in }) throws -> ModelBundle {
-        let manifest = try Manifest.parse(readFile(directory.appendingPathComponent("manifest.json")))
+    public static func open(
+        _ directory: URL, checked: CheckedFiles = [:], onProgress: (Double) -> Void = { _ in }
+    ) throws -> ModelBundle {
+        let bundle = try read(directory)
+        let manifest = bundle.manifest
+        let found = try bundle.filesNow()
+        try checkDigests(directory, manifest.files.filter { found[$0.key] != checked[$0.key] }, onProgress)
+        return bundle
+    }
+
+    /// Reads the manifest alone; throws a bundle error if it uses a file that it doesn't list.
+    public static func read(_ directory: URL) throws -> ModelBundle {
+        let manifest = try Manifest.parse(readFile(directory.appendingPathComponent(manifestName)))
         let used = manifest.graphs.values.flatMap { $0 }.map(\.file) + manifest.roles.values
         if let unlisted = used.first(where: { manifest.files[$0] == nil }) {
             throw GemmaError.bundle("manifest.json uses \(unlisted) but has no digest for it; export the model again")
         }
-        for (name, file) in manifest.files { try checkPresent(directory, name, file) }
-        try checkDigests(directory, manifest, onProgress)
+        try manifest.files.keys.forEach(checkInside)
         return ModelBundle(directory: directory, manifest: manifest)
     }
+
+    /// The bundle's files as they are now; throws a bundle error if one is missing or has another size.
+    public func filesNow() throws -> CheckedFiles {
+        var files: CheckedFiles = [:]
+        for (name, file) in manifest.files { files[name] = try fileNow(directory, name, file) }
+        return files
+    }
 }
+
+/// A file that was found unaltered.
+public struct CheckedFile: Codable, Equatable, Sendable {
+    let sha256: String
+    let bytes: Int
+    let modified: Date
+}
+
+/// By path in the bundle.
+public typealias CheckedFiles = [String: CheckedFile]
 
 /// The contents of a bundle's file; throws a bundle error if it can't be read.
 func readFile(_ path: URL) throws -> Data {
@@ -57,30 +85,37 @@ func readFile(_ path: URL) throws -> Data {
     }
 }
 
-private func checkPresent(_ directory: URL, _ name: String, _ file: BundleFile) throws {
+/// Throws a bundle error if a path leaves the bundle's folder.
+private func checkInside(_ name: String) throws {
     let parts = name.split(separator: "/", omittingEmptySubsequences: false)
     if name.hasPrefix("/") || parts.contains("..") || name.contains("\\") || name.unicodeScalars.contains("\0") {
         throw GemmaError.bundle("manifest.json names \"\(name)\", which is outside of the bundle; export the model again")
     }
-    let path = directory.appendingPathComponent(name)
+}
+
+private func fileNow(_ directory: URL, _ name: String, _ file: BundleFile) throws -> CheckedFile {
+    let path = directory.appendingPathComponent(name).resolvingSymlinksInPath()
     let root = directory.resolvingSymlinksInPath().path + "/"
-    guard path.resolvingSymlinksInPath().path.hasPrefix(root) else {
+    guard path.path.hasPrefix(root) else {
         throw GemmaError.bundle("\(name) is a link to a file outside of the bundle; copy the whole bundle folder again")
     }
-    let attributes = try? FileManager.default.attributesOfItem(atPath: path.resolvingSymlinksInPath().path)
-    guard let size = attributes?[.size] as? NSNumber, attributes?[.type] as? FileAttributeType == .typeRegular else {
+    let attributes = try? FileManager.default.attributesOfItem(atPath: path.path)
+    guard let size = attributes?[.size] as? NSNumber, let modified = attributes?[.modificationDate] as? Date,
+        attributes?[.type] as? FileAttributeType == .typeRegular
+    else {
         throw GemmaError.bundle("\(name) is missing; copy the whole bundle folder again")
     }
     guard size.intValue == file.bytes else {
         throw GemmaError.bundle(
             "\(name) has \(size) bytes, the manifest says \(file.bytes); copy the whole bundle folder again")
     }
+    return CheckedFile(sha256: file.sha256, bytes: file.bytes, modified: modified)
 }
 
-private func checkDigests(_ directory: URL, _ manifest: Manifest, _ onProgress: (Double) -> Void) throws {
-    let total = max(1, manifest.files.values.reduce(0) { $0 + $1.bytes })
+private func checkDigests(_ directory: URL, _ files: [String: BundleFile], _ onProgress: (Double) -> Void) throws {
+    let total = max(1, files.values.reduce(0) { $0 + $1.bytes })
     var done = 0
-    for (name, file) in manifest.files.sorted(by: { $0.key < $1.key }) {
+    for (name, file) in files.sorted(by: { $0.key < $1.key }) {
         let digest = try digestOfFile(directory.appendingPathComponent(name)) { read in
             done += read
             onProgress(Double(done) / Double(total))
@@ -95,20 +130,29 @@ private func checkDigests(_ directory: URL, _ manifest: Manifest, _ onProgress: 
 }
 
 private func digestOfFile(_ path: URL, _ onRead: (Int) -> Void) throws -> String {
-    let block = 1 << 20
-    do {
-        let handle = try FileHandle(forReadingFrom: path)
-        defer { try? handle.close() }
-        var digest = Digest()
-        while let data = try handle.read(upToCount: block), !data.isEmpty {
-            try Task.checkCancellation()
-            digest.update(data)
-            onRead(data.count)
-        }
-        return digest.finish()
-    } catch let error as CancellationError {
-        throw error
-    } catch {
+    var digest = Digest()
+    let readable = try readBlocks(path) { block in
+        try Task.checkCancellation()
+        digest.update(block)
+        onRead(block.count)
+    }
+    guard readable else {
         throw GemmaError.bundle("\(path.lastPathComponent) can't be read; copy the whole bundle folder again")
+    }
+    return digest.finish()
+}
+
+/// Reads a file into one buffer, block by block; returns whether all of it could be read. `FileHandle` would make an
+/// object per block, which Apple's systems free only when the thread's autorelease pool is drained.
+func readBlocks(_ path: URL, _ onBlock: (UnsafeRawBufferPointer) throws -> Void) throws -> Bool {
+    guard let file = fopen(path.path, "rb") else { return false }
+    defer { fclose(file) }
+    setvbuf(file, nil, _IONBF, 0)
+    let block = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 20, alignment: 16)
+    defer { block.deallocate() }
+    while true {
+        let count = fread(block.baseAddress, 1, block.count, file)
+        if count > 0 { try onBlock(UnsafeRawBufferPointer(rebasing: block[..<count])) }
+        if count < block.count { return ferror(file) == 0 }
     }
 }

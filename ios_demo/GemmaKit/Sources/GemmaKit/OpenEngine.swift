@@ -1,18 +1,35 @@
 /// Opens one of a bundle's graphs.
-public typealias EngineOpener = @Sendable (_ bundle: ModelBundle, _ graph: String) async throws -> Engine
+public typealias EngineOpener = @Sendable (_ bundle: ModelBundle, _ graph: String) async throws -> any Engine
 
 /// Opens a graph with the backend for the bundle's target.
 @Sendable
-public func openEngine(_ bundle: ModelBundle, graph: String) async throws -> Engine {
+public func openEngine(_ bundle: ModelBundle, graph: String) async throws -> any Engine {
     switch bundle.manifest.target {
     #if canImport(CoreML)
     case "coreml" where graph == "decode": return try await CoreMLEngine(bundle)
     #endif
-    #if canImport(ExecuTorch)
-    case "executorch": return try ExecutorchEngine(bundle, graph: graph)
-    #endif
     case let target:
         throw GemmaError.session(
-            "the bundle's \(graph) graph is for \(target), which this app cannot run; export with --target coreml")
+            "the bundle's \(graph) graph is for \(target), which this app cannot run; export with --target coreml, "
+                + "or build the app with ExecuTorch as its README says")
     }
+}
+
+/// Throws a session error if a bundle needs a newer runtime than this app has.
+public func checkRuntime(_ manifest: Manifest, _ name: String, _ version: String) throws {
+    guard isVersion(version, atLeast: manifest.minRuntimeVersion) else {
+        throw GemmaError.session(
+            "the bundle needs \(name) \(manifest.minRuntimeVersion) or newer, this app has \(version); update the app")
+    }
+}
+
+/// Compares versions by their numbers: 1.10 is newer than 1.9.
+func isVersion(_ version: String, atLeast least: String) -> Bool {
+    func numbers(_ text: String) -> [Int] { text.split(separator: ".").map { Int($0.prefix { $0.isNumber }) ?? 0 } }
+    let (have, need) = (numbers(version), numbers(least))
+    for index in 0..<max(have.count, need.count) {
+        let (left, right) = (index < have.count ? have[index] : 0, index < need.count ? need[index] : 0)
+        if left != right { return left > right }
+    }
+    return true
 }

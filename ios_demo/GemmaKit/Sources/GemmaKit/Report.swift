@@ -1,5 +1,5 @@
 /// How long checking and loading a bundle took.
-public struct Loading {
+public struct Loading: Sendable {
     public let checkMs: Double
     public let loadMs: Double
 
@@ -21,7 +21,7 @@ public func reportJSON(
         (
             "bench",
             object([
-                ("threads", .null),  // Core ML decides
+                ("threads", .null),  // the runtime decides
                 ("repeats", .number(Double(benchmark.repeats))),
                 ("new_tokens", .number(Double(benchmark.newTokens))),
                 ("bundles", .array([benchJSON(bundle, loading, benchmark)])),

@@ -1,7 +1,7 @@
 import Foundation
 
 /// How to choose a token. The defaults are greedy. The filters and their order are those of `gemma_runtime`.
-public struct Sampling: Equatable {
+public struct Sampling: Equatable, Sendable {
     public let temperature: Double  // 0 is greedy and ignores the filters below
     public let topK: Int  // keep the k most likely tokens; 0 keeps all
     public let topP: Double  // keep the fewest tokens that hold this share of probability

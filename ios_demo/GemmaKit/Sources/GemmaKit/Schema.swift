@@ -1,5 +1,5 @@
 /// A path in a value, such as `$.age`, and what is wrong there.
-public struct Violation: Equatable {
+public struct Violation: Equatable, Sendable {
     public let path: String
     public let message: String
 }
@@ -7,7 +7,7 @@ public struct Violation: Equatable {
 /// A JSON Schema with these keywords: type, enum, const, anyOf, properties, required, additionalProperties,
 /// items, and the limits of numbers, strings and arrays. Other keywords are refused, since ignoring one would
 /// accept wrong values.
-public final class Schema {
+public final class Schema: Sendable {
     private let source: JSON
     private let parts: SchemaParts
 

@@ -1,5 +1,5 @@
 /// A schema's keywords, parsed and checked.
-struct SchemaParts {
+struct SchemaParts: Sendable {
     let types: [String]?
     let choices: [JSON]?  // from enum or const
     let anyOf: [Schema]?

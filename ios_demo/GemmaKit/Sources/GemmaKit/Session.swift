@@ -7,6 +7,7 @@ public protocol Session: AnyObject {
     var contextLength: Int { get }
 
     /// Appends tokens in chunks; returns the logits after the last one, (V). Throws contextFull before it writes.
+    /// Cancelling the task stops it between two chunks; `position` then counts those that were appended.
     func prefill(_ tokens: [Int]) throws -> [Float]
 
     /// Appends tokens; returns the logits after each of them, (T, V).
@@ -25,8 +26,9 @@ extension Session {
     public func decode(_ token: Int) throws -> [Float] { try prefill([token]) }
 }
 
-/// A backend: runs one chunk of at most `prefill_length` tokens.
-public protocol Engine {
+/// A backend: runs one chunk of at most `prefill_length` tokens. One session uses it, one call at a time, so a class
+/// that conforms may be `@unchecked Sendable`.
+public protocol Engine: Sendable {
     /// Whether one call can return the logits of every position, or only of the last.
     var givesEveryRow: Bool { get }
 
@@ -91,6 +93,7 @@ public final class EngineSession: Session {
     }
 
     private func run(_ chunk: [Int], rows: Int) throws -> [[Float]] {
+        try Task.checkCancellation()
         written = max(written, position + chunk.count)
         let logits = try engine.run(chunk, position: position, rows: rows)
         guard logits.count == rows, logits.allSatisfy({ $0.count == manifest.vocabSize }) else {
@@ -120,13 +123,22 @@ public final class EngineSession: Session {
 /// memory at once.
 public final class BundleSession: Session {
     private let manifest: Manifest
-    private let open: (_ graph: String) async throws -> Engine
+    private let open: Opener
     private var loaded: EngineSession?
 
-    public init(_ manifest: Manifest, open: @escaping (_ graph: String) async throws -> Engine) async throws {
+    public typealias Opener = @Sendable (_ graph: String) async throws -> any Engine
+
+    private init(_ manifest: Manifest, _ engine: any Engine, open: @escaping Opener) {
         self.manifest = manifest
         self.open = open
-        try await load()
+        loaded = EngineSession(engine, manifest)
+    }
+
+    /// Opens the shipped graph. Like `withGraph`, this runs where its caller does.
+    public static func open(
+        _ manifest: Manifest, isolation: isolated (any Actor)? = #isolation, with open: @escaping Opener
+    ) async throws -> BundleSession {
+        BundleSession(manifest, try await open("decode"), open: open)
     }
 
     public var position: Int { loaded?.position ?? 0 }
@@ -141,7 +153,9 @@ public final class BundleSession: Session {
     }
 
     /// Runs `work` on another graph, then reloads the shipped one with empty caches.
-    public func withGraph<T>(_ name: String, _ work: (Session) throws -> T) async throws -> T {
+    public func withGraph<T>(
+        _ name: String, isolation: isolated (any Actor)? = #isolation, _ work: (Session) throws -> T
+    ) async throws -> T {
         loaded = nil
         let result: Result<T, Error>
         do {
@@ -149,12 +163,8 @@ public final class BundleSession: Session {
         } catch {
             result = .failure(error)
         }
-        try await load()
-        return try result.get()
-    }
-
-    private func load() async throws {
         loaded = EngineSession(try await open("decode"), manifest)
+        return try result.get()
     }
 
     private func session() throws -> EngineSession {

@@ -1,5 +1,5 @@
 /// A model's answer, checked against a schema.
-public enum StructuredResult: Equatable {
+public enum StructuredResult: Equatable, Sendable {
     case valid(JSON)
     case invalid([Violation])
 }
@@ -36,7 +36,7 @@ public func extractJSON(_ text: String) -> JSON? {
 }
 
 /// The last result and the number of attempts it took.
-public struct StructuredAnswer: Equatable {
+public struct StructuredAnswer: Equatable, Sendable {
     public let result: StructuredResult
     public let attempts: Int
 
@@ -56,14 +56,14 @@ public struct StructuredAnswer: Equatable {
 /// schema's compiled grammar, an answer that is not cut off is valid at the first attempt.
 public func askStructured(
     _ conversation: Conversation, _ request: String, _ schema: Schema, attempts: Int = 3, maxNewTokens: Int = 512,
-    grammar: ByteGrammar? = nil,
-    onReply: (Reply) async throws -> Void = { reply in for try await _ in reply {} }
+    grammar: ByteGrammar? = nil, isolation: isolated (any Actor)? = #isolation,
+    onEvent: (Reply, ReplyEvent) -> Void = { _, _ in }
 ) async throws -> StructuredAnswer {
     var prompt = structuredPrompt(request, schema)
     var answer = StructuredAnswer(result: .invalid([]), attempts: 0)
     while answer.attempts < attempts {
         let reply = try conversation.send(prompt, maxNewTokens: maxNewTokens, grammar: grammar)
-        try await onReply(reply)
+        try await reply.run(onEvent: onEvent)
         answer = StructuredAnswer(result: checkStructured(reply.text, schema), attempts: answer.attempts + 1)
         guard case .invalid(let violations) = answer.result else { return answer }
         prompt = retryPrompt(violations)

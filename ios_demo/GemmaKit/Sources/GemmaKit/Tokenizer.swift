@@ -64,6 +64,9 @@ public final class Tokenizer {
         return tokens.map { stream.push($0) }.joined() + stream.flush()
     }
 
+    /// The token with a name such as `<|channel>`; nil if there is none.
+    func token(named name: String) -> Int? { vocabulary.ids[Array(name.utf8)] }
+
     /// The byte that a byte token stands for; nil for other tokens.
     func byte(of token: Int) -> UInt8? { vocabulary.bytes[token] }
 

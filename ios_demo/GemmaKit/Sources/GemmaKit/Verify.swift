@@ -1,13 +1,13 @@
 import Foundation
 
-public enum Verdict: String {
+public enum Verdict: String, Sendable {
     case pass = "PASS"
     case fail = "FAIL"
     case ambiguous = "AMBIGUOUS"
 }
 
 /// The largest differences that a lowering may have, as in `gemma-runtime verify`, whose source explains them.
-public struct Limits: Equatable {
+public struct Limits: Equatable, Sendable {
     public let minTop1: Double  // near ties count as agreement
     public let maxMeanKL: Double  // of scoring, of decoding, and between the two
     public let maxExactKL: Double  // mean, with float activations
@@ -32,7 +32,7 @@ public struct Limits: Equatable {
     }
 }
 
-public struct Verification {
+public struct Verification: Sendable {
     public let verdict: Verdict
     public let failures: [String]
     public let limits: Limits
@@ -48,7 +48,8 @@ public struct Verification {
 /// Replays a bundle's goldens on its exact graph, if it has one, and on its shipped graph, as
 /// `gemma-runtime verify` does. Calls `onGolden` with the number of finished replays and of all replays.
 public func verifyBundle(
-    _ bundle: ModelBundle, _ session: BundleSession, onGolden: (Int, Int) -> Void = { _, _ in }
+    _ bundle: ModelBundle, _ session: BundleSession, isolation: isolated (any Actor)? = #isolation,
+    onGolden: (Int, Int) -> Void = { _, _ in }
 ) async throws -> Verification {
     let goldens = try loadGoldens(bundle)
     let hasExact = bundle.manifest.graphs["exact"] != nil

@@ -12,6 +12,13 @@ private final class SlowEngine: Engine, @unchecked Sendable {
     private var inside = 0
     private(set) var overlapped = false
     private(set) var calls = 0
+    private(set) var opened = 0
+
+    /// Counts how often it is opened.
+    func opening() -> SlowEngine {
+        lock.withLock { opened += 1 }
+        return self
+    }
 
     init(pause: TimeInterval) {
         self.pause = pause
@@ -36,10 +43,29 @@ final class ChatScreenTests: XCTestCase {
     private let tiny = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
         .appendingPathComponent("../../../../tests/data/tiny").standardizedFileURL
 
+    private let root = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
+    private var free = 1e9  // bytes that the app may use
+
+    override func tearDown() async throws {
+        try? FileManager.default.removeItem(at: root)
+    }
+
+    /// A screen over the same folders as the test's other screens, as after the app's next start.
+    private func screen(_ engine: SlowEngine) -> ChatScreen {
+        let library = BundleLibrary(
+            folder: root.appendingPathComponent("Documents"), support: root.appendingPathComponent("Support"),
+            compiled: root.appendingPathComponent("compiled"))
+        return ChatScreen(
+            library: library, store: ChatStore(root.appendingPathComponent("Support")), open: { _, _ in engine.opening() },
+            freeBytes: { self.free })
+    }
+
     private func loaded(pause: TimeInterval = 0.002) async throws -> (ChatScreen, SlowEngine) {
         let engine = SlowEngine(pause: pause)
-        let screen = ChatScreen { _, _ in engine }
-        screen.load(tiny)
+        let screen = screen(engine)
+        screen.resume()
+        try await waitUntilIdle(screen)
+        screen.add(from: tiny)
         try await waitUntilIdle(screen)
         XCTAssertTrue(screen.status.hasPrefix("tiny · app "), screen.status)
         return (screen, engine)
@@ -89,18 +115,109 @@ final class ChatScreenTests: XCTestCase {
         XCTAssertEqual(screen.status, "Stopped.")
     }
 
-    func testLowMemoryDuringAReplyUnloadsTheModelAndWarns() async throws {
+    func testLowMemoryUnloadsTheIdleModelKeepsTheChatAndTheNextMessageLoadsItAgain() async throws {
         let (screen, engine) = try await loaded()
         screen.send("the user")
         try await waitUntil { engine.calls > 4 }
-        screen.unload()
+        screen.memoryWarning()  // there is enough memory, and a reply is running
+        XCTAssertTrue(screen.busy)
+        screen.stop()
         try await waitUntilIdle(screen)
-        XCTAssertTrue(screen.warning?.hasPrefix("Memory is low") == true)
-        let calls = engine.calls
+        XCTAssertNotNil(screen.contextUse)
+        free = 1e6
+        screen.memoryWarning()
+        try await waitUntilIdle(screen)
+        XCTAssertNil(screen.contextUse)
+        XCTAssertTrue(screen.status.contains("was unloaded, because memory is low"), screen.status)
+        XCTAssertEqual(screen.turns.map(\.isUser), [true, false])
+        let opened = engine.opened
+        screen.send("in")
+        try await waitUntil { screen.turns.count == 4 && !screen.turns[3].text.isEmpty }
+        XCTAssertEqual(engine.opened, opened + 1)
+        screen.memoryWarning()  // waits until the reply has ended
+        screen.stop()
+        try await waitUntil { !screen.busy && screen.contextUse == nil }
+        XCTAssertEqual(screen.turns.count, 4)
+    }
+
+    func testTheNextStartGoesOnWithTheSameBundleChatAndSettings() async throws {
+        let (first, engine) = try await loaded()
+        var settings = ChatSettings()
+        settings.system = "be brief"
+        settings.sampling = try Sampling(temperature: 0.5)
+        first.use(settings)
+        try await waitUntilIdle(first)
+        first.send("in")
+        try await waitUntil { first.turns.count == 2 && !first.turns[1].text.isEmpty }
+        first.stop()
+        try await waitUntilIdle(first)
+        let second = screen(engine)
+        second.resume()
+        try await waitUntilIdle(second)
+        XCTAssertNil(second.warning)
+        XCTAssertEqual(second.bundle?.lastPathComponent, "tiny")
+        XCTAssertEqual(second.settings, settings)
+        XCTAssertEqual(second.turns.map(\.isUser), [true, false])
+        XCTAssertEqual(second.turns[0].text, "in")
+        XCTAssertEqual(second.chats.map(\.title), ["in"])
+        second.send("more")
+        try await waitUntil { second.turns.count == 4 && !second.turns[3].text.isEmpty }
+        second.stop()
+        try await waitUntilIdle(second)
+        XCTAssertEqual(second.chats[0].turns.map(\.content).first, "in")
+        XCTAssertEqual(second.chats[0].turns.count, 4)
+    }
+
+    func testChatsAreKeptApartOpenedAgainAndDeleted() async throws {
+        let (screen, _) = try await loaded(pause: 0)
+        for question in ["one", "two"] {
+            screen.send(question)
+            try await waitUntilIdle(screen)
+            screen.reset()
+            try await waitUntilIdle(screen)
+        }
+        XCTAssertEqual(screen.turns.count, 0)
+        XCTAssertEqual(screen.chats.map(\.title), ["two", "one"])
+        screen.open(screen.chats[1])
+        try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.turns[0].text, "one")
+        screen.delete(screen.chats[1])
+        try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.chats.map(\.title), ["two"])
+        XCTAssertEqual(screen.turns.count, 0)
+    }
+
+    func testThinkingWithATemplateThatHasNoneIsRefusedAndChangesNothing() async throws {
+        let (screen, _) = try await loaded(pause: 0)
+        var settings = ChatSettings()
+        settings.thinking = true
+        screen.use(settings)
+        try await waitUntilIdle(screen)
+        XCTAssertTrue(screen.warning?.contains("knows no thinking") == true, screen.warning ?? "")
+        XCTAssertEqual(screen.settings, ChatSettings())
+        screen.send("in")
+        try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.turns.count, 2)
+    }
+
+    func testBundlesAreImportedSideBySideAndTheLoadedOneIsDeleted() async throws {
+        let (screen, _) = try await loaded(pause: 0)
+        var ended = 0
+        screen.add(from: tiny) { ended += 1 }
+        try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.bundles.map(\.lastPathComponent), ["tiny", "tiny 2"])
+        XCTAssertEqual(screen.bundle?.lastPathComponent, "tiny 2")
+        screen.delete(screen.bundles[1])
+        try await waitUntilIdle(screen)
+        XCTAssertNil(screen.bundle)
+        XCTAssertEqual(screen.bundles.map(\.lastPathComponent), ["tiny"])
         screen.send("anyone?")
         try await waitUntilIdle(screen)
-        XCTAssertEqual(engine.calls, calls)
-        XCTAssertTrue(screen.warning?.contains("tap Bundle") == true)
+        XCTAssertTrue(screen.warning?.contains("tap Bundles") == true, screen.warning ?? "")
+        screen.add(from: root.appendingPathComponent("nowhere")) { ended += 1 }
+        try await waitUntilIdle(screen)
+        XCTAssertTrue(screen.warning?.contains("is missing") == true, screen.warning ?? "")
+        XCTAssertEqual(ended, 2)
     }
 
     func testAnAnswerIsCheckedAgainstTheSchema() async throws {
@@ -135,15 +252,17 @@ final class ChatScreenTests: XCTestCase {
     }
 
     func testABundleThatCannotBeLoadedGivesAWarning() async throws {
-        let screen = ChatScreen()
-        screen.load(tiny)
+        let engine = SlowEngine(pause: 0)
+        let folders = screen(engine)
+        let screen = ChatScreen(library: folders.library, store: folders.store)
+        screen.choose(tiny)
         try await waitUntilIdle(screen)
         XCTAssertTrue(screen.warning?.contains("is for onnx, which this app cannot run") == true, screen.warning ?? "")
-        screen.load(tiny.appendingPathComponent("nowhere"))
+        screen.choose(tiny.appendingPathComponent("nowhere"))
         try await waitUntilIdle(screen)
         XCTAssertTrue(screen.warning?.contains("manifest.json can't be read") == true, screen.warning ?? "")
         screen.benchmark()
         try await waitUntilIdle(screen)
-        XCTAssertTrue(screen.warning?.contains("no bundle is loaded") == true)
+        XCTAssertTrue(screen.warning?.contains("manifest.json can't be read") == true, screen.warning ?? "")
     }
 }

@@ -28,6 +28,48 @@ final class BundleTests: XCTestCase {
         XCTAssertEqual(shares.last, 1)
     }
 
+    func testALayerThatReadsAnothersCacheStoresNothingAndPartOfARopeMayTurn() throws {
+        let path = folder.appendingPathComponent("manifest.json")
+        let text = try String(contentsOf: path, encoding: .utf8)
+        let whole = try Manifest.parse(Data(text.utf8))
+        let fields = try XCTUnwrap(text.range(of: "\"head_dim\": 32\n", options: .backwards))
+        let shared = text.replacingCharacters(in: fields, with: "\"head_dim\": 32,\n\"source\": 1\n")
+            .replacingOccurrences(of: "\"factor\": 1.0\n    }\n  }", with: "\"factor\": 1.0, \"rotated\": 0.25}}")
+        let manifest = try Manifest.parse(Data(shared.utf8))
+        XCTAssertEqual(manifest.layers.map(\.source), [nil, nil, nil, 1])
+        XCTAssertEqual(whole.cacheBytes - manifest.cacheBytes, Double(2 * 2 * 32 * 96 * 4))
+        let wrong = shared.replacingOccurrences(of: "\"rotated\": 0.25", with: "\"rotated\": 1e300")
+        assertFails("from 0 to 1") { try Manifest.parse(Data(wrong.utf8)) }
+        let ropeless = text.replacingOccurrences(of: "\"ropes\": {\n    \"local\"", with: "\"ropes\": {\n    \"far\"")
+        assertFails("no rope for local layers") { try Manifest.parse(Data(ropeless.utf8)) }
+    }
+
+    func testFilesThatWereFoundUnalteredAreNotReadAgain() throws {
+        let goldens = folder.appendingPathComponent("goldens.json")
+        let time = [FileAttributeKey.modificationDate: Date(timeIntervalSince1970: 1e9)]
+        try FileManager.default.setAttributes(time, ofItemAtPath: goldens.path)
+        let checked = try ModelBundle.open(folder).filesNow()
+        var altered = try Data(contentsOf: goldens)
+        altered[100] ^= 1
+        try altered.write(to: goldens)
+        assertFails("goldens.json was altered") { try ModelBundle.open(folder, checked: checked) }
+        // With the time of before, the file counts as known: it is not read.
+        try FileManager.default.setAttributes(time, ofItemAtPath: goldens.path)
+        var shares: [Double] = []
+        _ = try ModelBundle.open(folder, checked: checked) { shares.append($0) }
+        XCTAssertEqual(shares, [])
+        assertFails("goldens.json was altered") { try ModelBundle.open(folder) }
+        try altered.dropLast().write(to: goldens)
+        try FileManager.default.setAttributes(time, ofItemAtPath: goldens.path)
+        assertFails("the manifest says") { try ModelBundle.open(folder, checked: checked) }
+    }
+
+    func testARuntimeOlderThanABundleNeedsIsRefused() throws {
+        let manifest = try ModelBundle.read(folder).manifest  // needs 1.29.0
+        for enough in ["1.29.0", "1.29", "1.30.1", "2"] { try checkRuntime(manifest, "it", enough) }
+        for old in ["1.28.9", "1.3", "0.99"] { assertFails("or newer") { try checkRuntime(manifest, "it", old) } }
+    }
+
     func testAnAlteredATruncatedAndAMissingFileAreRefusedByName() throws {
         let goldens = folder.appendingPathComponent("goldens.json")
         let whole = try Data(contentsOf: goldens)
@@ -109,7 +151,7 @@ final class BundleTests: XCTestCase {
             (
                 "manifest.json",
                 { [folder] file in
-                    _ = memoryProblem(try Manifest.parse(file), deviceBytes: 8e9)
+                    _ = memoryProblem(try Manifest.parse(file), availableBytes: 8e9)
                     try file.write(to: folder.appendingPathComponent("manifest.json"))
                     _ = try ModelBundle.open(folder)
                 }
@@ -142,8 +184,8 @@ final class BundleTests: XCTestCase {
 
     func testABundleTooLargeForTheDeviceGivesAMessageThatSaysWhatToDo() throws {
         let manifest = try ModelBundle.open(folder).manifest
-        XCTAssertNil(memoryProblem(manifest, deviceBytes: 1e9))
-        XCTAssertTrue(try XCTUnwrap(memoryProblem(manifest, deviceBytes: 5e5)).contains("Export a smaller size"))
+        XCTAssertNil(memoryProblem(manifest, availableBytes: 1e9))
+        XCTAssertTrue(try XCTUnwrap(memoryProblem(manifest, availableBytes: 2.5e5)).contains("export a smaller size"))
     }
 
     func testTheArtifactsDigestDependsOnItsFilesAndOnNothingElse() throws {
@@ -196,7 +238,7 @@ struct SeededRandom: RandomNumberGenerator {
 }
 
 /// The bytes with one to three damages: a byte changed, a range removed, the end cut off, or a range repeated.
-private func damaged(_ whole: [UInt8], _ random: inout SeededRandom) -> [UInt8] {
+func damaged(_ whole: [UInt8], _ random: inout SeededRandom) -> [UInt8] {
     var bytes = whole
     for _ in 0...Int.random(in: 0..<3, using: &random) {
         let reach = Bool.random(using: &random) ? bytes.count : min(bytes.count, 64)

@@ -5,7 +5,7 @@ import XCTest
 
 final class ConversationTests: XCTestCase {
     private func conversation(_ session: Session) throws -> Conversation {
-        Conversation(session, try tinyCodec(), Sampler(try Sampling()))
+        try Conversation(session, tinyCodec(), Sampler(try Sampling()))
     }
 
     private func pieces(_ reply: Reply) async throws -> [String] {
@@ -98,7 +98,7 @@ final class ConversationTests: XCTestCase {
             "the inn", "the inn", "the inn", "the inn", "the inn", "the inn", "the inn", "the inn",
             tokenizer: tinyTokenizer(), contextLength: 96)
         let codec = try tinyCodec()
-        let chat = Conversation(session, codec, Sampler(try Sampling()), system: "be brief", roll: true)
+        let chat = try Conversation(session, codec, Sampler(try Sampling()), system: "be brief", roll: true)
         var forgotten = 0
         for turn in 0..<8 {
             let reply = try chat.send("question \(turn)")
@@ -116,6 +116,48 @@ final class ConversationTests: XCTestCase {
         XCTAssertEqual(chat.messages, before)
     }
 
+    func testThoughtsStreamApartAndAreLeftOutOfTheHistory() async throws {
+        let codec = try gemma4Codec()
+        let thought = try codec.tokenizer.encodeTemplate("<|channel>thought\nin the<channel|>")
+        var script = thought + (try codec.tokenizer.encode("user")) + [5] + (try codec.tokenizer.encode("out")) + [5]
+        let session = ScriptedSession { _ in script.removeFirst() }
+        let chat = try Conversation(session, codec, Sampler(try Sampling()), system: "be brief", thinking: true)
+        let reply = try chat.send("one")
+        var thinking: [Bool] = []
+        for try await piece in reply {
+            thinking.append(reply.isThinking)
+            if reply.isThinking { XCTAssertEqual(piece, "") }
+        }
+        XCTAssertEqual([reply.thought, reply.text], ["in the", "user"])
+        XCTAssertEqual(thinking.filter { $0 }.count, thought.count - 1)
+        XCTAssertEqual(chat.messages.map(\.content), ["be brief", "one", "user"])
+        _ = try await pieces(chat.send("two"))
+        let format = try XCTUnwrap(codec.format.thinking)
+        let whole = try encodeChat(codec.tokenizer, format, chat.messages.dropLast())
+        XCTAssertEqual(Array(session.tokens.prefix(whole.count)), whole)
+        XCTAssertFalse(session.tokens.dropFirst(whole.count - 8).contains(thought[0]))
+    }
+
+    func testThinkingIsRefusedWhereTheTemplateHasNone() throws {
+        let session = ScriptedSession { _ in 300 }
+        XCTAssertThrowsError(try Conversation(session, tinyCodec(), Sampler(try Sampling()), thinking: true)) { error in
+            XCTAssertTrue((error as? GemmaError)?.message.contains("knows no thinking") == true, "\(error)")
+        }
+    }
+
+    func testAConversationGoesOnAfterSavedTurns() async throws {
+        let turns = [Message(.user, "one"), Message(.assistant, "in")]
+        let session = try ScriptedSession.replying("out", tokenizer: tinyTokenizer())
+        let codec = try tinyCodec()
+        let chat = try Conversation(session, codec, Sampler(try Sampling()), system: "be brief", turns: turns)
+        _ = try await pieces(chat.send("two"))
+        XCTAssertEqual(chat.messages.map(\.content), ["be brief", "one", "in", "two", "out"])
+        let whole = try encodeChat(codec.tokenizer, codec.format, chat.messages.dropLast())
+        XCTAssertEqual(Array(session.tokens.prefix(whole.count)), whole)
+        chat.reset()
+        XCTAssertEqual(chat.messages.map(\.content), ["be brief"])
+    }
+
     func testAnInvalidAnswerIsAskedForAgainWithItsViolations() async throws {
         let schema = try Schema(#"{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}"#)
         let chat = try conversation(
@@ -127,15 +169,14 @@ final class ConversationTests: XCTestCase {
         XCTAssertTrue(chat.messages[4].content.contains("expected integer"))
         let stubborn = try conversation(ScriptedSession.replying("no", "{}", tokenizer: tinyTokenizer()))
         var shown: [String] = []
-        let invalid = try await askStructured(stubborn, "count", schema, attempts: 2) { reply in
-            shown.append(try await self.pieces(reply).joined())
+        let invalid = try await askStructured(stubborn, "count", schema, attempts: 2) { reply, event in
+            if event == .ended { shown.append(reply.text) }
         }
         XCTAssertEqual(shown, ["no", "{}"])
         let endless = try await askStructured(
             conversation(ScriptedSession { _ in 300 }), "count", schema, attempts: 1, maxNewTokens: 9
-        ) { reply in
-            _ = try await self.pieces(reply)
-            XCTAssertEqual(reply.reason, .length)
+        ) { reply, event in
+            if event == .ended { XCTAssertEqual(reply.reason, .length) }
         }
         XCTAssertTrue(endless.summary.contains("no complete JSON"))
         XCTAssertEqual(invalid.summary, "The answer does not match the schema (2 tries):\n- $: \"n\" is missing")

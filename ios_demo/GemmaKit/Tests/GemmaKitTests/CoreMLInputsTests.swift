@@ -36,7 +36,98 @@ final class CoreMLInputsTests: XCTestCase {
         XCTAssertEqual(mask.map { $0.filter { $0 == 0 }.count }, [72, 73, 74, 74])
         XCTAssertEqual(mask.map(\.count), [128, 128, 128, 128])
         XCTAssertThrowsError(try value(.mask, nil, [4, 128]))
-        XCTAssertThrowsError(try value(.write, .local, [72, 4]))
+        XCTAssertThrowsError(try value(.embeddings, nil, [4, 64]), "there is no table")
+    }
+
+    func testInputsForTheGPUAndTheNeuralEngineEqualPythons() throws {
+        let whole = try ModelBundle.open(tiny).manifest
+        let text = try String(contentsOf: tiny.appendingPathComponent("manifest.json"), encoding: .utf8)
+        XCTAssertEqual(whole.ropes.count, 2)
+        let manifest = try Manifest.parse(Data(withRopes(text).utf8))
+        let checked = try json(pythonsVectors().appendingPathComponent("inputs.json")).list { vector -> String in
+            let tokens = try vector.of("tokens").ints()
+            let inputs = CoreMLInputs(position: try vector.of("position").count(), count: tokens.count, length: 4)
+            let role = try XCTUnwrap(TensorRole(rawValue: vector.of("role").string()))
+            let kind = try vector.orNil("kind").flatMap { AttentionKind(rawValue: try $0.string()) }
+            let shape: [Int?] = try vector.of("shape").ints()
+            let spec = TensorSpec(name: "any", dtype: "", shape: shape, role: role, kind: kind, layer: nil)
+            let expected = try vector.of("values").list { try $0.double() }
+            switch try inputs.value(of: spec, tokens: tokens, manifest: manifest) {
+            case .integers(let values): XCTAssertEqual(values.map(Double.init), expected, "\(role)")
+            case .halves(let rows):
+                XCTAssertEqual(rows.count, shape[0])
+                XCTAssertEqual(rows.joined().map { Double(Float16($0)) }, expected, "\(role)")
+            }
+            return role.rawValue
+        }
+        XCTAssertEqual(Set(checked), ["tokens", "last", "cos", "sin", "mask", "slots", "write"])
+    }
+
+    func testRowsOfAnEmbeddingTableEqualPythons() throws {
+        let folder = try pythonsVectors()
+        let files = try json(folder.appendingPathComponent("tables.json")).list { vector -> String in
+            let name = try vector.of("file").string()
+            let path = folder.appendingPathComponent(name)
+            let width = try vector.of("width").count()
+            let table = try EmbeddingTable(path, width: width)
+            let expected = try vector.of("rows").list { try $0.list { try $0.double() } }
+            let rows = try vector.of("tokens").ints().map { try table.row($0).map { Double(Float16($0)) } }
+            XCTAssertEqual(rows, expected, name)
+            XCTAssertThrowsError(try table.row(24))
+            XCTAssertThrowsError(try EmbeddingTable(path, width: width + 1), name)
+            try checkPadding(table, width: width)
+            return name
+        }
+        XCTAssertEqual(files.count, 4)
+    }
+
+    /// A row of each table for each token, and of token 0 for padding.
+    private func checkPadding(_ table: EmbeddingTable, width: Int) throws {
+        let manifest = try ModelBundle.read(tiny).manifest
+        for role in [TensorRole.embeddings, .perLayer] {
+            let spec = TensorSpec(name: "", dtype: "", shape: [3, width], role: role, kind: nil, layer: nil)
+            let inputs = CoreMLInputs(position: 5, count: 2, length: 3)
+            let value = try inputs.value(of: spec, tokens: [7, 9], manifest: manifest, tables: [role: table])
+            XCTAssertEqual(value, .halves(try [7, 9, 0].map { try table.row($0).map(Double.init) }))
+            XCTAssertThrowsError(try inputs.value(of: spec, tokens: [7, 9], manifest: manifest))
+        }
+    }
+
+    func testADamagedEmbeddingTableIsRefusedAndNeverCrashes() throws {
+        let folder = try pythonsVectors()
+        let whole = Array(try Data(contentsOf: folder.appendingPathComponent("table-zeros.safetensors")))
+        let copy = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
+        defer { try? FileManager.default.removeItem(at: copy) }
+        var random = SeededRandom(state: 3)
+        var refused = 0
+        for _ in 0..<400 {
+            try Data(damaged(whole, &random)).write(to: copy)
+            do {
+                let table = try EmbeddingTable(copy, width: 64)
+                for token in 0..<24 { _ = try table.row(token) }
+            } catch is GemmaError {
+                refused += 1
+            }
+        }
+        XCTAssertGreaterThan(refused, 100)
+    }
+
+    func testPartsOfAModelMustFollowEachOther() throws {
+        let manifest = try ModelBundle.open(tiny).manifest
+        XCTAssertEqual(try coreMLParts(manifest).count, 1)
+        let text = try String(contentsOf: tiny.appendingPathComponent("manifest.json"), encoding: .utf8)
+        let hidden = text.replacingOccurrences(of: "\"role\": \"tokens\"", with: "\"role\": \"hidden\"")
+        XCTAssertThrowsError(try coreMLParts(Manifest.parse(Data(hidden.utf8))))
+        let missing = text.replacingOccurrences(of: "\"prefill\": [", with: "\"other\": [")
+        XCTAssertThrowsError(try coreMLParts(Manifest.parse(Data(missing.utf8))))
+    }
+
+    /// The manifest with the ropes of `tests/data/ios_vectors.py`.
+    private func withRopes(_ text: String) throws -> String {
+        guard case .object(let object) = try parseJSON(text) else { throw GemmaError.json("no object") }
+        let ropes = try parseJSON(
+            #"{"local": {"base": 1e4, "factor": 1}, "global": {"base": 1e6, "factor": 8, "rotated": 0.25}}"#)
+        return JSON.object(JSONObject(object.fields.map { ($0.name, $0.name == "ropes" ? ropes : $0.value) })).write()
     }
 
     private func check(_ cache: LayerCache, _ counts: [Int], length: Int) {

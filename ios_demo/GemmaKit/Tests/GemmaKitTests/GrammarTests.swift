@@ -24,7 +24,7 @@ final class GrammarTests: XCTestCase {
     private func chat(seed: UInt64, _ sampling: Sampling? = nil) throws -> Conversation {
         let noise = SeededNoise(seed)
         let sampler = Sampler(try sampling ?? Sampling()) { noise.next() }
-        return Conversation(RandomSession(vocabulary, noise), try tinyCodec(), sampler)
+        return try Conversation(RandomSession(vocabulary, noise), try tinyCodec(), sampler)
     }
 
     func testEachBeginningOfATextAllowsWhatLlguidanceAllows() async throws {
@@ -59,7 +59,7 @@ final class GrammarTests: XCTestCase {
 
     func testAGrammarHoldsOneReplyAndItsEndEndsTheReply() async throws {
         let grammar = try ByteGrammar(#"{"nodes": [["text", "in"], ["text", "the"], ["alt", 0, 1]], "start": 2}"#)
-        let chat = Conversation(ScriptedSession { _ in 300 }, try tinyCodec(), Sampler(try Sampling()))
+        let chat = try Conversation(ScriptedSession { _ in 300 }, try tinyCodec(), Sampler(try Sampling()))
         let reply = try chat.send("us", grammar: grammar)
         for try await _ in reply {}
         XCTAssertTrue(["in", "the"].contains(reply.text))

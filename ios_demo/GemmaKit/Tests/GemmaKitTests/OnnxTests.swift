@@ -6,7 +6,7 @@ import XCTest
 @testable import GemmaKit
 
 /// Runs a bundle on ONNX Runtime's C library, in this process.
-final class OnnxEngine: Engine {
+final class OnnxEngine: Engine, @unchecked Sendable {
     let givesEveryRow = true
     private let session: OpaquePointer
     private let vocabSize: Int
@@ -38,6 +38,13 @@ final class OnnxEngine: Engine {
     }
 }
 
+/// The graphs that were opened. Only one task adds to it.
+private final class Opened: @unchecked Sendable {
+    private(set) var graphs: [String] = []
+
+    func add(_ graph: String) { graphs.append(graph) }
+}
+
 final class OnnxTests: XCTestCase {
     func testGreedyTokensEqualPythonsOnONNXRuntime() async throws {
         let bundle = try ModelBundle.open(tiny)
@@ -49,16 +56,16 @@ final class OnnxTests: XCTestCase {
 
     func testVerdictAndFiguresEqualThoseOfGemmaRuntimeVerify() async throws {
         let bundle = try ModelBundle.open(tiny)
-        var opened: [String] = []
-        let session = try await BundleSession(bundle.manifest) { graph in
-            opened.append(graph)
+        let opened = Opened()
+        let session = try await BundleSession.open(bundle.manifest) { graph in
+            opened.add(graph)
             return try OnnxEngine(bundle, graph: graph)
         }
         var progress: [Int] = []
         let verification = try await verifyBundle(bundle, session) { done, _ in progress.append(done) }
         XCTAssertEqual(verification.verdict, .pass, "\(verification.failures)")
         XCTAssertEqual(progress, Array(1...10))
-        XCTAssertEqual(opened, ["decode", "exact", "decode"])
+        XCTAssertEqual(opened.graphs, ["decode", "exact", "decode"])
         let exact = try XCTUnwrap(verification.exact)
         try checkFigures(vectors().of("verify").of("lowering"), exact)
         XCTAssertGreaterThan(verification.lowering.meanKL, exact.meanKL, "the shipped graph rounds activations")
@@ -69,7 +76,7 @@ final class OnnxTests: XCTestCase {
 
     func testAnExactGraphThatRoundsActivationsFailsVerification() async throws {
         let bundle = try ModelBundle.open(tiny)
-        let session = try await BundleSession(bundle.manifest) { _ in try OnnxEngine(bundle, graph: "decode") }
+        let session = try await BundleSession.open(bundle.manifest) { _ in try OnnxEngine(bundle, graph: "decode") }
         let verification = try await verifyBundle(bundle, session)
         XCTAssertEqual(verification.verdict, .fail)
         let failure = verification.failures.first ?? ""
@@ -78,8 +85,8 @@ final class OnnxTests: XCTestCase {
 
     func testAConversationIsUnaffectedByAStoppedVerification() async throws {
         let bundle = try ModelBundle.open(tiny)
-        let session = try await BundleSession(bundle.manifest) { try OnnxEngine(bundle, graph: $0) }
-        func conversation() throws -> Conversation { Conversation(session, try ChatCodec(bundle), Sampler(try Sampling())) }
+        let session = try await BundleSession.open(bundle.manifest) { try OnnxEngine(bundle, graph: $0) }
+        func conversation() throws -> Conversation { try Conversation(session, try ChatCodec(bundle), Sampler(try Sampling())) }
         func answer(_ chat: Conversation, _ question: String) async throws -> String {
             let reply = try chat.send(question, maxNewTokens: 8)
             for try await _ in reply {}

@@ -20,6 +20,22 @@ func tinyCodec() throws -> ChatCodec {
     return ChatCodec(tokenizer: try tinyTokenizer(), format: format, stopTokens: [1, 5])
 }
 
+/// The small tokenizer under Gemma 4's names, and its chat format.
+func gemma4Codec() throws -> ChatCodec {
+    let folder = data.appendingPathComponent("gemma4")
+    let tokenizer = try Tokenizer(Data(contentsOf: folder.appendingPathComponent("tokenizer.gtok")))
+    let format = try ChatFormat(Data(contentsOf: folder.appendingPathComponent("chat.json")))
+    return ChatCodec(tokenizer: tokenizer, format: format, stopTokens: [1, 5])
+}
+
+/// A folder with what `tests/data/ios_vectors.py` wrote; skips the test if Python could not be run.
+func pythonsVectors() throws -> URL {
+    guard let folder = ProcessInfo.processInfo.environment["GEMMA_IOS_VECTORS"] else {
+        throw XCTSkip("Python's vectors for this test are not available")
+    }
+    return URL(fileURLWithPath: folder)
+}
+
 extension JSONFields {
     func ints() throws -> [Int] { try list { try $0.count() } }
 }
@@ -132,7 +148,7 @@ final class ScriptedSession: Session {
 }
 
 /// The Python runtime's session of the tiny bundle, behind two named pipes.
-final class BridgeEngine: Engine {
+final class BridgeEngine: Engine, @unchecked Sendable {
     let givesEveryRow = true
     private let vocabSize: Int
     private let questions: FileHandle

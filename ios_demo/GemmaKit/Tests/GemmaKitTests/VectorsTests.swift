@@ -24,12 +24,38 @@ final class VectorsTests: XCTestCase {
     func testEncodingConversationsGivesPythonsIds() throws {
         let codec = try tinyCodec()
         _ = try vectors().of("chat").list { vector in
-            let messages = try vector.of("messages").list { message in
-                Message(try XCTUnwrap(Role(rawValue: message.of("role").string())), try message.of("content").string())
-            }
+            let messages = try readMessages(vector)
             let ids = try encodeChat(codec.tokenizer, codec.format, messages)
             XCTAssertEqual(ids, try vector.of("ids").ints(), "\(messages)")
         }
+    }
+
+    func testEncodingGemma4sConversationsWithAndWithoutThinkingGivesPythonsIds() throws {
+        let tokenizer = try gemma4Codec().tokenizer
+        let format = try gemma4Codec().format
+        _ = try vectors().of("gemma4").of("chat").list { vector in
+            let thinking = try vector.of("thinking").boolean()
+            let used = thinking ? try XCTUnwrap(format.thinking) : format
+            let ids = try encodeChat(tokenizer, used, readMessages(vector))
+            XCTAssertEqual(ids, try vector.of("ids").ints(), "thinking: \(thinking)")
+        }
+    }
+
+    func testThoughtsAreToldFromTheAnswerAsInPython() throws {
+        let tokenizer = try gemma4Codec().tokenizer
+        let checked = try vectors().of("gemma4").of("thoughts").list { vector -> Bool in
+            var (stream, thoughts) = (StreamDecoder(tokenizer), Thoughts(tokenizer))
+            let pieces = try vector.of("ids").ints().map { token in
+                let piece = stream.push(token)
+                return thoughts.take(token, piece) ? "" : piece
+            }
+            XCTAssertEqual(pieces.scalars, try vector.of("pieces").list { try $0.string() }.scalars)
+            let rest = thoughts.end(stream.flush())
+            XCTAssertEqual(
+                [rest, thoughts.text].scalars, try [vector.of("flush").string(), vector.of("thought").string()].scalars)
+            return !thoughts.text.isEmpty
+        }
+        XCTAssertGreaterThan(checked.filter { $0 }.count, 4)
     }
 
     func testTheSameNoiseSamplesPythonsTokens() throws {
@@ -52,6 +78,12 @@ final class VectorsTests: XCTestCase {
             let expected = try json(vocabulary.appendingPathComponent("vectors.json"))
             try checkEncode(tokenizer, expected.of("encode"), least: 4000)
             try checkDecode(tokenizer, expected.of("decode"))
+        }
+    }
+
+    private func readMessages(_ vector: JSONFields) throws -> [Message] {
+        try vector.of("messages").list { message in
+            Message(try XCTUnwrap(Role(rawValue: message.of("role").string())), try message.of("content").string())
         }
     }
 

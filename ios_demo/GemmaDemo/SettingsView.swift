@@ -1,0 +1,71 @@
+import GemmaChat
+import GemmaKit
+import SwiftUI
+
+/// System prompt, thinking, a full context, and sampling.
+struct SettingsView: View {
+    let screen: ChatScreen
+    @State private var settings: ChatSettings
+    @State private var asBundleSays: Bool
+    @State private var sampling: SamplingDraft
+    @State private var problem: String?
+    @Environment(\.dismiss) private var dismiss
+
+    init(screen: ChatScreen) {
+        self.screen = screen
+        _settings = State(initialValue: screen.settings)
+        _asBundleSays = State(initialValue: screen.settings.sampling == nil)
+        _sampling = State(initialValue: SamplingDraft(screen.settings.sampling))
+    }
+
+    var body: some View {
+        NavigationStack {
+            Form {
+                Section("System prompt") { TextEditor(text: $settings.system).frame(minHeight: 80) }
+                Section("Replies") {
+                    Toggle("Think before answering", isOn: $settings.thinking)
+                    Toggle("Forget the oldest turns of a full chat", isOn: $settings.roll)
+                }
+                Section("Sampling") {
+                    Toggle("As the bundle says", isOn: $asBundleSays)
+                    if !asBundleSays { SamplingFields(sampling: $sampling) }
+                }
+                if let problem { Text(problem).foregroundStyle(.orange) }
+            }
+            .navigationTitle("Settings")
+            .toolbar {
+                ToolbarItem(placement: .cancellationAction) { Button("Cancel") { dismiss() } }
+                ToolbarItem(placement: .confirmationAction) { Button("Use", action: use) }
+            }
+        }
+    }
+
+    private func use() {
+        do {
+            settings.sampling = asBundleSays ? nil : try sampling.sampling()
+            screen.use(settings)
+            dismiss()
+        } catch {
+            problem = (error as? GemmaError)?.message ?? error.localizedDescription
+        }
+    }
+}
+
+private struct SamplingFields: View {
+    @Binding var sampling: SamplingDraft
+
+    var body: some View {
+        field("Temperature", $sampling.temperature, 0...2)
+        Stepper("Top k: \(sampling.topK == 0 ? "off" : "\(sampling.topK)")", value: $sampling.topK, in: 0...256)
+        field("Top p", $sampling.topP, 0.05...1)
+        field("Min p", $sampling.minP, 0...1)
+        field("Repetition penalty", $sampling.repetitionPenalty, 1...2)
+    }
+
+    private func field(_ name: String, _ value: Binding<Double>, _ range: ClosedRange<Double>) -> some View {
+        VStack(alignment: .leading) {
+            Text(String(format: "%@: %.2f", name, value.wrappedValue))
+            Slider(value: value, in: range).accessibilityLabel(name)
+        }
+    }
+}

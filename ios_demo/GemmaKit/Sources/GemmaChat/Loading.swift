@@ -1,0 +1,90 @@
+import Foundation
+import GemmaKit
+
+/// Bundles: loading, adding and deleting them.
+extension ChatScreen {
+    /// Goes on where the app was left: the same bundle, chat and settings.
+    public func resume() {
+        startTask {
+            try self.library.prepare()
+            self.library.clean()
+            self.bundles = self.library.bundles()
+            self.chats = self.store.load()
+            let state = self.store.loadState()
+            self.settings = state.settings
+            try await self.model.use(state.settings)
+            if let saved = self.chats.first(where: { $0.id == state.chat }) {
+                try await self.model.start(saved.turns)
+                self.chat = saved
+                self.turns = saved.turns.map { Turn(isUser: $0.role == .user, text: $0.content) }
+            }
+            guard let bundle = state.bundle.flatMap(self.library.bundle(named:)) else { return }
+            try await self.load(bundle)
+        }
+    }
+
+    /// Loads a bundle; the chat goes on with it.
+    public func choose(_ bundle: URL) {
+        startTask {
+            try await self.load(bundle)
+            try await self.save()
+        }
+    }
+
+    /// Copies a bundle from a folder or a zip file, and loads it. Calls `onEnd` when the source is no longer needed.
+    public func add(from source: URL, onEnd: @escaping () -> Void = {}) {
+        guard !busy else { return onEnd() }
+        startTask {
+            defer { onEnd() }
+            let model = self.model
+            let bundle = try await self.follow({ try await model.add(from: source, onPhase: $0) }) {
+                self.status = text($0, source)
+            }
+            self.bundles = self.library.bundles()
+            try await self.load(bundle)
+            try await self.save()
+        }
+    }
+
+    /// Deletes a bundle; if it is loaded, unloads it first.
+    public func delete(_ bundle: URL) {
+        startTask {
+            if bundle == self.bundle {
+                await self.model.unload()
+                self.bundle = nil
+                self.contextUse = nil
+                self.status = "Tap Bundles to load a model."
+            }
+            try self.library.delete(bundle)
+            self.bundles = self.library.bundles()
+            try await self.save()
+        }
+    }
+
+    /// Looks for bundles that were copied with the Files app.
+    public func findBundles() {
+        bundles = library.bundles()
+    }
+
+    func loadIfNeeded() async throws {
+        if let bundle, await !model.isLoaded { try await load(bundle) }
+    }
+
+    private func load(_ bundle: URL) async throws {
+        let model = model
+        self.bundle = bundle
+        contextUse = nil
+        status = "Checking \(bundle.lastPathComponent) …"
+        let name = try await follow({ try await model.load(bundle, onPhase: $0) }) { self.status = text($0, bundle) }
+        contextUse = await model.contextUse
+        status = "\(name) · \(memoryLine())"
+    }
+}
+
+private func text(_ phase: LoadPhase, _ bundle: URL) -> String {
+    switch phase {
+    case .copying(let share): return String(format: "Copying %@: %.0f %%", bundle.lastPathComponent, 100 * share)
+    case .checking(let share): return String(format: "Checking: %.0f %%", 100 * share)
+    case .opening(let compiles): return compiles ? "Loading … the first time, Core ML compiles the model." : "Loading …"
+    }
+}

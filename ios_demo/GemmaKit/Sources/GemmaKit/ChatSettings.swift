@@ -1,0 +1,70 @@
+import Foundation
+
+/// What a user chooses for all chats.
+public struct ChatSettings: Codable, Equatable, Sendable {
+    public var system = ""  // what the model is told first; blank for nothing
+    public var thinking = false
+    public var roll = false  // whether a chat forgets its oldest turns when the context is full
+    public var sampling: Sampling?  // nil: as the bundle says
+
+    public init() {}
+
+    /// How to sample from a bundle: as chosen, else as its authors do, else as Gemma's authors recommend.
+    public func sampling(_ manifest: Manifest) throws -> Sampling {
+        try sampling ?? manifest.sampling ?? SamplingDraft(nil).sampling()
+    }
+}
+
+/// A way of sampling while it is edited.
+public struct SamplingDraft: Equatable, Sendable {
+    public var temperature: Double
+    public var topK: Int
+    public var topP: Double
+    public var minP: Double
+    public var repetitionPenalty: Double
+
+    /// Begins with a way of sampling; nil for the one that Gemma's authors recommend.
+    public init(_ sampling: Sampling?) {
+        temperature = sampling?.temperature ?? 1
+        topK = sampling?.topK ?? 64
+        topP = sampling?.topP ?? 0.95
+        minP = sampling?.minP ?? 0
+        repetitionPenalty = sampling?.repetitionPenalty ?? 1
+    }
+
+    /// Throws a session error if a value is out of its range.
+    public func sampling() throws -> Sampling {
+        try Sampling(
+            temperature: temperature, topK: topK, topP: topP, minP: minP, repetitionPenalty: repetitionPenalty)
+    }
+}
+
+extension Sampling: Codable {
+    private enum Names: String, CodingKey {
+        case temperature
+        case topK = "top_k"
+        case topP = "top_p"
+        case minP = "min_p"
+        case repetitionPenalty = "repetition_penalty"
+    }
+
+    public init(from decoder: Decoder) throws {
+        let fields = try decoder.container(keyedBy: Names.self)
+        try self.init(
+            temperature: fields.decode(Double.self, forKey: .temperature),
+            topK: fields.decode(Int.self, forKey: .topK),
+            topP: fields.decode(Double.self, forKey: .topP),
+            minP: fields.decode(Double.self, forKey: .minP),
+            repetitionPenalty: fields.decode(Double.self, forKey: .repetitionPenalty)
+        )
+    }
+
+    public func encode(to encoder: Encoder) throws {
+        var fields = encoder.container(keyedBy: Names.self)
+        try fields.encode(temperature, forKey: .temperature)
+        try fields.encode(topK, forKey: .topK)
+        try fields.encode(topP, forKey: .topP)
+        try fields.encode(minP, forKey: .minP)
+        try fields.encode(repetitionPenalty, forKey: .repetitionPenalty)
+    }
+}

@@ -1,0 +1,63 @@
+import Foundation
+
+/// A conversation as it is saved: without the system turn, which is a setting, and without thoughts.
+public struct SavedChat: Codable, Equatable, Identifiable, Sendable {
+    public let id: UUID
+    public var turns: [Message]
+    public var changed: Date
+
+    public init(id: UUID = UUID(), turns: [Message] = [], changed: Date = Date()) {
+        self.id = id
+        self.turns = turns
+        self.changed = changed
+    }
+
+    /// The beginning of the first question.
+    public var title: String { String((turns.first?.content ?? "").prefix(60)) }
+}
+
+/// What is open, so that the app can go on with it.
+public struct AppState: Codable, Equatable, Sendable {
+    public var bundle: String?  // name of its folder
+    public var chat: UUID?
+    public var settings = ChatSettings()
+
+    public init() {}
+}
+
+/// Saves chats and the app's state, one file each, in a folder.
+public struct ChatStore: Sendable {
+    private let chats: URL
+    private let state: URL
+
+    public init(_ folder: URL) {
+        chats = folder.appendingPathComponent("chats")
+        state = folder.appendingPathComponent("state.json")
+    }
+
+    /// All chats, the last changed first. A file that can't be read is left out, and stays.
+    public func load() -> [SavedChat] {
+        let files = try? FileManager.default.contentsOfDirectory(at: chats, includingPropertiesForKeys: nil)
+        return (files ?? []).compactMap { try? read(SavedChat.self, $0) }.sorted { $0.changed > $1.changed }
+    }
+
+    public func save(_ chat: SavedChat) throws { try write(chat, place(chat.id)) }
+
+    public func delete(_ id: UUID) throws { try FileManager.default.removeItem(at: place(id)) }
+
+    /// The app's state; a new one if none can be read.
+    public func loadState() -> AppState { (try? read(AppState.self, state)) ?? AppState() }
+
+    public func save(_ new: AppState) throws { try write(new, state) }
+
+    private func place(_ id: UUID) -> URL { chats.appendingPathComponent(id.uuidString + ".json") }
+
+    private func read<T: Decodable>(_ type: T.Type, _ path: URL) throws -> T {
+        try JSONDecoder().decode(type, from: Data(contentsOf: path))
+    }
+
+    private func write<T: Encodable>(_ value: T, _ path: URL) throws {
+        try FileManager.default.createDirectory(at: path.deletingLastPathComponent(), withIntermediateDirectories: true)
+        try JSONEncoder().encode(value).write(to: path, options: .atomic)
+    }
+}

@@ -1,0 +1,25 @@
+// What the app uses of UIKit, for a type check on Linux.
+@_exported import Darwin
+
+@MainActor open class UIDevice: NSObject {
+    public enum BatteryState: Int, Sendable {
+        case unknown, unplugged, charging, full
+    }
+
+    public class var current: UIDevice { fatalError() }
+    public var isBatteryMonitoringEnabled: Bool {
+        get { fatalError() }
+        set {}
+    }
+    public var batteryLevel: Float { fatalError() }
+    public var batteryState: BatteryState { fatalError() }
+}
+
+@MainActor open class UIApplication: NSObject {
+    public class var shared: UIApplication { fatalError() }
+    public var isIdleTimerDisabled: Bool {
+        get { fatalError() }
+        set {}
+    }
+    public nonisolated class var didReceiveMemoryWarningNotification: Notification.Name { fatalError() }
+}

@@ -1,0 +1,5 @@
+// What the app uses of UniformTypeIdentifiers, for a type check on Linux.
+public struct UTType: Hashable, Sendable {
+    public static var folder: UTType { fatalError() }
+    public static var zip: UTType { fatalError() }
+}
