@@ -89,7 +89,7 @@ def inputs() -> Iterator[dict[str, object]]:
         specs = list(_specs(manifest, 4))
         graph = Graph("", tuple(specs), (), ())
         tokens = list(range(3, 3 + count))
-        values = ChunkInputs(manifest, None, tokens, position).of(graph)
+        values = ChunkInputs(manifest, {}, tokens, position).of(graph)
         for spec in specs:
             yield {
                 "position": position,
