@@ -75,7 +75,8 @@ extension ChatScreen {
         self.bundle = bundle
         contextUse = nil
         status = "Checking \(bundle.lastPathComponent) …"
-        let name = try await follow({ try await model.load(bundle, onPhase: $0) }) { self.status = text($0, bundle) }
+        let name = try await follow(
+            { try await model.load(bundle, onPhase: $0) }, show: { self.status = text($0, bundle) })
         contextUse = await model.contextUse
         status = "\(name) · \(memoryLine())"
     }
