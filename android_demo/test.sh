@@ -54,10 +54,13 @@ jars=$runtime:$lib/kotlin-test.jar:$lib/kotlin-test-junit.jar
 jars=$jars:$cache/junit4/usr/share/java/junit4.jar:$cache/libhamcrest-java/usr/share/java/hamcrest.jar
 android=$cache/libandroid-23-java/usr/share/java/com.android.android-23.jar
 
+# With the language of Gradle's older Kotlin.
+language=$(sed -n 's/^kotlin = "\([0-9]*\.[0-9]*\).*/\1/p' android_demo/gradle/libs.versions.toml)
 compile() { # OUTPUT CLASSPATH SOURCE…
     local output=$1 path=$2
     shift 2
-    JAVA_OPTS="-Xmx1g -XX:TieredStopAtLevel=1" bash "$cache/kotlin/bin/kotlinc" -jvm-target 1.8 -Werror -cp "$path" -d "$output" "$@"
+    JAVA_OPTS="-Xmx1g -XX:TieredStopAtLevel=1" bash "$cache/kotlin/bin/kotlinc" \
+        -language-version "$language" -api-version "$language" -jvm-target 1.8 -Werror -cp "$path" -d "$output" "$@"
 }
 
 # Writes the Python runtime's results for the tokenizers while the core is compiled.
