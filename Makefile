@@ -11,13 +11,22 @@ export ORT_DISABLE_TELEMETRY    ?= 1
 export ORT_TELEMETRY_DISABLED   ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: demo test test-python test-lowest test-android test-ios test-arm64 check docs format clean
+.PHONY: demo conformance test test-python test-lowest test-android test-ios test-arm64 check docs format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/gemma-export --target onnx --checkpoint demo --quant int8 --output $(DEMO) --force
 	$(BIN)/gemma-runtime verify $(DEMO)
 	$(BIN)/gemma-runtime run $(DEMO) "The three primary colours are" --max-new-tokens 40
 	$(BIN)/gemma-runtime bench $(DEMO)
+
+# Our targets and both attentions of transformers, on every tiny checkpoint: about ten minutes on two cores.
+conformance: $(VENV)/.dev
+	rm -rf out/conformance
+	mkdir -p out/conformance
+	$(BIN)/gemma-conformance make out/conformance/kit
+	$(ONE_THREAD) $(BIN)/gemma-conformance run out/conformance/kit \
+		--systems transformers-eager,transformers-sdpa,gemma-onnx,gemma-executorch,gemma-coreml,gemma-coreai,llama.cpp \
+		--json out/conformance/matrix.json --html out/conformance/matrix.html
 
 # Two at a time: most of each is a compiler or an emulator that uses one core.
 test: test-python
@@ -69,7 +78,7 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet -e '.[demo]'
 	touch $@
 
-$(VENV)/.dev: pyproject.toml optimum_hook/pyproject.toml | $(BIN)/python
+$(VENV)/.dev: pyproject.toml optimum_hook/pyproject.toml conformance/pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet -e '.[dev]' -e optimum_hook
+	$(BIN)/pip install --quiet -e '.[dev]' -e optimum_hook -e conformance
 	touch $@

@@ -1,0 +1,1 @@
+"""Tells whether a runtime of Gemma computes what the checkpoint says."""

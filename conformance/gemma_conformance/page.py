@@ -1,0 +1,60 @@
+"""Writes the matrix as JSON and as a page without scripts."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+import msgspec
+
+from gemma_conformance.matrix import Cell, Matrix, Row
+from gemma_runtime.errors import ReportError
+from gemma_runtime.staging import staged_file
+
+
+def render_page(matrix: Matrix) -> bytes:
+    """The page as UTF-8. The same matrix gives the same bytes."""
+    page = _environment().get_template("page.html.j2").render(matrix=matrix, cell_of=_cell_of)
+    return page.encode("utf-8", "replace")
+
+
+def check_outputs(paths: Sequence[Path]) -> None:
+    """Raise ReportError unless the files can be written. Existing files are replaced."""
+    for path in paths:
+        above = path.absolute().parent
+        if path.is_dir() or not above.is_dir():
+            found = "a folder" if path.is_dir() else f"in {above}, which is not a folder"
+            raise ReportError(f"{path} is {found}; give a file to write")
+        if not os.access(above, os.W_OK):
+            raise ReportError(f"can't write into {above}: permission denied")
+
+
+def write_matrix(matrix: Matrix, json: Path | None, html: Path | None) -> None:
+    # Infinity, the difference of what isn't a number, has no JSON: it becomes null.
+    for path, content in (
+        (json, lambda: msgspec.json.format(msgspec.json.encode(matrix)) + b"\n"),
+        (html, lambda: render_page(matrix)),
+    ):
+        if path is None:
+            continue
+        try:
+            with staged_file(path) as partial:
+                partial.write_bytes(content())
+        except OSError as error:
+            raise ReportError(f"can't write {path}: {error.strerror}") from error
+
+
+def _cell_of(row: Row, trait: str) -> Cell | None:
+    return next((cell for cell in row.cells if cell.trait == trait), None)
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("gemma_conformance"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["delta"] = lambda value: "" if value is None else f"{value:.2g}"
+    return environment
