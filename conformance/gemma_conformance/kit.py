@@ -147,9 +147,9 @@ def _greedy(model: Any, prompt: list[int]) -> list[int]:
 
 
 def _write_as_published(path: Path, checkpoint: TinyCheckpoint) -> None:
-    """Name the settings of rope as the published checkpoints of Gemma 2 and 3 do.
+    """Name settings as published checkpoints do: rope of Gemma 2 and 3, heads of Gemma 4.
 
-    transformers 5 writes them nested, which older readers don't know.
+    transformers 5 nests them, which other readers don't know.
     """
     config = json.loads(path.read_text("utf-8"))
     if checkpoint.family != "gemma4":
@@ -161,6 +161,9 @@ def _write_as_published(path: Path, checkpoint: TinyCheckpoint) -> None:
             config["rope_local_base_freq"] = ropes["sliding_attention"]["rope_theta"]
             config["rope_scaling"] = {"rope_type": "linear", "factor": whole["factor"]}
             config["sliding_window_pattern"] = 6
+    else:
+        config.pop("per_layer_config", None)
+        config.update(checkpoint.settings)
     path.write_text(json.dumps(config, indent=2), "utf-8")
 
 
