@@ -15,7 +15,8 @@ for module in Darwin os UIKit UniformTypeIdentifiers CoreML ExecuTorch SwiftUI; 
         -emit-module-path "$out/stubs/$module.swiftmodule" "stubs/$module.swift"
 done
 
-# check LANGUAGE MODULE FILE…: data races are found after the type check, in the compiler's SIL, which nobody reads.
+# check LANGUAGE MODULE FILE…: data races are found after the type check, in the compiler's SIL, which nobody reads. It goes
+# to a file: the compiler replaces its output, as root even /dev/null.
 check() {
     local language=$1 module=$2
     shift 2
