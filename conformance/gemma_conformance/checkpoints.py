@@ -181,7 +181,8 @@ def _random(name: str, weight: Tensor, one_plus: bool) -> Tensor:
     values = 1 + 0.7 * values
     # Gemma 4 doesn't scale its scores. With ordinary gains, rounding errors would grow large.
     is_head = name.endswith(("q_norm.weight", "k_norm.weight"))
-    return values * weight.shape[0] ** -0.25 if is_head else values
+    factor: float = weight.shape[0] ** -0.25 if is_head else 1.0
+    return values * factor
 
 
 def _make_gates_negative(model: Any, one_plus: bool) -> None:

@@ -209,7 +209,7 @@ def _has(name: str) -> Callable[[Any], bool]:
 
 
 def _is(*families: str) -> Callable[[Any], bool]:
-    return lambda model: model.config.model_type.removesuffix("_text") in families
+    return lambda model: bool(model.config.model_type.removesuffix("_text") in families)
 
 
 def _has_linear_rope(model: Any) -> bool:

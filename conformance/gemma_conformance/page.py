@@ -32,14 +32,14 @@ def check_outputs(paths: Sequence[Path]) -> None:
 def write_matrix(matrix: Matrix, json: Path | None, html: Path | None) -> None:
     # Infinity, the difference of what isn't a number, has no JSON: it becomes null.
     for path, content in (
-        (json, lambda: msgspec.json.format(msgspec.json.encode(matrix)) + b"\n"),
-        (html, lambda: render_page(matrix)),
+        (json, msgspec.json.format(msgspec.json.encode(matrix)) + b"\n"),
+        (html, render_page(matrix)),
     ):
         if path is None:
             continue
         try:
             with staged_file(path) as partial:
-                partial.write_bytes(content())
+                partial.write_bytes(content)
         except OSError as error:
             raise ReportError(f"can't write {path}: {error.strerror}") from error
 
