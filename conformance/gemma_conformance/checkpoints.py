@@ -174,7 +174,8 @@ def _scalars(model: nn.Module) -> list[Tensor]:
 
 def _random(name: str, weight: Tensor, one_plus: bool) -> Tensor:
     if "norm" not in name:
-        return torch.randn_like(weight) * (2 * weight.shape[-1] ** -0.5)
+        spread: float = 2 * weight.shape[-1] ** -0.5
+        return torch.randn_like(weight) * spread
     values = torch.randn_like(weight) * 0.3
     if one_plus:
         return values

@@ -225,7 +225,7 @@ def _odd_scale(model: Any) -> bool:
 def _is_rounded(model: Any) -> bool:
     """The scale of embeddings was rounded by the type of the weights, not only to float32."""
     table = model.model.embed_tokens
-    return abs(float(table.embed_scale) - table.embedding_dim**0.5) > 1e-3
+    return bool(abs(float(table.embed_scale) - table.embedding_dim**0.5) > 1e-3)
 
 
 _windows = partial(partial, _set_windows)
