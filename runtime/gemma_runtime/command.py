@@ -5,7 +5,7 @@ import os
 import sys
 from _thread import interrupt_main
 from collections.abc import Sequence
-from errno import EBADF, EDQUOT, EFBIG, EIO, ENOSPC, EPIPE
+from errno import EBADF, EDQUOT, EFBIG, EIO, ENOSPC, EPIPE, EROFS
 from threading import Timer
 from typing import IO, TYPE_CHECKING
 
@@ -16,27 +16,33 @@ from gemma_runtime.errors import GemmaError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_WRITING = (ENOSPC, EDQUOT, EFBIG, EIO, EBADF, EPIPE)
+_FAILING = (ENOSPC, EDQUOT, EFBIG, EIO, EROFS, EBADF)
 
 
 def run_app(app: typer.Typer, name: str, arguments: Sequence[str]) -> int:
     """Run with the given arguments; returns the exit code. A GemmaError is one line on stderr.
 
-    So is a full disk behind stdout.
+    So is a disk that is full or fails, behind stdout or elsewhere.
     """
     _open_streams()
     try:
         code, failure = _run(app, name, arguments), _flush()
     except OSError as error:
+        if error.errno not in _FAILING and (error.errno != EPIPE or error.filename is not None):
+            raise
         code, failure = 1, error
         _flush()
-        if error.filename is not None or error.errno not in _WRITING:  # no stream's error
-            raise
     if failure is None:
         return code
     if failure.errno != EPIPE:  # a reader such as head has seen enough
-        print(f"error: can't write the output: {failure.strerror}", file=sys.stderr)
+        print(f"error: {_failed(failure)}: {failure.strerror}", file=sys.stderr)
     return 1
+
+
+def _failed(error: OSError) -> str:
+    """What a full or failing disk stopped, as far as the error tells."""
+    done = "read or written" if error.errno == EIO else "written"
+    return f"{error.filename or 'the output, or a file,'} can't be {done}"
 
 
 def print_shown(*shown: "RenderableType") -> None:
