@@ -67,7 +67,8 @@ def test_a_full_disk_behind_stdout_is_one_line(program: str, arguments: Sequence
     with Path("/dev/full").open("wb") as full:
         ended = done(program, *arguments, stdout=full)
     assert ended.returncode == 1
-    assert ended.stderr == b"error: the output, or a file, can't be written: No space left on device\n"
+    found = "error: the output, or a file, can't be written: No space left on device\n"
+    assert ended.stderr.decode() == found
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437"])
