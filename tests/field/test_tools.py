@@ -24,6 +24,9 @@ MARKUP = [
     *(f"<{edge}_function_{part}>" for part in ("declaration", "call", "response")
       for edge in ("start", "end")),
     "<escape>",
+    *(f"<{begin}{part}{end}>" for part in ("tool", "tool_call", "tool_response", "turn")
+      for begin, end in (("|", ""), ("", "|"))),
+    '<|"|>', "<|channel>", "<channel|>",
 ]  # fmt: skip
 # After FunctionGemma's documented format; written for this test.
 FUNCTION_GEMMA = """\
@@ -73,6 +76,47 @@ FUNCTION_GEMMA = """\
   {%- set previous.role = message.role %}
 {%- endfor %}
 {%- if add_generation_prompt and previous.role != 'tool' %}{{ '<start_of_turn>model\n' }}{% endif %}
+"""
+# After Gemma 4's documented format; written for this test. Results are in the turn that calls.
+GEMMA4 = """\
+{%- macro value(of) -%}
+  {%- if of is string -%}<|"|>{{ of }}<|"|>
+  {%- elif of is mapping -%}
+    { {%- for key in of | dictsort %}{{ key[0] }}:{{ value(key[1]) }}{{ ',' if not loop.last }}
+    {%- endfor -%} }
+  {%- elif of is boolean -%}{{ 'true' if of else 'false' }}
+  {%- elif of is sequence -%}
+    [{%- for item in of %}{{ value(item) }}{{ ',' if not loop.last }}{% endfor -%}]
+  {%- else -%}{{ of }}{%- endif -%}
+{%- endmacro -%}
+{{ bos_token }}
+{%- set start = 0 %}
+{%- if tools or messages[0].role == 'system' %}
+  {{- '<|turn>system\n' }}
+  {%- if messages[0].role == 'system' %}
+    {%- set start = 1 %}
+    {{- messages[0].content | trim }}
+  {%- endif %}
+  {%- for tool in tools or [] %}
+    {{- '<|tool>declaration:' + tool.function.name + value(tool.function.parameters) + '<tool|>' }}
+  {%- endfor %}
+  {{- '<turn|>\n' }}
+{%- endif %}
+{%- set waits = namespace(is=false) %}
+{%- for message in messages[start:] %}
+  {{- '<|turn>' + ('model' if message.role == 'assistant' else message.role) + '\n' }}
+  {%- for call in message.tool_calls or [] %}
+    {{- '<|tool_call>call:' + call.function.name + value(call.function.arguments) }}
+    {{- '<tool_call|>' }}
+  {%- endfor %}
+  {%- for answer in message.tool_responses or [] %}
+    {{- '<|tool_response>response:' + answer.name + value(answer.response) + '<tool_response|>' }}
+  {%- endfor %}
+  {{- message.content | trim }}
+  {%- set waits.is = message.tool_responses and not message.content %}
+  {{- '<turn|>\n' if not waits.is }}
+{%- endfor %}
+{%- if add_generation_prompt and not waits.is %}{{ '<|turn>model\n' }}{% endif %}
 """
 # As templates for Gemma 3 have tools: schemas as JSON, calls as Python or JSON.
 PYTHONIC = """\
@@ -190,6 +234,38 @@ def test_ids_are_those_of_transformers(
         assert encode_chat(tokenizer, template, messages, BOS, tools=tools) == expected
 
 
+@pytest.mark.parametrize("tools", [[WEATHER], [WEATHER, TIME]], ids=["one", "two"])
+def test_gemma_4_has_calls_results_and_answer_in_one_turn(
+    tokenizer: Tokenizer, reference: PreTrainedTokenizerFast, tools: list[Any]
+) -> None:
+    """As Google's own examples build the turn, for every version of the template."""
+    ask, call, _, *_ = chats(marked=False)[1]
+    results = ({"name": "get_weather", "response": {"sky": "clear <now>", "degrees": 21.5}},)
+    answered = Message("tool", "", results=results)
+    turn = {**call.shown(""), "tool_responses": list(results)}
+    said = Message("assistant", "It is clear.")
+    thanks = Message("user", "Thanks")
+    for messages, expected in (
+        ([ask, call, answered], [ask.shown(ask.content), turn]),
+        (
+            [ask, call, answered, said, thanks],
+            [ask.shown(ask.content), {**turn, "content": "It is clear."}, thanks.shown("Thanks")],
+        ),
+        (
+            [ask, call, answered, call, answered],
+            [ask.shown(ask.content), turn, turn],
+        ),
+    ):
+        ids = reference.apply_chat_template(
+            expected,
+            chat_template=GEMMA4,
+            tools=tools,
+            add_generation_prompt=True,
+            return_dict=False,
+        )
+        assert encode_chat(tokenizer, GEMMA4, messages, BOS, tools=tools) == ids
+
+
 @pytest.mark.parametrize("role", ["system", "developer"])
 def test_system_and_developer_turns_are_rendered_as_transformers_does(
     tokenizer: Tokenizer, reference: PreTrainedTokenizerFast, role: Any
@@ -220,12 +296,12 @@ MARKERS = st.sampled_from(["<end_of_turn>", "<eos>", "eos", "<escape>", "[multim
 STRINGS = st.lists(MARKERS | st.text("<>[]_|eos ab\"'\n", max_size=5), max_size=3).map("".join)
 
 
-@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("template", [FUNCTION_GEMMA, GEMMA4, PYTHONIC])
 @given(text=STRINGS, key=STRINGS)
 def test_no_string_of_a_tool_a_call_or_a_result_becomes_a_control_token(
-    tokenizer: Tokenizer, marked: bool, text: str, key: str
+    tokenizer: Tokenizer, template: str, text: str, key: str
 ) -> None:
-    template = FUNCTION_GEMMA if marked else PYTHONIC
+    marked = template is not PYTHONIC
 
     def control(text: str, key: str) -> list[int]:
         arguments = {f"a{key}": text, "z": [text]}
@@ -294,10 +370,16 @@ class Replying(FakeSession):
             "<start_function_response>response:never said",
             [{"name": "get_weather", "response": {"sky": "clear"}}],
         ),
+        (
+            GEMMA4,
+            '<|tool_call>call:get_weather{start:<|"|>Rome<|"|>}<tool_call|>'
+            "<|tool_response>never said",
+            [{"name": "get_weather", "response": {"sky": "clear"}}],
+        ),
         (PYTHONIC, '[get_weather(start="Rome")]', '{"sky": "clear"}'),
         (None, '{"name": "get_weather", "parameters": {"start": "Rome"}}', '{"sky": "clear"}'),
     ],
-    ids=["marked", "pythonic", "prompted"],
+    ids=["marked", "gemma4", "pythonic", "prompted"],
 )
 def test_a_conversation_reads_calls_and_sends_their_results(
     tokenizer: Tokenizer, template: str | None, first: str, content: object
@@ -324,3 +406,23 @@ def test_a_conversation_reads_calls_and_sends_their_results(
     assert (roles[0] == "developer") == (template is FUNCTION_GEMMA)
     with pytest.raises(SessionError, match="calls 0 tools"):
         conversation.send_results([1])
+
+
+def test_a_thought_before_a_call_is_not_in_the_text(tokenizer: Tokenizer) -> None:
+    said = (
+        "<|channel>thought\nThe user wants <|tool_call> rain.<channel|>"
+        '<|tool_call>call:get_weather{start:<|"|>Rome<|"|>,days:2}<tool_call|>'
+    )
+    conversation = Conversation(
+        Replying(tokenizer, [said]),
+        tokenizer,
+        template=GEMMA4,
+        bos_token=BOS,
+        stop_tokens=[1],
+        tools=[WEATHER],
+    )
+    reply = conversation.send("Rain in Rome?")
+    list(reply)
+    assert reply.result.text == ""
+    assert reply.result.thought.startswith("The user wants")
+    assert reply.result.tool_calls == (ToolCall("get_weather", {"start": "Rome", "days": 2}),)

@@ -18,10 +18,17 @@ from gemma_runtime.text.frame import CANONICAL_TEMPLATE, ChatFrame, Languages
 from gemma_runtime.text.mask import Mask
 from gemma_runtime.text.template import TemplateRefusal
 from gemma_runtime.text.tokenizer import Tokenizer
-from gemma_runtime.text.tools import Json, Schema, ToolCall, call_text, check_tools, tool_prompt
+from gemma_runtime.text.tools import (
+    GEMMA4,
+    Json,
+    Schema,
+    ToolCall,
+    call_text,
+    check_tools,
+    tool_prompt,
+)
 
 _SYSTEM = ("system", "developer")
-_GEMMA4_CALL = "<|tool_call>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +39,19 @@ class Message:
     content: str
     tool_calls: tuple[ToolCall, ...] = ()
     name: str | None = None  # of the tool whose result the content is
-    results: tuple[Schema, ...] = ()  # for templates that take {"name": …, "response": …} instead
+    # For templates that take {"name": …, "response": …} instead; of Gemma 4, also in the turn that
+    # called the tools.
+    results: tuple[Schema, ...] = ()
 
     def shown(self, content: str) -> dict[str, Json]:
         """What a template sees, with this text as the content."""
         turn: dict[str, Json] = {"role": self.role, "content": content}
         if self.name is not None:
             turn["name"] = self.name
-        if self.results:
+        if self.results and self.role == "tool":
             turn["content"] = list(self.results)
+        elif self.results:
+            turn["tool_responses"] = list(self.results)
         if self.tool_calls:
             turn["tool_calls"] = [
                 {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
@@ -76,11 +87,6 @@ def encode_chat(
     if thinking:
         frame = frame.with_thinking()
     tools = check_tools(tools)
-    if tools and tokenizer.token_id(_GEMMA4_CALL) is not None:
-        raise TokenizerError(
-            f"calls of tools that a model writes as {_GEMMA4_CALL} can't be read yet; chat without "
-            "tools"
-        )
     mask = Mask(tokenizer.control_pieces)
     if tools or any(message.tool_calls or message.role == "tool" for message in messages):
         if frame.leaves_out_tools():
@@ -88,6 +94,8 @@ def encode_chat(
         else:
             frame = replace(frame, tools=mask.value(tools) or None)
             messages = [_masked(message, mask) for message in messages]
+            if GEMMA4.call in frame.template:
+                messages = _in_model_turns(messages)
     rendering = _render_folded(tokenizer, frame, messages)
     ids: list[int] = []
     for part in rendering.parts:
@@ -163,6 +171,29 @@ def _masked(message: Message, mask: Mask) -> Message:
     name = None if message.name is None else mask.text(message.name)
     results = tuple(map(mask.value, message.results))
     return replace(message, tool_calls=calls, name=name, results=results)
+
+
+def _in_model_turns(messages: Sequence[Message]) -> list[Message]:
+    """Gemma 4's turns: calls, their results and what the model says to them are one turn.
+
+    Every version of its template reads results as `tool_responses` of the turn that calls.
+    """
+    turns: list[Message] = []
+    for message in messages:
+        last = turns[-1] if turns else None
+        if last is not None and last.tool_calls and message.role == "tool":
+            turns[-1] = replace(last, results=(*last.results, *message.results))
+        elif (
+            last is not None
+            and last.results
+            and not message.tool_calls
+            and (message.role == "assistant")
+        ):
+            content = f"{last.content}\n{message.content}".strip()
+            turns[-1] = replace(last, content=content)
+        else:
+            turns.append(message)
+    return turns
 
 
 def _without_tools(messages: Sequence[Message], tools: Sequence[Schema]) -> list[Message]:

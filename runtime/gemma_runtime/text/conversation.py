@@ -17,7 +17,7 @@ from gemma_runtime.text.opening import Opening, check_examples
 from gemma_runtime.text.sampler import Sampling
 from gemma_runtime.text.shared_prefix import keep_beginning
 from gemma_runtime.text.tokenizer import Tokenizer
-from gemma_runtime.text.tools import CALL, RESPONSE, Json, Schema, check_tools, tool_names
+from gemma_runtime.text.tools import Json, Schema, check_tools, find_marks, tool_names
 
 _GREEDY = Sampling()
 
@@ -78,8 +78,8 @@ class Conversation:
         opening = given if baked is None else _baked_opening(baked, given)
         self._baked = baked
         self._tools = opening.tools
-        self._marks_calls = CALL in (template or "")
-        waits = tokenizer.token_id(RESPONSE) if self._marks_calls else None
+        self._marks = find_marks(template or "")
+        waits = None if self._marks is None else tokenizer.token_id(self._marks.response)
         self._stop_tokens = [*stop_tokens] if waits is None else [*stop_tokens, waits]
         self._opening = opening.turns(template)
         self._roll = roll
@@ -151,7 +151,7 @@ class Conversation:
                 "give one for each call"
             )
         pairs = list(zip(calls, results, strict=True))
-        if self._marks_calls:
+        if self._marks is not None:
             responses = tuple({"name": call.name, "response": result} for call, result in pairs)
             turn = Message("tool", "", results=responses)
             return self._reply_to([turn], max_new_tokens, constraint)

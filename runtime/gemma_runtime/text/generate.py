@@ -15,7 +15,7 @@ from gemma_runtime.text.sampler import Sampler, Sampling
 from gemma_runtime.text.stop_strings import StopStrings
 from gemma_runtime.text.thoughts import Thoughts
 from gemma_runtime.text.tokenizer import Tokenizer
-from gemma_runtime.text.tools import CALL, ToolCall, find_calls
+from gemma_runtime.text.tools import ToolCall, find_calls, find_marks
 
 _GREEDY = Sampling()
 
@@ -117,6 +117,7 @@ class TextGeneration:
         self._stop_strings = StopStrings(stop_strings)
         self._pieces = self._run()
         self._text = ""
+        self._answer: list[int] = []  # tokens that are not of a thought
         self._result: Generation | None = None
 
     def __iter__(self) -> Iterator[str]:
@@ -157,6 +158,7 @@ class TextGeneration:
             piece = decoder.push(token)
             if thoughts.take(token, piece):
                 continue
+            self._answer.append(token)
             yield from self._emit(self._stop_strings.push(piece))
             if self._stop_strings.found:
                 reason = StopReason.STOP_STRING
@@ -189,8 +191,8 @@ class TextGeneration:
         """The text without calls, and the calls. Their tokens may be left out of the text."""
         text = self._text
         if reason is not StopReason.STOP_STRING:
-            marked = self._tokenizer.decode(self._loop.tokens, control=True)
-            text = marked if CALL in marked else text
+            marked = self._tokenizer.decode(self._answer, control=True)
+            text = marked if find_marks(marked) else text
         rest, calls = find_calls(text, self._tools)
         return (rest, calls) if calls else (self._text, ())
 

@@ -13,7 +13,7 @@ from gemma_runtime.text.chat import Message, encode_chat
 from gemma_runtime.text.frame import Languages
 from gemma_runtime.text.shared_prefix import common_length
 from gemma_runtime.text.tokenizer import Tokenizer
-from gemma_runtime.text.tools import ACTIVATION, CALL, Schema
+from gemma_runtime.text.tools import ACTIVATION, FUNCTION_GEMMA, Schema
 
 # Beginnings of what may follow. A token that one of them changes belongs to what follows.
 _NEXT = ("a", "The", "7", "(", '"', "-", "<", "#", "é", "你", "🙂", "s", " a", "\na", "\n\na", "::")
@@ -31,7 +31,7 @@ class Opening:
     def turns(self, template: str | None) -> list[Message]:
         """The turns of a chat, before the first one of the user."""
         system = self.system
-        if CALL in (template or "") and self.tools:
+        if FUNCTION_GEMMA.call in (template or "") and self.tools:
             # FunctionGemma has its tools in a developer turn, and needs its sentence there.
             return [Message("developer", ACTIVATION if system is None else system), *self.examples]
         return [*([] if system is None else [Message("system", system)]), *self.examples]

@@ -1,8 +1,10 @@
 """Tools (functions that a model can call): their schemas, and the calls in a reply.
 
-Three formats of calls are read:
+These formats of calls are read:
 - FunctionGemma's `<start_function_call>call:name{key:<escape>text<escape>}<end_function_call>`
   https://ai.google.dev/gemma/docs/functiongemma/formatting-and-best-practices
+- Gemma 4's `<|tool_call>call:name{key:<|"|>text<|"|>}<tool_call|>`
+  https://ai.google.dev/gemma/docs/capabilities/text/function-calling-gemma4
 - Gemma 3's JSON `{"name": "name", "parameters": {"key": "text"}}`, alone or in a list, and
 - Gemma 3's Python `[name(key="text")]`; both may stand in a fenced block.
   https://ai.google.dev/gemma/docs/capabilities/function-calling
@@ -21,8 +23,21 @@ from gemma_runtime.errors import TokenizerError
 Json = Any  # what a JSON text can hold
 Schema = Mapping[str, Json]
 
-CALL, CALL_END, ESCAPE = "<start_function_call>", "<end_function_call>", "<escape>"
-RESPONSE = "<start_function_response>"  # FunctionGemma writes it when it waits for a result
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """The control tokens of a family around calls, texts in them, and results."""
+
+    call: str
+    call_end: str
+    quote: str  # on both sides of a text
+    response: str  # the model writes it when it waits for results
+
+
+FUNCTION_GEMMA = Marks(
+    "<start_function_call>", "<end_function_call>", "<escape>", "<start_function_response>"
+)
+GEMMA4 = Marks("<|tool_call>", "<tool_call|>", '<|"|>', "<|tool_response>")
 # FunctionGemma is trained to call functions after this sentence only.
 ACTIVATION = "You are a model that can do function calling with the following functions"
 # Gemma 3 has no tokens for tools: this prompt is the documented way.
@@ -33,7 +48,6 @@ you MUST put it in the format of
 
 You SHOULD NOT include any other text in the response if you call a function
 """
-_MARKED = re.compile(f"{CALL}call:([^{{]+)(.*?)(?:{CALL_END}|$)", re.DOTALL)
 _FENCED = re.compile(r"```(?:json|tool_code|tool_call|python)?\s*\n(.*?)\n?```", re.DOTALL)
 _NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?")
 _WORDS: Mapping[str, Json] = {"true": True, "false": False, "null": None, "none": None}
@@ -92,10 +106,15 @@ def call_text(calls: Sequence[ToolCall]) -> str:
     return json.dumps(written[0] if len(written) == 1 else written, ensure_ascii=False)
 
 
+def find_marks(text: str) -> Marks | None:
+    """The marks of calls that a reply or a template uses."""
+    return next((marks for marks in (FUNCTION_GEMMA, GEMMA4) if marks.call in text), None)
+
+
 def find_calls(text: str, names: Collection[str]) -> tuple[str, tuple[ToolCall, ...]]:
     """A reply without its calls, and the calls. A call that can't be read is left in the text."""
-    if CALL in text:
-        return _find_marked(text)
+    if marks := find_marks(text):
+        return _find_marked(text, marks)
     if not names:
         return text, ()
     for start, stop, body in _bodies(text):
@@ -105,68 +124,71 @@ def find_calls(text: str, names: Collection[str]) -> tuple[str, tuple[ToolCall, 
     return text, ()
 
 
-def _find_marked(text: str) -> tuple[str, tuple[ToolCall, ...]]:
+def _find_marked(text: str, marks: Marks) -> tuple[str, tuple[ToolCall, ...]]:
     calls: list[ToolCall] = []
 
     def take(match: re.Match[str]) -> str:
+        body = match[2].rstrip()
         try:
-            value, end = _value(match[2].rstrip(), 0)
+            value, end = _Values(body, marks.quote).value(0)
         except (IndexError, ValueError, RecursionError):
             return match[0]
-        if not isinstance(value, dict) or end != len(match[2].rstrip()):
+        if not isinstance(value, dict) or end != len(body):
             return match[0]
         calls.append(ToolCall(match[1].strip(), value))
         return ""
 
-    rest = _MARKED.sub(take, text)
+    call, end = re.escape(marks.call), re.escape(marks.call_end)
+    rest = re.sub(f"{call}call:([^{{]+)(.*?)(?:{end}|$)", take, text, flags=re.DOTALL)
     return (rest.strip() if calls else text), tuple(calls)
 
 
-def _value(text: str, at: int) -> tuple[Json, int]:
-    """The value that begins at an index, and the index behind it. Raises if there is none."""
-    if text.startswith(ESCAPE, at):
-        start = at + len(ESCAPE)
-        end = text.index(ESCAPE, start)
-        return text[start:end], end + len(ESCAPE)
-    if text[at] == "{":
-        return _object(text, at + 1)
-    if text[at] == "[":
-        return _items(text, at + 1, "]", _value)
-    end = at
-    while text[end] not in ",}]":
-        end += 1
-    return _bare(text[at:end].strip()), end
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """Reads values of a call's arguments. Each method raises if there is none."""
 
+    text: str
+    quote: str
 
-def _object(text: str, at: int) -> tuple[Json, int]:
-    pairs, end = _items(text, at, "}", _pair)
-    return dict(pairs), end
+    def value(self, at: int) -> tuple[Json, int]:
+        """The value that begins at an index, and the index behind it."""
+        if self.text.startswith(self.quote, at):
+            start = at + len(self.quote)
+            end = self.text.index(self.quote, start)
+            return self.text[start:end], end + len(self.quote)
+        if self.text[at] == "{":
+            pairs, end = self._items(at + 1, "}", self._pair)
+            return dict(pairs), end
+        if self.text[at] == "[":
+            return self._items(at + 1, "]", self.value)
+        end = at
+        while self.text[end] not in ",}]":
+            end += 1
+        return _bare(self.text[at:end].strip()), end
 
+    def _pair(self, at: int) -> tuple[tuple[str, Json], int]:
+        if self.text.startswith(self.quote, at):
+            key, at = self.value(at)
+        else:
+            end = self.text.index(":", at)
+            key, at = self.text[at:end].strip(), end
+        if self.text[at] != ":":
+            raise ValueError("a key without a value")
+        value, at = self.value(at + 1)
+        return (key, value), at
 
-def _pair(text: str, at: int) -> tuple[tuple[str, Json], int]:
-    if text.startswith(ESCAPE, at):
-        key, at = _value(text, at)
-    else:
-        end = text.index(":", at)
-        key, at = text[at:end].strip(), end
-    if text[at] != ":":
-        raise ValueError("a key without a value")
-    value, at = _value(text, at + 1)
-    return (key, value), at
-
-
-def _items(
-    text: str, at: int, end: str, read: Callable[[str, int], tuple[Json, int]]
-) -> tuple[list[Json], int]:
-    items = []
-    while text[at] != end:
-        item, at = read(text, at)
-        items.append(item)
-        if text[at] == ",":
-            at += 1
-        elif text[at] != end:
-            raise ValueError("no comma between two values")
-    return items, at + 1
+    def _items(
+        self, at: int, end: str, read: Callable[[int], tuple[Json, int]]
+    ) -> tuple[list[Json], int]:
+        items = []
+        while self.text[at] != end:
+            item, at = read(at)
+            items.append(item)
+            if self.text[at] == ",":
+                at += 1
+            elif self.text[at] != end:
+                raise ValueError("no comma between two values")
+        return items, at + 1
 
 
 def _bare(text: str) -> Json:

@@ -115,10 +115,3 @@ def test_a_template_that_can_not_ask_for_thinking_is_refused(tokenizer: Tokenize
             BOS,
             thinking=True,
         )
-
-
-def test_tools_are_refused_where_their_calls_can_not_be_read(tokenizer: Tokenizer) -> None:
-    """Gemma 4 writes calls between control tokens, which decoding leaves out."""
-    tools = [{"name": "get_weather", "description": "", "parameters": {"type": "object"}}]
-    with pytest.raises(TokenizerError, match=r"<.tool_call> can't be read yet"):
-        encode_chat(tokenizer, TEMPLATE, [Message("user", "us")], BOS, tools=tools)
