@@ -48,15 +48,9 @@ def build(
     calibration: Path | None = None,
 ) -> Bundle:
     """Export the tiny checkpoint, written to a temporary folder."""
-    tokenizer = small_tokenizer()
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "tiny"
-        _weights(tokenizer.get_vocab_size()).save_pretrained(model)
-        tokenizer.save(str(model / "tokenizer.json"))
-        special = {"bos_token": "<bos>", "eos_token": "<eos>", "chat_template": _TEMPLATE}
-        (model / "tokenizer_config.json").write_text(json.dumps(special))
-        sampling = {"do_sample": True, "top_k": 64, "top_p": 0.95, "eos_token_id": [1, 5]}
-        (model / "generation_config.json").write_text(json.dumps(sampling))
+        save_checkpoint(model)
         request = ExportRequest(
             targets=(target,),
             recipe=find_recipe(recipe),
@@ -69,6 +63,17 @@ def build(
         )
         (result,) = export_bundles(request, QuietReporter())
     return result.bundle
+
+
+def save_checkpoint(folder: Path) -> None:
+    """Write the tiny checkpoint with tokenizer, chat template and sampling values."""
+    tokenizer = small_tokenizer()
+    _weights(tokenizer.get_vocab_size()).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    special = {"bos_token": "<bos>", "eos_token": "<eos>", "chat_template": _TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(special))
+    sampling = {"do_sample": True, "top_k": 64, "top_p": 0.95, "eos_token_id": [1, 5]}
+    (folder / "generation_config.json").write_text(json.dumps(sampling))
 
 
 def greedy_tokens(bundle: Bundle) -> dict[str, list[int]]:
