@@ -56,7 +56,10 @@ class Running:
         self._started = time.monotonic()
 
     def signal(self, number: int) -> None:
-        os.killpg(self._pid, number)
+        try:
+            os.killpg(self._pid, number)
+        except ProcessLookupError:  # it has no group of its own yet
+            os.kill(self._pid, number)
 
     def wait(self, seconds: float) -> bool:
         """Whether it ends within that time."""
