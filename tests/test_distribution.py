@@ -36,6 +36,13 @@ def hook(tmp_path_factory: pytest.TempPathFactory) -> Distribution:
     return find_distribution(folder)
 
 
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Distribution:
+    folder = tmp_path_factory.mktemp("kit")
+    build(ROOT / "conformance", folder)
+    return find_distribution(folder)
+
+
 def test_the_wheel_contains_both_packages_and_their_data_files(distribution: Distribution) -> None:
     names = _wheel_names(distribution.wheel)
     folders = {name.partition("/")[0] for name in names}
@@ -75,20 +82,28 @@ def test_the_optimum_hook_is_one_file_in_optimum_s_namespace(hook: Distribution)
     assert files == ["optimum/commands/register/register_gemma.py"]
 
 
-def test_both_distributions_have_the_same_version(
-    distribution: Distribution, hook: Distribution
+def test_the_conformance_kit_has_its_runners_and_its_page(kit: Distribution) -> None:
+    package = ROOT / "conformance" / "gemma_conformance"
+    files = [path for path in package.rglob("*") if path.suffix in (".py", ".css", ".j2")]
+    assert len(files) > 15
+    names = {path.relative_to(package.parent).as_posix() for path in files}
+    assert names - _wheel_names(kit.wheel) == set()
+
+
+def test_all_distributions_have_the_same_version(
+    distribution: Distribution, hook: Distribution, kit: Distribution
 ) -> None:
-    versions = [_metadata(one.wheel)["Version"] for one in (distribution, hook)]
+    versions = [_metadata(one.wheel)["Version"] for one in (distribution, hook, kit)]
     assert len(set(versions)) == 1
     changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
     assert "## [Unreleased]" in changelog or f"## [{versions[0]}]" in changelog
 
 
 def test_a_package_index_can_render_the_descriptions(
-    distribution: Distribution, hook: Distribution
+    distribution: Distribution, hook: Distribution, kit: Distribution
 ) -> None:
     pytest.importorskip("twine")
-    files = [str(path) for one in (distribution, hook) for path in (one.wheel, one.sdist)]
+    files = [str(path) for one in (distribution, hook, kit) for path in (one.wheel, one.sdist)]
     command = [sys.executable, "-m", "twine", "check", "--strict", *files]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
