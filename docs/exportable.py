@@ -175,12 +175,11 @@ def targets() -> str:
     from gemma_export.targets import all_targets
 
     return _table(
-        ("`--target`", "runs in", "Gemma 4", "extra", "weight formats", "caches"),
+        ("`--target`", "runs in", "extra", "weight formats", "caches"),
         (
             (
                 f"`{t.name}`",
                 t.label + ", a beta" * t.is_beta,
-                "yes" if t.takes_irregular else "no",
                 f"`{t.extra}`",
                 t.formats,
                 _code(t.caches) + (f": {t.only_caches}" if t.only_caches else ""),

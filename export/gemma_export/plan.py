@@ -194,7 +194,7 @@ def _regions(
             fmt = formats.get(stack[0], FLOAT)
             rows, width = sum(shapes[name][0] for name in stack), shapes[stack[0]][1]
             component = _component(stack[0], shapes[stack[0]])
-            if component == "table" and costs.half_table and not fmt.is_float:
+            if component in ("table", "per_layer") and costs.half_table and not fmt.is_float:
                 yield component, rows * width * 2
                 continue
             for columns, own in fmt.pieces("", width).values():

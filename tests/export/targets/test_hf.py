@@ -22,15 +22,16 @@ from gemma_export.quantize.recipe import Recipe, Rule, find_recipe
 from gemma_export.quantize.store import open_or_build_store
 from gemma_export.targets.hf.config import hf_config
 from gemma_export.targets.hf.target import HfTarget
+from gemma_export.targets.hf.weights import LOOKED_UP
 from gemma_runtime.bundle import Bundle, open_bundle
 from gemma_runtime.cli import run_command
 from gemma_runtime.contents.held_codes import codes_digest
 from gemma_runtime.errors import TargetError
 from gemma_runtime.text.tokenizer import load_tokenizer
-from tests.export.conftest import TinyCheckpoint, only, our_names
+from tests.export.conftest import TinyCheckpoint, dequantized, only
 from tests.export.gguf_files import GEMMA3 as GGUF_GEMMA3
 from tests.export.gguf_files import write_tiny
-from tests.export.models import GEMMA2, GEMMA3, TINIES, UNNORMED, eager_logits
+from tests.export.models import GEMMA2, GEMMA3, GEMMA4S, TINIES, UNNORMED, eager_logits
 
 TOKENS = list(range(40))  # more than two windows of 16
 MIXED = Recipe(
@@ -58,7 +59,7 @@ def export_hf(source: Path, recipe: Recipe, output: Path) -> Bundle:
     return export_bundles(request, QuietReporter())[0].bundle
 
 
-@only(GEMMA2, GEMMA3, *UNNORMED)
+@only(GEMMA2, GEMMA3, *UNNORMED, *GEMMA4S)
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_transformers_computes_the_logits_of_the_store_s_codes(
     tiny: TinyCheckpoint, tmp_path: Path, recipe: Recipe
@@ -66,12 +67,11 @@ def test_transformers_computes_the_logits_of_the_store_s_codes(
     """The matrices are exact, also in several formats; the table is rounded to float16."""
     bundle = export_hf(tiny.folder, recipe, tmp_path / "bundle")
     store = open_or_build_store(tiny.open(), recipe)
-    reference, names = tiny.tiny.build(), our_names(tiny)
+    reference = dequantized(tiny, recipe)
     with torch.no_grad():
         for name, parameter in reference.named_parameters():
-            rows = store.weight(names[name]).rows(0, parameter.shape[0])
-            is_rounded = name == TABLE and not store.formats[TABLE].is_float
-            parameter.copy_(rows.half() if is_rounded else rows)
+            if name in LOOKED_UP and not store.formats[name].is_float:
+                parameter.copy_(parameter.half())
     loaded = AutoModelForCausalLM.from_pretrained(
         bundle.directory, dtype=torch.float32, attn_implementation="eager"
     )
@@ -100,7 +100,7 @@ def test_float_tensors_are_bfloat16_only_where_that_is_exact(
         assert open_bundle(bundle.directory).manifest.cache_dtype != "bfloat16"
 
 
-@only(*TINIES, *UNNORMED)
+@only(*TINIES, *UNNORMED, *GEMMA4S)
 def test_config_json_gives_back_the_config(tiny: TinyCheckpoint) -> None:
     config = tiny.open().config
     assert config_from_hf(hf_config(config, None)) == config

@@ -1,7 +1,9 @@
 """`--hf-format gptq`: the store's codes in the layout of AutoGPTQ and GPTQModel."""
 
+import copy
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,12 @@ from gemma_export.quantize.kept import resolve_recipe
 from gemma_export.quantize.recipe import Recipe, Rule, find_recipe
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
 from gemma_export.targets.hf import gptq
+from gemma_export.targets.hf.weights import LOOKED_UP
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.contents.held_codes import codes_digest
 from gemma_runtime.errors import BundleError, TargetError
 from tests.export.conftest import TinyCheckpoint, saved
-from tests.export.models import SHORT_GEMMA2, SHORT_GEMMA3, Tiny, save_tiny, untied
+from tests.export.models import SHORT_E2B, SHORT_GEMMA2, SHORT_GEMMA3, Tiny, save_tiny, untied
 
 MIXED = Recipe(
     "mixed-bits",
@@ -37,7 +40,16 @@ MIXED = Recipe(
     ),
 )
 RECIPES = [*map(find_recipe, ("int4", "int8", "int8-channel")), MIXED]
-TINIES = (SHORT_GEMMA2, SHORT_GEMMA3, untied(SHORT_GEMMA3))
+
+
+def _wider(tiny: Tiny) -> Tiny:
+    """With heads that fill the format's words."""
+    config = copy.deepcopy(tiny.config)
+    config.head_dim, config.global_head_dim = 32, 64
+    return replace(tiny, config=config)
+
+
+TINIES = (SHORT_GEMMA2, SHORT_GEMMA3, untied(SHORT_GEMMA3), _wider(SHORT_E2B))
 Tensors = dict[str, NDArray[Any]]
 
 
@@ -108,7 +120,7 @@ def test_the_format_s_own_definition_gives_the_values_of_the_store(
         values = store.weight(name).rows(0, store.shapes[name][0]).numpy()
         module = name.removesuffix(".weight")
         own = _override(config, module)
-        if name == TABLE:
+        if name in LOOKED_UP:
             np.testing.assert_array_equal(tensors[name], values.astype(np.float16))
         elif fmt.is_float:
             assert own is None
@@ -130,7 +142,9 @@ def test_the_folder_is_a_checkpoint_whose_codes_source_keeps(
     assert written.config == tiny.open().config
     kept = open_or_build_store(written, resolve_recipe(find_recipe("source"), written).recipe)
     first = _stored(tiny, recipe)
-    quantized = [name for name, fmt in first.formats.items() if not fmt.is_float and name != TABLE]
+    quantized = [
+        name for name, fmt in first.formats.items() if not fmt.is_float and name not in LOOKED_UP
+    ]
     assert (HEAD in quantized) is not tiny.open().config.tied
     for name in quantized:
         span = (0, first.shapes[name][0])

@@ -11,6 +11,7 @@ TARGET = TargetSpec(
     formats="symmetric int4 and int8 in groups or per channel (the table becomes float16), and "
     "float32",
     on_device=False,
+    takes_irregular=True,
     next_step="run {bundle} with transformers or vLLM",
     costs=Costs(
         runtime=400 * MIB,  # torch and transformers

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from gemma_export.formats.format import Format
-from gemma_export.model.config import HEAD, TABLE
+from gemma_export.model.config import HEAD
 from gemma_export.quantize.store import StoredWeight
-from gemma_export.targets.hf.weights import Packing, Part
+from gemma_export.targets.hf.weights import LOOKED_UP, Packing, Part
 from gemma_runtime.formats.safetensors import TensorInfo
 
 
@@ -35,7 +35,9 @@ def _config(formats: Mapping[str, Format]) -> dict[str, Any] | None:
 
     Groups list the names of their layers if there are several formats.
     """
-    linear = {name.removesuffix(".weight"): fmt for name, fmt in formats.items() if name != TABLE}
+    linear = {
+        name.removesuffix(".weight"): fmt for name, fmt in formats.items() if name not in LOOKED_UP
+    }
     quantized = {name: fmt for name, fmt in linear.items() if not fmt.is_float}
     if not quantized:
         return None

@@ -8,7 +8,7 @@ from gemma_export.model.config import GemmaConfig
 from gemma_export.model.families import FAMILIES
 from gemma_export.model.hf_config import config_from_hf
 from gemma_runtime.errors import TargetError
-from gemma_runtime.manifest import AttentionKind
+from gemma_runtime.manifest import AttentionKind, Rope
 
 _KINDS = {AttentionKind.LOCAL: "sliding_attention", AttentionKind.GLOBAL: "full_attention"}
 
@@ -44,7 +44,7 @@ def hf_config(config: GemmaConfig, quantization: Mapping[str, Any] | None) -> di
         "bos_token_id": config.bos_token,
         "eos_token_id": list(config.eos_tokens) or None,
         "pad_token_id": 0,
-        **_ropes(config),
+        **(_unequal_layers(config) if config.irregular else _ropes(config)),
     }
     fields = {name: value for name, value in fields.items() if name not in family.without}
     fields["dtype"] = _dtype(config, fields)
@@ -65,6 +65,32 @@ def _ropes(config: GemmaConfig) -> dict[str, Any]:
     if FAMILIES[config.family].local_rope_base is not None:
         fields["rope_local_base_freq"] = config.ropes[AttentionKind.LOCAL].base
     return fields
+
+
+def _unequal_layers(config: GemmaConfig) -> dict[str, Any]:
+    """Gemma 4's fields, as its checkpoints have them."""
+    return {
+        "global_head_dim": config.global_head_dim or config.head_dim,
+        "num_global_key_value_heads": config.global_kv_heads,
+        "attention_k_eq_v": config.key_is_value,
+        "num_kv_shared_layers": config.shared_layers,
+        "use_double_wide_mlp": config.shared_intermediate_size is not None,
+        "hidden_size_per_layer_input": config.per_layer,
+        "vocab_size_per_layer_input": config.vocab_size,
+        "enable_moe_block": False,
+        "rope_parameters": {_KINDS[kind]: _rope(rope) for kind, rope in config.ropes.items()},
+    }
+
+
+def _rope(rope: Rope) -> dict[str, Any]:
+    if rope.rotated == 1 and rope.factor == 1:
+        return {"rope_type": "default", "rope_theta": rope.base}
+    if rope.rotated == 1:
+        return {"rope_type": "linear", "rope_theta": rope.base, "factor": rope.factor}
+    fields: dict[str, Any] = {"rope_type": "proportional", "rope_theta": rope.base}
+    if rope.factor != 1:
+        fields["factor"] = rope.factor
+    return {**fields, "partial_rotary_factor": rope.rotated}
 
 
 def _dtype(config: GemmaConfig, fields: Mapping[str, Any]) -> str:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.format import Format
-from gemma_export.model.config import GATE_UP, HEAD, QKV, TABLE
+from gemma_export.model.config import GATE_UP, HEAD, QKV
 from gemma_export.quantize.store import StoredWeight
-from gemma_export.targets.hf.weights import Packing, Part
+from gemma_export.targets.hf.weights import LOOKED_UP, Packing, Part
 from gemma_runtime.errors import TargetError
 from gemma_runtime.formats.safetensors import TensorInfo
 
@@ -83,7 +83,7 @@ def _config(formats: Mapping[str, Format]) -> dict[str, Any] | None:
     transformers (optimum) which layers are quantized, and an empty `block_name_to_quantize` that
     the head is one of them.
     """
-    own = {n.removesuffix(".weight"): _own(fmt) for n, fmt in formats.items() if n != TABLE}
+    own = {n.removesuffix(".weight"): _own(fmt) for n, fmt in formats.items() if n not in LOOKED_UP}
     quantized = [name for name, fields in own.items() if fields]
     if not quantized:
         return None
@@ -123,7 +123,7 @@ def _dynamic(own: Mapping[str, _Own], common: _Own) -> Iterator[tuple[str, _Own]
             if not name.endswith(names[0]):
                 continue
             layer = name.removesuffix(names[0])
-            together = [own[layer + other] for other in names]
+            together = [own[layer + other] for other in names if layer + other in own]
             if together[0] != common and all(one == together[0] for one in together):
                 yield _rule(layer + fused, together[0])
 

@@ -1,7 +1,7 @@
 """The Hugging Face target: a folder with the store's codes, for transformers and vLLM.
 
 Its formats quantize linear layers. The embedding table, which is usually also the head, is stored
-as float16, rounded from the dequantized codes.
+as float16, rounded from the dequantized codes; so is the table of per-layer embeddings.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from gemma_export.formats.format import Format
-from gemma_export.model.config import TABLE, GemmaConfig, cache_layout
+from gemma_export.model.config import GemmaConfig, cache_layout
 from gemma_export.progress import Tick
 from gemma_export.targets import Artifact, ExportJob, Geometry, refuse_split
 from gemma_export.targets.hf import TARGET
@@ -50,7 +50,7 @@ class HfTarget:
     def write(self, job: ExportJob, folder: Path, progress: Tick) -> Artifact:
         from gemma_export.targets.hf.compressed import COMPRESSED
         from gemma_export.targets.hf.gptq import GPTQ
-        from gemma_export.targets.hf.weights import write_table_scales, write_weights
+        from gemma_export.targets.hf.weights import LOOKED_UP, write_table_scales, write_weights
 
         packing = GPTQ if self.hf_format == "gptq" else COMPRESSED
         quantization = packing.config(job.store.formats)
@@ -59,8 +59,9 @@ class HfTarget:
         write_text_files(job, folder)
         write_weights(job, folder / MODEL, packing, progress)
         roles = {}
-        if not (table := job.store.weight(TABLE)).format.is_float:
-            write_table_scales(table, folder / TABLE_SCALES)
+        tables = [job.store.weight(name) for name in LOOKED_UP if name in job.store.shapes]
+        if rounded := [table for table in tables if not table.format.is_float]:
+            write_table_scales(rounded, folder / TABLE_SCALES)
             roles["table_scales"] = TABLE_SCALES
         packages = packing.packages if quantization else ("transformers",)
         io = _graph(job.config.vocab_size)
