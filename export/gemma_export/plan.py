@@ -65,7 +65,7 @@ class ArtifactBytes:
 
     table: int
     head: int  # 0 if it is the table
-    per_layer: int  # stays in its file; only the pages of looked-up rows take memory
+    per_layer: int  # stays in its file, if the runtime maps it: see `Costs.maps_per_layer`
     attention: int
     mlp: int
     norms: int
@@ -268,6 +268,7 @@ def _run(
     # Lookups read the table as loaded: floats, or codes with float32 scales.
     table_codes = config.vocab_size * (config.hidden_size * fmt.bits + fmt.int8_columns * 4) // 8
     mapped = artifact.norms + artifact.ropes
+    mapped += 0 if costs.maps_per_layer else artifact.per_layer
     # A tied table is packed for the head's product too; its scales are shared with the lookup.
     is_kept = fmt.is_float or costs.table_kept or not config.tied
     mapped += held[TABLE] if is_kept else held[TABLE] - table_codes

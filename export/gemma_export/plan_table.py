@@ -4,6 +4,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from gemma_export.plan import Plan
+from gemma_export.targets import target_spec
 from gemma_runtime.machine import format_bytes
 
 
@@ -44,7 +45,7 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
             f"{format_bytes(file.total)}: table {format_bytes(file.table)}, "
             + (f"head {format_bytes(file.head)}, " if file.head else "")
             + (
-                f"per-layer table {format_bytes(file.per_layer)} (stays on storage), "
+                f"per-layer table {format_bytes(file.per_layer)}{_stays(plan)}, "
                 if file.per_layer
                 else ""
             )
@@ -69,3 +70,8 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
         ),
         ("exporting", f"{format_bytes(plan.export_peak_bytes)} at most{uncounted}"),
     ]
+
+
+def _stays(plan: Plan) -> str:
+    """Where the table of per-layer embeddings is while the model runs."""
+    return " (stays on storage)" if target_spec(plan.target).costs.maps_per_layer else ""

@@ -80,6 +80,15 @@ def test_the_plan_of_gemma4_tells_the_per_layer_table_and_the_caches_of_their_ow
     assert "per-layer table 1.23 GiB (stays on storage)" in text.getvalue()
 
 
+def test_a_folder_for_transformers_has_its_per_layer_table_in_memory() -> None:
+    planned = plan(find_official("e2b").config, "int4", target="hf")
+    assert planned.artifact.per_layer == planned.parameters.per_layer * 2  # float16
+    assert planned.run.mapped > planned.artifact.per_layer
+    text = StringIO()
+    Console(file=text, width=200).print(render_plan(planned))
+    assert "per-layer table 4.38 GiB, " in text.getvalue()
+
+
 def test_a_head_of_its_own_is_counted(export: Export, tmp_path: Path) -> None:
     save_tiny(untied(GEMMA2), tmp_path)
     config = open_folder(tmp_path).config

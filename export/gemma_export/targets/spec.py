@@ -18,7 +18,8 @@ class Costs:
     caches_exported: int = 0  # copies of the caches
     weight_exported: float = 0.0  # bytes per weight that an export holds
     float_bytes: int = 4  # size of a number in norms and unquantized weights
-    half_table: bool = False  # the file contains a quantized table as float16
+    half_table: bool = False  # the file contains quantized tables of embeddings as float16
+    maps_per_layer: bool = True  # the table of per-layer embeddings stays in its file
     has_ropes: bool = True  # the file contains rope tables
     alignment: int = 4096  # of tensors in the file, in bytes
 

@@ -18,6 +18,7 @@ TARGET = TargetSpec(
         packed=3.2,  # transformers dequantizes int4 with its scales, 5 bits, to 16 bits
         exporting=160 * MIB,
         half_table=True,
+        maps_per_layer=False,
         has_ropes=False,
         alignment=1,
     ),
