@@ -9,7 +9,7 @@ import msgspec
 
 from gemma_conformance.matrix import Cell, Matrix, Row
 from gemma_runtime.errors import ReportError
-from gemma_runtime.staging import staged_file
+from gemma_runtime.report.page import page_environment, write_page
 
 
 def render_page(matrix: Matrix) -> bytes:
@@ -35,13 +35,8 @@ def write_matrix(matrix: Matrix, json: Path | None, html: Path | None) -> None:
         (json, msgspec.json.format(msgspec.json.encode(matrix)) + b"\n"),
         (html, render_page(matrix)),
     ):
-        if path is None:
-            continue
-        try:
-            with staged_file(path) as partial:
-                partial.write_bytes(content)
-        except OSError as error:
-            raise ReportError(f"can't write {path}: {error.strerror}") from error
+        if path is not None:
+            write_page(path, content)
 
 
 def _cell_of(row: Row, trait: str) -> Cell | None:
@@ -49,12 +44,6 @@ def _cell_of(row: Row, trait: str) -> Cell | None:
 
 
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gemma_conformance"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("gemma_conformance")
     environment.filters["delta"] = lambda value: "" if value is None else f"{value:.2g}"
     return environment

@@ -1,7 +1,7 @@
 """Tiny checkpoints, exports and calibrations that the exporter's tests share."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -143,6 +143,20 @@ def check_exact(bundle: Bundle, tiny: TinyCheckpoint, tokens: list[int]) -> None
         assert np.abs(single - expected).max() <= 1e-4
         session.reset()
         assert np.abs(session.score(tokens) - expected).max() <= 1e-4
+
+
+def check_chunks(
+    bundle: Bundle, tiny: TinyCheckpoint, tokens: list[int], lengths: Sequence[int], restart: int
+) -> None:
+    """Chunks of any lengths, with a reset before one of them, give the logits of transformers."""
+    expected = eager_logits(tiny.model, tokens).numpy()
+    with open_session(bundle, threads=1) as session:
+        for index, length in enumerate(lengths):
+            if index == restart or session.position + length > len(tokens):
+                session.reset()
+            start = session.position
+            logits = session.prefill(tokens[start : start + length])
+            assert np.abs(logits - expected[start + length - 1]).max() <= 1e-4
 
 
 def check_loud(bundle: Bundle, loud: TinyCheckpoint, tokens: list[int], near: float) -> None:

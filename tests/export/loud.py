@@ -1,4 +1,4 @@
-"""Tiny Gemma 4s for targets that compute in float16.
+"""Tiny Gemma 4s for targets that compute in float16, and how such targets are compared.
 
 Values of the loud ones exceed float16's maximum, 65504, at one place of the decoder.
 """
@@ -6,11 +6,16 @@ Values of the loud ones exceed float16's maximum, 65504, at one place of the dec
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from gemma_runtime.bundle import Bundle
+from gemma_runtime.proof.agreement import compare_logits
+from gemma_runtime.proof.goldens import top_logits
+from gemma_runtime.session import open_session
 from tests.export.conftest import TinyCheckpoint
-from tests.export.models import SHORT_E2B, Tiny
+from tests.export.models import SHORT_E2B, WINDOW, Tiny, eager_logits
 
 # By what overflows: ends of weights' names → their factor. E2B's first MLP does, as released.
 LOUD: Mapping[str, Mapping[str, float]] = {
@@ -53,3 +58,19 @@ def save_half(tiny: Tiny, folder: Path) -> PreTrainedModel:
             weight.copy_(weight.half())
     model.save_pretrained(folder)
     return model
+
+
+def check_every_way(bundle: Bundle, tiny: TinyCheckpoint, tokens: list[int], near: float) -> None:
+    """`score`, and `prefill` in chunks of many lengths, give almost the logits of transformers."""
+    expected = eager_logits(tiny.model, tokens).numpy()
+    with open_session(bundle) as session:
+        figures = compare_logits(session.score(tokens), top_logits(expected, 96), near)
+        print(figures)
+        assert figures.mean_kl <= 1e-4
+        assert figures.max_abs < near
+        for lengths in ([3, 8, 1, 5, 7, 8, 20, 2, 30], [WINDOW - 1, WINDOW + 1, 3 * WINDOW + 5]):
+            session.reset()
+            for length in lengths:
+                start = session.position
+                logits = session.prefill(tokens[start : start + length])
+                assert np.abs(logits - expected[start + length - 1]).max() < near

@@ -28,8 +28,8 @@ MARKUP = [
       for begin, end in (("|", ""), ("", "|"))),
     '<|"|>', "<|channel>", "<channel|>",
 ]  # fmt: skip
-# After FunctionGemma's documented format; written for this test.
-FUNCTION_GEMMA = """\
+# A value of an argument; the families differ in what stands on both sides of a text.
+_VALUE = """\
 {%- macro value(of) -%}
   {%- if of is string -%}<escape>{{ of }}<escape>
   {%- elif of is mapping -%}
@@ -40,6 +40,11 @@ FUNCTION_GEMMA = """\
     [{%- for item in of %}{{ value(item) }}{{ ',' if not loop.last }}{% endfor -%}]
   {%- else -%}{{ of }}{%- endif -%}
 {%- endmacro -%}
+"""
+# After FunctionGemma's documented format; written for this test.
+FUNCTION_GEMMA = (
+    _VALUE
+    + """\
 {{ bos_token }}
 {%- set start = 0 %}
 {%- if tools or messages[0].role in ['system', 'developer'] %}
@@ -77,18 +82,11 @@ FUNCTION_GEMMA = """\
 {%- endfor %}
 {%- if add_generation_prompt and previous.role != 'tool' %}{{ '<start_of_turn>model\n' }}{% endif %}
 """
+)
 # After Gemma 4's documented format; written for this test. Results are in the turn that calls.
-GEMMA4 = """\
-{%- macro value(of) -%}
-  {%- if of is string -%}<|"|>{{ of }}<|"|>
-  {%- elif of is mapping -%}
-    { {%- for key in of | dictsort %}{{ key[0] }}:{{ value(key[1]) }}{{ ',' if not loop.last }}
-    {%- endfor -%} }
-  {%- elif of is boolean -%}{{ 'true' if of else 'false' }}
-  {%- elif of is sequence -%}
-    [{%- for item in of %}{{ value(item) }}{{ ',' if not loop.last }}{% endfor -%}]
-  {%- else -%}{{ of }}{%- endif -%}
-{%- endmacro -%}
+GEMMA4 = (
+    _VALUE.replace("<escape>", '<|"|>')
+    + """\
 {{ bos_token }}
 {%- set start = 0 %}
 {%- if tools or messages[0].role == 'system' %}
@@ -118,6 +116,7 @@ GEMMA4 = """\
 {%- endfor %}
 {%- if add_generation_prompt and not waits.is %}{{ '<|turn>model\n' }}{% endif %}
 """
+)
 # As templates for Gemma 3 have tools: schemas as JSON, calls as Python or JSON.
 PYTHONIC = """\
 {{ bos_token }}

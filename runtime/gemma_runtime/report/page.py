@@ -71,14 +71,19 @@ def write_page(path: Path, page: bytes) -> None:
         raise ReportError(f"can't write {path}: {error.strerror}") from error
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gemma_runtime.report"),
+def page_environment(package: str) -> jinja2.Environment:
+    """An environment with a package's templates, which escape every text and know every name."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader(package),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _environment() -> jinja2.Environment:
+    environment = page_environment("gemma_runtime.report")
     environment.tests["part"] = lambda part, name: type(part).__name__ == name
     environment.globals["shape"] = shape
     return environment

@@ -12,7 +12,7 @@ from gemma_runtime.proof.goldens import top_logits
 from gemma_runtime.proof.verify import Verdict, verify_bundle
 from gemma_runtime.session import open_session
 from tests.export.conftest import Export, TinyCheckpoint, dequantized, only
-from tests.export.loud import save_loud_e2b
+from tests.export.loud import check_every_way, save_loud_e2b
 from tests.export.models import SHORT_DENSE, SHORT_E2B, WINDOW, eager_logits
 from tests.export.rewinding import check_resumes, check_rewinds, cut
 
@@ -35,18 +35,7 @@ def float_bundle(tiny: TinyCheckpoint, export: Export) -> Bundle:
 def test_every_way_to_feed_tokens_is_close_to_float32(
     tiny: TinyCheckpoint, float_bundle: Bundle
 ) -> None:
-    expected = eager_logits(tiny.model, TOKENS).numpy()
-    with open_session(float_bundle) as session:
-        figures = compare_logits(session.score(TOKENS), top_logits(expected, 96), NEAR)
-        print(figures)
-        assert figures.mean_kl <= 1e-4
-        assert figures.max_abs < NEAR
-        for lengths in ([3, 8, 1, 5, 7, 8, 20, 2, 30], [WINDOW - 1, WINDOW + 1, 3 * WINDOW + 5]):
-            session.reset()
-            for length in lengths:
-                start = session.position
-                logits = session.prefill(TOKENS[start : start + length])
-                assert np.abs(logits - expected[start + length - 1]).max() < NEAR
+    check_every_way(float_bundle, tiny, TOKENS, NEAR)
 
 
 @short

@@ -30,6 +30,7 @@ from gemma_runtime.text.generate import generate
 from tests.export.conftest import (
     Export,
     TinyCheckpoint,
+    check_chunks,
     check_exact,
     dequantized,
     export_folder,
@@ -67,14 +68,7 @@ def test_prefill_and_score_give_the_logits_of_transformers(
 def test_any_chunks_and_resets_give_the_same_logits(
     tiny: TinyCheckpoint, float_bundle: Bundle, lengths: list[int], restart: int
 ) -> None:
-    expected = eager_logits(tiny.model, TOKENS).numpy()
-    with open_session(float_bundle, threads=1) as session:
-        for index, length in enumerate(lengths):
-            if index == restart or session.position + length > len(TOKENS):
-                session.reset()
-            start = session.position
-            logits = session.prefill(TOKENS[start : start + length])
-            assert np.abs(logits - expected[start + length - 1]).max() <= 1e-4
+    check_chunks(float_bundle, tiny, TOKENS, lengths, restart)
 
 
 @only(*TINIES, *UNNORMED)

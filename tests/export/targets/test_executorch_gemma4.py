@@ -28,7 +28,14 @@ from gemma_runtime.proof.goldens import top_logits
 from gemma_runtime.proof.verify import Verdict, verify_bundle
 from gemma_runtime.quiet import quiet
 from gemma_runtime.session import open_session
-from tests.export.conftest import Export, TinyCheckpoint, check_exact, dequantized, only
+from tests.export.conftest import (
+    Export,
+    TinyCheckpoint,
+    check_chunks,
+    check_exact,
+    dequantized,
+    only,
+)
 from tests.export.models import E2B, E4B, GEMMA4S, WINDOW, eager_logits
 from tests.export.rewinding import OPERATIONS, Operation, check_operations, check_resumes, cut
 from tests.export.targets.test_executorch import LENGTHS, TOKENS
@@ -69,14 +76,7 @@ def test_prefill_decode_and_score_give_the_logits_of_transformers(
 def test_any_chunks_and_resets_give_the_same_logits(
     tiny: TinyCheckpoint, float_bundle: Bundle, lengths: list[int], restart: int
 ) -> None:
-    expected = eager_logits(tiny.model, TOKENS).numpy()
-    with open_session(float_bundle, threads=1) as session:
-        for index, length in enumerate(lengths):
-            if index == restart or session.position + length > len(TOKENS):
-                session.reset()
-            start = session.position
-            logits = session.prefill(TOKENS[start : start + length])
-            assert np.abs(logits - expected[start + length - 1]).max() <= 1e-4
+    check_chunks(float_bundle, tiny, TOKENS, lengths, restart)
 
 
 @edge
