@@ -30,11 +30,8 @@ from gemma_runtime.contents.gguf_names import hf_name
 from gemma_runtime.errors import ConfigError
 from gemma_runtime.formats.gguf import GgufTensor
 
-_TOWERS = (
-    "v.",
-    "a.",
-    "mm.",
-)  # for images and sound, in Ollama's files; llama.cpp has a file of their own for them
+# Tensors for images and sound in Ollama's files; llama.cpp has a file of their own for them.
+_TOWERS = ("v.", "a.", "mm.")
 # The documentation's tables.
 TEMPLATES: Mapping[str, str] = {"`tokenizer.chat_template` in a GGUF file": "as it is"}
 REFUSED: Mapping[str, str] = {

@@ -82,9 +82,7 @@ def unused_tensors(config: GemmaConfig) -> set[str]:
 
 def _types(fields: Fields, layers: int) -> list[str]:
     types = fields.layer_types(layers)
-    if types is None:
-        fields.require("attention.sliding_window_pattern")
-    assert types is not None
+    assert types is not None  # the family requires the pattern
     if types[-1] != GLOBAL:
         raise ConfigError(
             f"the last layer of this {fields.family.title} has a window, expected a global one; "

@@ -189,6 +189,7 @@ FAMILIES: Mapping[str, Family] = {
         gguf=GgufFamily(
             required=(
                 "attention.sliding_window",
+                "attention.sliding_window_pattern",
                 "attention.key_length",
                 "attention.key_length_swa",
                 "embedding_length_per_layer_input",

@@ -30,16 +30,7 @@ public final class ExecutorchEngine: Engine, @unchecked Sendable {
     }
 
     public func run(_ tokens: [Int], position: Int, rows: Int) throws -> [[Float]] {
-        // Without a pool, the tensors of all tokens would stay until the reply ends.
-        try autoreleasepool {
-            do {
-                return [try logits(tokens, position)]
-            } catch let error as GemmaError {
-                throw error
-            } catch {
-                throw GemmaError.session("ExecuTorch can't run the program: \(error.localizedDescription); start a new chat")
-            }
-        }
+        try runtimeCall("ExecuTorch can't run the program") { [try logits(tokens, position)] }
     }
 
     private func logits(_ tokens: [Int], _ position: Int) throws -> [Float] {

@@ -30,16 +30,7 @@ public final class CoreMLEngine: Engine, @unchecked Sendable {
     }
 
     public func run(_ tokens: [Int], position: Int, rows: Int) throws -> [[Float]] {
-        // Without a pool, the arrays of all tokens would stay until the reply ends.
-        try autoreleasepool {
-            do {
-                return [try logits(tokens, position)]
-            } catch let error as GemmaError {
-                throw error
-            } catch {
-                throw GemmaError.session("Core ML can't run the model: \(error.localizedDescription); start a new chat")
-            }
-        }
+        try runtimeCall("Core ML can't run the model") { [try logits(tokens, position)] }
     }
 
     private func logits(_ tokens: [Int], _ position: Int) throws -> [Float] {
