@@ -25,6 +25,7 @@ class Fault:
     trait: str
     bites: Callable[[Any], bool]
     change: Change
+    is_subtle: bool = False  # only float32 tells it from the right model on every checkpoint
 
 
 @torch.inference_mode()
@@ -139,6 +140,10 @@ def _set_ropes(bases: dict[str, str], keeps_factor: bool, model: Any) -> None:
         _frequencies(model, kind).copy_(values)
 
 
+def _scale_local_rope(model: Any) -> None:
+    _frequencies(model, _L).div_(model.config.rope_parameters[_G]["factor"])
+
+
 def _norms(model: Any) -> list[Any]:
     return [
         module
@@ -150,6 +155,12 @@ def _norms(model: Any) -> list[Any]:
 def _shift_norms(by: float, model: Any) -> None:
     for norm in _norms(model):
         norm.weight.data.add_(by)
+
+
+def _round_gains(model: Any) -> None:
+    """1 + w, computed in bfloat16."""
+    for norm in _norms(model):
+        norm.weight.data = (norm.weight.data + 1.0).bfloat16().float() - 1.0
 
 
 def _exact_gelu(model: Any) -> None:
@@ -253,8 +264,8 @@ FAULTS = (
           _embedding(lambda exact: 1.0)),
     Fault("embedding scale not rounded to bfloat16", "embedding scale", _is_rounded,
           _embedding(lambda exact: exact)),
-    Fault("embedding scale rounded to two decimals", "embedding scale", _is_rounded,
-          _embedding(lambda exact: round(exact, 2))),
+    Fault("embedding scale rounded to two decimals", "embedding scale", lambda model: True,
+          _embedding(lambda exact: round(exact, 2)), is_subtle=True),
     Fault("embedding scale rounded to bfloat16", "embedding scale",
           lambda model: not _is_rounded(model), _embedding(_to_bfloat16)),
     Fault("rope bases swapped", "rope", _is("gemma3", "gemma4"),
@@ -264,9 +275,12 @@ FAULTS = (
     Fault("local rope in global layers", "rope", _is("gemma3", "gemma4"),
           partial(_set_ropes, {_G: _L}, True)),
     Fault("no rope factor", "rope", _has_linear_rope, partial(_set_ropes, {_G: _G}, False)),
+    Fault("rope factor in local layers too", "rope", _has_linear_rope, _scale_local_rope),
     Fault("all columns rotated in global layers", "rope", _is("gemma4"),
           partial(_set_ropes, {_G: _G}, False)),
     Fault("norms without 1 +", "norm", _is("gemma2", "gemma3"), partial(_shift_norms, -1.0)),
+    Fault("1 + of norms rounded to bfloat16", "norm",
+          lambda model: _is("gemma2", "gemma3")(model) and _is_rounded(model), _round_gains),
     Fault("norms with 1 +", "norm", _is("gemma4"), partial(_shift_norms, 1.0)),
     Fault("exact GELU", "gelu", lambda model: True, _exact_gelu),
     Fault("no norms of queries and keys", "qk norm", _is("gemma3", "gemma4"),

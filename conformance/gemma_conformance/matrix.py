@@ -163,7 +163,8 @@ def _cell(
         return Cell(trait, Verdict.FAULT, named, delta=delta)
     if verdict in (Verdict.WRONG, Verdict.CANT_RUN):
         return Cell(trait, verdict, text, delta=delta)
-    least = min(mutants.effect(fault) for fault in mutants.faults if fault.trait == trait)
+    clear = [f for f in mutants.faults if f.trait == trait and not f.is_subtle]
+    least = min(map(mutants.effect, clear))
     if least < _CLEAR * system.tolerance:
         return Cell(trait, Verdict.NOT_TOLD, f"{system.precision} hides it", delta=delta)
     return Cell(trait, Verdict.OK, "", delta=None if faults else delta)

@@ -65,7 +65,8 @@ def test_each_fault_moves_logits_far_beyond_the_tolerance(
     mutants = all_mutants[name]
     assert len(mutants.faults) > 10
     for fault in mutants.faults:
-        assert mutants.effect(fault) > 30 * TOLERANCES[FLOAT32], fault.name
+        clear = 1.5 if fault.is_subtle else 30
+        assert mutants.effect(fault) > clear * TOLERANCES[FLOAT32], fault.name
 
 
 def test_every_fault_bites_in_some_checkpoint(all_mutants: dict[str, Mutants]) -> None:

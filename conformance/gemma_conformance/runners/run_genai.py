@@ -9,20 +9,23 @@ from pathlib import Path
 import numpy as np
 import onnxruntime_genai as genai
 
-# The builder reads the settings of rope as transformers 4 named them; with transformers 5, its
-# `Gemma3Model` fails before it reads a weight.
+# The builder reads the settings of Gemma 3's rope as transformers 4 named them. transformers 5
+# nests them, and builds its own model from the nested ones: so only what the builder reads is
+# flattened.
 _BUILD = """
-import runpy
-from transformers import Gemma3TextConfig
-first = Gemma3TextConfig.__init__
-def flat(self, *arguments, **named):
-    first(self, *arguments, **named)
-    ropes = self.rope_parameters
-    if isinstance(ropes, dict) and "sliding_attention" in ropes:
-        self.rope_local_base_freq = ropes["sliding_attention"]["rope_theta"]
-        self.rope_theta = ropes["full_attention"]["rope_theta"]
-        self.rope_parameters = dict(ropes["full_attention"])
-Gemma3TextConfig.__init__ = flat
+import copy, runpy
+import onnxruntime_genai.models  # it makes the next import possible
+from builders import gemma
+first = gemma.Gemma3Model.__init__
+def flat(self, config, *others):
+    ropes = config.rope_parameters
+    if "sliding_attention" in ropes:
+        config = copy.deepcopy(config)
+        config.rope_local_base_freq = ropes["sliding_attention"]["rope_theta"]
+        config.rope_theta = ropes["full_attention"]["rope_theta"]
+        config.rope_parameters = dict(ropes["full_attention"])
+    first(self, config, *others)
+gemma.Gemma3Model.__init__ = flat
 runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
 """
 

@@ -15,20 +15,25 @@ from gemma_export.progress import QuietReporter
 from gemma_export.quantize.recipe import find_recipe
 
 _NEVER = -1e4  # of a token that the server didn't list
+_ALWAYS = 1e4  # a bias that no logit outweighs
 
 
 class _Engine:
     packages = ("xllamacpp", "gemma-export")
     gives_log_probabilities = True
 
-    def __init__(self, path: Path, vocabulary: int) -> None:
+    def __init__(self, path: Path, vocabulary: int, letter: int) -> None:
         parameters = xllamacpp.CommonParams()
         parameters.model.path = str(path)
         parameters.n_ctx, parameters.n_parallel, parameters.n_gpu_layers = 128, 1, 0
         parameters.verbosity, parameters.cache_ram_mib, parameters.warmup = 0, 0, False
+        parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         self._server = xllamacpp.Server(parameters)
         self._vocabulary = vocabulary
+        # The server tells no probabilities where the sampled token is a part of a character. They
+        # are of the logits before the bias, so a biased letter makes it tell them always.
+        self._bias = [[letter, _ALWAYS]]
         self._tokens: list[int] = []
 
     def score(self, tokens: list[int]) -> list[list[float]]:
@@ -57,6 +62,7 @@ class _Engine:
             "n_probs": self._vocabulary,
             "temperature": 0,
             "ignore_eos": True,
+            "logit_bias": self._bias,
             "cache_prompt": keeps_cache,
             "stream": False,
         }
@@ -81,5 +87,9 @@ def open_engine(folder: str, scratch: str, options: dict[str, str]) -> _Engine:
         output=Path(scratch) / "bundle",
     )
     (result,) = export_bundles(request, QuietReporter())
-    config = json.loads((Path(folder) / "config.json").read_text("utf-8"))
-    return _Engine(result.bundle.directory / "model.gguf", config["vocab_size"])
+    config, tokenizer = (
+        json.loads((Path(folder) / name).read_text("utf-8"))
+        for name in ("config.json", "tokenizer.json")
+    )
+    letter = tokenizer["model"]["vocab"]["a"]
+    return _Engine(result.bundle.directory / "model.gguf", config["vocab_size"], letter)
