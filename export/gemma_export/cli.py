@@ -15,6 +15,7 @@ import typer
 
 from gemma_export import cache_command, push_command
 from gemma_export.model.families import FAMILIES
+from gemma_export.search import command as search_command
 from gemma_export.targets import TARGETS, all_targets, require_packages
 from gemma_export.targets.spec import Option
 from gemma_runtime.command import run_app
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 app.add_typer(cache_command.app, name="cache")
 app.command("push")(push_command.push)
+app.command("search")(search_command.search)
 
 _HELP = """Turn a Gemma checkpoint into a bundle that a phone, a laptop or a board can run.
 
@@ -54,6 +56,8 @@ with [bold]gemma-runtime[/bold].
   gemma-export --target onnx --size 9b --checkpoint random:7 --max-ram 2GiB
 
   gemma-export cache list                   (entries of the cache, with size and age)
+
+  gemma-export search search.yaml           (many bundles, and the one to take)
 
   gemma-export push out/gemma owner/name    (a private repository on the hub)
 

@@ -37,6 +37,8 @@ class Backend:
     computes_with: tuple[str, ...] = ()  # packages that round its numbers, beside the bundle's own
     held_codes: str | None = None  # (Bundle) → the artifact's quantized weights
     profiler: str | None = None  # (Bundle, threads, chunks) → operator times of each call
+    # Module, package and extra without which no session opens, beside what an export needs.
+    needs: tuple[str, str, str] | None = None
 
 
 BACKENDS: Mapping[str, Backend] = {
@@ -65,6 +67,7 @@ BACKENDS: Mapping[str, Backend] = {
         opener="gemma_runtime.backends.llama:open_llama_session",
         scores_together=True,
         held_codes="gemma_runtime.contents.held_codes:read_gguf",
+        needs=("llama_cpp", "llama-cpp-python", "llama"),
     ),
     "hf": Backend(
         opener="gemma_runtime.backends.hf:open_hf_session",

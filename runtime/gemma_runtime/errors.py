@@ -14,6 +14,7 @@ GemmaError                one line; the command line prints it and exits with 1
 ├── ConfigError           config.json or GGUF metadata doesn't describe a supported Gemma
 ├── RecipeError           a quantization recipe is wrong
 ├── TargetError           the target doesn't support the recipe
+├── SearchError           a search file is wrong, or a search can't be run
 ├── HubError              the hub is unreachable, the model is gated, or no token is set
 ├── CacheError            the cache folder can't be written, or holds no such entry
 └── MemoryLimit           the export would need more memory than --max-ram
@@ -81,6 +82,10 @@ class RecipeError(GemmaError):
 
 
 class TargetError(GemmaError):
+    pass
+
+
+class SearchError(GemmaError):
     pass
 
 

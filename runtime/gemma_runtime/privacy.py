@@ -7,6 +7,7 @@ OPT_OUTS = {
     "ORT_TELEMETRY_DISABLED": "1",  # the name in builds before the release of 1.29
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # datasets and evaluate, which lm_eval uses
     "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, hf_xet, transformers
+    "RAY_USAGE_STATS_ENABLED": "0",  # ray
 }
 
 

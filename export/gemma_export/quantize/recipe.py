@@ -20,6 +20,7 @@ from gemma_export.model.config import (
 )
 from gemma_runtime.errors import MissingExtra, RecipeError, nearest_first
 
+GROUPS = (16, 32, 64, 128, 256)  # weights that may share a scale
 _INT8_STEP = 128  # int8 columns come in multiples of this
 # gptq needs calibration text; kept copies the source's own codes.
 Rounding = Literal["nearest", "searched", "gptq", "kept"]
@@ -351,7 +352,7 @@ def _rule(base: Recipe, pattern: str, choice: _Choice, path: Path) -> Rule:
     asymmetric = choice.asymmetric
     if asymmetric is None:
         asymmetric = default.format.asymmetric and bits == default.format.bits
-    if group not in (16, 32, 64, 128, 256):
+    if group not in GROUPS:
         raise RecipeError(
             f"recipe {path}: group of {pattern!r} is {group}, expected 16, 32, 64, 128, 256 or "
             "channel"

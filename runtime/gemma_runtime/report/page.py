@@ -1,7 +1,7 @@
 """Renders the page. Its only HTML is in the templates, which escape every text."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from gemma_runtime.proof.safety import SafetyComparison
 from gemma_runtime.report.chart import shape
 from gemma_runtime.report.collected import Collected
 from gemma_runtime.report.figures import Figures
+from gemma_runtime.report.parts import Section
 from gemma_runtime.report.sections.identity import identity, sizes
 from gemma_runtime.report.sections.languages import languages
 from gemma_runtime.report.sections.parity import parity
@@ -21,14 +22,14 @@ from gemma_runtime.report.sections.refusals import safety
 from gemma_runtime.report.sections.reproduce import reproduce
 from gemma_runtime.report.sections.speed import speed
 from gemma_runtime.report.sections.structure import structure
-from gemma_runtime.report.sections.summary import cards, verdict_line
+from gemma_runtime.report.sections.summary import Card, cards, verdict_line
 from gemma_runtime.report.sections.tasks import tasks
 from gemma_runtime.staging import staged_file
 
 _SECTIONS = (identity, parity, languages, tasks, structure, safety, speed, sizes, reproduce)
 
 
-class _Data(NamedTuple):
+class Data(NamedTuple):
     """A data block of the page."""
 
     kind: str
@@ -38,16 +39,36 @@ class _Data(NamedTuple):
 
 def render_page(collected: Collected) -> bytes:
     """The page as UTF-8. The same figures give the same bytes."""
-    sections = [section(collected) for section in _SECTIONS]
+    return render_sections(
+        title=", ".join(column.label for column in collected.columns),
+        verdict=verdict_line(collected),
+        cards=cards(collected),
+        sections=[section(collected) for section in _SECTIONS],
+        data=list(_data(collected)),
+        generator="gemma-runtime report",
+    )
+
+
+def render_sections(
+    *,
+    title: str,
+    verdict: str,
+    cards: Sequence[Card],
+    sections: Sequence[Section],
+    data: Sequence[Data],
+    generator: str,
+) -> bytes:
+    """A page of sections as UTF-8. `generator` is the command that writes it."""
     page = (
         _environment()
         .get_template("page.html.j2")
         .render(
-            title=", ".join(column.label for column in collected.columns),
-            verdict=verdict_line(collected),
-            cards=cards(collected),
+            title=title,
+            verdict=verdict,
+            cards=cards,
             sections=sections,
-            data=list(_data(collected)),
+            data=data,
+            generator=generator,
         )
     )
     return page.encode("utf-8", "replace")  # file names can have half a surrogate pair
@@ -89,9 +110,9 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _data(collected: Collected) -> Iterator[_Data]:
+def _data(collected: Collected) -> Iterator[Data]:
     for source in collected.sources:
-        yield _Data(source.kind, source.name, script_json(_shared(source.figures)))
+        yield Data(source.kind, source.name, script_json(_shared(source.figures)))
 
 
 def _shared(figures: Figures) -> Figures:

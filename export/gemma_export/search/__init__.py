@@ -1,0 +1,1 @@
+"""`gemma-export search`: exports, evaluates and measures many bundles, and shows the best ones."""
