@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import psutil
 
 from gemma_export.plan import Plan
+from gemma_export.quantize.recipe import RECIPES
 from gemma_export.request import plan_exports
 from gemma_export.search.cells import Cell
 from gemma_export.search.measures import MEASURES, Stage, shown
@@ -88,11 +89,11 @@ def _seconds(plan: Plan, cell: Cell) -> float:
     """A rough estimate: the times of docs/measurements.md, scaled by weights and cores."""
     recipe, weights = cell.request.recipe, plan.parameters
     layers = weights.attention + weights.mlp
-    names = plan.recipe if recipe is None else recipe.name
+    recipe = recipe or RECIPES.get(plan.recipe)  # which auto chose
     seconds = _ROUNDING * weights.total
-    if (recipe is not None and recipe.is_smooth) or "smooth" in names:
+    if recipe is not None and recipe.is_smooth:
         seconds += _SMOOTHING * weights.total
-    if recipe is not None and recipe.rounds_by_text:
+    elif recipe is not None and recipe.rounds_by_text:
         seconds += _GPTQ * layers + _DISTILLING * layers * recipe.distilled
     if cell.request.bits is not None:
         seconds += _BUDGET * layers
@@ -118,7 +119,7 @@ def _refusal(
     if question.minutes is not None and estimate.export_seconds > 60 * question.minutes:
         minutes = estimate.export_seconds / 60
         return (
-            f"its export takes about {minutes:.0f} minutes, the budget allows {question.minutes:g}"
+            f"its export takes about {minutes:.1f} minutes, the budget allows {question.minutes:g}"
         )
     return _too_slow(estimate, limits, bandwidth)
 

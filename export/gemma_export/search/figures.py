@@ -48,7 +48,7 @@ def read_figures(job: Job, names: tuple[str, ...]) -> Figures:
 
 def _read(stage: Stage, file: Path, names: tuple[str, ...]) -> Mapping[str, Any]:
     if stage is Stage.TASKS:
-        return {"score": _score(file, names)}
+        return {"score": read_score(file, names)}
     figures = read_source(file).figures
     if isinstance(figures, Verified):
         return {"verdict": figures.verification.verdict.value}
@@ -79,7 +79,7 @@ def _evaluated(figures: Evaluated, file: Path) -> Mapping[str, Any]:
     }
 
 
-def _score(file: Path, names: tuple[str, ...]) -> float:
+def read_score(file: Path, names: tuple[str, ...]) -> float:
     """The mean over the tasks and groups asked for, each by its first metric to be high."""
     try:
         scores = msgspec.json.decode(file.read_bytes(), type=_Scores)

@@ -7,6 +7,7 @@ from signal import SIGINT, SIGKILL, Signals
 from threading import Lock
 
 _GRACE = 2.0  # seconds for children to end by the terminal's Ctrl-C, which they get too
+_TURN = 0.5  # seconds
 _PATIENCE = 20.0  # seconds for them to delete what is half-written
 
 
@@ -46,7 +47,7 @@ class Processes:
                 )
                 self._running.add(process)
             try:
-                code = process.wait()
+                code = _wait(process)
             except BaseException:
                 _end(process)
                 raise
@@ -64,6 +65,15 @@ class Processes:
             running = list(self._running)
         for process in running:
             _end(process)
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Wait in short turns, between which Ray can interrupt this thread without a signal."""
+    while True:
+        try:
+            return process.wait(_TURN)
+        except subprocess.TimeoutExpired:
+            pass
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

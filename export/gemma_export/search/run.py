@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -155,28 +155,27 @@ class _Run:
         groups = _by_weights(jobs, self._planned)
         batches = [[group] for group in groups] if scheduler.is_alone else [groups]
         for batch in batches:
-            ready = [job for group in self._prepare(batch, scheduler) for job in group]
-            for job in ready:
-                self._measure(job)
+            ready = self._prepare(batch, scheduler)
+            for job in (job for group in batch for job in group):
+                if job.cell in ready:
+                    self._measure(job)
 
-    def _prepare(
-        self, groups: Sequence[Sequence[Job]], scheduler: Scheduler
-    ) -> Iterator[list[Job]]:
-        """Export and evaluate; yields the jobs of each group that are ready to be measured."""
+    def _prepare(self, groups: Sequence[Sequence[Job]], scheduler: Scheduler) -> set[str]:
+        """Export and evaluate; returns the cells that are ready to be measured."""
+        self._tell(f"exporting and evaluating {sum(map(len, groups))} cells")
         waiting: dict[Future[Outcome], Sequence[Job]] = {}
         for group in groups:
-            prepared = [_until_bench(job) for job in group]
             memory = max(self._export_peak(job) for job in group)
+            prepared = [_until_bench(job) for job in group]
             waiting[scheduler.submit(prepared, memory)] = group
-        self._tell(f"exporting and evaluating {sum(map(len, groups))} cells")
-        while waiting:
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                group = waiting.pop(future)
-                outcome = outcome_of(future, group)
-                for job in group:
-                    if (failure := outcome.get(job.cell)) is not None:
-                        self._fail(job.cell, failure)
-                yield [job for job in group if outcome.get(job.cell) is None]
+        ready: set[str] = set()
+        for future in as_completed(waiting):
+            for cell, failure in outcome_of(future, waiting[future]).items():
+                if failure is None:
+                    ready.add(cell)
+                else:
+                    self._fail(cell, failure)
+        return ready
 
     def _measure(self, job: Job) -> None:
         """Measure speed and memory, if they are asked for; then the cell is finished."""

@@ -15,7 +15,7 @@ from gemma_export.search.measures import Stage
 from gemma_export.search.processes import Processes
 from gemma_runtime.errors import MissingExtra, SearchError
 
-_PATIENCE = 10.0  # seconds to wait for a cluster's port
+_PATIENCE = 10.0  # seconds to wait for a cluster's port, and for its tasks to end
 Outcome = dict[str, Failure | None]  # by cell
 
 
@@ -86,6 +86,9 @@ class _Ray:
     def close(self) -> None:
         for reference in self._references:
             self._ray.cancel(reference)  # interrupts the task, which ends its processes
+        if self._references:
+            count = len(self._references)
+            self._ray.wait(self._references, num_returns=count, timeout=_PATIENCE)
         self._ray.shutdown()
 
 

@@ -101,7 +101,8 @@ def test_finished_cells_are_reused_and_failed_ones_tried_again(
 ) -> None:
     bundles = folder / "out" / "bundles"
     before = {path: path.stat().st_mtime_ns for path in bundles.rglob("*")}
-    file = write_search(folder, checkpoints=["model.gguf", RANDOM], **ALL)
+    file = write_search(folder, **ALL)
+    write_search(folder, checkpoints=["model.gguf", RANDOM], **ALL)
     again = search(file, folder / "out", capfd)
     assert {path: path.stat().st_mtime_ns for path in bundles.rglob("*")} == before
     reused = [cell for cell in again["cells"] if cell["is_reused"]]
