@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gemma_runtime.cache import ABOUT, PACKED, About, cache_folder
+from gemma_runtime.cache import ABOUT, PACKED, TEACHERS, About, cache_folder
 from gemma_runtime.errors import CacheError
 
 app = typer.Typer(help="List and remove entries of the cache folder.")
@@ -28,7 +28,7 @@ class Entry:
     """One entry of the cache; its files are used and removed together."""
 
     key: str
-    kind: str  # store, calibration, packed, runner or weights
+    kind: str  # store, calibration, teacher, packed, runner or weights
     path: Path
     model: str = ""
     recipe: str = ""
@@ -53,6 +53,7 @@ class Entry:
 def find_entries(folder: Path) -> list[Entry]:
     """All entries of a cache folder, oldest first. Ignores files that we did not create."""
     entries = [*_stores(folder / "stores"), *_described(folder / "calibrated", "calibration")]
+    entries += _described(folder / TEACHERS, "teacher")
     entries += _described(folder / PACKED, "packed")
     entries += [Entry(p.name, "runner", p) for p in _inside(folder / "native") if p.is_dir()]
     entries += [Entry(p.name, "weights", p) for p in _inside(folder) if p.suffix == ".gguf"]

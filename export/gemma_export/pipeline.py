@@ -34,9 +34,9 @@ from gemma_export.request import (
     find_choice,
     plan_export,
 )
+from gemma_export.sidecars.kept_teacher import kept_teacher
 from gemma_export.sidecars.reference import Reference, record_reference
 from gemma_export.sidecars.reference import passes as reference_passes
-from gemma_export.sidecars.teacher import passes, record_teacher
 from gemma_export.sidecars.text import ExportText, WantedText, read_text
 from gemma_export.targets import (
     Artifact,
@@ -241,9 +241,7 @@ def _teacher(
 ) -> list[TeacherSegment]:
     if not segments:
         return []
-    total = checkpoint.config.parameters * 4 * passes(list(segments))
-    with report.stage("teacher", total) as tick:
-        return record_teacher(checkpoint, segments, guarded(tick, ceiling))
+    return kept_teacher(checkpoint, segments, guarded_stage(report, ceiling), report.note)
 
 
 def _write(target: Target, work: _Work, report: Reporter, ceiling: MemoryCeiling) -> Artifact:

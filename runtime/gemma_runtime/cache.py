@@ -1,6 +1,7 @@
-"""The cache folder: quantized stores, calibrations, packed weights, compiled runners, demo weights.
+"""The cache folder: what exports and sessions keep for the next ones.
 
-Everything in it can be rebuilt.
+Quantized stores, calibrations, teachers, packed weights, compiled runners, demo weights: everything
+in it can be rebuilt.
 """
 
 import os
@@ -14,6 +15,7 @@ from gemma_runtime.errors import CacheError
 
 ABOUT = "about.json"  # describes a folder of the cache
 PACKED = "packed"  # the folder of packed weights
+TEACHERS = "teachers"  # the folder of teachers' probabilities
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from gemma_export.cache_command import find_entries
+from gemma_export.checkpoint import Checkpoint
 from gemma_export.pipeline import ExportRequest, export_bundles
-from gemma_export.progress import QuietReporter
+from gemma_export.progress import QuietReporter, Tick
 from gemma_export.quantize.recipe import find_recipe
+from gemma_export.sidecars.teacher import record_teacher
 from gemma_runtime.bundle import Bundle, open_bundle
+from gemma_runtime.cache import cache_folder
 from gemma_runtime.cli import run_command
 from gemma_runtime.errors import BundleError, CheckpointError, TokenizerError
 from gemma_runtime.proof.evaluate import evaluate_bundle, teacher_kl
@@ -43,17 +47,21 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> dict[str,
     source = write_tiny(work, GEMMA2)
     exported = {}
     for recipe in ("none", "int8", "int4"):
-        request = ExportRequest(
-            targets=("onnx",),
-            recipe=find_recipe(recipe),
-            checkpoint=str(source),
-            context_length=64,
-            output=work / recipe,
-            eval_text=folder,
-        )
-        export_bundles(request, QuietReporter())
-        exported[recipe] = open_bundle(work / recipe)
+        exported[recipe] = export_with_text(source, recipe, work / recipe, folder)
     return exported
+
+
+def export_with_text(source: Path, recipe: str, output: Path, text: Path) -> Bundle:
+    request = ExportRequest(
+        targets=("onnx",),
+        recipe=find_recipe(recipe),
+        checkpoint=str(source),
+        context_length=64,
+        output=output,
+        eval_text=text,
+    )
+    export_bundles(request, QuietReporter())
+    return open_bundle(output)
 
 
 def test_the_float32_bundle_agrees_with_the_teacher(bundles: dict[str, Bundle]) -> None:
@@ -239,3 +247,33 @@ def test_an_evaluation_text_without_a_tokenizer_is_refused(
     )
     with pytest.raises(CheckpointError, match="no tokenizer, so --eval-text can't be encoded"):
         export_bundles(request, QuietReporter())
+
+
+def test_a_second_export_takes_the_kept_teacher_and_mends_a_damaged_one(
+    bundles: dict[str, Bundle], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded: list[object] = []
+
+    def record(checkpoint: Checkpoint, segments: dict[str, list[int]], tick: Tick) -> object:
+        recorded.append(segments)
+        return record_teacher(checkpoint, segments, tick)
+
+    monkeypatch.setattr("gemma_export.sidecars.kept_teacher.record_teacher", record)
+    expected = bundles["int8"].path("teacher").read_bytes()
+    source = next(bundles["int8"].directory.parent.glob("*.gguf"))
+    (kept,) = [
+        entry.path / TEACHER
+        for entry in find_entries(cache_folder())
+        if entry.kind == "teacher" and (entry.path / TEACHER).read_bytes() == expected
+    ]
+
+    def export_again(name: str) -> bytes:
+        bundle = export_with_text(source, "int8", tmp_path / name, folder)
+        return bundle.path("teacher").read_bytes()
+
+    assert export_again("kept") == expected
+    assert not recorded
+    kept.write_bytes(expected[:-100])
+    assert export_again("mended") == expected
+    assert len(recorded) == 1
+    assert kept.read_bytes() == expected
