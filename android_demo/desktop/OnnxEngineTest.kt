@@ -18,6 +18,7 @@ import gemma.core.TINY
 import gemma.core.TokenGeneration
 import gemma.core.Verdict
 import gemma.core.Workload
+import gemma.core.checkAnswersInEarlierPlaces
 import gemma.core.checkFigures
 import gemma.core.checkReport
 import gemma.core.ints
@@ -108,6 +109,10 @@ class OnnxEngineTest {
         assertEquals(first, fresh.messages.last().content)
         assertEquals(again, runBlocking { fresh.send("the", 8).also { it.pieces.toList() }.text })
     }
+
+    @Test
+    fun `an edited question is answered as in a new conversation`() =
+        openSession().use { checkAnswersInEarlierPlaces(it, ChatCodec.load(bundle)) }
 
     @Test
     fun `chunks of any length give the same logits, and a full context throws`() = onGraph("exact") { session ->

@@ -6,12 +6,13 @@ struct ChatView: View {
     let screen: ChatScreen
     @State private var question = ""
     @State private var sheet: ChatSheet?
+    @State private var edited: ChatScreen.Turn?
 
     var body: some View {
         VStack(spacing: 8) {
             ScrollView {
                 LazyVStack(alignment: .leading, spacing: 12) {
-                    ForEach(screen.turns) { turn in TurnView(turn: turn) }
+                    ForEach(screen.turns) { turn in TurnView(screen: screen, turn: turn, edited: $edited) }
                 }
             }
             .defaultScrollAnchor(.bottom)
@@ -40,6 +41,8 @@ struct ChatView: View {
             case .schema: SchemaEditor(screen: screen, text: screen.schema?.description ?? exampleSchema)
             }
         }
+        .sheet(item: $edited) { turn in MessageEditor(screen: screen, turn: turn, text: screen.question(turn)) }
+        .onChange(of: screen.unanswered) { _, text in if let text, question.isEmpty { question = text } }
     }
 
     private func send() {
@@ -56,9 +59,11 @@ private enum ChatSheet: Identifiable {
     var id: Self { self }
 }
 
-/// One turn; thoughts are folded.
+/// One turn with a menu of what can be done with it; thoughts are folded.
 private struct TurnView: View {
+    let screen: ChatScreen
     let turn: ChatScreen.Turn
+    @Binding var edited: ChatScreen.Turn?
 
     var body: some View {
         VStack(alignment: turn.isUser ? .trailing : .leading, spacing: 4) {
@@ -71,8 +76,20 @@ private struct TurnView: View {
                 .textSelection(.enabled)
                 .foregroundStyle(turn.isUser ? .secondary : .primary)
                 .accessibilityLabel(turn.isUser ? "You: \(turn.text)" : "Gemma: \(turn.text)")
+            menu
         }
         .frame(maxWidth: .infinity, alignment: turn.isUser ? .trailing : .leading)
+    }
+
+    private var menu: some View {
+        Menu {
+            Button("Copy") { UIPasteboard.general.string = turn.text }
+            if turn.place != nil { Button("Edit") { edited = turn }.disabled(screen.busy) }
+            if screen.isLastAnswer(turn) { Button("Answer again", action: screen.answerAgain).disabled(screen.busy) }
+        } label: {
+            Image(systemName: "ellipsis").frame(minWidth: 44, minHeight: 44)
+        }
+        .accessibilityLabel(turn.isUser ? "Actions for your message" : "Actions for the answer")
     }
 }
 

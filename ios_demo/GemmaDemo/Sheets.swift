@@ -71,6 +71,36 @@ struct ChatsView: View {
     }
 }
 
+/// Edits one of the user's messages and sends it again.
+struct MessageEditor: View {
+    let screen: ChatScreen
+    let turn: ChatScreen.Turn
+    @State var text: String
+    @Environment(\.dismiss) private var dismiss
+
+    var body: some View {
+        NavigationStack {
+            VStack(alignment: .leading, spacing: 8) {
+                TextEditor(text: $text).accessibilityLabel("Message")
+                Text("The messages after it are removed.").font(.caption).foregroundStyle(.secondary)
+            }
+            .padding()
+            .navigationTitle("Edit message")
+            .toolbar {
+                ToolbarItem(placement: .cancellationAction) { Button("Cancel") { dismiss() } }
+                ToolbarItem(placement: .confirmationAction) { Button("Send", action: send) }
+            }
+        }
+    }
+
+    private func send() {
+        let edited = text.trimmingCharacters(in: .whitespacesAndNewlines)
+        guard !edited.isEmpty else { return }
+        screen.edit(turn, edited)
+        dismiss()
+    }
+}
+
 /// Edits the JSON Schema that answers must match.
 struct SchemaEditor: View {
     let screen: ChatScreen

@@ -88,6 +88,10 @@ extension Button where L == Text {
     public init(_ title: LocalizedStringKey, action: @escaping @MainActor () -> Void) {}
     @_disfavoredOverload public init<S: StringProtocol>(_ title: S, action: @escaping @MainActor () -> Void) {}
 }
+public struct Menu<L: View, C: View>: Leaf {
+    public init(@ViewBuilder content: () -> C, @ViewBuilder label: () -> L) {}
+}
+public struct Image: Leaf { public init(systemName: String) {} }
 public struct TextField<L: View>: Leaf {}
 extension TextField where L == Text {
     public init(_ title: LocalizedStringKey, text: Binding<String>, axis: Axis) {}

@@ -23,3 +23,11 @@
     }
     public nonisolated class var didReceiveMemoryWarningNotification: Notification.Name { fatalError() }
 }
+
+@MainActor open class UIPasteboard: NSObject {
+    public class var general: UIPasteboard { fatalError() }
+    public var string: String? {
+        get { fatalError() }
+        set {}
+    }
+}

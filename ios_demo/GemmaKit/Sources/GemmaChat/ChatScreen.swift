@@ -8,11 +8,15 @@ public final class ChatScreen {
     public struct Turn: Identifiable {
         public let id = UUID()
         public let isUser: Bool
+        var isReply = false  // the model's, and not about a reply
+        public internal(set) var place: Int?  // a question's, among the turns of the saved chat
         public internal(set) var text: String
         public internal(set) var thought = ""  // what the model wrote for itself before the answer
     }
 
     public internal(set) var turns: [Turn] = []
+    /// A question that got no answer, for the user to change.
+    public internal(set) var unanswered: String?
     public internal(set) var status = "Tap Bundles to load a model."
     public internal(set) var warning: String?
     public internal(set) var result: String?

@@ -4,16 +4,50 @@ import GemmaKit
 /// Replies, chats and the benchmark.
 extension ChatScreen {
     public func send(_ question: String) {
-        startTask {
+        startTask { try await self.ask(question, at: self.chat.turns.count) }
+    }
+
+    /// Asks another question in the place of one of the user's turns; the turns after it are removed.
+    public func edit(_ turn: Turn, _ question: String) {
+        guard let place = turn.place else { return }
+        startTask { try await self.ask(question, at: place) }
+    }
+
+    /// The text of one of the user's turns to edit, without what a schema has added.
+    public func question(_ turn: Turn) -> String { request(in: turn.text, schema) }
+
+    /// Asks the last question once more, for another reply.
+    public func answerAgain() {
+        guard let place = lastQuestion(chat.turns) else { return }
+        let question = request(in: chat.turns[place].content, schema)
+        startTask { try await self.ask(question, at: place) }
+    }
+
+    /// Whether this is the last reply, which can be given again.
+    public func isLastAnswer(_ turn: Turn) -> Bool {
+        !turn.isUser && turn.id == turns.last { $0.isReply }?.id && lastQuestion(chat.turns) != nil
+    }
+
+    /// Asks in a place of the chat. If no answer begins, the chat is as before, and the question is `unanswered`.
+    private func ask(_ question: String, at place: Int) async throws {
+        let (shown, model, schema) = (turns, model, schema)
+        if let start = turns.firstIndex(where: { $0.place == place }) { turns.removeSubrange(start...) }
+        turns.append(Turn(isUser: true, place: place, text: question))
+        unanswered = nil
+        var hasBegun = false
+        let answered = await resultOf {
             try await self.loadIfNeeded()
-            self.turns.append(Turn(isUser: true, text: question))
-            let (model, schema) = (self.model, self.schema)
-            let answered = await resultOf {
-                try await self.follow({ try await model.answer(question, schema, $0) }, show: self.show)
+            try await self.follow({ try await model.answer(question, at: place, schema, $0) }) { event in
+                hasBegun = hasBegun || event.isOfBegunReply
+                self.show(event)
             }
-            try await self.save()
-            try answered.get()
         }
+        if !hasBegun {
+            turns = shown
+            unanswered = question
+        }
+        try await save()
+        try answered.get()
     }
 
     /// Requires answers to match a JSON Schema; an empty text allows any answer.
@@ -72,9 +106,8 @@ extension ChatScreen {
         turns = []
         warning = nil
         replaceTask {
-            try await self.model.start(next.turns)
-            self.chat = next
-            self.turns = next.turns.map { Turn(isUser: $0.role == .user, text: $0.content) }
+            try await self.model.start(next)
+            self.show(next)
             self.contextUse = await self.model.contextUse
             try await self.save()
         }
@@ -87,18 +120,25 @@ extension ChatScreen {
         state.chat = chat.id
         state.settings = settings
         try store.save(state)
-        let turns = await model.turns
-        guard turns != chat.turns else { return }
-        chat.turns = turns
-        chat.changed = Date()
+        let now = await model.chat
+        guard now.turns != chat.turns || now.forgotten != chat.forgotten else { return }
+        chat = SavedChat(id: chat.id, turns: now.turns, forgotten: now.forgotten)
         try store.save(chat)
         chats = store.load()
+    }
+
+    func show(_ saved: SavedChat) {
+        chat = saved
+        turns = saved.turns.enumerated().map { place, message in
+            let isUser = message.role == .user
+            return Turn(isUser: isUser, isReply: !isUser, place: isUser ? place : nil, text: message.content)
+        }
     }
 
     private func show(_ event: ChatEvent) {
         switch event {
         case .forgot(let count): warning = "The context is full: forgot the oldest \(count) turns."
-        case .began: turns.append(Turn(isUser: false, text: ""))
+        case .began: turns.append(Turn(isUser: false, isReply: true, text: ""))
         case .piece(let text, let thought, let progress):
             // There is no such turn if a new chat was started meanwhile.
             if let last = turns.indices.last, !turns[last].isUser {

@@ -14,9 +14,8 @@ extension ChatScreen {
             self.settings = state.settings
             try await self.model.use(state.settings)
             if let saved = self.chats.first(where: { $0.id == state.chat }) {
-                try await self.model.start(saved.turns)
-                self.chat = saved
-                self.turns = saved.turns.map { Turn(isUser: $0.role == .user, text: $0.content) }
+                try await self.model.start(saved)
+                self.show(saved)
             }
             guard let bundle = state.bundle.flatMap(self.library.bundle(named:)) else { return }
             try await self.load(bundle)

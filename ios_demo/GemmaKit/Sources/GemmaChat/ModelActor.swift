@@ -8,6 +8,15 @@ enum ChatEvent: Sendable {
     case piece(String, thought: String, Progress)  // of the answer; the thought is whole
     case ended(StopReason?)
     case checked(String)  // the outcome of the check against the schema, as a message
+
+    /// Whether the reply that it belongs to counts in the conversation.
+    var isOfBegunReply: Bool {
+        switch self {
+        case .piece: true
+        case .ended(let reason): reason != nil
+        default: false
+        }
+    }
 }
 
 /// Figures while a reply is generated.
@@ -40,13 +49,13 @@ private struct Loaded {
 /// Owns the model; all access to it goes through this actor. While a call is awaited the actor can be
 /// entered again, so callers must wait for one call before they start the next. `ChatScreen` does.
 ///
-/// The turns of the conversation are kept while no model is in memory.
+/// The chat is kept while no model is in memory.
 actor ModelActor {
     private let library: BundleLibrary
     private let open: EngineOpener
     private var loaded: Loaded?
     private var conversation: Conversation?
-    private var keptTurns: [Message] = []
+    private var kept = SavedChat()
     private var settings = ChatSettings()
     private var meter = LatencyMeter()
 
@@ -87,13 +96,15 @@ actor ModelActor {
 
     /// Frees the model; the conversation goes on when it is loaded again.
     func unload() {
-        keptTurns = turns
+        kept = chat
         (loaded, conversation) = (nil, nil)
     }
 
-    /// The turns of user and assistant so far. A stopped reply counts with the text it has.
-    var turns: [Message] {
-        conversation.map { $0.messages.filter { $0.role != .system } } ?? keptTurns
+    /// The chat so far. A stopped reply counts with the text it has.
+    var chat: SavedChat {
+        guard let conversation else { return kept }
+        return SavedChat(
+            id: kept.id, turns: conversation.turns, forgotten: conversation.forgotten, changed: kept.changed)
     }
 
     /// How much of the context is taken; nil if no model is in memory.
@@ -101,16 +112,16 @@ actor ModelActor {
         loaded.map { ContextUse(tokens: $0.session.position, limit: $0.session.contextLength) }
     }
 
-    /// Starts another conversation, which goes on after these turns.
-    func start(_ turns: [Message]) throws {
-        keptTurns = turns
+    /// Goes on with a chat.
+    func start(_ chat: SavedChat) throws {
+        kept = chat
         conversation = nil
         if let loaded { conversation = try makeConversation(loaded) }
     }
 
     /// Uses other settings from the next reply on; throws if the bundle doesn't support one, which changes nothing.
     func use(_ new: ChatSettings) throws {
-        let (old, now) = (settings, turns)
+        let (old, now) = (settings, chat)
         settings = new
         do {
             try start(now)
@@ -121,12 +132,12 @@ actor ModelActor {
         }
     }
 
-    /// Answers a question, in JSON if a schema is given. Cancelling the task stops it between two tokens, and
+    /// Answers a question in a place of the chat, in JSON if a schema is given. Cancelling the task stops it between two tokens, and
     /// between two chunks of the prompt.
-    func answer(_ question: String, _ schema: Schema?, _ send: @Sendable (ChatEvent) -> Void) async throws {
+    func answer(_ question: String, at place: Int, _ schema: Schema?, _ send: @Sendable (ChatEvent) -> Void) async throws {
         guard let conversation else { throw GemmaError.session("no bundle is loaded; tap Bundles and pick one") }
-        guard let schema else { return try await conversation.send(question).run { tell($0, $1, send) } }
-        let structured = try await askStructured(conversation, question, schema) { tell($0, $1, send) }
+        guard let schema else { return try await conversation.send(question, at: place).run { tell($0, $1, send) } }
+        let structured = try await askStructured(conversation, question, schema, at: place) { tell($0, $1, send) }
         send(.checked(structured.summary))
     }
 
@@ -148,7 +159,7 @@ actor ModelActor {
         try Conversation(
             loaded.session, loaded.codec, Sampler(settings.sampling(loaded.bundle.manifest)),
             system: strip(settings.system).isEmpty ? nil : settings.system, roll: settings.roll,
-            thinking: settings.thinking, turns: keptTurns)
+            thinking: settings.thinking, turns: kept.turns, forgotten: kept.forgotten)
     }
 
     private func tell(_ reply: Reply, _ event: ReplyEvent, _ send: @Sendable (ChatEvent) -> Void) {

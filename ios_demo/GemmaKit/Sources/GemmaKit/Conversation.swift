@@ -57,6 +57,9 @@ public final class Reply: AsyncSequence, AsyncIteratorProtocol {
 
     public var tokens: [Int] { generation.tokens }
 
+    /// Whether it counts in the conversation: one that was stopped before its first token leaves no trace.
+    public var hasBegun: Bool { !tokens.isEmpty || reason != nil }
+
     /// Why the reply ended; nil while it is running and after it was stopped.
     public var reason: StopReason? { generation.reason }
 
@@ -98,10 +101,17 @@ extension Reply {
     }
 }
 
+/// Turns of user and assistant, of which the model no longer sees the first `forgotten`.
+private struct Course {
+    var turns: [Message] = []
+    var forgotten = 0
+}
+
 /// A conversation between a user and the model over one cache. Not thread-safe.
 ///
 /// Each turn feeds only the tokens that the cache lacks. If the format changes an earlier reply (it may trim
-/// it, and leaves out thoughts), the session goes back to what the two have in common.
+/// it, and leaves out thoughts), or the user goes on from an earlier turn, the session goes back to what the two have
+/// in common. Where it can't, because a cache no longer holds what it needs, the conversation is fed again.
 ///
 /// With `roll`, a full context makes it forget the oldest turns, a question with its reply at a time, but never
 /// the system turn. The next reply is then that of a new conversation that begins with the turns kept.
@@ -111,15 +121,17 @@ public final class Conversation {
     private let sampler: Sampler
     private let opening: [Message]  // the system turn, if there is one
     public var roll: Bool
-    private var turns: [Message] = []
+    private var before = Course()  // without the last question, which counts once it has a reply
+    private var asked = Course()
     private var fed: [Int] = []
     private var reply: Reply?
 
-    /// A conversation that goes on after `turns` of user and assistant. With `thinking`, the model thinks before it
-    /// answers; throws a tokenizer error if the bundle's chat template has no thinking to turn on.
+    /// A conversation that goes on after `turns` of user and assistant, the first `forgotten` of which the model doesn't
+    /// see. With `thinking`, the model thinks before it answers; throws a tokenizer error if the bundle's chat template
+    /// has no thinking to turn on.
     public init(
         _ session: Session, _ codec: ChatCodec, _ sampler: Sampler, system: String? = nil, roll: Bool = false,
-        thinking: Bool = false, turns: [Message] = []
+        thinking: Bool = false, turns: [Message] = [], forgotten: Int = 0
     ) throws {
         self.session = session
         self.codec = thinking ? try codec.thinking() : codec
@@ -127,29 +139,51 @@ public final class Conversation {
         self.roll = roll
         opening = system.map { [Message(.system, $0)] } ?? []
         reset()
-        self.turns += turns
+        before = Course(turns: turns, forgotten: forgotten)
     }
 
     /// Forgets every turn except the system's.
     public func reset() {
-        turns = opening
+        before = Course()
         fed = []
         reply = nil
         session.reset()
     }
 
-    /// The turns so far. A stopped reply counts with the text it has; a question without any reply is left out.
-    public var messages: [Message] {
-        guard let reply else { return turns }
-        if reply.tokens.isEmpty && reply.reason == nil { return turns.dropLast() }
-        return turns + [Message(.assistant, reply.text)]
+    /// What has been said so far.
+    private var course: Course {
+        guard let reply, reply.hasBegun else { return before }
+        return Course(turns: asked.turns + [Message(.assistant, reply.text)], forgotten: asked.forgotten)
     }
+
+    /// The turns of user and assistant, also those that the model has forgotten. A stopped reply counts with the text
+    /// it has; a question without any reply leaves no trace.
+    public var turns: [Message] { course.turns }
+
+    /// How many of the first turns the model no longer sees.
+    public var forgotten: Int { course.forgotten }
+
+    /// What the model sees: the system turn, if there is one, and the turns that it has not forgotten.
+    public var messages: [Message] { seen(course) }
 
     /// The reply to `content`. If the conversation no longer fits, throws contextFull and changes nothing.
     /// With `roll`, only a turn that doesn't fit by itself does so. A grammar holds this reply alone to its format.
     public func send(_ content: String, maxNewTokens: Int? = nil, grammar: ByteGrammar? = nil) throws -> Reply {
-        let asked = messages + [Message(.user, content)]
-        let (kept, tokens) = try fitting(asked, maxNewTokens ?? session.contextLength)
+        try send(content, at: course.turns.count, maxNewTokens: maxNewTokens, grammar: grammar)
+    }
+
+    /// As `send`, with `content` in the place of the turn at `index`, which must be the user's; the turns after it are
+    /// gone once this reply begins. The same content draws another reply. A place among forgotten turns brings back
+    /// those before it, as far as they fit.
+    public func send(
+        _ content: String, at index: Int, maxNewTokens: Int? = nil, grammar: ByteGrammar? = nil
+    ) throws -> Reply {
+        let now = course
+        try checkPlace(now.turns, index)
+        let whole = Course(
+            turns: now.turns.prefix(index) + [Message(.user, content)],
+            forgotten: index < now.forgotten ? 0 : now.forgotten)
+        let (next, tokens) = try fitting(whole, maxNewTokens ?? session.contextLength)
         try checkFits(tokens)
         let cached = try keepBeginning(tokens)
         let request = GenerationRequest(
@@ -160,25 +194,23 @@ public final class Conversation {
             grammar: grammar.map { GrammarState($0, codec.tokenizer, stopTokens: codec.stopTokens) }
         )
         let generation = try TokenGeneration(session, request, sampler)
-        let next = Reply(generation, codec.tokenizer, forgotten: asked.count - kept.count)
-        turns = kept
-        fed = tokens
-        reply = next
-        return next
+        let answer = Reply(generation, codec.tokenizer, forgotten: next.forgotten - whole.forgotten)
+        (before, asked, fed, reply) = (now, next, tokens, answer)
+        return answer
     }
+
+    private func seen(_ course: Course) -> [Message] { opening + course.turns.dropFirst(course.forgotten) }
 
     /// The turns to feed and their tokens; with `roll`, without the oldest if there is no room. A quarter of the
     /// context is kept free for the reply, or all of the reply if that is less.
-    private func fitting(_ asked: [Message], _ maxNewTokens: Int) throws -> ([Message], [Int]) {
+    private func fitting(_ whole: Course, _ maxNewTokens: Int) throws -> (Course, [Int]) {
         let room = session.contextLength - min(maxNewTokens, session.contextLength / 4)
-        let first = opening.count
-        var kept = asked
-        var tokens = try encodeChat(codec.tokenizer, codec.format, kept)
-        while roll, tokens.count > room, kept.count > first + 1 {
-            kept.removeSubrange(first..<first + 2)
-            tokens = try encodeChat(codec.tokenizer, codec.format, kept)
+        var next = whole
+        while true {
+            let tokens = try encodeChat(codec.tokenizer, codec.format, seen(next))
+            if !roll || tokens.count <= room || next.forgotten == next.turns.count - 1 { return (next, tokens) }
+            next.forgotten += 2
         }
-        return (kept, tokens)
     }
 
     /// Goes back to what the cache and `tokens` have in common at the beginning; returns how many tokens that are.
@@ -196,5 +228,12 @@ public final class Conversation {
                     + "start a new chat, shorten the message, or export with a larger --context"
             )
         }
+    }
+}
+
+private func checkPlace(_ turns: [Message], _ index: Int) throws {
+    guard index == turns.count || turns.indices.contains(index) && turns[index].role == .user else {
+        throw GemmaError.session(
+            "turn \(index) is not the user's, of \(turns.count) turns; give one of the user's, or \(turns.count)")
     }
 }

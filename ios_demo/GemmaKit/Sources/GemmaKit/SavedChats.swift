@@ -3,13 +3,27 @@ import Foundation
 /// A conversation as it is saved: without the system turn, which is a setting, and without thoughts.
 public struct SavedChat: Codable, Equatable, Identifiable, Sendable {
     public let id: UUID
-    public var turns: [Message]
+    public var turns: [Message]  // also those that the model has forgotten
+    public var forgotten: Int  // how many of the first turns the model no longer sees
     public var changed: Date
 
-    public init(id: UUID = UUID(), turns: [Message] = [], changed: Date = Date()) {
+    public init(id: UUID = UUID(), turns: [Message] = [], forgotten: Int = 0, changed: Date = Date()) {
         self.id = id
         self.turns = turns
+        self.forgotten = forgotten
         self.changed = changed
+    }
+
+    /// Chats saved by an earlier version don't say what was forgotten: it is not in them.
+    public init(from decoder: Decoder) throws {
+        let fields = try decoder.container(keyedBy: CodingKeys.self)
+        id = try fields.decode(UUID.self, forKey: .id)
+        turns = try fields.decode([Message].self, forKey: .turns)
+        forgotten = try fields.decodeIfPresent(Int.self, forKey: .forgotten) ?? 0
+        changed = try fields.decode(Date.self, forKey: .changed)
+        guard (0...turns.count).contains(forgotten) else {
+            throw GemmaError.session("\(forgotten) turns are forgotten, of \(turns.count)")
+        }
     }
 
     /// The beginning of the first question.

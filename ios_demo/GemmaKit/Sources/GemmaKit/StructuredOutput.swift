@@ -9,9 +9,23 @@ public func structuredPrompt(_ request: String, _ schema: Schema) -> String {
     "\(request)\n\nAnswer with JSON alone, no other words, that matches this JSON Schema:\n\(schema.description)"
 }
 
+/// A message without what `structuredPrompt` has added to it for this schema.
+public func request(in message: String, _ schema: Schema?) -> String {
+    guard let schema else { return message }
+    let added = structuredPrompt("", schema).utf8
+    let kept = message.utf8.count - added.count
+    guard kept >= 0, message.utf8.dropFirst(kept).elementsEqual(added) else { return message }
+    return String(decoding: message.utf8.prefix(kept), as: UTF8.self)
+}
+
+/// The place of the last question that the user asked; nil if there is none. A request for a corrected answer is none.
+public func lastQuestion(_ turns: [Message]) -> Int? {
+    turns.lastIndex { $0.role == .user && !$0.content.hasPrefix(retry) }
+}
+
 /// The message to the model after an invalid answer.
 public func retryPrompt(_ violations: [Violation]) -> String {
-    "That answer does not match the schema:\n\(bulleted(violations))\nAnswer again with the corrected JSON alone."
+    "\(retry)\(bulleted(violations))\nAnswer again with the corrected JSON alone."
 }
 
 /// Finds, parses and validates the JSON in a model's text.
@@ -50,19 +64,22 @@ public struct StructuredAnswer: Equatable, Sendable {
     }
 }
 
-/// Asks until the answer is valid, at most `attempts` times; returns the last result in any case.
+/// Asks until the answer is valid, at most `attempts` times, and returns the last result in any case. The request takes
+/// the place of the turn at `index`, as in `send`, or else comes last.
 ///
 /// An answer is cut off after `maxNewTokens`, because a model that doesn't stop would fill the context. With the
 /// schema's compiled grammar, an answer that is not cut off is valid at the first attempt.
 public func askStructured(
     _ conversation: Conversation, _ request: String, _ schema: Schema, attempts: Int = 3, maxNewTokens: Int = 512,
-    grammar: ByteGrammar? = nil, isolation: isolated (any Actor)? = #isolation,
+    grammar: ByteGrammar? = nil, at index: Int? = nil, isolation: isolated (any Actor)? = #isolation,
     onEvent: (Reply, ReplyEvent) -> Void = { _, _ in }
 ) async throws -> StructuredAnswer {
     var prompt = structuredPrompt(request, schema)
     var answer = StructuredAnswer(result: .invalid([]), attempts: 0)
     while answer.attempts < attempts {
-        let reply = try conversation.send(prompt, maxNewTokens: maxNewTokens, grammar: grammar)
+        let last = conversation.turns.count
+        let place = answer.attempts == 0 ? index ?? last : last
+        let reply = try conversation.send(prompt, at: place, maxNewTokens: maxNewTokens, grammar: grammar)
         try await reply.run(onEvent: onEvent)
         answer = StructuredAnswer(result: checkStructured(reply.text, schema), attempts: answer.attempts + 1)
         guard case .invalid(let violations) = answer.result else { return answer }
@@ -84,6 +101,7 @@ public let exampleSchema = """
     }
     """
 
+private let retry = "That answer does not match the schema:\n"
 private let maxViolations = 8
 private let maxStarts = 64  // each attempt may read to the end of the text
 

@@ -187,6 +187,41 @@ final class ChatScreenTests: XCTestCase {
         XCTAssertEqual(screen.turns.count, 0)
     }
 
+    func testAQuestionIsEditedAnsweredAgainAndAnUnansweredOneChangesNothing() async throws {
+        let (screen, engine) = try await loaded()
+        func stopAfterAWord(_ screen: ChatScreen, _ turns: Int, _ act: () -> Void) async throws {
+            let calls = engine.calls
+            act()
+            try await waitUntil { engine.calls > calls && screen.turns.last?.isUser == false && screen.turns.last?.text != "" }
+            screen.stop()
+            try await waitUntilIdle(screen)
+            XCTAssertEqual(screen.turns.count, turns)
+        }
+        try await stopAfterAWord(screen, 2) { screen.send("one") }
+        try await stopAfterAWord(screen, 4) { screen.send("two") }
+        XCTAssertEqual(screen.turns.map(screen.isLastAnswer), [false, false, false, true])
+        try await stopAfterAWord(screen, 4) { screen.answerAgain() }
+        XCTAssertNil(screen.unanswered)
+        XCTAssertEqual(screen.turns.filter(\.isUser).map(\.text), ["one", "two"])
+        screen.edit(screen.turns[0], String(repeating: "three ", count: 200))
+        try await waitUntilIdle(screen)
+        XCTAssertTrue(screen.warning?.contains("start a new chat") == true, screen.warning ?? "none")
+        XCTAssertTrue(screen.unanswered?.hasPrefix("three ") == true)
+        XCTAssertEqual(screen.turns.filter(\.isUser).map(\.text), ["one", "two"])
+        XCTAssertEqual(screen.chats[0].turns.count, 4)
+        try await stopAfterAWord(screen, 2) { screen.edit(screen.turns[0], "three") }
+        XCTAssertNil(screen.unanswered)
+        XCTAssertEqual(screen.turns.map(\.place), [0, nil])
+        XCTAssertEqual(screen.chats[0].turns.map(\.content), ["three", screen.turns[1].text])
+        XCTAssertEqual(screen.chats.count, 1)
+        let next = self.screen(engine)
+        next.resume()
+        try await waitUntilIdle(next)
+        XCTAssertEqual(next.turns.map(\.text), screen.turns.map(\.text))
+        try await stopAfterAWord(next, 2) { next.edit(next.turns[0], "four") }
+        XCTAssertEqual(next.chats[0].turns.map(\.content), ["four", next.turns[1].text])
+    }
+
     func testThinkingWithATemplateThatHasNoneIsRefusedAndChangesNothing() async throws {
         let (screen, _) = try await loaded(pause: 0)
         var settings = ChatSettings()

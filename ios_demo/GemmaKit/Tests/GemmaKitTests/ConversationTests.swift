@@ -3,6 +3,26 @@ import XCTest
 
 @testable import GemmaKit
 
+/// A session after which all of 400 tokens are as likely.
+private final class EvenSession: Session {
+    let contextLength = 96
+    private(set) var position = 0
+
+    func prefill(_ tokens: [Int]) throws -> [Float] {
+        position += tokens.count
+        return [Float](repeating: 0, count: 400)
+    }
+
+    func score(_ tokens: [Int]) throws -> [[Float]] { try tokens.map { try prefill([$0]) } }
+
+    func rewind(to target: Int) throws -> Int {
+        position = target
+        return position
+    }
+
+    func reset() { position = 0 }
+}
+
 final class ConversationTests: XCTestCase {
     private func conversation(_ session: Session) throws -> Conversation {
         try Conversation(session, tinyCodec(), Sampler(try Sampling()))
@@ -116,6 +136,53 @@ final class ConversationTests: XCTestCase {
         XCTAssertEqual(chat.messages, before)
     }
 
+    func testAQuestionInAnEarlierPlaceReplacesWhatFollowsOnceItsReplyBegins() async throws {
+        let session = try ScriptedSession.replying("in", "out", "er", "us", "the", tokenizer: tinyTokenizer())
+        let codec = try tinyCodec()
+        let chat = try Conversation(session, codec, Sampler(try Sampling()), system: "be brief")
+        for question in ["one", "two"] { _ = try await pieces(chat.send(question)) }
+        let before = chat.turns
+        _ = try chat.send("never answered", at: 0)
+        XCTAssertEqual(chat.turns, before)
+        for index in [-1, 1, 3, 5] { XCTAssertThrowsError(try chat.send("x", at: index)) }
+        XCTAssertThrowsError(try chat.send(String(repeating: "more ", count: 3000), at: 2))
+        XCTAssertEqual(chat.turns, before)
+        _ = try await pieces(chat.send("three", at: 2))
+        XCTAssertEqual(chat.turns.map(\.content), ["one", "in", "three", "er"])
+        _ = try await pieces(chat.send("three", at: 2))
+        _ = try await pieces(chat.send("four", at: 4))
+        XCTAssertEqual(chat.messages.map(\.content), ["be brief", "one", "in", "three", "us", "four", "the"])
+        let whole = try encodeChat(codec.tokenizer, codec.format, chat.messages.dropLast())
+        XCTAssertEqual(Array(session.tokens.prefix(whole.count)), whole)
+        XCTAssertEqual(session.fed.filter { $0[0] == 2 }.count, 1, "the beginning was fed once")
+    }
+
+    func testAPlaceAmongForgottenTurnsBringsBackThoseBeforeItAndAnAnswerAgainDrawsOtherTokens() async throws {
+        let session = ScriptedSession(contextLength: 96) { $0[$0.count - 1] >= 300 ? 5 : 300 }
+        let chat = try Conversation(session, tinyCodec(), Sampler(try Sampling()), roll: true)
+        for turn in 0..<8 { _ = try await pieces(chat.send("question \(turn)")) }
+        XCTAssertEqual(chat.turns.count, 16)
+        XCTAssertGreaterThan(chat.forgotten, 2)
+        let before = chat.turns
+        _ = try chat.send("never answered", at: 2)
+        XCTAssertEqual(chat.turns, before)
+        XCTAssertGreaterThan(chat.forgotten, 2)
+        _ = try await pieces(chat.send("again", at: 2))
+        XCTAssertEqual(chat.turns, before[..<2] + [Message(.user, "again"), before[1]])
+        XCTAssertEqual(chat.forgotten, 0)
+        var noise = [0.2, 0.8]
+        let sampler = Sampler(try Sampling(temperature: 1)) { noise.removeFirst() }
+        let sampled = try Conversation(EvenSession(), tinyCodec(), sampler)
+        let replies = [try await firstToken(sampled), try await firstToken(sampled)]
+        XCTAssertEqual(replies, [80, 320])
+    }
+
+    private func firstToken(_ chat: Conversation) async throws -> Int? {
+        let reply = try chat.send("in", at: 0, maxNewTokens: 1)
+        _ = try await pieces(reply)
+        return reply.tokens.first
+    }
+
     func testThoughtsStreamApartAndAreLeftOutOfTheHistory() async throws {
         let codec = try gemma4Codec()
         let thought = try codec.tokenizer.encodeTemplate("<|channel>thought\nin the<channel|>")
@@ -167,7 +234,7 @@ final class ConversationTests: XCTestCase {
         XCTAssertEqual(answer, StructuredAnswer(result: valid, attempts: 3))
         XCTAssertEqual(answer.summary, "The answer matches the schema (3 tries): {\"n\": 3}")
         XCTAssertTrue(chat.messages[4].content.contains("expected integer"))
-        let stubborn = try conversation(ScriptedSession.replying("no", "{}", tokenizer: tinyTokenizer()))
+        let stubborn = try conversation(ScriptedSession.replying("no", "{}", #"{"n": 4}"#, tokenizer: tinyTokenizer()))
         var shown: [String] = []
         let invalid = try await askStructured(stubborn, "count", schema, attempts: 2) { reply, event in
             if event == .ended { shown.append(reply.text) }
@@ -180,6 +247,12 @@ final class ConversationTests: XCTestCase {
         }
         XCTAssertTrue(endless.summary.contains("no complete JSON"))
         XCTAssertEqual(invalid.summary, "The answer does not match the schema (2 tries):\n- $: \"n\" is missing")
+        XCTAssertEqual(stubborn.turns.count, 4)
+        let last = try XCTUnwrap(lastQuestion(stubborn.turns), "the request, not the retry")
+        XCTAssertEqual(request(in: stubborn.turns[last].content, schema), "count")
+        XCTAssertEqual(request(in: stubborn.turns[last].content, nil), stubborn.turns[0].content)
+        _ = try await askStructured(stubborn, "count", schema, at: last)
+        XCTAssertEqual(stubborn.turns.map(\.content), [structuredPrompt("count", schema), #"{"n": 4}"#])
     }
 }
 
@@ -197,6 +270,7 @@ final class TinyModelTests: XCTestCase {
         let speed = try measureSpeed(session, vocabSize: bundle.manifest.vocabSize, workload, repeats: 2)
         try checkReport(bundle, verification, speed)
         try checkRewinds(session)
+        try await checkAnswersInEarlierPlaces(session, ChatCodec(bundle))
     }
 
     /// It goes back exactly, or to 0 where its caches were shortened since.

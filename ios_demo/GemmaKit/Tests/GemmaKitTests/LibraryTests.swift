@@ -189,6 +189,7 @@ final class SavedChatsTests: XCTestCase {
         try store.save(new)
         XCTAssertEqual(store.load(), [new, old])
         XCTAssertEqual(old.title.unicodeScalars.count, 3)
+        try checkForgotten(store, in: old)
         var state = AppState()
         state.bundle = "tiny"
         state.settings.system = "be brief"
@@ -201,6 +202,18 @@ final class SavedChatsTests: XCTestCase {
         XCTAssertEqual(store.loadState(), AppState())
         try store.delete(old.id)
         XCTAssertEqual(store.load(), [])
+    }
+
+    /// How many turns are forgotten is missing in older files, and at most all.
+    private func checkForgotten(_ store: ChatStore, in chat: SavedChat) throws {
+        let file = folder.appendingPathComponent("chats/\(chat.id.uuidString).json")
+        let text = try String(contentsOf: file, encoding: .utf8)
+        XCTAssertTrue(text.contains(#""forgotten":0"#), text)
+        for (written, read) in [("\"forgotten\":2", 2), ("\"other\":2", 0), ("\"forgotten\":3", nil), ("\"forgotten\":-1", nil)] {
+            try text.replacingOccurrences(of: "\"forgotten\":0", with: written).write(to: file, atomically: true, encoding: .utf8)
+            XCTAssertEqual(store.load().first { $0.id == chat.id }?.forgotten, read, written)
+        }
+        try store.save(chat)
     }
 
     func testSamplingOutOfRangeIsRefusedWhereItIsReadAndWhereItIsEdited() throws {

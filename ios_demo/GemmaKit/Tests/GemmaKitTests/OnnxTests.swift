@@ -83,6 +83,12 @@ final class OnnxTests: XCTestCase {
         XCTAssertTrue(failure.hasPrefix("mean KL of the float kernels is "), failure)
     }
 
+    func testAnEditedQuestionIsAnsweredAsInANewConversation() async throws {
+        let bundle = try ModelBundle.open(tiny)
+        let session = try await BundleSession.open(bundle.manifest) { try OnnxEngine(bundle, graph: $0) }
+        try await checkAnswersInEarlierPlaces(session, ChatCodec(bundle))
+    }
+
     func testAConversationIsUnaffectedByAStoppedVerification() async throws {
         let bundle = try ModelBundle.open(tiny)
         let session = try await BundleSession.open(bundle.manifest) { try OnnxEngine(bundle, graph: $0) }

@@ -55,6 +55,39 @@ func checkGreedyTokens(_ session: Session) async throws {
     XCTAssertEqual(tokens.count, 64)
 }
 
+/// An answer in an earlier place equals that of a new conversation with the same messages, whether or not the caches go
+/// back.
+func checkAnswersInEarlierPlaces(_ session: Session, _ codec: ChatCodec) async throws {
+    var goesBack: [Bool] = []
+    for (answers, place, edit) in [(2, 2, "the user"), (3, 2, "in the inn"), (1, 0, "us")] {
+        func conversation(_ turns: [Message]) throws -> Conversation {
+            try Conversation(session, codec, Sampler(try Sampling()), turns: turns)
+        }
+        let chat = try conversation([])
+        for answer in 0..<answers { _ = try await chat.answer("in the inn, the user", at: 2 * answer) }
+        let before = chat.turns
+        let reply = try chat.send(edit, at: place, maxNewTokens: 4)
+        goesBack.append(session.position > 0)  // before any of the new tokens is fed
+        try await reply.run()
+        let fresh = try conversation(Array(before[..<place]))
+        let expected = try await fresh.answer(edit, at: place)
+        XCTAssertEqual(expected, reply.tokens)
+        XCTAssertEqual(fresh.turns, chat.turns)
+        let again = try await chat.answer(edit, at: try XCTUnwrap(lastQuestion(chat.turns)))
+        XCTAssertEqual(again, reply.tokens, "the same question once more, greedily")
+        XCTAssertEqual(fresh.turns, chat.turns)
+    }
+    XCTAssertEqual(goesBack, [true, false, true])
+}
+
+extension Conversation {
+    func answer(_ question: String, at place: Int) async throws -> [Int] {
+        let reply = try send(question, at: place, maxNewTokens: 4)
+        try await reply.run()
+        return reply.tokens
+    }
+}
+
 func checkFigures(_ expected: JSONFields, _ actual: Agreement) throws {
     XCTAssertEqual(actual.positions, try expected.of("positions").count())
     XCTAssertEqual(actual.nearTies, try expected.of("near_ties").count())

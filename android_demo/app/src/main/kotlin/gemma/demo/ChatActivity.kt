@@ -16,17 +16,22 @@ import gemma.core.Schema
 import gemma.core.StopReason
 import gemma.core.Talk
 import gemma.core.askStructured
+import gemma.core.lastQuestion
+import gemma.core.requestIn
 import kotlinx.coroutines.NonCancellable
 import kotlinx.coroutines.flow.flowOn
 import kotlinx.coroutines.withContext
 import java.io.File
 
 /** A chat with streamed replies. Leaving the screen stops the reply; the chat is saved after each one. */
-class ChatActivity : Screen() {
+class ChatActivity : Screen(), MessageList.Actions {
+    private val messages by lazy { MessageList(this, this) }
     private lateinit var question: EditText
     private lateinit var context: ProgressBar
     private var dialog: Dialog? = null
     private val bundles = BundleDialogs(this)
+
+    override fun paper(): View = messages.view
 
     override fun controls(): List<View> {
         question = EditText(this).apply { maxLines = 6 }
@@ -47,7 +52,7 @@ class ChatActivity : Screen() {
         )
         for ((title, act) in items) {
             menu.add(title).setOnMenuItemClickListener {
-                if (!busy) act() else status.text = "Tap Stop first."
+                if (areReady()) act()
                 true
             }
         }
@@ -56,7 +61,7 @@ class ChatActivity : Screen() {
 
     override fun onStart() {
         super.onStart()
-        if (log.text.isEmpty()) showChat()
+        if (messages.isEmpty) showChat()
     }
 
     /** Loads the last bundle. Results of other apps, such as a chosen archive, arrive before. */
@@ -76,7 +81,7 @@ class ChatActivity : Screen() {
     }
 
     /** Shows a dialog, which closes with the screen. */
-    internal fun show(builder: AlertDialog.Builder) {
+    override fun show(builder: AlertDialog.Builder) {
         dialog?.dismiss()
         dialog = builder.show()
     }
@@ -95,16 +100,23 @@ class ChatActivity : Screen() {
 
     internal suspend fun <T> away(work: suspend () -> T): T = onModelThread(work)
 
-    internal fun tell(text: String) {
+    override fun tell(text: String) {
         status.text = text
     }
 
+    override fun areReady(): Boolean {
+        if (busy) status.text = "Tap Stop first."
+        return !busy
+    }
+
+    override fun appendText(text: String) = follow { messages.note(text.trim('\n')) }
+
     private fun showChat() {
         val chat = application.chat
-        log.text = ""
+        messages.clear()
         chat.messages.forEachIndexed { index, message ->
-            if (index == chat.forgotten && index > 0) appendText("\n— the model has forgotten what is above —\n")
-            appendText(if (message.role == Role.ASSISTANT) "${message.content}\n" else "\n${message.content}\n\n")
+            if (index == chat.forgotten && index > 0) appendText("— the model has forgotten what is above —")
+            if (message.role == Role.ASSISTANT) messages.answer(message.content) else messages.question(message.content, index)
         }
     }
 
@@ -125,45 +137,78 @@ class ChatActivity : Screen() {
     }
 
     /** The last question once more, with another reply. */
-    private fun answerAgain() = startTask {
-        val asked = application.chat.messages.lastOrNull { it.role == Role.USER } ?: return@startTask
-        open(application.chat.withoutLast())
-        ask(asked.content)
+    override fun answerAgain() {
+        val place = lastQuestion(application.chat.messages) ?: return
+        val text = questionAt(place)
+        startTask { ask(text, place) }
     }
 
-    private suspend fun ask(text: String) {
+    override fun edit(place: Int) {
+        val text = EditText(this).apply {
+            setText(questionAt(place))
+            maxLines = 6
+        }
+        show(
+            AlertDialog.Builder(this).setTitle("Edit message").setMessage("The messages after it are removed.").setView(text)
+                .setPositiveButton("Send") { _, _ ->
+                    val edited = text.text.toString()
+                    if (edited.isNotBlank()) startTask { ask(edited, place) }
+                }
+                .setNegativeButton("Cancel", null),
+        )
+    }
+
+    private fun questionAt(place: Int) = requestIn(application.chat.messages[place].content, application.schema)
+
+    /** Asks in a place of the chat. If no answer begins, the chat is as before, and the text goes back to the input. */
+    private suspend fun ask(text: String, place: Int = application.chat.messages.size) {
         val model = loadedModel() ?: return warn("Choose a bundle first: tap Bundles in the menu.")
         val talk = onModelThread { model.talk(application.chat) }
-        appendText("\n$text\n\n")
+        val removed = messages.cut(place)
+        follow { messages.question(text, place) }
+        var last: Reply? = null
+        suspend fun show(reply: Reply) {
+            last = reply
+            if (question.text.toString() == text) question.text.clear() // only now, since it was accepted
+            show(model, reply)
+        }
         try {
             val schema = application.schema
-            if (schema == null) show(model, onModelThread { talk.conversation.send(text) }) else askForJson(model, talk, text, schema)
+            if (schema == null) show(onModelThread { talk.conversation.sendAt(place, text) }) else askForJson(talk, text, schema, place, ::show)
         } finally { // also of a reply that was stopped
-            withContext(NonCancellable) { application.keep(onModelThread { talk.update(System.currentTimeMillis()) }) }
+            withContext(NonCancellable) {
+                application.keep(onModelThread { talk.update(System.currentTimeMillis()) })
+                if (last?.hasBegun != true) takeBack(text, place, removed)
+            }
         }
     }
 
-    private suspend fun askForJson(model: LoadedModel, talk: Talk, text: String, schema: Schema) {
+    private fun takeBack(text: String, place: Int, removed: List<View>) {
+        messages.restore(place, removed)
+        if (question.text.isEmpty()) question.setText(text)
+    }
+
+    private suspend fun askForJson(talk: Talk, text: String, schema: Schema, place: Int, show: suspend (Reply) -> Unit) {
         val answer = onModelThread {
-            askStructured(talk.conversation, text, schema) { reply -> withContext(MainThread) { show(model, reply) } }
+            askStructured(talk.conversation, text, schema, index = place) { reply -> withContext(MainThread) { show(reply) } }
         }
-        appendText("\n${answer.summary()}\n")
+        appendText(answer.summary())
     }
 
     private suspend fun show(model: LoadedModel, reply: Reply) {
         val meter = model.meter
-        question.text.clear() // only now, since the question was accepted
-        if (reply.forgotten > 0) appendText("⚠ The context is full: forgot the oldest ${reply.forgotten} turns.\n\n")
+        if (reply.forgotten > 0) appendText("⚠ The context is full: forgot the oldest ${reply.forgotten} turns.")
         context.max = model.bundle.manifest.contextLength
         meter.start()
+        val answer = messages.answer()
         reply.pieces.flowOn(application.modelThread).collect { piece ->
             meter.token()
-            appendText(piece)
+            follow { answer.append(piece) }
             showProgress(model, reply)
         }
-        if (reply.thought.isNotEmpty()) appendText("\n\n(thought: ${reply.thought})")
-        appendText(if (reply.reason == StopReason.CONTEXT) "\n⚠ The context is full. Start a new chat to go on.\n" else "\n")
-        log.announceForAccessibility(reply.text)
+        if (reply.thought.isNotEmpty()) appendText("(thought: ${reply.thought})")
+        if (reply.reason == StopReason.CONTEXT) appendText("⚠ The context is full. Start a new chat to go on.")
+        messages.view.announceForAccessibility(reply.text)
     }
 
     private fun showProgress(model: LoadedModel, reply: Reply) {

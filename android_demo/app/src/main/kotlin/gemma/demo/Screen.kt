@@ -19,26 +19,29 @@ import kotlinx.coroutines.ensureActive
 import kotlinx.coroutines.launch
 import kotlinx.coroutines.withContext
 
-/** The base of both screens: a text log, a status line, rows of buttons, and at most one running task. */
+/** The base of both screens: a page that scrolls, a status line, rows of buttons, and at most one running task. */
 abstract class Screen : Activity() {
     protected val application: GemmaApplication get() = applicationContext as GemmaApplication
     protected val scope = CoroutineScope(MainThread + SupervisorJob())
-    protected lateinit var log: TextView
     protected lateinit var status: TextView
     private lateinit var scroll: ScrollView
+
+    /** The page, unless a screen has another. */
+    protected val log: TextView by lazy {
+        TextView(this).apply {
+            setTextIsSelectable(true)
+            textSize = 16f
+            setPadding(dp(16), dp(16), dp(16), dp(16))
+        }
+    }
     private var task: Job? = null
 
     protected val busy: Boolean get() = task?.isActive == true
 
     override fun onCreate(savedInstanceState: Bundle?) {
         super.onCreate(savedInstanceState)
-        log = TextView(this).apply {
-            setTextIsSelectable(true)
-            textSize = 16f
-            setPadding(dp(16), dp(16), dp(16), dp(16))
-        }
         status = TextView(this).apply { setPadding(dp(16), dp(4), dp(16), dp(4)) }
-        scroll = ScrollView(this).apply { addView(log) }
+        scroll = ScrollView(this).apply { addView(paper()) }
         val page = LinearLayout(this).apply { orientation = LinearLayout.VERTICAL }
         page.addView(scroll, LinearLayout.LayoutParams(LinearLayout.LayoutParams.MATCH_PARENT, 0, 1f))
         page.addView(status)
@@ -65,7 +68,10 @@ abstract class Screen : Activity() {
         super.onDestroy()
     }
 
-    /** The views below the log. */
+    /** What scrolls above the status line. */
+    protected open fun paper(): View = log
+
+    /** The views below the page. */
     protected abstract fun controls(): List<View>
 
     protected fun dp(value: Int): Int = Math.round(value * resources.displayMetrics.density)
@@ -79,11 +85,13 @@ abstract class Screen : Activity() {
         setOnClickListener { onClick() }
     }
 
-    /** Follows the text's end, unless the user has scrolled up. `fullScroll` would take the focus from the input. */
-    protected fun appendText(text: String) {
+    protected open fun appendText(text: String) = follow { log.append(text) }
+
+    /** Stays at the page's end, unless the user has scrolled up. `fullScroll` would take the focus from the input. */
+    protected fun follow(change: () -> Unit) {
         val atEnd = !scroll.canScrollVertically(1)
-        log.append(text)
-        if (atEnd) scroll.post { scroll.scrollTo(0, log.height) }
+        change()
+        if (atEnd) scroll.post { scroll.scrollTo(0, scroll.getChildAt(0).height) }
     }
 
     protected fun warn(message: String?) = appendText("\n⚠ $message\n")
@@ -92,10 +100,10 @@ abstract class Screen : Activity() {
         task?.cancel()
     }
 
-    /** Starts a task unless one is running; after one that was stopped. Its errors appear in the log, and the display stays on while it runs. */
+    /** Starts a task unless one is running; after one that was stopped. Its errors appear on the page, and the display stays on while it runs. */
     protected fun startTask(work: suspend () -> Unit) {
         if (busy) return
-        log.keepScreenOn = true
+        status.keepScreenOn = true
         val previous = task
         val started = scope.launch {
             try {
@@ -106,7 +114,7 @@ abstract class Screen : Activity() {
             }
         }
         task = started
-        started.invokeOnCompletion { scope.launch { if (task === started) log.keepScreenOn = false } }
+        started.invokeOnCompletion { scope.launch { if (task === started) status.keepScreenOn = false } }
     }
 
     protected suspend fun <T> onModelThread(work: suspend () -> T): T = withContext(application.modelThread) { work() }

@@ -10,15 +10,16 @@ data class ChatSettings(
     /** How to sample with a bundle; its authors' values unless the user has set others. */
     fun samplingFor(manifest: Manifest): Sampling = sampling ?: manifest.sampling ?: RECOMMENDED
 
-    /** A conversation with these settings; thinking is off where the bundle can't think. */
-    fun conversation(session: Session, codec: ChatCodec, manifest: Manifest, earlier: List<Message>) = Conversation(
+    /** A conversation that goes on from a chat with these settings; thinking is off where the bundle can't think. */
+    fun conversation(session: Session, codec: ChatCodec, manifest: Manifest, chat: SavedChat) = Conversation(
         session,
         codec,
         Sampler(samplingFor(manifest)),
         system.takeIf { it.isNotBlank() },
         roll,
         thinking && codec.canThink,
-        earlier,
+        chat.messages,
+        chat.forgotten,
     )
 
     internal fun json(): Json = JsonObject(

@@ -49,6 +49,9 @@ class Reply internal constructor(
 
     val tokens: List<Int> get() = generation.tokens
 
+    /** Whether it counts in the conversation: one that was stopped before its first token leaves no trace. */
+    val hasBegun: Boolean get() = tokens.isNotEmpty() || reason != null
+
     /** Why the reply ended; null while it is running and after it was stopped. */
     val reason: StopReason? get() = generation.reason
 
@@ -65,66 +68,95 @@ class Reply internal constructor(
     }
 }
 
+/** Turns of user and assistant, of which the model no longer sees the first `forgotten`. */
+private data class Course(val turns: List<Message>, val forgotten: Int)
+
+private fun checkPlace(turns: List<Message>, index: Int) {
+    if (index == turns.size || turns.getOrNull(index)?.role == Role.USER) return
+    throw SessionException("turn $index is not the user's, of ${turns.size} turns; give one of the user's, or ${turns.size}")
+}
+
 /**
  * A conversation between a user and the model over one cache. Not thread-safe.
  *
  * Each turn feeds only the tokens that the cache lacks. If the format changes an earlier reply (it may trim
- * it), the cached tokens no longer match; then the cache is emptied and the conversation is fed again.
+ * it), or the user goes on from an earlier turn, the session goes back to what the two have in common. Where it can't,
+ * because a cache no longer holds what it needs, the cache is emptied and the conversation is fed again.
  *
  * With `roll`, a full context makes it forget the oldest turns, a question with its reply at a time, but never
  * the system turn. The next reply is then that of a new conversation that begins with the turns kept.
  *
  * With `thinking`, the model thinks before it answers; later turns don't see its thoughts. A conversation that was
- * saved goes on from its `earlier` turns. Throws TokenizerException if the template can't ask for thoughts.
+ * saved goes on from its `earlier` turns, the first `forgotten` of which the model doesn't see. Throws
+ * TokenizerException if the template can't ask for thoughts.
  */
 class Conversation(
     private val session: Session,
     private val codec: ChatCodec,
     private val sampler: Sampler,
-    private val system: String? = null,
+    system: String? = null,
     var roll: Boolean = false,
     thinking: Boolean = false,
     earlier: List<Message> = emptyList(),
+    forgotten: Int = 0,
 ) {
     private val format = if (thinking) codec.thinkingFormat() else codec.format
-    private val turns = ArrayList<Message>()
+    private val opening = listOfNotNull(system?.let { Message(Role.SYSTEM, it) })
+    private var before = Course(emptyList(), 0) // without the last question, which counts once it has a reply
+    private var asked = before
     private var fed = IntArray(0)
     private var reply: Reply? = null
 
-    /** How many turns, replies included, it has forgotten since it was created. */
-    var forgotten = 0
-        private set
-
     init {
         reset()
-        turns += earlier
+        before = Course(earlier, forgotten)
     }
 
     /** Forgets every turn except the system's. */
     fun reset() {
-        turns.clear()
-        system?.let { turns += Message(Role.SYSTEM, it) }
+        before = Course(emptyList(), 0)
         fed = IntArray(0)
         reply = null
-        forgotten = 0
         session.reset()
     }
 
-    /** The turns so far. A stopped reply counts with the text it has; a question without any reply is left out. */
-    val messages: List<Message>
+    /** What has been said so far. */
+    private val course: Course
         get() {
-            val last = reply ?: return turns.toList()
-            if (last.tokens.isEmpty() && last.reason == null) return turns.dropLast(1)
-            return turns + Message(Role.ASSISTANT, last.text)
+            val last = reply?.takeIf { it.hasBegun } ?: return before
+            return asked.copy(turns = asked.turns + Message(Role.ASSISTANT, last.text))
         }
+
+    /**
+     * The turns of user and assistant, also those that the model has forgotten. A stopped reply counts with the text it
+     * has; a question without any reply leaves no trace.
+     */
+    val turns: List<Message> get() = course.turns
+
+    /** How many of the first turns the model no longer sees. */
+    val forgotten: Int get() = course.forgotten
+
+    /** What the model sees: the system turn, if there is one, and the turns that it has not forgotten. */
+    val messages: List<Message> get() = seen(course)
 
     /**
      * The reply to `content`. If the conversation no longer fits, throws ContextFullException and changes nothing.
      * With `roll`, only a turn that doesn't fit by itself does so. A grammar holds this reply alone to its format.
      */
-    fun send(content: String, maxNewTokens: Int = session.contextLength, grammar: ByteGrammar? = null): Reply {
-        val asked = messages + Message(Role.USER, content)
-        val (messages, tokens) = fitting(asked, maxNewTokens)
+    fun send(content: String, maxNewTokens: Int = session.contextLength, grammar: ByteGrammar? = null): Reply =
+        sendAt(course.turns.size, content, maxNewTokens, grammar)
+
+    /**
+     * As `send`, with `content` in the place of the turn at `index`, which must be the user's; the turns after it are
+     * gone once this reply begins. The same content draws another reply. A place among forgotten turns brings back those
+     * before it, as far as they fit.
+     */
+    fun sendAt(index: Int, content: String, maxNewTokens: Int = session.contextLength, grammar: ByteGrammar? = null): Reply {
+        val now = course
+        checkPlace(now.turns, index)
+        val question = Message(Role.USER, content)
+        val whole = Course(now.turns.take(index) + question, if (index < now.forgotten) 0 else now.forgotten)
+        val (next, tokens) = fitting(whole, maxNewTokens)
         checkFits(tokens)
         val cached = keepBeginning(tokens)
         val request = GenerationRequest(
@@ -134,28 +166,26 @@ class Conversation(
             stopTokens = codec.stopTokens,
             grammar = grammar?.let { GrammarState(it, codec.tokenizer, codec.stopTokens) },
         )
-        val dropped = asked.size - messages.size
-        val next = Reply(TokenGeneration(session, request, sampler), codec.tokenizer, tokens.size, dropped)
-        forgotten += dropped
-        turns.clear()
-        turns += messages
+        val generation = TokenGeneration(session, request, sampler)
+        before = now
+        asked = next
         fed = tokens
-        reply = next
-        return next
+        return Reply(generation, codec.tokenizer, tokens.size, next.forgotten - whole.forgotten).also { reply = it }
     }
+
+    private fun seen(course: Course): List<Message> = opening + course.turns.drop(course.forgotten)
 
     /**
      * The turns to feed and their tokens; with `roll`, without the oldest if there is no room. A quarter of the
      * context is kept free for the reply, or all of the reply if that is less.
      */
-    private fun fitting(asked: List<Message>, maxNewTokens: Int): Pair<List<Message>, IntArray> {
+    private fun fitting(whole: Course, maxNewTokens: Int): Pair<Course, IntArray> {
         val room = session.contextLength - minOf(maxNewTokens, session.contextLength / 4)
-        val kept = asked.takeWhile { it.role == Role.SYSTEM }
-        var turns = asked.drop(kept.size)
+        var next = whole
         while (true) {
-            val tokens = encodeChat(codec.tokenizer, format, kept + turns)
-            if (!roll || tokens.size <= room || turns.size == 1) return kept + turns to tokens
-            turns = turns.drop(2)
+            val tokens = encodeChat(codec.tokenizer, format, seen(next))
+            if (!roll || tokens.size <= room || next.forgotten == next.turns.size - 1) return next to tokens
+            next = next.copy(forgotten = next.forgotten + 2)
         }
     }
 

@@ -14,21 +14,6 @@ data class SavedChat(
     /** The first question, on one line. */
     val title: String get() = messages.firstOrNull()?.content?.trim()?.lineSequence()?.first()?.take(60).orEmpty().ifEmpty { "New chat" }
 
-    /** The turns that the model sees. */
-    val remembered: List<Message> get() = messages.drop(forgotten)
-
-    /** This chat after the model has forgotten `dropped` turns more and sees `turns`. */
-    internal fun goneOn(turns: List<Message>, dropped: Int, nowMs: Long): SavedChat {
-        val gone = minOf(forgotten + dropped, messages.size)
-        return copy(messages = messages + turns.drop(messages.size - gone), forgotten = gone, changedMs = nowMs)
-    }
-
-    /** This chat without its last question and reply. */
-    fun withoutLast(): SavedChat {
-        val kept = messages.dropLast(2)
-        return copy(messages = kept, forgotten = minOf(forgotten, kept.size))
-    }
-
     internal fun json(): Json = JsonObject(
         mapOf(
             "version" to JsonNumber(VERSION.toDouble()),
@@ -66,18 +51,14 @@ data class SavedChat(
     }
 }
 
-/** A saved chat that goes on in a conversation, which began with its remembered turns. */
+/** A saved chat that goes on in a conversation, which began with its messages. */
 class Talk(chat: SavedChat, val conversation: Conversation) {
-    private var counted = 0 // forgotten turns that the chat knows of
-
     var chat = chat
         private set
 
     /** Takes what the conversation has now over into the chat. */
     fun update(nowMs: Long): SavedChat {
-        val turns = conversation.messages.filterNot { it.role == Role.SYSTEM }
-        chat = chat.goneOn(turns, conversation.forgotten - counted, nowMs)
-        counted = conversation.forgotten
+        chat = chat.copy(messages = conversation.turns, forgotten = conversation.forgotten, changedMs = nowMs)
         return chat
     }
 }

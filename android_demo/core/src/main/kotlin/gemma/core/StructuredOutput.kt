@@ -11,9 +11,17 @@ sealed interface StructuredResult {
 fun structuredPrompt(request: String, schema: Schema): String =
     "$request\n\nAnswer with JSON alone, no other words, that matches this JSON Schema:\n$schema"
 
+/** A message without what `structuredPrompt` has added to it for this schema. */
+fun requestIn(message: String, schema: Schema?): String =
+    if (schema == null) message else message.removeSuffix(structuredPrompt("", schema))
+
+/** The place of the last question that the user asked; null if there is none. A request for a corrected answer is none. */
+fun lastQuestion(turns: List<Message>): Int? =
+    turns.indices.lastOrNull { turns[it].role == Role.USER && !turns[it].content.startsWith(RETRY) }
+
 /** The message to the model after an invalid answer. */
 fun retryPrompt(violations: List<Violation>): String =
-    "That answer does not match the schema:\n" +
+    RETRY +
         bulleted(violations) +
         "\nAnswer again with the corrected JSON alone."
 
@@ -47,7 +55,8 @@ data class StructuredAnswer(val result: StructuredResult, val attempts: Int) {
 }
 
 /**
- * Asks until the answer is valid, at most `attempts` times; returns the last result in any case.
+ * Asks until the answer is valid, at most `attempts` times, and returns the last result in any case. The request takes
+ * the place of the turn at `index`, as in `sendAt`.
  *
  * An answer is cut off after `maxNewTokens`, because a model that doesn't stop would fill the context. With the
  * schema's compiled grammar, an answer that is not cut off is valid at the first attempt.
@@ -59,12 +68,14 @@ suspend fun askStructured(
     attempts: Int = 3,
     maxNewTokens: Int = 512,
     grammar: ByteGrammar? = null,
+    index: Int = conversation.turns.size,
     onReply: suspend (Reply) -> Unit = { reply -> reply.pieces.collect {} },
 ): StructuredAnswer {
     var prompt = structuredPrompt(request, schema)
     var answer = StructuredAnswer(StructuredResult.Invalid(emptyList()), 0)
     while (answer.attempts < attempts) {
-        val reply = conversation.send(prompt, maxNewTokens, grammar)
+        val place = if (answer.attempts == 0) index else conversation.turns.size
+        val reply = conversation.sendAt(place, prompt, maxNewTokens, grammar)
         onReply(reply)
         answer = StructuredAnswer(checkStructured(reply.text, schema), answer.attempts + 1)
         val invalid = answer.result as? StructuredResult.Invalid ?: return answer
@@ -84,6 +95,7 @@ const val EXAMPLE_SCHEMA = """{
   "additionalProperties": false
 }"""
 
+private const val RETRY = "That answer does not match the schema:\n"
 private const val MAX_VIOLATIONS = 8
 private const val MAX_STARTS = 64 // each attempt may read to the end of the text
 

@@ -108,6 +108,50 @@ class ConversationTest {
     }
 
     @Test
+    fun `a question in an earlier place replaces what follows, once its reply begins`() = runBlocking {
+        val session = replying("in", "out", "er", "us", "the")
+        val chat = conversation(session, "be brief")
+        for (question in listOf("one", "two")) chat.send(question).pieces.toList()
+        val before = chat.turns
+        chat.sendAt(0, "never answered")
+        assertEquals(before, chat.turns)
+        for (index in listOf(-1, 1, 3, 5)) assertFailsWith<SessionException> { chat.sendAt(index, "x") }
+        assertFailsWith<ContextFullException> { chat.sendAt(2, "more ".repeat(3000)) }
+        assertEquals(before, chat.turns)
+        chat.sendAt(2, "three").pieces.toList()
+        assertEquals(listOf("one", "in", "three", "er"), chat.turns.map { it.content })
+        chat.sendAt(2, "three").pieces.toList()
+        chat.sendAt(4, "four").pieces.toList()
+        assertEquals(listOf("be brief", "one", "in", "three", "us", "four", "the"), chat.messages.map { it.content })
+        val whole = encodeChat(tokenizer, codec.format, chat.messages.dropLast(1))
+        assertContentEquals(whole, session.tokens.take(whole.size).toIntArray())
+        assertEquals(1, session.fed.count { it.first() == 2 }, "the beginning was fed once")
+    }
+
+    @Test
+    fun `a place among forgotten turns brings back those before it, and an answer again draws other tokens`() = runBlocking {
+        val session = ScriptedSession(96) { if (it.last() >= 300) END else 300 }
+        val chat = Conversation(session, codec, Sampler(Sampling()), roll = true)
+        repeat(8) { chat.send("question $it").pieces.toList() }
+        assertEquals(16, chat.turns.size)
+        assertTrue(chat.forgotten > 2)
+        val before = chat.turns
+        chat.sendAt(2, "never answered")
+        assertTrue(chat.turns == before && chat.forgotten > 2)
+        chat.sendAt(2, "again").pieces.toList()
+        assertEquals(before.take(2) + listOf("again", tokenizer.decode(intArrayOf(300))).zip(listOf(Role.USER, Role.ASSISTANT)) { text, role -> Message(role, text) }, chat.turns)
+        assertEquals(0, chat.forgotten)
+        var drawn = 0
+        val noise = { listOf(0.2, 0.8)[drawn++] }
+        val even = object : Session by session {
+            override fun prefill(tokens: IntArray, beforeChunk: () -> Unit) = FloatArray(400).also { session.prefill(tokens, beforeChunk) }
+        }
+        val sampled = Conversation(even, codec, Sampler(Sampling(temperature = 1.0), noise))
+        val replies = List(2) { sampled.sendAt(0, "in", 1).also { it.pieces.toList() }.tokens }
+        assertEquals(listOf(80, 320), replies.flatten())
+    }
+
+    @Test
     fun `thoughts are kept apart, and later turns don't see them`() = runBlocking {
         val gemma4 = File(DATA, "gemma4")
         val tokenizer = Tokenizer.parse(File(gemma4, "tokenizer.gtok").readBytes())
@@ -183,11 +227,17 @@ class ConversationTest {
         assertEquals("The answer matches the schema (3 tries): {\"n\": 3}", answer.summary())
         assertTrue("expected integer" in chat.messages[4].content)
         val shown = ArrayList<String>()
-        val invalid = askStructured(conversation(replying("no", "{}")), "count", schema, attempts = 2) { reply ->
+        val stubborn = conversation(replying("no", "{}", """{"n": 4}"""))
+        val invalid = askStructured(stubborn, "count", schema, attempts = 2) { reply ->
             shown += reply.pieces.toList().joinToString("")
         }
         assertEquals(listOf("no", "{}"), shown)
         assertEquals("The answer does not match the schema (2 tries):\n- $: \"n\" is missing", invalid.summary())
+        assertEquals(4, stubborn.turns.size)
+        val last = assertNotNull(lastQuestion(stubborn.turns), "the request, not the retry")
+        assertEquals(listOf("count", stubborn.turns[0].content), listOf(schema, null).map { requestIn(stubborn.turns[last].content, it) })
+        askStructured(stubborn, requestIn(stubborn.turns[last].content, schema), schema, index = last)
+        assertEquals(listOf(structuredPrompt("count", schema), """{"n": 4}"""), stubborn.turns.map { it.content })
         val endless = askStructured(conversation(ScriptedSession { 300 }), "count", schema, 1, maxNewTokens = 9) { reply ->
             reply.pieces.collect {}
             assertEquals(StopReason.LENGTH, reply.reason)
@@ -221,6 +271,10 @@ class TinyModelTest {
         checkFigures(vectors.of("verify").of("quantization"), verification.quantization)
         checkReport(bundle, verification, measureSpeed(session, manifest.vocabSize, Workload(listOf(4, 8), 4, 3), repeats = 2))
     }
+
+    @Test
+    fun `an edited question is answered as in a new conversation`() =
+        withTinyModel { checkAnswersInEarlierPlaces(it, ChatCodec.load(Bundle(TINY, manifest))) }
 
     @Test
     fun `a session goes back exactly, or to 0 where its caches were shortened since`() = withTinyModel { session ->

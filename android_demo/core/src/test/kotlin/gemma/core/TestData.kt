@@ -1,11 +1,14 @@
 package gemma.core
 
+import kotlinx.coroutines.flow.toList
+import kotlinx.coroutines.runBlocking
 import org.junit.Assume.assumeTrue
 import java.io.File
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
 import java.util.Base64
 import kotlin.test.assertEquals
+import kotlin.test.assertNotNull
 
 /** The folder `tests/data` of the repository. */
 val DATA = File(System.getProperty("gemma.data") ?: "../../tests/data")
@@ -50,6 +53,29 @@ internal fun checkReport(bundle: Bundle, verification: Verification, benchmark: 
     assertEquals(names.getValue("PromptFigures"), prompt.names())
     assertEquals(names.getValue("Spread"), figures.field("token_ms").names())
 }
+
+/** An answer in an earlier place equals that of a new conversation with the same messages, whether or not the caches go back. */
+fun checkAnswersInEarlierPlaces(session: Session, codec: ChatCodec) {
+    val positions = listOf(Triple(2, 2, "the user"), Triple(3, 2, "in the inn"), Triple(1, 0, "us")).map { (answers, place, edit) ->
+        fun conversation(earlier: List<Message>) = Conversation(session, codec, Sampler(Sampling()), earlier = earlier)
+        val chat = conversation(emptyList())
+        repeat(answers) { chat.answer(2 * it, "in the inn, the user") }
+        val before = chat.turns
+        val reply = chat.sendAt(place, edit, 4)
+        val position = session.position // before any of the new tokens is fed
+        runBlocking { reply.pieces.toList() }
+        val fresh = conversation(before.take(place))
+        assertEquals(fresh.answer(place, edit).tokens, reply.tokens)
+        assertEquals(fresh.turns, chat.turns)
+        val again = chat.answer(assertNotNull(lastQuestion(chat.turns)), edit)
+        assertEquals(reply.tokens, again.tokens, "the same question once more, greedily")
+        assertEquals(fresh.turns, chat.turns)
+        position
+    }
+    assertEquals(listOf(true, false, true), positions.map { it > 0 }, "$positions")
+}
+
+fun Conversation.answer(index: Int, text: String): Reply = runBlocking { sendAt(index, text, 4).also { it.pieces.toList() } }
 
 internal fun Json.field(name: String): Json = (this as JsonObject).fields.getValue(name)
 

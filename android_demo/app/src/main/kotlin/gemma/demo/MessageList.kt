@@ -1,0 +1,139 @@
+package gemma.demo
+
+import android.app.AlertDialog
+import android.content.ClipData
+import android.content.ClipboardManager
+import android.content.Context
+import android.text.TextUtils
+import android.util.TypedValue
+import android.view.Gravity
+import android.view.View
+import android.view.ViewGroup.LayoutParams.MATCH_PARENT
+import android.view.ViewGroup.LayoutParams.WRAP_CONTENT
+import android.view.accessibility.AccessibilityNodeInfo
+import android.widget.Button
+import android.widget.LinearLayout
+import android.widget.TextView
+
+/** The messages of a chat, each with a menu of what can be done with it, and notes between them. */
+internal class MessageList(private val context: Context, private val actions: Actions) {
+    /** What the screen does with messages; a place is an index in the chat. */
+    interface Actions {
+        /** Whether menus may be used now; tells the user if not. */
+        fun areReady(): Boolean
+
+        fun edit(place: Int)
+
+        fun answerAgain()
+
+        fun show(builder: AlertDialog.Builder)
+
+        fun tell(text: String)
+    }
+
+    val view = LinearLayout(context).apply {
+        orientation = LinearLayout.VERTICAL
+        setPaddingRelative(dp(16), dp(16), dp(4), dp(16))
+    }
+
+    /** Rows have tags: questions their place, answers themselves. */
+    private val lastAnswer: Any? get() = (view.childCount - 1 downTo 0).map { view.getChildAt(it).tag }.firstOrNull { it is Answer }
+
+    val isEmpty: Boolean get() = view.childCount == 0
+
+    fun clear() = view.removeAllViews()
+
+    fun question(text: String, place: Int) {
+        val shown = selectableText().apply {
+            this.text = text
+            setBackgroundColor(highlight())
+        }
+        add(row(shown, "You", "your message") { listOf("Copy" to { copy(text) }, "Edit" to { actions.edit(place) }) }.apply { tag = place })
+    }
+
+    /** Adds an answer, to which text may be appended. */
+    fun answer(text: String = ""): Answer {
+        val answer = Answer(selectableText())
+        answer.append(text)
+        val row = row(answer.shown, "Gemma", "the answer") {
+            listOf("Copy" to { copy(answer.text) }) + listOf("Answer again" to actions::answerAgain).filter { answer === lastAnswer }
+        }
+        add(row.apply { tag = answer })
+        return answer
+    }
+
+    /** Adds what is nobody's message. */
+    fun note(text: String) = add(selectableText().apply { this.text = text })
+
+    /** Takes away the question at a place and all that follows it, and returns these for `restore`. */
+    fun cut(place: Int): List<View> {
+        val start = (0 until view.childCount).firstOrNull { view.getChildAt(it).tag == place } ?: view.childCount
+        return (start until view.childCount).map(view::getChildAt).also { view.removeViews(start, it.size) }
+    }
+
+    /** Puts back what `cut` took away at a place, instead of what is there now. */
+    fun restore(place: Int, removed: List<View>) {
+        cut(place)
+        removed.forEach(::add)
+    }
+
+    /** An answer on the screen. */
+    class Answer(internal val shown: TextView) {
+        private val received = StringBuilder()
+
+        val text: String get() = received.toString()
+
+        fun append(piece: String) {
+            received.append(piece)
+            shown.append(piece)
+        }
+    }
+
+    private fun add(row: View) = view.addView(row, LinearLayout.LayoutParams(MATCH_PARENT, WRAP_CONTENT).apply { topMargin = dp(8) })
+
+    /** A text beside the button of its menu. Screen readers say who wrote the text, and whose menu it is. */
+    private fun row(text: TextView, writer: String, name: String, items: () -> List<Pair<String, () -> Unit>>): View {
+        text.setAccessibilityDelegate(object : View.AccessibilityDelegate() {
+            override fun onInitializeAccessibilityNodeInfo(host: View, info: AccessibilityNodeInfo) {
+                super.onInitializeAccessibilityNodeInfo(host, info)
+                info.text = TextUtils.concat("$writer: ", text.text)
+            }
+        })
+        val menu = Button(context, null, android.R.attr.borderlessButtonStyle).apply {
+            this.text = "⋮"
+            contentDescription = "Actions for $name"
+            minimumWidth = dp(48)
+            minWidth = dp(48)
+            setOnClickListener { if (actions.areReady()) open(items()) }
+        }
+        return LinearLayout(context).apply {
+            setGravity(Gravity.TOP)
+            addView(text, LinearLayout.LayoutParams(0, WRAP_CONTENT, 1f))
+            addView(menu, LinearLayout.LayoutParams(WRAP_CONTENT, WRAP_CONTENT))
+        }
+    }
+
+    private fun open(items: List<Pair<String, () -> Unit>>) = actions.show(
+        AlertDialog.Builder(context).setItems(items.map { it.first }.toTypedArray<CharSequence>()) { _, index -> items[index].second() },
+    )
+
+    private fun copy(text: String) {
+        val clipboard = context.getSystemService(Context.CLIPBOARD_SERVICE) as ClipboardManager
+        clipboard.setPrimaryClip(ClipData.newPlainText("message", text))
+        actions.tell("Copied.")
+    }
+
+    private fun selectableText() = TextView(context).apply {
+        setTextIsSelectable(true)
+        textSize = 16f
+        setPaddingRelative(dp(8), dp(8), dp(8), dp(8))
+    }
+
+    private fun highlight(): Int {
+        val value = TypedValue()
+        context.theme.resolveAttribute(android.R.attr.colorControlHighlight, value, true)
+        return if (value.resourceId != 0) context.getColor(value.resourceId) else value.data
+    }
+
+    private fun dp(value: Int): Int = Math.round(value * context.resources.displayMetrics.density)
+}
