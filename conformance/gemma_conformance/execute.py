@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gemma_conformance.kit import Case, Kit, shown_messages
 from gemma_conformance.systems import System
+from gemma_runtime.formats.json_bytes import decode_json
 
 FIRST = 5  # tokens that are fed at once before single steps
 _RUN = Path(__file__).parent / "runners" / "run.py"
@@ -103,7 +104,7 @@ def _read(path: Path, ending: str) -> Output:
     if not path.exists():
         return Output({"load": ending or "no answer"}, {})
     try:
-        answer = msgspec.json.decode(path.read_bytes(), type=_Answer)
+        answer = decode_json(path.read_bytes(), _Answer)
     except msgspec.DecodeError as error:
         return Output({"load": f"the answer can't be read: {error}"}, {})
     errors = dict(answer.errors)

@@ -21,6 +21,7 @@ from gemma_conformance.faults import logits
 from gemma_conformance.tokenizer import MESSAGES, chat_tokens, save_tokenizer
 from gemma_runtime.bundle import staged_folder
 from gemma_runtime.errors import GemmaError, nearest_first
+from gemma_runtime.formats.json_bytes import decode_json
 
 SCHEMA = 1
 _INDEX = "kit.json"
@@ -98,7 +99,7 @@ def open_kit(folder: Path) -> Kit:
     if not path.is_file():
         raise KitError(f"{folder} is not a kit: it has no {_INDEX}; {advice}")
     try:
-        index = msgspec.json.decode(path.read_bytes(), type=_Index)
+        index = decode_json(path.read_bytes(), _Index)
     except msgspec.DecodeError as error:
         raise KitError(f"{path} can't be read: {error}; {advice}") from error
     if index.schema != SCHEMA:

@@ -84,10 +84,12 @@ def _metadata(path: Path) -> dict[str, Any]:
     """The metadata of a safetensors file; empty if the file can't be read."""
     import msgspec
 
+    from gemma_runtime.formats.json_bytes import decode_json
+
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = msgspec.json.decode(file.read(min(length, 100_000_000)))
+            header = decode_json(file.read(min(length, 100_000_000)), dict[str, Any])
         return dict(header["__metadata__"])
     except (OSError, msgspec.DecodeError, KeyError, TypeError, ValueError):
         return {}
@@ -96,8 +98,10 @@ def _metadata(path: Path) -> dict[str, Any]:
 def _about(folder: Path) -> About:
     import msgspec
 
+    from gemma_runtime.formats.json_bytes import decode_json
+
     try:
-        return msgspec.json.decode((folder / ABOUT).read_bytes(), type=About)
+        return decode_json((folder / ABOUT).read_bytes(), About)
     except (OSError, msgspec.DecodeError):
         return About("", "", "")
 

@@ -97,10 +97,11 @@ def _read_benchmark(path: Path, bundle: "Bundle") -> "Benchmark":
     import msgspec
 
     from gemma_runtime.errors import BundleError
+    from gemma_runtime.formats.json_bytes import decode_json
     from gemma_runtime.measure.bench import Benchmark
 
     try:
-        benchmark = msgspec.json.decode(path.read_bytes(), type=Benchmark)
+        benchmark = decode_json(path.read_bytes(), Benchmark)
     except (OSError, msgspec.DecodeError) as error:
         raise BundleError(
             f"can't read {path}: {error}; expected the output of gemma-runtime bench --json"

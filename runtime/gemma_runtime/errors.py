@@ -23,9 +23,22 @@ GemmaError                one line; the command line prints it and exits with 1
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_LONGEST = 1500  # characters of a message
+_START = 1000  # characters of a longer message that are kept before the gap
+
 
 class GemmaError(Exception):
-    """The root of all errors. The message is one line that tells the user what to do."""
+    """The root of all errors. The message is one line that tells the user what to do.
+
+    It may quote a file that nobody trusts, so white space becomes blanks, other characters that a
+    terminal doesn't print are written as escapes, and a long message is cut in its middle.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        line = "".join(map(_shown, " ".join(message.split()))).strip()
+        if len(line) > _LONGEST:
+            line = f"{line[:_START]} … {line[_START - _LONGEST :]}"
+        super().__init__(line)
 
 
 class BundleError(GemmaError):
@@ -99,6 +112,12 @@ class CacheError(GemmaError):
 
 class MemoryLimit(GemmaError):
     pass
+
+
+def _shown(character: str) -> str:
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def nearest_first(name: str, choices: Iterable[str]) -> str:

@@ -105,7 +105,7 @@ def _files(folder: Path) -> list[str]:
     """The files that the manifest lists; none if it can't be read: `open_bundle` says why."""
     try:
         return [str(name) for name in json.loads((folder / _MANIFEST).read_bytes())["files"]]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return []
 
 

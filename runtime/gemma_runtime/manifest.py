@@ -12,6 +12,7 @@ from typing import Self
 import msgspec
 
 from gemma_runtime.errors import BundleError
+from gemma_runtime.formats.json_bytes import decode_json
 
 SCHEMA_VERSION = 2
 CACHE_WIDTHS = {"float32": 4, "float16": 2, "int8": 1}  # bytes
@@ -253,8 +254,8 @@ class Manifest:
         """Parse a manifest. Raises BundleError for another schema or an invalid field."""
         _check_schema(text)
         try:
-            manifest = msgspec.json.decode(text, type=cls)
-        except msgspec.ValidationError as error:
+            manifest = decode_json(text, cls)
+        except msgspec.DecodeError as error:  # ValidationError is one
             raise BundleError(f"manifest.json is not valid: {error}; export again") from error
         if manifest.cache_dtype not in CACHE_WIDTHS:
             raise BundleError(
@@ -300,7 +301,7 @@ class _Schema:
 
 def _check_schema(text: bytes) -> None:
     try:
-        found = msgspec.json.decode(text, type=_Schema).schema_version
+        found = decode_json(text, _Schema).schema_version
     except msgspec.DecodeError as error:  # ValidationError is one
         raise BundleError(f"manifest.json is not a manifest: {error}") from error
     if found != SCHEMA_VERSION:

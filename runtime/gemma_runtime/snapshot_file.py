@@ -15,6 +15,7 @@ import numpy as np
 from gemma_runtime.backend_table import BACKENDS
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import BakedError
+from gemma_runtime.formats.json_bytes import decode_json
 from gemma_runtime.formats.safetensors import TensorInfo, lay_out, read_safetensors_header
 from gemma_runtime.machine import package_version, processor_features, processor_name
 from gemma_runtime.snapshot import Array, Snapshot
@@ -180,10 +181,10 @@ def _read_about(path: Path, text: str | None) -> _About:
     if text is None:
         raise BakedError(f"{path} is not a baked prefix; expected a file of gemma-runtime bake")
     try:
-        found = msgspec.json.decode(text, type=_Format).format
+        found = decode_json(text, _Format).format
         if found != FORMAT:
             raise BakedError(f"{path} has format {found}, expected {FORMAT}; bake it again")
-        return msgspec.json.decode(text, type=_About)
+        return decode_json(text, _About)
     except msgspec.DecodeError as error:  # ValidationError is one
         raise BakedError(f"{path} is not a baked prefix: {error}; bake it again") from error
 

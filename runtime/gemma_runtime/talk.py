@@ -344,7 +344,7 @@ def _results(line: str) -> list[object]:
 
     try:
         results = json.loads(line.removeprefix(_RESULTS))
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise TokenizerError(f"{_RESULTS} is not followed by JSON: {error}") from error
     if not isinstance(results, list):
         raise TokenizerError(f"{_RESULTS} expects a JSON list with one result for each call")

@@ -31,7 +31,7 @@ FOLDER = Path(__file__).parent / "tiny"
 TOKENS = FOLDER.with_name("tiny_tokens.json")
 CONTEXT, PREFILL = 96, 16
 
-_TEMPLATE = """\
+TEMPLATE = """\
 {{ bos_token }}{% for message in messages %}\
 {% set role = 'model' if message['role'] == 'assistant' else message['role'] %}\
 {% set text = message['content'] %}\
@@ -70,7 +70,7 @@ def save_checkpoint(folder: Path) -> None:
     tokenizer = small_tokenizer()
     _weights(tokenizer.get_vocab_size()).save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
-    special = {"bos_token": "<bos>", "eos_token": "<eos>", "chat_template": _TEMPLATE}
+    special = {"bos_token": "<bos>", "eos_token": "<eos>", "chat_template": TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(special))
     sampling = {"do_sample": True, "top_k": 64, "top_p": 0.95, "eos_token_id": [1, 5]}
     (folder / "generation_config.json").write_text(json.dumps(sampling))

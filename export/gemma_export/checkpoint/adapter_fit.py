@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gemma_export.checkpoint.adapter_folder import ADAPTER_CONFIG, Adapter
+from gemma_export.formats.patterns import matches
 from gemma_export.model.config import HEAD, TABLE, GemmaConfig
 from gemma_runtime.errors import CheckpointError
 
@@ -223,11 +224,11 @@ def _pattern(patterns: object, module: str, path: Path, default: object) -> obje
         return default
     for pattern, value in patterns.items():
         try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
+            if matches(rf"(.*\.)?({pattern})$", module):
                 return value
-        except re.error as error:
+        except ValueError as error:
             raise CheckpointError(
-                f"{path}: pattern {pattern!r} is not a regular expression: {error}"
+                f"{path}: pattern {pattern!r:.60} is not a regular expression: {error}"
             ) from error
     return default
 

@@ -4,12 +4,13 @@ Downloads only the files that an export reads: configuration, tokenizer and safe
 model, never pickles or code. Every failure becomes one line with its reason and what to do.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from gemma_export.checkpoint.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from gemma_runtime.errors import HubError
+from gemma_export.checkpoint.weight_files import is_file_name
+from gemma_export.formats.json_file import read_json
+from gemma_runtime.errors import CheckpointError, HubError
 from gemma_runtime.hub import cached_snapshot, download_snapshot, list_files, require_hub
 
 _INDEX = "model.safetensors.index.json"
@@ -116,10 +117,12 @@ def _has_weights(folder: Path) -> bool:
         shards = list(folder.glob("*.safetensors"))
         return bool(shards) and all(path.exists() and "-of-" not in path.name for path in shards)
     try:
-        shards_of = json.loads((folder / _INDEX).read_text("utf-8"))["weight_map"].values()
-    except (ValueError, KeyError):
+        named = read_json(folder / _INDEX).get("weight_map")
+    except CheckpointError:
         return False  # a damaged index names no shards
-    return all((folder / str(shard)).exists() for shard in shards_of)
+    return isinstance(named, dict) and all(
+        is_file_name(shard) and (folder / shard).is_file() for shard in named.values()
+    )
 
 
 def _has_adapter(folder: Path) -> bool:

@@ -259,7 +259,7 @@ def _random_shape(
     assert config_file is not None
     try:
         config = json.loads(config_file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise ConfigError(f"can't read {config_file}: {error}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{config_file} is not a JSON object")

@@ -12,6 +12,7 @@ from gemma_export.checkpoint.packed import FLOATS, Holder, Parts
 from gemma_export.checkpoint.prequantized import Stored
 from gemma_export.formats.codes import Codes
 from gemma_runtime.errors import CheckpointError
+from gemma_runtime.formats.json_bytes import decode_json
 
 # `bnb_4bit_quant_storage`: the same bytes under another dtype.
 _STORAGES = ("U8", "I8", "F16", "BF16", "F32")
@@ -105,7 +106,7 @@ def _read_state(parts: Parts) -> _State:
     part = next((name for name in parts.places if "quant_state" in name), "weight.quant_state")
     parts.shape(part, ("U8",), 1)
     try:
-        state = msgspec.json.decode(bytes(parts.read(part).tolist()), type=_State)
+        state = decode_json(bytes(parts.read(part).tolist()), _State)
     except msgspec.DecodeError as error:
         raise CheckpointError(
             f"{parts.module}.{part} is not bitsandbytes' JSON ({error}); save the model again"

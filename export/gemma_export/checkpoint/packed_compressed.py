@@ -75,9 +75,15 @@ def _notes(config: Mapping[str, Any]) -> tuple[str, ...]:
     return notes
 
 
-def _formats(config: Mapping[str, Any]) -> set[Any]:
-    own = {group.get("format") for group in _groups(config)} - {None}
-    return (own or {_MIXED}) if config.get("format") == _MIXED else {config.get("format")} | own
+def _formats(config: Mapping[str, Any]) -> set[str | None]:
+    own = {_name(group.get("format")) for group in _groups(config)} - {None}
+    named = _name(config.get("format"))
+    return (own or {_MIXED}) if named == _MIXED else {named} | own
+
+
+def _name(value: object) -> str | None:
+    """A format's name; what is no text is the name of none."""
+    return value if isinstance(value, str | None) else f"{value!r:.40}"
 
 
 def _groups(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -97,6 +103,8 @@ def _packed_matrix(parts: Parts, config: Mapping[str, Any], holder: Holder) -> I
     parts.check("weight_shape", INTEGERS, 2)
     shape = tuple(int(size) for size in parts.read("weight_shape"))
     inputs = shape[1]
+    if inputs < 1:
+        raise parts.error("weight_shape", f"a number of inputs, not {inputs}")
     declared = _declared_bits(config)
     bits = next((b for b in declared if (rows, -(-inputs * b // 32)) == (shape[0], words)), 0)
     if not bits:
@@ -136,7 +144,7 @@ def _int8_matrix(parts: Parts, holder: Holder) -> IntMatrix:
 def _declared_bits(config: Mapping[str, Any]) -> tuple[int, ...]:
     """The numbers of bits of all groups."""
     weights = [group.get("weights") for group in _groups(config)]
-    found = {w.get("num_bits") for w in weights if isinstance(w, dict) and w.get("type") != "float"}
+    found = [w.get("num_bits") for w in weights if isinstance(w, dict) and w.get("type") != "float"]
     known = tuple(bits for bits in BITS if bits in found)
     if not known:
         raise ConfigError(

@@ -26,6 +26,7 @@ from gemma_export.checkpoint.packed_gptq import (
 from gemma_export.checkpoint.packed_mlx import BITS as MLX_BITS
 from gemma_export.checkpoint.packed_mlx import mlx_matrix
 from gemma_runtime.errors import CheckpointError, ConfigError
+from gemma_runtime.formats.json_bytes import decode_json
 
 Read = Callable[[Parts, Mapping[str, Any], Holder], PackedMatrix]
 _WHOLE = r"qweight|qzeros|scales|g_idx"
@@ -193,7 +194,7 @@ def _beside(folder: Path) -> Quantization | None:
         if not path.is_file():
             continue
         try:
-            config = msgspec.json.decode(path.read_bytes())
+            config = decode_json(path.read_bytes(), object)
         except (OSError, msgspec.DecodeError) as error:
             raise CheckpointError(f"{path} is not valid JSON: {error}") from error
         if not isinstance(config, dict):

@@ -60,5 +60,5 @@ def _block(size: int, count: int, config: Mapping[str, Any], axis: int) -> int:
     sizes = config.get("weight_block_size")
     length = sizes[axis] if isinstance(sizes, list) and len(sizes) == 2 else None
     if isinstance(length, int) and length > 0 and -(-size // length) == count:
-        return length
+        return min(length, size)
     return 0 if size % count else size // count

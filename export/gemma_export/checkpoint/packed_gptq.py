@@ -4,7 +4,6 @@ Both store the transpose, packed into int32. Sources: AutoGPTQ `qlinear_cuda.py`
 `quantization/config.py`, AutoAWQ `packing_utils.py`, auto-round `inference/backend.py`.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ from gemma_export.checkpoint.packed import (
     ordered_groups,
     unpack_words,
 )
+from gemma_export.formats.patterns import matches
 from gemma_runtime.errors import ConfigError
 
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # for each of eight columns, its nibble
@@ -107,18 +107,18 @@ def _module_config(module: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
     for rule, fields in _dict(config.get("dynamic") or {}, "dynamic").items():
         sign, pattern = (rule[:1], rule[2:]) if rule[:2] in ("+:", "-:") else ("+", rule)
         try:
-            matches = re.match(pattern, module) is not None
-        except re.error as error:
+            is_meant = matches(pattern, module)
+        except ValueError as error:
             raise ConfigError(
                 f"quantization_config: dynamic has the pattern {pattern!r:.60}, which is not a "
                 f"regular expression ({error})"
             ) from error
-        if matches and sign == "-":
+        if is_meant and sign == "-":
             raise ConfigError(
                 f"quantization_config: dynamic excludes {module} ({rule!r:.60}), but its weights "
                 "are packed; download the folder again"
             )
-        if matches:
+        if is_meant:
             return {**config, **_dict(fields, f"dynamic {rule!r:.60}")}
     return config
 

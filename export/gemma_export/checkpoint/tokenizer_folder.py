@@ -15,6 +15,7 @@ from gemma_export.checkpoint import TokenizerFiles
 from gemma_export.checkpoint.sentencepiece import tokenizer_from_sentencepiece
 from gemma_export.formats.json_file import read_json
 from gemma_runtime.errors import CheckpointError
+from gemma_runtime.formats.json_bytes import decode_json
 
 _CONFIG = "tokenizer_config.json"
 # Where a tokenizer and a chat template are looked for; the first is taken. The documentation's
@@ -113,9 +114,10 @@ def _templates_in(path: Path) -> dict[str, str]:
     if isinstance(found, str):
         return {"default": found}
     if isinstance(found, list):
-        found = {
-            entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)
-        }
+        entries = [entry for entry in found if isinstance(entry, dict)]
+        names = [entry.get("name") for entry in entries]
+        if all(isinstance(name, str) for name in names):
+            found = dict(zip(names, (entry.get("template") for entry in entries), strict=True))
     if not isinstance(found, dict | None) or any(
         not isinstance(text, str) for pair in (found or {}).items() for text in pair
     ):
@@ -125,15 +127,31 @@ def _templates_in(path: Path) -> dict[str, str]:
     return found or {}
 
 
+class _Model(msgspec.Struct):
+    vocab: dict[str, int]
+
+
+class _Token(msgspec.Struct):
+    id: int
+    content: str
+
+
+class _Tokenizer(msgspec.Struct):
+    """What must be in a `tokenizer.json`, so that tokens can be added."""
+
+    model: _Model
+    added_tokens: list[_Token]
+
+
 def _with_tokens(folder: Path, content: bytes, vocab_size: int) -> tuple[bytes, tuple[str, ...]]:
     """Add the tokens that other files name. Tokens listed there with ids get the flags listed."""
     try:
-        state = msgspec.json.decode(content, type=Json)
-        vocabulary: dict[str, int] = state["model"]["vocab"]
-        known: dict[str, Json] = {token["content"]: token for token in state["added_tokens"]}
-        free = max([len(vocabulary), *(token["id"] + 1 for token in known.values())])
-    except (msgspec.DecodeError, AttributeError, KeyError, TypeError):
+        state = decode_json(content, Json)
+        vocabulary = msgspec.convert(state, _Tokenizer).model.vocab
+    except msgspec.DecodeError:
         return content, ()  # whoever opens the tokenizer says what is wrong with it
+    known: dict[str, Json] = {token["content"]: token for token in state["added_tokens"]}
+    free = max([len(vocabulary), *(token["id"] + 1 for token in known.values())])
     before, left_out = dict(known), []
     for token, is_listed in _named_tokens(folder):
         text = token["content"]
@@ -168,20 +186,19 @@ def _named_tokens(folder: Path) -> Iterator[tuple[Json, bool]]:
     if listed is None:
         config |= _read_json(folder / "special_tokens_map.json")
     special = {_content(token) for token in _special_tokens(config)}
-    by_id: Mapping[str, Any] = listed or {}
-    if listed is None:
-        by_id = {
-            index: {"content": text, "special": text in special}
-            for text, index in _read_json(folder / "added_tokens.json").items()
-        }
     try:
-        for _, token in sorted(by_id.items(), key=lambda entry: int(entry[0])):
-            yield _added(token, _content(token) in special), True
-    except (TypeError, ValueError) as error:
+        if listed is None:
+            named = _read_json(folder / "added_tokens.json")
+            by_id = {int(index): text for text, index in named.items()}
+        else:
+            by_id = {int(index): token for index, token in (listed or {}).items()}
+        added = [_added(token, _content(token) in special) for _, token in sorted(by_id.items())]
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder}: an added token in {_CONFIG} or added_tokens.json has no id or no content; "
             "save the tokenizer again"
         ) from error
+    yield from ((token, True) for token in added)
     for token in _special_tokens(config):
         yield _added(token, True), False
 
@@ -191,7 +208,8 @@ def _special_tokens(config: Mapping[str, Any]) -> list[str | Json]:
     others = [key for key in config if key.endswith("_token") and key not in _NAMED]
     extra: Any = next((config[key] for key in _EXTRA if config.get(key)), [])
     values = [config.get(key) for key in (*_NAMED, *others)]
-    values += extra.values() if isinstance(extra, dict) else extra
+    if isinstance(extra, dict | list):
+        values += extra.values() if isinstance(extra, dict) else extra
     return [value for value in values if isinstance(value, str | dict) and _content(value)]
 
 

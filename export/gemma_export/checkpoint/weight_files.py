@@ -29,6 +29,7 @@ REFUSED: Mapping[str, str] = {
     "a tensor in two files that both belong to the model": "one of them is wrong",
     "an index that names files outside the folder": "a checkpoint reads only its own folder",
 }
+_LONGEST_NAME = 255  # bytes, on every file system in use
 _NAMED = 3  # most files listed in a note; the others are counted
 
 
@@ -65,7 +66,7 @@ def open_weights(
 def _chosen(folder: Path, hf_config: Mapping[str, Any]) -> tuple[str, list[str]]:
     """The file that decides, for messages, and the names of the safetensors files to read."""
     first = hf_config.get("transformers_weights") or _SINGLE
-    if not isinstance(first, str):
+    if not is_file_name(first):
         raise CheckpointError(f"{folder / CONFIG}: transformers_weights is not a file name")
     for name in (first, _INDEX):
         if _is_listed(folder / name):
@@ -91,9 +92,16 @@ def _shards(folder: Path, index: str) -> list[str]:
     return sorted(set(map(str, names.values())))
 
 
+def is_file_name(name: object) -> bool:
+    """Whether this is a name that a file in a folder can have: no path, not too long."""
+    if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+        return False
+    return "\0" not in name and len(name.encode("utf-8", "replace")) <= _LONGEST_NAME
+
+
 def _open(folder: Path, name: str, named_by: str) -> SafetensorsFile:
-    if Path(name).name != name or name in ("", ".", ".."):
-        raise CheckpointError(f"{folder}: {named_by} names {name!r}, outside the folder")
+    if not is_file_name(name):
+        raise CheckpointError(f"{folder}: {named_by} names {name!r:.80}, outside the folder")
     if not name.endswith(".safetensors"):
         raise CheckpointError(
             f"{folder}: {named_by} names {name!r}, which is not a safetensors file"

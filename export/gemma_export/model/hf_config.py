@@ -22,6 +22,8 @@ REFUSED: Mapping[str, str] = {
 _KINDS = {"sliding_attention": AttentionKind.LOCAL, "full_attention": AttentionKind.GLOBAL}
 _HF_NAMES = {kind: name for name, kind in _KINDS.items()}
 _BY_MODEL_TYPE = {kind: family for family in FAMILIES.values() for kind in family.text_types}
+_LARGEST = 2**31 - 1  # of any size
+_MOST_LAYERS = 1000
 _PER_LAYER_FIELDS = ("head_dim", "num_key_value_heads")
 _SCALAR = "query_pre_attn_scalar"
 _BY_OUTER_TYPE = {outer: family for family in FAMILIES.values() for outer in family.multimodal}
@@ -168,12 +170,18 @@ def _shared_layers(text: Json, kinds: tuple[AttentionKind, ...]) -> int:
 def _kinds(text: Json, family: Family) -> tuple[AttentionKind, ...]:
     """The kinds that are listed, or else every n-th layer global, with the family's n."""
     count = _positive(text, "num_hidden_layers")
+    if count > _MOST_LAYERS:  # before anything is made for each
+        _refuse("num_hidden_layers", count, f"at most {_MOST_LAYERS} layers")
     types = text.get("layer_types")
     if types is None:
         period = _period(text, family)
         ends = [index % period == period - 1 for index in range(count)]
         types = [_HF_NAMES[AttentionKind.GLOBAL if end else AttentionKind.LOCAL] for end in ends]
-    if len(types) != count or not set(types) <= set(_KINDS):
+    if (
+        not isinstance(types, list)
+        or len(types) != count
+        or not all(isinstance(one, str) and one in _KINDS for one in types)
+    ):
         _refuse("layer_types", types, f"{count} of {', '.join(_KINDS)}")
     kinds = tuple(_KINDS[name] for name in types)
     return (*kinds[:-1], AttentionKind.GLOBAL) if family.last_is_global else kinds
@@ -281,6 +289,8 @@ def _positive(text: Json, key: str) -> int:
     value = text.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         _refuse(key, value, "an integer above 0")
+    if value > _LARGEST:
+        _refuse(key, value, f"an integer of at most {_LARGEST}")
     return value
 
 
@@ -299,4 +309,4 @@ def _positive_float(text: Json, key: str) -> float:
 
 
 def _refuse(key: str, found: object, expected: str) -> NoReturn:
-    raise ConfigError(f"config: {key} is {found!r}, expected {expected}")
+    raise ConfigError(f"config: {key} is {found!r:.200}, expected {expected}")

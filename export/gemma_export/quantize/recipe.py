@@ -294,7 +294,8 @@ def load_recipe(path: Path) -> Recipe:
         file = msgspec.convert(content, type=_RecipeFile)
     except OSError as error:
         raise RecipeError(f"can't read recipe {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, msgspec.ValidationError) as error:
+    # ValueError: a date or a number that Python has not, or text that is not UTF-8.
+    except (yaml.YAMLError, ValueError, RecursionError, msgspec.ValidationError) as error:
         reason = _unknown_key(str(error)) or " ".join(str(error).split())
         raise RecipeError(f"recipe {path}: {reason}") from error
     base = find_recipe(file.base)

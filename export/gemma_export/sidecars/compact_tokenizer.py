@@ -30,6 +30,7 @@ import msgspec
 import numpy as np
 
 from gemma_runtime.errors import TokenizerError
+from gemma_runtime.formats.json_bytes import decode_json
 from gemma_runtime.text.tokenizer import RESERVED
 
 MAGIC, VERSION = b"GTOK", 1
@@ -48,7 +49,7 @@ class Kind(IntEnum):
 def compact_tokenizer(tokenizer_json: bytes) -> bytes:
     """The compact file. Raises TokenizerError for a tokenizer that is not built like Gemma's."""
     try:
-        source = msgspec.json.decode(tokenizer_json, type=_Source)
+        source = decode_json(tokenizer_json, _Source)
     except msgspec.DecodeError as error:
         raise _unsupported(f"can't be read: {error}") from error
     _check_steps(source)

@@ -16,6 +16,7 @@ from gemma_export.sidecars.prompts import golden_prompts
 from gemma_export.sidecars.stop_tokens import find_stop_tokens
 from gemma_export.sidecars.turns import with_turns
 from gemma_runtime.errors import CheckpointError
+from gemma_runtime.formats.json_bytes import decode_json
 from gemma_runtime.manifest import LayerCache
 from gemma_runtime.proof.texts import encode_segments, read_segments
 
@@ -85,12 +86,12 @@ def _without_training_state(files: TokenizerFiles | None) -> TokenizerFiles | No
     if files is None:
         return None
     try:
-        state = msgspec.json.decode(files.tokenizer_json, type=_TrainingState)
+        state = decode_json(files.tokenizer_json, _TrainingState)
     except msgspec.DecodeError:
         return files  # `_load_encoder` says what is wrong with it
     if state == _TrainingState():
         return files
-    content = msgspec.json.decode(files.tokenizer_json, type=dict[str, msgspec.Raw])
+    content = decode_json(files.tokenizer_json, dict[str, msgspec.Raw])
     content |= {"truncation": msgspec.Raw(b"null"), "padding": msgspec.Raw(b"null")}
     return replace(files, tokenizer_json=msgspec.json.encode(content))
 

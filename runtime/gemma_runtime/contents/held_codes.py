@@ -22,6 +22,7 @@ from gemma_runtime.contents.digests import combine_digests, parts_digest
 from gemma_runtime.contents.gguf_names import hf_name
 from gemma_runtime.contents.pte_file import open_pte
 from gemma_runtime.errors import BundleError
+from gemma_runtime.formats.json_bytes import decode_json
 from gemma_runtime.formats.protobuf import ProtoMessage
 from gemma_runtime.formats.safetensors import read_safetensors_header
 from gemma_runtime.manifest import Manifest
@@ -60,7 +61,7 @@ def codes_digest(bundle: Bundle) -> str | None:
     reader: Callable[[Bundle], Iterator[HeldWeight]] = load_function(backend.held_codes)
     try:
         digests = {weight.name: _digest(weight) for weight in reader(bundle)}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, msgspec.DecodeError) as error:
         raise BundleError(f"{bundle.directory}: can't read the codes back: {error!r}") from error
     if missing := [name for name in formats if name not in digests]:
         raise BundleError(f"{bundle.directory} has no codes of {missing[0]}; export again")
@@ -93,7 +94,7 @@ def read_onnx(bundle: Bundle) -> Iterator[HeldWeight]:
             continue
         total, *_ = tensor.numbers(_DIMS)
         whole = _external(file.parent, tensor).reshape(total, -1)
-        spans = msgspec.json.decode(notes["rows"], type=dict[str, tuple[int, int]])
+        spans = decode_json(notes["rows"], dict[str, tuple[int, int]])
         for name, (start, stop) in spans.items():
             found.setdefault(name, {})[notes["part"]] = whole[start:stop].ravel()
     for name, parts in found.items():

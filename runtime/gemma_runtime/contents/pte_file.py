@@ -5,6 +5,7 @@ extended header, `eh00`.
 """
 
 import mmap
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from gemma_runtime.errors import BundleError
 _HEADER_AT, _MAGIC = 8, b"eh00"
 _PLANS, _SEGMENTS, _CONSTANTS, _NAMED_DATA = 1, 4, 5, 7  # fields of Program
 _VALUES = 2  # a field of ExecutionPlan
+_MOST_TABLES = 1 << 20  # read in all; a file of Gemma 2 27b has some ten thousand
 _IS_TENSOR = 5  # in the union KernelTypes
 _SIZES, _BUFFER = 2, 5  # fields of Tensor
 
@@ -42,14 +44,16 @@ class Constant:
 
 
 class PteFile:
-    """A `.pte` mapped into memory."""
+    """A `.pte` mapped into memory. All methods raise BundleError if it is damaged."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data = data
-        magic, _, _, self.base = struct.unpack_from("<4sIQQ", data, _HEADER_AT)
-        if magic != _MAGIC or not self.base:
-            raise BundleError("not a .pte file with segments; export the bundle again")
-        self._program = Table(data, Get(Uint32Flags.packer_type, data, 0))
+        self._visited = 0  # tables
+        with _damage_named():
+            magic, _, _, self.base = struct.unpack_from("<4sIQQ", data, _HEADER_AT)
+            if magic != _MAGIC or not self.base:
+                raise BundleError("not a .pte file with segments; export the bundle again")
+            self._program = Table(data, Get(Uint32Flags.packer_type, data, 0))
 
     def named_data(self, key: str) -> memoryview:
         segment = self.named(key)
@@ -57,10 +61,15 @@ class PteFile:
 
     @property
     def constant_segment(self) -> Segment:
-        return self.segments()[_number(self._constant_offsets(), 0, Uint32Flags)]
+        with _damage_named():
+            return self.segments()[_number(self._constant_offsets(), 0, Uint32Flags)]
 
     def constants(self) -> Iterator[Constant]:
         """The constants of all methods; one for each tensor that uses it."""
+        with _damage_named():
+            yield from self._constants()
+
+    def _constants(self) -> Iterator[Constant]:
         start, offsets = self.constant_segment.start, self._constant_offsets()
         first = offsets.Vector(offsets.Offset(slot(1)))
         for plan in self._vector(self._program, _PLANS):
@@ -82,21 +91,23 @@ class PteFile:
         return Table(self.data, self._program.Indirect(at))
 
     def named(self, key: str) -> Segment:
-        for table in self._vector(self._program, _NAMED_DATA):
-            name = table.String(table.Pos + table.Offset(slot(0))).decode()
-            if name == key:
-                return self.segments()[_number(table, 1, Uint32Flags)]
+        with _damage_named():
+            for table in self._vector(self._program, _NAMED_DATA):
+                name = table.String(table.Pos + table.Offset(slot(0)))
+                if name == key.encode():
+                    return self.segments()[_number(table, 1, Uint32Flags)]
         raise BundleError(f"the .pte has no named data {key!r}")
 
     def segments(self) -> list[Segment]:
-        return [
-            Segment(
-                self.base + _number(table, 0, Uint64Flags),
-                _number(table, 1, Uint64Flags),
-                table.Pos + table.Offset(slot(1)),
-            )
-            for table in self._vector(self._program, _SEGMENTS)
-        ]
+        with _damage_named():
+            return [
+                Segment(
+                    self.base + _number(table, 0, Uint64Flags),
+                    _number(table, 1, Uint64Flags),
+                    table.Pos + table.Offset(slot(1)),
+                )
+                for table in self._vector(self._program, _SEGMENTS)
+            ]
 
     def _vector(self, table: Table, field: int) -> Iterator[Table]:
         offset = table.Offset(slot(field))
@@ -104,6 +115,9 @@ class PteFile:
             return
         first = table.Vector(offset)
         for place in range(table.VectorLen(offset)):
+            self._visited += 1
+            if self._visited > _MOST_TABLES:
+                raise IndexError(f"more than {_MOST_TABLES} tables")
             yield Table(self.data, table.Indirect(first + 4 * place))
 
 
@@ -111,8 +125,20 @@ class PteFile:
 def open_pte(path: Path, writable: bool = False) -> Iterator[PteFile]:
     access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
     mode = "r+b" if writable else "rb"
-    with path.open(mode) as file, mmap.mmap(file.fileno(), 0, access=access) as data:
-        yield PteFile(data)
+    with path.open(mode) as file:
+        if not file.seek(0, os.SEEK_END):
+            raise BundleError(f"{path} is empty; copy or export the bundle again")
+        with mmap.mmap(file.fileno(), 0, access=access) as data:
+            yield PteFile(data)
+
+
+@contextmanager
+def _damage_named() -> Iterator[None]:
+    """Turn what flatbuffers raises for offsets out of the file into a BundleError."""
+    try:
+        yield
+    except (IndexError, TypeError, struct.error) as error:
+        raise BundleError(f"the .pte is damaged ({error}); copy or export it again") from error
 
 
 def slot(field: int) -> int:

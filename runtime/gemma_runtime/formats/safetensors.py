@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from gemma_runtime.formats.json_bytes import decode_json
+
 MAX_HEADER = 100_000_000  # bytes, the limit of the reference implementation
 # Every dtype of the format, so that a tensor that nobody reads is no reason to refuse a file.
 _ITEM_BITS: Mapping[str, int] = {
@@ -55,7 +57,7 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str
             )
         text = file.read(length)
     try:
-        header = msgspec.json.decode(text, type=dict[str, dict[str, Any]])
+        header = decode_json(text, dict[str, dict[str, Any]])
         metadata = header.pop("__metadata__", {})
         tensors = {name: _info(name, entry, 8 + length) for name, entry in header.items()}
     except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
@@ -88,9 +90,9 @@ def _info(name: str, entry: Mapping[str, Any], start: int) -> TensorInfo:
     dtype, shape = entry["dtype"], tuple(entry["shape"])
     begin, end = entry["data_offsets"]
     if dtype not in _ITEM_BITS:
-        raise ValueError(f"tensor {name} is {dtype}, expected one of {', '.join(_ITEM_BITS)}")
-    if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
-        raise ValueError(f"tensor {name} has shape {shape} at {begin}…{end}")
+        raise ValueError(f"tensor {name} is {dtype!s:.30}, expected one of {', '.join(_ITEM_BITS)}")
+    if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):  # bool is an int too
+        raise ValueError(f"tensor {name} has shape {shape!r:.60} at {begin!r:.30}…{end!r:.30}")
     info = TensorInfo(dtype, shape, start + begin)
     if info.bytes != end - begin:
         raise ValueError(f"tensor {name} needs {info.bytes} bytes, its span has {end - begin}")

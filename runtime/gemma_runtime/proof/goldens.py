@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_runtime.errors import BundleError
+from gemma_runtime.formats.json_bytes import decode_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def save_goldens(path: Path, goldens: Sequence[Golden]) -> None:
 def load_goldens(path: Path) -> list[Golden]:
     """Read a file of `save_goldens`. Raises BundleError if it is not one."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=list[Golden])
+        return decode_json(path.read_bytes(), list[Golden])
     except (OSError, msgspec.DecodeError) as error:
         raise BundleError(f"{path} is not a goldens file: {error}; export again") from error
 

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from gemma_runtime.errors import EvaluationError
+from gemma_runtime.formats.json_bytes import decode_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def _prompts(path: Path, lines: list[str], harmless: bool) -> Iterator[SafetyPro
 
 def _from_json(where: str, line: str, harmless: bool) -> SafetyPrompt:
     try:
-        fields: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
+        fields: dict[str, Any] = decode_json(line, dict[str, Any])
     except msgspec.DecodeError as error:
         raise EvaluationError(f"{where} is not a JSON object: {error}") from error
     text, name = fields.get("prompt"), fields.get("id", where)

@@ -42,6 +42,9 @@ class TaskRun:
     groups: Mapping[str, tuple[str, ...]]  # tasks of each group
 
 
+_DIGITS = 10  # of an index
+
+
 class _Results(msgspec.Struct):
     config: dict[str, Any]
     configs: dict[str, Any]
@@ -69,6 +72,8 @@ def open_task_run(path: Path) -> TaskRun:
     file = _results_file(path)
     results = _convert(_load(file.read_bytes(), file), _Results, file)
     date = file.stem.removeprefix("results_")
+    if outside := [task for task in results.configs if Path(task).name != task]:
+        raise EvaluationError(f"{file} names the task {outside[0]!r}, outside of its folder")
     samples = {task: file.parent / f"samples_{task}_{date}.jsonl" for task in results.configs}
     missing = next((task for task, place in samples.items() if not place.is_file()), None)
     if missing is not None:
@@ -135,7 +140,7 @@ def _answer(
     scores = {name: fields.get(name) for name in sample.metrics}
     try:
         choices = _choices(sample)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise EvaluationError(f"{place} has a wrong likelihood: {error}") from error
     return Answer(
         key=key,
@@ -165,8 +170,10 @@ def _right(sample: _Sample, count: int) -> int | None:
         return 0
     target = str(sample.target)
     if target.isdecimal():
-        return int(target) if int(target) < count else None
-    texts = [sample.arguments.get(f"gen_args_{i}", {}).get("arg_1") for i in range(count)]
+        index = int(target) if len(target) < _DIGITS else count
+        return index if index < count else None
+    asked = [sample.arguments.get(f"gen_args_{i}") for i in range(count)]
+    texts = [one.get("arg_1") if isinstance(one, Mapping) else None for one in asked]
     same = [i for i, text in enumerate(texts) if isinstance(text, str) and text.strip() == target]
     return same[0] if len(same) == 1 else None
 

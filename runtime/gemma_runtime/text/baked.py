@@ -10,6 +10,7 @@ import numpy as np
 
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import BakedError, TokenizerError
+from gemma_runtime.formats.json_bytes import decode_json
 from gemma_runtime.session import Session
 from gemma_runtime.snapshot import Snapshot
 from gemma_runtime.snapshot_file import (
@@ -109,7 +110,7 @@ def read_baked(path: Path) -> Baked:
     """Open a file without asking whether it is of a bundle here. Raises BakedError."""
     stored = open_snapshot(path)
     try:
-        opening = msgspec.json.decode(stored.notes[_OPENING], type=Opening)
+        opening = decode_json(stored.notes[_OPENING], Opening)
         check_tools(opening.tools)
         check_examples(opening.examples)
     except (KeyError, msgspec.DecodeError, TokenizerError) as error:

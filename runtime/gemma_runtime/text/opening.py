@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from gemma_runtime.errors import TokenizerError
+from gemma_runtime.formats.json_bytes import decode_json
 from gemma_runtime.manifest import Manifest
 from gemma_runtime.text.chat import Message, encode_chat
 from gemma_runtime.text.frame import Languages
@@ -73,7 +74,7 @@ def read_examples(path: Path) -> tuple[Message, ...]:
     Raises TokenizerError.
     """
     try:
-        turns = msgspec.json.decode(read_text(path), type=list[Message])
+        turns = decode_json(read_text(path), list[Message])
     except msgspec.DecodeError as error:  # ValidationError is one
         raise TokenizerError(f"{path} is not a list of turns: {error}") from error
     return check_examples(turns)

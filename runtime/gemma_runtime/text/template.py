@@ -34,6 +34,7 @@ _FAULTS = (
     AttributeError,
     LookupError,
     MemoryError,
+    NameError,  # of `1e999`, which Jinja writes as inf
     RuntimeError,
     SyntaxError,
     TypeError,

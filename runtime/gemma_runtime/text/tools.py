@@ -65,7 +65,7 @@ def read_tools(path: Path) -> list[Schema]:
         return check_tools(json.loads(path.read_text("utf-8")))
     except OSError as error:
         raise TokenizerError(f"can't read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise TokenizerError(f"{path} is not JSON: {error}") from error
     except TokenizerError as error:
         raise TokenizerError(f"{path}: {error}") from error

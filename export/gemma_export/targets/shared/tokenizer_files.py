@@ -6,6 +6,7 @@ import msgspec
 
 from gemma_export.checkpoint import TokenizerFiles
 from gemma_export.model.config import GemmaConfig
+from gemma_runtime.formats.json_bytes import decode_json
 
 _PAD, _UNKNOWN = "<pad>", "<unk>"
 
@@ -33,7 +34,7 @@ class _Tokens(msgspec.Struct):
 
 
 def _tokenizer(files: TokenizerFiles, config: GemmaConfig) -> dict[str, object]:
-    added = msgspec.json.decode(files.tokenizer_json, type=_Tokens).added_tokens
+    added = decode_json(files.tokenizer_json, _Tokens).added_tokens
     bos = next((token.content for token in added if token.id == config.bos_token), None)
     special = {"bos": bos, "eos": files.eos, "pad": _PAD, "unk": _UNKNOWN}
     known = {token.content for token in added}
