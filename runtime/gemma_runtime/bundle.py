@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from gemma_runtime.errors import BundleError
 from gemma_runtime.manifest import File, Manifest
+from gemma_runtime.manifest_sizes import check_sizes
 from gemma_runtime.staging import sweep_leftovers
 
 MANIFEST = "manifest.json"
@@ -40,6 +41,7 @@ def open_bundle(directory: Path | str) -> Bundle:
     """Open a bundle. Raises BundleError unless its schema is known and all files match."""
     directory = Path(directory)
     manifest = Manifest.from_json(_read_manifest(directory))
+    check_sizes(manifest)
     used = {*manifest.graph_files(), *manifest.roles.values()}
     if unlisted := sorted(used - set(manifest.files)):
         raise BundleError(f"{directory}: manifest.json uses {unlisted[0]} but has no digest of it")

@@ -141,7 +141,10 @@ class OrtSession(ChunkedSession):
         self._inputs.set(TensorRole.WANTED, np.array(wanted))
         shape = (1, *logits.shape)
         self._binding.bind_output(self._output, "cpu", 0, np.float32, shape, logits.ctypes.data)
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # onnxruntime's exceptions share no type of their own
+            raise SessionError(f"onnxruntime can't run {self._file}: {error}") from error
         self._tokens += chunk
 
 

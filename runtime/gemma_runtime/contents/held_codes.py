@@ -85,7 +85,10 @@ def _quantized(manifest: Manifest) -> dict[str, str]:
 
 
 def read_onnx(bundle: Bundle) -> Iterator[HeldWeight]:
-    """Read initializers of the data file; their metadata name each weight's rows."""
+    """Read initializers of the data file; their metadata name each weight's rows.
+
+    Only files of the bundle are read, wherever the graph says that its data are.
+    """
     file = bundle.directory / bundle.manifest.graph("decode").file
     found: dict[str, dict[str, Bytes]] = {}
     for tensor in ProtoMessage(file.read_bytes()).message(7).messages(5):
@@ -93,7 +96,7 @@ def read_onnx(bundle: Bundle) -> Iterator[HeldWeight]:
         if "part" not in notes:
             continue
         total, *_ = tensor.numbers(_DIMS)
-        whole = _external(file.parent, tensor).reshape(total, -1)
+        whole = _external(bundle, file.parent, tensor).reshape(total, -1)
         spans = decode_json(notes["rows"], dict[str, tuple[int, int]])
         for name, (start, stop) in spans.items():
             found.setdefault(name, {})[notes["part"]] = whole[start:stop].ravel()
@@ -105,8 +108,11 @@ def read_onnx(bundle: Bundle) -> Iterator[HeldWeight]:
 _DIMS, _EXTERNAL, _METADATA = 1, 13, 16  # fields of ONNX's TensorProto
 
 
-def _external(folder: Path, tensor: ProtoMessage) -> Bytes:
+def _external(bundle: Bundle, folder: Path, tensor: ProtoMessage) -> Bytes:
     place = {entry.text(1): entry.text(2) for entry in tensor.messages(_EXTERNAL)}
+    known = {bundle.directory / name for name in bundle.manifest.files}
+    if folder / place["location"] not in known:
+        raise ValueError(f"the data are in {place['location']!r:.80}, which is not in the manifest")
     offset, length = int(place["offset"]), int(place["length"])
     return np.memmap(folder / place["location"], np.uint8, "r", offset, (length,))
 

@@ -51,9 +51,12 @@ def compile_schema(schema: Schema) -> dict[str, Json]:
 
     An object gets no keys but those named. Raises ConstraintError for what can't be kept.
     """
-    JsonSchema(schema)  # refuses unknown keywords and wrong values
     nodes = _Nodes()
-    start = _value(nodes, schema)
+    try:
+        JsonSchema(schema)  # refuses unknown keywords and wrong values
+        start = _value(nodes, schema)
+    except RecursionError as error:
+        raise ConstraintError("the schema is nested too deep; flatten it") from error
     return {"nodes": nodes.written, "start": start}
 
 

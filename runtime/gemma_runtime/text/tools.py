@@ -48,7 +48,7 @@ you MUST put it in the format of
 
 You SHOULD NOT include any other text in the response if you call a function
 """
-_FENCED = re.compile(r"```(?:json|tool_code|tool_call|python)?\s*\n(.*?)\n?```", re.DOTALL)
+_FENCED = re.compile(r"```(?:json|tool_code|tool_call|python)?[^\S\n]*\n(.*?)```", re.DOTALL)
 _NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?")
 _WORDS: Mapping[str, Json] = {"true": True, "false": False, "null": None, "none": None}
 
