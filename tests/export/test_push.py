@@ -228,3 +228,16 @@ def _metadata(bundle: Bundle) -> dict[str, Any]:
     text = write_card(bundle, REPO)
     metadata: dict[str, Any] = yaml.safe_load(text.split("---\n")[1])
     return metadata
+
+
+def test_no_name_in_a_manifest_changes_the_card_s_metadata() -> None:
+    """The hub reads them: a licence or a base model of one's own would look official."""
+    tiny, hostile = open_bundle(TINY), "a\n---\nlicense: mit\nbase_model: other/model\n"
+    model = replace(tiny.manifest.model, id=hostile, family=hostile, revision=hostile)
+    quantization = replace(tiny.manifest.quantization, recipe=hostile)
+    target = replace(tiny.manifest.target, packages=(hostile,))
+    manifest = replace(tiny.manifest, model=model, quantization=quantization, target=target)
+    metadata = _metadata(Bundle(TINY, manifest))
+    assert metadata["license"] == _metadata(tiny)["license"]
+    assert metadata["base_model"] == hostile
+    assert hostile in metadata["tags"]

@@ -12,10 +12,11 @@ from typing import Any
 
 _DEEP = 5000  # more than Python's limit of recursion
 _NUMBERS = (0, 1, 2, 127, 128, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
+_WRITTEN = ("-1", "1e999", "0.5", "9" * 400, "9" * 5000)
 _WORDS = (b"", b"\0", b"\xff\xfe", b"\n", b"../", b"/etc/passwd", "\ud7ff\U0001f600".encode())
 _NESTED = (b"[" * _DEEP, b'{"a":' * _DEEP)
 _VALUES: tuple[Any, ...] = (
-    *(None, True, False, 0, -1, 1.5, 2**31, 2**63, 2**64, -(2**63), 1e308, 10**30),
+    *(None, True, False, 0, -1, 1.5, 2**31, 2**63, 2**64, -(2**63), 1e308, 10**30, 10**400),
     *("", "a", "../../x", "/etc/passwd", "\0", "a\nb", "1", "nan", "x" * 3000, "<bos>", "int8"),
     *([], {}, [[]], [0], [-1], [None], {"": None}, {"a": {}}, [1, "a"], [2**40, 2**40], [0, 2**63]),
 )
@@ -118,7 +119,7 @@ def _digits(chance: random.Random, data: bytes, seeds: Sequence[bytes]) -> bytes
     if not found:
         return _flip(chance, data, seeds)
     match = chance.choice(found)
-    written = chance.choice((*map(str, _NUMBERS), "-1", "1e999", "0.5", "9" * 5000)).encode()
+    written = chance.choice((*map(str, _NUMBERS), *_WRITTEN)).encode()
     return data[: match.start()] + written + data[match.end() :]
 
 

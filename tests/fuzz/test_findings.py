@@ -55,6 +55,7 @@ def _compressed(**fields: object) -> str:
 
 
 _ODD_BITS: dict[str, object] = {"a": {"weights": {"num_bits": []}}}
+_NO_FLOAT = {**ADAPTER, "lora_alpha": 10**400}
 _REFUSED: list[tuple[str, str, str | bytes]] = [
     *((name, "deep nesting", '{"a":' + _DEEP) for name in (
         "config", "config alone", "generation config", "index", "tokenizer", "tokenizer config",
@@ -65,6 +66,7 @@ _REFUSED: list[tuple[str, str, str | bytes]] = [
     ("tools", "deep nesting", _DEEP),
     ("tool results", "deep nesting", _DEEP),
     ("recipe", "deep nesting", _DEEP[:20_000]),
+    ("recipe", "a Python object", "!!python/object/apply:os.system ['true']"),
     ("recipe", "a date that isn't", "name: 2001-99-99"),
     ("recipe", "a number of 5000 digits", "base: " + "9" * 5000),
     ("recipe", "aliases that multiply", "a: &a [x]\n" + "".join(
@@ -72,6 +74,9 @@ _REFUSED: list[tuple[str, str, str | bytes]] = [
     )),
     ("config alone", "a billion layers", _config(num_hidden_layers=10**9)),
     ("config alone", "a size beyond every file", _config(hidden_size=10**30)),
+    ("config alone", "a rope beyond every float", _config(rope_theta=10**400)),
+    ("generation config", "a temperature beyond every float", f'{{"temperature": {10**400}}}'),
+    ("adapter config", "an alpha beyond every float", json.dumps(_NO_FLOAT)),
     ("config", "layer types that are a number", _config(layer_types=3)),
     ("config", "layer types that are lists", _config(layer_types=[[], []])),
     ("config", "a format that is an object", _compressed(format={})),

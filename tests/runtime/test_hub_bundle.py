@@ -5,11 +5,13 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("huggingface_hub")
 
+from gemma_runtime.hub import list_files
 from tests.local_hub import (
     COMMIT,
     REPO,
@@ -112,6 +114,16 @@ def test_an_unreachable_hub_is_one_line(client: Client) -> None:
         nobody = f"http://127.0.0.1:{port.getsockname()[1]}"
     assert f"can't fetch {REPO}" in client.refused(nobody, f"hub:{REPO}")
     assert "HF_HUB_OFFLINE" in client.refused(nobody, f"hub:{REPO}", offline=True)
+
+
+def test_names_that_lead_out_of_a_repository_are_not_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A hub may answer anything, and its names become paths."""
+    names = ["model.gguf", "a/b.gguf", "../c.gguf", "/d.gguf", "a/../../e.gguf", "..\\f.gguf"]
+    answer = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: answer)
+    assert list_files(REPO, None, "") == ["model.gguf", "a/b.gguf"]
 
 
 def test_nothing_is_contacted_without_the_prefix(hub: Hub, client: Client) -> None:

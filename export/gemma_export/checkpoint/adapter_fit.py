@@ -6,6 +6,7 @@ name, e.g. `base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weig
 
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -210,10 +211,14 @@ def _rank_and_scale(adapter: Adapter, module: str) -> tuple[int, float]:
     config, path = adapter.config, adapter.folder / ADAPTER_CONFIG
     rank = _pattern(config.get("rank_pattern"), module, path, config.get("r"))
     alpha = _pattern(config.get("alpha_pattern"), module, path, config.get("lora_alpha"))
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise CheckpointError(f"{path}: r is {rank!r} for {module}, expected an integer above 0")
-    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise CheckpointError(f"{path}: lora_alpha is {alpha!r} for {module}, expected a number")
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank < 2**31:
+        raise CheckpointError(
+            f"{path}: r is {rank!r:.40} for {module}, expected an integer above 0"
+        )
+    if not isinstance(alpha, int | float) or not abs(alpha) <= sys.float_info.max:
+        raise CheckpointError(
+            f"{path}: lora_alpha is {alpha!r:.40} for {module}, expected a number"
+        )
     divisor = math.sqrt(rank) if config.get("use_rslora") else rank
     return rank, adapter.weight * alpha / divisor
 

@@ -1,6 +1,7 @@
 """Reads where generation ends and how it samples from the files beside the weights."""
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -88,7 +89,7 @@ def _number(
 ) -> float:
     value = fields.get(name, default)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not least <= value <= most or math.isinf(value):
+    if not is_number or not least <= value <= min(most, sys.float_info.max):
         limits = f"a number from {least:g}" + ("" if math.isinf(most) else f" to {most:g}")
         raise ConfigError(f"{name} is {value!r:.40}, expected {limits}")
     return round(float(value), 6)  # GGUF stores 0.95 as 0.949999988

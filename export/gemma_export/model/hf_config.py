@@ -1,6 +1,7 @@
 """Reads a `config.json`: of any family, with old or nested rope fields, text or multimodal."""
 
 import struct
+import sys
 from collections.abc import Mapping
 from typing import NoReturn
 
@@ -303,7 +304,7 @@ def _even(text: Json, key: str) -> int:
 
 def _positive_float(text: Json, key: str) -> float:
     value = text.get(key)
-    if not isinstance(value, int | float) or not 0 < value < float("inf"):
+    if not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
         _refuse(key, value, "a number above 0")
     return float(value)
 

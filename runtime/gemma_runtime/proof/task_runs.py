@@ -137,16 +137,17 @@ def _answers(path: Path) -> Iterator[Answer]:
 def _answer(
     sample: _Sample, fields: Mapping[str, object], key: tuple[str, str, int], place: str
 ) -> Answer:
-    scores = {name: fields.get(name) for name in sample.metrics}
+    named = {name: fields.get(name) for name in sample.metrics}
     try:
+        scores = {name: float(x) for name, x in named.items() if isinstance(x, int | float)}
         choices = _choices(sample)
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise EvaluationError(f"{place} has a wrong likelihood: {error}") from error
     return Answer(
         key=key,
         prompt=(sample.prompt_hash, sample.target_hash),
         subject=_subject(sample.doc),
-        scores={name: float(x) for name, x in scores.items() if isinstance(x, (int, float))},
+        scores=scores,
         choices=choices,
         right=None if choices is None else _right(sample, len(choices)),
         text="" if choices is not None else json.dumps(sample.filtered_resps),
