@@ -65,6 +65,8 @@ _REFUSED: list[tuple[str, str, str | bytes]] = [
     ("goldens", "deep nesting", _DEEP),
     ("tools", "deep nesting", _DEEP),
     ("tool results", "deep nesting", _DEEP),
+    ("mil package", "entries that are a text",
+        '{"itemInfoEntries": "a", "rootModelIdentifier": 9223372036854775808}'),
     ("search", "deep nesting", _DEEP[:20_000]),
     ("search", "a Python object", "checkpoints: !!python/object/apply:os.system ['true']"),
     ("search", "a number of 5000 digits", f"checkpoints: a\ntargets: onnx\ncontext: {'9' * 5000}"),

@@ -90,7 +90,7 @@ def _model_file(path: Path) -> Path:
     try:
         manifest = json.loads((path / "Manifest.json").read_bytes())
         entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise SessionError(f"{path} is not an .mlpackage: Manifest.json: {error!r}") from error
     return _inside(path, path / "Data", str(entry))
 
