@@ -48,8 +48,8 @@ def render_search(search: Search) -> list[RenderableType]:
             style = _STYLES.get(result.state, "")
             table.add_row(*(Text(cell, style=style) for cell in cells))
     warnings = [Text(f"warning: {text}", style="yellow") for text in search.warnings]
-    answer = Text(taking(search), style="bold")
-    return [table, *_reasons(search), *warnings, answer]
+    tables = [table] if table.row_count else []
+    return [*tables, *_reasons(search), *warnings, Text(taking(search), style="bold")]
 
 
 def _reasons(search: Search) -> list[Text]:

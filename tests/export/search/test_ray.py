@@ -62,7 +62,7 @@ def test_a_machine_that_does_not_see_the_folder_says_so(cluster: str, tmp_path: 
     job = Job("cell", tmp_path / "elsewhere", (), token=".search.lock")
     with open_scheduler(1, cluster) as scheduler:
         assert not scheduler.is_alone
-        failure = scheduler.submit([job], 1).result(60)["cell"]
+        failure = scheduler.submit([job], 1).result(120)["cell"]
     assert failure is not None
     assert f"does not see {tmp_path / 'elsewhere'}; choose an --output that" in failure.reason
 

@@ -62,6 +62,13 @@ def found(folder: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Path:
+    """The same folder once more, for tests that change it."""
+    shutil.copytree(folder, tmp_path / "copied")
+    return tmp_path / "copied"
+
+
 def test_cells_are_exported_evaluated_and_measured(folder: Path, found: dict[str, Any]) -> None:
     cells = by_recipe({"cells": [one for one in found["cells"] if one["figures"]]})
     assert set(cells) == {"int4", "none"}
@@ -97,12 +104,12 @@ def test_cells_that_fail_stand_there_with_one_line(found: dict[str, Any]) -> Non
 
 
 def test_finished_cells_are_reused_and_failed_ones_tried_again(
-    folder: Path, found: dict[str, Any], capfd: pytest.CaptureFixture[str]
+    copied: Path, found: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    bundles = folder / "out" / "bundles"
+    bundles = copied / "out" / "bundles"
     before = {path: path.stat().st_mtime_ns for path in bundles.rglob("*")}
     searched = {**ALL, "checkpoints": ["model.gguf", RANDOM], "recipes": "int4"}
-    again = search(write_search(folder, **searched), folder / "out", capfd)
+    again = search(write_search(copied, **searched), copied / "out", capfd)
     assert {path: path.stat().st_mtime_ns for path in bundles.rglob("*")} == before
     reused, failed = again["cells"]
     assert reused["is_reused"]
@@ -110,9 +117,19 @@ def test_finished_cells_are_reused_and_failed_ones_tried_again(
     assert (failed["is_reused"], failed["reason"]) == (False, NO_TOKENIZER)
 
 
-def test_a_changed_input_has_just_its_stages_done_again(folder: Path, tmp_path: Path) -> None:
-    copied = tmp_path / "copied"
-    shutil.copytree(folder, copied)
+def test_the_console_shows_the_front_the_reasons_and_the_page(
+    copied: Path, found: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["search", str(write_search(copied, **ALL)), f"--output={copied / 'out'}"]) == 0
+    shown, progress = capfd.readouterr()
+    assert re.search(r"^ cell .*KL to float32.*artifact.*decoding", shown, re.MULTILINE)
+    assert len(re.findall(r"^ (?:int4|none) onnx .* (?:take|front) *$", shown, re.MULTILINE)) == 2
+    assert " ".join(shown.split()).count(f"take {found['take']}: nearest to the best of") == 1
+    assert shown.splitlines()[-1].endswith("search.html")
+    assert progress.count("reused") == 2
+
+
+def test_a_changed_input_has_just_its_stages_done_again(copied: Path) -> None:
     assert _left(copied) == []
     assert _left(copied, bench={**BENCH, "repeats": 2}) == ["bench"]
     assert _left(copied, tasks="arc_easy") == ["tasks"]
@@ -131,19 +148,13 @@ def test_a_changed_input_has_just_its_stages_done_again(folder: Path, tmp_path: 
         ("bundles/*/model.onnx.data", ["export", "verify", "eval", "bench"]),
     ],
 )
-def test_what_is_lost_is_made_again(
-    folder: Path, tmp_path: Path, name: str, stages: list[str]
-) -> None:
-    copied = tmp_path / "copied"
-    shutil.copytree(folder, copied)
+def test_what_is_lost_is_made_again(copied: Path, name: str, stages: list[str]) -> None:
     for file in (copied / "out").glob(name):
         file.unlink()
     assert _left(copied) == stages
 
 
-def test_figures_that_are_not_numbers_fail_their_cell(folder: Path, tmp_path: Path) -> None:
-    copied = tmp_path / "copied"
-    shutil.copytree(folder, copied)
+def test_figures_that_are_not_numbers_fail_their_cell(copied: Path) -> None:
     job = _job(copied)
     text = job.file(Stage.EVAL).read_text()
     job.file(Stage.EVAL).write_text(re.sub(r'"kl":\{"value":[^,]*', '"kl":{"value":null', text))
@@ -230,7 +241,7 @@ def test_ctrl_c_keeps_finished_cells_and_the_next_run_goes_on(
         while process.poll() is None and not list(done.glob("*-gguf-*/done.json")):
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert b"interrupted; run it again to go on: what was finished is kept" in errors
     assert not list((tmp_path / "out" / "bundles").glob(".*"))
