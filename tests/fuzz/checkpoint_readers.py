@@ -18,7 +18,7 @@ from gemma_export.model.hf_config import config_from_hf
 from gemma_export.progress import QuietReporter
 from gemma_export.push_command import _read_benchmark
 from gemma_export.quantize.recipe import load_recipe
-from gemma_export.search.schema import read_search
+from gemma_export.search.question import ask
 from gemma_export.sidecars.phone_files import phone_files
 from gemma_export.sidecars.text import _load_encoder, _without_training_state
 from gemma_runtime.bundle import open_bundle
@@ -152,14 +152,15 @@ _EXTRA = {"extra_special_tokens": {"image_token": "<image>"}, "chat_template": [
 ]}  # fmt: skip
 _CONFIGS = [json.dumps({**CONFIG, **fields}) for fields in ({}, *QUANTIZED.values())]
 _GPTQ = QUANTIZED["gptq"]["quantization_config"]
-_SEARCH = """\
-checkpoints: [./mine, {checkpoint: random:1, size: 270m}]
-targets: {target: onnx, context: [512, 1024], cache: int8}
-recipes: [int4, {quant: int4-asym-gptq, bits: [6, 7.5]}]
-tasks: {names: [mmlu], limit: 5, chat: true}
-budget: {resident: 1.3 GiB, decode: 20}
-"""
 _RECIPE = "base: int4\nname: own\ntensors:\n  '*mlp*': {bits: 8, group: channel}\n"
+_SEARCH = """\
+checkpoints: [demo, {size: 2b}]
+targets: [onnx, {target: hf, hf_format: [gptq, compressed-tensors]}]
+recipes: [int4, {quant: int4-gptq, bits: [6, 7.5], group: 64}]
+context: [512, 1024]
+objectives: [weights_kl, size]
+budget: {size: 1.3 GiB, minutes: 5}
+"""
 
 CHECKPOINT_READERS: Mapping[str, Reader] = {
     "safetensors": Reader(_in_folder("model.safetensors"), [weights("")]),
@@ -188,7 +189,7 @@ CHECKPOINT_READERS: Mapping[str, Reader] = {
     "adapter config": Reader(_adapter("adapter_config.json"), [json.dumps(ADAPTER)]),
     "adapter weights": Reader(_adapter("adapter_model.safetensors"), [adapter_weights()]),
     "recipe": Reader(as_file("r.yaml", load_recipe), [TINY / "recipe.yaml", _RECIPE]),
-    "search": Reader(as_file("s.yaml", read_search), [_SEARCH]),
+    "search": Reader(as_file("s.yaml", ask), [_SEARCH]),
     "benchmark": Reader(
         as_file("b.json", lambda path: _read_benchmark(path, open_bundle(TINY))),
         [REPORTS / "bench.json"],

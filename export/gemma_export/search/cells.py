@@ -15,6 +15,7 @@ from gemma_export.model.sizes import OFFICIAL, find_official
 from gemma_export.quantize.recipe import GROUPS, RECIPES, Recipe, find_recipe, load_recipe
 from gemma_export.request import ExportRequest
 from gemma_export.search.schema import Model, RecipeChoice, Scalar, SearchFile
+from gemma_export.search.yaml_file import exists, place
 from gemma_export.targets import load_target, target_spec
 from gemma_runtime.errors import SearchError, nearest_first
 from gemma_runtime.manifest import CACHE_WIDTHS
@@ -50,11 +51,18 @@ def find_cells(file: SearchFile, folder: Path, text: Path | None) -> tuple[Cell,
     recipe is found out later.
     """
     layout = {"context": file.context, "prefill": file.prefill, "cache": file.cache}
-    calibration = None if file.calibration is None else folder / Path(file.calibration).expanduser()
+    calibration = None if file.calibration is None else place(folder, file.calibration)
     max_ram = None if file.max_ram is None else parse_bytes(str(file.max_ram))
     cells = {}
-    choices = product(_models(file, folder), _recipes(file, folder), _targets(file.targets, layout))
-    for (model, own), (recipe, bits), (target, settings) in choices:
+    choices = (
+        (model, own, rounding, target, settings)
+        for model, own in _models(file, folder)
+        for rounding in _recipes(file, folder)
+        for target, settings in _targets(file.targets, layout)
+    )
+    for count, (model, own, (recipe, bits), target, settings) in enumerate(choices):
+        if count == _MOST:
+            raise SearchError(f"more than {_MOST} cells; leave out some choices")
         request = replace(
             _laid_out(own, target, settings),
             recipe=recipe,
@@ -65,8 +73,6 @@ def find_cells(file: SearchFile, folder: Path, text: Path | None) -> tuple[Cell,
         )
         cell = _cell(model, request, settings)
         cells[cell.name] = cell
-        if len(cells) > _MOST:
-            raise SearchError(f"more than {_MOST} cells; leave out some choices")
     if not cells:
         raise SearchError("no cells: checkpoints, targets and recipes need one choice each")
     return tuple(cells.values())
@@ -116,7 +122,7 @@ def _models(file: SearchFile, folder: Path) -> Iterator[tuple[str, ExportRequest
             base=_place(one.base, folder),
             adapters=tuple(_place(adapter, folder) or "" for adapter in one.adapters),
             revision=one.revision,
-            config_file=None if one.config is None else folder / one.config,
+            config_file=None if one.config is None else place(folder, one.config),
         )
         yield _named(one), request
 
@@ -131,8 +137,8 @@ def _place(text: str | None, folder: Path) -> str | None:
     """A path relative to the file, if there is one; hub ids and names such as demo stay."""
     if text is None:
         return None
-    path = folder / Path(text).expanduser()
-    return str(path) if path.exists() or text.startswith(("./", "../")) else text
+    path = place(folder, text)
+    return str(path) if exists(path) or text.startswith(("./", "../")) else text
 
 
 _Rounding = tuple[Recipe | None, float | None]  # recipe (None: auto), and most bits per weight
@@ -156,10 +162,12 @@ def _roundings(given: str | RecipeChoice, folder: Path) -> Iterator[_Rounding]:
     if (given.quant is None) == (given.file is None):
         raise SearchError("recipes: give one of quant and file")
     if given.file is not None:
-        recipe: Recipe | None = load_recipe(folder / Path(given.file).expanduser())
+        recipe: Recipe | None = load_recipe(place(folder, given.file))
     else:
         recipe = None if given.quant == _AUTO else find_recipe(given.quant or "")
     for group, bits in product(_numbers(given.group), _numbers(given.bits)):
+        if bits is not None and not 0 < bits <= 32:
+            raise SearchError(f"recipes: bits is {bits:g}; expected up to 32")
         yield recipe if group is None else _grouped(recipe, group), bits
 
 
@@ -216,6 +224,9 @@ def _laid_out(request: ExportRequest, target: str, settings: Settings) -> Export
     """The request for a target with settings. Raises a GemmaError for values of a wrong kind."""
     options = {key: str(value) for key, value in settings.items() if key not in _LAYOUT}
     load_target(target, options)
+    full_cache = settings.get("full_cache", False)
+    if not isinstance(full_cache, bool):
+        raise SearchError(f"full_cache is {full_cache!r}; expected true or false")
     cache = settings.get("cache")
     if cache is not None and cache not in CACHE_WIDTHS:
         choices = nearest_first(str(cache), CACHE_WIDTHS)
@@ -225,7 +236,7 @@ def _laid_out(request: ExportRequest, target: str, settings: Settings) -> Export
         targets=(target,),
         context_length=_tokens(settings, "context"),
         prefill_length=_tokens(settings, "prefill"),
-        full_cache=settings.get("full_cache", False) is True,
+        full_cache=full_cache,
         cache=None if cache is None else str(cache),
         options=options,
     )
@@ -233,6 +244,6 @@ def _laid_out(request: ExportRequest, target: str, settings: Settings) -> Export
 
 def _tokens(settings: Settings, name: str) -> int | None:
     value = settings.get(name)
-    if value is None or type(value) is int:
+    if value is None or (type(value) is int and 0 < value < 1 << 31):
         return value
     raise SearchError(f"{name} is {value!r}; expected a number of tokens")

@@ -10,6 +10,7 @@ from gemma_export.memory import parse_bytes
 from gemma_export.search.cells import Cell, find_cells
 from gemma_export.search.measures import MEASURES, Stage
 from gemma_export.search.schema import Bench, Limits, SearchFile, Tasks, read_search
+from gemma_export.search.yaml_file import exists, place
 from gemma_runtime.errors import GemmaError, SearchError, nearest_first
 
 _DEFAULT = ("kl", "resident", "decode")
@@ -33,7 +34,8 @@ class Question:
     def includes(self) -> list[Path]:
         """Folders with task files."""
         return [
-            self.path.parent / name for name in several(self.tasks.include if self.tasks else ())
+            place(self.path.parent, name)
+            for name in several(self.tasks.include if self.tasks else ())
         ]
 
 
@@ -45,6 +47,8 @@ def ask(path: Path) -> Question:
         return _ask(path, file)
     except GemmaError as error:
         raise SearchError(f"{path}: {error}") from error
+    except OverflowError as error:
+        raise SearchError(f"{path} has a number that is too large") from error
 
 
 def _ask(path: Path, file: SearchFile) -> Question:
@@ -53,7 +57,7 @@ def _ask(path: Path, file: SearchFile) -> Question:
     limits = _limits(file.budget)
     stages = _stages([*objectives, *limits], tasks)
     _check_bench(file.bench)
-    text = None if file.text is None else path.parent / Path(file.text).expanduser()
+    text = None if file.text is None else place(path.parent, file.text)
     if Stage.EVAL in stages:
         _check_text(text, file)
     cells = find_cells(file, path.parent, text if Stage.EVAL in stages else None)
@@ -131,7 +135,7 @@ def _check_text(text: Path | None, file: SearchFile) -> None:
             "text is missing; give a file or folder of text that no recipe has read, or set "
             "objectives and budget without kl, worst_kl and top1"
         )
-    if not text.exists():
+    if not exists(text):
         raise SearchError(f"text: {text} does not exist")
     if file.calibration is not None and file.calibration == file.text:
         raise SearchError(

@@ -4,6 +4,7 @@ Both give `concurrent.futures` futures. The runs of one machine are not measured
 `run`, which does it while nothing else runs.
 """
 
+import logging
 import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -104,7 +105,7 @@ def _ray(address: str) -> Iterator[Scheduler]:
         raise MissingExtra("ray", "ray") from error
     try:
         _knock(address)
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SearchError(

@@ -3,6 +3,7 @@
 No tags, no aliases (a few lines of them expand to gigabytes), no key twice, no unknown keys.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,8 +39,26 @@ def read_yaml(path: Path, kind: type[File], parts: Mapping[str, type[msgspec.Str
         return msgspec.convert(_load(raw.decode(), path), type=kind)
     except UnicodeDecodeError as error:
         raise SearchError(f"{path} is not UTF-8: {error.reason}") from error
+    except OverflowError as error:
+        raise SearchError(f"{path} has a number that is too large") from error
     except msgspec.ValidationError as error:
         raise SearchError(f"{path}: {_explain(str(error), kind, parts)}") from error
+
+
+def place(folder: Path, text: str) -> Path:
+    """A path of a file in `folder`, to which it is relative. Raises SearchError for a lost `~`."""
+    try:
+        return folder / Path(text).expanduser()
+    except RuntimeError as error:
+        raise SearchError(f"{text}: {error}") from error
+
+
+def exists(path: Path) -> bool:
+    """Whether there is such a file; there is none with a name that no file can have."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _load(text: str, path: Path) -> object:
@@ -60,7 +79,7 @@ def _load(text: str, path: Path) -> object:
         if repeated := None if node is None else _repeated(node):
             raise SearchError(f"{path}: {repeated} is there twice; leave one out")
         content = yaml.safe_load(text) or {}
-        msgspec.json.encode(content, enc_hook=str)  # refuses half a surrogate pair
+        json.dumps(content, ensure_ascii=False, default=str, skipkeys=True).encode()
         return content
     except yaml.YAMLError as error:
         raise SearchError(f"{path}: {' '.join(str(error).split())}") from error
