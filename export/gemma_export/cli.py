@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gemma_export import cache_command, push_command
+from gemma_export.device import DEVICES
 from gemma_export.model.families import FAMILIES
 from gemma_export.search import command as search_command
 from gemma_export.targets import TARGETS, all_targets, require_packages
@@ -244,6 +245,22 @@ _MaxRam = Annotated[
         help="Memory limit of the export, e.g. 6GiB. It stops rather than use more.",
     ),
 ]
+_Device = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=_OUTPUT,
+        help="What runs the reference and calibration: cpu, cuda, cuda:N or mps. auto takes those "
+        "that were measured: so far cpu alone.",
+        autocompletion=_completing(DEVICES),
+    ),
+]
+_MaxVram = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=_OUTPUT,
+        help="Memory limit of --device, e.g. 12GiB. It stops rather than use more.",
+    ),
+]
 _EvalText = Annotated[
     Path | None,
     typer.Option(
@@ -293,6 +310,8 @@ def export(
     output: _Output = None,
     force: _Force = False,
     max_ram: _MaxRam = None,
+    device: _Device = "auto",
+    max_vram: _MaxVram = None,
     eval_text: _EvalText = None,
     plan: _Plan = False,
     json: _Json = False,
@@ -322,6 +341,8 @@ def export(
         options=_given(options),
         output=output,
         max_ram=parse_bytes(max_ram) if max_ram else None,
+        device=device,
+        max_vram=parse_bytes(max_vram) if max_vram else None,
         force=force,
         require_exact=require_exact,
         eval_text=eval_text,

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from gemma_runtime.errors import MemoryLimit
 from gemma_runtime.machine import format_bytes, peak_rss_bytes
@@ -21,13 +22,27 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2] or ""])
 
 
+class Ceiling(Protocol):
+    """A limit of the memory of something else than the host."""
+
+    def check_estimate(self, estimate: int) -> None: ...
+
+    def check_peak(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryCeiling:
-    """`--max-ram`: compared with the estimate first, then with the peak while work proceeds."""
+    """`--max-ram`: compared with the estimate first, then with the peak while work proceeds.
+
+    With the ceiling of a device that has memory of its own, that is compared too.
+    """
 
     limit: int | None
+    device: Ceiling | None = None
 
-    def check_estimate(self, estimate: int) -> None:
+    def check_estimate(self, estimate: int, of_device: int | None = None) -> None:
+        if self.device is not None and of_device is not None:
+            self.device.check_estimate(of_device)
         if self.limit is not None and estimate > self.limit:
             raise MemoryLimit(
                 f"this export needs about {format_bytes(estimate)}, --max-ram allows "
@@ -35,6 +50,8 @@ class MemoryCeiling:
             )
 
     def check_peak(self) -> None:
+        if self.device is not None:
+            self.device.check_peak()
         if self.limit is not None and (peak := peak_rss_bytes()) > self.limit:
             raise MemoryLimit(
                 f"memory reached {format_bytes(peak)}, --max-ram allows "

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import TypeVar
 
@@ -19,15 +20,29 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+_workers: ContextVar[int | None] = ContextVar("workers", default=None)  # None: one per core
+
+
 def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """`map` on all cores, in order; holds at most one unread result per core."""
+    count = _workers.get() or os.cpu_count() or 1
     waiting: deque[Future[Result]] = deque()
     for item in items:
-        waiting.append(_pool().submit(function, item))
-        if len(waiting) > _cores():
+        waiting.append(_pool(count).submit(function, item))
+        if len(waiting) > count:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+@contextmanager
+def workers(count: int) -> Iterator[None]:
+    """Let `in_order` use this many threads instead of one per core."""
+    token = _workers.set(count)
+    try:
+        yield
+    finally:
+        _workers.reset(token)
 
 
 @contextmanager
@@ -41,10 +56,6 @@ def one_thread_each() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _cores() -> int:
-    return os.cpu_count() or 1
-
-
 @cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_cores(), initializer=torch.set_num_threads, initargs=(1,))
+def _pool(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))

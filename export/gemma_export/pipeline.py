@@ -6,8 +6,11 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
+import torch
+
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.checkpoint.open import open_checkpoint
+from gemma_export.computing import DeviceCeiling, choose_device, computing, unused_note
 from gemma_export.formats.format import Format
 from gemma_export.memory import MemoryCeiling
 from gemma_export.model.config import GemmaConfig
@@ -71,6 +74,8 @@ class ExportResult:
     bundle: Bundle
     seconds: float  # since the request started, including work shared with other bundles
     peak_rss_bytes: int
+    device: str  # what ran the reference and calibration
+    peak_device_bytes: int | None  # of its own memory; None for the host
     reason: str | None = None  # why this recipe; None if the request named one
 
 
@@ -86,6 +91,7 @@ def export_bundles(request: ExportRequest, report: Reporter | None = None) -> li
     targets = load_targets(request.targets, request.options)
     for target in targets:
         require_packages(target.name)
+    device = choose_device(request.device)
     checkpoint = open_checkpoint(*request.model)
     choice = find_choice(request, targets, checkpoint)
     resolved = resolve_recipe(choice.recipe, checkpoint)
@@ -97,11 +103,13 @@ def export_bundles(request: ExportRequest, report: Reporter | None = None) -> li
     outputs = [_output(request, recipe, checkpoint, target.name) for target in targets]
     for output in outputs:
         check_writable(output, request.force)
-    ceiling = MemoryCeiling(request.max_ram)
+    memory = DeviceCeiling(device, request.max_vram)
+    ceiling = MemoryCeiling(request.max_ram, memory)
     for target in targets:
         plan = plan_export(checkpoint.config, request, recipe, target)
-        ceiling.check_estimate(plan.export_peak_bytes)
-    for note in (*checkpoint.notes, *choice.notes, *resolved.notes, *plain):
+        ceiling.check_estimate(plan.export_peak_bytes, plan.device_peak_bytes)
+    unused = unused_note(device) if request.reads_text(recipe) else ()
+    for note in (*checkpoint.notes, *choice.notes, *resolved.notes, *plain, *unused):
         report.note(note)
 
     layouts = [target.caches(checkpoint.config, geometry) for target in targets]
@@ -110,14 +118,14 @@ def export_bundles(request: ExportRequest, report: Reporter | None = None) -> li
     with one_thread_each():
         if request.bits is not None and text.calibration is not None:
             budget = Budget(recipe, request.bits)
-            recipe = _spend(budget, targets, checkpoint, text.calibration, report, ceiling)
-        store = _quantize(checkpoint, recipe, text.calibration, report, ceiling)
+            recipe = _spend(budget, targets, checkpoint, text.calibration, device, report, ceiling)
+        store = _quantize(checkpoint, recipe, text.calibration, device, report, ceiling)
         scales = None
         if request.has_int8_caches and text.calibration is not None:
-            space = Workspace(checkpoint, recipe, text.calibration)
+            space = Workspace(checkpoint, recipe, text.calibration, device)
             scales = _cache_scales(space, store, geometry.context_length, report, ceiling)
-        reference = _reference(checkpoint, store, text.prompts, scales, report, ceiling)
-        teacher = _teacher(checkpoint, text.segments, report, ceiling)
+        reference = _reference(checkpoint, store, text.prompts, scales, device, report, ceiling)
+        teacher = _teacher(checkpoint, text.segments, device, report, ceiling)
     results = []
     for target, output in zip(targets, outputs, strict=True):
         with staged_folder(output, request.force) as folder:
@@ -130,8 +138,8 @@ def export_bundles(request: ExportRequest, report: Reporter | None = None) -> li
             (folder / MANIFEST).write_bytes(manifest.to_json())
             ceiling.check_peak()
         elapsed = time.monotonic() - started
-        bundle, peak = Bundle(output, manifest), peak_rss_bytes()
-        results.append(ExportResult(bundle, elapsed, peak, choice.reason))
+        peaks = peak_rss_bytes(), str(device), memory.peak_bytes()
+        results.append(ExportResult(Bundle(output, manifest), elapsed, *peaks, choice.reason))
     return results
 
 
@@ -180,6 +188,7 @@ def _spend(
     targets: Sequence[Target],
     checkpoint: Checkpoint,
     calibration: Calibration,
+    device: torch.device,
     report: Reporter,
     ceiling: MemoryCeiling,
 ) -> Recipe:
@@ -187,19 +196,21 @@ def _spend(
     stage = guarded_stage(report, ceiling)
     splits_table = all(target_spec(target.name).divides_table for target in targets)
     return spend_budget(
-        budget, checkpoint, calibration, stage, splits_table=splits_table, note=report.note
-    )
+        budget, checkpoint, calibration, stage, splits_table=splits_table, device=device,
+        note=report.note,
+    )  # fmt: skip
 
 
 def _quantize(
     checkpoint: Checkpoint,
     recipe: Recipe,
     calibration: Calibration | None,
+    device: torch.device,
     report: Reporter,
     ceiling: MemoryCeiling,
 ) -> QuantizedStore:
     if calibration is not None and recipe.is_calibrated:
-        work = Workspace(checkpoint, recipe, calibration)
+        work = Workspace(checkpoint, recipe, calibration, device)
         calibrated = CalibratedWeights(work, guarded_stage(report, ceiling), report.note)
         return open_or_build_store(checkpoint, recipe, None, calibrated, report.note)
     with report.stage("quantize", checkpoint.config.parameters * 4) as tick:
@@ -215,7 +226,7 @@ def _cache_scales(
 ) -> list[LayerScales]:
     with work.locked(report.note):
         if left := measured_bytes(work, context):
-            with report.stage("caches", left) as tick:
+            with computing(work.device), report.stage("caches", left) as tick:
                 measure_caches(work, store, context, guarded(tick, ceiling))
         return measured_scales(work, context)
 
@@ -225,23 +236,26 @@ def _reference(
     store: QuantizedStore,
     prompts: Mapping[str, list[int]],
     scales: list[LayerScales] | None,
+    device: torch.device,
     report: Reporter,
     ceiling: MemoryCeiling,
 ) -> Reference:
     passes = reference_passes(scales) * len({len(prompt) for prompt in prompts.values()})
     with report.stage("reference", checkpoint.config.parameters * 4 * passes) as tick:
-        return record_reference(checkpoint, store, prompts, scales, guarded(tick, ceiling))
+        return record_reference(checkpoint, store, prompts, scales, guarded(tick, ceiling), device)
 
 
 def _teacher(
     checkpoint: Checkpoint,
     segments: Mapping[str, list[int]],
+    device: torch.device,
     report: Reporter,
     ceiling: MemoryCeiling,
 ) -> list[TeacherSegment]:
     if not segments:
         return []
-    return kept_teacher(checkpoint, segments, guarded_stage(report, ceiling), report.note)
+    stage = guarded_stage(report, ceiling)
+    return kept_teacher(checkpoint, segments, stage, report.note, device)
 
 
 def _write(target: Target, work: _Work, report: Reporter, ceiling: MemoryCeiling) -> Artifact:

@@ -5,11 +5,11 @@ Sizes and caches are exact. Memory is estimated from measurements of real export
 """
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from gemma_export.device import HOST, grain, kind_of
 from gemma_export.formats.blocks import BLOCK_ELEMENTS
 from gemma_export.formats.format import FLOAT, Format, stacks
 from gemma_export.model.config import HEAD, PER_LAYER_TABLE, TABLE, GemmaConfig
@@ -125,6 +125,8 @@ class Plan:
     phones: tuple[PhoneVerdict, ...]
     reason: str | None = None  # why this recipe; None if the user chose it
     counts_calibration: bool = True  # False if it reads text, and torch to estimate that is missing
+    device: str = HOST  # what runs the reference and calibration
+    device_peak_bytes: int | None = None  # of its own memory; None for the host
 
 
 def make_plan(
@@ -135,8 +137,13 @@ def make_plan(
     geometry: Geometry,
     target: str,
     cache: str | None = None,
+    device: str = HOST,
 ) -> Plan:
-    """Compute the plan from the shapes alone. `cache` is the caches' type, or None."""
+    """Compute the plan from the shapes alone. `cache` is the caches' type, or None; `device` runs
+    the reference.
+    """
+    kind = kind_of(device)
+    on_device = None if kind == HOST else _reference_bytes(config, caches, geometry, kind)
     parameters = _parameters(config)
     costs = target_spec(target).costs
     artifact = _artifact(config, formats, geometry.context_length, costs)
@@ -154,6 +161,8 @@ def make_plan(
         caches=cache_bytes,
         run=run,
         export_peak_bytes=_export_peak(config, caches, geometry, costs),
+        device=HOST if kind == HOST else device,
+        device_peak_bytes=on_device,
         phones=tuple(_phone(gigabytes, run.total) for gigabytes in _PHONES_GB),
     )
 
@@ -309,22 +318,34 @@ def _export_peak(
     Only the caches in ExecuTorch's frame grow with the number of layers.
     """
     context_length = geometry.context_length
-    judged = len(PROMPTS) * min(JUDGED, context_length)
-    logits = _LOGITS_COPIES * judged * config.vocab_size * _FLOAT_BYTES
-    long = long_length(config, context_length, [caches])
-    group = max(layer.heads // layer.kv_heads for layer in config.layers)
-    scores = _WIDEST_COPIES * group * long**2 * _FLOAT_BYTES
-    widest = _WIDEST_COPIES * max(judged, long) * _widest_row(config) * _FLOAT_BYTES
-    threads = (os.cpu_count() or 1) + 1
-    blocks = threads * _BLOCK_COPIES * BLOCK_ELEMENTS * _FLOAT_BYTES
     widest_head = max(layer.head_dim for layer in config.layers)
     # float64 angle and cosine, float32 result
     ropes = context_length * widest_head // 2 * (8 + 8 + 4)
     tokenizer = config.vocab_size * _TOKENIZER_BYTES
-    working = tokenizer + blocks + max(logits + widest, scores + widest, ropes)
+    working = tokenizer + _reference_bytes(config, caches, geometry, HOST, ropes)
     writing = round(costs.weight_exported * config.parameters)
     writing += costs.caches_exported * sum(cache.elements for cache in caches) * _FLOAT_BYTES
     return costs.exporting + max(working, config.vocab_size * _TOKENIZER_PARSING, writing)
+
+
+def _reference_bytes(
+    config: GemmaConfig,
+    caches: Sequence[LayerCache],
+    geometry: Geometry,
+    kind: str,
+    least: int = 0,
+) -> int:
+    """Bytes of evaluating the goldens, or `least` if other work needs more, and of the blocks of
+    rows that are held at a time.
+    """
+    judged = len(PROMPTS) * min(JUDGED, geometry.context_length)
+    logits = _LOGITS_COPIES * judged * config.vocab_size * _FLOAT_BYTES
+    long = long_length(config, geometry.context_length, [caches])
+    group = max(layer.heads // layer.kv_heads for layer in config.layers)
+    scores = _WIDEST_COPIES * group * long**2 * _FLOAT_BYTES
+    widest = _WIDEST_COPIES * max(judged, long) * _widest_row(config) * _FLOAT_BYTES
+    blocks = grain(kind).held * _BLOCK_COPIES * BLOCK_ELEMENTS * _FLOAT_BYTES
+    return blocks + max(logits + widest, scores + widest, least)
 
 
 def _phone(gigabytes: int, needed: int) -> PhoneVerdict:

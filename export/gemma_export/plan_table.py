@@ -68,8 +68,18 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
             f"{format_bytes(run.mapped)} mapped, caches {format_bytes(run.caches)}, "
             f"activations {format_bytes(run.activations)}; loading {format_bytes(run.loading)}",
         ),
-        ("exporting", f"{format_bytes(plan.export_peak_bytes)} at most{uncounted}"),
+        (
+            "exporting",
+            f"{format_bytes(plan.export_peak_bytes)} at most{_on_device(plan)}{uncounted}",
+        ),
     ]
+
+
+def _on_device(plan: Plan) -> str:
+    """What the export needs of an accelerator's own memory."""
+    if plan.device_peak_bytes is None:
+        return ""
+    return f", and {format_bytes(plan.device_peak_bytes)} of {plan.device}"
 
 
 def _stays(plan: Plan) -> str:

@@ -13,12 +13,13 @@ from gemma_export.checkpoint.open import (
     planned_config,
 )
 from gemma_export.choose import Choice, Needs, choose_recipe, fitted
+from gemma_export.device import HOST, check_device, kind_of
 from gemma_export.model.config import GemmaConfig
 from gemma_export.model.sizes import find_official
 from gemma_export.plan import Plan, make_plan
 from gemma_export.quantize.recipe import RECIPES, Recipe
 from gemma_export.targets import Geometry, Target, cache_dtype, load_targets, refuse_irregular
-from gemma_runtime.errors import TargetError
+from gemma_runtime.errors import DeviceError, TargetError
 
 _DEFAULT_CONTEXT, _DEFAULT_PREFILL = 4096, 512
 
@@ -41,6 +42,8 @@ class ExportRequest:
     options: Mapping[str, str] = field(default_factory=dict)  # options of single targets, by name
     output: Path | None = None
     max_ram: int | None = None  # bytes
+    device: str = "auto"  # what runs the reference and calibration, see `gemma_export.device`
+    max_vram: int | None = None  # bytes of the device, if it isn't the host
     force: bool = False
     require_exact: bool = False
     eval_text: Path | None = None  # text whose float32 probabilities every bundle stores
@@ -74,7 +77,13 @@ class ExportRequest:
 
 
 def check_request(request: ExportRequest) -> None:
-    """Raise a GemmaError for an unknown target, option, cache type, size or family."""
+    """Raise a GemmaError for an unknown target, option, cache type, device, size or family."""
+    check_device(request.device)
+    if request.max_vram is not None and kind_of(request.device) == HOST:
+        raise DeviceError(
+            f"--max-vram limits the memory of an accelerator, but --device is {request.device}, "
+            "which is the host; name another, or use --max-ram"
+        )
     load_targets(request.targets, request.options)
     for name in request.targets:
         cache_dtype(name, request.cache)
@@ -105,11 +114,16 @@ def plan_export(
     caches = target.caches(config, geometry)
     formats = recipe.formats(config)
     target.check(formats, geometry)
-    plan = make_plan(config, recipe.name, formats, caches, geometry, target.name, request.cache)
-    calibrating = _calibration_bytes(config, request, recipe)
+    plan = make_plan(
+        config, recipe.name, formats, caches, geometry, target.name, request.cache, request.device
+    )
+    calibrating = _calibration_bytes(config, request, recipe, kind_of(request.device))
     if calibrating is None:
         return replace(plan, counts_calibration=False)
-    return replace(plan, export_peak_bytes=max(plan.export_peak_bytes, calibrating))
+    on_host, working = calibrating
+    if plan.device_peak_bytes is not None:
+        plan = replace(plan, device_peak_bytes=max(plan.device_peak_bytes, working))
+    return replace(plan, export_peak_bytes=max(plan.export_peak_bytes, on_host))
 
 
 def find_choice(
@@ -136,16 +150,26 @@ def find_choice(
     return choose_recipe(Needs(config, targets, geometry, request.bits, has_text, source))
 
 
-def _calibration_bytes(config: GemmaConfig, request: ExportRequest, recipe: Recipe) -> int | None:
-    """The most memory that reading calibration text takes; None if torch is missing."""
+def _calibration_bytes(
+    config: GemmaConfig, request: ExportRequest, recipe: Recipe, kind: str
+) -> tuple[int, int] | None:
+    """The most memory of the host, and of the device, that reading calibration text takes; None if
+    torch is missing.
+    """
     if not request.reads_text(recipe):
-        return 0
+        return 0, 0
     try:
-        from gemma_export.quantize.calibrated import peak_bytes, scales_peak_bytes
+        from gemma_export.quantize import calibrated
     except ModuleNotFoundError:
         return None
-    weights = peak_bytes(config, recipe, request.bits) if request.calibrates(recipe) else 0
-    return max(weights, scales_peak_bytes(config) if request.has_int8_caches else 0)
+    peaks, working = [0], [0]
+    if request.calibrates(recipe):
+        peaks.append(calibrated.peak_bytes(config, recipe, request.bits, kind))
+        working.append(calibrated.working_bytes(config, recipe, request.bits, kind))
+    if request.has_int8_caches:
+        peaks.append(calibrated.scales_peak_bytes(config, kind))
+        working.append(calibrated.scales_working_bytes(config, kind))
+    return max(peaks), max(working)
 
 
 def _planned_checkpoint(request: ExportRequest) -> Checkpoint | None:

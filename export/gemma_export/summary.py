@@ -29,6 +29,8 @@ class Summary:
     cache_quality: Agreement | None  # int8 against float32 caches, both with quantized weights
     seconds: float
     peak_rss_bytes: int
+    device: str  # what ran the reference and calibration
+    peak_device_bytes: int | None  # of its own memory; None for the host
 
 
 def summarize(result: ExportResult) -> Summary:
@@ -48,6 +50,8 @@ def summarize(result: ExportResult) -> Summary:
         cache_quality=manifest.int8_caches.quality if manifest.int8_caches else None,
         seconds=result.seconds,
         peak_rss_bytes=result.peak_rss_bytes,
+        device=result.device,
+        peak_device_bytes=result.peak_device_bytes,
     )
 
 
@@ -72,9 +76,16 @@ def _lines(summary: Summary) -> list[tuple[str, str]]:
             f"{_distance(summary.quality)} of the weights alone, to float32 ones, over "
             f"{summary.quality.positions} golden tokens" + of_caches,
         ),
-        ("export", f"{summary.seconds:.1f} s, peak {format_bytes(summary.peak_rss_bytes)}"),
+        ("export", f"{summary.seconds:.1f} s, peak {_peaks(summary)}"),
         ("next", target_spec(summary.target).next_step.format(bundle=summary.bundle)),
     ]
+
+
+def _peaks(summary: Summary) -> str:
+    peak = format_bytes(summary.peak_rss_bytes)
+    if summary.peak_device_bytes is None:
+        return peak
+    return f"{peak}, and {format_bytes(summary.peak_device_bytes)} of {summary.device}"
 
 
 def _distance(quality: Agreement) -> str:

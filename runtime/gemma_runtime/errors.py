@@ -15,9 +15,10 @@ GemmaError                one line; the command line prints it and exits with 1
 ├── RecipeError           a quantization recipe is wrong
 ├── TargetError           the target doesn't support the recipe
 ├── SearchError           a search file is wrong, or a search can't be run
+├── DeviceError           torch has no such device
 ├── HubError              the hub is unreachable, the model is gated, or no token is set
 ├── CacheError            the cache folder can't be written, or holds no such entry
-└── MemoryLimit           the export would need more memory than --max-ram
+└── MemoryLimit           the export would need more memory than --max-ram or --max-vram
 """
 
 from collections.abc import Iterable
@@ -99,6 +100,10 @@ class TargetError(GemmaError):
 
 
 class SearchError(GemmaError):
+    pass
+
+
+class DeviceError(GemmaError):
     pass
 
 

@@ -36,10 +36,11 @@ _DTYPES: Mapping[str, torch.dtype] = {
 
 
 class SafetensorsFile:
-    """A file whose header is checked on opening. Data is read by rows."""
+    """A file whose header is checked on opening. Data is read by rows, and moved to `device`."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, device: torch.device | None = None) -> None:
+        """Without a device, data stays on the host."""
+        self.path, self._device = path, device
         check_downloaded(path)
         try:
             self.tensors, self.metadata = read_safetensors_header(path)
@@ -63,7 +64,7 @@ class SafetensorsFile:
             file.seek(info.offset + first * data.element_size())
             if file.readinto(buffer) != len(buffer):
                 raise CheckpointError(f"{self.path} ended inside tensor {name}; copy it again")
-        return data
+        return data.to(self._device)
 
     def columns(self, name: str, start: int, stop: int) -> Tensor:
         """Columns [start, stop) of a matrix in the file's dtype. Reads only those."""
@@ -76,7 +77,7 @@ class SafetensorsFile:
         info = self.tensors[name]
         assert (data.dtype, tuple(data.shape)) == (_DTYPES[info.dtype], info.shape)
         with self.path.open("r+b", buffering=0) as file:
-            content = data.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            content = data.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
             _write_all(file.fileno(), content, info.offset)
 
 

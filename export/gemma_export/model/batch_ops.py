@@ -6,16 +6,13 @@ Shapes: B batch, T tokens, M width, H query heads, K kv heads, D head size.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from gemma_export.model.config import LayerSpec
 from gemma_export.model.ops import Weight
 from gemma_export.model.torch_ops import TorchOps, soft_capped, split_heads, visible
-from gemma_runtime.machine import describe_machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +35,6 @@ def hold(tensors: Mapping[str, Tensor]) -> dict[str, HeldWeight]:
     return {name: HeldWeight(name, values) for name, values in tensors.items()}
 
 
-@cache
-def product_dtype() -> torch.dtype:
-    """The dtype of large matrix products: bfloat16 if it is faster than float32.
-
-    Its rounding error is a fiftieth of int4's. Sums, residuals, norms and softmax stay float32.
-    Intel processors without matrix tiles (AMX) take twice as long for bfloat16 as for float32.
-    """
-    is_supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    is_slow = "Intel" in describe_machine(()).cpu and not torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if is_supported and not is_slow else torch.float32
-
-
 class BatchOps(TorchOps):
     """Computes products in the weights' dtype, the rest in float32; supports gradients."""
 
@@ -59,7 +44,7 @@ class BatchOps(TorchOps):
         return [functional.linear(short, matrix).float() for matrix in matrices]
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
-        mask = visible(k.shape[-2], layer.window)[-q.shape[-2] :]
+        mask = visible(k.shape[-2], layer.window, q.device)[-q.shape[-2] :]
         if layer.softcap is None:
             return functional.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, scale=layer.scale, enable_gqa=True
@@ -108,7 +93,8 @@ class CachingOps(BatchOps):
         return super().attend(q, k, v, layer)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
-        weights = _attention(q, k, layer, visible(q.shape[-2], layer.window))  # (B, H, T, T)
+        mask = visible(q.shape[-2], layer.window, q.device)
+        weights = _attention(q, k, layer, mask)  # (B, H, T, T)
         received = weights.square().sum(-2)  # (B, H, T)
         B, _, T = received.shape
         self.attention = received.view(B, layer.kv_heads, -1, T).sum(2)

@@ -29,7 +29,7 @@ def round_cached(x: Tensor, scales: Tensor) -> Tensor:
 
     Like onnxruntime, it rounds the product with the scale's inverse to the nearest even integer.
     """
-    steps = scales[:, None]  # (K, 1, D)
+    steps = scales[:, None].to(x.device)  # (K, 1, D)
     return (x * (1 / steps)).round_().clamp_(LEAST, MOST).mul_(steps)
 
 

@@ -1,6 +1,7 @@
 """The reference implementation: float32, eager, a whole prompt in one call.
 
-Weights are read by blocks of rows, so even a 27b needs memory for only one block of weights.
+Weights are read by blocks of rows, so even a 27b needs memory for only one block of weights. They
+are moved to where the activations are, which is the device of the tokens.
 Tested against transformers' eager attention, because its sdpa path drops Gemma 2's softcap.
 
 Shapes: B batch, T tokens, N of them with a query, M width, H query heads, K kv heads, G = H / K,
@@ -51,10 +52,11 @@ class TorchOps:
 
     def embed(self, table: Weight, scale: float) -> Tensor:
         rows = [table.rows(t, t + 1) for t in self._tokens.flatten().tolist()]
-        return torch.cat(rows).view(*self._tokens.shape, -1) * lookup_scale(table, scale)
+        x = torch.cat(rows).view(*self._tokens.shape, -1) * lookup_scale(table, scale)
+        return x.to(self._tokens.device)
 
     def norm(self, x: Tensor, gain: Weight) -> Tensor:
-        return rms_norm(x, _read_all(gain), self._epsilon)
+        return rms_norm(x, _read_all(gain, x), self._epsilon)
 
     def head_norm(self, x: Tensor, gain: Weight, heads: int) -> Tensor:
         return self.norm(x.view(*x.shape[:-1], heads, -1), gain).flatten(-2)
@@ -85,7 +87,7 @@ class TorchOps:
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
         """Attention (B, H, N, D) of the last N positions on all T."""
-        mask = visible(k.shape[-2], layer.window)[-q.shape[-2] :]
+        mask = visible(k.shape[-2], layer.window, q.device)[-q.shape[-2] :]
         # One kv head at a time, because at 4096 tokens the scores of all heads are gigabytes.
         queries, keys, values = (x.chunk(layer.kv_heads, 1) for x in (q, k, v))
         heads = [
@@ -103,7 +105,7 @@ class TorchOps:
         self, x: Tensor, branch: Tensor, post: Weight, factor: Weight, then: Weight
     ) -> tuple[Tensor, Tensor]:
         x = self._watched(x + self.norm(branch, post))
-        x = self._watched(x * _read_all(factor))
+        x = self._watched(x * _read_all(factor, x))
         return x, self.norm(x, then)
 
     def _watched(self, x: Tensor) -> Tensor:
@@ -138,7 +140,7 @@ def rotate(x: Tensor, rope: Rope, length: int | None = None) -> Tensor:
     count, width = x.shape[-2:]
     end = length or count
     angle = torch.from_numpy(rope_angles(rope, range(end - count, end), width))  # (N, D / 2)
-    cos, sin = angle.cos().float(), angle.sin().float()
+    cos, sin = angle.cos().float().to(x.device), angle.sin().float().to(x.device)
     return rotate_halves(x, cos, sin)
 
 
@@ -158,12 +160,12 @@ def soft_cap_(x: Tensor, cap: float | None) -> Tensor:
     return x if cap is None else x.div_(cap).tanh_().mul_(cap)
 
 
-def visible(length: int, window: int | None) -> Tensor:
+def visible(length: int, window: int | None, device: torch.device | None = None) -> Tensor:
     """Causal mask, (T, T) bool: True if query row sees key column.
 
     The window includes the query's own position.
     """
-    position = torch.arange(length)
+    position = torch.arange(length, device=device)
     distance = position[:, None] - position
     return (distance >= 0) & (distance < (window or length))
 
@@ -185,8 +187,9 @@ def _largest(x: Tensor) -> float:
     return max(-float(low), float(high))
 
 
-def _read_all(weight: Weight) -> Tensor:
-    return weight.rows(0, weight.shape[0])
+def _read_all(weight: Weight, x: Tensor) -> Tensor:
+    """A weight, where x is."""
+    return weight.rows(0, weight.shape[0]).to(x.device)
 
 
 def _matmul(x: Tensor, weight: Weight) -> Tensor:
@@ -196,7 +199,7 @@ def _matmul(x: Tensor, weight: Weight) -> Tensor:
     def multiply(span: tuple[int, int]) -> None:
         start, stop = span
         with torch.inference_mode():  # a thread has its own mode
-            y[..., start:stop] = x @ weight.rows(start, stop).T
+            y[..., start:stop] = x @ weight.rows(start, stop).to(x.device).T
 
     for _ in in_order(multiply, row_blocks(weight.shape)):
         pass

@@ -4,15 +4,17 @@ Each stage writes files of the `Workspace`. Existing files are not computed agai
 work resumes after its last file.
 """
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 
 from torch import Tensor
 
+from gemma_export.computing import computing
+from gemma_export.device import HOST, grain
 from gemma_export.formats.codes import Codes
 from gemma_export.formats.format import FLOAT, INT8_PIECE, Format
 from gemma_export.formats.safetensors import SafetensorsFile
@@ -28,10 +30,8 @@ from gemma_export.quantize.calibrate.fisher import (
     information_peak_bytes,
     weigh_table,
 )
-from gemma_export.quantize.calibrate.gptq import SLICE
-from gemma_export.quantize.calibrate.layer_weights import largest_layer
+from gemma_export.quantize.calibrate.layer_weights import largest_layer, layer_names
 from gemma_export.quantize.calibrate.layers import (
-    TABLE_ROWS,
     calibrate,
     calibrate_bytes,
     calibrate_table,
@@ -53,6 +53,7 @@ from gemma_export.quantize.recipe import Recipe
 from gemma_export.quantize.store import round_span
 
 _LIBRARIES = 768 << 20  # torch with its threads, and memory left over from parsing the tokenizer
+_COPIES = 4  # of a matrix on its way to an accelerator: as read, in float32, rewritten
 _LAYERS = "model.layers."
 _DISTILLED = "distilled-2"  # increase it when distillation changes
 
@@ -128,7 +129,8 @@ class CalibratedWeights:
             for stage in STAGES:
                 work = self.work.arranged()
                 if not stage.is_done(work):
-                    with kept_memory(), self.stage(stage.name, stage.bytes_left(work)) as tick:
+                    bar = self.stage(stage.name, stage.bytes_left(work))
+                    with kept_memory(), computing(work.device), bar as tick:
                         stage.run(work, tick)
             for files in (self.work.residuals, self.work.teacher_residuals):
                 files.delete()  # large and no longer needed
@@ -177,44 +179,78 @@ class CalibratedWeights:
         return work.rounded_table(name) if name in work.formats() else work.distilled_gain
 
 
-def peak_bytes(config: GemmaConfig, recipe: Recipe, bits: float | None = None) -> int:
-    """Upper bound of the memory that calibration takes, in bytes."""
-    measuring = 0 if bits is None else loss_peak_bytes(config)
+def peak_bytes(
+    config: GemmaConfig, recipe: Recipe, bits: float | None = None, kind: str = HOST
+) -> int:
+    """Upper bound of the host's memory that calibration on this kind of device takes, in bytes."""
+    if kind == HOST:
+        return _LIBRARIES + working_bytes(config, recipe, bits)
+    return _LIBRARIES + _passing_bytes(config, recipe)
+
+
+def working_bytes(
+    config: GemmaConfig, recipe: Recipe, bits: float | None = None, kind: str = HOST
+) -> int:
+    """Upper bound of the device's memory that calibration takes, in bytes; of the host's, that is
+    without the libraries.
+    """
+    measuring = 0 if bits is None else loss_peak_bytes(config, kind)
     if _weighs_table(recipe, config):
-        measuring = max(measuring, information_peak_bytes(config))
+        measuring = max(measuring, information_peak_bytes(config, kind))
     width, inputs, layer = config.hidden_size, config.widest_input, largest_layer(config)
-    threads = _threads()
-    rounding = 4 * (4 * layer + 5 * inputs**2 + threads * 8 * min(SLICE, inputs * width))
-    table = threads * 10 * 4 * TABLE_ROWS * width + 5 * config.vocab_size * width // 4 * 2
-    embedding, learning = _embedding_bytes(config), 0
+    held, pieces = grain(kind).held, grain(kind)
+    rounding = 4 * (4 * layer + 5 * inputs**2 + held * 8 * min(pieces.weights, inputs * width))
+    table = held * 10 * 4 * pieces.table_rows * width + 5 * config.vocab_size * width // 4 * 2
+    embedding, learning = _embedding_bytes(config, kind), 0
     if recipe.distilled:
         residuals = BATCH * LENGTH * (width + config.per_layer) * len(config.kinds)
         learning = embedding + 4 * (residuals + 3 * CANDIDATES * width)
         # Gradients of a layer; per thread, a matrix with its averages.
-        learning += 4 * (layer * (2 + threads) + threads * 8 * inputs * width)
+        learning += 4 * (layer * (2 + held) + held * 8 * inputs * width)
         # Logits of the candidates with their gradients, and the candidates in bfloat16.
-        learning += threads * CANDIDATES * (48 * LENGTH + 8 * width)
+        learning += held * CANDIDATES * (48 * LENGTH + 8 * width)
     smoothing = smooth_peak_bytes(config) if recipe.is_smooth else 0
-    working = _batch_bytes(config) + max(rounding, learning, smoothing)
-    return _LIBRARIES + max(table, measuring, working, embedding)
+    working = _batch_bytes(config, kind) + max(rounding, learning, smoothing)
+    return max(table, measuring, working, embedding)
 
 
-def scales_peak_bytes(config: GemmaConfig) -> int:
-    """Upper bound of the memory that measuring the scales of int8 caches takes, in bytes."""
-    measuring = _batch_bytes(config) + measuring_peak_bytes(config)
-    return _LIBRARIES + max(measuring, _embedding_bytes(config))
+def scales_peak_bytes(config: GemmaConfig, kind: str = HOST) -> int:
+    """Upper bound of the host's memory that measuring the scales of int8 caches takes, in bytes."""
+    on_host = scales_working_bytes(config) if kind == HOST else _COPIES * 4 * _largest(config)
+    return _LIBRARIES + on_host
 
 
-def _embedding_bytes(config: GemmaConfig) -> int:
+def scales_working_bytes(config: GemmaConfig, kind: str = HOST) -> int:
+    """Upper bound of the device's memory that this takes, in bytes."""
+    measuring = _batch_bytes(config, kind) + measuring_peak_bytes(config)
+    return max(measuring, _embedding_bytes(config, kind))
+
+
+def _passing_bytes(config: GemmaConfig, recipe: Recipe) -> int:
+    """Bytes of the host through which weights pass to an accelerator: copies of the largest matrix
+    of a layer, blocks of the table, and its codes on their way into a file.
+    """
+    table = 10 * 4 * grain(HOST).table_rows * config.hidden_size  # the search for its channels
+    codes = 5 * config.vocab_size * config.hidden_size // 4
+    return _COPIES * 4 * _largest(config) + (table + codes if recipe.rounds_by_text else 0)
+
+
+def _largest(config: GemmaConfig) -> int:
+    """Weights of the largest matrix of a layer."""
+    shapes = config.tensor_shapes()
+    return max(prod(shapes[n]) for layer in config.layers for n in layer_names(config, layer.index))
+
+
+def _embedding_bytes(config: GemmaConfig, kind: str) -> int:
     """Bytes that computing per-layer embeddings takes: their projection, and copies per thread."""
     columns = config.per_layer * len(config.kinds)
-    return 4 * columns * (2 * config.hidden_size + _threads() * 6 * LENGTH)
+    return 4 * columns * (2 * config.hidden_size + grain(kind).held * 6 * LENGTH)
 
 
-def _batch_bytes(config: GemmaConfig) -> int:
+def _batch_bytes(config: GemmaConfig, kind: str) -> int:
     """Bytes of the sequences that are run at once, in all threads."""
-    return _threads() * 16 * max(1 << 20, LENGTH * config.widest_ffn)
-
-
-def _threads() -> int:
-    return (os.cpu_count() or 1) + 1
+    pieces = grain(kind)
+    elements = max(pieces.batch, LENGTH * config.widest_ffn)
+    if kind != HOST:  # there, scores of many sequences are computed together
+        elements += max(LENGTH, pieces.batch // config.widest_ffn) * config.heads * LENGTH
+    return pieces.held * 16 * elements

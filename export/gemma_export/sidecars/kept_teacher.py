@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
+import torch
 
 from gemma_export.cache_lock import exclusive
 from gemma_export.checkpoint import Checkpoint
+from gemma_export.computing import CPU
 from gemma_export.progress import Note, Stage
 from gemma_export.sidecars.teacher import passes, record_teacher
 from gemma_runtime.cache import ABOUT, TEACHERS, About, cache_folder
@@ -34,17 +36,18 @@ def kept_teacher(
     segments: Mapping[str, list[int]],
     stage: Stage,
     note: Note,
+    device: torch.device = CPU,
 ) -> list[TeacherSegment]:
     """The teacher's probabilities for these segments (name → token ids): kept ones, or new ones.
 
     Another process that records the same is waited for. A damaged file is recorded again.
     """
-    folder = teacher_folder(checkpoint, segments)
+    folder = teacher_folder(checkpoint, segments, device)
     with exclusive(folder, f"evaluating {checkpoint.id}", note):
         if (found := _load(folder / TEACHER)) is None:
             total = checkpoint.config.parameters * 4 * passes(list(segments))
             with stage("teacher", total) as tick:
-                found = record_teacher(checkpoint, segments, tick)
+                found = record_teacher(checkpoint, segments, tick, device)
             about = About(checkpoint.id, "", f"{len(segments)} texts to evaluate on")
             with staged_file(folder / TEACHER) as partial:
                 save_teacher(partial, found)
@@ -53,9 +56,12 @@ def kept_teacher(
     return found
 
 
-def teacher_folder(checkpoint: Checkpoint, segments: Mapping[str, list[int]]) -> Path:
+def teacher_folder(
+    checkpoint: Checkpoint, segments: Mapping[str, list[int]], device: torch.device = CPU
+) -> Path:
     key = (_VERSION, TOP, checkpoint.digest(), list(segments.items()))
-    name = hashlib.sha256(msgspec.json.encode(key)).hexdigest()[:32]
+    own = () if device == CPU else (device.type,)  # float32 sums in another order
+    name = hashlib.sha256(msgspec.json.encode((*key, *own))).hexdigest()[:32]
     return cache_folder() / TEACHERS / name
 
 

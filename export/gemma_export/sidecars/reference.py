@@ -2,6 +2,7 @@
 
 Each of the two passes reads every weight once, by blocks, so a 27b never is in memory as a whole.
 With int8 caches there are three: the quantized weights also run with float caches.
+Activations are on the device, and blocks of weights are moved there.
 B prompts, T tokens each, V vocabulary.
 """
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gemma_export.checkpoint import Checkpoint, SourceWeight
+from gemma_export.computing import CPU, computing
 from gemma_export.model.config import GemmaConfig
 from gemma_export.model.decoder import decoder
 from gemma_export.model.int8_cache import LayerScales
@@ -42,6 +44,7 @@ def record_reference(
     prompts: Mapping[str, list[int]],
     scales: Sequence[LayerScales] | None,
     progress: Tick,
+    device: torch.device = CPU,
 ) -> Reference:
     """Run all prompts with the float weights and with the store's; batch prompts of one length.
 
@@ -49,7 +52,8 @@ def record_reference(
     """
     lengths = sorted({len(prompt) for prompt in prompts.values()})
     together = [{n: p for n, p in prompts.items() if len(p) == length} for length in lengths]
-    parts = [_record(checkpoint, store, equal, scales, progress) for equal in together]
+    with computing(device):
+        parts = [_record(checkpoint, store, equal, scales, progress, device) for equal in together]
     peak = max(part.headroom.max_abs for part in parts)
     caches = [part.cache_quality for part in parts if part.cache_quality is not None]
     return Reference(
@@ -74,9 +78,10 @@ def _record(
     prompts: Mapping[str, list[int]],
     scales: Sequence[LayerScales] | None,
     progress: Tick,
+    device: torch.device,
 ) -> Reference:
     config, shapes = checkpoint.config, checkpoint.config.tensor_shapes()
-    tokens = torch.tensor(list(prompts.values()))  # (B, T)
+    tokens = torch.tensor(list(prompts.values())).to(device)  # (B, T)
 
     def source(name: str) -> Weight:
         return SourceWeight(name, shapes[name], checkpoint)
@@ -121,4 +126,4 @@ def _evaluate(
     ops = TorchOps(tokens, config.rms_norm_eps, JUDGED, scales)
     with torch.inference_mode():
         logits = decoder(ops, config, watched)
-    return logits.numpy(), ops
+    return logits.cpu().numpy(), ops

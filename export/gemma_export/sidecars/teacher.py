@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gemma_export.checkpoint import Checkpoint, SourceWeight
+from gemma_export.computing import CPU, computing
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.model.decoder import decoder
 from gemma_export.model.ops import Weight
@@ -25,13 +26,15 @@ def record_teacher(
     checkpoint: Checkpoint,
     segments: Mapping[str, list[int]],
     progress: Tick,
+    device: torch.device = CPU,
 ) -> list[TeacherSegment]:
     """Run the checkpoint's own weights over every segment."""
     names = sorted(segments, key=lambda name: len(segments[name]))  # to batch similar lengths
     recorded: list[TeacherSegment] = []
     for start in range(0, len(names), _BATCH):
         batch = {name: segments[name] for name in names[start : start + _BATCH]}
-        recorded += _record(checkpoint, batch, progress)
+        with computing(device):
+            recorded += _record(checkpoint, batch, progress, device)
     order = {name: index for index, name in enumerate(segments)}
     return sorted(recorded, key=lambda segment: order[segment.name])
 
@@ -44,11 +47,13 @@ def _record(
     checkpoint: Checkpoint,
     segments: Mapping[str, list[int]],
     progress: Tick,
+    device: torch.device,
 ) -> list[TeacherSegment]:
     config, shapes = checkpoint.config, checkpoint.config.tensor_shapes()
     longest = max(map(len, segments.values()))
     # Causal attention never sees the padding at the end.
-    tokens = torch.tensor([ids + [0] * (longest - len(ids)) for ids in segments.values()])
+    padded = [ids + [0] * (longest - len(ids)) for ids in segments.values()]
+    tokens = torch.tensor(padded).to(device)
 
     def source(name: str) -> Weight:
         progress(name, int(np.prod(shapes[name])) * 4)
@@ -61,9 +66,9 @@ def _record(
         TeacherSegment(
             name=name,
             tokens=np.array(ids, np.int32),
-            ids=ops.ids[index, : len(ids)].numpy().astype(np.int32),
-            log_probs=ops.log_probs[index, : len(ids)].numpy(),
-            next_log_probs=ops.next_log_probs[index, : len(ids) - 1].numpy(),
+            ids=ops.ids[index, : len(ids)].cpu().numpy().astype(np.int32),
+            log_probs=ops.log_probs[index, : len(ids)].cpu().numpy(),
+            next_log_probs=ops.next_log_probs[index, : len(ids) - 1].cpu().numpy(),
         )
         for index, (name, ids) in enumerate(segments.items())
     ]
@@ -80,10 +85,10 @@ class _TopOps(TorchOps):
         count, length = self._tokens.shape
         x = x.reshape(count * length, -1)  # (R, M)
         after = self._tokens.roll(-1, dims=1).reshape(-1)  # (R,); each segment's last is unused
-        top, ids = x.new_empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.int64)
+        top, ids = x.new_empty(len(x), 0), after.new_empty(len(x), 0)
         total, following = x.new_full((len(x),), -torch.inf), x.new_zeros(len(x))
         for start, stop in row_blocks(table.shape):
-            y = soft_cap_(x @ table.rows(start, stop).T, softcap)  # (R, rows)
+            y = soft_cap_(x @ table.rows(start, stop).to(x.device).T, softcap)  # (R, rows)
             total = torch.logaddexp(total, y.logsumexp(-1))
             inside = ((after >= start) & (after < stop)).nonzero()[:, 0]
             following[inside] = y[inside, after[inside] - start]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -254,9 +255,11 @@ def test_a_second_export_takes_the_kept_teacher_and_mends_a_damaged_one(
 ) -> None:
     recorded: list[object] = []
 
-    def record(checkpoint: Checkpoint, segments: dict[str, list[int]], tick: Tick) -> object:
+    def record(
+        checkpoint: Checkpoint, segments: dict[str, list[int]], tick: Tick, device: torch.device
+    ) -> object:
         recorded.append(segments)
-        return record_teacher(checkpoint, segments, tick)
+        return record_teacher(checkpoint, segments, tick, device)
 
     monkeypatch.setattr("gemma_export.sidecars.kept_teacher.record_teacher", record)
     expected = bundles["int8"].path("teacher").read_bytes()

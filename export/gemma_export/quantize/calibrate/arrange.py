@@ -112,9 +112,10 @@ def arrange_channels(
     `curvatures` (M, M) give the cost of an error in a row of each matrix. Starting from the
     source's order, with the costliest channels in front if some are int8, random swaps between two
     groups are kept when they reduce the groups' estimated loss. A table with int8 channels also
-    gets factors.
+    gets factors. All is on the host: the swaps are many small steps, one after another.
     """
     width = checkpoint.config.hidden_size
+    curvatures = {name: own.cpu() for name, own in curvatures.items()}
     samples = {name: sample_rows(checkpoint, name) for name in curvatures}
     costs = {name: prepare(own, TABLE_DAMPING).cost for name, own in curvatures.items()}
     sample, cost = samples[TABLE], costs[TABLE]

@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+import torch
+
 from gemma_export.checkpoint import Checkpoint
+from gemma_export.computing import CPU, computing
 from gemma_export.formats.format import INT8
 from gemma_export.model.config import HEAD, PER_LAYER_MATRICES, TABLE, GemmaConfig
 from gemma_export.progress import Note, Stage, silent
@@ -45,6 +48,7 @@ def spend_budget(
     stage: Stage,
     *,
     splits_table: bool,
+    device: torch.device = CPU,
     note: Note = silent,
 ) -> Recipe:
     """The base recipe with int8 where it reduces the loss most per weight, within the budget.
@@ -53,8 +57,9 @@ def spend_budget(
     """
     config = checkpoint.config
     _check_budget(budget, config)
-    work = Workspace(checkpoint, budget.base, calibration)
-    with work.locked(note), stage("measure", loss_bytes(work)) as tick:
+    work = Workspace(checkpoint, budget.base, calibration, device)
+    bar = stage("measure", loss_bytes(work))
+    with work.locked(note), computing(work.device), bar as tick:
         losses = measure_losses(work, tick)
     if not splits_table:
         losses = replace(losses, table={0: losses.table[0]})

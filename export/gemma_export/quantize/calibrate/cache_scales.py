@@ -63,7 +63,7 @@ def measure_caches(work: Workspace, store: QuantizedStore, context: int, tick: T
         tokens = work.calibration.first(SEQUENCES).tokens
         start_flow(residuals, config, tokens, store.weight)
     for layer in config.layers[residuals.lowest() :]:
-        weights = load_stored_layer(store, config, layer.index)
+        weights = load_stored_layer(store, config, layer.index, work.device)
         seen = cached_flow(residuals, config, layer, weights)
         _write_scales(files, residuals, config, layer, seen, context)
         residuals[layer.index].unlink()
@@ -93,7 +93,7 @@ def _write_scales(
     if layer.index == readers[-1]:
         attention = tensors[_ATTENTION]
         for index in readers[:-1]:
-            attention += _read(files[index], _ATTENTION)
+            attention += _read(files[index], _ATTENTION).to(attention.device)
         tensors[VALUES] = value_scales(_values(residuals, layer, seen), attention)
     write_tensors(files[layer.index], tensors)
 
@@ -102,7 +102,7 @@ def _values(residuals: FlowFiles, layer: LayerSpec, seen: Sequence[CachingOps]) 
     """The values (B, K, T, D) that a layer attends to."""
     if layer.owns_cache:
         return torch.cat([ops.values for ops in seen if ops.values is not None])
-    return _read(residuals.lent(layer.source), VALUES)
+    return _read(residuals.lent(layer.source), VALUES).to(residuals.device)
 
 
 def _read(path: Path, name: str) -> Tensor:
@@ -141,7 +141,8 @@ def largest_keys(keys: Tensor, rope: Rope, context: int) -> Tensor:
     and r sin(phase + angle) in the upper one.
     """
     low, high = keys.chunk(2, -1)  # (B, K, T, D / 2)
-    turn = torch.from_numpy(rope_angles(rope, [context - 1], keys.shape[-1])).float()  # (1, D / 2)
+    angles = rope_angles(rope, [context - 1], keys.shape[-1])
+    turn = torch.from_numpy(angles).float().to(keys.device)  # (1, D / 2)
     length, phase = torch.hypot(low, high), torch.atan2(high, low)
     turned = torch.cat([length * _largest_cosine(phase - lag, turn) for lag in (0, pi / 2)], -1)
     turned[:, :, 0] = keys[:, :, 0].abs()  # <bos> is always at position 0

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gemma_export.device import HOST
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.codes import dequantize
 from gemma_export.formats.format import Format
@@ -86,8 +87,10 @@ def loss_bytes(work: Workspace) -> int:
     return backward_bytes(work) + _ROUND * 4 * weights
 
 
-def loss_peak_bytes(config: GemmaConfig) -> int:
-    """Upper bound of the memory that measuring takes, in bytes, without the libraries."""
+def loss_peak_bytes(config: GemmaConfig, kind: str = HOST) -> int:
+    """Upper bound of the memory that measuring takes on a kind of device, in bytes, without the
+    libraries.
+    """
     peaks: list[int] = []
     for layer in config.layers:
         shapes = [config.tensor_shapes()[name] for name in layer_names(config, layer.index)]
@@ -95,8 +98,8 @@ def loss_peak_bytes(config: GemmaConfig) -> int:
         inputs = {width for _, width in matrices}
         blocks = sum(4 * rows**2 // _blocks_of(rows) for rows, _ in matrices)
         grams = 4 * (sum(n**2 for n in inputs) + 5 * max(inputs) ** 2)
-        peaks.append(layer_peak_bytes(config, layer, blocks) + grams)
-    return max(information_peak_bytes(config), *peaks)
+        peaks.append(layer_peak_bytes(config, layer, blocks, kind) + grams)
+    return max(information_peak_bytes(config, kind), *peaks)
 
 
 def _measure_layer(work: Workspace, layer: LayerSpec) -> None:
@@ -105,7 +108,7 @@ def _measure_layer(work: Workspace, layer: LayerSpec) -> None:
     GPTQ rounds for one half of the sequences and is judged on the other half: on its own text it
     looks better than it is.
     """
-    weights, formats = load_layer(work.checkpoint, layer.index), work.formats()
+    weights, formats = load_layer(work.checkpoint, layer.index, work.device), work.formats()
     files = work.float_residuals
     count = SafetensorsFile(files[layer.index]).tensors[RESIDUAL].shape[0]
     halves = slice((count + 1) // 2), slice(count // 2, None)  # a single sequence is in both
@@ -177,7 +180,7 @@ def _per_layer_loss(work: Workspace, shares: Tensor) -> float:
     spans = list(row_blocks(config.tensor_shapes()[name]))[::_SPARSE]
 
     def measure(span: tuple[int, int]) -> tuple[float, float]:
-        rows, share = work.checkpoint.rows(name, *span), shares[slice(*span)]
+        rows, share = work.rows(name, *span), shares[slice(*span)]
         error = _rounding_error(rows, fmt, None)
         parts = error.view(len(error), len(curvatures), -1).transpose(0, 1)  # (L, n, P)
         return float(share @ ((parts @ curvatures) * parts).sum((0, 2))), float(share.sum())
@@ -205,12 +208,12 @@ def _table_loss(
     spans = list(row_blocks(work.checkpoint.config.tensor_shapes()[name]))
     if work.recipe.rule(name).rounding == "gptq":
         arrangement = arrange_channels(work.checkpoint, curvatures, fmt)
-        curvature = arrangement.curvature(curvature)
+        curvature = arrangement.curvature(curvature.cpu()).to(work.device)
         inputs, spans = prepare_table(name, curvature, fmt), spans[::_SPARSE]
 
     def measure(span: tuple[int, int]) -> tuple[float, float]:
         rows, share = work.checkpoint.rows(name, *span), shares[slice(*span)]
-        rows = arrangement.rows(rows) if arrangement else rows
+        rows = (arrangement.rows(rows) if arrangement else rows).to(work.device)
         error = rows - inputs.rounded(rows) if inputs else _rounding_error(rows, fmt, None)
         return float(share @ ((error @ curvature) * error).sum(-1)), float(share.sum())
 

@@ -7,17 +7,17 @@ One layer is in memory at a time: the forward pass stores the residuals between 
 pass runs each layer again. B sequences, T tokens, M width, V vocabulary, P = B · T.
 """
 
-import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gemma_export.computing import product_dtype
+from gemma_export.device import HOST, grain
 from gemma_export.formats.blocks import BLOCK_ELEMENTS, row_blocks
-from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.memory import release_memory
-from gemma_export.model.batch_ops import BatchOps, GradientOps, hold, product_dtype
+from gemma_export.model.batch_ops import BatchOps, GradientOps, hold
 from gemma_export.model.config import HEAD, TABLE, GemmaConfig, LayerSpec
 from gemma_export.model.decoder import norm_before, per_layer_parts
 from gemma_export.model.torch_ops import rms_norm, soft_capped
@@ -65,7 +65,7 @@ def weigh_table(work: Workspace, tick: Tick) -> None:
     curvatures, _ = table_information(work)
     arrangement = arrange_channels(work.checkpoint, curvatures, work.formats()[config.head])
     arranged = {
-        curvature_name(name): arrangement.curvature(curvature)
+        curvature_name(name): arrangement.curvature(curvature.cpu())
         for name, curvature in curvatures.items()
     }
     write_tensors(work.channel_order, arrangement.tensors() | arranged)
@@ -92,9 +92,9 @@ def backward_layer(
     """
     config = work.checkpoint.config
     reader = FlowReader(work.float_residuals, config, layer)
-    errors = SafetensorsFile(work.errors[layer.index + 1])
+    errors = work.open(work.errors[layer.index + 1])
     names = (RESIDUAL, *(_lent(layer.index) if layer.index in config.lenders else ()))
-    held = hold(short(load_layer(work.checkpoint, layer.index)))
+    held = hold(short(load_layer(work.checkpoint, layer.index, work.device)))
 
     def run(start: int) -> tuple[LayerInputs, dict[str, Tensor]]:
         span = start, min(start + _TOGETHER, reader.count)
@@ -121,7 +121,7 @@ def backward_layer(
 def store_errors(work: Workspace, layer: LayerSpec, errors: LayerInputs) -> None:
     """Store the gradients that `backward_layer` returned and delete the later layer's."""
     path = work.errors[layer.index + 1]
-    file = SafetensorsFile(path)
+    file = work.open(path)
     done = {RESIDUAL, *_lent(layer.index)}
     rest = {n: file.rows(n, 0, i.shape[0]) for n, i in file.tensors.items() if n not in done}
     if errors.lent is not None:
@@ -145,7 +145,7 @@ def table_information(work: Workspace) -> tuple[dict[str, Tensor], Tensor]:
     its inputs, that of the embedding E[g gᵀ] over the gradients with respect to embedded rows, and
     that of a table which is both is their sum. Requires the backward pass of all layers.
     """
-    config, file = work.checkpoint.config, SafetensorsFile(work.errors[0])
+    config, file = work.checkpoint.config, work.open(work.errors[0])
     stored = {name: file.rows(name, 0, info.shape[0]) for name, info in file.tensors.items()}
     # Without bos, because it is a single row with untypical gradients.
     errors = _embedding_errors(work, stored[RESIDUAL])[:, 1:].flatten(0, 1)
@@ -163,7 +163,7 @@ def part_information(work: Workspace) -> list[Tensor]:
     factor = work.checkpoint.config.per_layer_scale**2 / 2  # of what is looked up, squared
     curvatures: list[Tensor] = []
     for path in work.part_errors:
-        file = SafetensorsFile(path)
+        file = work.open(path)
         errors = file.rows(RESIDUAL, 0, file.tensors[RESIDUAL].shape[0])[:, 1:].flatten(0, 1)
         curvatures.append(errors.T @ errors * (factor / len(errors)))
     return curvatures
@@ -177,12 +177,12 @@ def _embedding_errors(work: Workspace, errors: Tensor) -> Tensor:
     config, tokens = work.checkpoint.config, work.calibration.tokens
     if not config.per_layer:
         return errors
-    weights = embedding_weights(config, work.weight)
-    files = [SafetensorsFile(path) for path in work.part_errors]
+    weights = embedding_weights(config, work.weight, work.device)
+    files = [work.open(path) for path in work.part_errors]
 
     def run(index: int) -> Tensor:
         span = index, index + 1
-        ops = BatchOps(tokens[slice(*span)], config.rms_norm_eps)
+        ops = BatchOps(tokens[slice(*span)].to(work.device), config.rms_norm_eps)
         x = ops.embed(weights(TABLE), config.embed_scale).requires_grad_()
         with torch.enable_grad():
             parts = per_layer_parts(ops, config, weights, x)
@@ -214,17 +214,19 @@ def layer_backward_bytes(config: GemmaConfig) -> int:
     return _BACK * layer_bytes(config)
 
 
-def information_peak_bytes(config: GemmaConfig) -> int:
-    """Upper bound of the backward pass's memory in bytes."""
-    threads, width = (os.cpu_count() or 1) + 1, config.hidden_size
+def information_peak_bytes(config: GemmaConfig, kind: str = HOST) -> int:
+    """Upper bound of the backward pass's memory in bytes, on a kind of device."""
+    threads, width = grain(kind).held, config.hidden_size
     table = 4 * (3 + threads) * _SEQUENCES * LENGTH * width
     table += threads * 4 * 4 * _POSITIONS * BLOCK_ELEMENTS // width
-    return max(table, *(layer_peak_bytes(config, layer) for layer in config.layers))
+    return max(table, *(layer_peak_bytes(config, layer, kind=kind) for layer in config.layers))
 
 
-def layer_peak_bytes(config: GemmaConfig, layer: LayerSpec, squares: int = 0) -> int:
+def layer_peak_bytes(
+    config: GemmaConfig, layer: LayerSpec, squares: int = 0, kind: str = HOST
+) -> int:
     """The same for one layer; `squares` is each thread's share of what is kept of the gradients."""
-    threads = (os.cpu_count() or 1) + 1
+    threads = grain(kind).held
     shapes = [config.tensor_shapes()[name] for name in layer_names(config, layer.index)]
     matrices = [shape for shape in shapes if len(shape) == 2]
     outputs = 2 * sum(rows for rows, _ in matrices) + config.heads * LENGTH
@@ -249,8 +251,8 @@ def _draw_errors(work: Workspace, tick: Tick) -> dict[str, Tensor]:
     """
     config = work.checkpoint.config
     last = norm_before(config, len(config.kinds))
-    gain = work.checkpoint.rows(last, 0, config.hidden_size)
-    file = SafetensorsFile(work.float_residuals.last)
+    gain = work.rows(last, 0, config.hidden_size)
+    file = work.open(work.float_residuals.last)
     x = file.rows(RESIDUAL, 0, file.tensors[RESIDUAL].shape[0]).requires_grad_()
     with torch.enable_grad():
         y = rms_norm(x, gain, config.rms_norm_eps)
@@ -269,43 +271,47 @@ def _label_gradient(work: Workspace, h: Tensor, tick: Tick) -> tuple[Tensor, Ten
     the second samples the label within its block.
     """
     config = work.checkpoint.config
-    inputs = _parts(h.to(product_dtype()))
+    inputs = _parts(h.to(product_dtype(h.device)))
     spans = list(row_blocks(config.tensor_shapes()[config.head]))
 
     def weigh(span: tuple[int, int]) -> Tensor:
-        rows = work.checkpoint.rows(config.head, *span).to(inputs[0].dtype)
+        rows = work.rows(config.head, *span).to(inputs[0].dtype)
         return torch.cat([_logits(part, rows, config)[0].logsumexp(-1) for part in inputs])
 
     # Copy the small results out: each would keep its block's memory alive.
-    by_block = torch.empty(len(h), len(spans))  # log-likelihood of every block
+    by_block = h.new_empty(len(h), len(spans))  # log-likelihood of every block
     for index, weight in enumerate(in_order(weigh, spans)):
         by_block[:, index] = weight
         release_memory()
         tick("labels", 4 * (spans[index][1] - spans[index][0]) * config.hidden_size)
     totals = _parts(by_block.logsumexp(1, keepdim=True))
-    drawn = torch.multinomial(by_block.softmax(1), 1, generator=_generator(0)).flatten()
+    drawn = _draw(by_block.softmax(1), _generator(0))
 
     def pull(block: int) -> tuple[Tensor, Tensor]:
-        rows = work.checkpoint.rows(config.head, *spans[block]).to(inputs[0].dtype)
-        pulled, share, generator = [], torch.zeros(len(rows)), _generator(block)
+        rows = work.rows(config.head, *spans[block]).to(inputs[0].dtype)
+        pulled, share, generator = [], h.new_zeros(len(rows)), _generator(block)
         for part, total, own in zip(inputs, totals, _parts(drawn), strict=True):
             z, slope = _logits(part, rows, config)
             p = z.sub_(total).exp_()
             share += p.sum(0)
             inside = (own == block).nonzero().flatten()
             if len(inside):
-                label = torch.multinomial(p[inside], 1, generator=generator).flatten()
-                p[inside, label] -= 1
+                p[inside, _draw(p[inside], generator)] -= 1
             pulled.append(p.mul_(slope).to(rows.dtype) @ rows)
         return torch.cat(pulled), share
 
-    gradient, shares = torch.zeros_like(h), torch.empty(spans[-1][1])
+    gradient, shares = torch.zeros_like(h), h.new_empty(spans[-1][1])
     for span, (pulled, share) in zip(spans, in_order(pull, range(len(spans))), strict=True):
         gradient += pulled
         shares[slice(*span)] = share
         release_memory()
         tick("labels", 2 * 4 * len(share) * config.hidden_size)
     return gradient, shares / len(h)
+
+
+def _draw(weights: Tensor, generator: torch.Generator) -> Tensor:
+    """One column (P,) by the weights in each row (P, N), drawn on the host: the same everywhere."""
+    return torch.multinomial(weights.cpu(), 1, generator=generator).flatten().to(weights.device)
 
 
 def _parts(x: Tensor) -> list[Tensor]:

@@ -12,9 +12,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from gemma_export.computing import CPU
+from gemma_export.device import grain
 from gemma_export.formats.safetensors import SafetensorsFile, SafetensorsWriter
 from gemma_export.model.batch_ops import BatchOps, hold
 from gemma_export.model.config import (
@@ -33,7 +37,6 @@ from gemma_runtime.formats.safetensors import TensorInfo
 from gemma_runtime.staging import staged_file
 
 RESIDUAL, KEYS, VALUES = "residual", "keys", "values"
-_BATCH_ELEMENTS = 1 << 20  # most elements of a batch's widest activation
 _KINDS = {torch.uint8: "U8", torch.int32: "I32", torch.float16: "F16", torch.float32: "F32"}
 KeysValues = tuple[Tensor, Tensor]  # (B, K, T, D) each, keys after rope
 
@@ -76,6 +79,8 @@ def embed(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The first residual (B, T, M) of tokens (B, T), and their per-layer embeddings by layer,
     (B, T, P) each; none without them. Reads only these rows of the tables.
+
+    All is where the tokens are, except for the tables' weights.
     """
     ops = BatchOps(tokens, config.rms_norm_eps)
     x = ops.embed(weight(TABLE), config.embed_scale)
@@ -86,12 +91,13 @@ def embed(
 
 
 def embedding_weights(
-    config: GemmaConfig, weight: Callable[[str], Weight]
+    config: GemmaConfig, weight: Callable[[str], Weight], device: torch.device = CPU
 ) -> Callable[[str], Weight]:
-    """The weights that `embed` reads: tables row by row, the others in memory."""
+    """The weights that `embed` reads: tables row by row, the others in the device's memory."""
     names = (PER_LAYER_PROJECTION, PER_LAYER_NORM) if config.per_layer else ()
     read = {name: weight(name) for name in names}
-    held = hold(short({name: one.rows(0, one.shape[0]) for name, one in read.items()}))
+    values = {name: one.rows(0, one.shape[0]).to(device) for name, one in read.items()}
+    held = hold(short(values))
     return lambda name: held[name] if name in held else weight(name)
 
 
@@ -100,11 +106,12 @@ def start_flow(
 ) -> None:
     """Embed tokens (B, T); writes the first residual, and the per-layer embeddings."""
     count, length = tokens.shape
-    weights, layers = embedding_weights(config, weight), range(len(config.kinds))
+    weights = embedding_weights(config, weight, files.device)
+    layers = range(len(config.kinds))
 
     def run(index: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         with torch.inference_mode():
-            return embed(config, tokens[index : index + 1], weights)
+            return embed(config, tokens[index : index + 1].to(files.device), weights)
 
     layout = {_part(index): (count, length, config.per_layer) for index in layers}
     with ExitStack() as stack:
@@ -122,9 +129,10 @@ class FlowReader:
 
     def __init__(self, files: FlowFiles, config: GemmaConfig, layer: LayerSpec) -> None:
         self._config, self._layer = config, layer
-        self._residuals = SafetensorsFile(files[layer.index])
-        self._parts = SafetensorsFile(files.parts) if config.per_layer else None
-        self._lent = None if layer.owns_cache else SafetensorsFile(files.lent(layer.source))
+        self._device = files.device
+        self._residuals = self._open(files[layer.index])
+        self._parts = self._open(files.parts) if config.per_layer else None
+        self._lent = None if layer.owns_cache else self._open(files.lent(layer.source))
         self.count, self.length, _ = self._residuals.tensors[RESIDUAL].shape
 
     def read(self, start: int, stop: int) -> LayerInputs:
@@ -139,7 +147,10 @@ class FlowReader:
     def batches(self, chosen: range | None = None) -> Iterator[tuple[int, int]]:
         """Spans [start, stop) of batches of all sequences, or of the chosen ones."""
         sequences = range(self.count) if chosen is None else chosen
-        return batches(self._config, self.length, sequences)
+        return batches(self._config, self.length, sequences, self._device)
+
+    def _open(self, path: Path) -> SafetensorsFile:
+        return SafetensorsFile(path, self._device)
 
 
 @contextmanager
@@ -170,9 +181,11 @@ def next_flow(
         yield write_both
 
 
-def batches(config: GemmaConfig, length: int, sequences: range) -> Iterator[tuple[int, int]]:
+def batches(
+    config: GemmaConfig, length: int, sequences: range, device: torch.device
+) -> Iterator[tuple[int, int]]:
     """Spans [start, stop) of batches of sequences of this length."""
-    step = max(1, _BATCH_ELEMENTS // (length * config.widest_ffn))
+    step = max(1, grain(device.type).batch // (length * config.widest_ffn))
     return ((i, min(sequences.stop, i + step)) for i in sequences[::step])
 
 
@@ -181,7 +194,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     layout = {n: TensorInfo(_KINDS[t.dtype], tuple(t.shape)) for n, t in tensors.items()}
     with staged_file(path) as partial, SafetensorsWriter(partial, layout, {}) as writer:
         for name, tensor in tensors.items():
-            writer.write_rows(name, 0, tensor.contiguous().view(torch.uint8).numpy())
+            writer.write_rows(name, 0, _bytes(tensor))
 
 
 @contextmanager
@@ -195,11 +208,16 @@ def _rows(
         def write(tensors: Mapping[str, Tensor]) -> None:
             nonlocal start
             for name, rows in tensors.items():
-                writer.write_rows(name, start, rows.contiguous().view(torch.uint8).numpy())
+                writer.write_rows(name, start, _bytes(rows))
                 end = start + len(rows)
             start = end
 
         yield write
+
+
+def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
+    content: NDArray[np.uint8] = tensor.cpu().contiguous().view(torch.uint8).numpy()
+    return content
 
 
 def _part(index: int) -> str:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gemma_export.computing import in_float64
+from gemma_export.device import grain
 from gemma_export.formats.codes import Codes, join, pack
 from gemma_export.formats.format import Format
 from gemma_export.quantize.round import search, shared_scale
@@ -28,7 +30,6 @@ _EQUATIONS = 1 << 23  # coefficients of the linear systems solved in one batch
 # Above this many inputs the factor is computed in float32 and nothing is refined: wide matrices
 # take most of the time and gain least from it (3 % instead of 10 %).
 _WIDE = 4096
-SLICE = 1 << 22  # weights rounded at a time
 # Candidate scales cover these shares of a group's full range.
 _SHRINKS = tuple(1 - 0.04 * step for step in range(1, 13))
 
@@ -47,16 +48,16 @@ class Inputs:
 def prepare(gram: Tensor, damping: float = _DAMPING) -> Inputs:
     """From Σ x xᵀ (K, K); `damping` is a share of its mean diagonal."""
     order = torch.argsort(gram.diagonal(), descending=True, stable=True)
-    added = damping * max(1e-12, float(gram.diagonal().double().mean()))
+    added = damping * max(1e-12, float(in_float64(gram.diagonal()).mean()))
     factor = inverse_factor(gram, order, added)
-    cost = torch.empty(len(gram))
+    cost = gram.new_empty(len(gram))
     cost[order] = torch.linalg.vector_norm(factor, dim=0).square_().reciprocal_()
     return Inputs(gram, added, order, factor, cost)
 
 
 def gptq(rows: Tensor, inputs: Inputs, fmt: Format, refined: int = REFINED) -> Codes:
     """Round (N, K) float32 rows for the given inputs."""
-    step = max(1, SLICE // rows.shape[1])
+    step = max(1, grain(rows.device.type).weights // rows.shape[1])
     starts = range(0, len(rows), step)
     return join([_round_slice(rows[i : i + step], inputs, fmt, refined) for i in starts])
 
@@ -66,12 +67,14 @@ def inverse_factor(gram: Tensor, order: Tensor, damping: float) -> Tensor:
 
     Computed in float64 up to `_WIDE` inputs, to bound memory; returned as float32.
     """
-    square = gram[order][:, order].to(torch.float64 if len(gram) <= _WIDE else torch.float32)
+    square = gram[order][:, order]
+    if len(gram) <= _WIDE:
+        square = in_float64(square)
     square.diagonal().add_(damping)
     torch.linalg.cholesky(square, out=square)
     torch.cholesky_inverse(square, out=square)
     torch.linalg.cholesky(square, upper=True, out=square)
-    return square.float()
+    return square.float().to(gram.device)
 
 
 def weighted_scales(groups: Tensor, cost: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
@@ -162,11 +165,11 @@ def _refit(rows: Tensor, steps: Tensor, grid: _Grid, inputs: Inputs) -> Tensor:
     group, (width, count) = grid.fmt.group, steps.shape
     size = width // group
     together = max(1, _EQUATIONS // max(size * size, width))
-    solved = torch.empty(count, size)
+    solved = rows.new_empty(count, size)
     for start in range(0, count, together):
         held, targets = steps[:, start : start + together].T, rows[start : start + together]
         codes = held.reshape(-1, size, group)  # (n, G, g)
-        matrix = torch.empty(len(codes), size, size)
+        matrix = rows.new_empty(len(codes), size, size)
         for g in range(size):  # normal equations between this group and all groups
             gram = inputs.gram[g * group : (g + 1) * group]
             matrix[:, g] = ((codes[:, g] @ gram).view_as(codes) * codes).sum(-1)

@@ -4,6 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from gemma_export.computing import CPU
+
 
 @dataclass(frozen=True, slots=True)
 class LayerFiles:
@@ -12,6 +16,7 @@ class LayerFiles:
     folder: Path
     name: str
     count: int
+    device: torch.device = CPU  # where their content is read to
 
     def __getitem__(self, index: int) -> Path:
         return self.folder / f"{self.name}-{index:02d}.safetensors"

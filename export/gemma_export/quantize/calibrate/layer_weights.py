@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 from math import prod
 
+import torch
 from torch import Tensor
 
 from gemma_export.checkpoint import Checkpoint
-from gemma_export.model.batch_ops import product_dtype
+from gemma_export.computing import CPU, product_dtype
 from gemma_export.model.config import GemmaConfig
 from gemma_export.model.decoder import norm_before
 from gemma_export.quantize.store import QuantizedStore
@@ -34,24 +35,35 @@ def largest_layer(config: GemmaConfig) -> int:
     )
 
 
-def load_layer(checkpoint: Checkpoint, index: int) -> dict[str, Tensor]:
-    """A layer's float32 weights, and the gain of the norm after it."""
-    return _load_layer(checkpoint.config, index, checkpoint.rows)
+def load_layer(checkpoint: Checkpoint, index: int, device: torch.device = CPU) -> dict[str, Tensor]:
+    """A layer's float32 weights, and the gain of the norm after it, on the device.
+
+    The host holds one of them at a time.
+    """
+    return _load_layer(checkpoint.config, index, checkpoint.rows, device)
 
 
-def load_stored_layer(store: QuantizedStore, config: GemmaConfig, index: int) -> dict[str, Tensor]:
+def load_stored_layer(
+    store: QuantizedStore, config: GemmaConfig, index: int, device: torch.device = CPU
+) -> dict[str, Tensor]:
     """Like `load_layer`, from the store: dequantized weights."""
-    return _load_layer(config, index, lambda name, *span: store.weight(name).rows(*span))
+    return _load_layer(config, index, lambda name, *span: store.weight(name).rows(*span), device)
 
 
 def _load_layer(
-    config: GemmaConfig, index: int, rows: Callable[[str, int, int], Tensor]
+    config: GemmaConfig,
+    index: int,
+    rows: Callable[[str, int, int], Tensor],
+    device: torch.device,
 ) -> dict[str, Tensor]:
     shapes = config.tensor_shapes()
     names = [*layer_names(config, index), norm_before(config, index + 1)]
-    return {name: rows(name, 0, shapes[name][0]) for name in names}
+    return {name: rows(name, 0, shapes[name][0]).to(device) for name in names}
 
 
 def short(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Matrices in the dtype used for matrix products; gains unchanged."""
-    return {n: w.to(product_dtype()) if w.dim() == 2 else w for n, w in weights.items()}
+    return {
+        name: values.to(product_dtype(values.device)) if values.dim() == 2 else values
+        for name, values in weights.items()
+    }

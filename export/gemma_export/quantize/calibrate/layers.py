@@ -10,9 +10,9 @@ from math import prod
 import torch
 from torch import Tensor
 
+from gemma_export.device import grain
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.format import Format
-from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.memory import release_memory
 from gemma_export.model.batch_ops import BatchOps
 from gemma_export.model.config import PER_LAYER_PROJECTION, TABLE, TABLE_FACTORS, LayerSpec
@@ -34,7 +34,6 @@ from gemma_export.quantize.round import round_rows
 from gemma_export.quantize.store import StoredWeight, named_parts, round_pieces
 
 FACTORS = "factors"  # of a matrix's columns, stored next to its codes
-TABLE_ROWS = 2048  # per block; fewer take as long, because gptq goes column by column
 _SEQUENCES = 384  # used to round layers; more change little
 
 
@@ -71,8 +70,9 @@ def _inputs(work: Workspace, name: str, fmt: Format) -> TableInputs | None:
 def _embedding_gram(work: Workspace) -> Tensor:
     """The Gram matrix (M, M) of embeddings from the rounded table."""
     config, tokens = work.checkpoint.config, work.calibration.tokens[:_SEQUENCES]
-    gram, table = torch.zeros(config.hidden_size, config.hidden_size), work.table()
-    for row in tokens:
+    gram = torch.zeros(config.hidden_size, config.hidden_size, device=work.device)
+    table = work.table()
+    for row in tokens.to(work.device):
         x = BatchOps(row, config.rms_norm_eps).embed(table, config.embed_scale)  # (T, M)
         add_gram(gram, x)
     return mirror(gram).div_(tokens.numel())
@@ -87,14 +87,14 @@ def _calibrate_rows(work: Workspace, name: str, tick: Tick) -> None:
         inputs, rounding = _inputs(work, name, fmt), "nearest"  # without statistics
 
     def quantize(span: tuple[int, int]) -> dict[str, Tensor]:
-        values = work.checkpoint.rows(name, *span)
+        values = work.rows(name, *span)
         if fmt.is_float:
             return {name: values}
         if inputs is None:
             return round_pieces(name, values, fmt, rounding)
         return inputs.round(values)
 
-    spans = list(row_blocks(shape, TABLE_ROWS))
+    spans = list(row_blocks(shape, grain(work.device.type).table_rows))
     blocks: list[dict[str, Tensor]] = []
     for span, block in zip(spans, in_order(quantize, spans), strict=True):
         blocks.append(block)
@@ -122,7 +122,7 @@ def calibrate(work: Workspace, tick: Tick) -> None:
         tokens = work.calibration.tokens[:_SEQUENCES]
         start_flow(work.residuals, config, tokens, work.rounded)
     for layer in config.layers[first:]:
-        weights = load_layer(work.checkpoint, layer.index)
+        weights = load_layer(work.checkpoint, layer.index, work.device)
         path, size = work.rounded_layers[layer.index], 4 * sum(w.numel() for w in weights.values())
         if not path.exists():
             grams = observe_layer(work.residuals, config, layer, weights)
@@ -146,7 +146,7 @@ def calibrate_bytes(work: Workspace) -> int:
 
 def rounded_layer(work: Workspace, index: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A layer's weights after rounding: dequantized matrices, and those that stay float."""
-    file, formats = SafetensorsFile(work.rounded_layers[index]), work.formats()
+    file, formats = work.open(work.rounded_layers[index]), work.formats()
 
     def read(name: str, values: Tensor) -> Tensor:
         if f"{name}.codes" in file.tensors:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from gemma_export.formats.format import Format
-from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.model.config import DOWN, GATE_UP, GemmaConfig, LayerSpec
 from gemma_export.model.decoder import norm_before
 from gemma_export.model.torch_ops import rms_norm
@@ -49,7 +48,7 @@ def smooth(work: Workspace, tick: Tick) -> None:
     if residuals.lowest() is None:
         start_flow(residuals, config, work.calibration.tokens[:_SEQUENCES], work.weight)
     for layer in config.layers[residuals.lowest() :]:
-        weights = load_layer(work.checkpoint, layer.index)
+        weights = load_layer(work.checkpoint, layer.index, work.device)
         samples = sample_flow(residuals, config, layer, weights, _POSITIONS)
         factors: dict[str, Tensor] = {}
         for names in _smoothed_together(work, layer):
@@ -95,16 +94,16 @@ def _smooth_head(work: Workspace) -> tuple[dict[str, Tensor], Tensor | None]:
     name, last = config.head, norm_before(config, len(config.kinds))
     if not work.recipe.smooths(name):
         return {}, None
-    file = SafetensorsFile(work.smoothing_residuals.last)
-    gain = work.checkpoint.rows(last, 0, config.hidden_size)
+    file = work.open(work.smoothing_residuals.last)
+    gain = work.rows(last, 0, config.hidden_size)
     count, length, width = file.tensors[RESIDUAL].shape
-    samples, gram = [], torch.zeros(width, width)
-    for span in batches(config, length, range(count)):
+    samples, gram = [], gain.new_zeros(width, width)
+    for span in batches(config, length, range(count), work.device):
         h = rms_norm(file.rows(RESIDUAL, *span), gain, config.rms_norm_eps)
         samples.append(sample_positions(h, count, _POSITIONS))
         body = h[:, 1:].flatten(0, 1)
         gram.addmm_(body.T, body)
-    rows = sample_rows(work.checkpoint, name)
+    rows = sample_rows(work.checkpoint, name).to(work.device)
     factors = smoothing_factors(torch.cat(samples), rows, work.formats()[name])
     gram.div_(count * (length - 1)).div_(factors[:, None]).div_(factors)
     return {name: factors}, gram
@@ -112,7 +111,7 @@ def _smooth_head(work: Workspace) -> tuple[dict[str, Tensor], Tensor | None]:
 
 def _some(rows: Tensor) -> Tensor:
     draw = torch.Generator().manual_seed(_SEED)
-    return rows[torch.randperm(len(rows), generator=draw)[:_ROWS]]
+    return rows[torch.randperm(len(rows), generator=draw)[:_ROWS].to(rows.device)]
 
 
 def smoothing_factors(inputs: Tensor, rows: Tensor, fmt: Format) -> Tensor:

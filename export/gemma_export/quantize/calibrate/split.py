@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from gemma_export.computing import in_float64
 from gemma_export.formats.codes import Codes, dequantize
 from gemma_export.formats.format import INT8, INT8_PIECE, Format
 from gemma_export.quantize.calibrate.arrange import TABLE_DAMPING
@@ -56,10 +57,11 @@ def prepare_table(name: str, curvature: Tensor, fmt: Format) -> TableInputs:
     first = fmt.int8_columns
     if not first:
         return TableInputs(name, fmt, prepare(curvature, TABLE_DAMPING))
-    square = curvature.double()
+    square = in_float64(curvature)
     square.diagonal().add_(TABLE_DAMPING * square.diagonal().mean())
     corner, side = square[:first, :first], square[:first, first:]
     paid = torch.linalg.solve(corner, side)  # (F, R)
-    rest = (square[first:, first:] - side.T @ paid).float()
+    rest = (square[first:, first:] - side.T @ paid).float().to(curvature.device)
+    paid = paid.T.float().to(curvature.device)
     own = prepare(curvature[:first, :first], TABLE_DAMPING)
-    return TableInputs(name, fmt, prepare((rest + rest.T) / 2, TABLE_DAMPING), own, paid.T.float())
+    return TableInputs(name, fmt, prepare((rest + rest.T) / 2, TABLE_DAMPING), own, paid)

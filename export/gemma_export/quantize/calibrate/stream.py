@@ -50,7 +50,7 @@ def pass_layers(
         first = 0
         start_flow(files, config, work.calibration.tokens[:sequences], work.weight)
     for layer in config.layers[first:]:
-        weights = load_layer(work.checkpoint, layer.index)
+        weights = load_layer(work.checkpoint, layer.index, work.device)
         advance_flow(files, config, layer, weights)
         if not keep:
             files[layer.index].unlink()
@@ -150,7 +150,7 @@ def observe_layer(
     for seen in in_order(run, reader.batches(chosen)):
         for first, rows in _distinct(seen):  # in one thread, so a wide Gram matrix exists only once
             if first not in grams:
-                grams[first] = torch.zeros(rows.shape[1], rows.shape[1])
+                grams[first] = rows.new_zeros(rows.shape[1], rows.shape[1])
             add_gram(grams[first], rows)
         shared = {name: _owner(seen, name) for name in seen}
     for gram in grams.values():

@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
+import torch
 from torch import Tensor
 
 from gemma_export.cache_lock import exclusive
 from gemma_export.checkpoint import Checkpoint, SourceWeight
+from gemma_export.computing import CPU
 from gemma_export.formats.format import FLOAT, Format
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.model.config import HEAD, PER_LAYER_PROJECTION, TABLE
@@ -47,11 +49,16 @@ def curvature_name(matrix: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """A model, a recipe and a calibration text, with the folder for intermediate files."""
+    """A model, a recipe and a calibration text, with the folder for intermediate files.
+
+    `device` computes: `rows`, `open` and `curvature` give tensors there. Weights that are read to
+    be looked up in, or to be written, stay on the host.
+    """
 
     checkpoint: Checkpoint
     recipe: Recipe
     calibration: Calibration
+    device: torch.device = CPU
 
     # Files, in the order in which they are written.
 
@@ -189,7 +196,9 @@ class Workspace:
     @property
     def key(self) -> str:
         parts = (_VERSION, self.checkpoint.digest(), self.recipe.rules, self.calibration.digest)
-        return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]
+        # Another order of sums gives other codes.
+        own = () if self.device == CPU else (self.device.type,)
+        return hashlib.sha256(msgspec.json.encode((*parts, *own))).hexdigest()[:32]
 
     @property
     def folder(self) -> Path:
@@ -232,6 +241,14 @@ class Workspace:
             return checkpoint.head_factors
         return None
 
+    def open(self, path: Path) -> SafetensorsFile:
+        """A file of the folder, read to the device."""
+        return SafetensorsFile(path, self.device)
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of a weight before rounding, float32, on the device."""
+        return self.checkpoint.rows(name, start, stop).to(self.device)
+
     def formats(self) -> dict[str, Format]:
         return self.recipe.formats(self.checkpoint.config)
 
@@ -266,17 +283,17 @@ class Workspace:
             path = self.head_curvature
         else:
             return None
-        return SafetensorsFile(path).rows(curvature_name(name), 0, config.hidden_size)
+        return self.open(path).rows(curvature_name(name), 0, config.hidden_size)
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
 
     def _layers(self, name: str) -> LayerFiles:
-        return LayerFiles(self.folder, name, len(self.checkpoint.config.kinds))
+        return LayerFiles(self.folder, name, len(self.checkpoint.config.kinds), self.device)
 
     def _flow(self, name: str) -> FlowFiles:
-        return FlowFiles(self.folder, name, len(self.checkpoint.config.kinds) + 1)
+        return FlowFiles(self.folder, name, len(self.checkpoint.config.kinds) + 1, self.device)
 
     def _borders(self, name: str) -> LayerFiles:
         """One file per boundary: before each layer, and after the last."""
-        return LayerFiles(self.folder, name, len(self.checkpoint.config.kinds) + 1)
+        return LayerFiles(self.folder, name, len(self.checkpoint.config.kinds) + 1, self.device)

@@ -47,7 +47,7 @@ class Candidates:
 def choose_candidates(work: Workspace, teacher: SafetensorsFile, gain: Tensor) -> Candidates:
     config = work.checkpoint.config
     tokens = work.calibration.tokens
-    score = _likelihood(work, teacher, gain)  # (V,)
+    score = _likelihood(work, teacher, gain).cpu()  # (V,)
     score[torch.unique(tokens)] += 1
     likely = score.topk(min(_LIKELY, config.vocab_size)).indices
     rest = torch.ones(config.vocab_size, dtype=torch.bool)
@@ -59,12 +59,12 @@ def choose_candidates(work: Workspace, teacher: SafetensorsFile, gain: Tensor) -
     chosen = torch.cat((likely, others[draw]))
     order = chosen.argsort()
     rows = _rows(work, chosen[order])
-    return Candidates(*rows, weight[order], config.final_softcap)
+    return Candidates(*rows, weight[order].to(work.device), config.final_softcap)
 
 
 def _likelihood(work: Workspace, teacher: SafetensorsFile, gain: Tensor) -> Tensor:
     """(V,) the float model's mean probability of every token over a sample of positions."""
-    config, checkpoint = work.checkpoint.config, work.checkpoint
+    config = work.checkpoint.config
     count, length, _ = teacher.tensors[RESIDUAL].shape
     sequences = range(0, count, max(1, count * 16 // _POSITIONS))
     picked = torch.cat(
@@ -73,9 +73,9 @@ def _likelihood(work: Workspace, teacher: SafetensorsFile, gain: Tensor) -> Tens
     hidden = rms_norm(picked, gain, config.rms_norm_eps)
 
     def logits(span: tuple[int, int]) -> Tensor:
-        return soft_capped(hidden @ checkpoint.rows(config.head, *span).T, config.final_softcap)
+        return soft_capped(hidden @ work.rows(config.head, *span).T, config.final_softcap)
 
-    total = torch.full((len(hidden),), -torch.inf)
+    total = hidden.new_full((len(hidden),), -torch.inf)
     spans = list(row_blocks(config.tensor_shapes()[config.head]))
     for part in in_order(lambda span: logits(span).logsumexp(-1), spans):
         total = torch.logaddexp(total, part)
@@ -84,7 +84,7 @@ def _likelihood(work: Workspace, teacher: SafetensorsFile, gain: Tensor) -> Tens
 
 
 def _rows(work: Workspace, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """The chosen rows, (C, M) each, of the float head and the rounded head."""
+    """The chosen rows, (C, M) each, of the float head and the rounded head, on the device."""
     name = work.checkpoint.config.head
     head = work.table(name)
 
@@ -93,4 +93,5 @@ def _rows(work: Workspace, chosen: Tensor) -> tuple[Tensor, Tensor]:
         return work.checkpoint.rows(name, *span)[here], head.rows(*span)[here]
 
     parts = list(in_order(read, row_blocks(work.checkpoint.config.tensor_shapes()[name])))
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+    exact, rounded = (torch.cat(column).to(work.device) for column in zip(*parts, strict=True))
+    return exact, rounded

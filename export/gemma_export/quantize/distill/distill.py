@@ -52,9 +52,9 @@ def distill(work: Workspace, tick: Tick) -> None:
     """Train codes, scales and gains; writes the `distilled` files. `pass_teacher` must have run."""
     config = work.checkpoint.config
     student = Student(work)
-    teacher = SafetensorsFile(work.teacher_residuals.last)
+    teacher = work.open(work.teacher_residuals.last)
     final = norm_before(config, len(config.kinds))
-    gain = work.checkpoint.rows(final, 0, config.hidden_size)
+    gain = work.rows(final, 0, config.hidden_size)
     candidates = choose_candidates(work, teacher, gain)
     steps = count_steps(work)
     for step in range(student.steps_done, steps):
@@ -131,7 +131,7 @@ class _Flow:
     @classmethod
     def of(cls, student: Student, tokens: Tensor) -> "_Flow":
         with torch.no_grad():
-            x, parts = embed(student.config, tokens, student.embedding)
+            x, parts = embed(student.config, tokens.to(student.device), student.embedding)
         return cls([x], parts)
 
     def inputs(self, layer: LayerSpec, x: Tensor) -> LayerInputs:

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gemma_export.computing import product_dtype
 from gemma_export.formats.codes import pack, unpack
 from gemma_export.formats.safetensors import SafetensorsFile
-from gemma_export.model.batch_ops import product_dtype
 from gemma_export.model.config import is_gain
 from gemma_export.model.decoder import norm_before
 from gemma_export.parallel import in_order
@@ -41,9 +41,11 @@ class Student:
 
     def __init__(self, work: Workspace) -> None:
         self.work, self.config = work, work.checkpoint.config
-        self.formats, self.dtype = work.formats(), product_dtype()
+        self.device = work.device
+        self.formats, self.dtype = work.formats(), product_dtype(work.device)
         self.last = len(self.config.kinds)
-        self.embedding = embedding_weights(self.config, work.rounded)  # never trained
+        # Never trained.
+        self.embedding = embedding_weights(self.config, work.rounded, self.device)
         self.steps_done = self._resume()
 
     def save(self, step: int) -> None:
@@ -144,7 +146,7 @@ class Student:
 
     def _float(self, index: int, name: str) -> Tensor:
         """The checkpoint's weight, balanced as calibration balanced it."""
-        values = self.work.checkpoint.rows(name, 0, self.config.tensor_shapes()[name][0])
+        values = self.work.rows(name, 0, self.config.tensor_shapes()[name][0])
         if index == self.last:
             return values
         file, end = self._rounded(index), f".{FACTORS}"
@@ -191,7 +193,8 @@ class Student:
         fmt, source = self.formats[name], self._rounded(index)
         rows, groups = source.tensors[f"{name}.scales"].shape
         if not fmt.asymmetric:
-            return torch.full((rows, groups, 1), float(1 << (fmt.bits - 1)))
+            middle = float(1 << (fmt.bits - 1))
+            return torch.full((rows, groups, 1), middle, device=self.device)
         zeros = unpack(source.rows(f"{name}.zeros", 0, rows), fmt.bits, groups)
         return zeros.float()[..., None]
 
@@ -200,10 +203,10 @@ class Student:
         return pack(codes.flatten(1), self.formats[name].bits)
 
     def _rounded(self, index: int) -> SafetensorsFile:
-        return SafetensorsFile(self.work.rounded_layers[index])
+        return self.work.open(self.work.rounded_layers[index])
 
     def _learned(self, index: int) -> SafetensorsFile:
-        return SafetensorsFile(self._path(index))
+        return self.work.open(self._path(index))
 
     def _path(self, index: int) -> Path:
         return self.work.learning / f"{index:02d}.safetensors"

@@ -81,7 +81,7 @@ def test_scales_are_the_largest_values_of_the_stored_weights(
     random_text: RandomText, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are computed layer by layer; here, the whole model runs at once."""
-    monkeypatch.setattr(layer_weights, "product_dtype", lambda: torch.float32)
+    monkeypatch.setattr(layer_weights, "product_dtype", lambda device: torch.float32)
     work = random_text("int4", 4)
     store = open_or_build_store(work.checkpoint, work.recipe)
     measure_caches(work, store, CONTEXT, unheard)

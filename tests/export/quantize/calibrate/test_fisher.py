@@ -47,8 +47,8 @@ def _gradient_of_embeddings(work: Workspace, errors: Tensor) -> Tensor:
 def test_going_back_layer_by_layer_gives_the_gradient_of_the_whole_model(
     random_text: RandomText, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layer_weights, "product_dtype", lambda: torch.float32)
-    monkeypatch.setattr(fisher, "product_dtype", lambda: torch.float32)
+    monkeypatch.setattr(layer_weights, "product_dtype", lambda device: torch.float32)
+    monkeypatch.setattr(fisher, "product_dtype", lambda device: torch.float32)
     work = random_text("int4-gptq", 4)
     config = work.checkpoint.config
     start_backward(work, unheard)

@@ -121,7 +121,7 @@ def work(random_text: RandomText) -> Workspace:
 def test_streaming_one_layer_at_a_time_gives_the_logits_of_transformers(
     tiny: TinyCheckpoint, work: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layer_weights, "product_dtype", lambda: torch.float32)
+    monkeypatch.setattr(layer_weights, "product_dtype", lambda device: torch.float32)
     config, tokens = work.checkpoint.config, work.calibration.tokens
     gain = work.checkpoint.rows("model.norm.weight", 0, config.hidden_size)
     pass_layers(work, work.teacher_residuals, unheard)
