@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils import backend_registration
 
 from gemma_export.cli import run
 from gemma_export.computing import CPU, DeviceCeiling, choose_device, unused_note
@@ -34,6 +35,8 @@ def _call(name: str, args: tuple[object, ...]) -> object:
 @pytest.fixture(scope="module")
 def on_second() -> Iterator[Call]:
     """Calls a function of `on_second_device` in a process that has the device."""
+    if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
+        pytest.skip(f"torch {torch.__version__} takes no device that is written in Python")
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         yield lambda name, *args: pool.submit(_call, name, args).result()
 
