@@ -33,10 +33,8 @@ class Question:
     @property
     def includes(self) -> list[Path]:
         """Folders with task files."""
-        return [
-            place(self.path.parent, name)
-            for name in several(self.tasks.include if self.tasks else ())
-        ]
+        names = several(self.tasks.include) if self.tasks else ()
+        return [place(self.path.parent, name) for name in names]
 
 
 def ask(path: Path) -> Question:
