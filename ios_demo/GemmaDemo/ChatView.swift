@@ -72,10 +72,16 @@ private struct TurnView: View {
                     Text(turn.thought).font(.callout).foregroundStyle(.secondary).textSelection(.enabled)
                 }
             }
-            Text(turn.text)
-                .textSelection(.enabled)
-                .foregroundStyle(turn.isUser ? .secondary : .primary)
-                .accessibilityLabel(turn.isUser ? "You: \(turn.text)" : "Gemma: \(turn.text)")
+            if turn.isUser {
+                Text(turn.text)
+                    .textSelection(.enabled)
+                    .foregroundStyle(.secondary)
+                    .accessibilityLabel("You: \(turn.text)")
+            } else {
+                MarkdownView(text: turn.text, isWhole: !screen.busy || turn.id != screen.turns.last?.id)
+                    .accessibilityElement(children: .contain)
+                    .accessibilityLabel("Gemma")
+            }
             menu
         }
         .frame(maxWidth: .infinity, alignment: turn.isUser ? .trailing : .leading)

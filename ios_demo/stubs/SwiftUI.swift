@@ -47,6 +47,7 @@ public struct LocalizedStringKey: ExpressibleByStringInterpolation, Sendable {
 public struct Text: Leaf {
     public nonisolated init(_ key: LocalizedStringKey) {}
     @_disfavoredOverload public nonisolated init<S: StringProtocol>(_ content: S) {}
+    @_disfavoredOverload public nonisolated init(_ attributedContent: AttributedString) {}
 }
 
 public struct VStack<C: View>: Leaf {
@@ -56,9 +57,11 @@ public struct LazyVStack<C: View>: Leaf {
     public init(alignment: HorizontalAlignment = .center, spacing: CGFloat? = nil, @ViewBuilder content: () -> C) {}
 }
 public struct HStack<C: View>: Leaf {
-    public init(spacing: CGFloat? = nil, @ViewBuilder content: () -> C) {}
+    public init(alignment: VerticalAlignment = .center, spacing: CGFloat? = nil, @ViewBuilder content: () -> C) {}
 }
-public struct ScrollView<C: View>: Leaf { public init(@ViewBuilder content: () -> C) {} }
+public struct ScrollView<C: View>: Leaf {
+    public init(_ axes: Axis.Set = .vertical, showsIndicators: Bool = true, @ViewBuilder content: () -> C) {}
+}
 public struct NavigationStack<C: View>: Leaf { public init(@ViewBuilder root: () -> C) {} }
 public struct List<C: View>: Leaf { public init(@ViewBuilder content: () -> C) {} }
 public struct Form<C: View>: Leaf { public init(@ViewBuilder content: () -> C) {} }
@@ -191,7 +194,24 @@ public struct EnvironmentValues {
 
 public enum HorizontalAlignment: Sendable { case leading, center, trailing }
 public struct Alignment: Sendable, Equatable { public static let leading = Self(), trailing = Self(), center = Self() }
-public enum Axis: Sendable { case horizontal, vertical }
+public enum VerticalAlignment: Sendable { case center, firstTextBaseline }
+public enum Axis: Sendable {
+    case horizontal, vertical
+    public struct Set: OptionSet, Sendable {
+        public let rawValue: Int8
+        public init(rawValue: Int8) { self.rawValue = rawValue }
+        public static let horizontal = Self(rawValue: 1), vertical = Self(rawValue: 2)
+    }
+}
+public enum Edge: Sendable {
+    case leading
+    public struct Set: OptionSet, Sendable {
+        public let rawValue: Int8
+        public init(rawValue: Int8) { self.rawValue = rawValue }
+        public static let leading = Self(rawValue: 2)
+    }
+}
+public struct AccessibilityChildBehavior: Sendable { public static let contain = Self() }
 public struct UnitPoint: Sendable { public static let bottom = Self() }
 public protocol ShapeStyle: Sendable {}
 public struct HierarchicalShapeStyle: ShapeStyle {}
@@ -202,7 +222,7 @@ extension ShapeStyle where Self == HierarchicalShapeStyle {
 }
 extension ShapeStyle where Self == Color { public static var orange: Color { fatalError() } }
 public struct Font: Sendable {
-    public static let body = Self(), callout = Self(), caption = Self()
+    public static let body = Self(), callout = Self(), caption = Self(), headline = Self(), title2 = Self(), title3 = Self()
     public func monospaced() -> Font { self }
 }
 public protocol TextSelectability {}
@@ -224,12 +244,27 @@ public struct ToolbarItem<C: View>: ToolbarContent {
 }
 public struct TupleTools<T>: ToolbarContent { nonisolated init() {} }
 
+// Foundation has these on Apple's systems, but not on Linux.
+public struct InlinePresentationIntent: OptionSet, Hashable, Sendable {
+    public let rawValue: UInt
+    public init(rawValue: UInt) { self.rawValue = rawValue }
+    public static let emphasized = Self(rawValue: 1), stronglyEmphasized = Self(rawValue: 2), code = Self(rawValue: 4)
+}
+extension AttributedString {
+    public var inlinePresentationIntent: InlinePresentationIntent? {
+        get { fatalError() }
+        set {}
+    }
+}
+
 // MARK: Modifiers
 
 extension View {
     public nonisolated func foregroundStyle<S: ShapeStyle>(_ style: S) -> some View { Modified() }
     public nonisolated func font(_ font: Font?) -> some View { Modified() }
     public nonisolated func padding(_ length: CGFloat? = nil) -> some View { Modified() }
+    public nonisolated func padding(_ edges: Edge.Set, _ length: CGFloat? = nil) -> some View { Modified() }
+    public nonisolated func accessibilityElement(children: AccessibilityChildBehavior) -> some View { Modified() }
     public nonisolated func frame(
         minWidth: CGFloat? = nil, maxWidth: CGFloat? = nil, minHeight: CGFloat? = nil, alignment: Alignment = .center
     ) -> some View { Modified() }

@@ -2,7 +2,9 @@ package gemma.demo
 
 import android.app.AlertDialog
 import android.app.Dialog
+import android.content.ActivityNotFoundException
 import android.content.Intent
+import android.net.Uri
 import android.view.Menu
 import android.view.View
 import android.widget.EditText
@@ -104,6 +106,19 @@ class ChatActivity : Screen(), MessageList.Actions {
         status.text = text
     }
 
+    /** The address is shown first, since the text of a link may say another. */
+    override fun open(address: String) = show(
+        AlertDialog.Builder(this).setTitle("Open this address in another app?").setMessage(address)
+            .setPositiveButton("Open") { _, _ ->
+                try {
+                    startActivity(Intent(Intent.ACTION_VIEW, Uri.parse(address)))
+                } catch (_: ActivityNotFoundException) {
+                    tell("No app opens $address.")
+                }
+            }
+            .setNegativeButton("Cancel", null),
+    )
+
     override fun areReady(): Boolean {
         if (busy) status.text = "Tap Stop first."
         return !busy
@@ -201,10 +216,14 @@ class ChatActivity : Screen(), MessageList.Actions {
         context.max = model.bundle.manifest.contextLength
         meter.start()
         val answer = messages.answer()
-        reply.pieces.flowOn(application.modelThread).collect { piece ->
-            meter.token()
-            follow { answer.append(piece) }
-            showProgress(model, reply)
+        try {
+            reply.pieces.flowOn(application.modelThread).collect { piece ->
+                meter.token()
+                follow { answer.append(piece) }
+                showProgress(model, reply)
+            }
+        } finally { // also of a reply that was stopped
+            follow(answer::end)
         }
         if (reply.thought.isNotEmpty()) appendText("(thought: ${reply.thought})")
         if (reply.reason == StopReason.CONTEXT) appendText("⚠ The context is full. Start a new chat to go on.")

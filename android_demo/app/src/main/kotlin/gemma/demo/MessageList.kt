@@ -5,6 +5,7 @@ import android.content.ClipData
 import android.content.ClipboardManager
 import android.content.Context
 import android.text.TextUtils
+import android.text.method.LinkMovementMethod
 import android.util.TypedValue
 import android.view.Gravity
 import android.view.View
@@ -14,6 +15,7 @@ import android.view.accessibility.AccessibilityNodeInfo
 import android.widget.Button
 import android.widget.LinearLayout
 import android.widget.TextView
+import gemma.core.parseMarkdown
 
 /** The messages of a chat, each with a menu of what can be done with it, and notes between them. */
 internal class MessageList(private val context: Context, private val actions: Actions) {
@@ -29,12 +31,16 @@ internal class MessageList(private val context: Context, private val actions: Ac
         fun show(builder: AlertDialog.Builder)
 
         fun tell(text: String)
+
+        /** Opens an address in another app. */
+        fun open(address: String)
     }
 
     val view = LinearLayout(context).apply {
         orientation = LinearLayout.VERTICAL
         setPaddingRelative(dp(16), dp(16), dp(4), dp(16))
     }
+    private val looks = MarkdownText(dp(20), highlight(), actions::open)
 
     /** Rows have tags: questions their place, answers themselves. */
     private val lastAnswer: Any? get() = (view.childCount - 1 downTo 0).map { view.getChildAt(it).tag }.firstOrNull { it is Answer }
@@ -51,10 +57,15 @@ internal class MessageList(private val context: Context, private val actions: Ac
         add(row(shown, "You", "your message") { listOf("Copy" to { copy(text) }, "Edit" to { actions.edit(place) }) }.apply { tag = place })
     }
 
-    /** Adds an answer, to which text may be appended. */
-    fun answer(text: String = ""): Answer {
-        val answer = Answer(selectableText())
-        answer.append(text)
+    /** Adds a whole answer. */
+    fun answer(text: String) = with(answer()) {
+        append(text)
+        end()
+    }
+
+    /** Adds an answer that is being written. */
+    fun answer(): Answer {
+        val answer = Answer(selectableText().apply { movementMethod = LinkMovementMethod.getInstance() }, looks)
         val row = row(answer.shown, "Gemma", "the answer") {
             listOf("Copy" to { copy(answer.text) }) + listOf("Answer again" to actions::answerAgain).filter { answer === lastAnswer }
         }
@@ -77,15 +88,21 @@ internal class MessageList(private val context: Context, private val actions: Ac
         removed.forEach(::add)
     }
 
-    /** An answer on the screen. */
-    class Answer(internal val shown: TextView) {
+    /** An answer on the screen, as markdown. */
+    class Answer(internal val shown: TextView, private val looks: MarkdownText) {
         private val received = StringBuilder()
 
+        /** The text as the model wrote it. */
         val text: String get() = received.toString()
 
         fun append(piece: String) {
             received.append(piece)
-            shown.append(piece)
+            shown.text = looks.of(parseMarkdown(text, isWhole = false))
+        }
+
+        /** Nothing more is written. */
+        fun end() {
+            shown.text = looks.of(parseMarkdown(text))
         }
     }
 

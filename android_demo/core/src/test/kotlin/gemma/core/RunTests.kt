@@ -30,6 +30,7 @@ fun main(more: Array<String>) {
         SessionTest::class.java,
         ConversationTest::class.java,
         SavedChatsTest::class.java,
+        MarkdownTest::class.java,
         TinyModelTest::class.java,
         StructuredTest::class.java,
         GrammarTest::class.java,
