@@ -11,7 +11,7 @@ export ORT_DISABLE_TELEMETRY    ?= 1
 export ORT_TELEMETRY_DISABLED   ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: demo conformance campaign fuzz test test-python test-lowest test-android test-ios test-arm64 check docs format clean
+.PHONY: demo conformance campaign fuzz soak test test-python test-lowest test-android test-ios test-arm64 check docs format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/gemma-export --target onnx --checkpoint demo --quant int8 --output $(DEMO) --force
@@ -37,6 +37,10 @@ campaign: $(VENV)/.dev
 # 3,000 damaged inputs for each of 47 readers of untrusted bytes: some minutes on one core.
 fuzz: $(VENV)/.dev
 	$(ONE_THREAD) $(BIN)/python -m tests.fuzz --runs 3000
+
+# 200,000 tokens in one session, and 1,000 sessions, on the tiny bundle: some minutes.
+soak: $(VENV)/.dev
+	$(ONE_THREAD) $(BIN)/python -m tests.soak
 
 # Two at a time: most of each is a compiler or an emulator that uses one core.
 test: test-python
