@@ -31,11 +31,13 @@ link_resources() {
         "icon='res/mipmap-anydpi-v26/ic_launcher.xml'" "launchable-activity: name='gemma.demo.ChatActivity'"; do
         grep -qF "$expected" <<<"$badging" || { echo "FAILED android badging: there is no $expected in:"; echo "$badging"; exit 1; }
     done
-    if grep -q "^uses-permission" <<<"$badging"; then
-        echo "FAILED android badging: the app asks for permissions: $(grep "^uses-permission" <<<"$badging")"
-        exit 1
-    fi
-    echo "android app: resources and manifest linked by aapt2; name, SDK versions and icon as expected, no permissions"
+    local permissions
+    permissions=$(sed -n "s/^uses-permission[^:]*: name='\([^']*\)'.*/\1/p" <<<"$badging" | sort | tr '\n' ' ')
+    [ "$permissions" = "android.permission.ACCESS_NETWORK_STATE android.permission.INTERNET " ] \
+        || { echo "FAILED android badging: the app asks for $permissions"; exit 1; }
+    "$aapt2" dump xmltree "$out/base.apk" --file AndroidManifest.xml | grep -q "usesCleartextTraffic.*=false" \
+        || { echo "FAILED android manifest: the app could connect without encryption"; exit 1; }
+    echo "android app: resources and manifest linked by aapt2; name, SDK versions, icon and both permissions as expected"
 }
 
 # check_libraries FOLDER: native libraries must load on phones with pages of 16 KB, and find what they need.

@@ -72,15 +72,22 @@ run env -C "$here/ios_demo" swift format lint --strict --recursive --configurati
 # SwiftPM locks a file in TMPDIR that is named after the build folder; a folder of its own keeps checkouts apart.
 mkdir -p build/ios-tmp
 settings=("TMPDIR=$here/build/ios-tmp")
-stop_bridge() { [ -z "${bridge_pid:-}" ] || kill "$bridge_pid" 2>/dev/null || true; }
-trap stop_bridge EXIT
+stop_servers() { [ -z "${servers:-}" ] || kill $servers 2>/dev/null || true; }
+trap stop_servers EXIT
+if command -v "$python" >/dev/null; then
+    rm -f build/ios-downloads
+    "$python" -m tests.data.download_server >build/ios-downloads &
+    servers=$!
+    for _ in $(seq 100); do [ -s build/ios-downloads ] || sleep 0.1; done
+    settings+=("GEMMA_DOWNLOADS=$(cat build/ios-downloads)")
+fi
 if PYTHONPATH=export:runtime "$python" -c "import gemma_runtime" 2>/dev/null; then
     rm -rf "$bridge"
     mkdir -p "$bridge"
     mkfifo "$bridge/questions" "$bridge/answers"
     PYTHONPATH=export:runtime:. "$python" -m tests.data.session_bridge tests/data/tiny \
         "$bridge/questions" "$bridge/answers" --exact &
-    bridge_pid=$!
+    servers="${servers:-} $!"
     settings+=("GEMMA_BRIDGE=$here/build/ios-bridge")
     PYTHONPATH=export:runtime:. "$python" -m tests.data.ios_vectors build/ios-vectors
     settings+=("GEMMA_IOS_VECTORS=$here/build/ios-vectors")

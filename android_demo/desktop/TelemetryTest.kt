@@ -34,14 +34,7 @@ class TelemetryTest {
         val removed = (0 until elements.length).map { elements.item(it) as Element }
             .filter { it.getAttribute("tools:node") == "remove" }
             .map { it.getAttribute("android:name") }
-        assertEquals(
-            listOf(
-                "android.permission.INTERNET",
-                "android.permission.ACCESS_NETWORK_STATE",
-                "ai.onnxruntime.TelemetryInitializer",
-            ),
-            removed,
-        )
+        assertEquals(listOf("ai.onnxruntime.TelemetryInitializer"), removed)
     }
 
     @Test

@@ -3,7 +3,7 @@ import GemmaKit
 import SwiftUI
 import UniformTypeIdentifiers
 
-/// Loads, imports and deletes bundles.
+/// Loads, imports, downloads and deletes bundles.
 struct BundlesView: View {
     let screen: ChatScreen
     @State private var imports = false
@@ -19,13 +19,14 @@ struct BundlesView: View {
                     }
                 }
                 .onDelete { places in if let place = places.first { screen.delete(screen.bundles[place]) } }
+                if screen.bundles.isEmpty { NoBundle() }
+                DownloadSection(screen: screen) { dismiss() }
             }
             .navigationTitle("Bundles")
             .toolbar {
                 ToolbarItem(placement: .cancellationAction) { Button("Close") { dismiss() } }
                 ToolbarItem(placement: .confirmationAction) { Button("Import") { imports = true } }
             }
-            .overlay { if screen.bundles.isEmpty { NoBundle() } }
         }
         .onAppear { screen.findBundles() }
         .fileImporter(isPresented: $imports, allowedContentTypes: [.folder, .zip]) { chosen in
@@ -43,7 +44,7 @@ private struct NoBundle: View {
             "There is no bundle yet",
             systemImage: "shippingbox",
             description: Text(
-                "Import a bundle's folder or zip file, or copy the folder to On My iPhone › Gemma demo with the Files app "
+                "Download one, import a bundle's folder or zip file, or copy the folder to On My iPhone › Gemma demo with the Files app "
                     + "or Finder.")
         )
     }

@@ -1,5 +1,6 @@
 // What the app uses of Apple's C library and of Foundation's parts that Linux lacks, for a type check on Linux.
 @_exported import Foundation
+import FoundationNetworking
 
 public typealias integer_t = Int32
 public typealias kern_return_t = Int32
@@ -38,3 +39,20 @@ extension URL {
 }
 
 public func autoreleasepool<T>(invoking work: () throws -> T) rethrows -> T { try work() }
+
+extension URLSessionConfiguration {
+    public var allowsExpensiveNetworkAccess: Bool {
+        get { fatalError() }
+        set {}
+    }
+    public var allowsConstrainedNetworkAccess: Bool {
+        get { fatalError() }
+        set {}
+    }
+}
+
+extension URLError {
+    public enum NetworkUnavailableReason: Int, Sendable { case cellular, expensive, constrained }
+
+    public var networkUnavailableReason: NetworkUnavailableReason? { fatalError() }
+}

@@ -70,16 +70,25 @@ def fetch_bundle(name: str) -> Path:
     Makes no request if the cache has the whole bundle. The files are not checked here:
     `open_bundle` does that.
     """
+    address = bundle_name(name)
+    repo_id, revision = address.repo_id, address.revision
+    require_hub("hub")
+    cached = cached_snapshot(repo_id, revision, [_MANIFEST])
+    if cached is not None and _is_whole(cached):
+        return cached
+    return _download_bundle(repo_id, revision)
+
+
+def bundle_name(name: str) -> HubName:
+    """Read `owner/name[@REVISION]`, or the URL of a repository. The phone apps read the same.
+
+    Raises HubError.
+    """
     text, _, revision = name.partition("@")
     parsed = parse_hub_name(text)
     if parsed is None:
         raise HubError(f"{text!r} is not a hub id; expected hub:owner/name[@REVISION]")
-    repo_id, revision = parsed.repo_id, revision or parsed.revision or ""
-    require_hub("hub")
-    cached = cached_snapshot(repo_id, revision or None, [_MANIFEST])
-    if cached is not None and _is_whole(cached):
-        return cached
-    return _download_bundle(repo_id, revision or None)
+    return HubName(parsed.repo_id, revision or parsed.revision)
 
 
 def _download_bundle(repo_id: str, revision: str | None) -> Path:

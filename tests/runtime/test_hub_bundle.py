@@ -11,7 +11,8 @@ import pytest
 
 pytest.importorskip("huggingface_hub")
 
-from gemma_runtime.hub import list_files
+from gemma_runtime.errors import HubError
+from gemma_runtime.hub import HubName, bundle_name, list_files
 from tests.local_hub import (
     COMMIT,
     REPO,
@@ -138,3 +139,13 @@ def test_progress_goes_to_stderr(hub: Hub, client: Client) -> None:
     output, errors = process.communicate()
     assert json.loads(output)
     assert "Fetching" in errors or "Download" in errors
+
+
+def test_addresses_mean_what_they_mean_in_the_phone_apps() -> None:
+    """The apps read the same file."""
+    for case in json.loads((TINY.parent / "hub_names.json").read_text("utf-8")):
+        if case["repository"] is None:
+            with pytest.raises(HubError, match="hub"):
+                bundle_name(case["text"])
+        else:
+            assert bundle_name(case["text"]) == HubName(case["repository"], case["revision"])

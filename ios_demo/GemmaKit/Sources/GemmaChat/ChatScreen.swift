@@ -26,6 +26,8 @@ public final class ChatScreen {
     public internal(set) var bundle: URL?
     /// The bundles on this device.
     public internal(set) var bundles: [URL] = []
+    /// Downloads that have not ended.
+    public internal(set) var downloads: [UnfinishedDownload] = []
     public internal(set) var settings = ChatSettings()
     /// Saved chats, the last changed first.
     public internal(set) var chats: [SavedChat] = []
@@ -35,6 +37,8 @@ public final class ChatScreen {
     let library: BundleLibrary
     let store: ChatStore
     var chat = SavedChat()
+    /// Tests download from elsewhere than the hub.
+    @ObservationIgnored var makeDownload = { HubDownload($0, isMeteredAllowed: $1) }
     private let freeBytes: () -> Double
     private var task: Task<Void, Never>?
     private var running = 0  // tasks that have not ended, cancelled ones included

@@ -63,13 +63,14 @@ extension ChatScreen {
     /// Looks for bundles that were copied with the Files app.
     public func findBundles() {
         bundles = library.bundles()
+        downloads = library.unfinished()
     }
 
     func loadIfNeeded() async throws {
         if let bundle, await !model.isLoaded { try await load(bundle) }
     }
 
-    private func load(_ bundle: URL) async throws {
+    func load(_ bundle: URL) async throws {
         let model = model
         self.bundle = bundle
         contextUse = nil

@@ -6,14 +6,20 @@ public struct BundleLibrary: Sendable {
     public let folder: URL
     private let records: URL
     private let incoming: URL
+    private let downloads: URL
     private let compiled: URL
+    private let freeBytes: (@Sendable () -> Double)?
 
-    /// `support` is for the app's own files, `compiled` for files that can be made again.
-    public init(folder: URL, support: URL, compiled: URL = compiledModels) {
+    /// `support` is for the app's own files, `compiled` for files that can be made again. Tests pass `freeBytes`.
+    public init(
+        folder: URL, support: URL, compiled: URL = compiledModels, freeBytes: (@Sendable () -> Double)? = nil
+    ) {
         self.folder = folder
         records = support.appendingPathComponent("checked")
         incoming = support.appendingPathComponent("incoming")
+        downloads = support.appendingPathComponent("downloads")
         self.compiled = compiled
+        self.freeBytes = freeBytes
     }
 
     /// The folders that contain a manifest, by name.
@@ -55,10 +61,38 @@ public struct BundleLibrary: Sendable {
             }
         }
         _ = try ModelBundle.open(stage) { onProgress(0.5 + $0 / 2) }
-        let place = unusedPlace(source.name)
-        try FileManager.default.moveItem(at: stage, to: place)
+        return try admit(stage, name: source.name)
+    }
+
+    /// Moves a checked bundle into the library; returns its folder, named `name` or like it.
+    func admit(_ bundle: URL, name: String) throws -> URL {
+        let place = unusedPlace(name)
+        try FileManager.default.moveItem(at: bundle, to: place)
         try? remember(ModelBundle.read(place))
         return place
+    }
+
+    /// Downloads that have not ended, by address.
+    public func unfinished() -> [UnfinishedDownload] {
+        let places = try? FileManager.default.contentsOfDirectory(at: downloads, includingPropertiesForKeys: nil)
+        return (places ?? []).compactMap { place in
+            let stage = DownloadStage(folder: place)
+            return stage.address.map { UnfinishedDownload(address: $0, bytes: stage.bytes, place: place) }
+        }.sorted { $0.address < $1.address }
+    }
+
+    /// Deletes what has arrived of a download.
+    public func discard(_ download: UnfinishedDownload) throws {
+        try FileManager.default.removeItem(at: download.place)
+    }
+
+    /// Where a download keeps what has arrived: outside of backups.
+    func stage(_ address: HubAddress) throws -> DownloadStage {
+        try FileManager.default.createDirectory(at: downloads, withIntermediateDirectories: true)
+        leaveOutOfBackups(downloads)
+        var digest = Digest()
+        digest.update(Data(address.description.utf8))
+        return DownloadStage(folder: downloads.appendingPathComponent(String(digest.finish().prefix(16))))
     }
 
     /// Deletes a bundle, and what a runtime compiled for it.
@@ -116,11 +150,13 @@ public struct BundleLibrary: Sendable {
         guard fclose(file) == 0 else { throw notWritten(name) }
     }
 
-    private func checkSpace(_ bytes: Double) throws {
-        let attributes = try? FileManager.default.attributesOfFileSystem(forPath: incoming.path)
-        guard let free = attributes?[.systemFreeSize] as? NSNumber, free.doubleValue < bytes else { return }
+    /// Throws a bundle error if bytes that are still to come don't fit.
+    func checkSpace(_ bytes: Double) throws {
+        let attributes = try? FileManager.default.attributesOfFileSystem(forPath: records.deletingLastPathComponent().path)
+        let system = (attributes?[.systemFreeSize] as? NSNumber)?.doubleValue
+        guard let free = freeBytes?() ?? system, free < bytes else { return }
         throw GemmaError.bundle(
-            String(format: "the bundle has %.1f GB, and %.1f GB are free; free some space", bytes / 1e9, free.doubleValue / 1e9))
+            String(format: "%.2f GB are still to come, and %.2f GB are free; free some space", bytes / 1e9, free / 1e9))
     }
 
     private func unusedPlace(_ name: String) -> URL {
@@ -129,6 +165,15 @@ public struct BundleLibrary: Sendable {
     }
 
     private func place(_ name: String) -> URL { folder.appendingPathComponent(name, isDirectory: true) }
+}
+
+/// A download that can go on: its address as text, and the bytes that have arrived.
+public struct UnfinishedDownload: Equatable, Identifiable, Sendable {
+    public let address: String
+    public let bytes: Int
+    let place: URL
+
+    public var id: String { address }
 }
 
 /// Where runtimes keep what they compiled.

@@ -8,6 +8,8 @@ public enum GemmaError: Error, Equatable {
     case contextFull(String)
     /// A text can't be encoded, or the tokenizer file is damaged.
     case tokenizer(String)
+    /// A bundle can't be downloaded.
+    case download(String)
     /// A text is not JSON.
     case json(String)
     /// A JSON Schema is not valid or uses a keyword that is not supported.
@@ -16,7 +18,7 @@ public enum GemmaError: Error, Equatable {
     public var message: String {
         switch self {
         case .bundle(let text), .session(let text), .contextFull(let text), .tokenizer(let text),
-            .json(let text), .schema(let text):
+            .download(let text), .json(let text), .schema(let text):
             return text
         }
     }

@@ -49,7 +49,7 @@ public struct ModelBundle: Sendable {
 
     /// Reads the manifest alone; throws a bundle error if it uses a file that it doesn't list.
     public static func read(_ directory: URL) throws -> ModelBundle {
-        let manifest = try Manifest.parse(readFile(directory.appendingPathComponent(manifestName)))
+        let manifest = try manifestOf(directory)
         let used = manifest.graphs.values.flatMap { $0 }.map(\.file) + manifest.roles.values
         if let unlisted = used.first(where: { manifest.files[$0] == nil }) {
             throw GemmaError.bundle("manifest.json uses \(unlisted) but has no digest for it; export the model again")
@@ -64,6 +64,10 @@ public struct ModelBundle: Sendable {
         for (name, file) in manifest.files { files[name] = try fileNow(directory, name, file) }
         return files
     }
+}
+
+func manifestOf(_ directory: URL) throws -> Manifest {
+    try Manifest.parse(readFile(directory.appendingPathComponent(manifestName)))
 }
 
 /// A file that was found unaltered.
@@ -129,7 +133,7 @@ private func checkDigests(_ directory: URL, _ files: [String: BundleFile], _ onP
     }
 }
 
-private func digestOfFile(_ path: URL, _ onRead: (Int) -> Void) throws -> String {
+func digestOfFile(_ path: URL, _ onRead: (Int) -> Void) throws -> String {
     var digest = Digest()
     let readable = try readBlocks(path) { block in
         try Task.checkCancellation()

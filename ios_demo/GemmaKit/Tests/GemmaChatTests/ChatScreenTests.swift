@@ -1,8 +1,8 @@
 import Foundation
-import GemmaKit
 import XCTest
 
 @testable import GemmaChat
+@testable import GemmaKit
 
 /// Generates one token over and over, slowly, and records whether two calls overlapped.
 private final class SlowEngine: Engine, @unchecked Sendable {
@@ -78,6 +78,35 @@ final class ChatScreenTests: XCTestCase {
     private func waitUntil(_ reached: () -> Bool) async throws {
         for _ in 0..<10_000 where !reached() { try await Task.sleep(for: .milliseconds(1)) }
         XCTAssertTrue(reached())
+    }
+
+    func testADownloadAppearsWholeAndOneThatFailsCanGoOn() async throws {
+        guard let port = ProcessInfo.processInfo.environment["GEMMA_DOWNLOADS"] else {
+            throw XCTSkip("there is no Python to serve downloads")
+        }
+        let screen = screen(SlowEngine(pause: 0))
+        screen.makeDownload = {
+            HubDownload(
+                $0, isMeteredAllowed: $1, origin: "http://127.0.0.1:\(port)", plainHosts: ["127.0.0.1"], timeout: 5,
+                pause: 0.001)
+        }
+        screen.resume()
+        try await waitUntilIdle(screen)
+        screen.download("hub:one/altered", isMeteredAllowed: false)
+        try await waitUntilIdle(screen)
+        XCTAssertTrue(screen.warning?.contains("arrived altered") == true, "\(screen.warning ?? "")")
+        XCTAssertEqual(screen.downloads.map(\.address), ["hub:one/altered"])
+        XCTAssertEqual(screen.bundles, [])
+        screen.discard(screen.downloads[0])
+        try await waitUntilIdle(screen)
+        screen.download("one/whole", isMeteredAllowed: false)
+        try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.bundles.map(\.lastPathComponent), ["whole"])
+        XCTAssertTrue(screen.status.hasPrefix("tiny · app "), screen.status)
+        XCTAssertEqual(screen.downloads, [])
+        screen.download("no address", isMeteredAllowed: false)
+        try await waitUntilIdle(screen)
+        XCTAssertTrue(screen.warning?.contains("hub:OWNER/NAME") == true, "\(screen.warning ?? "")")
     }
 
     func testAReplyStreamsUntilTheContextIsFull() async throws {

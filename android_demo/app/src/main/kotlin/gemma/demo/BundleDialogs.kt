@@ -18,17 +18,18 @@ internal class BundleDialogs(private val screen: ChatActivity) {
     /** The bundles on the phone, and ways to get one in. */
     fun choose() {
         val bundles = application.library.bundles()
-        val names = bundles.map { it.name } + listOf("Add from a zip file …", "Add from a folder …")
-        screen.show(
-            AlertDialog.Builder(screen).setTitle("Bundles").setItems(names.toTypedArray<CharSequence>()) { _, index ->
-                when (index) {
-                    bundles.size -> pick(Intent(Intent.ACTION_OPEN_DOCUMENT).addCategory(Intent.CATEGORY_OPENABLE).setType("*/*"), ZIP)
-                    bundles.size + 1 -> pick(Intent(Intent.ACTION_OPEN_DOCUMENT_TREE), FOLDER)
-                    else -> describe(bundles[index])
-                }
-            },
+        val unfinished = application.library.unfinished()
+        val actions = listOf<Pair<String, () -> Unit>>(
+            "Download from the hub …" to { DownloadDialog(screen).ask() },
+            "Add from a zip file …" to { pick(Intent(Intent.ACTION_OPEN_DOCUMENT).addCategory(Intent.CATEGORY_OPENABLE).setType("*/*"), ZIP) },
+            "Add from a folder …" to { pick(Intent(Intent.ACTION_OPEN_DOCUMENT_TREE), FOLDER) },
         )
-        if (bundles.isEmpty()) screen.tell("There is no bundle yet. Add one, or run: adb push out/NAME ${application.bundleFolder.path}/")
+        val choices = bundles.map { bundle -> bundle.name to { describe(bundle) } } +
+            unfinished.map { download -> "Unfinished: ${download.address}" to { DownloadDialog(screen).describe(download) } } + actions
+        screen.show(
+            AlertDialog.Builder(screen).setTitle("Bundles").setItems(choices.map { it.first }.toTypedArray<CharSequence>()) { _, index -> choices[index].second() },
+        )
+        if (bundles.isEmpty()) screen.tell("There is no bundle yet. Download or add one, or run: adb push out/NAME ${application.bundleFolder.path}/")
     }
 
     private fun describe(bundle: File) {

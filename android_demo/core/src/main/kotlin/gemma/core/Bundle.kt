@@ -31,17 +31,32 @@ data class Bundle(val directory: File, val manifest: Manifest) {
  * Calls `onProgress` with the share of bytes read, 0 to 1. Reads none of a bundle that was `checked` before.
  */
 fun openBundle(directory: File, checked: CheckedBundles? = null, onProgress: (Double) -> Unit = {}): Bundle {
-    val manifest = Manifest.parse(readText(File(directory, MANIFEST)))
+    val bundle = presentBundle(directory)
+    val manifest = bundle.manifest
+    if (checked == null || !checked.holds(directory, manifest)) {
+        checkDigests(directory, manifest, onProgress)
+        checked?.remember(directory, manifest)
+    }
+    return bundle
+}
+
+/** A bundle whose files are all there and have the right sizes. Their content is not checked. */
+internal fun presentBundle(directory: File): Bundle {
+    val manifest = manifestOf(directory)
     val used = manifest.graphs.values.flatten().map { it.file } + manifest.roles.values
     used.firstOrNull { it !in manifest.files }?.let {
         throw BundleException("manifest.json uses $it but has no digest for it; export the model again")
     }
     manifest.files.forEach { (name, file) -> checkPresent(directory, name, file) }
-    if (checked == null || !checked.holds(directory, manifest)) {
-        checkDigests(directory, manifest, onProgress)
-        checked?.remember(directory, manifest)
-    }
     return Bundle(directory, manifest)
+}
+
+internal fun manifestOf(directory: File): Manifest = Manifest.parse(readText(File(directory, MANIFEST)))
+
+/** Removes the files of a folder that a manifest doesn't name. */
+internal fun removeOthers(directory: File, manifest: Manifest) {
+    val kept = manifest.files.keys + MANIFEST
+    directory.walkBottomUp().filter { it.isFile && it.relativeTo(directory).invariantSeparatorsPath !in kept }.forEach { it.delete() }
 }
 
 /** The whole text of a bundle's file; throws BundleException if it can't be read. */
@@ -59,6 +74,11 @@ private fun unreadable(path: File, error: IOException) =
 /** Whether a name in a manifest or an archive can't leave the folder that it is in. */
 internal fun staysInside(name: String): Boolean =
     name.isNotEmpty() && '\\' !in name && '\u0000' !in name && name.split('/').none { it.isEmpty() || it == "." || it == ".." }
+
+/** Whether every file system takes such a name. */
+internal fun isShort(name: String): Boolean = name.length <= 200 && name.count { it == '/' } <= 8
+
+internal const val MAX_FILES = 1000 // of a bundle
 
 private fun checkPresent(directory: File, name: String, file: BundleFile) {
     if (!staysInside(name)) {
@@ -99,16 +119,13 @@ private fun checkDigests(directory: File, manifest: Manifest, onProgress: (Doubl
     }
 }
 
-private fun sha256(path: File, onRead: (Int) -> Unit): String {
+internal fun sha256(path: File, onRead: (Int) -> Unit): String {
     val digest = MessageDigest.getInstance("SHA-256")
-    val block = ByteArray(1 shl 20)
     try {
         path.inputStream().use { stream ->
-            while (true) {
-                val read = stream.read(block)
-                if (read < 0) break
-                digest.update(block, 0, read)
-                onRead(read)
+            readBlocks(stream) { block, count ->
+                digest.update(block, 0, count)
+                onRead(count)
             }
         }
     } catch (error: IOException) {

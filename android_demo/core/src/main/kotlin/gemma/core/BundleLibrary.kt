@@ -3,13 +3,17 @@ package gemma.core
 import java.io.File
 import java.io.IOException
 import java.io.InputStream
+import java.security.MessageDigest
 import java.util.zip.ZipInputStream
 
 /** What the app shows of a bundle that it has not loaded. */
 data class BundleSummary(val directory: File, val model: String, val recipe: String, val target: String, val bytes: Long)
 
+/** A download that can go on: its address as text, and the bytes that have arrived. */
+data class UnfinishedDownload(val address: String, val bytes: Long, internal val place: File)
+
 /** The bundles on this device, side by side in one folder: each by its name. */
-class BundleLibrary(private val folder: File) {
+class BundleLibrary(private val folder: File, private val freeBytes: () -> Long = { folder.usableSpace }) {
     init {
         folder.mkdirs()
         // What an interrupted import has left.
@@ -18,11 +22,11 @@ class BundleLibrary(private val folder: File) {
 
     /** Folders with a manifest, by name. */
     fun bundles(): List<File> =
-        folder.listFiles().orEmpty().filter { !it.name.startsWith(PART) && File(it, MANIFEST).isFile }.sortedBy { it.name }
+        folder.listFiles().orEmpty().filter { !it.name.startsWith(".") && File(it, MANIFEST).isFile }.sortedBy { it.name }
 
     /** Throws BundleException if the manifest can't be read. */
     fun summary(bundle: File): BundleSummary {
-        val manifest = Manifest.parse(readText(File(bundle, MANIFEST)))
+        val manifest = manifestOf(bundle)
         val bytes = manifest.files.values.sumOf { it.bytes }
         return BundleSummary(bundle, manifest.model.id, manifest.quantization.recipe, manifest.target.name, bytes)
     }
@@ -56,17 +60,38 @@ class BundleLibrary(private val folder: File) {
         files.forEach { (path, open) -> open().use { part.add(path, it) } }
     }
 
+    /** Downloads that have not ended, by address. */
+    fun unfinished(): List<UnfinishedDownload> = folder.listFiles().orEmpty().filter { it.name.startsWith(DOWNLOAD) }
+        .mapNotNull { place -> DownloadStage(place).let { stage -> stage.address?.let { UnfinishedDownload(it, stage.bytes, place) } } }
+        .sortedBy { it.address }
+
+    /** Deletes what has arrived of a download; throws StorageException. */
+    fun discard(download: UnfinishedDownload) = deleteFolder(download.place)
+
+    internal fun stage(address: HubAddress): DownloadStage {
+        val digest = MessageDigest.getInstance("SHA-256").also { it.update(address.toString().toByteArray()) }
+        return DownloadStage(File(folder, DOWNLOAD + hex(digest).take(16)))
+    }
+
+    /** Bytes that bundles may still take. */
+    internal val room: Long get() = freeBytes() - STORAGE_RESERVE
+
+    /** Moves a checked bundle into the library; returns its folder, named `name` or like it. */
+    internal fun admit(bundle: File, name: String, checked: CheckedBundles?): File {
+        val target = freeName(name)
+        if (!bundle.renameTo(target)) throw IOException("the bundle can't be moved to ${target.name}")
+        checked?.remember(target, manifestOf(target))
+        return target
+    }
+
     private fun import(name: String, checked: CheckedBundles?, onBytes: (Long) -> Unit, read: (ImportedBundle) -> Unit): File {
         val part = File(folder, "$PART${System.nanoTime()}")
         try {
-            val imported = ImportedBundle(part, folder.usableSpace - STORAGE_RESERVE, onBytes)
+            val imported = ImportedBundle(part, room, onBytes)
             read(imported)
             val bundle = imported.finish()
-            val target = freeName(bundle.name.takeIf { it != part.name } ?: name)
             openBundle(bundle)
-            if (!bundle.renameTo(target)) throw IOException("the bundle can't be moved to ${target.name}")
-            checked?.remember(target, Manifest.parse(readText(File(target, MANIFEST))))
-            return target
+            return admit(bundle, bundle.name.takeIf { it != part.name } ?: name, checked)
         } catch (error: IOException) {
             throw BundleException("the bundle can't be read: ${error.message}; choose or copy it again", error)
         } catch (error: IllegalArgumentException) { // a name in the archive that is not text
@@ -86,6 +111,7 @@ class BundleLibrary(private val folder: File) {
 
     private companion object {
         const val PART = ".import-"
+        const val DOWNLOAD = ".download-"
         const val STORAGE_RESERVE = 200_000_000L // for the system
     }
 }

@@ -18,6 +18,9 @@ class TokenizerException(message: String) : GemmaException(message)
 /** A file of the app's own can't be written or read. */
 class StorageException(message: String, cause: Throwable? = null) : GemmaException(message, cause)
 
+/** A bundle can't be downloaded. */
+class DownloadException(message: String, cause: Throwable? = null) : GemmaException(message, cause)
+
 /** A text is not JSON. */
 class JsonException(message: String) : GemmaException(message)
 

@@ -29,28 +29,16 @@ internal class ImportedBundle(private val folder: File, private val room: Long, 
         val inner = folder.listFiles().orEmpty().singleOrNull { it.isDirectory }
         val bundle = listOfNotNull(folder, inner).firstOrNull { File(it, MANIFEST).isFile }
             ?: throw BundleException("there is no manifest.json in it, so it is not a bundle; choose the folder that gemma-export wrote")
-        val kept = Manifest.parse(readText(File(bundle, MANIFEST))).files.keys + MANIFEST
-        bundle.walkBottomUp().filter { it.isFile && it.relativeTo(bundle).invariantSeparatorsPath !in kept }.forEach { it.delete() }
+        removeOthers(bundle, manifestOf(bundle))
         return bundle
     }
 
-    private fun copy(content: InputStream, out: FileOutputStream) {
-        val block = ByteArray(1 shl 16)
-        while (true) {
-            val read = content.read(block)
-            if (read < 0) return
-            written += read
-            if (written > room) {
-                throw BundleException("the bundle has more than the ${maxOf(0, room) / 1_000_000} MB that are free; delete other bundles")
-            }
-            out.write(block, 0, read)
-            onBytes(written)
+    private fun copy(content: InputStream, out: FileOutputStream) = readBlocks(content) { block, count ->
+        written += count
+        if (written > room) {
+            throw BundleException("the bundle has more than the ${maxOf(0, room) / 1_000_000} MB that are free; delete other bundles")
         }
-    }
-
-    private fun isShort(name: String): Boolean = name.length <= 200 && name.count { it == '/' } <= 8
-
-    private companion object {
-        const val MAX_FILES = 1000
+        out.write(block, 0, count)
+        onBytes(written)
     }
 }

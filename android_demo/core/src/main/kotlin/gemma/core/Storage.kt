@@ -1,8 +1,10 @@
 package gemma.core
 
+import java.io.ByteArrayOutputStream
 import java.io.File
 import java.io.FileOutputStream
 import java.io.IOException
+import java.io.InputStream
 import java.nio.file.Files
 
 /** Replaces a file as a whole, so that it is never half written; throws StorageException. */
@@ -18,6 +20,28 @@ internal fun replaceText(file: File, text: String) {
     } catch (error: IOException) {
         part.delete()
         throw StorageException("${file.name} can't be written: ${error.message}; free some storage", error)
+    }
+}
+
+/** Reads a stream to its end, block by block: the buffer, and how many of its bytes are the block. */
+internal fun readBlocks(stream: InputStream, onBlock: (ByteArray, Int) -> Unit) {
+    val block = ByteArray(1 shl 16)
+    while (true) {
+        val read = stream.read(block)
+        if (read < 0) return
+        onBlock(block, read)
+    }
+}
+
+/** All bytes of a stream; null if there are more than `limit`. */
+internal fun InputStream.readBytesUpTo(limit: Int): ByteArray? {
+    val bytes = ByteArrayOutputStream()
+    val block = ByteArray(1 shl 16)
+    while (true) {
+        val read = read(block)
+        if (read < 0) return bytes.toByteArray()
+        if (bytes.size() + read > limit) return null
+        bytes.write(block, 0, read)
     }
 }
 

@@ -27,6 +27,7 @@ fun main(more: Array<String>) {
         VectorsTest::class.java,
         BundleTest::class.java,
         LibraryTest::class.java,
+        DownloadTest::class.java,
         SessionTest::class.java,
         ConversationTest::class.java,
         SavedChatsTest::class.java,
