@@ -1,4 +1,5 @@
 import GemmaChat
+import GemmaKit
 import SwiftUI
 
 /// Verifies the bundle against its goldens and measures its speed on this device.
@@ -13,10 +14,16 @@ struct BenchmarkView: View {
                     .textSelection(.enabled)
                     .frame(maxWidth: .infinity, alignment: .leading)
             }
+            CurveView(spans: screen.spans, seconds: sustainedMinutes * 60)
             if let warning = screen.warning { Text(warning).foregroundStyle(.orange).font(.callout) }
             Text(screen.status).font(.caption).foregroundStyle(.secondary)
             HStack {
-                if screen.busy { Button("Stop", action: screen.stop) } else { Button("Run", action: screen.benchmark) }
+                if screen.busy {
+                    Button("Stop", action: screen.stop)
+                } else {
+                    Button("Run", action: screen.benchmark)
+                    Button("10 minutes") { screen.sustain() }
+                }
                 Spacer()
                 if let report = screen.report { ShareLink(item: report) }
             }

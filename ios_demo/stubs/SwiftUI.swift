@@ -313,3 +313,25 @@ extension NotificationCenter {
     }
     public func publisher(for name: Notification.Name, object: AnyObject? = nil) -> Publisher { Publisher() }
 }
+
+// MARK: Shapes
+
+public struct Path: Sendable {
+    public init() {}
+    public mutating func addLines(_ lines: [CGPoint]) {}
+}
+public protocol Shape: Leaf, Sendable {
+    nonisolated func path(in rect: CGRect) -> Path
+}
+public struct StrokedShape: Shape {
+    nonisolated init() {}
+    public nonisolated func path(in rect: CGRect) -> Path { fatalError() }
+}
+extension Shape {
+    public nonisolated func stroke(lineWidth: CGFloat = 1) -> some Shape { StrokedShape() }
+}
+extension View {
+    public nonisolated func frame(width: CGFloat? = nil, height: CGFloat? = nil, alignment: Alignment = .center) -> some View {
+        Modified()
+    }
+}

@@ -38,6 +38,55 @@ def main() -> None:
         _keep("compare", "compare", folder / "a", folder / "b", "--noise", folder / "again")
         (results,) = (folder / "b").rglob("results_*.json")
         _write("results", json.loads(results.read_bytes()))
+    _write("phone", _phone_report())
+
+
+def _phone_report() -> dict[str, object]:
+    """A phone app's report: the fields of its sources, with figures recorded here."""
+    parts = {
+        name: json.loads((_FOLDER / f"{name}.json").read_bytes()) for name in ("verify", "bench")
+    }
+    fields = json.loads((_HERE / "phone_vectors.json").read_bytes())["fields"]
+    verify = {name: parts["verify"][name] for name in fields["Verification"]}
+    speed = parts["bench"]["bundles"][0]
+    kept = [*("bundle", "model", "recipe", "target", "artifact_bytes", "cache_bytes", "load_ms")]
+    kept += ["prompts", "decode_tokens_per_second", "token_ms", "token_p95_ms", "peak_rss_bytes"]
+    rates = (20.0, 20.0, 16.0, 12.0)
+    thermal = ("none", "none", "moderate", "moderate")
+    spans = [
+        {
+            "seconds": 5.0 * (index + 1),
+            "tokens_per_second": rate,
+            "thermal": thermal[index],
+            "memory_bytes": 300_000_000 + index * 1_000_000,
+        }
+        for index, rate in enumerate(rates)
+    ]
+    return {
+        "device": {"manufacturer": "Maker", "model": "Phone 1", "android": "16", "threads": "4"},
+        "bundle": "tiny",
+        "digest": parts["verify"]["digest"],
+        "codes_digest": json.loads((_BUNDLE / "manifest.json").read_bytes())["quantization"][
+            "codes_digest"
+        ],
+        "verify": verify,
+        "bench": {
+            "threads": 4,
+            "repeats": 3,
+            "new_tokens": 48,
+            "bundles": [{name: speed[name] for name in kept}],
+        },
+        "sustained": {
+            "sustained_minutes": 0.3,
+            "round_tokens": 8,
+            "prompt_tokens": 88,
+            "new_tokens": 340,
+            "first": rates[0],
+            "last": rates[-1],
+            "lowest": min(rates),
+            "spans": spans,
+        },
+    }
 
 
 def _write_inputs(folder: Path) -> None:

@@ -20,6 +20,7 @@ from gemma_runtime.report.figures import (
     TaskScores,
     Verified,
 )
+from gemma_runtime.report.phone import PhoneReport
 
 T = TypeVar("T")
 
@@ -128,6 +129,8 @@ def subjects(figures: Figures) -> Iterator[tuple[str, str]]:
         case TaskScores():
             config = figures.config
             yield config.bundle_digest or "", config.bundle or "a model that is no bundle"
+        case PhoneReport():
+            yield figures.digest, figures.bundle
         case Comparison():
             pass
 

@@ -27,11 +27,12 @@ from gemma_runtime.proof.language_figures import (
 from gemma_runtime.proof.safety import SafetyComparison
 from gemma_runtime.proof.verify import Verification
 from gemma_runtime.proof.worst import WorstPosition
+from gemma_runtime.report.phone import PhoneReport
 
 _LARGEST = 64 << 20  # bytes of one file
 _COMMANDS = (
-    "gemma-runtime verify, eval, bench, inspect, compare, safety or lm-eval, or "
-    "benchmarks/structured.py"
+    "gemma-runtime verify, eval, bench, inspect, compare, safety or lm-eval, of "
+    "benchmarks/structured.py, or a phone app's report"
 )
 
 
@@ -94,6 +95,7 @@ Figures = (
     | RunComparison
     | SafetyComparison
     | TaskScores
+    | PhoneReport
 )
 
 
@@ -159,6 +161,10 @@ def _evaluated(value: Mapping[str, Any]) -> Evaluated:
     return Evaluated(*_with_subject(value, Evaluation))
 
 
+def _phone(value: Mapping[str, Any]) -> PhoneReport:
+    return msgspec.convert(_with_nan(value), PhoneReport)
+
+
 def _structured(value: Mapping[str, Any]) -> Structured:
     rates = msgspec.convert(value["rates"], tuple[StructuredRate, ...])
     return Structured(msgspec.convert(value, Subject), rates)
@@ -203,5 +209,6 @@ _KINDS: tuple[tuple[str, frozenset[str], Callable[[Mapping[str, Any]], Figures]]
     ("compare", frozenset({"groups", "tasks", "only_a"}), _plain(RunComparison)),
     ("safety", frozenset({"openings", "prompts"}), _plain(SafetyComparison)),
     ("lm-eval", frozenset({"results", "configs", "config"}), _plain(TaskScores)),
+    ("phone app", frozenset({"device", "codes_digest"}), _phone),
     ("structured.py", frozenset({"rates"}), _structured),
 )

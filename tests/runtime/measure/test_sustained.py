@@ -22,7 +22,14 @@ from gemma_runtime.measure.sustained import (
     sustain,
 )
 from gemma_runtime.session import FakeSession, Logits
+from tests.data.sustained_vectors import VECTORS, vectors
 from tests.runtime.real_bundles import export_random
+
+
+def test_the_phone_apps_reproduce_these_spans() -> None:
+    """Kotlin and Swift read the same file."""
+    assert json.loads(VECTORS.read_text("utf-8")) == vectors()
+
 
 WORKLOAD = Workload(threads=1, prompt_lengths=(4,), decode_prompt=6, new_tokens=10)
 

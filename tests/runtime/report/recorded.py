@@ -9,7 +9,7 @@ from gemma_runtime.bundle import MANIFEST, Bundle, open_bundle
 
 DATA = Path(__file__).parents[2] / "data"
 FIGURES = DATA / "report"
-KINDS = ("verify", "eval", "bench", "sustained", "inspect", "compare", "safety", "results")
+KINDS = ("verify", "eval", "bench", "sustained", "inspect", "compare", "safety", "results", "phone")
 
 
 def tiny() -> Bundle:

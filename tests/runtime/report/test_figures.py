@@ -19,7 +19,7 @@ from tests.runtime.report.recorded import FIGURES, KINDS, recorded, structured, 
 def test_every_command_s_json_is_known_by_its_content(tmp_path: Path) -> None:
     for kind in KINDS:
         path = write(tmp_path / "a file.json", recorded(kind))
-        names = {"results": "lm-eval", "sustained": "bench --sustained"}
+        names = {"results": "lm-eval", "sustained": "bench --sustained", "phone": "phone app"}
         assert read_source(path).kind == names.get(kind, kind)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gemma_runtime.bundle import MANIFEST, Bundle
+from gemma_runtime.errors import ReportError
 from gemma_runtime.report.collected import collect
 from gemma_runtime.report.figures import read_source
 from gemma_runtime.report.page import render_page, script_json
@@ -34,6 +35,12 @@ def test_every_section_shows_its_figures(tmp_path: Path) -> None:
         *("9 of 10", "60 % – 98 %", "change of the log-odds", "fewer than 30 harmful prompts"),
         *("decoding, tokens/s", "Load average", "model: graphs, weights"),
         *("Decoding for 0.05 minutes", "last / first", "hottest"),
+        *(
+            "On a phone: Maker Phone 1",
+            "decoding for 0.3 minutes",
+            ">moderate<",
+            "memory of the app",
+        ),
         *("gemma-runtime report", "gemma-export --checkpoint tiny"),
     ):
         assert shown in page, shown
@@ -178,3 +185,18 @@ class _Parsed(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         self._in_script = False
+
+
+def test_a_phone_report_without_a_bundles_digest_is_refused(tmp_path: Path) -> None:
+    """Reports of earlier versions have none, so nobody knows which bundle they are of."""
+    report = recorded("phone")
+    del report["digest"]
+    with pytest.raises(ReportError, match="digest"):
+        read_source(write(tmp_path / "phone.json", report))
+
+
+def test_a_phone_report_shows_only_what_was_measured(tmp_path: Path) -> None:
+    report = {**recorded("phone"), "verify": None, "bench": None}
+    page = _page([tiny()], tmp_path, [report])
+    assert "lowest span, tokens/s" in page
+    assert "first token, prompt of" not in page

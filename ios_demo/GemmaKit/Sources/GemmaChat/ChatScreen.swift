@@ -21,6 +21,7 @@ public final class ChatScreen {
     public internal(set) var warning: String?
     public internal(set) var result: String?
     public internal(set) var report: String?
+    public internal(set) var spans: [Span] = []  // of the last sustained benchmark
     public internal(set) var schema: Schema?
     /// The bundle that is or will be loaded.
     public internal(set) var bundle: URL?

@@ -84,6 +84,22 @@ extension ChatScreen {
         }
     }
 
+    /// Decodes for some minutes, and keeps how fast.
+    public func sustain(minutes: Double = sustainedMinutes) {
+        startTask {
+            self.result = nil
+            self.spans = []
+            try await self.loadIfNeeded()
+            let model = self.model
+            let sustained = try await self.follow({ try await model.sustain(minutes: minutes, onSpan: $0) }) { (span: Span) in
+                self.spans.append(span)
+                self.status = String(format: "%.0f of %.0f seconds · ", span.seconds, minutes * 60) + memoryLine()
+            }
+            self.result = sustained.summary
+            self.report = sustained.report
+        }
+    }
+
     /// Starts a new chat; the old one stays in the list.
     public func reset() {
         go(to: SavedChat())
@@ -153,6 +169,8 @@ extension ChatScreen {
         }
     }
 }
+
+public let sustainedMinutes = 10.0
 
 @MainActor
 private func resultOf<T>(_ work: @MainActor () async throws -> T) async -> Result<T, Error> {

@@ -38,6 +38,13 @@ enum LoadPhase: Sendable {
     case opening(compiles: Bool)
 }
 
+/// What was measured of the bundle in memory.
+private struct Results {
+    var verification: Verification?
+    var benchmark: Benchmark?
+    var sustained: Sustained?
+}
+
 /// A bundle in memory.
 private struct Loaded {
     let bundle: ModelBundle
@@ -58,6 +65,7 @@ actor ModelActor {
     private var kept = SavedChat()
     private var settings = ChatSettings()
     private var meter = LatencyMeter()
+    private var results = Results()
 
     init(library: BundleLibrary, open: @escaping EngineOpener) {
         self.library = library
@@ -98,6 +106,7 @@ actor ModelActor {
     func unload() {
         kept = chat
         (loaded, conversation) = (nil, nil)
+        results = Results()
     }
 
     /// The chat so far. A stopped reply counts with the text it has.
@@ -145,14 +154,38 @@ actor ModelActor {
     func benchmark(onGolden: @Sendable (Int, Int) -> Void) async throws -> (summary: String, report: String) {
         guard let loaded else { throw GemmaError.session("no bundle is loaded; pick one in Chat first") }
         let (bundle, manifest) = (loaded.bundle, loaded.bundle.manifest)
-        var device = describeDevice()
-        device["condition_before"] = await describeCondition()
+        let before = await describeCondition()
         let verification = try await verifyBundle(bundle, loaded.session, onGolden: onGolden)
         let workload = Workload(contextLength: manifest.contextLength)
         let benchmark = try measureSpeed(loaded.session, vocabSize: manifest.vocabSize, workload)
+        (results.verification, results.benchmark) = (verification, benchmark)
+        return (summary(verification, benchmark), try await report(loaded, before))
+    }
+
+    /// Decodes for some minutes; returns the figures as text, and all that was measured as JSON to share.
+    func sustain(minutes: Double, onSpan: @escaping @Sendable (Span) -> Void) async throws -> (
+        summary: String, report: String
+    ) {
+        guard let loaded else { throw GemmaError.session("no bundle is loaded; pick one in Chat first") }
+        let manifest = loaded.bundle.manifest
+        let before = await describeCondition()
+        let sustained = try measureSustained(
+            loaded.session, vocabSize: manifest.vocabSize, Workload(contextLength: manifest.contextLength), minutes: minutes,
+            condition: conditionNow, onSpan: onSpan)
+        results.sustained = sustained
+        let text = String(
+            format: "first %.1f, last %.1f, lowest %.1f tokens/s", sustained.first, sustained.last, sustained.lowest)
+        return (text, try await report(loaded, before))
+    }
+
+    /// All results of the bundle in memory.
+    private func report(_ loaded: Loaded, _ before: String) async throws -> String {
+        var device = describeDevice()
+        device["condition_before"] = before
         device["condition_after"] = await describeCondition()
-        let report = reportJSON(device: device, bundle, verification, loaded.times, benchmark).write()
-        return (summary(verification, benchmark), report)
+        return try reportJSON(
+            device: device, loaded.bundle, results.verification, loaded.times, results.benchmark, results.sustained
+        ).write()
     }
 
     private func makeConversation(_ loaded: Loaded) throws -> Conversation {

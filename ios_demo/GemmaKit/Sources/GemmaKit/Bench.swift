@@ -118,6 +118,6 @@ private func promptFigures(_ length: Int, _ index: Int, _ runs: [Run]) -> Prompt
 }
 
 /// The same ids on every run; which ids they are doesn't affect speed.
-private func someTokens(_ vocabSize: Int, _ count: Int) -> [Int] {
+func someTokens(_ vocabSize: Int, _ count: Int) -> [Int] {
     (0..<count).map { ($0 * 7919 + count) % vocabSize }
 }

@@ -10,6 +10,9 @@ public struct ModelBundle: Sendable {
         self.manifest = manifest
     }
 
+    /// sha256 of the manifest, which has the digests of all files; it names the bundle in figures.
+    public func digest() throws -> String { try digestOfFile(directory.appendingPathComponent(manifestName)) { _ in } }
+
     /// The file with a role; throws a bundle error if there is none.
     public func path(_ role: String) throws -> URL {
         guard let name = manifest.roles[role] else {

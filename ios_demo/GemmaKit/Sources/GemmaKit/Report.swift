@@ -9,24 +9,51 @@ public struct Loading: Sendable {
     }
 }
 
-/// The device and its results as JSON, with the names of `gemma-runtime verify --json` and `bench --json`.
+/// The device and its results as JSON, which `gemma-runtime report` reads, with the names of `verify --json`,
+/// `bench --json` and `bench --sustained --json`. What was not measured is null.
 public func reportJSON(
-    device: [String: String], _ bundle: ModelBundle, _ verification: Verification, _ loading: Loading,
-    _ benchmark: Benchmark
-) -> JSON {
+    device: [String: String], _ bundle: ModelBundle, _ verification: Verification?, _ loading: Loading,
+    _ benchmark: Benchmark?, _ sustained: Sustained?
+) throws -> JSON {
     object([
         ("device", object(device.sorted { $0.key < $1.key }.map { ($0.key, .string($0.value)) })),
+        ("bundle", .string(bundle.directory.lastPathComponent)),
+        ("digest", .string(try bundle.digest())),
         ("codes_digest", .string(bundle.manifest.codesDigest)),
-        ("verify", verificationJSON(verification)),
-        (
-            "bench",
-            object([
-                ("threads", .null),  // the runtime decides
-                ("repeats", .number(Double(benchmark.repeats))),
-                ("new_tokens", .number(Double(benchmark.newTokens))),
-                ("bundles", .array([benchJSON(bundle, loading, benchmark)])),
-            ])
-        ),
+        ("verify", verification.map(verificationJSON) ?? .null),
+        ("bench", benchmark.map { benchmarkJSON(bundle, loading, $0) } ?? .null),
+        ("sustained", sustained.map(sustainedJSON) ?? .null),
+    ])
+}
+
+private func benchmarkJSON(_ bundle: ModelBundle, _ loading: Loading, _ benchmark: Benchmark) -> JSON {
+    object([
+        ("threads", .null),  // the runtime decides
+        ("repeats", .number(Double(benchmark.repeats))),
+        ("new_tokens", .number(Double(benchmark.newTokens))),
+        ("bundles", .array([benchJSON(bundle, loading, benchmark)])),
+    ])
+}
+
+private func sustainedJSON(_ sustained: Sustained) -> JSON {
+    object([
+        ("sustained_minutes", .number(sustained.minutes)),
+        ("round_tokens", .number(Double(sustained.roundTokens))),
+        ("prompt_tokens", .number(Double(sustained.promptTokens))),
+        ("new_tokens", .number(Double(sustained.newTokens))),
+        ("first", .number(sustained.first)),
+        ("last", .number(sustained.last)),
+        ("lowest", .number(sustained.lowest)),
+        ("spans", .array(sustained.spans.map(spanJSON))),
+    ])
+}
+
+private func spanJSON(_ span: Span) -> JSON {
+    object([
+        ("seconds", .number(span.seconds)),
+        ("tokens_per_second", .number(span.tokensPerSecond)),
+        ("thermal", span.condition.thermal.map { .string($0) } ?? .null),
+        ("memory_bytes", span.condition.memoryBytes.map { .number($0) } ?? .null),
     ])
 }
 

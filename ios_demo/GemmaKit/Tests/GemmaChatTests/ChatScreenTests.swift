@@ -109,6 +109,25 @@ final class ChatScreenTests: XCTestCase {
         XCTAssertTrue(screen.warning?.contains("hub:OWNER/NAME") == true, "\(screen.warning ?? "")")
     }
 
+    func testASustainedBenchmarkIsDrawnAndReported() async throws {
+        let (screen, _) = try await loaded(pause: 0.001)
+        screen.sustain(minutes: 0.01)
+        try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.spans.count, 1)
+        XCTAssertTrue(screen.result?.hasPrefix("first ") == true, "\(screen.result ?? "")")
+        let report = try parseJSON(XCTUnwrap(screen.report))
+        guard case .object(let fields) = report, case .object(let sustained) = fields["sustained"] else {
+            return XCTFail("\(report)")
+        }
+        XCTAssertEqual(sustained["sustained_minutes"], .number(0.01))
+        XCTAssertEqual(fields["bench"], .null)
+        screen.sustain()
+        try await waitUntil { screen.busy }
+        screen.stop()
+        try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.status, "Stopped.")
+    }
+
     func testAReplyStreamsUntilTheContextIsFull() async throws {
         let (screen, _) = try await loaded(pause: 0)
         screen.send("the user")

@@ -104,7 +104,12 @@ func checkFigures(_ expected: JSONFields, _ actual: Agreement) throws {
 /// The shared JSON has the field names of `gemma-runtime verify --json` and `bench --json`.
 func checkReport(_ bundle: ModelBundle, _ verification: Verification, _ benchmark: Benchmark) throws {
     let loading = Loading(checkMs: 1, loadMs: 2)
-    let report = reportJSON(device: ["name": "Linux"], bundle, verification, loading, benchmark)
+    let spans = [
+        Span(seconds: 5, tokensPerSecond: 16, condition: Condition(thermal: "fair", memoryBytes: 123)),
+        Span(seconds: 10, tokensPerSecond: 8, condition: Condition(thermal: nil, memoryBytes: nil)),
+    ]
+    let sustained = Sustained(minutes: 1, roundTokens: 8, promptTokens: 4, newTokens: 80, spans: spans)
+    let report = try reportJSON(device: ["name": "Linux"], bundle, verification, loading, benchmark, sustained)
     XCTAssertEqual(try parseJSON(report.write()), report)
     let names = try vectors().of("fields").map { try $0.list { try $0.string() } }
     let verify = try report.field("verify")
@@ -118,6 +123,13 @@ func checkReport(_ bundle: ModelBundle, _ verification: Verification, _ benchmar
     XCTAssertEqual(Set(figures.names).subtracting(names["BundleFigures"] ?? []), [])
     XCTAssertEqual(try figures.field("prompts").first().names, names["PromptFigures"])
     XCTAssertEqual(try figures.field("token_ms").names, names["Spread"])
+    XCTAssertEqual(try report.field("digest"), .string(try bundle.digest()))
+    // As in the report that gemma-runtime report is tested with.
+    let recorded = try json(data.appendingPathComponent("report/phone.json")).value
+    XCTAssertEqual(report.names, recorded.names)
+    let (mine, its) = (try report.field("sustained"), try recorded.field("sustained"))
+    XCTAssertEqual(mine.names, its.names)
+    XCTAssertEqual(try mine.field("spans").first().names, try its.field("spans").first().names)
 }
 
 extension JSON {

@@ -90,6 +90,53 @@ final class VerifyTests: XCTestCase {
         XCTAssertEqual(speed.position, 0)
     }
 
+    func testSpansOfSustainedDecodingArePythons() throws {
+        let workload = Workload(promptLengths: [4], decodePrompt: 6, newTokens: 10)
+        _ = try json(data.appendingPathComponent("sustained_vectors.json")).list { vector in
+            var now = 0.0
+            let pace = try vector.of("pace").list { try $0.list { try $0.double() } }
+            let session = ScriptedSession { tokens in
+                now += tokens.count == 6 ? 0.5 : pace.last { $0[0] <= now }![1]
+                return 3
+            }
+            var seen: [Span] = []
+            let sustained = try measureSustained(
+                session, vocabSize: 400, workload, minutes: vector.of("seconds").double() / 60,
+                nanoTime: { UInt64((now * 1e9).rounded()) }, condition: { Condition(thermal: "fair", memoryBytes: now) },
+                onSpan: { seen.append($0) })
+            let expected = try vector.of("spans").list { try $0.list { try $0.double() } }
+            XCTAssertEqual(sustained.spans, seen)
+            XCTAssertEqual(seen.count, expected.count)
+            for (span, numbers) in zip(seen, expected) {
+                XCTAssertEqual(span.seconds, numbers[0], accuracy: 1e-6)
+                XCTAssertEqual(span.tokensPerSecond, numbers[1], accuracy: 1e-6)
+                XCTAssertEqual(span.condition.thermal, "fair")
+            }
+            XCTAssertEqual(sustained.newTokens, try vector.of("new_tokens").count())
+            XCTAssertEqual(sustained.lowest, expected.map { $0[1] }.min() ?? 0, accuracy: 1e-6)
+            XCTAssertEqual(session.position, 0)
+        }
+    }
+
+    func testASustainedRunThatIsStoppedLeavesTheSessionEmpty() async throws {
+        let task = Task {
+            let session = ScriptedSession { _ in 3 }
+            let workload = Workload(promptLengths: [4], decodePrompt: 6, newTokens: 10)
+            let result = Result {
+                try measureSustained(
+                    session, vocabSize: 400, workload, condition: { Condition(thermal: nil, memoryBytes: nil) },
+                    onSpan: { _ in })
+            }
+            XCTAssertEqual(session.position, 0)
+            return result
+        }
+        task.cancel()
+        do {
+            _ = try await task.value.get()
+            XCTFail("it was not stopped")
+        } catch { XCTAssertTrue(error is CancellationError, "\(error)") }
+    }
+
     func testSpeedFollowsTheClock() throws {
         var now: UInt64 = 0
         let session = ScriptedSession { tokens in

@@ -7,7 +7,9 @@ from gemma_runtime.measure.sustained import SPAN_SECONDS, Sustained, rounds, sho
 from gemma_runtime.report.chart import Chart, Form, Panel, Row, Value, draw
 from gemma_runtime.report.collected import Collected, Column
 from gemma_runtime.report.parts import Part, Section, Table, TableRow, Warning, missing
+from gemma_runtime.report.phone import PhoneReport
 from gemma_runtime.report.scale import linear
+from gemma_runtime.report.sections.phones import phone_parts, sustained_curves
 from gemma_runtime.report.wording import ABSENT, milliseconds, number, percent, size
 
 _LEAD = "Medians; the lines and brackets span the lowest and highest of the repeats."
@@ -17,11 +19,13 @@ _Written = Callable[[float], str]
 
 def speed(collected: Collected) -> Section:
     benchmarks, sustained = collected.all_of(Benchmark), collected.all_of(Sustained)
-    if not benchmarks and not sustained:
+    phones = collected.all_of(PhoneReport)
+    if not benchmarks and not sustained and not phones:
         command = "gemma-runtime bench BUNDLE… --json > bench.json"
         return missing("speed", "Speed and memory", command)
     parts = [part for one in benchmarks for part in _benchmark(collected, one)]
     parts += [part for one in sustained for part in _sustained(collected, one)]
+    parts += [part for one in phones for part in phone_parts(collected, one)]
     return Section("speed", "Speed and memory", _LEAD, tuple(parts))
 
 
@@ -63,7 +67,8 @@ def _sustained(collected: Collected, sustained: Sustained) -> list[Part]:
         f"{sustained.machine.cpu}, {sustained.threads} threads. Spans of "
         f"{number(SPAN_SECONDS, 'g')} seconds; {rounds(sustained)}.",
     )
-    return [*(Warning(text) for text in sustained.warnings), table]
+    charts = sustained_curves([(column, sustained) for column, _ in known])
+    return [*(Warning(text) for text in sustained.warnings), table, *charts]
 
 
 def _chart(known: _Known) -> Chart:

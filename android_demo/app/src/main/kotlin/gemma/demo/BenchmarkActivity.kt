@@ -2,12 +2,16 @@ package gemma.demo
 
 import android.content.Intent
 import android.view.View
+import android.widget.LinearLayout
 import gemma.core.Agreement
 import gemma.core.Benchmark
 import gemma.core.SessionException
+import gemma.core.Span
+import gemma.core.Sustained
 import gemma.core.Verification
 import gemma.core.Workload
 import gemma.core.measureSpeed
+import gemma.core.measureSustained
 import gemma.core.reportJson
 import gemma.core.verifyBundle
 import gemma.core.write
@@ -19,8 +23,22 @@ import java.io.File
 /** Verifies the bundle against its goldens and measures its speed on this device; shares the results as JSON. */
 class BenchmarkActivity : Screen() {
     private var sharedReport: String? = null
+    private var results = Results()
+    private lateinit var curve: CurveView
 
-    override fun controls(): List<View> = listOf(row(button("Run", ::run), button("Stop", ::stop), button("Share", ::share)))
+    /** What was measured since the screen was opened. */
+    private data class Results(
+        val model: LoadedModel? = null, // of which; another one begins anew
+        val verification: Verification? = null,
+        val benchmark: Benchmark? = null,
+        val sustained: Sustained? = null,
+    )
+
+    override fun controls(): List<View> {
+        curve = CurveView(this, dp(1).toFloat(), status.currentTextColor).apply { visibility = View.GONE }
+        curve.layoutParams = LinearLayout.LayoutParams(LinearLayout.LayoutParams.MATCH_PARENT, dp(160))
+        return listOf(curve, row(button("Run", ::run), button("10 minutes", ::sustain)), row(button("Stop", ::stop), button("Share", ::share)))
+    }
 
     private fun run() = startTask {
         sharedReport = null
@@ -33,8 +51,42 @@ class BenchmarkActivity : Screen() {
         status.text = "measuring speed …"
         val benchmark = onModelThread { measure(model) }
         appendText(speed(benchmark))
+        keep(model, before) { it.copy(verification = verification, benchmark = benchmark) }
+    }
+
+    /** Decodes for ten minutes, and draws how fast. */
+    private fun sustain() = startTask {
+        log.text = ""
+        val model = loadedModel() ?: throw SessionException("no bundle was chosen; go back and choose one")
+        val before = application.device.state("start")
+        val spans = ArrayList<Span>()
+        val sustained = onModelThread { measureSustained(model) { span -> scope.launch { show(spans.also { it += span }) } } }
+        appendText("first %.1f, last %.1f, lowest %.1f tokens/s\n".format(sustained.first, sustained.last, sustained.lowest))
+        keep(model, before) { it.copy(sustained = sustained) }
+    }
+
+    private fun show(spans: List<Span>) {
+        curve.show(spans, MINUTES * 60)
+        status.text = "%.0f of %.0f seconds · %s".format(spans.last().seconds, MINUTES * 60, application.device.memoryLine())
+    }
+
+    private suspend fun measureSustained(model: LoadedModel, onSpan: (Span) -> Unit): Sustained {
+        val task = currentCoroutineContext()
+        val manifest = model.bundle.manifest
+        return measureSustained(
+            model.session, manifest.vocabSize, Workload.of(manifest.contextLength), MINUTES,
+            condition = application.device::condition, onSpan = onSpan, onStep = { task.ensureActive() },
+        )
+    }
+
+    /** Adds results to those of the same model, and writes all of them into its report. */
+    private fun keep(model: LoadedModel, before: Map<String, String>, add: (Results) -> Results) {
+        val device = application.device
+        results = add(if (results.model === model) results else Results(model))
         val about = device.describe() + ("runtime" to model.session.runtime) + before + device.state("end")
-        val report = reportJson(about, model.bundle, verification, model.loading, benchmark, device.threads)
+        val report = reportJson(
+            about, model.bundle, results.verification, model.loading, results.benchmark, results.sustained, device.threads,
+        )
         save(report.write(), model.bundle.directory.name)
     }
 
@@ -63,6 +115,10 @@ class BenchmarkActivity : Screen() {
         val text = sharedReport ?: return
         val send = Intent(Intent.ACTION_SEND).setType("text/plain").putExtra(Intent.EXTRA_TEXT, text)
         startActivity(Intent.createChooser(send, "Share the result"))
+    }
+
+    private companion object {
+        const val MINUTES = 10.0
     }
 }
 

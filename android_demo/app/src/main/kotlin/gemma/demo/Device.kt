@@ -6,6 +6,7 @@ import android.content.pm.ApplicationInfo
 import android.os.BatteryManager
 import android.os.Build
 import android.os.PowerManager
+import gemma.core.Condition
 import gemma.core.residentBytes
 
 /** The phone: its memory and processors, and what slows it down at the moment. */
@@ -49,5 +50,12 @@ class Device(private val context: Context) {
         return state
     }
 
+    /** What is sampled during a long benchmark. */
+    fun condition() = Condition(if (Build.VERSION.SDK_INT >= 29) THERMAL.getOrNull(power.currentThermalStatus) else null, residentBytes())
+
     private fun memory() = ActivityManager.MemoryInfo().also(manager::getMemoryInfo)
+
+    private companion object {
+        val THERMAL = listOf("none", "light", "moderate", "severe", "critical", "emergency", "shutdown") // in Android's order
+    }
 }

@@ -119,4 +119,4 @@ private fun promptFigures(length: Int, times: List<PromptTime>) = PromptFigures(
 )
 
 /** The same ids on every run; which ids they are doesn't affect speed. */
-private fun someTokens(vocabSize: Int, count: Int): IntArray = IntArray(count) { (it * 7919 + count) % vocabSize }
+internal fun someTokens(vocabSize: Int, count: Int): IntArray = IntArray(count) { (it * 7919 + count) % vocabSize }

@@ -8,6 +8,9 @@ const val MANIFEST = "manifest.json"
 
 /** A bundle's folder and its manifest. */
 data class Bundle(val directory: File, val manifest: Manifest) {
+    /** sha256 of the manifest, which has the digests of all files; it names the bundle in figures. */
+    fun digest(): String = sha256(File(directory, MANIFEST)) {}
+
     /** The file with a role; throws BundleException if there is none. */
     fun path(role: String): File {
         val name = manifest.roles[role] ?: throw BundleException(

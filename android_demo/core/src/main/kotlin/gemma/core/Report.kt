@@ -3,27 +3,58 @@ package gemma.core
 /** How long checking and loading a bundle took. */
 data class Loading(val checkMs: Double, val loadMs: Double)
 
-/** The device and its results as JSON, with the names of `gemma-runtime verify --json` and `bench --json`. */
+/**
+ * The device and its results as JSON, which `gemma-runtime report` reads, with the names of `verify --json`, `bench --json`
+ * and `bench --sustained --json`. What was not measured is null.
+ */
 fun reportJson(
     device: Map<String, String>,
     bundle: Bundle,
-    verification: Verification,
+    verification: Verification?,
     loading: Loading,
-    benchmark: Benchmark,
+    benchmark: Benchmark?,
+    sustained: Sustained?,
     threads: Int?,
 ): Json = JsonObject(
     mapOf(
         "device" to JsonObject(device.mapValues { JsonString(it.value) }),
+        "bundle" to JsonString(bundle.directory.name),
+        "digest" to JsonString(bundle.digest()),
         "codes_digest" to JsonString(bundle.manifest.quantization.codesDigest),
-        "verify" to verificationJson(verification),
-        "bench" to JsonObject(
-            mapOf(
-                "threads" to (threads?.let(::number) ?: JsonNull),
-                "repeats" to number(benchmark.repeats),
-                "new_tokens" to number(benchmark.newTokens),
-                "bundles" to JsonArray(listOf(benchJson(bundle, loading, benchmark))),
-            ),
-        ),
+        "verify" to (verification?.let(::verificationJson) ?: JsonNull),
+        "bench" to (benchmark?.let { benchmarkJson(bundle, loading, it, threads) } ?: JsonNull),
+        "sustained" to (sustained?.let(::sustainedJson) ?: JsonNull),
+    ),
+)
+
+private fun benchmarkJson(bundle: Bundle, loading: Loading, benchmark: Benchmark, threads: Int?) = JsonObject(
+    mapOf(
+        "threads" to (threads?.let(::number) ?: JsonNull),
+        "repeats" to number(benchmark.repeats),
+        "new_tokens" to number(benchmark.newTokens),
+        "bundles" to JsonArray(listOf(benchJson(bundle, loading, benchmark))),
+    ),
+)
+
+private fun sustainedJson(sustained: Sustained) = JsonObject(
+    mapOf(
+        "sustained_minutes" to JsonNumber(sustained.minutes),
+        "round_tokens" to number(sustained.roundTokens),
+        "prompt_tokens" to number(sustained.promptTokens),
+        "new_tokens" to number(sustained.newTokens),
+        "first" to JsonNumber(sustained.first),
+        "last" to JsonNumber(sustained.last),
+        "lowest" to JsonNumber(sustained.lowest),
+        "spans" to JsonArray(sustained.spans.map(::spanJson)),
+    ),
+)
+
+private fun spanJson(span: Span) = JsonObject(
+    mapOf(
+        "seconds" to JsonNumber(span.seconds),
+        "tokens_per_second" to JsonNumber(span.tokensPerSecond),
+        "thermal" to (span.condition.thermal?.let(::JsonString) ?: JsonNull),
+        "memory_bytes" to (span.condition.memoryBytes?.let(::number) ?: JsonNull),
     ),
 )
 

@@ -37,7 +37,8 @@ internal fun checkFigures(expected: JsonFields, actual: Agreement) {
 
 /** The shared JSON has the field names of `gemma-runtime verify --json` and `bench --json`. */
 internal fun checkReport(bundle: Bundle, verification: Verification, benchmark: Benchmark) {
-    val report = reportJson(mapOf("name" to "JVM"), bundle, verification, Loading(1.0, 2.0), benchmark, 1)
+    val sustained = Sustained(1.0, 8, 4, 80, listOf(Span(5.0, 16.0, Condition("light", 123)), Span(10.0, 8.0, Condition(null, null))))
+    val report = reportJson(mapOf("name" to "JVM"), bundle, verification, Loading(1.0, 2.0), benchmark, sustained, 1)
     assertEquals(report, parseJson(report.write()))
     val names = vectors.of("fields").map { part -> part.list { it.string() } }
     val verify = report.field("verify")
@@ -52,6 +53,11 @@ internal fun checkReport(bundle: Bundle, verification: Verification, benchmark: 
     assertEquals(emptyList(), figures.names() - names.getValue("BundleFigures").toSet())
     assertEquals(names.getValue("PromptFigures"), prompt.names())
     assertEquals(names.getValue("Spread"), figures.field("token_ms").names())
+    assertEquals(bundle.digest(), (report.field("digest") as JsonString).text)
+    val recorded = parseJson(File(DATA, "report/phone.json").readText())
+    for (part in listOf<Json.() -> Json>({ this }, { field("sustained") }, { (field("sustained").field("spans") as JsonArray).items.first() })) {
+        assertEquals(recorded.part().names(), report.part().names(), "as in the report that gemma-runtime report is tested with")
+    }
 }
 
 /** An answer in an earlier place equals that of a new conversation with the same messages, whether or not the caches go back. */

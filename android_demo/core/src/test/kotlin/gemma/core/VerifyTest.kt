@@ -101,6 +101,40 @@ class VerifyTest {
     }
 
     @Test
+    fun `spans of sustained decoding are Python's, and a stopped run leaves the session empty`() {
+        json(File(DATA, "sustained_vectors.json")).list { case ->
+            var now = 0.0
+            val pace = case.of("pace").list { step -> step.list { it.double() } }
+            val inner = ScriptedSession { 3 }
+            val session = object : Session by inner {
+                override fun prefill(tokens: IntArray, beforeChunk: () -> Unit) = inner.prefill(tokens, beforeChunk).also { now += 0.5 }
+
+                override fun decode(token: Int) = inner.decode(token).also { now += pace.last { it[0] <= now }[1] }
+            }
+            val seen = ArrayList<Span>()
+            val sustained = measureSustained(
+                session, 400, Workload(listOf(4), 6, 10), case.of("seconds").double() / 60,
+                nanoTime = { Math.round(now * 1e9) }, condition = { Condition("light", now.toLong()) }, onSpan = seen::add,
+            )
+            val expected = case.of("spans").list { span -> span.list { it.double() } }
+            assertEquals(expected.size, sustained.spans.size)
+            assertEquals(seen, sustained.spans)
+            for ((span, numbers) in sustained.spans.zip(expected)) {
+                assertEquals(numbers[0], span.seconds, 1e-6)
+                assertEquals(numbers[1], span.tokensPerSecond, 1e-6)
+                assertEquals("light", span.condition.thermal)
+            }
+            assertEquals(case.of("new_tokens").count(), sustained.newTokens)
+            assertEquals(expected.minOf { it[1] }, sustained.lowest, 1e-6)
+            assertEquals(0, inner.position)
+            assertFailsWith<IllegalStateException> {
+                measureSustained(session, 400, Workload(listOf(4), 6, 10), condition = { Condition(null, null) }, onStep = { error("stopped") })
+            }
+            assertEquals(0, inner.position)
+        }
+    }
+
+    @Test
     fun `speed follows the clock, with the figures of gemma-runtime bench`() {
         var now = 0L
         val inner = ScriptedSession { 3 }
