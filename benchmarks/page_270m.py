@@ -48,7 +48,7 @@ class Amounts:
     repeats: int
 
 
-_ALL = Amounts(tuple(_RECIPES), _TASKS, True, None, None, 10, ("0.0", "0.8"), 5)
+_ALL = Amounts(tuple(_RECIPES), _TASKS, True, None, 40, 10, ("0.0",), 5)
 _QUICK = Amounts(("float32", "int8", "int4"), _TASKS[:1], False, 40, 40, 2, ("0.0",), 1)
 
 
@@ -77,6 +77,8 @@ class Maker:
         self._export()
         self._measure()
         self._compare()
+        repeats = ("--repeats", str(self._amounts.repeats))
+        self._keep("bench", "gemma-runtime", "bench", *self._paths(), *repeats, "--json")
         page = self._folder / "report.html"
         _run("gemma-runtime", "report", *self._paths(), "--from", self._figures, "-o", page)
 
@@ -108,8 +110,6 @@ class Maker:
             self._keep(f"eval-{name}", "gemma-runtime", "eval", bundle, *noise, "--json")
             self._keep(f"structured-{name}", *structured, bundle, *small, "--json")
         self._keep("inspect", "gemma-runtime", "inspect", *self._paths(), "--json")
-        repeats = ("--repeats", str(amounts.repeats))
-        self._keep("bench", "gemma-runtime", "bench", *self._paths(), *repeats, "--json")
 
     def _compare(self) -> None:
         """Float32 against each other bundle, with the noise of that bundle's own rounding."""
