@@ -16,7 +16,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "
 
 def parse_bytes(text: str) -> int:
     """Parse `6GiB`, `1.5g`, `800MB` or plain bytes. Raises MemoryLimit for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", text.lower())
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([kmg]i?)?b?\s*", text.lower())
     if match is None or not float(match[1]):
         raise MemoryLimit(f"{text!r} is not an amount of memory; write it like 6GiB or 800MB")
     return int(float(match[1]) * _UNITS[match[2] or ""])

@@ -218,8 +218,12 @@ def test_a_plan_does_not_read_the_weights(
 )
 def test_memory_limits_accept_the_usual_units(text: str, count: int) -> None:
     assert parse_bytes(text) == count
-    with pytest.raises(MemoryLimit):
-        parse_bytes("0")
+
+
+@pytest.mark.parametrize("text", ["0", "9" * 400, "6 GiBs"])
+def test_other_amounts_of_memory_are_refused(text: str) -> None:
+    with pytest.raises(MemoryLimit, match="write it like 6GiB"):
+        parse_bytes(text)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ MISTAKES = [
     ({"recipes": {"quant": "int4-gptq", "bits": -1}}, "bits is -1; expected up to 32"),
     ({"targets": {"target": "onnx", "full_cache": 10**30}}, "expected true or false"),
     ({"budget": {"resident": 10**400}}, "number that is too large"),
-    ({"max_ram": 10**400}, "number that is too large"),
+    ({"max_ram": 10**400}, "is not an amount of memory"),
     ({"recipes": "~nobody-here/a.yaml"}, "home"),
     ({"objectives": "kl", "text": "a" * 5000}, "does not exist"),
     ({"max_ram": "all"}, "'all' is not an amount of memory"),
