@@ -32,6 +32,8 @@ EXTRAS = (
     "coreai-core",
     "gguf",
     "yaml",
+    "regex",
+    "ray",
     "huggingface_hub",
     "llama_cpp",
     "optimum",

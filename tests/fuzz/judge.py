@@ -12,7 +12,7 @@ from pathlib import Path
 from gemma_runtime.errors import GemmaError
 
 MOST_SECONDS = 5.0  # of the processor, for one input
-MOST_BYTES = 256 << 20  # that one input may add to the process
+MOST_BYTES = 384 << 20  # that one input may add to the process
 _LONGEST = 2000  # characters of an error
 _CLEAR = Path("/proc/self/clear_refs")
 

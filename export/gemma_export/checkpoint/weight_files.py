@@ -7,6 +7,7 @@ from typing import Any
 
 from gemma_export.checkpoint.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gemma_export.formats.downloaded import check_downloaded
+from gemma_export.formats.file_name import is_file_name
 from gemma_export.formats.json_file import read_json
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_runtime.errors import CheckpointError
@@ -29,7 +30,6 @@ REFUSED: Mapping[str, str] = {
     "a tensor in two files that both belong to the model": "one of them is wrong",
     "an index that names files outside the folder": "a checkpoint reads only its own folder",
 }
-_LONGEST_NAME = 255  # bytes, on every file system in use
 _NAMED = 3  # most files listed in a note; the others are counted
 
 
@@ -90,13 +90,6 @@ def _shards(folder: Path, index: str) -> list[str]:
     if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{folder / index} has no weight_map; download the folder again")
     return sorted(set(map(str, names.values())))
-
-
-def is_file_name(name: object) -> bool:
-    """Whether this is a name that a file in a folder can have: no path, not too long."""
-    if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
-        return False
-    return "\0" not in name and len(name.encode("utf-8", "replace")) <= _LONGEST_NAME
 
 
 def _open(folder: Path, name: str, named_by: str) -> SafetensorsFile:

@@ -1,7 +1,5 @@
 """Matches regular expressions that come with checkpoints: some take for ever in Python's `re`."""
 
-import regex
-
 _SECONDS = 0.01  # of the processor, for one name; those of real checkpoints take microseconds
 _LONGEST = 1000  # characters
 
@@ -11,6 +9,8 @@ def matches(pattern: str, name: str) -> bool:
 
     Raises ValueError if it is no regular expression, or takes too long.
     """
+    import regex
+
     if len(pattern) > _LONGEST:
         raise ValueError(f"more than {_LONGEST} characters")
     try:

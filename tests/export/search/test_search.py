@@ -234,7 +234,10 @@ def test_ctrl_c_keeps_finished_cells_and_the_next_run_goes_on(
     """Two targets, one store: its weights are rounded once, by whichever cell comes first."""
     file = write_search(folder, **BY_WEIGHTS | {"targets": ["gguf", "onnx"], "recipes": "int8"})
     stores = set(cache_folder().glob("stores/*.safetensors"))
-    code = "import sys; from gemma_export.cli import run; sys.exit(run(sys.argv[1:]))"
+    code = (  # a shell's background jobs ignore the signal, and their children inherit that
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from gemma_export.cli import run; sys.exit(run(sys.argv[1:]))"
+    )
     command = [sys.executable, "-c", code, "search", str(file), f"--output={tmp_path / 'out'}"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         done = tmp_path / "out" / "figures"
