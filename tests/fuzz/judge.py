@@ -12,7 +12,7 @@ from pathlib import Path
 from gemma_runtime.errors import GemmaError
 
 MOST_SECONDS = 5.0  # of the processor, for one input
-MOST_BYTES = 384 << 20  # that one input may add to the process
+MOST_BYTES = 256 << 20  # that one input may add to the process
 _LONGEST = 2000  # characters of an error
 _CLEAR = Path("/proc/self/clear_refs")
 
@@ -27,7 +27,7 @@ class Verdict:
     problem: str | None
 
 
-def judge(read: Read, data: bytes) -> Verdict:
+def judge(read: Read, data: bytes, most_bytes: int = MOST_BYTES) -> Verdict:
     """Read an input. A problem is any error but the project's own, or too much time or memory."""
     before = _peak_bytes()
     start = time.process_time()
@@ -45,8 +45,8 @@ def judge(read: Read, data: bytes) -> Verdict:
     added = _peak_bytes() - before
     if problem is None and seconds > MOST_SECONDS:
         problem = f"took {seconds:.1f} s, expected less than {MOST_SECONDS:g}"
-    if problem is None and added > MOST_BYTES:
-        problem = f"took {added >> 20} MiB, expected less than {MOST_BYTES >> 20}"
+    if problem is None and added > most_bytes:
+        problem = f"took {added >> 20} MiB, expected less than {most_bytes >> 20}"
     return Verdict(accepted, seconds, added, problem)
 
 

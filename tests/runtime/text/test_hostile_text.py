@@ -19,6 +19,7 @@ from tests.data.gemma4_vectors import TEMPLATE as GEMMA4_TEMPLATE
 from tests.fuzz.judge import judge, reset_peak
 from tests.runtime.conftest import gemma4_tokenizer
 
+_GRAMMAR_BYTES = 320 << 20  # nested counts take 255 to 261 MiB, up to llguidance's own limits
 _MARKS = {
     "calls without end": "<|tool_call>call:" * 8000,
     "deep arguments": "<|tool_call>call:a" + "{a:" * 50_000,
@@ -102,7 +103,7 @@ def test_grammars_are_compiled_or_refused_in_bounded_time_and_memory(
     pytest.importorskip("llguidance")
     Constraint.choice(["a"]).start(tokenizer, [1])  # the vocabulary is compiled once
     reset_peak()
-    verdict = judge(lambda _: make().start(tokenizer, [1]).mask(), b"")
+    verdict = judge(lambda _: make().start(tokenizer, [1]).mask(), b"", _GRAMMAR_BYTES)
     assert verdict.problem is None
 
 
