@@ -90,13 +90,14 @@ def read_onnx(bundle: Bundle) -> Iterator[HeldWeight]:
     Only files of the bundle are read, wherever the graph says that its data are.
     """
     file = bundle.directory / bundle.manifest.graph("decode").file
+    known = {bundle.directory / name for name in bundle.manifest.files}
     found: dict[str, dict[str, Bytes]] = {}
     for tensor in ProtoMessage(file.read_bytes()).message(7).messages(5):
         notes = {entry.text(1): entry.text(2) for entry in tensor.messages(_METADATA)}
         if "part" not in notes:
             continue
         total, *_ = tensor.numbers(_DIMS)
-        whole = _external(bundle, file.parent, tensor).reshape(total, -1)
+        whole = _external(file.parent, known, tensor).reshape(total, -1)
         spans = decode_json(notes["rows"], dict[str, tuple[int, int]])
         for name, (start, stop) in spans.items():
             found.setdefault(name, {})[notes["part"]] = whole[start:stop].ravel()
@@ -108,9 +109,9 @@ def read_onnx(bundle: Bundle) -> Iterator[HeldWeight]:
 _DIMS, _EXTERNAL, _METADATA = 1, 13, 16  # fields of ONNX's TensorProto
 
 
-def _external(bundle: Bundle, folder: Path, tensor: ProtoMessage) -> Bytes:
+def _external(folder: Path, known: set[Path], tensor: ProtoMessage) -> Bytes:
+    """A tensor's data, which must be in one of the known files."""
     place = {entry.text(1): entry.text(2) for entry in tensor.messages(_EXTERNAL)}
-    known = {bundle.directory / name for name in bundle.manifest.files}
     if folder / place["location"] not in known:
         raise ValueError(f"the data are in {place['location']!r:.80}, which is not in the manifest")
     offset, length = int(place["offset"]), int(place["length"])

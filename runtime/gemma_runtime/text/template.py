@@ -103,14 +103,10 @@ class _Counted(CodeGenerator):
         self.visit(_call("join_text", node.nodes), frame)
 
     def visit_Compare(self, node: nodes.Compare, frame: Frame) -> None:
-        self.write("(environment.tick() and ")
-        super().visit_Compare(node, frame)
-        self.write(")")
+        self._within("(environment.tick() and ", super().visit_Compare, node, frame)
 
     def visit_Test(self, node: nodes.Test, frame: Frame) -> None:
-        self.write("(environment.tick() and ")
-        super().visit_Test(node, frame)
-        self.write(")")
+        self._within("(environment.tick() and ", super().visit_Test, node, frame)
 
     def visit_List(self, node: nodes.List, frame: Frame) -> None:
         self._made(super().visit_List, node, frame)
@@ -131,7 +127,12 @@ class _Counted(CodeGenerator):
             super().visit_Getitem(node, frame)
 
     def _made(self, visit: Callable[[Any, Frame], None], node: nodes.Node, frame: Frame) -> None:
-        self.write("environment.made(")
+        self._within("environment.made(", visit, node, frame)
+
+    def _within(
+        self, opening: str, visit: Callable[[Any, Frame], None], node: nodes.Node, frame: Frame
+    ) -> None:
+        self.write(opening)
         visit(node, frame)
         self.write(")")
 

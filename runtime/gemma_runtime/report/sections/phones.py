@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from gemma_runtime.measure.sustained import Sustained
+from gemma_runtime.measure.sustained import SustainedFigures
 from gemma_runtime.report.chart import Chart
 from gemma_runtime.report.collected import Collected, Column
 from gemma_runtime.report.curve import Curve, Line, Note, draw_curves
@@ -23,17 +23,14 @@ def phone_parts(collected: Collected, report: PhoneReport) -> list[Part]:
     return parts
 
 
-def sustained_curves(known: list[tuple[Column, Sustained]]) -> Iterator[Chart]:
+def sustained_curves(known: list[tuple[Column, SustainedFigures]]) -> Iterator[Chart]:
     """The rate of every bundle over time, and the processor's temperature where it is told."""
     lines, hot = [], []
-    for column, sustained in known:
-        for one in sustained.bundles:
-            if one.digest != column.digest:
-                continue
-            rates = tuple((span.seconds, span.tokens_per_second) for span in one.spans)
-            lines.append(Line(column.style, rates, column.label))
-            told = tuple((s.seconds, s.celsius) for s in one.spans if s.celsius is not None)
-            hot += [Line(column.style, told, column.label)] if told else []
+    for column, one in known:
+        rates = tuple((span.seconds, span.tokens_per_second) for span in one.spans)
+        lines.append(Line(column.style, rates, column.label))
+        told = tuple((s.seconds, s.celsius) for s in one.spans if s.celsius is not None)
+        hot += [Line(column.style, told, column.label)] if told else []
     if lines:
         curves = [Curve("decoding, tokens/s", tuple(lines), lambda x: number(x, "g"))]
         curves += [Curve("processor, °C", tuple(hot), lambda x: number(x, "g"))] if hot else []

@@ -67,7 +67,7 @@ def _sustained(collected: Collected, sustained: Sustained) -> list[Part]:
         f"{sustained.machine.cpu}, {sustained.threads} threads. Spans of "
         f"{number(SPAN_SECONDS, 'g')} seconds; {rounds(sustained)}.",
     )
-    charts = sustained_curves([(column, sustained) for column, _ in known])
+    charts = sustained_curves(known)
     return [*(Warning(text) for text in sustained.warnings), table, *charts]
 
 
