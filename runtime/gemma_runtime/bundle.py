@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from gemma_runtime.errors import BundleError
+from gemma_runtime.formats.names import stays_inside
 from gemma_runtime.manifest import File, Manifest
 from gemma_runtime.manifest_sizes import check_sizes
 from gemma_runtime.staging import sweep_leftovers
@@ -129,9 +130,8 @@ def _read_manifest(directory: Path) -> bytes:
 
 
 def _check_present(directory: Path, name: str, file: File) -> None:
-    pure = PurePosixPath(name)
-    path = directory / pure
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name:
+    path = directory / name
+    if not stays_inside(name):
         raise BundleError(f"{directory}: manifest.json names {name!r}, outside the bundle")
     try:
         inside = _is_inside(path.resolve(), directory.resolve())

@@ -10,10 +10,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from urllib.parse import unquote
 
 from gemma_runtime.errors import HubError, MissingExtra
+from gemma_runtime.formats.names import stays_inside
 
 HUB_PREFIX = "hub:"
 _MANIFEST = "manifest.json"
@@ -151,13 +152,7 @@ def list_files(repo_id: str, revision: str | None, instead: str) -> list[str]:
     with _one_line_errors(repo_id, revision, instead):
         info = HfApi().model_info(repo_id, revision=revision)
     names = [file.rfilename for file in info.siblings or ()]
-    return [name for name in names if _is_inside(name)]
-
-
-def _is_inside(name: str) -> bool:
-    """Whether a name that the hub answers leads into the repository's own folder."""
-    pure = PurePosixPath(name)
-    return not pure.is_absolute() and ".." not in pure.parts and "\\" not in name
+    return [name for name in names if stays_inside(name)]
 
 
 @contextmanager

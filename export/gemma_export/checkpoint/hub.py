@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemma_export.checkpoint.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from gemma_export.formats.file_name import is_file_name
 from gemma_export.formats.json_file import read_json
 from gemma_runtime.errors import CheckpointError, HubError
+from gemma_runtime.formats.names import is_file_name
 from gemma_runtime.hub import cached_snapshot, download_snapshot, list_files, require_hub
 
 _INDEX = "model.safetensors.index.json"

@@ -7,10 +7,10 @@ from typing import Any
 
 from gemma_export.checkpoint.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gemma_export.formats.downloaded import check_downloaded
-from gemma_export.formats.file_name import is_file_name
 from gemma_export.formats.json_file import read_json
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_runtime.errors import CheckpointError
+from gemma_runtime.formats.names import is_file_name
 
 CONFIG = "config.json"
 _SINGLE = "model.safetensors"

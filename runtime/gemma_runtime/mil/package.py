@@ -2,12 +2,13 @@
 
 import json
 import math
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
 from gemma_runtime.errors import SessionError
+from gemma_runtime.formats.names import stays_inside
 from gemma_runtime.formats.protobuf import Damaged, ProtoMessage
 from gemma_runtime.mil.blob import Array, Nibbles, WeightFile
 from gemma_runtime.mil.model import Constant, TensorType, read_functions
@@ -97,8 +98,7 @@ def _model_file(path: Path) -> Path:
 
 def _inside(package: Path, folder: Path, name: str) -> Path:
     """The path of a file in the package. Raises SessionError if it or a link leads outside."""
-    pure = PurePosixPath(name)
-    outside = pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name
-    if outside or not (folder / pure).resolve().is_relative_to(package.resolve()):
+    path = folder / name
+    if not stays_inside(name) or not path.resolve().is_relative_to(package.resolve()):
         raise SessionError(f"{folder}: the model refers to {name!r}, outside the package")
-    return folder / pure
+    return path

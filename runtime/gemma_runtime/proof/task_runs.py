@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from gemma_runtime.errors import EvaluationError
+from gemma_runtime.formats.names import is_file_name
 from gemma_runtime.proof.agreement import Floats
 
 T = TypeVar("T")
@@ -72,7 +73,7 @@ def open_task_run(path: Path) -> TaskRun:
     file = _results_file(path)
     results = _convert(_load(file.read_bytes(), file), _Results, file)
     date = file.stem.removeprefix("results_")
-    if outside := [task for task in results.configs if Path(task).name != task]:
+    if outside := [task for task in results.configs if not is_file_name(task)]:
         raise EvaluationError(f"{file} names the task {outside[0]!r}, outside of its folder")
     samples = {task: file.parent / f"samples_{task}_{date}.jsonl" for task in results.configs}
     missing = next((task for task, place in samples.items() if not place.is_file()), None)
