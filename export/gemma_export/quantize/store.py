@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
 import torch
 from torch import Tensor
 
 from gemma_export.cache_lock import InUse, exclusive
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.checkpoint.prequantized import Prequantized
+from gemma_export.digest import digest_of
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.codes import Codes, dequantize
 from gemma_export.formats.format import FLOAT, Format
@@ -165,8 +165,7 @@ def open_or_build_store(
 
 def store_path(checkpoint: Checkpoint, recipe: Recipe, rounded: Rounded | None = None) -> Path:
     key = (_VERSION, checkpoint.digest(), recipe.rules, rounded.key if rounded else None)
-    name = hashlib.sha256(msgspec.json.encode(key)).hexdigest()[:32]
-    return cache_folder() / "stores" / f"{name}.safetensors"
+    return cache_folder() / "stores" / f"{digest_of(key)[:32]}.safetensors"
 
 
 def _is_intact(path: Path, formats: Mapping[str, Format]) -> bool:

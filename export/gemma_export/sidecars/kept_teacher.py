@@ -4,7 +4,6 @@ A pass over the weights for each few segments can take longer than the export it
 other recipes and targets need the same numbers.
 """
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from gemma_export.cache_lock import exclusive
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.computing import CPU
+from gemma_export.digest import digest_of
 from gemma_export.progress import Note, Stage
 from gemma_export.sidecars.teacher import passes, record_teacher
 from gemma_runtime.cache import ABOUT, TEACHERS, About, cache_folder
@@ -61,8 +61,7 @@ def teacher_folder(
 ) -> Path:
     key = (_VERSION, TOP, checkpoint.digest(), list(segments.items()))
     own = () if device == CPU else (device.type,)  # float32 sums in another order
-    name = hashlib.sha256(msgspec.json.encode((*key, *own))).hexdigest()[:32]
-    return cache_folder() / TEACHERS / name
+    return cache_folder() / TEACHERS / digest_of((*key, *own))[:32]
 
 
 def _load(path: Path) -> list[TeacherSegment] | None:

@@ -5,7 +5,6 @@ completely or not at all, so interrupted work resumes after the last one. `calib
 the work in order.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from torch import Tensor
 from gemma_export.cache_lock import exclusive
 from gemma_export.checkpoint import Checkpoint, SourceWeight
 from gemma_export.computing import CPU
+from gemma_export.digest import digest_of
 from gemma_export.formats.format import FLOAT, Format
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.model.config import HEAD, PER_LAYER_PROJECTION, TABLE
@@ -198,7 +198,7 @@ class Workspace:
         parts = (_VERSION, self.checkpoint.digest(), self.recipe.rules, self.calibration.digest)
         # Another order of sums gives other codes.
         own = () if self.device == CPU else (self.device.type,)
-        return hashlib.sha256(msgspec.json.encode((*parts, *own))).hexdigest()[:32]
+        return digest_of((*parts, *own))[:32]
 
     @property
     def folder(self) -> Path:
