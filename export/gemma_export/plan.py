@@ -143,7 +143,8 @@ def make_plan(
     the reference.
     """
     kind = kind_of(device)
-    on_device = None if kind == HOST else _reference_bytes(config, caches, geometry, kind)
+    evaluating = _blocks_bytes(kind) + _goldens_bytes(config, caches, geometry)
+    on_device = None if kind == HOST else evaluating
     parameters = _parameters(config)
     costs = target_spec(target).costs
     artifact = _artifact(config, formats, geometry.context_length, costs)
@@ -322,30 +323,27 @@ def _export_peak(
     # float64 angle and cosine, float32 result
     ropes = context_length * widest_head // 2 * (8 + 8 + 4)
     tokenizer = config.vocab_size * _TOKENIZER_BYTES
-    working = tokenizer + _reference_bytes(config, caches, geometry, HOST, ropes)
+    goldens = _goldens_bytes(config, caches, geometry)
+    working = tokenizer + _blocks_bytes(HOST) + max(goldens, ropes)
     writing = round(costs.weight_exported * config.parameters)
     writing += costs.caches_exported * sum(cache.elements for cache in caches) * _FLOAT_BYTES
     return costs.exporting + max(working, config.vocab_size * _TOKENIZER_PARSING, writing)
 
 
-def _reference_bytes(
-    config: GemmaConfig,
-    caches: Sequence[LayerCache],
-    geometry: Geometry,
-    kind: str,
-    least: int = 0,
-) -> int:
-    """Bytes of evaluating the goldens, or `least` if other work needs more, and of the blocks of
-    rows that are held at a time.
-    """
+def _blocks_bytes(kind: str) -> int:
+    """Bytes of the blocks of rows that are held at a time on a kind of device."""
+    return grain(kind).held * _BLOCK_COPIES * BLOCK_ELEMENTS * _FLOAT_BYTES
+
+
+def _goldens_bytes(config: GemmaConfig, caches: Sequence[LayerCache], geometry: Geometry) -> int:
+    """Bytes of evaluating the goldens, beside the blocks of weights."""
     judged = len(PROMPTS) * min(JUDGED, geometry.context_length)
     logits = _LOGITS_COPIES * judged * config.vocab_size * _FLOAT_BYTES
     long = long_length(config, geometry.context_length, [caches])
     group = max(layer.heads // layer.kv_heads for layer in config.layers)
     scores = _WIDEST_COPIES * group * long**2 * _FLOAT_BYTES
     widest = _WIDEST_COPIES * max(judged, long) * _widest_row(config) * _FLOAT_BYTES
-    blocks = grain(kind).held * _BLOCK_COPIES * BLOCK_ELEMENTS * _FLOAT_BYTES
-    return blocks + max(logits + widest, scores + widest, least)
+    return widest + max(logits, scores)
 
 
 def _phone(gigabytes: int, needed: int) -> PhoneVerdict:
