@@ -1,20 +1,17 @@
 """The cells of a search: every checkpoint with every recipe, target and option."""
 
-import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import TypeVar
 
-import msgspec
-
+from gemma_export.digest import digest_of
 from gemma_export.memory import parse_bytes
 from gemma_export.model.sizes import OFFICIAL, find_official
 from gemma_export.quantize.recipe import GROUPS, RECIPES, Recipe, find_recipe, load_recipe
 from gemma_export.request import ExportRequest
-from gemma_export.search.schema import Model, RecipeChoice, Scalar, SearchFile
+from gemma_export.search.schema import Model, RecipeChoice, Scalar, SearchFile, listed
 from gemma_export.search.yaml_file import exists, place
 from gemma_export.targets import load_target, target_spec
 from gemma_runtime.errors import SearchError, nearest_first
@@ -24,9 +21,8 @@ _MOST = 1000  # cells of one search
 _AUTO = "auto"
 _LAYOUT = ("context", "prefill", "cache", "full_cache")
 
-Number = TypeVar("Number", int, float)
 Settings = Mapping[str, Scalar]  # of the layout and of the target's own options, by name
-_Given = str | dict[str, Scalar | list[Scalar]]  # a target in the file
+_Given = str | dict[str, Scalar | tuple[Scalar, ...]]  # a target in the file
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +88,8 @@ def _cell(model: str, request: ExportRequest, settings: Settings) -> Cell:
         sorted(settings.items()),
         calibration,
     )
-    digest = hashlib.sha256(msgspec.json.encode(told)).hexdigest()[:8]
-    parts = (Path(model).name.removesuffix(".gguf"), recipe + bits, *request.targets, digest)
+    name = Path(model).name.removesuffix(".gguf")
+    parts = (name, recipe + bits, *request.targets, digest_of(told)[:8])
     return Cell("-".join(map(_plain, parts)), model, recipe + bits, settings, request)
 
 
@@ -105,7 +101,7 @@ def _plain(text: str) -> str:
 def _models(file: SearchFile, folder: Path) -> Iterator[tuple[str, ExportRequest]]:
     """Each checkpoint as the file names it, with a request for it."""
     sizes = {official.size for official in OFFICIAL}
-    given = file.checkpoints if isinstance(file.checkpoints, tuple) else (file.checkpoints,)
+    given: tuple[str | Model, ...] = listed(file.checkpoints)
     for one in given:
         if isinstance(one, str):
             one = Model(size=one) if one in sizes else Model(checkpoint=one)
@@ -145,14 +141,10 @@ _Rounding = tuple[Recipe | None, float | None]  # recipe (None: auto), and most 
 
 
 def _recipes(file: SearchFile, folder: Path) -> list[_Rounding]:
-    given = file.recipes
-    if given is None:
+    if file.recipes is None:
         return [(recipe, None) for recipe in RECIPES.values() if not recipe.keeps_codes]
-    return [
-        rounding
-        for one in (given if isinstance(given, tuple) else (given,))
-        for rounding in _roundings(one, folder)
-    ]
+    given: tuple[str | RecipeChoice, ...] = listed(file.recipes)
+    return [rounding for one in given for rounding in _roundings(one, folder)]
 
 
 def _roundings(given: str | RecipeChoice, folder: Path) -> Iterator[_Rounding]:
@@ -165,15 +157,10 @@ def _roundings(given: str | RecipeChoice, folder: Path) -> Iterator[_Rounding]:
         recipe: Recipe | None = load_recipe(place(folder, given.file))
     else:
         recipe = None if given.quant == _AUTO else find_recipe(given.quant or "")
-    for group, bits in product(_numbers(given.group), _numbers(given.bits)):
+    for group, bits in product(listed(given.group), listed(given.bits)):
         if bits is not None and not 0 < bits <= 32:
             raise SearchError(f"recipes: bits is {bits:g}; expected up to 32")
         yield recipe if group is None else _grouped(recipe, group), bits
-
-
-def _numbers(value: Number | tuple[Number, ...] | None) -> tuple[Number | None, ...]:
-    """The choices of a number: None alone if it is missing."""
-    return value if isinstance(value, tuple) else (value,)
 
 
 def _grouped(recipe: Recipe | None, group: int) -> Recipe:
@@ -198,10 +185,11 @@ def _grouped(recipe: Recipe | None, group: int) -> Recipe:
 
 
 def _targets(
-    given: _Given | tuple[_Given, ...], layout: Mapping[str, Scalar | Sequence[Scalar] | None]
+    given: _Given | tuple[_Given, ...], layout: Mapping[str, Scalar | tuple[Scalar, ...] | None]
 ) -> Iterator[tuple[str, Settings]]:
     """Each target with each combination of its settings."""
-    for one in given if isinstance(given, tuple) else (given,):
+    targets: tuple[_Given, ...] = listed(given)
+    for one in targets:
         own = {"target": one} if isinstance(one, str) else dict(one)
         name = str(own.pop("target", ""))
         known = (*_LAYOUT, *(option.name for option in target_spec(name).options))
@@ -210,14 +198,9 @@ def _targets(
                 choices = nearest_first(key, ("target", *known))
                 raise SearchError(f"targets: unknown key {key!r} of {name}; expected {choices}")
         asked = {**layout, **own}
-        for values in product(*map(_settings, asked.values())):
+        for values in product(*map(listed, asked.values())):
             pairs = zip(asked, values, strict=True)
             yield name, {key: value for key, value in pairs if value is not None}
-
-
-def _settings(value: Scalar | Sequence[Scalar] | None) -> Sequence[Scalar | None]:
-    """The choices of a setting: None alone if it is missing."""
-    return (value,) if value is None or isinstance(value, str | int) else value
 
 
 def _laid_out(request: ExportRequest, target: str, settings: Settings) -> ExportRequest:

@@ -126,11 +126,10 @@ def _progress() -> "Iterator[tuple[Told, Advanced]]":
 
 
 def _told(result: "Result") -> str:
-    from gemma_export.search.measures import MEASURES, shown, value_of
+    from gemma_export.search.measures import MEASURES, told, value_of
 
     figures = result.figures
     if figures is None:
         return result.reason
-    known = [(name, value_of(figures, name)) for name in MEASURES]
-    told = ", ".join(f"{MEASURES[n].title} {shown(n, v)}" for n, v in known if v is not None)
-    return f"{told}, reused" if result.is_reused else told
+    known = [told(name, figures) for name in MEASURES if value_of(figures, name) is not None]
+    return ", ".join([*known, *(["reused"] if result.is_reused else [])])

@@ -7,11 +7,9 @@ from typing import Any
 
 import msgspec
 
-from gemma_export.search.job import Job, read_done
+from gemma_export.search.job import Job, read_done, read_manifest
 from gemma_export.search.measures import Figures, Stage
-from gemma_runtime.bundle import MANIFEST
 from gemma_runtime.errors import SearchError
-from gemma_runtime.manifest import Manifest
 from gemma_runtime.measure.bench import Benchmark
 from gemma_runtime.report.figures import Evaluated, Verified, read_source
 
@@ -28,7 +26,7 @@ def read_figures(job: Job, names: tuple[str, ...]) -> Figures:
 
     Raises a GemmaError for files that are not figures, and for a model that gives no numbers.
     """
-    manifest = Manifest.from_json((job.bundle / MANIFEST).read_bytes())
+    manifest = read_manifest(job)
     artifact = sorted(set(manifest.files) - set(manifest.roles.values()))
     found: dict[str, Any] = {}
     for step in job.steps:

@@ -5,7 +5,6 @@ A worker runs `run_job`. What a stage prints as JSON becomes `figures/CELL/STAGE
 one cell, and an interrupted search goes on after the last stage that finished.
 """
 
-import hashlib
 import socket
 import sys
 import time
@@ -17,10 +16,11 @@ import msgspec
 import psutil
 
 from gemma_export import __version__
+from gemma_export.digest import digest_of
 from gemma_export.search.measures import Stage
 from gemma_export.search.processes import Processes
 from gemma_runtime.backend_table import BACKENDS
-from gemma_runtime.bundle import MANIFEST
+from gemma_runtime.bundle import MANIFEST, sha256_file
 from gemma_runtime.errors import BundleError
 from gemma_runtime.machine import package_version, physical_cores, processor_name
 from gemma_runtime.manifest import Manifest
@@ -157,25 +157,24 @@ def _unfit(job: Job) -> Failure | None:
 def _is_whole(job: Job) -> bool:
     """Whether the bundle's files are there in their sizes. `verify` and others check digests."""
     try:
-        manifest = _manifest(job)
+        manifest = read_manifest(job)
         sizes = {name: (job.bundle / name).stat().st_size for name in manifest.files}
     except (OSError, BundleError):
         return False
     return sizes == {name: file.bytes for name, file in manifest.files.items()}
 
 
-def _manifest(job: Job) -> Manifest:
+def read_manifest(job: Job) -> Manifest:
     return Manifest.from_json((job.bundle / MANIFEST).read_bytes())
 
 
 def _whole_key(job: Job, step: Step) -> str:
     """The step's key with the bundle's digest, and what else its figures depend on here."""
-    raw = (job.bundle / MANIFEST).read_bytes()
-    told: list[object] = [step.key, hashlib.sha256(raw).hexdigest()]
+    told: list[object] = [step.key, sha256_file(job.bundle / MANIFEST)]
     if step.stage is not Stage.EXPORT:
-        target = Manifest.from_json(raw).target
+        target = read_manifest(job).target
         packages = {*target.packages, *BACKENDS[target.name].computes_with, "gemma-export"}
         told.append({name: package_version(name) for name in sorted(packages)})
     if step.stage is Stage.BENCH:
         told.append((processor_name(), physical_cores()))
-    return hashlib.sha256(msgspec.json.encode(told)).hexdigest()
+    return digest_of(told)

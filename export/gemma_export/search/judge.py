@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from gemma_export.search.cells import Cell, Settings
 from gemma_export.search.estimate import Estimate
-from gemma_export.search.measures import MEASURES, Figures, shown, value_of
+from gemma_export.search.measures import MEASURES, Figures, shown, told, value_of
 from gemma_export.search.pareto import Vector, compromise, dominates, front
 from gemma_export.search.question import Question
 from gemma_runtime.proof.verify import Verdict
@@ -95,8 +95,7 @@ def _broken(name: str, figures: Figures, limits: Mapping[str, float]) -> str | N
     measure, value, limit = MEASURES[name], value_of(figures, name), limits[name]
     if value is not None and measure.oriented(value) <= measure.oriented(limit):
         return None
-    bound = "at least" if measure.is_better_high else "at most"
-    return f"{measure.title} {shown(name, value)}, {bound} {shown(name, limit)} asked for"
+    return f"{told(name, figures)}, {measure.bound} {shown(name, limit)} asked for"
 
 
 def _vector(figures: Figures | None, objectives: Sequence[str]) -> Vector:
@@ -115,25 +114,21 @@ def _choose(vectors: Sequence[Vector], has_budget: bool) -> int:
 def _why(result: Result, count: int, question: Question) -> str:
     assert result.figures is not None
     first, *others = question.objectives
-    told = [_told(name, result.figures) for name in (first, *others)]
+    figures = [told(name, result.figures) for name in (first, *others)]
     if not question.limits:
         best = f"nearest to the best of every objective, of {count} bundles on the front"
-        return f"{best if count > 1 else 'it alone is on the front'}: {', '.join(told)}"
+        return f"{best if count > 1 else 'it alone is on the front'}: {', '.join(figures)}"
     best = "highest" if MEASURES[first].is_better_high else "lowest"
     kept = [
-        f"{_told(name, result.figures)} of {shown(name, limit)}"
+        f"{told(name, result.figures)} of {shown(name, limit)}"
         for name, limit in question.limits.items()
         if name != first
     ]
     of = f"of {count} bundles on the front" if count > 1 else "and alone on the front"
-    return "; ".join([f"{best} {told[0]} {of} within the budget", *kept])
-
-
-def _told(name: str, figures: Figures) -> str:
-    return f"{MEASURES[name].title} {shown(name, value_of(figures, name))}"
+    return "; ".join([f"{best} {figures[0]} {of} within the budget", *kept])
 
 
 def _nothing(results: Sequence[Result]) -> str:
     counts = {state: sum(one.state is state for one in results) for state in State}
-    told = [f"{count} {state}" for state, count in counts.items() if count]
-    return f"no bundle to take: of {len(results)} cells, {', '.join(told)}"
+    found = [f"{count} {state}" for state, count in counts.items() if count]
+    return f"no bundle to take: of {len(results)} cells, {', '.join(found)}"

@@ -52,6 +52,11 @@ class Measure:
     scale: float = 1.0  # of a number in the axis's unit
     unit: str = ""  # at the axis
 
+    @property
+    def bound(self) -> str:
+        """How a limit is said."""
+        return "at least" if self.is_better_high else "at most"
+
     def oriented(self, value: float) -> float:
         """The value, negated if more is better: then the smallest is the best."""
         return -value if self.is_better_high else value
@@ -88,3 +93,8 @@ def value_of(figures: Figures, name: str) -> float | None:
 def shown(name: str, value: float | None) -> str:
     """A value as table, page and messages write it."""
     return number(None) if value is None else MEASURES[name].written(value)
+
+
+def told(name: str, figures: Figures) -> str:
+    """A figure with its measure's title, such as `decoding 20.0 tokens/s`."""
+    return f"{MEASURES[name].title} {shown(name, value_of(figures, name))}"

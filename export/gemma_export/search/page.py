@@ -1,13 +1,22 @@
 """The page of a search: the answer, plots of its objectives, and all cells."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from gemma_export.search.judge import Result, State
 from gemma_export.search.measures import MEASURES, shown
 from gemma_export.search.plot import DOTS, scatter
 from gemma_export.search.run import Search
-from gemma_export.search.table import columns, duration, labels, ordered, taking, values
+from gemma_export.search.table import (
+    CHOSEN,
+    REFUSED,
+    columns,
+    duration,
+    labels,
+    ordered,
+    taking,
+    values,
+)
 from gemma_runtime.report.page import Data, render_sections, script_json
 from gemma_runtime.report.parts import (
     Commands,
@@ -29,7 +38,6 @@ _KEYS = {
     State.OVER: "over budget",
 }
 _PLOTS = "Each dot is a bundle. The line is the front of these two measures alone."
-_CARDS = 6  # at most
 _TIMES = "Speed and memory were measured one bundle at a time, on the machine below."
 
 
@@ -48,15 +56,16 @@ def render_page(search: Search) -> bytes:
 
 def _cards(search: Search) -> list[Card]:
     """The bundle to take, and the others on the front."""
-    chosen = [one for one in ordered(search.cells) if one.state in (State.TAKE, State.FRONT)]
-    return [_card(result, search) for result in chosen]
+    chosen = [one for one in ordered(search.cells) if one.state in CHOSEN]
+    names, called = columns(search), labels(search.cells)
+    return [_card(result, names, called[result.name]) for result in chosen]
 
 
-def _card(result: Result, search: Search) -> Card:
-    facts = zip(columns(search), values(result, columns(search)), strict=True)
+def _card(result: Result, names: Sequence[str], called: str) -> Card:
+    titles = [MEASURES[name].title for name in names]
     style, form = DOTS[result.state]
-    told = tuple((MEASURES[name].title, value) for name, value in facts)
-    return Card(labels(search.cells)[result.name], style, form, result.state.value, told)
+    facts = tuple(zip(titles, values(result, names), strict=True))
+    return Card(called, style, form, result.state.value, facts)
 
 
 def _plots(search: Search) -> Section | None:
@@ -75,9 +84,7 @@ def _table(search: Search) -> Section:
     names, called = columns(search), labels(search.cells)
     head = ("", *(MEASURES[name].title for name in names), "bits", "export", "verify", "")
     rows = [
-        TableRow(
-            called[one.name], (*values(one, names), *_more(one), one.state.value), _is_quiet(one)
-        )
+        TableRow(called[one.name], (*values(one, names), *_more(one)), _is_quiet(one))
         for one in ordered(search.cells)
         if one.is_measured
     ]
@@ -103,8 +110,7 @@ def _budget(search: Search) -> str:
     if not search.limits:
         return "There was no budget."
     told = (
-        f"{MEASURES[name].title} {'at least' if MEASURES[name].is_better_high else 'at most'} "
-        f"{shown(name, limit)}"
+        f"{MEASURES[name].title} {MEASURES[name].bound} {shown(name, limit)}"
         for name, limit in search.limits.items()
     )
     return f"Budget: {', '.join(told)}."
@@ -122,14 +128,12 @@ def _rest(search: Search) -> Section | None:
 def _reasons(search: Search) -> Iterator[TableRow]:
     called = labels(search.cells)
     for one in ordered(search.cells):
-        if one.state in (State.OVER, State.FAILED, State.RULED_OUT):
+        if one.state in REFUSED:
             yield TableRow(called[one.name], (one.state.value, one.reason))
 
 
 def _commands(search: Search) -> Section | None:
-    lines = tuple(
-        one.command for one in ordered(search.cells) if one.state in (State.TAKE, State.FRONT)
-    )
+    lines = tuple(one.command for one in ordered(search.cells) if one.state in CHOSEN)
     if not lines:
         return None
     return Section("reproduce", "How to make them again", "", (Commands(lines),))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from gemma_export.search.judge import Result, State
-from gemma_export.search.measures import MEASURES, shown, value_of
+from gemma_export.search.measures import MEASURES, told, value_of
 from gemma_export.search.pareto import front
 from gemma_runtime.report.chart import WIDTH, Chart, Mark, shape
 from gemma_runtime.report.scale import Scale, decades, linear
@@ -45,14 +45,12 @@ def scatter(results: Sequence[Result], names: Mapping[str, str], across: str, up
     for result in results:
         left, top = _point(result, x, y)
         style, form = DOTS[result.state]
-        tip = f"{names[result.name]}: {_told(result, across)}, {_told(result, up)}, {result.state}"
+        assert result.figures is not None  # only measured cells are drawn
+        both = f"{told(across, result.figures)}, {told(up, result.figures)}"
+        tip = f"{names[result.name]}: {both}, {result.state}"
         marks.append(Mark("path", f"{style} dot", tip, path=shape(form, left, top)))
     name = f"{MEASURES[up].title} over {MEASURES[across].title}"
     return Chart(name, WIDTH, _HEIGHT, tuple(marks))
-
-
-def _told(result: Result, name: str) -> str:
-    return f"{MEASURES[name].title} {shown(name, _of(result, name))}"
 
 
 def _of(result: Result, name: str) -> float:

@@ -9,7 +9,7 @@ import msgspec
 from gemma_export.memory import parse_bytes
 from gemma_export.search.cells import Cell, find_cells
 from gemma_export.search.measures import MEASURES, Stage
-from gemma_export.search.schema import Bench, Limits, SearchFile, Tasks, read_search
+from gemma_export.search.schema import Bench, Limits, SearchFile, Tasks, listed, read_search
 from gemma_export.search.yaml_file import exists, place
 from gemma_runtime.errors import GemmaError, SearchError, nearest_first
 
@@ -33,7 +33,7 @@ class Question:
     @property
     def includes(self) -> list[Path]:
         """Folders with task files."""
-        names = several(self.tasks.include) if self.tasks else ()
+        names = listed(self.tasks.include) if self.tasks else ()
         return [place(self.path.parent, name) for name in names]
 
 
@@ -73,11 +73,6 @@ def _ask(path: Path, file: SearchFile) -> Question:
     )
 
 
-def several(value: str | Sequence[str]) -> tuple[str, ...]:
-    """One name, or several, as several."""
-    return (value,) if isinstance(value, str) else tuple(value)
-
-
 def _tasks(given: str | tuple[str, ...] | Tasks | None) -> Tasks | None:
     if given is None or isinstance(given, Tasks):
         return given
@@ -88,7 +83,7 @@ def _objectives(file: SearchFile, tasks: Tasks | None) -> tuple[str, ...]:
     given = file.objectives
     if given is None:
         return (*_DEFAULT, "score") if tasks else _DEFAULT
-    names = tuple(dict.fromkeys(several(given)))
+    names = tuple(dict.fromkeys(listed(given)))
     for name in names:
         if name not in MEASURES:
             raise SearchError(

@@ -15,8 +15,9 @@ from gemma_export.search.job import Failure, Job, forget, read_done, run_job, un
 from gemma_export.search.judge import Result, State, judge, result_of
 from gemma_export.search.measures import Stage
 from gemma_export.search.processes import Processes
-from gemma_export.search.question import Question, several
+from gemma_export.search.question import Question
 from gemma_export.search.schedule import Outcome, Scheduler, open_scheduler, outcome_of
+from gemma_export.search.schema import listed
 from gemma_export.search.steps import Jobs, export_flags
 from gemma_runtime.errors import GemmaError, SearchError
 from gemma_runtime.machine import Machine, describe_machine
@@ -119,7 +120,7 @@ class _Run:
             self._results[one.cell.name] = _planned(one)
             if one.ruled_out is None and (job := self._open(one)) is not None:
                 jobs.append(job)
-        left = [job for job in jobs if not self._is_reused(job)]
+        left = [job for job in jobs if not self._take_over(job)]
         if left:
             with open_scheduler(self._how.workers, self._how.ray) as scheduler:
                 self._work(left, scheduler)
@@ -143,8 +144,8 @@ class _Run:
         self._results[result.name] = replace(result, command=shlex.join(flags), bundle=bundle)
         return job
 
-    def _is_reused(self, job: Job) -> bool:
-        """Take over a cell whose stages are all finished."""
+    def _take_over(self, job: Job) -> bool:
+        """Take over a cell whose stages are all finished. Returns whether it was one."""
         if unfinished(job):
             return False
         self._finish(job, is_reused=True)
@@ -189,7 +190,7 @@ class _Run:
     def _finish(self, job: Job, is_reused: bool = False) -> None:
         tasks = self._question.tasks
         try:
-            figures = read_figures(job, several(tasks.names) if tasks else ())
+            figures = read_figures(job, listed(tasks.names) if tasks else ())
         except GemmaError as error:
             self._fail(job.cell, Failure(job.steps[-1].stage, str(error)))
             return

@@ -1,13 +1,20 @@
-"""What a search file may say. Names and paths are checked in `space` and `budget`."""
+"""What a search file may say. Names and paths are checked in `cells` and `question`."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from gemma_export.search.yaml_file import read_yaml
 
 Scalar = str | int | bool
+T = TypeVar("T")
+
+
+def listed(value: T | tuple[T, ...]) -> tuple[T, ...]:
+    """Choices of which a file may give one alone, or several."""
+    return value if isinstance(value, tuple) else (value,)
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,7 +79,9 @@ Numbers = int | tuple[int, ...]
 class SearchFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     checkpoints: str | Model | tuple[str | Model, ...]
     targets: (
-        str | dict[str, Scalar | list[Scalar]] | tuple[str | dict[str, Scalar | list[Scalar]], ...]
+        str
+        | dict[str, Scalar | tuple[Scalar, ...]]
+        | tuple[str | dict[str, Scalar | tuple[Scalar, ...]], ...]
     )
     recipes: str | RecipeChoice | tuple[str | RecipeChoice, ...] | None = None
     context: Numbers | None = None

@@ -1,20 +1,19 @@
 """Turns a planned cell into a job: the command of each stage, and the digests of its inputs."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import msgspec
-
 from gemma_export.checkpoint.open import open_checkpoint
+from gemma_export.digest import digest_of
 from gemma_export.quantize.recipe import RECIPES, Recipe, write_recipe
 from gemma_export.request import ExportRequest
 from gemma_export.search.cells import Cell
 from gemma_export.search.job import Job, Step
 from gemma_export.search.measures import Stage
-from gemma_export.search.question import Question, several
+from gemma_export.search.question import Question
+from gemma_export.search.schema import listed
 from gemma_export.targets import target_spec
 from gemma_runtime.bundle import sha256_file
 from gemma_runtime.errors import SearchError
@@ -68,7 +67,7 @@ class Jobs:
             _versions(cell.target),
         )
         arguments = (*export_flags(cell, job), "--force", "--json")
-        return Step(Stage.EXPORT, _EXPORT, arguments, _key(told))
+        return Step(Stage.EXPORT, _EXPORT, arguments, digest_of(told))
 
     def _verify(self, cell: Cell, job: Job) -> Step:
         return Step(Stage.VERIFY, _RUNTIME, ("verify", str(job.bundle), "--json"), "")
@@ -79,7 +78,7 @@ class Jobs:
     def _run_tasks(self, cell: Cell, job: Job) -> Step:
         tasks = self._question.tasks
         assert tasks is not None  # else the stage is not asked for
-        flags = [*(f"--tasks={name}" for name in several(tasks.names))]
+        flags = [*(f"--tasks={name}" for name in listed(tasks.names))]
         flags += [f"--include={path}" for path in self._question.includes]
         flags += [] if tasks.limit is None else [f"--limit={tasks.limit}"]
         flags += [] if tasks.num_fewshot is None else [f"--num-fewshot={tasks.num_fewshot}"]
@@ -93,14 +92,14 @@ class Jobs:
             "--resume",
             "--json",
         )
-        return Step(Stage.TASKS, _RUNTIME, arguments, _key((flags, self._tasks)))
+        return Step(Stage.TASKS, _RUNTIME, arguments, digest_of((flags, self._tasks)))
 
     def _bench(self, cell: Cell, job: Job) -> Step:
         bench = self._question.bench
         flags = [f"--repeats={bench.repeats}", f"--new-tokens={bench.new_tokens}"]
         flags += [] if bench.threads is None else [f"--threads={bench.threads}"]
         arguments = ("bench", str(job.bundle), *flags, "--json")
-        return Step(Stage.BENCH, _RUNTIME, arguments, _key(flags))
+        return Step(Stage.BENCH, _RUNTIME, arguments, digest_of(flags))
 
 
 def export_flags(cell: Cell, job: Job) -> tuple[str, ...]:
@@ -154,10 +153,6 @@ def digest_path(path: Path) -> str:
         if not path.is_dir():
             return sha256_file(path)
         files = sorted(file for file in path.rglob("*") if file.is_file())
-        return _key([(file.relative_to(path).as_posix(), sha256_file(file)) for file in files])
+        return digest_of([(file.relative_to(path).as_posix(), sha256_file(file)) for file in files])
     except OSError as error:
         raise SearchError(f"can't read {error.filename or path}: {error.strerror}") from error
-
-
-def _key(value: object) -> str:
-    return hashlib.sha256(msgspec.json.encode(value)).hexdigest()

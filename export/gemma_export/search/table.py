@@ -14,7 +14,8 @@ from gemma_runtime.machine import format_bytes
 
 _ORDER = tuple(State)  # the order of the rows: the one to take first
 _STYLES = {State.TAKE: "bold green", State.FRONT: "green"}
-_UNMEASURED = (State.OVER, State.FAILED, State.RULED_OUT)  # and those whose reason matters
+CHOSEN = (State.TAKE, State.FRONT)
+REFUSED = (State.OVER, State.FAILED, State.RULED_OUT)
 
 
 def render_plan(search: Search) -> list[RenderableType]:
@@ -57,7 +58,7 @@ def _reasons(search: Search) -> list[Text]:
     names = labels(search.cells)
     told: dict[tuple[State, str], list[str]] = {}
     for one in ordered(search.cells):
-        if one.state in _UNMEASURED:
+        if one.state in REFUSED:
             told.setdefault((one.state, one.reason), []).append(names[one.name])
     return [Text(f"{state}: {', '.join(of)}: {why}") for (state, why), of in told.items()]
 

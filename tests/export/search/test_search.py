@@ -171,6 +171,11 @@ def test_the_page_shows_the_front_and_asks_nobody(folder: Path, found: dict[str,
     assert not re.search(r'(src|href)="(?!#|data:)', page)
     (block,) = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page)
     assert json.loads(block)["take"] == found["take"]
+    for table in re.findall(r"<table[^>]*>.*?</table>", page, re.DOTALL):
+        rows = [
+            len(re.findall(r"<t[dh]", row)) for row in re.findall(r"<tr.*?</tr>", table, re.DOTALL)
+        ]
+        assert len(set(rows)) == 1  # a heading for every column
 
 
 def test_a_budget_rules_cells_out_before_any_work(
