@@ -110,15 +110,17 @@ public final class ChatScreen {
         }
     }
 
-    /// Runs work in a child task, which is cancelled with this task and has ended when this returns, and shows its
-    /// events in their order.
+    /// Runs work in a child task, which is cancelled with this task and has ended when this returns, and shows all of
+    /// its events in their order.
     func follow<Event: Sendable, Result: Sendable>(
         _ work: @escaping @Sendable (@escaping @Sendable (Event) -> Void) async throws -> Result,
         show: (Event) -> Void
     ) async throws -> Result {
         let (events, feed) = AsyncStream.makeStream(of: Event.self)
-        async let result = finishing(feed, work)
+        let late = Late<Event>()
+        async let result = finishing(feed, late, work)
         for await event in events { show(event) }
+        defer { late.events.forEach(show) }
         return try await result
     }
 }
@@ -128,10 +130,23 @@ private let lowBytes = 150e6
 @Sendable
 private func finishing<Event: Sendable, Result: Sendable>(
     _ feed: AsyncStream<Event>.Continuation,
+    _ late: Late<Event>,
     _ work: @Sendable (@escaping @Sendable (Event) -> Void) async throws -> Result
 ) async throws -> Result {
     defer { feed.finish() }
-    return try await work { feed.yield($0) }
+    return try await work { event in
+        if case .terminated = feed.yield(event) { late.add(event) }
+    }
+}
+
+/// Events that come after a cancelled task's stream has ended, until the work sees that it is cancelled too.
+private final class Late<Event: Sendable>: @unchecked Sendable {
+    private let lock = NSLock()
+    private var all: [Event] = []
+
+    var events: [Event] { lock.withLock { all } }
+
+    func add(_ event: Event) { lock.withLock { all.append(event) } }
 }
 
 func message(_ error: Error) -> String { (error as? GemmaError)?.message ?? error.localizedDescription }

@@ -47,10 +47,6 @@ extension ChatScreen {
             unanswered = question
         }
         try await save()
-        // A stopped task may end before it has shown the last piece.
-        if hasBegun, case .failure = answered, let last = turns.lastIndex(where: \.isReply), let reply = chat.turns.last {
-            turns[last].text = reply.content
-        }
         try answered.get()
     }
 

@@ -270,6 +270,22 @@ final class ChatScreenTests: XCTestCase {
         XCTAssertEqual(next.chats[0].turns.map(\.content), ["four", next.turns[1].text])
     }
 
+    func testWhatComesAfterAStopIsShown() async throws {
+        let (screen, _) = try await loaded(pause: 0)
+        let shown = Shown()
+        let task = Task {
+            try await screen.follow({ (send: @escaping @Sendable (Int) -> Void) in
+                send(1)
+                while !Task.isCancelled { try? await Task.sleep(nanoseconds: 1_000_000) }
+                send(2)
+            }) { shown.events.append($0) }
+        }
+        try await waitUntil { shown.events == [1] }
+        task.cancel()
+        try await task.value
+        XCTAssertEqual(shown.events, [1, 2])
+    }
+
     func testThinkingWithATemplateThatHasNoneIsRefusedAndChangesNothing() async throws {
         let (screen, _) = try await loaded(pause: 0)
         var settings = ChatSettings()
@@ -348,4 +364,9 @@ final class ChatScreenTests: XCTestCase {
         try await waitUntilIdle(screen)
         XCTAssertTrue(screen.warning?.contains("manifest.json can't be read") == true, screen.warning ?? "")
     }
+}
+
+@MainActor
+private final class Shown {
+    var events: [Int] = []
 }
