@@ -98,13 +98,13 @@ private class BlockParser {
             fence = null
             close()
         } else {
-            open?.lines?.add(line.substring((0 until minOf(code.indent, line.length)).firstOrNull { line[it] != ' ' } ?: minOf(code.indent, line.length)))
+            open?.lines?.add(line.drop(line.take(code.indent).takeWhile { it == ' ' }.length))
         }
     }
 
     private fun startsFence(indent: Int, body: String): Boolean {
         val mark = body[0]
-        val length = body.indexOfFirst { it != mark }.let { if (it < 0) body.length else it }
+        val length = body.takeWhile { it == mark }.length
         if (mark !in "`~" || length < 3 || (mark == '`' && '`' in body.substring(length))) return false
         begin(MarkdownKind.CODE, indent)
         fence = Fence(mark, length, indent)
@@ -112,7 +112,7 @@ private class BlockParser {
     }
 
     private fun startsHeading(indent: Int, body: String): Boolean {
-        val level = body.indexOfFirst { it != '#' }.let { if (it < 0) body.length else it }
+        val level = body.takeWhile { it == '#' }.length
         if (level !in 1..6 || (level < body.length && body[level] !in " \t")) return false
         begin(MarkdownKind.HEADING, indent)
         val text = body.substring(level).trim(' ', '\t')
@@ -219,7 +219,7 @@ private fun unindent(line: String): Pair<Int, String> {
 }
 
 private fun itemAt(body: String): Item? {
-    val digits = body.indexOfFirst { it !in '0'..'9' }.let { if (it < 0) body.length else it }
+    val digits = body.takeWhile { it in '0'..'9' }.length
     val mark = body.getOrNull(digits) ?: return null
     if (if (digits == 0) mark !in "-*+" else digits > 9 || mark !in ".)") return null
     val content = body.substring(digits + 1)
