@@ -35,7 +35,9 @@ link_resources() {
     permissions=$(sed -n "s/^uses-permission[^:]*: name='\([^']*\)'.*/\1/p" <<<"$badging" | sort | tr '\n' ' ')
     [ "$permissions" = "android.permission.ACCESS_NETWORK_STATE android.permission.INTERNET " ] \
         || { echo "FAILED android badging: the app asks for $permissions"; exit 1; }
-    "$aapt2" dump xmltree "$out/base.apk" --file AndroidManifest.xml | grep -q "usesCleartextTraffic.*=false" \
+    local manifest # whole: aapt2 would fail if grep closed its pipe at the first match
+    manifest=$("$aapt2" dump xmltree "$out/base.apk" --file AndroidManifest.xml)
+    grep -q "usesCleartextTraffic.*=false" <<<"$manifest" \
         || { echo "FAILED android manifest: the app could connect without encryption"; exit 1; }
     echo "android app: resources and manifest linked by aapt2; name, SDK versions, icon and both permissions as expected"
 }

@@ -27,7 +27,7 @@ make_swift_root() {
         || skip "Swift is not installed, and debootstrap could not be installed"
     local stage=$swift_root.partial mirror
     rm -rf "$stage"
-    mirror=$(apt-get indextargets --format '$(SITE)' | head -n 1)
+    mirror=$(apt-get indextargets --format '$(SITE)' | sed -n 1p)
     echo "ios: fetching Debian 13's Swift into $swift_root, once"
     { debootstrap --variant=minbase --include=ca-certificates trixie "$stage" "$mirror" \
         && chroot "$stage" apt-get update -qq \

@@ -10,7 +10,7 @@ debian_packages() {
     shift 4
     stage=$(mktemp -d -p "$(dirname "$folder")")
     # shellcheck disable=SC2016
-    mirror=$(apt-get indextargets --format '$(SITE)' | head -n 1) && [ -n "$mirror" ] || return 1
+    mirror=$(apt-get indextargets --format '$(SITE)' | sed -n 1p) && [ -n "$mirror" ] || return 1
     mkdir -p "$stage/lists/partial" "$stage/archives/partial" "$stage/root"
     echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main" >"$stage/sources.list"
     local options=(-qq -o "Dir::Etc::sourcelist=$stage/sources.list" -o Dir::Etc::sourceparts=-
