@@ -222,8 +222,11 @@ class ChatActivity : Screen(), MessageList.Actions {
                 follow { answer.append(piece) }
                 showProgress(model, reply)
             }
-        } finally { // also of a reply that was stopped
-            follow(answer::end)
+        } finally { // also of a reply that was stopped: the flow has dropped what was on its way
+            withContext(NonCancellable) {
+                val whole = onModelThread { reply.text }
+                follow { answer.end(whole) }
+            }
         }
         if (reply.thought.isNotEmpty()) appendText("(thought: ${reply.thought})")
         if (reply.reason == StopReason.CONTEXT) appendText("⚠ The context is full. Start a new chat to go on.")

@@ -58,10 +58,7 @@ internal class MessageList(private val context: Context, private val actions: Ac
     }
 
     /** Adds a whole answer. */
-    fun answer(text: String) = with(answer()) {
-        append(text)
-        end()
-    }
+    fun answer(text: String) = answer().end(text)
 
     /** Adds an answer that is being written. */
     fun answer(): Answer {
@@ -100,9 +97,11 @@ internal class MessageList(private val context: Context, private val actions: Ac
             shown.text = looks.of(parseMarkdown(text, isWhole = false))
         }
 
-        /** Nothing more is written. */
-        fun end() {
-            shown.text = looks.of(parseMarkdown(text))
+        /** Shows the whole text; nothing more is written. */
+        fun end(whole: String) {
+            received.setLength(0)
+            received.append(whole)
+            shown.text = looks.of(parseMarkdown(whole))
         }
     }
 
