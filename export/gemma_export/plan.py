@@ -110,6 +110,25 @@ class PhoneVerdict:
 
 
 @dataclass(frozen=True, slots=True)
+class StageTime:
+    """A stage of calibration, by the name that progress shows."""
+
+    name: str
+    multiply_adds: int  # of matrix products, and of as many as linear systems take
+    moved_bytes: int  # by element-wise steps and files
+    seconds: float | None  # at the rates of this machine now; None if it lacks the device
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationTime:
+    """About how long calibration takes, if nothing of it is kept in the cache folder."""
+
+    tokens: int  # of the calibration text, about
+    stages: tuple[StageTime, ...]
+    seconds: float | None  # of all stages
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     target: str
     recipe: str
@@ -125,6 +144,7 @@ class Plan:
     phones: tuple[PhoneVerdict, ...]
     reason: str | None = None  # why this recipe; None if the user chose it
     counts_calibration: bool = True  # False if it reads text, and torch to estimate that is missing
+    calibration: CalibrationTime | None = None  # None without text, or if it isn't counted
     device: str = HOST  # what runs the reference and calibration
     device_peak_bytes: int | None = None  # of its own memory; None for the host
 

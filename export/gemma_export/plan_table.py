@@ -3,7 +3,7 @@
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from gemma_export.plan import Plan
+from gemma_export.plan import CalibrationTime, Plan
 from gemma_export.targets import target_spec
 from gemma_runtime.machine import format_bytes
 
@@ -72,6 +72,7 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
             "exporting",
             f"{format_bytes(plan.export_peak_bytes)} at most{_on_device(plan)}{uncounted}",
         ),
+        *(() if plan.calibration is None else (("calibrating", _calibrating(plan.calibration)),)),
     ]
 
 
@@ -80,6 +81,24 @@ def _on_device(plan: Plan) -> str:
     if plan.device_peak_bytes is None:
         return ""
     return f", and {format_bytes(plan.device_peak_bytes)} of {plan.device}"
+
+
+def _calibrating(time: CalibrationTime) -> str:
+    """Its time as this machine is now, by stage; or what it computes."""
+    text = f"for {time.tokens:,} tokens of text"
+    if time.seconds is None:
+        products = sum(stage.multiply_adds for stage in time.stages)
+        return (
+            f"{products / 1e12:,.1f} · 10¹² multiply-adds {text}; this machine has no such device"
+        )
+    stages = [f"{x.name} {_duration(x.seconds)}" for x in time.stages if x.seconds is not None]
+    return f"about {_duration(time.seconds)} {text} on this machine now: {', '.join(stages)}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _stays(plan: Plan) -> str:

@@ -16,7 +16,7 @@ from gemma_export.choose import Choice, Needs, choose_recipe, fitted
 from gemma_export.device import HOST, check_device, kind_of
 from gemma_export.model.config import GemmaConfig
 from gemma_export.model.sizes import find_official
-from gemma_export.plan import Plan, make_plan
+from gemma_export.plan import CalibrationTime, Plan, StageTime, make_plan
 from gemma_export.quantize.recipe import RECIPES, Recipe
 from gemma_export.targets import Geometry, Target, cache_dtype, load_targets, refuse_irregular
 from gemma_runtime.errors import DeviceError, TargetError
@@ -99,7 +99,10 @@ def plan_exports(request: ExportRequest) -> list[Plan]:
     choice = find_choice(request, targets, checkpoint or config)
     recipe = choice.recipe if checkpoint is None else _kept(choice.recipe, checkpoint)
     plans = [plan_export(config, request, recipe, target) for target in targets]
-    return [replace(plan, reason=choice.reason) for plan in plans]
+    time = None
+    if request.reads_text(recipe) and all(plan.counts_calibration for plan in plans):
+        time = _calibration_time(config, request, recipe, checkpoint)
+    return [replace(plan, reason=choice.reason, calibration=time) for plan in plans]
 
 
 def plan_export(
@@ -141,13 +144,54 @@ def find_choice(
 
     @cache  # a GGUF file's tokenizer has to be rebuilt
     def has_text() -> bool:
-        if isinstance(model, GemmaConfig):
-            return request.checkpoint is None or not is_random(request.checkpoint)
-        return model.tokenizer() is not None
+        return _has_text(request, model)
 
     source = None if isinstance(model, GemmaConfig) else _kept(RECIPES["source"], model)
     geometry = export_geometry(request, config)
     return choose_recipe(Needs(config, targets, geometry, request.bits, has_text, source))
+
+
+def _has_text(request: ExportRequest, model: Checkpoint | GemmaConfig) -> bool:
+    """Whether the model has a tokenizer, and so can read text."""
+    if isinstance(model, GemmaConfig):
+        return request.checkpoint is None or not is_random(request.checkpoint)
+    return model.tokenizer() is not None
+
+
+def _calibration_time(
+    config: GemmaConfig, request: ExportRequest, recipe: Recipe, checkpoint: Checkpoint | None
+) -> CalibrationTime:
+    """How long calibration takes, at the rates of this machine now. Needs torch."""
+    from gemma_export.computing import choose_device
+    from gemma_export.quantize.calibrate.text import LENGTH, expected_sequences
+    from gemma_export.quantize.effort import calibration_efforts, measure_rates
+
+    has_text = _has_text(request, checkpoint or config)
+    sequences = expected_sequences(request.calibration, has_text=has_text)
+    efforts = calibration_efforts(
+        config,
+        recipe,
+        sequences,
+        spends_bits=request.bits is not None,
+        int8_caches=request.has_int8_caches,
+    )
+    try:
+        rates = measure_rates(choose_device(request.device))
+    except DeviceError:  # the plan is for another machine
+        rates = None
+    stages = [
+        StageTime(
+            name,
+            round(effort.short + effort.exact + effort.solved),
+            round(effort.moved),
+            None if rates is None else rates.seconds(effort),
+        )
+        for name, effort in efforts.items()
+    ]
+    seconds = [stage.seconds for stage in stages if stage.seconds is not None]
+    return CalibrationTime(
+        sequences * LENGTH, tuple(stages), sum(seconds) if rates is not None else None
+    )
 
 
 def _calibration_bytes(

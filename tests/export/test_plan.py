@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -305,6 +306,40 @@ def test_the_export_peak_counts_calibration(capsys: pytest.CaptureFixture[str]) 
     assert peak("--quant", "int8-smooth") > 945 * MIB > plain  # 945 MiB were measured
     assert peak("--quant", "int8", "--cache", "int8") > plain
     assert peak("--quant", "int4", "--bits", "7") > peak("--quant", "int4")
+
+
+def test_the_plan_tells_how_long_calibration_takes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def calibration(*flags: str) -> dict[str, Any] | None:
+        assert run(["--size", "270m", "--plan", "--json", *flags]) == 0
+        (planned,) = json.loads(capsys.readouterr().out)
+        found: dict[str, Any] | None = planned["calibration"]
+        return found
+
+    def work(found: dict[str, Any] | None) -> dict[str, int]:
+        assert found is not None
+        return {stage["name"]: stage["multiply_adds"] for stage in found["stages"]}
+
+    assert calibration("--quant", "int8") is None
+    whole = calibration("--quant", "int4-gptq", "--bits", "7.5", "--cache", "int8")
+    assert list(work(whole)) == ["measure", "channels", "table", "calibrate", "caches"]
+    assert whole is not None
+    assert whole["seconds"] == pytest.approx(sum(stage["seconds"] for stage in whole["stages"]))
+    assert whole["tokens"] == pytest.approx(202_752, rel=0.02)  # counted with its tokenizer
+    text = tmp_path / "text.txt"
+    text.write_text("Ein Satz, noch einer. " * 2000, "utf-8")
+    short = calibration("--quant", "int4-gptq", "--calibration", str(text))
+    assert work(short)["table"] == work(whole)["table"]
+    assert work(short)["channels"] < work(whole)["channels"] / 1.5
+
+
+def test_a_plan_for_a_device_of_another_machine_tells_the_work(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["--size", "270m", "--plan", "--quant", "int4-gptq", "--device", "cuda:99"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "10¹² multiply-adds for 203,264 tokens of text; this machine has no such device" in shown
 
 
 def test_a_plan_without_torch_says_what_it_cannot_count() -> None:

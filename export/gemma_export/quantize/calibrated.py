@@ -5,7 +5,7 @@ work resumes after its last file.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -73,10 +73,10 @@ def _is_smoothed(work: Workspace) -> bool:
 
 
 def _is_ordered(work: Workspace) -> bool:
-    return not _weighs_table(work.recipe, work.checkpoint.config) or work.channel_order.exists()
+    return not weighs_table(work.recipe, work.checkpoint.config) or work.channel_order.exists()
 
 
-def _weighs_table(recipe: Recipe, config: GemmaConfig) -> bool:
+def weighs_table(recipe: Recipe, config: GemmaConfig) -> bool:
     """Whether rounding needs the curvature of the table, and an order of the channels."""
     rules = [recipe.rule(name) for name in config.tables]
     return any(rule.rounding == "gptq" and not rule.smooth for rule in rules)
@@ -87,12 +87,13 @@ def _is_table_rounded(work: Workspace) -> bool:
 
 
 def _are_layers_rounded(work: Workspace) -> bool:
-    return not _rounds_layers_by_text(work) or work.rounded_layers.last.exists()
+    rounds = rounds_layers_by_text(work.recipe, work.formats())
+    return not rounds or work.rounded_layers.last.exists()
 
 
-def _rounds_layers_by_text(work: Workspace) -> bool:
-    recipe = work.recipe
-    layers = (name for name in work.formats() if name.startswith(_LAYERS))
+def rounds_layers_by_text(recipe: Recipe, formats: Iterable[str]) -> bool:
+    """Whether matrices of the layers, of all these, are rounded by what the model computes."""
+    layers = (name for name in formats if name.startswith(_LAYERS))
     return recipe.distilled or any(recipe.rule(name).rounding == "gptq" for name in layers)
 
 
@@ -152,7 +153,8 @@ class CalibratedWeights:
     def _left(self) -> dict[str, Format]:
         """Formats of the tensors that the stages leave to be rounded without text."""
         config, formats = self.work.checkpoint.config, self.work.formats()
-        layers, outer = _rounds_layers_by_text(self.work), outer_matrices(self.work)
+        layers = rounds_layers_by_text(self.work.recipe, formats)
+        outer = outer_matrices(self.work)
         if self.work.recipe.distilled:
             outer.append(norm_before(config, len(config.kinds)))
         return {
@@ -195,7 +197,7 @@ def working_bytes(
     without the libraries.
     """
     measuring = 0 if bits is None else loss_peak_bytes(config, kind)
-    if _weighs_table(recipe, config):
+    if weighs_table(recipe, config):
         measuring = max(measuring, information_peak_bytes(config, kind))
     width, inputs, layer = config.hidden_size, config.widest_input, largest_layer(config)
     held, pieces = grain(kind).held, grain(kind)

@@ -7,7 +7,6 @@ from importlib.util import find_spec
 import psutil
 
 from gemma_export.plan import Plan
-from gemma_export.quantize.recipe import RECIPES
 from gemma_export.request import plan_exports
 from gemma_export.search.cells import Cell
 from gemma_export.search.measures import MEASURES, Stage, shown
@@ -21,14 +20,10 @@ _ABOVE = 1.35  # planned memory is at most so many times the measured one: tests
 _CACHED = 256 << 20  # weights below this may stay in the processor's caches
 _FASTER = 1.5  # times the measured bandwidth: a bound that a busy machine does not lower too far
 
-# Seconds of an export per 10⁹ weights, on two cores: docs/measurements.md, "Export" and "Time".
+# Seconds of an export without calibration, on two cores: docs/measurements.md, "Export".
 _CORES = 2
-_START = 4.0  # seconds until Python and torch are loaded
-_ROUNDING = 52.0  # of all weights: reading, rounding, goldens, writing (270M, 2b and 27b)
-_SMOOTHING = 800.0  # of all weights: int8-smooth of the 270M
-_GPTQ = 3000.0  # of the layers' weights: int4-gptq of the 270M and of a 2b
-_BUDGET = 1800.0  # of the layers' weights: --bits on the 270M
-_DISTILLING = 7800.0  # of the layers' weights: int4-distilled of the 270M
+_START = 4.0  # until Python and torch are loaded
+_ROUNDING = 52e-9  # per weight: reading, rounding, goldens, writing (270M, 2b and 27b)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +63,11 @@ def _plan(cell: Cell, question: Question, bandwidth: float | None) -> Planned | 
         return None if question.is_open else Planned(cell, None, str(error))
     except GemmaError as error:
         return Planned(cell, None, str(error))
-    estimate = _estimate(plan, cell)
+    estimate = _estimate(plan)
     return Planned(cell, estimate, _refusal(cell, estimate, question, bandwidth))
 
 
-def _estimate(plan: Plan, cell: Cell) -> Estimate:
+def _estimate(plan: Plan) -> Estimate:
     file = plan.artifact
     return Estimate(
         recipe=plan.recipe,
@@ -80,24 +75,15 @@ def _estimate(plan: Plan, cell: Cell) -> Estimate:
         size=file.total,
         resident=plan.run.total,
         export_peak=plan.export_peak_bytes,
-        export_seconds=_seconds(plan, cell),
+        export_seconds=_seconds(plan),
         read_per_token=file.attention + file.mlp + file.norms + (file.head or file.table),
     )
 
 
-def _seconds(plan: Plan, cell: Cell) -> float:
-    """A rough estimate: the times of docs/measurements.md, scaled by weights and cores."""
-    recipe, weights = cell.request.recipe, plan.parameters
-    layers = weights.attention + weights.mlp
-    recipe = recipe or RECIPES.get(plan.recipe)  # which auto chose
-    seconds = _ROUNDING * weights.total
-    if recipe is not None and recipe.is_smooth:
-        seconds += _SMOOTHING * weights.total
-    elif recipe is not None and recipe.rounds_by_text:
-        seconds += _GPTQ * layers + _DISTILLING * layers * recipe.distilled
-    if cell.request.bits is not None:
-        seconds += _BUDGET * layers
-    return _START + seconds / 1e9 * _CORES / physical_cores()
+def _seconds(plan: Plan) -> float:
+    """Roughly; calibration as if nothing were kept of it."""
+    calibrating = 0.0 if plan.calibration is None else plan.calibration.seconds or 0.0
+    return _START + _ROUNDING * plan.parameters.total * _CORES / physical_cores() + calibrating
 
 
 def _refusal(

@@ -45,9 +45,9 @@ from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.recipe import int8_choices
 from gemma_export.quantize.round import round_rows
 
-_WIDEST = 2048  # most outputs per block of C
-_SPARSE = 4  # every n-th block of the table is rounded by gptq to estimate its loss
-_MOST_TRIED = 5  # numbers of int8 channels tried
+WIDEST = 2048  # most outputs per block of C
+SPARSE = 4  # every n-th block of the table is rounded by gptq to estimate its loss
+MOST_TRIED = 5  # numbers of int8 channels tried
 _ROUND = 20  # cost of a table's loss relative to reading its weights
 
 
@@ -136,7 +136,7 @@ def _outer(gradients: Tensor) -> Tensor:
 
 def _blocks_of(rows: int) -> int:
     """The number of blocks of C for a matrix with this many outputs."""
-    return next(n for n in range(-(-rows // _WIDEST), rows + 1) if rows % n == 0)
+    return next(n for n in range(-(-rows // WIDEST), rows + 1) if rows % n == 0)
 
 
 def _loss(error: Tensor, gram: Tensor, curvature: Tensor) -> float:
@@ -150,7 +150,7 @@ def _tried_columns(work: Workspace) -> list[int]:
     width = work.checkpoint.config.hidden_size
     by_gptq = work.recipe.rule(TABLE).rounding == "gptq" and work.checkpoint.config.tied
     some = list(int8_choices(width)) if by_gptq else []
-    return [0, *some[:: -(-len(some) // _MOST_TRIED) or 1]]
+    return [0, *some[:: -(-len(some) // MOST_TRIED) or 1]]
 
 
 def _table_losses(work: Workspace, tick: Tick) -> dict[str, float]:
@@ -177,7 +177,7 @@ def _per_layer_loss(work: Workspace, shares: Tensor) -> float:
     """½ Σ share · Σ eᵀ C e over a sample of rows and over their parts (P,), one for each layer."""
     name, config = PER_LAYER_TABLE, work.checkpoint.config
     fmt, curvatures = work.formats()[name], torch.stack(part_information(work))  # (L, P, P)
-    spans = list(row_blocks(config.tensor_shapes()[name]))[::_SPARSE]
+    spans = list(row_blocks(config.tensor_shapes()[name]))[::SPARSE]
 
     def measure(span: tuple[int, int]) -> tuple[float, float]:
         rows, share = work.rows(name, *span), shares[slice(*span)]
@@ -209,7 +209,7 @@ def _table_loss(
     if work.recipe.rule(name).rounding == "gptq":
         arrangement = arrange_channels(work.checkpoint, curvatures, fmt)
         curvature = arrangement.curvature(curvature.cpu()).to(work.device)
-        inputs, spans = prepare_table(name, curvature, fmt), spans[::_SPARSE]
+        inputs, spans = prepare_table(name, curvature, fmt), spans[::SPARSE]
 
     def measure(span: tuple[int, int]) -> tuple[float, float]:
         rows, share = work.checkpoint.rows(name, *span), shares[slice(*span)]

@@ -44,7 +44,7 @@ from gemma_export.quantize.calibrate.stream import pass_layers, run_layer
 from gemma_export.quantize.calibrate.text import LENGTH
 from gemma_export.quantize.calibrate.workspace import Workspace, curvature_name
 
-_SEQUENCES = 64  # of the calibration text
+SEQUENCES = 64  # of the calibration text
 _TOGETHER = 2  # sequences per backward pass
 _POSITIONS = 2048  # positions whose logits are computed together
 _BACK = 4  # cost of a layer's backward pass relative to its forward pass
@@ -77,7 +77,7 @@ def start_backward(work: Workspace, tick: Tick) -> int:
     lowest = work.errors.lowest()
     if lowest is not None:
         return lowest
-    pass_layers(work, work.float_residuals, tick, _SEQUENCES, keep=True)
+    pass_layers(work, work.float_residuals, tick, SEQUENCES, keep=True)
     write_tensors(work.errors.last, _draw_errors(work, tick))
     return len(work.checkpoint.config.kinds)
 
@@ -217,7 +217,7 @@ def layer_backward_bytes(config: GemmaConfig) -> int:
 def information_peak_bytes(config: GemmaConfig, kind: str = HOST) -> int:
     """Upper bound of the backward pass's memory in bytes, on a kind of device."""
     threads, width = grain(kind).held, config.hidden_size
-    table = 4 * (3 + threads) * _SEQUENCES * LENGTH * width
+    table = 4 * (3 + threads) * SEQUENCES * LENGTH * width
     table += threads * 4 * 4 * _POSITIONS * BLOCK_ELEMENTS // width
     return max(table, *(layer_peak_bytes(config, layer, kind=kind) for layer in config.layers))
 
@@ -235,7 +235,7 @@ def layer_peak_bytes(
     # Gradients of the keys and values that layers lend, read and written.
     lenders = [config.layers[index] for index in config.lenders]
     lent = sum(2 * one.kv_heads * one.head_dim for one in lenders)
-    held += 2 * 4 * _SEQUENCES * LENGTH * (lent + config.per_layer)
+    held += 2 * 4 * SEQUENCES * LENGTH * (lent + config.per_layer)
     return held + threads * (squares + 4 * 4 * _TOGETHER * LENGTH * outputs)
 
 

@@ -24,14 +24,14 @@ from gemma_export.formats.format import Format
 from gemma_export.quantize.round import search, shared_scale
 
 _DAMPING = 0.01  # share of the mean power added to the diagonal; keeps the factor finite
-_BLOCK = 64  # columns whose errors are propagated together
+BLOCK = 64  # columns whose errors are propagated together
 REFINED = 3  # refinement passes; they remove a tenth of the error, mostly in the first pass
 _EQUATIONS = 1 << 23  # coefficients of the linear systems solved in one batch
 # Above this many inputs the factor is computed in float32 and nothing is refined: wide matrices
 # take most of the time and gain least from it (3 % instead of 10 %).
-_WIDE = 4096
+WIDE = 4096
 # Candidate scales cover these shares of a group's full range.
-_SHRINKS = tuple(1 - 0.04 * step for step in range(1, 13))
+SHRINKS = tuple(1 - 0.04 * step for step in range(1, 13))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +65,10 @@ def gptq(rows: Tensor, inputs: Inputs, fmt: Format, refined: int = REFINED) -> C
 def inverse_factor(gram: Tensor, order: Tensor, damping: float) -> Tensor:
     """Upper triangular U with Uᵀ U = (gram + damping)⁻¹, columns in the given order: (K, K).
 
-    Computed in float64 up to `_WIDE` inputs, to bound memory; returned as float32.
+    Computed in float64 up to `WIDE` inputs, to bound memory; returned as float32.
     """
     square = gram[order][:, order]
-    if len(gram) <= _WIDE:
+    if len(gram) <= WIDE:
         square = in_float64(square)
     square.diagonal().add_(damping)
     torch.linalg.cholesky(square, out=square)
@@ -85,7 +85,7 @@ def weighted_scales(groups: Tensor, cost: Tensor, fmt: Format) -> tuple[Tensor, 
         steps.clamp_(0, (1 << fmt.bits) - 1).sub_(zero[..., None])
         return ((steps * scale[..., None] - groups).square_() * cost).sum(-1)
 
-    return search(groups, fmt, _SHRINKS, error)
+    return search(groups, fmt, SHRINKS, error)
 
 
 def _round_slice(rows: Tensor, inputs: Inputs, fmt: Format, refined: int) -> Codes:
@@ -95,7 +95,7 @@ def _round_slice(rows: Tensor, inputs: Inputs, fmt: Format, refined: int) -> Cod
     grid = _Grid(scale.T.contiguous(), zero.T.contiguous(), fmt)
     columns = rows.T.contiguous()
     steps = _round_columns(columns, grid, inputs)
-    for _ in range(refined if width <= _WIDE else 0):
+    for _ in range(refined if width <= WIDE else 0):
         _descend(columns, steps, grid, inputs)
         grid.scale = _refit(rows, steps, grid, inputs)
     codes = (steps.view(-1, fmt.group, count) + grid.zero[:, None]).view(width, count)
@@ -130,8 +130,8 @@ def _round_columns(columns: Tensor, grid: _Grid, inputs: Inputs) -> Tensor:
     """(K, N) weights → (K, N) code - zero, in `inputs.order`, compensating each error."""
     left, factor, places = columns[inputs.order], inputs.factor, inputs.order.tolist()
     steps = torch.empty_like(columns)
-    for start in range(0, len(left), _BLOCK):
-        stop = min(start + _BLOCK, len(left))
+    for start in range(0, len(left), BLOCK):
+        stop = min(start + BLOCK, len(left))
         errors = torch.empty_like(left[start:stop])
         for i in range(start, stop):
             scale = grid.scale_of(places[i])
@@ -148,8 +148,8 @@ def _descend(columns: Tensor, steps: Tensor, grid: _Grid, inputs: Inputs) -> Non
     gram, damping = inputs.gram, inputs.damping
     off = columns - grid.weights(steps)
     pull = (gram @ off).add_(off, alpha=damping)  # (K, N): half the gradient of the error
-    for start in range(0, len(columns), _BLOCK):
-        stop = min(start + _BLOCK, len(columns))
+    for start in range(0, len(columns), BLOCK):
+        stop = min(start + BLOCK, len(columns))
         moves = torch.empty_like(columns[start:stop])
         for i in range(start, stop):
             scale = grid.scale_of(i)

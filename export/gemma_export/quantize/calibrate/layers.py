@@ -34,7 +34,7 @@ from gemma_export.quantize.round import round_rows
 from gemma_export.quantize.store import StoredWeight, named_parts, round_pieces
 
 FACTORS = "factors"  # of a matrix's columns, stored next to its codes
-_SEQUENCES = 384  # used to round layers; more change little
+SEQUENCES = 384  # used to round layers; more change little
 
 
 def outer_matrices(work: Workspace) -> list[str]:
@@ -69,7 +69,7 @@ def _inputs(work: Workspace, name: str, fmt: Format) -> TableInputs | None:
 
 def _embedding_gram(work: Workspace) -> Tensor:
     """The Gram matrix (M, M) of embeddings from the rounded table."""
-    config, tokens = work.checkpoint.config, work.calibration.tokens[:_SEQUENCES]
+    config, tokens = work.checkpoint.config, work.calibration.tokens[:SEQUENCES]
     gram = torch.zeros(config.hidden_size, config.hidden_size, device=work.device)
     table = work.table()
     for row in tokens.to(work.device):
@@ -119,7 +119,7 @@ def calibrate(work: Workspace, tick: Tick) -> None:
     config = work.checkpoint.config
     first = _first_unfinished(work)
     if first == 0 and not work.residuals[0].exists():
-        tokens = work.calibration.tokens[:_SEQUENCES]
+        tokens = work.calibration.tokens[:SEQUENCES]
         start_flow(work.residuals, config, tokens, work.rounded)
     for layer in config.layers[first:]:
         weights = load_layer(work.checkpoint, layer.index, work.device)

@@ -28,10 +28,10 @@ from gemma_export.quantize.calibrate.layer_weights import layer_bytes, load_laye
 from gemma_export.quantize.calibrate.stream import sample_flow, sample_positions
 from gemma_export.quantize.calibrate.workspace import Workspace, curvature_name
 
-_SEQUENCES = 128
-_POSITIONS = 1024  # inputs of a matrix that its factors are fitted to
-_ROWS = 256  # rows of the matrix that they are fitted to
-_STEPS = 60
+SEQUENCES = 128
+POSITIONS = 1024  # inputs of a matrix that its factors are fitted to
+ROWS = 256  # rows of the matrix that they are fitted to
+STEPS = 60
 _RATE = 0.1  # of the first step; it falls to 0
 _SEED = 0
 _INPUT_LEVELS = 127  # of int8
@@ -46,10 +46,10 @@ def smooth(work: Workspace, tick: Tick) -> None:
     config, residuals = work.checkpoint.config, work.smoothing_residuals
     formats = work.formats()
     if residuals.lowest() is None:
-        start_flow(residuals, config, work.calibration.tokens[:_SEQUENCES], work.weight)
+        start_flow(residuals, config, work.calibration.tokens[:SEQUENCES], work.weight)
     for layer in config.layers[residuals.lowest() :]:
         weights = load_layer(work.checkpoint, layer.index, work.device)
-        samples = sample_flow(residuals, config, layer, weights, _POSITIONS)
+        samples = sample_flow(residuals, config, layer, weights, POSITIONS)
         factors: dict[str, Tensor] = {}
         for names in _smoothed_together(work, layer):
             rows = torch.cat([weights[name] for name in names])
@@ -74,7 +74,7 @@ def smooth_bytes(work: Workspace) -> int:
 
 def smooth_peak_bytes(config: GemmaConfig) -> int:
     """Upper bound of the memory that fitting takes, in bytes, without a layer and its batches."""
-    return 4 * 8 * (_POSITIONS + _ROWS) * config.widest_input
+    return 4 * 8 * (POSITIONS + ROWS) * config.widest_input
 
 
 def _smoothed_together(work: Workspace, layer: LayerSpec) -> Iterator[list[str]]:
@@ -100,7 +100,7 @@ def _smooth_head(work: Workspace) -> tuple[dict[str, Tensor], Tensor | None]:
     samples, gram = [], gain.new_zeros(width, width)
     for span in batches(config, length, range(count), work.device):
         h = rms_norm(file.rows(RESIDUAL, *span), gain, config.rms_norm_eps)
-        samples.append(sample_positions(h, count, _POSITIONS))
+        samples.append(sample_positions(h, count, POSITIONS))
         body = h[:, 1:].flatten(0, 1)
         gram.addmm_(body.T, body)
     rows = sample_rows(work.checkpoint, name).to(work.device)
@@ -111,7 +111,7 @@ def _smooth_head(work: Workspace) -> tuple[dict[str, Tensor], Tensor | None]:
 
 def _some(rows: Tensor) -> Tensor:
     draw = torch.Generator().manual_seed(_SEED)
-    return rows[torch.randperm(len(rows), generator=draw)[:_ROWS].to(rows.device)]
+    return rows[torch.randperm(len(rows), generator=draw)[:ROWS].to(rows.device)]
 
 
 def smoothing_factors(inputs: Tensor, rows: Tensor, fmt: Format) -> Tensor:
@@ -122,8 +122,8 @@ def smoothing_factors(inputs: Tensor, rows: Tensor, fmt: Format) -> Tensor:
     log = ((sizes[0] - sizes[1]) / 4).requires_grad_()  # SmoothQuant's factors, a good start
     adam = torch.optim.Adam([log], _RATE)
     with torch.enable_grad():
-        for step in range(_STEPS):
-            adam.param_groups[0]["lr"] = _RATE * (1 - step / _STEPS)
+        for step in range(STEPS):
+            adam.param_groups[0]["lr"] = _RATE * (1 - step / STEPS)
             factors = log.exp()
             x, w = (inputs / factors).view(-1, width // group, group), (rows * factors)
             loss = _loss(x, w.view(-1, width // group, group), levels)

@@ -24,6 +24,8 @@ from gemma_runtime.errors import RecipeError
 LENGTH = 256  # tokens of a sequence, including bos
 _SEED = 0
 _MOST = 1024  # most sequences
+_RANDOM = 8  # sequences for a model without a tokenizer
+_TOKEN_BYTES = 4.3  # of UTF-8 in a token: the default text's 871,065 bytes with Gemma 3's tokenizer
 _PIECE = 3000  # characters per piece of a source file
 _LONGEST = 12_000  # most characters of one module
 _MODULES = (
@@ -67,7 +69,7 @@ def load_calibration(
     Returns random ids without a tokenizer. Raises RecipeError for missing or too short text.
     """
     if encoder is None:
-        draw = np.random.default_rng(_SEED).integers(0, config.vocab_size, (8, LENGTH))
+        draw = np.random.default_rng(_SEED).integers(0, config.vocab_size, (_RANDOM, LENGTH))
         return Calibration("random", torch.from_numpy(draw))
     texts = default_texts() if path is None else _read_texts(path)
     random.Random(_SEED).shuffle(texts)
@@ -84,6 +86,18 @@ def load_calibration(
     bos = torch.full((rows, 1), config.bos_token)
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(_SEED))
     return Calibration(str(path or "default"), torch.cat((bos, body), 1)[order])
+
+
+def expected_sequences(path: Path | None, *, has_text: bool) -> int:
+    """About how many sequences `load_calibration` will give, told without a tokenizer.
+
+    `has_text` says whether the model has one.
+    """
+    if not has_text:
+        return _RANDOM
+    texts = default_texts() if path is None else _read_texts(path)
+    tokens = sum(len(text.encode()) for text in texts) / _TOKEN_BYTES
+    return min(_MOST, max(1, int(tokens) // (LENGTH - 1)))
 
 
 def default_texts() -> list[str]:

@@ -56,7 +56,7 @@ def distill(work: Workspace, tick: Tick) -> None:
     final = norm_before(config, len(config.kinds))
     gain = work.rows(final, 0, config.hidden_size)
     candidates = choose_candidates(work, teacher, gain)
-    steps = count_steps(work)
+    steps = count_steps(len(work.calibration.tokens))
     for step in range(student.steps_done, steps):
         chosen = [(step * BATCH + i) % len(work.calibration.tokens) for i in range(BATCH)]
         share = _schedule(step, steps)
@@ -69,11 +69,12 @@ def distill(work: Workspace, tick: Tick) -> None:
 
 def distill_bytes(work: Workspace) -> int:
     """Progress units: bytes of weights, once per step."""
-    return 4 * count_steps(work) * work.checkpoint.config.parameters
+    return 4 * count_steps(len(work.calibration.tokens)) * work.checkpoint.config.parameters
 
 
-def count_steps(work: Workspace) -> int:
-    return max(1, PASSES * len(work.calibration.tokens) // BATCH)
+def count_steps(sequences: int) -> int:
+    """Steps of distillation over a text of so many sequences."""
+    return max(1, PASSES * sequences // BATCH)
 
 
 def _schedule(step: int, steps: int) -> float:
