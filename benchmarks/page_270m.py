@@ -79,8 +79,10 @@ class Maker:
         self._compare()
         repeats = ("--repeats", str(self._amounts.repeats))
         self._keep("bench", "gemma-runtime", "bench", *self._paths(), *repeats, "--json")
-        page = self._folder / "report.html"
-        _run("gemma-runtime", "report", *self._paths(), "--from", self._figures, "-o", page)
+        self._report()
+        if self._amounts.code:  # as long as all else, so the page is there before
+            self._compare_code()
+            self._report()
 
     def _prepare(self) -> None:
         for script, name, flags in (
@@ -113,21 +115,31 @@ class Maker:
 
     def _compare(self) -> None:
         """Float32 against each other bundle, with the noise of that bundle's own rounding."""
-        prompts = self._prompts()
-        code = (_CODE,) if self._amounts.code else ()
-        tasks = (*self._amounts.tasks, *code)
+        prompts, tasks = self._prompts(), self._amounts.tasks
         before = self._answers("float32", tasks, _CHUNK)
         for name, bundle in list(self._bundles.items())[1:]:
             after = self._answers(name, tasks, _CHUNK)
-            again = self._answers(name, self._amounts.tasks, _OTHER_CHUNK)
+            again = self._answers(name, tasks, _OTHER_CHUNK)
             compare = ("gemma-runtime", "compare", before, after, "--noise", again, "--json")
             self._keep(f"compare-{name}", *compare)
             safety = ("gemma-runtime", "safety", self._bundles["float32"], bundle)
             self._keep(f"safety-{name}", *safety, "--prompts", prompts, "--json")
 
+    def _compare_code(self) -> None:
+        before = self._answers("float32", (_CODE,), _CHUNK)
+        for name in list(self._bundles)[1:]:
+            after = self._answers(name, (_CODE,), _CHUNK)
+            compare = ("gemma-runtime", "compare", before, after, "--json")
+            self._keep(f"compare-code-{name}", *compare)
+
+    def _report(self) -> None:
+        page = self._folder / "report.html"
+        _run("gemma-runtime", "report", *self._paths(), "--from", self._figures, "-o", page)
+
     def _answers(self, name: str, tasks: Sequence[str], chunk: int) -> Path:
         """A run of offline tasks."""
-        output = self._folder / f"runs/{name}-{chunk}"
+        kind = "code-" if _CODE in tasks else ""
+        output = self._folder / f"runs/{kind}{name}-{chunk}"
         if not [*output.rglob("results_*.json")]:
             run: list[str | Path] = [
                 "gemma-runtime",
