@@ -64,10 +64,7 @@ public final class Schema: Sendable {
     }
 
     private func choiceProblems(_ path: String, _ value: JSON) -> [String] {
-        var problems: [String] = []
-        if let choices = parts.choices, !choices.contains(value) {
-            problems.append("expected one of \(JSON.array(choices).write())")
-        }
+        var problems = parts.choices.filter { !$0.contains(value) }.map { "expected one of \(JSON.array($0).write())" }
         if let anyOf = parts.anyOf, anyOf.allSatisfy({ !$0.check(path, value).isEmpty }) {
             problems.append("expected one of: \(anyOf.map(\.description).joined(separator: ", "))")
         }

@@ -1,7 +1,7 @@
 /// A schema's keywords, parsed and checked.
 struct SchemaParts: Sendable {
     let types: [String]?
-    let choices: [JSON]?  // from enum or const
+    let choices: [[JSON]]  // of enum and of const; a value must be in each
     let anyOf: [Schema]?
     let properties: [[UInt8]: Schema]  // by the name's UTF-8
     let required: [String]
@@ -20,7 +20,7 @@ struct SchemaParts: Sendable {
             )
         }
         types = try keywords["type"].map(readTypes)
-        choices = try keywords["const"].map { [$0] } ?? keywords["enum"].map { try list("enum", $0) }
+        choices = try [keywords["enum"].map { try list("enum", $0) }, keywords["const"].map { [$0] }].compactMap { $0 }
         anyOf = try keywords["anyOf"].map { try list("anyOf", $0).map { try Schema($0) } }
         var schemas: [[UInt8]: Schema] = [:]
         for field in try keywords["properties"].map({ try fields("properties", $0) }) ?? [] {

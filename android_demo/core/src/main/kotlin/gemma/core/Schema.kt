@@ -42,10 +42,9 @@ class Schema private constructor(private val keywords: Map<String, Json>, privat
     )
 
     private fun choiceProblems(path: String, value: Json): List<Violation> {
-        val choices = parts.choices
+        val missed = parts.choices.filter { value !in it }.map { Violation(path, "expected one of ${JsonArray(it).write()}") }
         val alternatives = parts.anyOf
-        return listOfNotNull(
-            if (choices != null && value !in choices) Violation(path, "expected one of ${JsonArray(choices).write()}") else null,
+        return missed + listOfNotNull(
             if (alternatives != null && alternatives.all { it.check(path, value).isNotEmpty() }) {
                 Violation(path, "expected one of: ${alternatives.joinToString { JsonObject(it.keywords).write() }}")
             } else {

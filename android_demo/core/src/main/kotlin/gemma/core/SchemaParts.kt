@@ -3,7 +3,7 @@ package gemma.core
 /** A schema's keywords, parsed and checked. */
 internal class SchemaParts(
     val types: List<String>?,
-    val choices: List<Json>?, // from enum or const
+    val choices: List<List<Json>>, // of enum and of const; a value must be in each
     val anyOf: List<Schema>?,
     val properties: Map<String, Schema>,
     val required: List<String>,
@@ -55,8 +55,8 @@ private fun readTypes(value: Json): List<String> {
     return types
 }
 
-private fun readChoices(keywords: Map<String, Json>): List<Json>? =
-    keywords["const"]?.let(::listOf) ?: keywords["enum"]?.let { list("enum", it) }
+private fun readChoices(keywords: Map<String, Json>): List<List<Json>> =
+    listOfNotNull(keywords["enum"]?.let { list("enum", it) }, keywords["const"]?.let(::listOf))
 
 private fun readClosed(value: Json): Boolean =
     !((value as? JsonBoolean)?.value ?: wrong("additionalProperties", value, "true or false"))
