@@ -24,7 +24,8 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         if not 1 <= (found := getattr(manifest, name)) <= limit:
             yield f"{name} is {found}, expected 1 to {limit}"
     for index, layer in enumerate(manifest.layers):
-        yield from (f"layer {index}: {problem}" for problem in _layer_problems(index, layer))
+        problems = _layer_problems(index, layer, manifest.context_length)
+        yield from (f"layer {index}: {problem}" for problem in problems)
     for parts in manifest.graphs.values():
         for part in parts:
             for tensor in (*part.inputs, *part.outputs, *part.states):
@@ -33,10 +34,12 @@ def _problems(manifest: Manifest) -> Iterator[str]:
                 yield f"the states of {part.file!r:.60} have more than {_ALL_STATES} elements"
 
 
-def _layer_problems(index: int, layer: LayerCache) -> Iterator[str]:
+def _layer_problems(index: int, layer: LayerCache, context_length: int) -> Iterator[str]:
     sizes = (layer.slots, layer.kv_heads, layer.head_dim, layer.window or 1)
     if min(sizes) < 1 or layer.window == 0 or math.prod(sizes[:3]) > _LARGEST:
         yield f"its cache has the sizes {layer.shape}, and its window is {layer.window}"
+    if layer.slots < min(layer.window or context_length, context_length):
+        yield f"its cache has {layer.slots} slots, fewer than its window and the context"
     if layer.source is not None and not 0 <= layer.source < index:
         yield f"it reads the cache of layer {layer.source}, expected an earlier one"
 

@@ -45,6 +45,7 @@ def _set_state(**fields: object) -> Callable[[Any], object]:
         (lambda m: m.update(prefill_length=0), "prefill_length is 0"),
         (_set_layer(slots=2**40), "layer 0: its cache has the sizes"),
         (_set_layer(head_dim=-32), "layer 0: its cache has the sizes"),
+        (_set_layer(slots=7), "layer 0: its cache has 7 slots"),
         (_set_layer(window=0), "its window is 0"),
         (_set_layer(source=0), "it reads the cache of layer 0, expected an earlier one"),
         (_set_state(shape=[2**20, 2**20]), "past_key_0' has the shape"),
