@@ -1,5 +1,6 @@
 """Drafts: the same tokens as without them, in fewer steps, and never many more."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from gemma_runtime.session import FakeSession, Logits, open_session
 from gemma_runtime.text.draft import PromptLookup
 from gemma_runtime.text.generate import generate
 from gemma_runtime.text.sampler import Sampling
+from tests.data.session_vectors import VECTORS, vectors
 from tests.runtime.real_bundles import export_random
 
 VOCABULARY = 24
@@ -105,6 +107,10 @@ def test_guesses_continue_the_last_time_that_a_passage_occurred() -> None:
     assert PromptLookup().draft([5, 6, 5, 6], 3) == [5, 6, 5]  # into itself
     assert PromptLookup().draft([5, 6, 7], 3) == []
     assert PromptLookup().draft([5, 6, 5, 6], 0) == []
+
+
+def test_the_phones_are_tested_with_what_this_code_does() -> None:
+    assert json.loads(VECTORS.read_text("utf-8")) == json.loads(json.dumps(vectors()))
 
 
 @pytest.mark.parametrize(("recipe", "exact"), [("none", False), ("int4", True), ("int4", False)])
