@@ -6,6 +6,7 @@ import gemma.core.ChatCodec
 import gemma.core.ContextFullException
 import gemma.core.Conversation
 import gemma.core.DATA
+import gemma.core.Drafter
 import gemma.core.EngineSession
 import gemma.core.GenerationRequest
 import gemma.core.Manifest
@@ -67,6 +68,22 @@ class OnnxEngineTest {
             assertEquals(expected.of("tokens").ints().asList(), runBlocking { generation.flow().toList() })
             assertEquals(StopReason.LENGTH, generation.reason)
         }
+    }
+
+    @Test
+    fun `the greedy tokens with drafts equal Python's without`() = onGraph("exact") { session ->
+        val expected = json(File(DATA, "tiny_tokens.json"))
+        val request = GenerationRequest(expected.of("prompt").ints(), IntArray(0), 64, emptySet())
+        val drafter = Guesses(expected.of("tokens").ints())
+        val generation = TokenGeneration(session, request, Sampler(Sampling()), drafter)
+        assertEquals(expected.of("tokens").ints().asList(), runBlocking { generation.flow().toList() })
+        assertTrue(drafter.right > 8 && drafter.wrong > 8, "${drafter.right} guesses were right, ${drafter.wrong} wrong")
+    }
+
+    @Test
+    fun `an engine tells the threads that it was opened with`() {
+        OnnxEngine(bundle, "decode", 2, TEMPORARY).use { assertEquals(2, it.threads) }
+        BundleSession(bundle.manifest) { OnnxEngine(bundle, it, 2, TEMPORARY) }.use { assertEquals(2, it.threads) }
     }
 
     @Test
@@ -149,5 +166,24 @@ class OnnxEngineTest {
         folder.walk().forEach { it.deleteOnExit() }
         val text = manifest(File(folder, "manifest.json").readText())
         return Bundle(folder, Manifest.parse(text))
+    }
+}
+
+/** Guesses three tokens from the right text, of which the last is wrong each second time. */
+private class Guesses(private val text: IntArray) : Drafter {
+    var right = 0
+        private set
+    var wrong = 0
+        private set
+    private var calls = 0
+
+    override fun draft(tokens: List<Int>, most: Int): List<Int> {
+        val next = text.drop(tokens.size - 3).take(minOf(3, most)) // after the three tokens of the prompt
+        return if (calls++ % 2 == 0 || next.isEmpty()) next else next.dropLast(1) + (next.last() + 1)
+    }
+
+    override fun judge(drafted: Int, accepted: Int) {
+        right += accepted
+        wrong += drafted - accepted
     }
 }

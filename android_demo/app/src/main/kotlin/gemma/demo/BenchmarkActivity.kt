@@ -83,9 +83,11 @@ class BenchmarkActivity : Screen() {
     private fun keep(model: LoadedModel, before: Map<String, String>, add: (Results) -> Results) {
         val device = application.device
         results = add(if (results.model === model) results else Results(model))
-        val about = device.describe() + ("runtime" to model.session.runtime) + before + device.state("end")
+        val session = model.session // which tells what it was loaded with, whatever was chosen since
+        val about = device.describe() + ("runtime" to session.runtime) + ("threads" to session.threads.toString()) + before +
+            device.state("end")
         val report = reportJson(
-            about, model.bundle, results.verification, model.loading, results.benchmark, results.sustained, device.threads,
+            about, model.bundle, results.verification, model.loading, results.benchmark, results.sustained, session.threads,
         )
         save(report.write(), model.bundle.directory.name)
     }

@@ -268,8 +268,16 @@ class ChatActivity : Screen(), MessageList.Actions {
 
     private fun editSettings() {
         val model = application.model
-        val dialog = SettingsDialog(this, application.chat.settings, model?.bundle?.manifest, model?.codec?.canThink ?: true)
-        show(dialog.builder { settings -> startTask { application.keep(application.chat.copy(settings = settings)) } })
+        val abilities = model?.let { Abilities(it.codec.canThink, it.session.scoresTogether) } ?: Abilities()
+        val dialog = SettingsDialog(
+            this, application.chat.settings, model?.bundle?.manifest, abilities, application.threads, application.device.cores,
+        )
+        show(
+            dialog.builder { settings, threads ->
+                application.threads = threads
+                startTask { application.keep(application.chat.copy(settings = settings)) }
+            },
+        )
     }
 
     /** Lets the user enter a JSON Schema that answers must match, or none. */

@@ -17,8 +17,7 @@ class Device(private val context: Context) {
 
     val memoryBytes: Long get() = memory().totalMem
 
-    /** Half of the cores: the other half of a phone's cores are slow, and the fast ones would wait for them. */
-    val threads: Int = maxOf(1, Runtime.getRuntime().availableProcessors() / 2)
+    val cores: Int = Runtime.getRuntime().availableProcessors()
 
     fun memoryLine(): String {
         val now = memory()
@@ -33,7 +32,7 @@ class Device(private val context: Context) {
         "android" to Build.VERSION.RELEASE,
         "abi" to Build.SUPPORTED_ABIS.first(),
         "memory_bytes" to memoryBytes.toString(),
-        "threads" to threads.toString(),
+        "cores" to cores.toString(),
         "app" to context.packageManager.getPackageInfo(context.packageName, 0).versionName.orEmpty(),
         "build" to if (context.applicationInfo.flags and ApplicationInfo.FLAG_DEBUGGABLE != 0) "debug" else "release",
     )

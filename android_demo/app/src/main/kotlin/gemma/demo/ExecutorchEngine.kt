@@ -10,7 +10,7 @@ import org.pytorch.executorch.Tensor
 import java.io.File
 
 /** An ExecuTorch Module with one method, `forward(tokens, start)`; the program holds the caches. */
-class ExecutorchEngine(bundle: Bundle, graph: String, threads: Int) : Engine {
+class ExecutorchEngine(bundle: Bundle, graph: String, override val threads: Int) : Engine {
     override val givesEveryRow = false
     override val runtime = "ExecuTorch ${BuildConfig.EXECUTORCH_VERSION}"
 

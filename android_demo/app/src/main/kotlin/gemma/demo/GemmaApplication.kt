@@ -47,6 +47,11 @@ class GemmaApplication : Application() {
         get() = preferences.getString("bundle", null)?.let { name -> library.bundles().firstOrNull { it.name == name } }
         set(value) = preferences.edit().putString("bundle", value?.name).apply()
 
+    /** The chosen number of threads, from the next time that a bundle is loaded; null for the usual one. Main thread. */
+    var threads: Int?
+        get() = preferences.getInt("threads", 0).takeIf { it > 0 }
+        set(value) = preferences.edit().putInt("threads", value ?: 0).apply()
+
     private var current: SavedChat? = null
 
     /** The chat on the screen, the same after the process has ended. Main thread. */

@@ -42,8 +42,11 @@ class LoadedModel private constructor(
     override fun close() = session.close()
 
     companion object {
-        /** Throws GemmaException with a message for the user if anything is wrong. `folder` is for temporary files. */
-        fun load(directory: File, device: Device, checked: CheckedBundles, folder: File, onProgress: (Double) -> Unit): LoadedModel {
+        /**
+         * Loads a bundle that computes with so many threads. Throws GemmaException with a message for the user if anything
+         * is wrong. `folder` is for temporary files.
+         */
+        fun load(directory: File, threads: Int, device: Device, checked: CheckedBundles, folder: File, onProgress: (Double) -> Unit): LoadedModel {
             val check = LatencyMeter()
             val bundle = check.load { openBundle(directory, checked, onProgress) }
             val target = bundle.manifest.target.name
@@ -54,7 +57,7 @@ class LoadedModel private constructor(
             memoryProblem(bundle.manifest, device.memoryBytes)?.let { throw BundleException(it) }
             val codec = ChatCodec.load(bundle)
             val meter = LatencyMeter()
-            val session = meter.load { BundleSession(bundle.manifest) { graph -> open(bundle, graph, device.threads, folder) } }
+            val session = meter.load { BundleSession(bundle.manifest) { graph -> open(bundle, graph, threads, folder) } }
             val loading = Loading(check.latency().loadMs ?: 0.0, meter.latency().loadMs ?: 0.0)
             return LoadedModel(bundle, session, codec, meter, loading)
         }

@@ -23,7 +23,7 @@ import java.nio.LongBuffer
  * ONNX Runtime on the CPU. Past and present caches share their buffers, so a step copies no cache. The caches are
  * mapped in `folder`.
  */
-class OnnxEngine(bundle: Bundle, graph: String, threads: Int, private val folder: File) : Engine {
+class OnnxEngine(bundle: Bundle, graph: String, override val threads: Int, private val folder: File) : Engine {
     override val givesEveryRow = true
 
     private val environment = OrtEnvironment.getEnvironment().also {

@@ -10,6 +10,7 @@ import android.widget.LinearLayout
 import android.widget.ScrollView
 import android.widget.TextView
 import gemma.core.messageFor
+import gemma.core.threadsToUse
 import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.Job
 import kotlinx.coroutines.SupervisorJob
@@ -124,9 +125,10 @@ abstract class Screen : Activity() {
         application.model?.let { return it }
         val directory = application.bundle ?: return null
         status.text = "Loading ${directory.name} …"
+        val threads = threadsToUse(application.threads, application.device.cores)
         onModelThread {
             val task = currentCoroutineContext()
-            application.model = LoadedModel.load(directory, application.device, application.checked, cacheDir) { share ->
+            application.model = LoadedModel.load(directory, threads, application.device, application.checked, cacheDir) { share ->
                 task.ensureActive()
                 scope.launch { status.text = "Checking ${directory.name}: %.0f %%".format(100 * share) }
             }

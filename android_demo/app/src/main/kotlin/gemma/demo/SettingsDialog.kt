@@ -11,13 +11,20 @@ import android.widget.ScrollView
 import gemma.core.ChatSettings
 import gemma.core.GemmaException
 import gemma.core.Manifest
+import gemma.core.parseThreads
+import gemma.core.usualThreads
 
-/** The settings of a chat: system prompt, sampling, thinking, and what to do when the context is full. */
+/** What the loaded bundle can do; without one, all that any can. */
+internal class Abilities(val thinking: Boolean = true, val drafts: Boolean = true)
+
+/** The settings of a chat, and the number of threads for all chats. */
 internal class SettingsDialog(
     private val context: Context,
     private val settings: ChatSettings,
     private val manifest: Manifest?, // of the loaded bundle, whose sampling the hints show
-    canThink: Boolean,
+    abilities: Abilities,
+    threads: Int?, // as chosen; null for the usual number
+    private val cores: Int,
 ) {
     private val usual = manifest?.let { ChatSettings().samplingFor(it) }
     private val system = EditText(context).apply {
@@ -28,18 +35,24 @@ internal class SettingsDialog(
     private val temperature = number("Temperature", usual?.temperature, settings.sampling?.temperature)
     private val topK = number("Top k", usual?.topK, settings.sampling?.topK)
     private val topP = number("Top p", usual?.topP, settings.sampling?.topP)
-    private val thinking = check("Think before answering", settings.thinking && canThink).apply { isEnabled = canThink }
+    private val thinking = check("Think before answering", settings.thinking, abilities.thinking)
     private val roll = check("When the context is full: forget the oldest turns", settings.roll)
+    private val drafts = check("Guess repeated passages, and check them together", settings.drafts, abilities.drafts)
+    private val threadCount = EditText(context).apply {
+        hint = "Threads, 1 to $cores, for the next loading (${usualThreads(cores)})"
+        inputType = InputType.TYPE_CLASS_NUMBER
+        threads?.let { setText(it.toString()) }
+    }
 
-    /** A dialog that gives the settings to `onDone`. Values that are no numbers are refused and change nothing. */
-    fun builder(onDone: (ChatSettings) -> Unit): AlertDialog.Builder {
+    /** A dialog that gives the settings and the threads to `onDone`. Values out of range are refused and change nothing. */
+    fun builder(onDone: (ChatSettings, Int?) -> Unit): AlertDialog.Builder {
         val page = LinearLayout(context).apply { orientation = LinearLayout.VERTICAL }
-        listOf<View>(system, temperature, topK, topP, thinking, roll).forEach(page::addView)
+        listOf<View>(system, temperature, topK, topP, thinking, roll, drafts, threadCount).forEach(page::addView)
         return AlertDialog.Builder(context).setTitle("Settings").setView(ScrollView(context).apply { addView(page) })
             .setNegativeButton("Cancel", null)
             .setPositiveButton("Use") { _, _ ->
                 try {
-                    onDone(read())
+                    onDone(read(), parseThreads(threadCount.text.toString(), cores))
                 } catch (error: GemmaException) {
                     AlertDialog.Builder(context).setMessage(error.message).setPositiveButton("Close", null).show()
                 }
@@ -55,6 +68,7 @@ internal class SettingsDialog(
             sampling = own.takeIf { texts.any(String::isNotBlank) },
             thinking = thinking.isChecked,
             roll = roll.isChecked,
+            drafts = drafts.isChecked,
         )
     }
 
@@ -64,8 +78,9 @@ internal class SettingsDialog(
         value?.let { setText(it.toString()) }
     }
 
-    private fun check(name: String, value: Boolean) = CheckBox(context).apply {
+    private fun check(name: String, value: Boolean, isPossible: Boolean = true) = CheckBox(context).apply {
         text = name
-        isChecked = value
+        isEnabled = isPossible
+        isChecked = value && isPossible
     }
 }

@@ -6,11 +6,15 @@ data class ChatSettings(
     val sampling: Sampling? = null, // null for the bundle's own values
     val thinking: Boolean = false,
     val roll: Boolean = false, // forget the oldest turns when the context is full
+    val drafts: Boolean = false, // guess repeated passages, and check several tokens at once
 ) {
     /** How to sample with a bundle; its authors' values unless the user has set others. */
     fun samplingFor(manifest: Manifest): Sampling = sampling ?: manifest.sampling ?: RECOMMENDED
 
-    /** A conversation that goes on from a chat with these settings; thinking is off where the bundle can't think. */
+    /**
+     * A conversation that goes on from a chat with these settings; thinking is off where the bundle can't think, and
+     * drafts where its graph gives the logits of one token per run.
+     */
     fun conversation(session: Session, codec: ChatCodec, manifest: Manifest, chat: SavedChat) = Conversation(
         session,
         codec,
@@ -20,6 +24,7 @@ data class ChatSettings(
         thinking && codec.canThink,
         chat.messages,
         chat.forgotten,
+        drafts && session.scoresTogether,
     )
 
     internal fun json(): Json = JsonObject(
@@ -28,6 +33,7 @@ data class ChatSettings(
             "sampling" to (sampling?.let(::samplingJson) ?: JsonNull),
             "thinking" to JsonBoolean(thinking),
             "roll" to JsonBoolean(roll),
+            "drafts" to JsonBoolean(drafts),
         ),
     )
 
@@ -40,6 +46,7 @@ data class ChatSettings(
             sampling = json.orNull("sampling")?.let(::readSampling),
             thinking = json.of("thinking").boolean(),
             roll = json.of("roll").boolean(),
+            drafts = json.orNull("drafts")?.boolean() ?: false, // chats saved by an earlier version don't say
         )
 
         /** Throws SessionException for a text that is no number and for a value out of range. Blank texts keep `base`. */

@@ -89,6 +89,9 @@ private fun checkPlace(turns: List<Message>, index: Int) {
  * With `thinking`, the model thinks before it answers; later turns don't see its thoughts. A conversation that was
  * saved goes on from its `earlier` turns, the first `forgotten` of which the model doesn't see. Throws
  * TokenizerException if the template can't ask for thoughts.
+ *
+ * With `drafts`, repeated passages are guessed, and several tokens checked in one run of the model; `send` throws
+ * SessionException if the session can't do that.
  */
 class Conversation(
     private val session: Session,
@@ -99,6 +102,7 @@ class Conversation(
     thinking: Boolean = false,
     earlier: List<Message> = emptyList(),
     forgotten: Int = 0,
+    private val drafts: Boolean = false,
 ) {
     private val format = if (thinking) codec.thinkingFormat() else codec.format
     private val opening = listOfNotNull(system?.let { Message(Role.SYSTEM, it) })
@@ -166,7 +170,7 @@ class Conversation(
             stopTokens = codec.stopTokens,
             grammar = grammar?.let { GrammarState(it, codec.tokenizer, codec.stopTokens) },
         )
-        val generation = TokenGeneration(session, request, sampler)
+        val generation = TokenGeneration(session, request, sampler, if (drafts) PromptLookup() else null)
         before = now
         asked = next
         fed = tokens

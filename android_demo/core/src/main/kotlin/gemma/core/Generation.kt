@@ -17,13 +17,21 @@ data class GenerationRequest(
     val grammar: GrammarState? = null, // what the reply must be
 )
 
-/** Generates tokens: collect its flow once. Cancelling the collector stops it between two runs of the model. */
+/**
+ * Generates tokens: collect its flow once. Cancelling the collector stops it between two runs of the model.
+ *
+ * The tokens that a `drafter` guesses are checked together; under a grammar there are no drafts. Throws SessionException
+ * if the session takes one run for each token anyway.
+ */
 class TokenGeneration(
     private val session: Session,
     private val request: GenerationRequest,
     private val sampler: Sampler,
+    drafter: Drafter? = null,
 ) {
+    private val drafter = drafter.takeIf { request.grammar == null }
     private val generated = ArrayList<Int>()
+    private val previous = (request.history + request.prompt).toMutableList()
 
     /** The new tokens so far, without the stop token. */
     val tokens: List<Int> get() = generated
@@ -37,15 +45,20 @@ class TokenGeneration(
         if (request.maxNewTokens < 1) {
             throw SessionException("max_new_tokens is ${request.maxNewTokens}, expected at least 1")
         }
+        if (drafter != null && !session.scoresTogether) {
+            throw SessionException("this bundle's graph gives the logits of one token per run, so drafts save no time; turn them off")
+        }
     }
 
     fun flow(): Flow<Int> = flow {
-        val previous = (request.history + request.prompt).toMutableList()
         val context = currentCoroutineContext()
-        var logits = session.prefill(request.prompt) { context.ensureActive() }
+        var chosen = listOf(pick(session.prefill(request.prompt) { context.ensureActive() }))
         while (true) {
             context.ensureActive()
-            val token = sampler.pick(logits, previous, request.grammar?.let { it::allows })
+            val right = chosen.dropLast(1)
+            generated += right // before any is emitted: they are in the cache
+            right.forEach { emit(it) }
+            val token = chosen.last()
             reason = if (token in request.stopTokens) StopReason.STOP_TOKEN else null
             if (reason != null) return@flow
             request.grammar?.accept(token)
@@ -54,9 +67,39 @@ class TokenGeneration(
             reason = reasonToStop()
             emit(token)
             if (reason != null) return@flow
-            logits = session.decode(token)
+            chosen = step(token)
         }
     }
+
+    /** Feeds a token, and guesses of what follows it. Returns the right guesses, which stay fed, and one token more. */
+    private fun step(token: Int): List<Int> {
+        val drafter = drafter ?: return listOf(pick(session.decode(token)))
+        val drafted = drafter.draft(previous, undoable())
+        val chosen = if (drafted.isEmpty()) listOf(pick(session.decode(token))) else check(token, drafted)
+        drafter.judge(drafted.size, chosen.size - 1)
+        return chosen
+    }
+
+    /** Chooses tokens up to the first wrong guess, and takes back the wrong ones. */
+    private fun check(token: Int, drafted: List<Int>): List<Int> {
+        val chosen = ArrayList<Int>()
+        for ((logits, guess) in session.score((listOf(token) + drafted).toIntArray()).zip(drafted + null)) {
+            chosen += pick(logits)
+            if (chosen.last() != guess || guess in request.stopTokens) break
+            previous += guess
+        }
+        session.rewind(session.position - (drafted.size - (chosen.size - 1)))
+        return chosen
+    }
+
+    /** How many guesses fit, and can be taken back, after one more token. */
+    private fun undoable(): Int {
+        val left = request.maxNewTokens - generated.size - 1
+        val most = minOf(left, session.contextLength - session.position - 1)
+        return if (most > 0) maxOf(0, session.undoable(1 + most) - 1) else 0
+    }
+
+    private fun pick(logits: FloatArray): Int = sampler.pick(logits, previous, request.grammar?.let { it::allows })
 
     private fun reasonToStop(): StopReason? = when {
         request.grammar?.isDone == true -> StopReason.CONSTRAINT

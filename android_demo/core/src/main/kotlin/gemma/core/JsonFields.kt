@@ -39,6 +39,8 @@ internal class JsonFields(private val file: String, private val path: String, pr
 
     fun isString(): Boolean = value is JsonString
 
+    fun isNull(): Boolean = value == JsonNull
+
     fun wrong(expected: String): BundleException = invalid("$path is ${value.write().take(40)}, expected $expected")
 
     private fun objectFields(): Map<String, Json> = (value as? JsonObject)?.fields ?: throw wrong("an object")

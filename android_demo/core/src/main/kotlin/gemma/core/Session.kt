@@ -29,6 +29,12 @@ interface Session : Closeable {
      */
     fun rewind(to: Int): Int
 
+    /** How many of the next `most` tokens can be fed and then taken back by `rewind`, with nothing fed again. */
+    fun undoable(most: Int): Int
+
+    /** Whether `score` runs the model once for several tokens, so that drafts can save time. */
+    val scoresTogether: Boolean
+
     /** Forgets every token. */
     fun reset()
 }
@@ -40,6 +46,9 @@ interface Engine : Closeable {
 
     /** The runtime and its version, for reports. */
     val runtime: String
+
+    /** The threads that it computes with, for reports; null if the runtime decides. */
+    val threads: Int?
 
     /** Appends tokens at a position; returns the logits after the last `rows` of them, (rows, V). */
     fun run(tokens: IntArray, position: Int, rows: Int): List<FloatArray>
@@ -53,7 +62,11 @@ class EngineSession(private val engine: Engine, private val manifest: Manifest) 
 
     override val contextLength: Int get() = manifest.contextLength
 
+    override val scoresTogether: Boolean get() = engine.givesEveryRow
+
     val runtime: String get() = engine.runtime
+
+    val threads: Int? get() = engine.threads
 
     override fun prefill(tokens: IntArray, beforeChunk: () -> Unit): FloatArray {
         checkTokens(tokens)
@@ -85,7 +98,7 @@ class EngineSession(private val engine: Engine, private val manifest: Manifest) 
         var start = 0
         while (start < tokens.size) {
             val room = rings.minOfOrNull { nextFull(it, position + start) - position } ?: tokens.size
-            val stop = minOf(start + manifest.prefillLength, tokens.size, room)
+            val stop = minOf(start + minOf(manifest.prefillLength, tokens.size - start), room)
             pieces += tokens.copyOfRange(start, stop)
             start = stop
         }
@@ -100,9 +113,12 @@ class EngineSession(private val engine: Engine, private val manifest: Manifest) 
         if (to !in 0..position) {
             throw SessionException("can't go back to position $to: $position tokens are in the cache; give 0 to $position")
         }
-        if (manifest.layers.all { holds(it, to, written) }) position = to else reset()
+        if (canGoOn(to, written)) position = to else reset()
         return position
     }
+
+    override fun undoable(most: Int): Int =
+        (1..most).takeWhile { canGoOn(position, maxOf(written, position + it)) }.size
 
     override fun reset() {
         position = 0
@@ -111,7 +127,9 @@ class EngineSession(private val engine: Engine, private val manifest: Manifest) 
 
     override fun close() = engine.close()
 
-    /** Whether a cache in which `written` tokens were can go on from a position. */
+    /** Whether caches in which `written` tokens were can go on from a position. */
+    private fun canGoOn(position: Int, written: Int): Boolean = manifest.layers.all { holds(it, position, written) }
+
     private fun holds(cache: LayerCache, position: Int, written: Int): Boolean {
         val window = cache.window ?: return true
         if (manifest.target.name == "onnx") return firstHeld(cache, position) == firstHeld(cache, written)
@@ -156,6 +174,11 @@ class BundleSession(private val manifest: Manifest, private val open: (graph: St
     /** The runtime and its version, for reports. */
     val runtime: String get() = session().runtime
 
+    /** The threads that the runtime computes with, for reports; null if it decides. */
+    val threads: Int? get() = session().threads
+
+    override val scoresTogether: Boolean get() = session().scoresTogether
+
     override val position: Int get() = session().position
 
     override val contextLength: Int get() = manifest.contextLength
@@ -167,6 +190,8 @@ class BundleSession(private val manifest: Manifest, private val open: (graph: St
     override fun score(tokens: IntArray): List<FloatArray> = session().score(tokens)
 
     override fun rewind(to: Int): Int = session().rewind(to)
+
+    override fun undoable(most: Int): Int = session().undoable(most)
 
     override fun reset() {
         loaded?.reset()

@@ -189,6 +189,7 @@ class ConversationTest {
         val engine = object : Engine {
             override val givesEveryRow = true
             override val runtime = "a script"
+            override val threads: Int? = null
 
             override fun run(tokens: IntArray, position: Int, rows: Int): List<FloatArray> {
                 stop()

@@ -39,7 +39,7 @@ class SavedChatsTest {
 
     @Test
     fun `a chat survives its process, and goes on as if nothing had happened`() {
-        val settings = ChatSettings("be brief", Sampling(0.7, 5, 0.9, 0.1, 1.2), thinking = true, roll = true)
+        val settings = ChatSettings("be brief", Sampling(0.7, 5, 0.9, 0.1, 1.2), thinking = true, roll = true, drafts = true)
         val before = session()
         val talk = talk(SavedChat("a", "tiny", settings), before)
         talk.ask("one \"two\"\nthree é😀")

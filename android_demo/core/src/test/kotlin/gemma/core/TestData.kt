@@ -104,6 +104,10 @@ class ScriptedSession(override val contextLength: Int = 4096, private val script
 
     override fun score(tokens: IntArray): List<FloatArray> = tokens.map(::decode)
 
+    override val scoresTogether = true
+
+    override fun undoable(most: Int): Int = most
+
     override fun rewind(to: Int): Int {
         tokens.subList(to, tokens.size).clear()
         return position
@@ -118,6 +122,7 @@ class ScriptedSession(override val contextLength: Int = 4096, private val script
 class BridgeEngine(private val vocabSize: Int, graph: String = "exact") : Engine {
     override val givesEveryRow = true
     override val runtime = "gemma_runtime"
+    override val threads = 1
     private val process: Process
 
     init {

@@ -16,6 +16,10 @@ class VerifyTest {
             golden.tokens.asList() to golden.quantized
         }
         return object : Session {
+            override val scoresTogether = true
+
+            override fun undoable(most: Int) = most
+
             private val tokens = ArrayList<Int>()
             override val position get() = tokens.size
             override val contextLength = 4096
