@@ -2,7 +2,7 @@ import GemmaChat
 import GemmaKit
 import SwiftUI
 
-/// System prompt, thinking, a full context, and sampling.
+/// System prompt, thinking, a full context, sampling, and where Core ML computes.
 struct SettingsView: View {
     let screen: ChatScreen
     @State private var settings: ChatSettings
@@ -29,6 +29,11 @@ struct SettingsView: View {
                 Section("Sampling") {
                     Toggle("As the bundle says", isOn: $asBundleSays)
                     if !asBundleSays { SamplingFields(sampling: $sampling) }
+                }
+                Section("Compute units of Core ML, from the next loading on") {
+                    Picker("Run on", selection: $settings.computeUnits) {
+                        ForEach(ComputeUnits.allCases, id: \.self) { Text($0.title).tag($0) }
+                    }
                 }
                 if let problem { Text(problem).foregroundStyle(.orange) }
             }

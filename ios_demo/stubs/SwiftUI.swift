@@ -113,6 +113,13 @@ public struct Stepper<L: View>: Leaf {}
 extension Stepper where L == Text {
     public init<N: Strideable>(_ title: LocalizedStringKey, value: Binding<N>, in bounds: ClosedRange<N>, step: N.Stride = 1) {}
 }
+public struct Picker<L: View, S: Hashable, C: View>: Leaf {}
+extension Picker where L == Text {
+    public init(_ title: LocalizedStringKey, selection: Binding<S>, @ViewBuilder content: () -> C) {}
+}
+extension View {
+    public nonisolated func tag<V: Hashable>(_ tag: V) -> some View { self }
+}
 public struct ProgressView<L: View, V: View>: Leaf {}
 extension ProgressView where L == EmptyView, V == EmptyView {
     public nonisolated init<N: BinaryFloatingPoint>(value: N?, total: N = 1.0) {}

@@ -7,8 +7,10 @@ public let executorchVersion = "1.5.1"
 
 /// Opens bundles for ExecuTorch, and those that GemmaKit runs itself.
 @Sendable
-public func openWithExecutorch(_ bundle: ModelBundle, graph: String) async throws -> any Engine {
-    guard bundle.manifest.target == "executorch" else { return try await openEngine(bundle, graph: graph) }
+public func openWithExecutorch(_ bundle: ModelBundle, graph: String, units: ComputeUnits) async throws -> any Engine {
+    guard bundle.manifest.target == "executorch" else {
+        return try await openEngine(bundle, graph: graph, units: units)
+    }
     try checkRuntime(bundle.manifest, "ExecuTorch", executorchVersion)
     return try ExecutorchEngine(bundle, graph: graph)
 }

@@ -93,7 +93,8 @@ actor ModelActor {
         let codec = try ChatCodec(bundle)
         var load = LatencyMeter()
         load.startLoad()
-        let session = try await BundleSession.open(bundle.manifest) { [open] in try await open(bundle, $0) }
+        let units = settings.computeUnits
+        let session = try await BundleSession.open(bundle.manifest) { [open] in try await open(bundle, $0, units) }
         load.loaded()
         let times = Loading(checkMs: check.latency.loadMs ?? 0, loadMs: load.latency.loadMs ?? 0)
         let new = Loaded(bundle: bundle, session: session, codec: codec, times: times)
@@ -183,6 +184,7 @@ actor ModelActor {
         var device = describeDevice()
         device["condition_before"] = before
         device["condition_after"] = await describeCondition()
+        device["compute_units"] = loaded.session.computeUnits?.rawValue  // as loaded, whatever was chosen since
         return try reportJSON(
             device: device, loaded.bundle, results.verification, loaded.times, results.benchmark, results.sustained
         ).write()

@@ -6,8 +6,19 @@ public struct ChatSettings: Codable, Equatable, Sendable {
     public var thinking = false
     public var roll = false  // whether a chat forgets its oldest turns when the context is full
     public var sampling: Sampling?  // nil: as the bundle says
+    public var computeUnits = ComputeUnits.automatic  // from the next time that a bundle is loaded
 
     public init() {}
+
+    /// Settings saved by an earlier version don't say where to compute; other versions may know other units.
+    public init(from decoder: Decoder) throws {
+        let fields = try decoder.container(keyedBy: CodingKeys.self)
+        system = try fields.decode(String.self, forKey: .system)
+        thinking = try fields.decode(Bool.self, forKey: .thinking)
+        roll = try fields.decode(Bool.self, forKey: .roll)
+        sampling = try fields.decodeIfPresent(Sampling.self, forKey: .sampling)
+        computeUnits = (try? fields.decode(ComputeUnits.self, forKey: .computeUnits)) ?? .automatic
+    }
 
     /// How to sample from a bundle: as chosen, else as its authors do, else as Gemma's authors recommend.
     public func sampling(_ manifest: Manifest) throws -> Sampling {

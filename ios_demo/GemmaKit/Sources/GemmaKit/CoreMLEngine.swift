@@ -8,24 +8,29 @@ import Foundation
 @available(iOS 18, macOS 15, *)
 public final class CoreMLEngine: Engine, @unchecked Sendable {
     public let givesEveryRow = false
+    public let computeUnits: ComputeUnits?
 
     private let manifest: Manifest
     private let tables: [TensorRole: EmbeddingTable]
     private let parts: [Part]
 
     /// Compiles the bundle's packages unless compiled models are cached, and loads their two functions.
-    public init(_ bundle: ModelBundle) async throws {
+    public init(_ bundle: ModelBundle, units: ComputeUnits) async throws {
         manifest = bundle.manifest
         let graphs = try coreMLParts(manifest)
         tables = try openTables(bundle, graphs[0].decode)
+        let used = units.used(for: graphs[0].decode)
+        computeUnits = used
         do {
             var parts: [Part] = []
-            for graph in graphs { parts.append(try await Part(bundle, graph)) }
+            for graph in graphs { parts.append(try await Part(bundle, graph, used)) }
             self.parts = parts
         } catch let error as GemmaError {
             throw error
         } catch {
-            throw GemmaError.session("Core ML can't load the model: \(error.localizedDescription); copy the bundle again")
+            let choice = units == .automatic ? "" : ", or choose other compute units than \"\(units.title)\""
+            throw GemmaError.session(
+                "Core ML can't load the model: \(error.localizedDescription); copy the bundle again\(choice)")
         }
     }
 
@@ -68,13 +73,12 @@ private struct Part {
     private let decode: MLModel
     private let state: MLState
 
-    init(_ bundle: ModelBundle, _ graphs: CoreMLPart) async throws {
+    init(_ bundle: ModelBundle, _ graphs: CoreMLPart, _ units: ComputeUnits) async throws {
         self.graphs = graphs
         let package = bundle.directory.appendingPathComponent(graphs.decode.file).deletingLastPathComponent()
         let compiled = try await compiledModel(package, bundle.manifest.artifactDigest)
-        let usesNeuralEngine = graphs.decode.inputs.contains { $0.role == .write }
         let configuration = MLModelConfiguration()
-        configuration.computeUnits = usesNeuralEngine ? .cpuAndNeuralEngine : .cpuAndGPU
+        configuration.computeUnits = units.coreML
         configuration.functionName = "prefill"
         prefill = try MLModel(contentsOf: compiled, configuration: configuration)
         configuration.functionName = "decode"
@@ -87,6 +91,17 @@ private struct Part {
         let inputs = try MLDictionaryFeatureProvider(dictionary: features)
         let output = try (isSingle ? decode : prefill).prediction(from: inputs, using: state)
         return graph.outputs.first.flatMap { output.featureValue(for: $0.name)?.multiArrayValue }
+    }
+}
+
+extension ComputeUnits {
+    fileprivate var coreML: MLComputeUnits {
+        switch self {
+        case .automatic, .all: .all
+        case .cpuOnly: .cpuOnly
+        case .cpuAndNeuralEngine: .cpuAndNeuralEngine
+        case .cpuAndGPU: .cpuAndGPU
+        }
     }
 }
 

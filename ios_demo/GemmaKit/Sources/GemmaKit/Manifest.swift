@@ -18,6 +18,9 @@ public struct LayerCache: Equatable, Sendable {
     /// Elements of keys and values together, 0 if it reads another layer's; a Double, because a damaged manifest could
     /// overflow an integer.
     var elements: Double { source == nil ? 2 * Double(kvHeads) * Double(slots) * Double(headDim) : 0 }
+
+    /// How many tokens a full ring of ONNX Runtime drops at once, so that the rest moves up.
+    var ringStep: Int { slots - (window ?? slots) + 1 }
 }
 
 /// Rotary embedding: angle = position / factor · base^(-2i / headDim). Only the first of the head's pairs turn if
@@ -149,12 +152,10 @@ private func readManifest(_ json: JSONFields) throws -> Manifest {
         bosToken: try json.of("bos_token").count(),
         stopTokens: Set(try json.of("stop_tokens").list { try $0.count() }),
         sampling: try json.orNil("sampling").map(readSampling),
-        layers: try json.of("layers").list(readLayer),
+        layers: try readLayers(json.of("layers"), contextLength: json.of("context_length").count()),
         cacheDtype: try readCacheDtype(json.of("cache_dtype")),
         graphs: try json.of("graphs").map(readParts),
-        files: try json.of("files").map {
-            BundleFile(sha256: try $0.of("sha256").string(), bytes: try $0.of("bytes").integer())
-        },
+        files: try readFiles(json.of("files")),
         roles: try json.of("roles").map { try $0.string() },
         ropes: try json.of("ropes").map(readRope)
     )
@@ -194,6 +195,24 @@ private func readCacheDtype(_ field: JSONFields) throws -> String {
     return dtype
 }
 
+/// A cache holds the window of its layer, or the whole context. A layer reads the cache of one before it that is of its
+/// shape and has a cache of its own.
+private func readLayers(_ field: JSONFields, contextLength: Int) throws -> [LayerCache] {
+    let layers = try field.list(readLayer)
+    for (index, layer) in layers.enumerated() {
+        guard layer.slots >= min(layer.window ?? contextLength, contextLength), layer.window != 0 else {
+            throw field.wrong("layer \(index) to have slots for its window or the context, not \(layer.slots)")
+        }
+        guard let source = layer.source else { continue }
+        var own = layer
+        own.source = nil
+        guard source < index, layers[source] == own else {
+            throw field.wrong("layer \(index) to read the cache of an earlier layer like it, not of layer \(source)")
+        }
+    }
+    return layers
+}
+
 private func readLayer(_ json: JSONFields) throws -> LayerCache {
     LayerCache(
         kind: try oneOf(json.of("kind")),
@@ -213,6 +232,20 @@ private func readRope(_ json: JSONFields) throws -> Rope {
         factor: try json.of("factor").double(),
         rotated: try rotated?.double() ?? 1
     )
+}
+
+private let mostBytes = 9_007_199_254_740_992.0  // 2^53: as many as a double counts
+
+private func readFiles(_ field: JSONFields) throws -> [String: BundleFile] {
+    let files = try field.map { file in
+        let bytes = try file.of("bytes")
+        guard try bytes.integer() >= 0 else { throw bytes.wrong("at least 0") }
+        return BundleFile(sha256: try file.of("sha256").string(), bytes: try bytes.integer())
+    }
+    guard files.values.reduce(0.0, { $0 + Double($1.bytes) }) <= mostBytes else {
+        throw field.wrong("fewer bytes in all files")
+    }
+    return files
 }
 
 private func readParts(_ json: JSONFields) throws -> [Graph] {

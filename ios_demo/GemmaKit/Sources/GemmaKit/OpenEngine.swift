@@ -1,12 +1,13 @@
-/// Opens one of a bundle's graphs.
-public typealias EngineOpener = @Sendable (_ bundle: ModelBundle, _ graph: String) async throws -> any Engine
+/// Opens one of a bundle's graphs, to run on these units if its runtime has a choice of them.
+public typealias EngineOpener =
+    @Sendable (_ bundle: ModelBundle, _ graph: String, _ units: ComputeUnits) async throws -> any Engine
 
 /// Opens a graph with the backend for the bundle's target.
 @Sendable
-public func openEngine(_ bundle: ModelBundle, graph: String) async throws -> any Engine {
+public func openEngine(_ bundle: ModelBundle, graph: String, units: ComputeUnits) async throws -> any Engine {
     switch bundle.manifest.target {
     #if canImport(CoreML)
-    case "coreml" where graph == "decode": return try await CoreMLEngine(bundle)
+    case "coreml" where graph == "decode": return try await CoreMLEngine(bundle, units: units)
     #endif
     case let target:
         throw GemmaError.session(

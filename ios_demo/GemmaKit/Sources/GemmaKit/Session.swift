@@ -32,8 +32,15 @@ public protocol Engine: Sendable {
     /// Whether one call can return the logits of every position, or only of the last.
     var givesEveryRow: Bool { get }
 
+    /// Where the model runs, for reports; nil if the runtime has no choice of it.
+    var computeUnits: ComputeUnits? { get }
+
     /// Appends tokens at a position; returns the logits after the last `rows` of them, (rows, V).
     func run(_ tokens: [Int], position: Int, rows: Int) throws -> [[Float]]
+}
+
+extension Engine {
+    public var computeUnits: ComputeUnits? { nil }
 }
 
 /// A session over an engine: tracks the position, splits chunks, checks arguments. Slots past the position are never read.
@@ -50,6 +57,9 @@ public final class EngineSession: Session {
 
     public var contextLength: Int { manifest.contextLength }
 
+    /// Where the model runs; nil if the runtime has no choice of it.
+    public var computeUnits: ComputeUnits? { engine.computeUnits }
+
     public func prefill(_ tokens: [Int]) throws -> [Float] {
         try check(tokens)
         var logits: [Float] = []
@@ -59,8 +69,31 @@ public final class EngineSession: Session {
 
     public func score(_ tokens: [Int]) throws -> [[Float]] {
         try check(tokens)
-        let length = engine.givesEveryRow ? manifest.prefillLength : 1
-        return try chunks(tokens, length).flatMap { try run($0, rows: $0.count) }
+        let pieces = engine.givesEveryRow ? scoredChunks(tokens) : chunks(tokens, 1)
+        return try pieces.flatMap { try run($0, rows: $0.count) }
+    }
+
+    /// Chunks after which each shared ring still holds what all of their tokens attend to.
+    ///
+    /// The layer that owns a ring reads it before it drops tokens; one that shares it reads it afterwards. A ring that
+    /// has just been filled holds the window of every token since the time before, so chunks end there.
+    private func scoredChunks(_ tokens: [Int]) -> [[Int]] {
+        let rings = manifest.layers.filter { $0.source != nil && $0.slots < contextLength }
+        var pieces: [[Int]] = []
+        var start = 0
+        while start < tokens.count {
+            let room = rings.map { nextFull($0, position + start) - position }.min() ?? tokens.count
+            let stop = min(start + manifest.prefillLength, tokens.count, room)
+            pieces.append(Array(tokens[start..<stop]))
+            start = stop
+        }
+        return pieces
+    }
+
+    /// The next number of tokens, above `total`, that fills all slots of a ring.
+    private func nextFull(_ ring: LayerCache, _ total: Int) -> Int {
+        if total < ring.slots { return ring.slots }
+        return ring.slots + ((total - ring.slots) / ring.ringStep + 1) * ring.ringStep
     }
 
     public func rewind(to target: Int) throws -> Int {
@@ -81,15 +114,14 @@ public final class EngineSession: Session {
     /// Whether a cache in which `written` tokens were can go on from a position.
     private func holds(_ cache: LayerCache, _ position: Int) -> Bool {
         guard let window = cache.window else { return true }
-        if manifest.target == "onnx" { return firstHeld(cache, window, position) == firstHeld(cache, window, written) }
+        if manifest.target == "onnx" { return firstHeld(cache, position) == firstHeld(cache, written) }
         return written - cache.slots <= max(0, position - window + 1)
     }
 
     /// The position in slot 0: ONNX Runtime moves a full cache to the front, without its first slots - window + 1 tokens.
-    private func firstHeld(_ cache: LayerCache, _ window: Int, _ total: Int) -> Int {
+    private func firstHeld(_ cache: LayerCache, _ total: Int) -> Int {
         if total <= cache.slots { return 0 }
-        let step = cache.slots - window + 1
-        return (total - cache.slots + step - 1) / step * step
+        return (total - cache.slots + cache.ringStep - 1) / cache.ringStep * cache.ringStep
     }
 
     private func run(_ chunk: [Int], rows: Int) throws -> [[Float]] {
@@ -140,6 +172,9 @@ public final class BundleSession: Session {
     ) async throws -> BundleSession {
         BundleSession(manifest, try await open("decode"), open: open)
     }
+
+    /// Where the model runs; nil if the runtime has no choice of it.
+    public var computeUnits: ComputeUnits? { loaded?.computeUnits }
 
     public var position: Int { loaded?.position ?? 0 }
     public var contextLength: Int { manifest.contextLength }

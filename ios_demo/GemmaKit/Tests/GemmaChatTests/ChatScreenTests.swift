@@ -8,15 +8,19 @@ import XCTest
 private final class SlowEngine: Engine, @unchecked Sendable {
     let givesEveryRow = true
     let pause: TimeInterval
+    private(set) var computeUnits: ComputeUnits?
     private let lock = NSLock()
     private var inside = 0
     private(set) var overlapped = false
     private(set) var calls = 0
     private(set) var opened = 0
 
-    /// Counts how often it is opened.
-    func opening() -> SlowEngine {
-        lock.withLock { opened += 1 }
+    /// Counts how often it is opened, and remembers where it was to run.
+    func opening(_ units: ComputeUnits) -> SlowEngine {
+        lock.withLock {
+            opened += 1
+            computeUnits = units
+        }
         return self
     }
 
@@ -56,8 +60,8 @@ final class ChatScreenTests: XCTestCase {
             folder: root.appendingPathComponent("Documents"), support: root.appendingPathComponent("Support"),
             compiled: root.appendingPathComponent("compiled"))
         return ChatScreen(
-            library: library, store: ChatStore(root.appendingPathComponent("Support")), open: { _, _ in engine.opening() },
-            freeBytes: { self.free })
+            library: library, store: ChatStore(root.appendingPathComponent("Support")),
+            open: { _, _, units in engine.opening(units) }, freeBytes: { self.free })
     }
 
     private func loaded(pause: TimeInterval = 0.002) async throws -> (ChatScreen, SlowEngine) {
@@ -107,6 +111,32 @@ final class ChatScreenTests: XCTestCase {
         screen.download("no address", isMeteredAllowed: false)
         try await waitUntilIdle(screen)
         XCTAssertTrue(screen.warning?.contains("hub:OWNER/NAME") == true, "\(screen.warning ?? "")")
+    }
+
+    func testComputeUnitsApplyFromTheNextLoadingOnAndTheReportHasThoseInUse() async throws {
+        let (screen, engine) = try await loaded(pause: 0)
+        var settings = screen.settings
+        settings.computeUnits = .cpuOnly
+        screen.use(settings)
+        try await waitUntilIdle(screen)
+        let reported = { () async throws -> JSON in
+            screen.sustain(minutes: 0.0001)
+            try await self.waitUntilIdle(screen)
+            let report = try parseJSON(XCTUnwrap(screen.report))
+            guard case .object(let fields) = report, case .object(let device) = fields["device"] else { return .null }
+            return device["compute_units"] ?? .null
+        }
+        let before = try await reported()
+        XCTAssertEqual(before, .string("automatic"), "the model was loaded before the choice")
+        screen.choose(try XCTUnwrap(screen.bundle))
+        try await waitUntilIdle(screen)
+        XCTAssertEqual(engine.computeUnits, .cpuOnly)
+        let after = try await reported()
+        XCTAssertEqual(after, .string("cpu_only"))
+        let next = self.screen(SlowEngine(pause: 0))
+        next.resume()
+        try await waitUntilIdle(next)
+        XCTAssertEqual(next.settings.computeUnits, .cpuOnly, "it is kept")
     }
 
     func testASustainedBenchmarkIsDrawnAndReported() async throws {

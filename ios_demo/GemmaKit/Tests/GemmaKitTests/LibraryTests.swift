@@ -216,6 +216,24 @@ final class SavedChatsTests: XCTestCase {
         try store.save(chat)
     }
 
+    func testSettingsOfOtherVersionsKeepWhatIsKnownOfThem() throws {
+        let store = ChatStore(folder)
+        var state = AppState()
+        state.settings.system = "be brief"
+        state.settings.computeUnits = .cpuAndNeuralEngine
+        try store.save(state)
+        XCTAssertEqual(store.loadState(), state)
+        let file = folder.appendingPathComponent("state.json")
+        let text = try String(contentsOf: file, encoding: .utf8)
+        state.settings.computeUnits = .automatic
+        let units = #""computeUnits":"cpu_and_neural_engine""#
+        XCTAssertTrue(text.contains(units), text)
+        for other in [#""computeUnits":"quantum""#, #""computeUnits":7"#, #""computeUnits":null"#, #""units":"all""#] {
+            try text.replacingOccurrences(of: units, with: other).write(to: file, atomically: true, encoding: .utf8)
+            XCTAssertEqual(store.loadState(), state, other)
+        }
+    }
+
     func testSamplingOutOfRangeIsRefusedWhereItIsReadAndWhereItIsEdited() throws {
         try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
         let sampling = #"{"temperature": -1, "top_k": 1, "top_p": 1, "min_p": 0, "repetition_penalty": 1}"#

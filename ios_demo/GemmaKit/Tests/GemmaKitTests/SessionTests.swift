@@ -1,3 +1,4 @@
+import Foundation
 import XCTest
 
 @testable import GemmaKit
@@ -18,6 +19,47 @@ final class SessionTests: XCTestCase {
             if calls == cancelledAt { withUnsafeCurrentTask { $0?.cancel() } }
             return [[Float]](repeating: [Float](repeating: 0, count: 376), count: rows)
         }
+    }
+
+    /// Notes how many tokens and rows each run has.
+    private final class CountingEngine: Engine, @unchecked Sendable {
+        let givesEveryRow = true
+        var runs: [[Int]] = []
+
+        func run(_ tokens: [Int], position: Int, rows: Int) throws -> [[Float]] {
+            runs.append([tokens.count, rows])
+            return [[Float]](repeating: [Float](repeating: 0, count: 376), count: rows)
+        }
+    }
+
+    /// E2B's graph answered with NaN for the tokens whose window had left the ring that its layers share.
+    func testScoredChunksEndWhereARingThatLayersShareIsFullAsInPython() throws {
+        let cases = try json(data.appendingPathComponent("session_vectors.json")).of("scored").list { item -> Bool in
+            let engine = CountingEngine()
+            let session = EngineSession(engine, try manifest(of: item))
+            let before = try item.of("before").count()
+            if before > 0 { _ = try session.prefill([Int](repeating: 2, count: before)) }
+            engine.runs = []
+            _ = try session.score([Int](repeating: 2, count: item.of("count").count()))
+            XCTAssertEqual(engine.runs, try item.of("runs").list { try $0.ints() })
+            return true
+        }
+        XCTAssertEqual(cases.count, 20)
+    }
+
+    /// The tiny bundle's manifest with the layers and lengths of a case.
+    private func manifest(of item: JSONFields) throws -> Manifest {
+        let content = try JSONSerialization.jsonObject(with: Data(contentsOf: tiny.appendingPathComponent("manifest.json")))
+        var fields = try XCTUnwrap(content as? [String: Any])
+        fields["layers"] = try item.of("layers").list { layer -> [String: Any] in
+            let numbers = try layer.list { $0.value == .null ? nil : try $0.count() }
+            var field: [String: Any] = ["kind": numbers[0] == nil ? "global" : "local", "kv_heads": 1, "head_dim": 4]
+            for (name, number) in zip(["window", "slots", "source"], numbers) { field[name] = number }
+            return field
+        }
+        fields["context_length"] = try item.of("context").count()
+        fields["prefill_length"] = try item.of("prefill").count()
+        return try Manifest.parse(JSONSerialization.data(withJSONObject: fields))
     }
 
     func testStoppingDuringALongPromptEndsItAfterTheChunkAndTheConversationGoesOnFromThere() async throws {
