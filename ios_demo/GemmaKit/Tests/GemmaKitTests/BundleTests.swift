@@ -112,6 +112,9 @@ final class BundleTests: XCTestCase {
             ("\"context_length\": 96", "\"context_length\": -1", "$.context_length"),
             ("\"cache_dtype\": \"float32\"", "\"cache_dtype\": \"int3\"", "float32 or float16 or int8"),
             ("\"goldens\": \"goldens.json\"", "\"goldens\": \"other.json\"", "no digest"),
+            ("\"kind\": \"local\",", "\"kind\": \"local\", \"source\": 9,", "not of layer 9"),
+            ("\"slots\": 72", "\"slots\": 7", "layer 0 to have slots for its window"),
+            ("\"window\": 8", "\"window\": 0", "layer 0 to have slots for its window"),
         ]
         for (old, new, message) in cases {
             XCTAssertTrue(text.contains(old))
@@ -143,43 +146,6 @@ final class BundleTests: XCTestCase {
         let renamed = text.replacingOccurrences(of: "\"exact\": [", with: "\"other\": [")
         let bundle = ModelBundle(directory: folder, manifest: try Manifest.parse(Data(renamed.utf8)))
         assertFails("0 parts of the exact graph") { try bundle.graph("exact") }
-    }
-
-    func testDamagedFilesAreRefusedAndNeverCrash() throws {
-        var random = SeededRandom(state: 7)
-        let readers: [(String, (Data) throws -> Void)] = [
-            (
-                "manifest.json",
-                { [folder] file in
-                    _ = memoryProblem(try Manifest.parse(file), availableBytes: 8e9)
-                    try file.write(to: folder.appendingPathComponent("manifest.json"))
-                    _ = try ModelBundle.open(folder)
-                }
-            ),
-            ("tokenizer.gtok", { _ = try Tokenizer($0).encode("the user\n\n<mask> é😀") }),
-            ("chat.json", { _ = try ChatFormat($0) }),
-            (
-                "goldens.json",
-                { file in
-                    for golden in try parseGoldens(file) {
-                        let rows = [[Float]](repeating: [Float](repeating: 0, count: 376), count: golden.judged)
-                        _ = try compareLogits(rows, golden.quantized)
-                    }
-                }
-            ),
-        ]
-        var refused = 0
-        for (name, read) in readers {
-            let whole = Array(try Data(contentsOf: folder.appendingPathComponent(name)))
-            for _ in 0..<(whole.count < 100_000 ? 600 : 60) {
-                do {
-                    try read(Data(damaged(whole, &random)))
-                } catch is GemmaError {
-                    refused += 1
-                }
-            }
-        }
-        XCTAssertGreaterThan(refused, 400)
     }
 
     func testABundleTooLargeForTheDeviceGivesAMessageThatSaysWhatToDo() throws {
@@ -222,35 +188,4 @@ final class BundleTests: XCTestCase {
             XCTAssertTrue((error as? GemmaError)?.message.contains(message) == true, "\(error)")
         }
     }
-}
-
-/// Random numbers that are the same in each run (SplitMix64).
-struct SeededRandom: RandomNumberGenerator {
-    var state: UInt64
-
-    mutating func next() -> UInt64 {
-        state &+= 0x9E37_79B9_7F4A_7C15
-        var mixed = state
-        mixed = (mixed ^ (mixed >> 30)) &* 0xBF58_476D_1CE4_E5B9
-        mixed = (mixed ^ (mixed >> 27)) &* 0x94D0_49BB_1331_11EB
-        return mixed ^ (mixed >> 31)
-    }
-}
-
-/// The bytes with one to three damages: a byte changed, a range removed, the end cut off, or a range repeated.
-func damaged(_ whole: [UInt8], _ random: inout SeededRandom) -> [UInt8] {
-    var bytes = whole
-    for _ in 0...Int.random(in: 0..<3, using: &random) {
-        let reach = Bool.random(using: &random) ? bytes.count : min(bytes.count, 64)
-        let at = Int.random(in: 0..<reach, using: &random)
-        let end = min(bytes.count, at + Int.random(in: 1...20, using: &random))
-        switch Int.random(in: 0..<4, using: &random) {
-        case 0: bytes[at] = UInt8.random(in: 0...255, using: &random)
-        case 1: bytes.removeSubrange(at..<end)
-        case 2: bytes.removeSubrange(at...)
-        default: bytes.insert(contentsOf: Array(bytes[at..<end]), at: at)
-        }
-        if bytes.isEmpty { bytes = [0] }
-    }
-    return bytes
 }

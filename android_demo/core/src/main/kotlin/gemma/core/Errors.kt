@@ -1,7 +1,7 @@
 package gemma.core
 
-/** The root of all errors. Each message says what was found, what was expected and what to do. */
-sealed class GemmaException(message: String, cause: Throwable? = null) : Exception(message, cause)
+/** The root of all errors. Each message is one line that says what was found, what was expected and what to do. */
+sealed class GemmaException(message: String, cause: Throwable? = null) : Exception(oneLine(message), cause)
 
 /** A bundle is missing, altered, damaged, or has an unknown schema version. */
 class BundleException(message: String, cause: Throwable? = null) : GemmaException(message, cause)
@@ -39,3 +39,27 @@ fun messageFor(error: Throwable): String? = when (error) {
 
 /** A JSON Schema is not valid or uses a keyword that is not supported. */
 class SchemaException(message: String) : GemmaException(message)
+
+private const val LONGEST = 1500 // characters of a message
+private const val START = 1000 // characters of a longer message that are kept before the gap
+private val HIDDEN = listOf(Character.CONTROL, Character.FORMAT, Character.SURROGATE, Character.PRIVATE_USE, Character.UNASSIGNED)
+
+/**
+ * A message as one line, as the Python runtime writes it: it may quote a file that nobody trusts. White space becomes
+ * blanks, other characters that are not shown become escapes, and a long message is cut in its middle.
+ */
+internal fun oneLine(message: String): String {
+    val out = StringBuilder()
+    var at = 0
+    while (at < message.length) {
+        val point = message.codePointAt(at)
+        at += Character.charCount(point)
+        when {
+            Character.isWhitespace(point) || Character.isSpaceChar(point) -> if (out.isNotEmpty() && out.last() != ' ') out.append(' ')
+            Character.getType(point).toByte() in HIDDEN -> out.append(String.format("\\u%04x", point))
+            else -> out.appendCodePoint(point)
+        }
+    }
+    val line = out.trimEnd().toString()
+    return if (line.length <= LONGEST) line else "${line.take(START)} … ${line.takeLast(LONGEST - START)}"
+}

@@ -106,21 +106,27 @@ private fun readManifest(json: JsonFields): Manifest {
         prefillLength = atLeastOne(json.of("prefill_length")),
         stopTokens = json.of("stop_tokens").list { it.count() }.toSet(),
         sampling = json.orNull("sampling")?.let(::readSampling),
-        layers = json.of("layers").let { field -> field.list(::readLayer).also { checkSources(it, field) } },
+        layers = json.of("layers").let { field -> field.list(::readLayer).also { checkLayers(it, json.of("context_length").count(), field) } },
         cacheDtype = json.of("cache_dtype").let { field ->
             field.string().also { if (it !in CACHE_WIDTHS) throw field.wrong(CACHE_WIDTHS.keys.joinToString(" or ")) }
         },
         graphs = json.of("graphs").map { parts ->
             parts.list(::readGraph).also { if (it.isEmpty()) throw parts.wrong("at least one part") }
         },
-        files = json.of("files").map { BundleFile(it.of("sha256").string(), it.of("bytes").integer()) },
+        files = readFiles(json.of("files")),
         roles = json.of("roles").map { it.string() },
     )
 }
 
-/** A layer reads the cache of one before it that is of its shape and has a cache of its own. */
-private fun checkSources(layers: List<LayerCache>, field: JsonFields) {
+/**
+ * A cache holds the window of its layer, or the whole context. A layer reads the cache of one before it that is of its
+ * shape and has a cache of its own.
+ */
+private fun checkLayers(layers: List<LayerCache>, contextLength: Int, field: JsonFields) {
     layers.forEachIndexed { index, layer ->
+        if (layer.slots < minOf(layer.window ?: contextLength, contextLength) || layer.window == 0) {
+            throw field.wrong("layer $index to have slots for its window or the context, not ${layer.slots}")
+        }
         val source = layer.source ?: return@forEachIndexed
         val same = source < index && layers[source] == layer.copy(source = null)
         if (!same) throw field.wrong("layer $index to read the cache of an earlier layer like it, not of layer $source")
@@ -142,6 +148,15 @@ internal fun readSampling(json: JsonFields) = Sampling(
     minP = json.of("min_p").double(),
     repetitionPenalty = json.of("repetition_penalty").double(),
 )
+
+private fun readFiles(json: JsonFields): Map<String, BundleFile> {
+    val files = json.map { file ->
+        val bytes = file.of("bytes")
+        BundleFile(file.of("sha256").string(), bytes.integer().also { if (it < 0) throw bytes.wrong("at least 0") })
+    }
+    if (files.values.sumOf { it.bytes.toDouble() } > MOST_BYTES) throw json.wrong("fewer bytes in all files")
+    return files
+}
 
 private fun readTarget(json: JsonFields) = Target(
     name = json.of("name").string(),
@@ -186,4 +201,5 @@ private inline fun <reified T : Enum<T>> oneOf(field: JsonFields): T {
         ?: throw field.wrong(enumValues<T>().joinToString(" or ") { it.jsonName })
 }
 
+private const val MOST_BYTES = 9007199254740992.0 // 2^53: as many as a double counts
 private val CACHE_WIDTHS = mapOf("float32" to 4, "float16" to 2, "int8" to 1) // bytes

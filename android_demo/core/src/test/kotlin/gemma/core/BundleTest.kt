@@ -2,7 +2,6 @@ package gemma.core
 
 import java.io.File
 import java.nio.file.Files
-import kotlin.random.Random
 import kotlin.test.AfterTest
 import kotlin.test.Test
 import kotlin.test.assertContains
@@ -73,44 +72,14 @@ class BundleTest {
             Triple("\"cache_dtype\": \"float32\"", "\"cache_dtype\": \"int3\"", "float32 or float16 or int8"),
             Triple("\"goldens\": \"goldens.json\"", "\"goldens\": \"other.json\"", "no digest"),
             Triple("\"kind\": \"local\",", "\"kind\": \"local\", \"source\": 9,", "not of layer 9"),
+            Triple("\"slots\": 72", "\"slots\": 7", "layer 0 to have slots for its window"),
+            Triple("\"window\": 8", "\"window\": 0", "layer 0 to have slots for its window"),
         )
         for ((old, new, message) in cases) {
             alter(old, new)
             assertContains(refusal(), message)
             TINY.copyRecursively(folder, overwrite = true)
         }
-    }
-
-    @Test
-    fun `damaged files are refused and never crash`() {
-        val random = Random(7)
-        val readers = mapOf<String, (ByteArray) -> Unit>(
-            "manifest.json" to { file ->
-                val manifest = Manifest.parse(String(file, Charsets.UTF_8))
-                memoryProblem(manifest, 1L shl 33)
-                File(folder, MANIFEST).writeBytes(file)
-                openBundle(folder)
-            },
-            "tokenizer.gtok" to { Tokenizer.parse(it).encode("the user\n\n<mask> é😀") },
-            "chat.json" to { ChatFormat.parse(String(it, Charsets.UTF_8)) },
-            "goldens.json" to { file ->
-                parseGoldens(String(file, Charsets.UTF_8)).forEach { golden ->
-                    compareLogits(List(golden.judged) { FloatArray(376) }, golden.quantized)
-                }
-            },
-        )
-        var refused = 0
-        for ((name, read) in readers) {
-            val whole = File(TINY, name).readBytes()
-            repeat(if (whole.size < 100_000) 1500 else 150) {
-                try {
-                    read(damaged(whole, random))
-                } catch (_: GemmaException) {
-                    refused++
-                }
-            }
-        }
-        assertTrue(refused > 1000)
     }
 
     @Test
@@ -162,21 +131,4 @@ class BundleTest {
         assertTrue(old in text)
         manifest.writeText(text.replace(old, new))
     }
-}
-
-/** The bytes with one to three damages: a byte changed, a range removed, the end cut off, or a range repeated. */
-private fun damaged(whole: ByteArray, random: Random): ByteArray {
-    val bytes = whole.toMutableList()
-    repeat(1 + random.nextInt(3)) {
-        val at = random.nextInt(if (random.nextBoolean()) bytes.size else minOf(bytes.size, 64))
-        val end = minOf(bytes.size, at + 1 + random.nextInt(20))
-        when (random.nextInt(4)) {
-            0 -> bytes[at] = random.nextInt().toByte()
-            1 -> bytes.subList(at, end).clear()
-            2 -> bytes.subList(at, bytes.size).clear()
-            else -> bytes.addAll(at, bytes.subList(at, end).toList())
-        }
-        if (bytes.isEmpty()) bytes += 0
-    }
-    return bytes.toByteArray()
 }

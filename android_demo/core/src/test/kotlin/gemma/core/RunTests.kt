@@ -26,9 +26,12 @@ fun main(more: Array<String>) {
     val result = core.run(
         VectorsTest::class.java,
         BundleTest::class.java,
+        MutationTest::class.java,
         LibraryTest::class.java,
         DownloadTest::class.java,
         SessionTest::class.java,
+        DraftTest::class.java,
+        ThreadsTest::class.java,
         ConversationTest::class.java,
         SavedChatsTest::class.java,
         MarkdownTest::class.java,
