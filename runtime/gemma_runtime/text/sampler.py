@@ -15,6 +15,8 @@ from gemma_runtime.errors import SessionError
 from gemma_runtime.manifest import SamplingDefaults
 from gemma_runtime.session import Logits
 
+# The normal float32s: logits are multiplied and divided by it in that type.
+_LEAST_PENALTY, _MOST_PENALTY = 2.0**-126, 2.0**128 - 2.0**104
 _GREEDY = SamplingDefaults(0.0, 0, 1.0, 0.0, 1.0)
 
 
@@ -35,7 +37,8 @@ class Sampling:
         _check("top_p", self.top_p, 0 < self.top_p <= 1, "more than 0 and at most 1")
         _check("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
         penalty = self.repetition_penalty
-        _check("repetition_penalty", penalty, 0 < penalty < math.inf, "more than 0")
+        in_range = _LEAST_PENALTY <= penalty <= _MOST_PENALTY
+        _check("repetition_penalty", penalty, in_range, "a float32 above 0")
         if self.seed is not None:
             _check("seed", self.seed, self.seed >= 0, "0 or more")
 
@@ -141,7 +144,8 @@ def _penalize(logits: Logits, previous: Sequence[int], penalty: float) -> Logits
     seen = seen[seen < len(logits)]
     scores = logits[seen]
     factor = np.float32(penalty)
-    logits[seen] = np.where(scores < 0, scores * factor, scores / factor)
+    with np.errstate(over="ignore"):  # -inf is never drawn, inf is refused
+        logits[seen] = np.where(scores < 0, scores * factor, scores / factor)
     return logits
 
 
