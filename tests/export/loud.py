@@ -26,7 +26,7 @@ LOUD: Mapping[str, Mapping[str, float]] = {
         "per_layer_projection_norm.weight": 300,
     },
     "output of per-layer embeddings": {"layers.3.per_layer_projection.weight": 1.5e4},
-    "projection of per-layer embeddings": {"per_layer_model_projection.weight": 1e5},
+    "projection of per-layer embeddings": {"per_layer_model_projection.weight": 8e4},
     "residual": {
         "post_attention_layernorm.weight": 3e4,
         "post_feedforward_layernorm.weight": 3e4,

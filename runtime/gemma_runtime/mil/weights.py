@@ -177,7 +177,7 @@ def multiply(x: Floats, weight: Weight, threads: ThreadPoolExecutor, count: int)
 def widen(weight: Array) -> Floats:
     """Convert float16 to float32 by shifting bits: four times as fast as numpy.
 
-    Right for finite values only. Other types are converted by numpy.
+    That makes 65536 or more of Inf and NaN, so numpy converts these, and other types.
     """
     if weight.dtype != np.float16:
         return weight.astype(np.float32)
@@ -186,6 +186,8 @@ def widen(weight: Array) -> Floats:
     bits &= _SIGN_EXPONENT_FRACTION
     values = bits.view(np.float32)
     values *= np.float32(2.0**112)  # float32's exponent bias is 112 larger
+    if max(values.max(initial=0), -values.min(initial=0)) > _MAX_HALF:
+        return weight.astype(np.float32)
     return values
 
 

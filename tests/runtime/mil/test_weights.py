@@ -12,6 +12,7 @@ from gemma_runtime.mil.blob import Nibbles
 from gemma_runtime.mil.ops import OPERATIONS
 from gemma_runtime.mil.package import MilValue
 from gemma_runtime.mil.weights import (
+    PlainWeight,
     Weight,
     dense,
     multiply,
@@ -98,6 +99,18 @@ def test_a_large_matrix_is_multiplied_in_blocks() -> None:
     scale = rng.uniform(0.01, 0.1, (1501, 20)).astype(np.float16)
     expected = (codes * scale.astype(np.float32).repeat(32, 1)).astype(F16)
     check(open_block_weight(nibbles(codes, True), scale, None, F16), expected, rng)
+
+
+@pytest.mark.parametrize("odd", [np.inf, -np.inf, np.nan])
+def test_a_weight_that_is_not_finite_stays_so(odd: float) -> None:
+    """It was read as 65536 or more, so a program with a weight beyond float16 looked right here."""
+    values = np.full((4, 8), 65504, np.float16)
+    values[2, 3] = odd
+    with ThreadPoolExecutor(1) as threads:
+        for tokens in (1, 3):
+            found = multiply(np.ones((tokens, 8), np.float32), PlainWeight(values), threads, 1)
+            assert np.isfinite(found[:, [0, 1, 3]]).all()
+            assert np.array_equal(found[:, 2], np.full(tokens, odd, np.float32), equal_nan=True)
 
 
 def test_blocks_that_don_t_divide_are_refused() -> None:
