@@ -129,6 +129,7 @@ class TorchOps:
 
     def logits(self, x: Tensor, head: Weight, softcap: float | None) -> Tensor:
         y = _matmul(x, head)
+        self.max_products[head.name] = _largest(y)
         return soft_cap_(y, softcap)
 
 

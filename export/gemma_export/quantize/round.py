@@ -14,10 +14,12 @@ from torch.linalg import vecdot
 from gemma_export.formats.codes import Codes, join, pack
 from gemma_export.formats.format import Format
 from gemma_export.quantize.recipe import Rounding
+from gemma_runtime.errors import RecipeError
 
 # Candidate scales cover these shares of the full range: clipping a group's largest weight often
 # costs less than coarser steps for all other weights.
 _SHRINKS = (0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7)
+_LARGEST = 65280.0  # the largest scale that both float16 and bfloat16 hold
 _SLICE = 1 << 17  # elements rounded at a time, so that temporaries fit the processor's cache
 
 
@@ -27,12 +29,25 @@ def round_rows(rows: Tensor, fmt: Format, rounding: Rounding) -> Codes:
     return join([_round(rows[i : i + step], fmt, rounding) for i in range(0, len(rows), step)])
 
 
+def check_reach(name: str, rows: Tensor, fmt: Format) -> None:
+    """Raise RecipeError for weights that the largest scale doesn't reach: they would be cut off."""
+    low, high = (float(value) for value in torch.aminmax(rows))
+    middle = 1 << (fmt.bits - 1)
+    steps = max(high, 0) - min(low, 0) if fmt.asymmetric else max(-low, high)
+    reach = _LARGEST * (2 * middle - 1 if fmt.asymmetric else middle - 1)
+    if not steps <= reach:
+        raise RecipeError(
+            f"{name} has weights from {low:.3g} to {high:.3g}, which {fmt} can't hold: its scales "
+            f"end at {_LARGEST:.0f}; choose --quant none"
+        )
+
+
 def shared_scale(scale: Tensor) -> Tensor:
     """The nearest number that both bfloat16 and float16 hold, as float32; at least 2^-24.
 
     bfloat16 has 8 significant bits, float16 has 11, and fewer below 2^-14 but always 2^-24 steps.
     """
-    return scale.bfloat16().half().float().clamp_(2.0**-24, 65280.0)
+    return scale.bfloat16().half().float().clamp_(2.0**-24, _LARGEST)
 
 
 def cover(low: Tensor, high: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:

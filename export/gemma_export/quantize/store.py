@@ -28,7 +28,7 @@ from gemma_export.model.config import TABLE, TABLE_FACTORS
 from gemma_export.parallel import in_order
 from gemma_export.progress import Note, Tick, silent, unheard
 from gemma_export.quantize.recipe import Recipe, Rounding
-from gemma_export.quantize.round import round_rows
+from gemma_export.quantize.round import check_reach, round_rows
 from gemma_runtime.cache import cache_folder
 from gemma_runtime.contents.digests import combine_digests, parts_digest
 from gemma_runtime.errors import CheckpointError
@@ -319,6 +319,7 @@ def round_pieces(name: str, rows: Tensor, fmt: Format, rounding: Rounding) -> di
     """Round rows of a matrix; returns their parts by their names in the file."""
     parts: dict[str, Tensor] = {}
     for piece, (columns, own) in fmt.pieces(name, rows.shape[1]).items():
+        check_reach(piece, rows[:, columns], own)
         parts |= named_parts(piece, round_rows(rows[:, columns], own, rounding))
     return parts
 

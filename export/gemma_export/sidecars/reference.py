@@ -24,6 +24,7 @@ from gemma_export.model.torch_ops import TorchOps
 from gemma_export.progress import Tick
 from gemma_export.quantize.store import QuantizedStore
 from gemma_export.sidecars.prompts import JUDGED
+from gemma_runtime.errors import CheckpointError
 from gemma_runtime.manifest import Agreement, Headroom
 from gemma_runtime.proof.agreement import compare_logits, pool
 from gemma_runtime.proof.goldens import Golden, TopLogits, top_logits
@@ -87,6 +88,11 @@ def _record(
         return SourceWeight(name, shapes[name], checkpoint)
 
     exact, ops = _evaluate(config, tokens, source, progress)
+    if not np.isfinite(exact).all():
+        raise CheckpointError(
+            f"{checkpoint.id}: its float32 weights give logits that are NaN or Inf; a weight is "
+            "too large for any computation, so the checkpoint is damaged"
+        )
     tops = [top_logits(logits) for logits in exact]
     del exact  # B · JUDGED · V floats: keep only one such array
     rounded, _ = _evaluate(config, tokens, store.weight, progress)

@@ -30,7 +30,7 @@ from gemma_export.quantize.calibrate.stream import (
     observe_layer,
 )
 from gemma_export.quantize.calibrate.workspace import Workspace
-from gemma_export.quantize.round import round_rows
+from gemma_export.quantize.round import check_reach, round_rows
 from gemma_export.quantize.store import StoredWeight, named_parts, round_pieces
 
 FACTORS = "factors"  # of a matrix's columns, stored next to its codes
@@ -187,6 +187,7 @@ def _round_layer(
         values = balanced(name, weights[name], factors)
         if fmt.is_float:
             return {name: values}
+        check_reach(name, values, fmt)
         if rounding == "gptq":
             return named_parts(name, gptq(values, prepare(grams[name]), fmt))
         return named_parts(name, round_rows(values, fmt, rounding))

@@ -16,6 +16,7 @@ from gemma_export.formats.codes import Codes, dequantize
 from gemma_export.formats.format import INT8, INT8_PIECE, Format
 from gemma_export.quantize.calibrate.arrange import TABLE_DAMPING
 from gemma_export.quantize.calibrate.gptq import REFINED, Inputs, gptq, prepare
+from gemma_export.quantize.round import check_reach
 from gemma_export.quantize.store import named_parts
 
 
@@ -31,6 +32,7 @@ class TableInputs:
 
     def round(self, rows: Tensor) -> dict[str, Tensor]:
         """Quantize (N, M) rows; returns their parts by the names that the store uses."""
+        check_reach(self.name, rows, self.fmt)
         parts: dict[str, Tensor] = {}
         for name, _, codes in self._pieces(rows, REFINED):
             parts |= named_parts(name, codes)

@@ -24,6 +24,7 @@ from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets import ExportJob
 from gemma_export.targets.shared.apple import Headroom
 from gemma_export.targets.shared.apple_layout import Layout
+from gemma_export.targets.shared.float16 import check_scales, half
 from gemma_export.targets.shared.traced import buffer_name, heads_first
 from gemma_runtime.manifest import AttentionKind, TensorRole
 
@@ -91,15 +92,16 @@ class Step(nn.Module):
         name, rows = buffer_name(weight.name), weight.shape[0]
         if is_gain(weight.name):
             _, given = self.headroom.norm(weight.name)
-            self.register_buffer(name, ((1 + weight.rows(0, rows)) * given).half())
+            self.register_buffer(name, half(weight.name, (1 + weight.rows(0, rows)) * given))
         elif len(weight.shape) == 1:
             self.scalars[weight.name] = float(weight.rows(0, 1))
         elif weight.format.is_float:
-            self.register_buffer(name, weight.rows(0, rows).half())
+            self.register_buffer(name, half(weight.name, weight.rows(0, rows)))
         else:
             part, bits = weight.codes(0, rows), weight.format.bits
             self.register_buffer(f"{name}_codes", signed(part.codes, bits, weight.shape[1]))
-            self.register_buffer(f"{name}_scales", part.scales)
+            scales = check_scales(weight.name, part.scales, weight.format)
+            self.register_buffer(f"{name}_scales", scales)
             if part.zeros is not None:
                 zeros = signed(part.zeros, bits, part.scales.shape[1])
                 self.register_buffer(f"{name}_zeros", zeros)

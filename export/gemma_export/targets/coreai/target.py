@@ -52,8 +52,10 @@ class CoreaiTarget:
         }
         with quiet():
             from gemma_export.targets.coreai.program import write_asset
+            from gemma_export.targets.shared.float16 import check_logits
             from gemma_export.targets.shared.table_file import write_tables
 
+            check_logits(job)
             write_asset(job, layout, graphs, folder / ASSET, progress)
             tables = write_tables(job.store, layout, folder)
         return Artifact(

@@ -18,6 +18,7 @@ from torch import Tensor
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.codes import pack, unpack
 from gemma_export.quantize.store import StoredWeight
+from gemma_export.targets.shared.float16 import check_scales, half
 
 _ALIGNMENT = 64
 _VERSION = 2
@@ -79,7 +80,11 @@ def code_blob(weight: StoredWeight) -> Blob:
 
 def scale_blob(weight: StoredWeight) -> Blob:
     rows, groups = scales_shape(weight)
-    blocks = _streamed(weight, lambda start, stop: weight.part("scales", start, stop))
+
+    def read(start: int, stop: int) -> Tensor:
+        return check_scales(weight.name, weight.part("scales", start, stop), weight.format)
+
+    blocks = _streamed(weight, read)
     return Blob(FLOAT16, rows * groups * 2, blocks)
 
 
@@ -97,7 +102,7 @@ def zero_blob(weight: StoredWeight) -> Blob:
 
 def float_blob(weight: StoredWeight) -> Blob:
     """A float32 weight rounded to float16."""
-    blocks = _streamed(weight, lambda start, stop: weight.rows(start, stop).half())
+    blocks = _streamed(weight, lambda *span: half(weight.name, weight.rows(*span)))
     return Blob(FLOAT16, 2 * int(np.prod(weight.shape)), blocks)
 
 

@@ -19,6 +19,7 @@ from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets.coreml.mil_weights import Weights
 from gemma_export.targets.shared.apple import Headroom
 from gemma_export.targets.shared.apple_layout import Layout
+from gemma_export.targets.shared.float16 import half
 from gemma_runtime.manifest import AttentionKind, TensorRole
 
 Var: TypeAlias = Any  # coremltools is untyped
@@ -80,8 +81,8 @@ class MilOps:
 
     def norm(self, x: Var, gain: StoredWeight) -> Var:
         carried, given = self._headroom.norm(gain.name)
-        gains = (1 + gain.rows(0, gain.shape[0]).numpy()) * given
-        return mb.mul(x=self._normed(x, carried), y=gains.astype(np.float16))
+        gains = half(gain.name, (1 + gain.rows(0, gain.shape[0])) * given)
+        return mb.mul(x=self._normed(x, carried), y=gains.numpy())
 
     def head_norm(self, x: Var, gain: StoredWeight, heads: int) -> Var:
         return _joined(self.norm(_split(x, heads), gain))

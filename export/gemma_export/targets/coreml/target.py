@@ -58,8 +58,10 @@ class CoremlTarget:
         files = [f"model{_suffix(index)}.mlpackage" for index in range(len(layout.parts))]
         with quiet():
             from gemma_export.targets.coreml.program import write_packages
+            from gemma_export.targets.shared.float16 import check_logits
             from gemma_export.targets.shared.table_file import write_tables
 
+            check_logits(job)
             write_packages(job, layout, [folder / file for file in files], progress)
         tables = write_tables(job.store, layout, folder)
         return Artifact(

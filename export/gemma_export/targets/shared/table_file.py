@@ -13,6 +13,7 @@ from gemma_export.formats.safetensors import SafetensorsWriter
 from gemma_export.model.config import PER_LAYER_TABLE, TABLE
 from gemma_export.quantize.store import QuantizedStore, StoredWeight, parts_layout
 from gemma_export.targets.shared.apple_layout import Layout
+from gemma_export.targets.shared.float16 import check_scales, half
 from gemma_runtime.formats.safetensors import TensorInfo
 
 # Role in the manifest → weight and file.
@@ -41,5 +42,7 @@ def write_table(table: StoredWeight, path: Path) -> None:
 
 def _parts(table: StoredWeight, start: int, stop: int) -> dict[str, Tensor]:
     if table.format.is_float:
-        return {"values": table.rows(start, stop).half()}
-    return table.codes(start, stop).parts()
+        return {"values": half(table.name, table.rows(start, stop))}
+    codes = table.codes(start, stop)
+    check_scales(table.name, codes.scales, table.format)
+    return codes.parts()
