@@ -11,7 +11,7 @@ import json
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from gemma_runtime.manifest import Agreement
 from gemma_runtime.measure.bench import Benchmark, BundleFigures, PromptFigures, Spread
 from gemma_runtime.proof.goldens import load_goldens
 from gemma_runtime.proof.verify import Verification, limits_of, verify
-from gemma_runtime.session import open_session
+from gemma_runtime.session import Logits, open_session
 from gemma_runtime.text.chat import Message, encode_chat
 from gemma_runtime.text.sampler import Sampler, Sampling
 from gemma_runtime.text.tokenizer import Tokenizer
@@ -34,6 +34,7 @@ TINY = DATA / "tiny"
 VECTORS = DATA / "phone_vectors.json"
 BOS = 2
 TARGETS = ("onnx", "executorch", "coreml")
+SEEDS = (0, 1, 7, 2**32 - 1, 2**32, 1234567890123456789, 2**63 - 1)  # a Kotlin Long holds the last
 REPORTS = (Verification, Limits, Agreement, Benchmark, BundleFigures, PromptFigures, Spread)
 
 TEXTS = [
@@ -88,7 +89,8 @@ def vectors() -> dict[str, object]:
         "encode_control": encoded(tokenizer, TEXTS, control=True),
         "decode": decoded(tokenizer, random.Random(2)),
         "chat": [chat_vector(tokenizer, bundle.manifest.chat_template, turns) for turns in TURNS],
-        "sampler": list(draws(np.random.default_rng(3))),
+        "sampler": [*draws(np.random.default_rng(3)), *extreme_draws(np.random.default_rng(8))],
+        "seeds": [seeded(seed) for seed in SEEDS],
         "limits": {target: asdict(limits_of(target)) for target in TARGETS},
         "fields": {part.__name__: reported_fields(part) for part in REPORTS},
         "verify": {
@@ -165,16 +167,50 @@ def draws(chance: np.random.Generator) -> Iterator[dict[str, object]]:
             logits = (chance.standard_normal(40) * 3).astype(np.float32)
             logits[chance.integers(40, size=6)] = logits[3]  # ties
             previous = chance.integers(40, size=5).tolist()
-            noise = float(chance.random())
-            sampler = Sampler(sampling)
-            sampler._random = FixedNoise(noise)  # type: ignore[assignment]
-            yield {
-                "sampling": {k: v for k, v in asdict(sampling).items() if k != "seed"},
-                "logits": [float(x) for x in logits],
-                "previous": previous,
-                "noise": noise,
-                "token": sampler.pick(logits, previous),
-            }
+            yield drawn(sampling, logits, previous, chance)
+
+
+def drawn(
+    sampling: Sampling, logits: Logits, previous: list[int], chance: np.random.Generator
+) -> dict[str, object]:
+    noise = float(chance.random())
+    sampler = Sampler(sampling)
+    sampler._random = FixedNoise(noise)  # type: ignore[assignment]
+    return {
+        "sampling": described(sampling),
+        "logits": [float(x) for x in logits],
+        "previous": previous,
+        "noise": noise,
+        "token": sampler.pick(logits, previous),
+    }
+
+
+def described(sampling: Sampling) -> dict[str, object]:
+    return {name: value for name, value in asdict(sampling).items() if name != "seed"}
+
+
+def extreme_draws(chance: np.random.Generator) -> Iterator[dict[str, object]]:
+    """Draws at the ends of float32 and of the temperature."""
+    most = float(np.finfo(np.float32).max)
+    values = [1e4, -1e4, 9999.0, 65504.0, most, -most, 1e-45, 0.0, 30.0, -30.0]
+    for temperature in (0.0, 5e-324, 1e-7, 1.0, 1e5, 1e300):
+        for filters in ({}, {"top_p": 0.9}, {"top_k": 3, "min_p": 0.05}):
+            sampling = Sampling(temperature, **filters)  # type: ignore[arg-type]
+            yield drawn(sampling, chance.choice(values, 12).astype(np.float32), [], chance)
+
+
+def seeded(seed: int) -> dict[str, object]:
+    """The first numbers and tokens of a seed."""
+    noise, sampling = np.random.Generator(np.random.PCG64(seed)), Sampling(1.0, 90, 0.98, 1e-4)
+    logits = np.array([(token * 37 % 101) / 9 - 4 for token in range(101)], np.float32)
+    sampler = Sampler(replace(sampling, seed=seed))
+    return {
+        "seed": str(seed),  # not every reader of JSON has integers of 64 bits
+        "noise": [noise.random() for _ in range(8)],
+        "sampling": described(sampling),
+        "logits": [float(x) for x in logits],
+        "tokens": [sampler.pick(logits, []) for _ in range(20)],
+    }
 
 
 class FixedNoise:

@@ -15,7 +15,8 @@ public struct Sampling: Equatable, Sendable {
         try check("top_k", topK, topK >= 0, "0 or more")
         try check("top_p", topP, topP > 0 && topP <= 1, "more than 0 and at most 1")
         try check("min_p", minP, (0...1).contains(minP), "from 0 to 1")
-        try check("repetition_penalty", repetitionPenalty, repetitionPenalty > 0 && repetitionPenalty.isFinite, "more than 0")
+        let penalties = Double(Float.leastNormalMagnitude)...Double(Float.greatestFiniteMagnitude)
+        try check("repetition_penalty", repetitionPenalty, penalties.contains(repetitionPenalty), "a float32 above 0")
         self.temperature = temperature
         self.topK = topK
         self.topP = topP
@@ -28,7 +29,7 @@ private func check<T>(_ name: String, _ value: T, _ valid: Bool, _ expected: Str
     guard valid else { throw GemmaError.session("\(name) is \(value), expected \(expected)") }
 }
 
-/// Chooses tokens. `noise` returns numbers of at least 0 and below 1.
+/// Chooses tokens. `noise` returns numbers of at least 0 and below 1: those of a `SeededNoise` are always the same.
 public struct Sampler {
     private let sampling: Sampling
     private let noise: () -> Double

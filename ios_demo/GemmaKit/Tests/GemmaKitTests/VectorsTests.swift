@@ -68,6 +68,18 @@ final class VectorsTests: XCTestCase {
         }
     }
 
+    func testTheSameSeedSamplesPythonsTokens() throws {
+        _ = try vectors().of("seeds").list { vector in
+            let seed = try XCTUnwrap(UInt64(vector.of("seed").string()))
+            var (noise, drawn) = (SeededNoise(seed: seed), SeededNoise(seed: seed))
+            XCTAssertEqual((0..<8).map { _ in noise.next() }, try vector.of("noise").list { try $0.double() })
+            let sampler = Sampler(try readSampling(vector.of("sampling"))) { drawn.next() }
+            let logits = try vector.of("logits").list { Float(try $0.double()) }
+            let tokens = try vector.of("tokens").ints()
+            XCTAssertEqual(try tokens.map { _ in try sampler.pick(logits, previous: []) }, tokens, "seed \(seed)")
+        }
+    }
+
     func testGemma2sAnd3sOwnTokenizersEqualPythonsOnThousandsOfTexts() throws {
         guard let folder = ProcessInfo.processInfo.environment["GEMMA_GENUINE"] else {
             throw XCTSkip("the tokenizers of Gemma 2 and 3 are not available")

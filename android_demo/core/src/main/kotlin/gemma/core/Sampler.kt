@@ -14,7 +14,8 @@ data class Sampling(
         check("top_p", topP, topP > 0 && topP <= 1, "more than 0 and at most 1")
         check("min_p", minP, minP in 0.0..1.0, "from 0 to 1")
         val penalty = repetitionPenalty
-        check("repetition_penalty", penalty, penalty > 0 && penalty < Double.POSITIVE_INFINITY, "more than 0")
+        val inRange = penalty >= LEAST_PENALTY && penalty <= Float.MAX_VALUE
+        check("repetition_penalty", penalty, inRange, "a float32 above 0")
     }
 
     private fun check(name: String, value: Number, valid: Boolean, expected: String) {
@@ -22,7 +23,9 @@ data class Sampling(
     }
 }
 
-/** Chooses tokens. `noise` returns numbers of at least 0 and below 1. */
+private const val LEAST_PENALTY = 1.0 / (1L shl 62) / (1L shl 62) / 4 // 2^-126, the least normal float32
+
+/** Chooses tokens. `noise` returns numbers of at least 0 and below 1: a [SeededNoise] always the same ones. */
 class Sampler(private val sampling: Sampling, private val noise: () -> Double = java.util.Random()::nextDouble) {
     /**
      * Chooses a token from logits, (V); `previous` are the tokens so far, prompt included. Tokens that are not

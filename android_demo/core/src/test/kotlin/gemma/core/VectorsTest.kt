@@ -5,6 +5,7 @@ import java.io.File
 import kotlin.test.Test
 import kotlin.test.assertContentEquals
 import kotlin.test.assertEquals
+import kotlin.test.assertFailsWith
 import kotlin.test.assertNotNull
 import kotlin.test.assertTrue
 
@@ -65,6 +66,20 @@ class VectorsTest {
             val token = Sampler(sampling) { noise }.pick(logits, vector.of("previous").ints().asList())
             assertEquals(vector.of("token").count(), token, "$sampling")
         }
+    }
+
+    @Test
+    fun `the same seed samples Python's tokens`() {
+        vectors.of("seeds").list { vector ->
+            val seed = vector.of("seed").string().toLong()
+            val noise = SeededNoise(seed)
+            assertEquals(vector.of("noise").list { it.double() }, List(8) { noise() }, "seed $seed")
+            val sampler = Sampler(readSampling(vector.of("sampling")), SeededNoise(seed))
+            val logits = vector.of("logits").list { it.double().toFloat() }.toFloatArray()
+            val tokens = vector.of("tokens").ints().asList()
+            assertEquals(tokens, List(tokens.size) { sampler.pick(logits, emptyList()) }, "seed $seed")
+        }
+        assertFailsWith<SessionException> { SeededNoise(-1) }
     }
 
     @Test
