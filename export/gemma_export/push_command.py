@@ -118,11 +118,13 @@ def _read_benchmark(path: Path, bundle: "Bundle") -> "Benchmark":
 
 
 def _files_of(bundle: "Bundle", card: str) -> Files:
-    """Every file of the repository. The manifest's files only: nothing else in the folder."""
+    """Every file of the repository: the manifest's files and its signature, nothing else."""
     from gemma_export.model_card import NOTICE, has_terms
-    from gemma_runtime.bundle import MANIFEST
+    from gemma_runtime.bundle import MANIFEST, SIGNATURE
 
     names = [*bundle.manifest.files, MANIFEST]
+    if (bundle.directory / SIGNATURE).is_file():
+        names.append(SIGNATURE)
     files = {name: bundle.directory / name for name in names}
     notice = {"NOTICE": NOTICE.encode()} if has_terms(bundle.manifest) else {}
     return {"README.md": card.encode(), **notice, **files}

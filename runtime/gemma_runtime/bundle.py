@@ -16,6 +16,7 @@ from gemma_runtime.manifest_sizes import check_sizes
 from gemma_runtime.staging import sweep_leftovers
 
 MANIFEST = "manifest.json"
+SIGNATURE = f"{MANIFEST}.minisig"  # of the manifest, if the bundle is signed
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,8 @@ _HELP = """Run, check and measure the bundles that gemma-export writes. Needs no
 
   gemma-runtime verify out/gemma
 
+  gemma-runtime sign out/gemma --key minisign.key   (for those who check it with verify --key)
+
   gemma-runtime eval out/gemma --text story.txt
 
   gemma-runtime lm-eval out/gemma --tasks mmlu --output runs/gemma
@@ -92,7 +94,19 @@ app.command()(bake_command.baked)
 
 
 @app.command()
-def verify(bundle: BundlePath, threads: Threads = None, json: Json = False) -> None:
+def verify(
+    bundle: BundlePath,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PUBLIC_KEY",
+            help="Refuse the bundle unless the owner of this minisign key signed it: a file, or "
+            "the key itself.",
+        ),
+    ] = None,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
     """Replay the goldens on this machine and print PASS, FAIL or AMBIGUOUS with all figures.
 
     The exit code is 0 only for PASS. AMBIGUOUS: all limits hold, but too many positions are near
@@ -102,7 +116,10 @@ def verify(bundle: BundlePath, threads: Threads = None, json: Json = False) -> N
     from gemma_runtime.contents.subject import with_subject
     from gemma_runtime.proof.verify import Verdict, render_verification, verify_bundle
 
+    comment = None if key is None else _check_signature(bundle, key)
     opened = open_bundle(bundle)
+    if comment is not None:
+        print(f"signed by {key}: {comment!a}", file=sys.stderr)
     verification = verify_bundle(opened, threads)
     if json:
         print_json(with_subject(opened, verification))
@@ -110,6 +127,12 @@ def verify(bundle: BundlePath, threads: Threads = None, json: Json = False) -> N
         print_shown(render_verification(str(bundle), verification))
     if verification.verdict is not Verdict.PASS:
         raise typer.Exit(1)
+
+
+def _check_signature(bundle: Path, key: str) -> str:
+    from gemma_runtime.signature import check_signature
+
+    return check_signature(bundle, key)
 
 
 @app.command()
@@ -233,6 +256,34 @@ def pack(bundle: BundlePath, json: Json = False) -> None:
         f"{packed.path}\n{format_bytes(packed.bytes)}, the bundle has "
         f"{format_bytes(packed.stored_bytes)}; sessions of it now map this file"
     )
+
+
+@app.command()
+def sign(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
+    key: Annotated[
+        Path,
+        typer.Option(
+            metavar="SECRET_KEY", help="A secret key written by minisign -G; none is made here."
+        ),
+    ],
+) -> None:
+    """Sign a bundle with a key of minisign, so that others can tell who wrote it: verify --key.
+
+    Writes manifest.json.minisig, which minisign itself checks too. The password of an encrypted key
+    is asked for, or read from stdin if that is not a terminal.
+    """
+    from gemma_runtime.signature import sign_bundle
+
+    print(sign_bundle(bundle, key, _ask_password))
+
+
+def _ask_password() -> str:
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().rstrip("\n")
+    from getpass import getpass
+
+    return getpass("Password of the key: ")
 
 
 @app.command("compile-schema")

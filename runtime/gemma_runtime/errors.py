@@ -2,6 +2,7 @@
 
 GemmaError                one line; the command line prints it and exits with 1
 ├── BundleError           a bundle is missing, altered, or has another schema
+├── SignatureError        a bundle is not signed by the key, or a key can't be used
 ├── SessionError          the artifact can't be loaded or run
 │   └── ContextFull       the next token doesn't fit into the context
 ├── TokenizerError        the bundle has no tokenizer, or text can't be encoded
@@ -43,6 +44,10 @@ class GemmaError(Exception):
 
 
 class BundleError(GemmaError):
+    pass
+
+
+class SignatureError(GemmaError):
     pass
 
 

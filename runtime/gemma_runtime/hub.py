@@ -18,6 +18,7 @@ from gemma_runtime.formats.names import stays_inside
 
 HUB_PREFIX = "hub:"
 _MANIFEST = "manifest.json"
+_SIGNATURE = f"{_MANIFEST}.minisig"
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _PATH_LIKE = (".gguf", ".safetensors", ".json", ".bin", ".pt")
 _HOST = re.compile(r"(https?://)?(www\.)?(huggingface\.co|hf\.co)/", re.IGNORECASE)
@@ -100,7 +101,7 @@ def _download_bundle(repo_id: str, revision: str | None) -> Path:
             f"{repo_id} has no {_MANIFEST}, so it is not a bundle; expected a repository written "
             "by gemma-export push"
         )
-    folder = download_snapshot(repo_id, revision, [_MANIFEST], instead)
+    folder = download_snapshot(repo_id, revision, [_MANIFEST, _SIGNATURE], instead)
     patterns = [_MANIFEST, *(glob.escape(file) for file in _files(folder))]
     return download_snapshot(repo_id, folder.name, patterns, instead)
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from gemma_export.model_card import NOTICE, write_card
-from gemma_runtime.bundle import Bundle, open_bundle
+from gemma_runtime.bundle import SIGNATURE, Bundle, open_bundle
 from tests.local_hub import REPO, Hub, Process, hub_environment, serve_hub, start_python
 
 TINY = Path(__file__).parents[1] / "data" / "tiny"
@@ -101,6 +101,15 @@ def test_pushing_the_same_bundle_again_commits_nothing(hub: Hub, client: Client)
     hub.requests.clear()
     client.push(hub.endpoint)
     assert [path for path in hub.requests if path.startswith("/lfs/") or "/commit/" in path] == []
+
+
+def test_a_bundle_s_signature_is_pushed_with_it(hub: Hub, client: Client, tmp_path: Path) -> None:
+    signed = Path(shutil.copytree(TINY, tmp_path / "signed"))
+    (signed / SIGNATURE).write_bytes(b"signed")
+    (signed / "notes.txt").write_bytes(b"mine")
+    client.push(hub.endpoint, bundle=signed)
+    assert hub.files[SIGNATURE] == b"signed"
+    assert "notes.txt" not in hub.files
 
 
 def test_public_makes_the_repository_public(hub: Hub, client: Client) -> None:

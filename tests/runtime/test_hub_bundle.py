@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("huggingface_hub")
 
+from gemma_runtime.bundle import SIGNATURE
 from gemma_runtime.errors import HubError
 from gemma_runtime.hub import HubName, bundle_name, list_files
 from tests.local_hub import (
@@ -72,6 +73,12 @@ def test_a_bundle_is_downloaded_once_checked_and_run(hub: Hub, client: Client) -
     code, output, errors = client.run(hub.endpoint, "verify", str(folder), "--threads", "1")
     assert "PASS" in output, errors
     assert hub.requests == []
+
+
+def test_a_signature_is_downloaded_with_the_bundle(hub: Hub, client: Client) -> None:
+    hub.files[SIGNATURE] = b"signed"
+    assert client.run(hub.endpoint, "inspect", f"hub:{REPO}")[0] == 0
+    assert (snapshot_folder(client.home) / SIGNATURE).read_bytes() == b"signed"
 
 
 @pytest.mark.parametrize("revision", ["v1", COMMIT])
