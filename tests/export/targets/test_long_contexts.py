@@ -69,7 +69,8 @@ def long(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     cache = DynamicCache(config=model.config)
     for start in range(0, context - END, _CHUNK):
         feed(model, cache, tokens[start : min(start + _CHUNK, context - END)])
-    layers = zip((AttentionKind.LOCAL, AttentionKind.GLOBAL), cache.layers, strict=True)
+    caches: Any = cache.layers  # of other models, some have no keys
+    layers = zip((AttentionKind.LOCAL, AttentionKind.GLOBAL), caches, strict=True)
     before = {k: (c.keys[0].numpy().copy(), c.values[0].numpy().copy()) for k, c in layers}
     return Long(folder, tokens, feed(model, cache, tokens[-END:]), before)
 
