@@ -78,17 +78,22 @@ class ExportRequest:
 
 def check_request(request: ExportRequest) -> None:
     """Raise a GemmaError for an unknown target, option, cache type, device, size or family."""
-    check_device(request.device)
-    if request.max_vram is not None and kind_of(request.device) == HOST:
-        raise DeviceError(
-            f"--max-vram limits the memory of an accelerator, but --device is {request.device}, "
-            "which is the host; name another, or use --max-ram"
-        )
+    check_device_choice(request.device, request.max_vram)
     load_targets(request.targets, request.options)
     for name in request.targets:
         cache_dtype(name, request.cache)
     if request.size:
         find_official(request.size, request.family)
+
+
+def check_device_choice(device: str, max_vram: int | None) -> None:
+    """Raise DeviceError for an unknown device, or a limit (bytes) of one that is the host."""
+    check_device(device)
+    if max_vram is not None and kind_of(device) == HOST:
+        raise DeviceError(
+            f"--max-vram limits the memory of an accelerator, but --device is {device}, which is "
+            "the host; name another, or use --max-ram"
+        )
 
 
 def plan_exports(request: ExportRequest) -> list[Plan]:

@@ -10,7 +10,7 @@ from gemma_export.digest import digest_of
 from gemma_export.memory import parse_bytes
 from gemma_export.model.sizes import OFFICIAL, find_official
 from gemma_export.quantize.recipe import GROUPS, RECIPES, Recipe, find_recipe, load_recipe
-from gemma_export.request import ExportRequest
+from gemma_export.request import ExportRequest, check_device_choice
 from gemma_export.search.schema import Model, RecipeChoice, Scalar, SearchFile, listed
 from gemma_export.search.yaml_file import exists, place
 from gemma_export.targets import load_target, target_spec
@@ -48,7 +48,8 @@ def find_cells(file: SearchFile, folder: Path, text: Path | None) -> tuple[Cell,
     """
     layout = {"context": file.context, "prefill": file.prefill, "cache": file.cache}
     calibration = None if file.calibration is None else place(folder, file.calibration)
-    max_ram = None if file.max_ram is None else parse_bytes(str(file.max_ram))
+    max_ram, max_vram = (_bytes(limit) for limit in (file.max_ram, file.max_vram))
+    check_device_choice(file.device, max_vram)
     cells = {}
     choices = (
         (model, own, rounding, target, settings)
@@ -66,12 +67,18 @@ def find_cells(file: SearchFile, folder: Path, text: Path | None) -> tuple[Cell,
             eval_text=text,
             calibration=calibration,
             max_ram=max_ram,
+            device=file.device,
+            max_vram=max_vram,
         )
         cell = _cell(model, request, settings)
         cells[cell.name] = cell
     if not cells:
         raise SearchError("no cells: checkpoints, targets and recipes need one choice each")
     return tuple(cells.values())
+
+
+def _bytes(limit: str | int | None) -> int | None:
+    return None if limit is None else parse_bytes(str(limit))
 
 
 def _cell(model: str, request: ExportRequest, settings: Settings) -> Cell:

@@ -94,6 +94,8 @@ class SearchFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     objectives: Choices | None = None
     bench: Bench = Bench()
     max_ram: str | int | None = None
+    device: str = "auto"
+    max_vram: str | int | None = None
 
 
 _PARTS: Mapping[str, type[msgspec.Struct]] = {

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from gemma_export.checkpoint.open import open_checkpoint
+from gemma_export.device import kind_of
 from gemma_export.digest import digest_of
 from gemma_export.quantize.recipe import RECIPES, Recipe, write_recipe
 from gemma_export.request import ExportRequest
@@ -62,6 +63,7 @@ class Jobs:
             None if named is None else (named.rules, named.distilled),
             *(request.targets, request.bits, request.context_length, request.prefill_length),
             *(request.full_cache, request.cache, sorted(request.options.items())),
+            kind_of(request.device),  # another kind of device gives other codes
             self._text,
             None if request.calibration is None else digest_path(request.calibration),
             _versions(cell.target),
@@ -123,6 +125,8 @@ def export_flags(cell: Cell, job: Job) -> tuple[str, ...]:
         "cache": request.cache,
         "eval-text": request.eval_text,
         "max-ram": request.max_ram,
+        "device": request.device,
+        "max-vram": request.max_vram,
         "output": job.bundle,
     }
     named = [f"--{name}={value}" for name, value in flags.items() if value is not None]

@@ -134,7 +134,8 @@ def test_a_changed_input_has_just_its_stages_done_again(copied: Path) -> None:
     assert _left(copied, bench={**BENCH, "repeats": 2}) == ["bench"]
     assert _left(copied, tasks="arc_easy") == ["tasks"]
     everything = ["export", "verify", "eval", "bench"]
-    assert _left(copied, max_ram="4 GiB") == []  # it changes nothing in the bundle
+    assert _left(copied, max_ram="4 GiB", device="cpu") == []  # which change nothing in the bundle
+    assert _left(copied, max_vram="4 GiB", device="cuda") == everything  # sums in another order
     assert _left(copied, context=32) == everything
     (copied / "text" / "en.txt").write_text("an ban")
     assert _left(copied) == everything

@@ -45,6 +45,8 @@ MISTAKES = [
     ({"recipes": "~nobody-here/a.yaml"}, "home"),
     ({"objectives": "kl", "text": "a" * 5000}, "does not exist"),
     ({"max_ram": "all"}, "'all' is not an amount of memory"),
+    ({"device": "gpu"}, "--device is 'gpu'; expected "),
+    ({"max_vram": "4 GiB"}, "--max-vram limits the memory of an accelerator"),
     ({"objectives": "speed"}, "unknown measure 'speed'; choose from "),
     ({"objectives": []}, "objectives is empty"),
     ({"objectives": "score"}, "no tasks are; add tasks"),
