@@ -16,6 +16,7 @@ import typer
 from gemma_export import cache_command, push_command
 from gemma_export.device import DEVICES
 from gemma_export.model.families import FAMILIES
+from gemma_export.ranks import first_prints, refuse_ranks, stay_if_failed
 from gemma_export.search import command as search_command
 from gemma_export.targets import TARGETS, all_targets, require_packages
 from gemma_export.targets.spec import Option
@@ -320,7 +321,10 @@ def export(
 ) -> None:
     del version
     if ctx.invoked_subcommand is not None:
+        refuse_ranks(f"gemma-export {ctx.invoked_subcommand}")
         return
+    if plan:
+        refuse_ranks("--plan")
     from gemma_export.memory import parse_bytes
     from gemma_export.request import ExportRequest
 
@@ -383,7 +387,10 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run with the given arguments; returns the exit code."""
-    return run_app(command_line(), "gemma-export", arguments)
+    with first_prints():
+        code = run_app(command_line(), "gemma-export", arguments)
+    stay_if_failed(code)
+    return code
 
 
 def command_line() -> typer.Typer:

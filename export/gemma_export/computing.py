@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gemma_export.device import DEVICES, HOST, check_device, grain
 from gemma_export.parallel import workers
+from gemma_export.ranks import count_local_ranks, local_rank
 from gemma_runtime.errors import DeviceError, MemoryLimit
 from gemma_runtime.machine import describe_machine, format_bytes
 
@@ -27,9 +28,12 @@ _WITHOUT_FLOAT64 = ("mps",)
 def choose_device(name: str) -> torch.device:
     """The device of this name; `auto` is the best of those that were measured.
 
-    Raises DeviceError for a device that this torch doesn't have.
+    Of torchrun's ranks on this machine, each takes a device of its own for `cuda`. Raises
+    DeviceError for a device that this torch doesn't have.
     """
     check_device(name)
+    if count_local_ranks() > 1:
+        name = _of_rank(name)
     if name == "auto":
         return next(_device(kind, 0) for kind in _MEASURED if _count(kind))
     kind, _, index = name.partition(":")
@@ -40,6 +44,15 @@ def choose_device(name: str) -> torch.device:
         f"--device is {name}, but torch {torch.__version__} finds no such device here: {found}; "
         f"choose from {', '.join(_found())}, or install a torch for it"
     )
+
+
+def _of_rank(name: str) -> str:
+    if name.startswith("cuda:"):
+        raise DeviceError(
+            f"--device is {name}, one device for {count_local_ranks()} ranks; --device cuda gives "
+            "each its own"
+        )
+    return f"cuda:{local_rank()}" if name == "cuda" else name
 
 
 def unused_note(chosen: torch.device) -> tuple[str, ...]:

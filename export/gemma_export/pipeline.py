@@ -8,9 +8,11 @@ from pathlib import Path
 
 import torch
 
+from gemma_export import shards
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.checkpoint.open import open_checkpoint
 from gemma_export.computing import DeviceCeiling, choose_device, computing, unused_note
+from gemma_export.device import kind_of
 from gemma_export.formats.format import Format
 from gemma_export.memory import MemoryCeiling
 from gemma_export.model.config import GemmaConfig
@@ -30,6 +32,7 @@ from gemma_export.quantize.calibrated import CalibratedWeights
 from gemma_export.quantize.kept import require_exact, resolve_recipe
 from gemma_export.quantize.recipe import Recipe, bits_per_weight, write_recipe
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
+from gemma_export.ranks import count_local_ranks, count_ranks, refuse_ranks
 from gemma_export.request import (
     ExportRequest,
     check_request,
@@ -83,22 +86,75 @@ def export_bundles(request: ExportRequest, report: Reporter | None = None) -> li
     """Write one bundle per target, all from one quantized store. `report=None` prints nothing.
 
     All cheap checks run before weights are read. A bundle is written completely or not at all.
+    Ranks of torchrun share the calibration; the first one then does the rest, and the others
+    return nothing.
     """
     started = time.monotonic()
-    report = report or QuietReporter()
+    report = report if report is not None and shards.is_first() else QuietReporter()
     writable_cache()
     check_request(request)
+    with shards.joined(kind_of(request.device)), one_thread_each():
+        made = _quantized(request, report)
+    if not shards.is_first():
+        return []
+    checkpoint, text, store, device = made.checkpoint, made.text, made.store, made.device
+    ceiling = made.ceiling
+    with one_thread_each():
+        scales = None
+        if request.has_int8_caches and text.calibration is not None:
+            space = Workspace(checkpoint, made.recipe, text.calibration, device)
+            scales = _cache_scales(space, store, made.geometry.context_length, report, ceiling)
+        reference = _reference(checkpoint, store, text.prompts, scales, device, report, ceiling)
+        teacher = _teacher(checkpoint, text.segments, device, report, ceiling)
+    results = []
+    for target, output in zip(made.targets, made.outputs, strict=True):
+        with staged_folder(output, request.force) as folder:
+            work = _Work(
+                checkpoint, text, store, made.recipe, made.is_calibrated, made.geometry, scales,
+                reference, folder, teacher,
+            )  # fmt: skip
+            artifact = _write(target, work, report, ceiling)
+            manifest = _manifest(work, artifact, {**artifact.roles, **_write_sidecars(work)})
+            (folder / MANIFEST).write_bytes(manifest.to_json())
+            ceiling.check_peak()
+        elapsed = time.monotonic() - started
+        peaks = peak_rss_bytes(), str(device), made.memory.peak_bytes()
+        results.append(ExportResult(Bundle(output, manifest), elapsed, *peaks, made.reason))
+    return results
+
+
+@dataclass(frozen=True, slots=True)
+class _Quantized:
+    """A checkpoint with its codes, and all that was checked and chosen before."""
+
+    targets: Sequence[Target]
+    outputs: list[Path]  # by target
+    device: torch.device
+    memory: DeviceCeiling
+    ceiling: MemoryCeiling
+    checkpoint: Checkpoint
+    geometry: Geometry
+    text: ExportText
+    recipe: Recipe
+    reason: str | None  # why this recipe
+    is_calibrated: bool  # whether codes depend on the calibration text
+    store: QuantizedStore
+
+
+def _quantized(request: ExportRequest, report: Reporter) -> _Quantized:
+    """Check and choose everything, then round the weights; all ranks together."""
     targets = load_targets(request.targets, request.options)
     for target in targets:
         require_packages(target.name)
     device = choose_device(request.device)
-    checkpoint = open_checkpoint(*request.model)
+    checkpoint = shards.after_first(lambda: open_checkpoint(*request.model))
     choice = find_choice(request, targets, checkpoint)
     resolved = resolve_recipe(choice.recipe, checkpoint)
     if request.require_exact:
         require_exact(resolved)
     recipe, plain = _plain_table(resolved.recipe, targets, checkpoint.config)
     is_calibrated = request.calibrates(recipe)
+    _check_shared(recipe, is_calibrated)
     geometry = export_geometry(request, checkpoint.config)
     outputs = [_output(request, recipe, checkpoint, target.name) for target in targets]
     for output in outputs:
@@ -115,32 +171,24 @@ def export_bundles(request: ExportRequest, report: Reporter | None = None) -> li
     layouts = [target.caches(checkpoint.config, geometry) for target in targets]
     sources = WantedText(request.eval_text, request.reads_text(recipe), request.calibration)
     text = read_text(checkpoint, geometry.context_length, layouts, sources, report)
-    with one_thread_each():
-        if request.bits is not None and text.calibration is not None:
-            budget = Budget(recipe, request.bits)
-            recipe = _spend(budget, targets, checkpoint, text.calibration, device, report, ceiling)
-        store = _quantize(checkpoint, recipe, text.calibration, device, report, ceiling)
-        scales = None
-        if request.has_int8_caches and text.calibration is not None:
-            space = Workspace(checkpoint, recipe, text.calibration, device)
-            scales = _cache_scales(space, store, geometry.context_length, report, ceiling)
-        reference = _reference(checkpoint, store, text.prompts, scales, device, report, ceiling)
-        teacher = _teacher(checkpoint, text.segments, device, report, ceiling)
-    results = []
-    for target, output in zip(targets, outputs, strict=True):
-        with staged_folder(output, request.force) as folder:
-            work = _Work(
-                checkpoint, text, store, recipe, is_calibrated, geometry, scales, reference, folder,
-                teacher,
-            )  # fmt: skip
-            artifact = _write(target, work, report, ceiling)
-            manifest = _manifest(work, artifact, {**artifact.roles, **_write_sidecars(work)})
-            (folder / MANIFEST).write_bytes(manifest.to_json())
-            ceiling.check_peak()
-        elapsed = time.monotonic() - started
-        peaks = peak_rss_bytes(), str(device), memory.peak_bytes()
-        results.append(ExportResult(Bundle(output, manifest), elapsed, *peaks, choice.reason))
-    return results
+    if text.calibration is not None:
+        shards.check_text(len(text.calibration.tokens))
+    if request.bits is not None and text.calibration is not None:
+        budget = Budget(recipe, request.bits)
+        recipe = _spend(budget, targets, checkpoint, text.calibration, device, report, ceiling)
+    store = _quantize(checkpoint, recipe, text.calibration, device, report, ceiling)
+    return _Quantized(
+        targets, outputs, device, memory, ceiling, checkpoint, geometry, text, recipe,
+        choice.reason, is_calibrated, store,
+    )  # fmt: skip
+
+
+def _check_shared(recipe: Recipe, is_calibrated: bool) -> None:
+    """Raise RankError if several ranks can't share the work."""
+    if recipe.distilled and count_local_ranks() < count_ranks():
+        refuse_ranks("distillation on several machines")  # they write into one file
+    if not is_calibrated:
+        refuse_ranks(f"rounding by {recipe.name}, which reads no calibration text,")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ GemmaError                one line; the command line prints it and exits with 1
 ├── TargetError           the target doesn't support the recipe
 ├── SearchError           a search file is wrong, or a search can't be run
 ├── DeviceError           torch has no such device
+├── RankError             ranks of torchrun can't share the work, or one was lost
 ├── HubError              the hub is unreachable, the model is gated, or no token is set
 ├── CacheError            the cache folder can't be written, or holds no such entry
 └── MemoryLimit           the export would need more memory than --max-ram or --max-vram
@@ -109,6 +110,10 @@ class SearchError(GemmaError):
 
 
 class DeviceError(GemmaError):
+    pass
+
+
+class RankError(GemmaError):
     pass
 
 

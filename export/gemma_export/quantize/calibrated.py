@@ -7,12 +7,13 @@ work resumes after its last file.
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
 
 from torch import Tensor
 
+from gemma_export import shards
 from gemma_export.computing import computing
 from gemma_export.device import HOST, grain
 from gemma_export.formats.codes import Codes
@@ -26,7 +27,6 @@ from gemma_export.quantize.calibrate.cache_scales import measuring_peak_bytes
 from gemma_export.quantize.calibrate.curvature import loss_peak_bytes
 from gemma_export.quantize.calibrate.fisher import (
     backward_bytes,
-    end_backward,
     information_peak_bytes,
     weigh_table,
 )
@@ -51,11 +51,12 @@ from gemma_export.quantize.distill.distill import (
 )
 from gemma_export.quantize.recipe import Recipe
 from gemma_export.quantize.store import round_span
+from gemma_export.shards import HELD
 
 _LIBRARIES = 768 << 20  # torch with its threads, and memory left over from parsing the tokenizer
 _COPIES = 4  # of a matrix on its way to an accelerator: as read, in float32, rewritten
 _LAYERS = "model.layers."
-_DISTILLED = "distilled-2"  # increase it when distillation changes
+_DISTILLED = "distilled-3"  # increase it when distillation changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +129,13 @@ class CalibratedWeights:
         """Run the stages that are not done yet."""
         with self.work.locked(self.note):
             for stage in STAGES:
+                shards.wait()  # none looks for files that the first is writing
                 work = self.work.arranged()
-                if not stage.is_done(work):
+                if not shards.from_first(partial(stage.is_done, work)):
                     bar = self.stage(stage.name, stage.bytes_left(work))
                     with kept_memory(), computing(work.device), bar as tick:
                         stage.run(work, tick)
-            for files in (self.work.residuals, self.work.teacher_residuals):
-                files.delete()  # large and no longer needed
-            end_backward(self.work)
+            self.work.end_rounding()
 
     def parts(self, name: str, start: int, stop: int) -> dict[str, Tensor]:
         work = self._final
@@ -207,8 +207,8 @@ def working_bytes(
     if recipe.distilled:
         residuals = BATCH * LENGTH * (width + config.per_layer) * len(config.kinds)
         learning = embedding + 4 * (residuals + 3 * CANDIDATES * width)
-        # Gradients of a layer; per thread, a matrix with its averages.
-        learning += 4 * (layer * (2 + held) + held * 8 * inputs * width)
+        # Gradients of a layer, and sums of them; per thread, a matrix with its averages.
+        learning += 4 * (layer * (1 + HELD + held) + held * 8 * inputs * width)
         # Logits of the candidates with their gradients, and the candidates in bfloat16.
         learning += held * CANDIDATES * (48 * LENGTH + 8 * width)
     smoothing = smooth_peak_bytes(config) if recipe.is_smooth else 0

@@ -16,7 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gemma_export.cache_lock import InUse, exclusive
+from gemma_export import shards
+from gemma_export.cache_lock import InUse
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.checkpoint.prequantized import Prequantized
 from gemma_export.digest import digest_of
@@ -148,15 +149,13 @@ def open_or_build_store(
     """
     formats = recipe.formats(checkpoint.config)
     path = store_path(checkpoint, recipe, rounded)
-    with exclusive(path, f"quantizing {checkpoint.id} ({recipe.name})", note):
+    with shards.exclusive(path, f"quantizing {checkpoint.id} ({recipe.name})", note):
         use = InUse(path)
-        if path.exists() and not _is_intact(path, formats):
-            note(f"the cached store {path} is damaged; building it again")
-            path.unlink()
-        if not path.exists():
+        if not shards.from_first(lambda: _is_built(path, formats, note)):
             if rounded is not None:
                 rounded.round_all()
-            _build(path, checkpoint, recipe, formats, progress or unheard, rounded)
+            tick = progress or unheard
+            shards.from_first(lambda: _build(path, checkpoint, recipe, formats, tick, rounded))
         os.utime(path)  # `gemma-export cache` shows the time of the last use
     file, shapes = SafetensorsFile(path), checkpoint.config.tensor_shapes()
     digest = file.metadata["codes_digest"]
@@ -166,6 +165,14 @@ def open_or_build_store(
 def store_path(checkpoint: Checkpoint, recipe: Recipe, rounded: Rounded | None = None) -> Path:
     key = (_VERSION, checkpoint.digest(), recipe.rules, rounded.key if rounded else None)
     return cache_folder() / "stores" / f"{digest_of(key)[:32]}.safetensors"
+
+
+def _is_built(path: Path, formats: Mapping[str, Format], note: Note) -> bool:
+    """Whether the store is in the cache; deletes a damaged one."""
+    if path.exists() and not _is_intact(path, formats):
+        note(f"the cached store {path} is damaged; building it again")
+        path.unlink()
+    return path.exists()
 
 
 def _is_intact(path: Path, formats: Mapping[str, Format]) -> bool:

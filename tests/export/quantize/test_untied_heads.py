@@ -56,7 +56,6 @@ def test_calibration_and_distillation_each_lower_the_kl(
     work: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distilling, "PASSES", 4)
-    monkeypatch.setattr(distilling, "BATCH", 8)
     searched = open_or_build_store(work.checkpoint, find_recipe("int4"))
     calibrated = _calibrated(work, find_recipe("int4-gptq"))
     distilled = _calibrated(work, find_recipe("int4-distilled"))

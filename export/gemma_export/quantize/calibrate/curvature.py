@@ -15,19 +15,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gemma_export import shards
 from gemma_export.device import HOST
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.codes import dequantize
 from gemma_export.formats.format import Format
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.model.config import HEAD, PER_LAYER_TABLE, TABLE, GemmaConfig, LayerSpec
-from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
 from gemma_export.quantize.calibrate.arrange import arrange_channels
 from gemma_export.quantize.calibrate.fisher import (
     backward_bytes,
     backward_layer,
-    end_backward,
     information_peak_bytes,
     layer_backward_bytes,
     layer_peak_bytes,
@@ -36,7 +35,7 @@ from gemma_export.quantize.calibrate.fisher import (
     store_errors,
     table_information,
 )
-from gemma_export.quantize.calibrate.flow import RESIDUAL, write_tensors
+from gemma_export.quantize.calibrate.flow import write_shared
 from gemma_export.quantize.calibrate.gptq import Inputs, gptq, prepare
 from gemma_export.quantize.calibrate.layer_weights import layer_names, load_layer
 from gemma_export.quantize.calibrate.split import prepare_table
@@ -44,6 +43,7 @@ from gemma_export.quantize.calibrate.stream import observe_layer
 from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.recipe import int8_choices
 from gemma_export.quantize.round import round_rows
+from gemma_export.shards import HELD
 
 WIDEST = 2048  # most outputs per block of C
 SPARSE = 4  # every n-th block of the table is rounded by gptq to estimate its loss
@@ -62,13 +62,13 @@ class Losses:
 def measure_losses(work: Workspace, tick: Tick) -> Losses:
     """Measure all losses. Each layer's are stored at once, so interrupted work resumes."""
     config, table = work.checkpoint.config, work.table_losses
-    if not table.exists():
+    if not shards.from_first(table.exists):
         for layer in reversed(config.layers[: start_backward(work, tick)]):
             _measure_layer(work, layer)
             tick(f"layer {layer.index}, back", layer_backward_bytes(config))
         losses = _table_losses(work, tick)
-        write_tensors(table, {name: torch.tensor([loss]) for name, loss in losses.items()})
-    end_backward(work)
+        write_shared(table, {name: torch.tensor([loss]) for name, loss in losses.items()})
+    work.end_backward()
     matrices: dict[str, float] = {}
     for layer in config.layers:
         matrices |= _read_losses(work.losses[layer.index])
@@ -97,7 +97,8 @@ def loss_peak_bytes(config: GemmaConfig, kind: str = HOST) -> int:
         matrices = [shape for shape in shapes if len(shape) == 2]
         inputs = {width for _, width in matrices}
         blocks = sum(4 * rows**2 // _blocks_of(rows) for rows, _ in matrices)
-        grams = 4 * (sum(n**2 for n in inputs) + 5 * max(inputs) ** 2)
+        gram = sum(n**2 for n in inputs)
+        grams = 4 * max(HELD * gram, gram + 5 * max(inputs) ** 2)
         peaks.append(layer_peak_bytes(config, layer, blocks, kind) + grams)
     return max(information_peak_bytes(config, kind), *peaks)
 
@@ -105,15 +106,13 @@ def loss_peak_bytes(config: GemmaConfig, kind: str = HOST) -> int:
 def _measure_layer(work: Workspace, layer: LayerSpec) -> None:
     """Store the losses of a layer's matrices, and the gradient for the layer before it.
 
-    GPTQ rounds for one half of the sequences and is judged on the other half: on its own text it
-    looks better than it is.
+    GPTQ rounds for one half of each piece's sequences and is judged on the other half: on its own
+    text it looks better than it is.
     """
     weights, formats = load_layer(work.checkpoint, layer.index, work.device), work.formats()
-    files = work.float_residuals
-    count = SafetensorsFile(files[layer.index]).tensors[RESIDUAL].shape[0]
-    halves = slice((count + 1) // 2), slice(count // 2, None)  # a single sequence is in both
     known, unseen = (
-        observe_layer(files, work.checkpoint.config, layer, weights, half) for half in halves
+        observe_layer(work.float_residuals, work.checkpoint.config, layer, weights, half)
+        for half in (_first_half, _second_half)
     )
     errors, curvatures = backward_layer(work, layer, _outer)
 
@@ -123,9 +122,17 @@ def _measure_layer(work: Workspace, layer: LayerSpec) -> None:
         return _loss(error, unseen[name], curvatures[name])
 
     names = [name for name in curvatures if formats[name].bits == 4]  # others have no loss to spare
-    losses = dict(zip(names, in_order(measure, names), strict=True))
-    write_tensors(work.losses[layer.index], {n: torch.tensor([v]) for n, v in losses.items()})
+    losses = dict(zip(names, shards.dealt(measure, names), strict=True))
+    write_shared(work.losses[layer.index], {n: torch.tensor([v]) for n, v in losses.items()})
     store_errors(work, layer, errors)
+
+
+def _first_half(sequences: range) -> range:
+    return sequences[: (len(sequences) + 1) // 2]
+
+
+def _second_half(sequences: range) -> range:
+    return sequences[len(sequences) // 2 :]  # a single sequence is in both halves
 
 
 def _outer(gradients: Tensor) -> Tensor:
@@ -185,7 +192,7 @@ def _per_layer_loss(work: Workspace, shares: Tensor) -> float:
         parts = error.view(len(error), len(curvatures), -1).transpose(0, 1)  # (L, n, P)
         return float(share @ ((parts @ curvatures) * parts).sum((0, 2))), float(share.sum())
 
-    return _mean_loss(list(in_order(measure, spans)), shares)
+    return _mean_loss(list(shards.dealt(measure, spans)), shares)
 
 
 def _mean_loss(measured: Sequence[tuple[float, float]], shares: Tensor) -> float:
@@ -207,7 +214,7 @@ def _table_loss(
     inputs, arrangement, curvature = None, None, curvatures[name]
     spans = list(row_blocks(work.checkpoint.config.tensor_shapes()[name]))
     if work.recipe.rule(name).rounding == "gptq":
-        arrangement = arrange_channels(work.checkpoint, curvatures, fmt)
+        arrangement = shards.from_first(lambda: arrange_channels(work.checkpoint, curvatures, fmt))
         curvature = arrangement.curvature(curvature.cpu()).to(work.device)
         inputs, spans = prepare_table(name, curvature, fmt), spans[::SPARSE]
 
@@ -217,7 +224,7 @@ def _table_loss(
         error = rows - inputs.rounded(rows) if inputs else _rounding_error(rows, fmt, None)
         return float(share @ ((error @ curvature) * error).sum(-1)), float(share.sum())
 
-    return _mean_loss(list(in_order(measure, spans)), shares)
+    return _mean_loss(list(shards.dealt(measure, spans)), shares)
 
 
 def _read_losses(path: Path) -> dict[str, float]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gemma_export import shards
 from gemma_export.computing import product_dtype
 from gemma_export.device import HOST, grain
 from gemma_export.formats.blocks import BLOCK_ELEMENTS, row_blocks
@@ -28,11 +29,15 @@ from gemma_export.quantize.calibrate.flow import (
     KEYS,
     RESIDUAL,
     VALUES,
+    Batch,
     FlowReader,
     LayerInputs,
     embedding_weights,
     joined,
-    write_tensors,
+    read_share,
+    split,
+    write_rows,
+    write_shared,
 )
 from gemma_export.quantize.calibrate.layer_weights import (
     layer_bytes,
@@ -43,6 +48,7 @@ from gemma_export.quantize.calibrate.layer_weights import (
 from gemma_export.quantize.calibrate.stream import pass_layers, run_layer
 from gemma_export.quantize.calibrate.text import LENGTH
 from gemma_export.quantize.calibrate.workspace import Workspace, curvature_name
+from gemma_export.shards import HELD, Share, Sums
 
 SEQUENCES = 64  # of the calibration text
 _TOGETHER = 2  # sequences per backward pass
@@ -63,32 +69,33 @@ def weigh_table(work: Workspace, tick: Tick) -> None:
         store_errors(work, layer, errors)
         tick(f"layer {layer.index}, back", layer_backward_bytes(config))
     curvatures, _ = table_information(work)
-    arrangement = arrange_channels(work.checkpoint, curvatures, work.formats()[config.head])
+    fmt = work.formats()[config.head]
+    arrangement = shards.from_first(lambda: arrange_channels(work.checkpoint, curvatures, fmt))
     arranged = {
         curvature_name(name): arrangement.curvature(curvature.cpu())
         for name, curvature in curvatures.items()
     }
-    write_tensors(work.channel_order, arrangement.tensors() | arranged)
-    end_backward(work)
+    write_shared(work.channel_order, arrangement.tensors() | arranged)
+    work.end_backward()
 
 
 def start_backward(work: Workspace, tick: Tick) -> int:
     """Run the forward pass and sample labels, unless done; returns the layers left to go back."""
-    lowest = work.errors.lowest()
+    lowest = shards.resumed_at(work.errors.lowest(), max)
     if lowest is not None:
         return lowest
     pass_layers(work, work.float_residuals, tick, SEQUENCES, keep=True)
-    write_tensors(work.errors.last, _draw_errors(work, tick))
+    write_rows(work.errors.last, _draw_errors(work, tick), _share(work))
     return len(work.checkpoint.config.kinds)
 
 
 def backward_layer(
     work: Workspace, layer: LayerSpec, square: Callable[[Tensor], Tensor] | None = None
 ) -> tuple[LayerInputs, dict[str, Tensor]]:
-    """Run one layer backward: the gradients with respect to all that it reads.
+    """Run one layer backward: the gradients with respect to all that it reads of this rank's text.
 
     Also, per matrix, the mean of `square` over the gradients with respect to its output, each
-    (P without bos, outputs).
+    (P without bos, outputs), of the text of all ranks.
     """
     config = work.checkpoint.config
     reader = FlowReader(work.float_residuals, config, layer)
@@ -96,8 +103,8 @@ def backward_layer(
     names = (RESIDUAL, *(_lent(layer.index) if layer.index in config.lenders else ()))
     held = hold(short(load_layer(work.checkpoint, layer.index, work.device)))
 
-    def run(start: int) -> tuple[LayerInputs, dict[str, Tensor]]:
-        span = start, min(start + _TOGETHER, reader.count)
+    def run(batch: Batch) -> tuple[LayerInputs, dict[str, Tensor]]:
+        span = batch.span
         inputs = reader.read(*span).tracked()
         ops = GradientOps(torch.empty(inputs.x.shape[:2]), config.rms_norm_eps)
         with torch.enable_grad():
@@ -109,13 +116,15 @@ def backward_layer(
         return inputs.gradients(), {name: square(_gradient(y)) for name, y in ops.outputs.items()}
 
     before: list[LayerInputs] = []
-    totals: dict[str, Tensor] = {}
-    for error, squares in in_order(run, range(0, reader.count, _TOGETHER)):
+    spans, sums = split(reader.share, _TOGETHER), Sums()
+    for batch, (error, squares) in zip(spans, in_order(run, spans), strict=True):
         before.append(error)
+        totals = sums.of(batch.piece)
         for name, values in squares.items():
             totals[name] = totals[name].add_(values) if name in totals else values
-    positions = reader.count * (reader.length - 1)
-    return joined(before), {name: values.div_(positions) for name, values in totals.items()}
+    positions = reader.share.count * (reader.length - 1)
+    means = {name: values.div_(positions) for name, values in sums.total().items()}
+    return joined(before), means
 
 
 def store_errors(work: Workspace, layer: LayerSpec, errors: LayerInputs) -> None:
@@ -127,9 +136,11 @@ def store_errors(work: Workspace, layer: LayerSpec, errors: LayerInputs) -> None
     if errors.lent is not None:
         for name, values in zip(_lent(layer.source), errors.lent, strict=True):
             rest[name] = rest[name] + values if name in rest else values
+    share = read_share(file)
     if errors.part is not None:
-        write_tensors(work.part_errors[layer.index], {RESIDUAL: errors.part})
-    write_tensors(work.errors[layer.index], {RESIDUAL: errors.x, **rest})
+        write_rows(work.part_errors[layer.index], {RESIDUAL: errors.part}, share)
+    write_rows(work.errors[layer.index], {RESIDUAL: errors.x, **rest}, share)
+    shards.wait()
     path.unlink()
 
 
@@ -147,9 +158,8 @@ def table_information(work: Workspace) -> tuple[dict[str, Tensor], Tensor]:
     """
     config, file = work.checkpoint.config, work.open(work.errors[0])
     stored = {name: file.rows(name, 0, info.shape[0]) for name, info in file.tensors.items()}
-    # Without bos, because it is a single row with untypical gradients.
-    errors = _embedding_errors(work, stored[RESIDUAL])[:, 1:].flatten(0, 1)
-    looked_up = errors.T @ errors * (config.embed_scale**2 / len(errors))
+    looked_up = _second_moment(work, _embedding_errors(work, stored[RESIDUAL]))
+    looked_up.mul_(config.embed_scale**2)
     if config.tied:
         return {TABLE: stored["gram"] + looked_up}, stored["share"]
     return {TABLE: looked_up, HEAD: stored["gram"]}, stored["share"]
@@ -164,9 +174,25 @@ def part_information(work: Workspace) -> list[Tensor]:
     curvatures: list[Tensor] = []
     for path in work.part_errors:
         file = work.open(path)
-        errors = file.rows(RESIDUAL, 0, file.tensors[RESIDUAL].shape[0])[:, 1:].flatten(0, 1)
-        curvatures.append(errors.T @ errors * (factor / len(errors)))
+        errors = file.rows(RESIDUAL, 0, file.tensors[RESIDUAL].shape[0])
+        curvatures.append(_second_moment(work, errors).mul_(factor))
     return curvatures
+
+
+def _second_moment(work: Workspace, errors: Tensor) -> Tensor:
+    """E[g gᵀ] over gradients (B, T, N) of this rank's text and all others'.
+
+    Without bos, because it is a single row with untypical gradients.
+    """
+    share, sums = _share(work), Sums()
+    for piece in share.pieces:
+        own = errors[piece.sequences.start : piece.sequences.stop, 1:].flatten(0, 1)
+        sums.of(piece)[RESIDUAL] = own.T @ own
+    return sums.total()[RESIDUAL].div_(share.count * (errors.shape[1] - 1))
+
+
+def _share(work: Workspace) -> Share:
+    return Share(len(work.calibration.tokens[:SEQUENCES]))
 
 
 def _embedding_errors(work: Workspace, errors: Tensor) -> Tensor:
@@ -174,7 +200,8 @@ def _embedding_errors(work: Workspace, errors: Tensor) -> Tensor:
 
     Per-layer embeddings are computed from the embeddings too.
     """
-    config, tokens = work.checkpoint.config, work.calibration.tokens
+    config, own = work.checkpoint.config, _share(work).own
+    tokens = work.calibration.tokens[own.start : own.stop]
     if not config.per_layer:
         return errors
     weights = embedding_weights(config, work.weight, work.device)
@@ -191,13 +218,6 @@ def _embedding_errors(work: Workspace, errors: Tensor) -> Tensor:
         return x.grad
 
     return errors + torch.cat(list(in_order(run, range(len(errors)))))
-
-
-def end_backward(work: Workspace) -> None:
-    """Delete the files between layers."""
-    work.errors.delete()
-    work.part_errors.delete()
-    work.float_residuals.delete()
 
 
 def backward_bytes(work: Workspace) -> int:
@@ -236,6 +256,7 @@ def layer_peak_bytes(
     lenders = [config.layers[index] for index in config.lenders]
     lent = sum(2 * one.kv_heads * one.head_dim for one in lenders)
     held += 2 * 4 * SEQUENCES * LENGTH * (lent + config.per_layer)
+    held += (HELD - 1) * squares
     return held + threads * (squares + 4 * 4 * _TOGETHER * LENGTH * outputs)
 
 
@@ -246,32 +267,39 @@ def _gradient(outputs: Tensor) -> Tensor:
 
 
 def _draw_errors(work: Workspace, tick: Tick) -> dict[str, Tensor]:
-    """Gradient of the sampled labels with respect to the last residual (B, T, M), and the
-    statistics that `table_information` needs.
+    """Gradient of the sampled labels with respect to the last residual (B, T, M) of this rank's
+    text, and the statistics of all ranks' that `table_information` needs.
     """
-    config = work.checkpoint.config
+    config, share = work.checkpoint.config, _share(work)
     last = norm_before(config, len(config.kinds))
     gain = work.rows(last, 0, config.hidden_size)
     file = work.open(work.float_residuals.last)
     x = file.rows(RESIDUAL, 0, file.tensors[RESIDUAL].shape[0]).requires_grad_()
     with torch.enable_grad():
         y = rms_norm(x, gain, config.rms_norm_eps)
-    h = y.detach().flatten(0, 1)  # (P, M)
-    gradient, share = _label_gradient(work, h, tick)
-    y.backward(gradient.view_as(y))  # type: ignore[no-untyped-call]
+    h = y.detach()
+    gradient, likely = _label_gradient(work, h, tick)
+    y.backward(gradient)  # type: ignore[no-untyped-call]
     assert x.grad is not None
-    return {RESIDUAL: x.grad, "gram": h.T @ h / len(h), "share": share}
+    sums = Sums()
+    for piece, row in zip(share.pieces, likely, strict=True):
+        own = h[piece.sequences.start : piece.sequences.stop].flatten(0, 1)  # (P, M)
+        sums.of(piece).update(gram=own.T @ own, share=row)
+    positions = share.count * h.shape[1]
+    return {RESIDUAL: x.grad, **{n: total.div_(positions) for n, total in sums.total().items()}}
 
 
 def _label_gradient(work: Workspace, h: Tensor, tick: Tick) -> tuple[Tensor, Tensor]:
-    """Gradient of sampled labels' log-likelihood with respect to the head's inputs (P, M), and the
-    mean probability of each token (V,).
+    """Gradient of sampled labels' log-likelihood with respect to the head's inputs (B, T, M), and
+    each token's probability, summed over the positions of each of this rank's pieces: (pieces, V).
 
     The head is read twice, a block of rows at a time: the first pass samples each label's block,
     the second samples the label within its block.
     """
-    config = work.checkpoint.config
-    inputs = _parts(h.to(product_dtype(h.device)))
+    config, share, length = work.checkpoint.config, _share(work), h.shape[1]
+    parts = split(share, max(1, _POSITIONS // length))
+    flat, places = h.flatten(0, 1), [slice(p.start * length, p.stop * length) for p in parts]
+    inputs = [flat[place].to(product_dtype(h.device)) for place in places]
     spans = list(row_blocks(config.tensor_shapes()[config.head]))
 
     def weigh(span: tuple[int, int]) -> Tensor:
@@ -279,43 +307,43 @@ def _label_gradient(work: Workspace, h: Tensor, tick: Tick) -> tuple[Tensor, Ten
         return torch.cat([_logits(part, rows, config)[0].logsumexp(-1) for part in inputs])
 
     # Copy the small results out: each would keep its block's memory alive.
-    by_block = h.new_empty(len(h), len(spans))  # log-likelihood of every block
+    by_block = h.new_empty(len(flat), len(spans))  # log-likelihood of every block
     for index, weight in enumerate(in_order(weigh, spans)):
         by_block[:, index] = weight
         release_memory()
         tick("labels", 4 * (spans[index][1] - spans[index][0]) * config.hidden_size)
-    totals = _parts(by_block.logsumexp(1, keepdim=True))
-    drawn = _draw(by_block.softmax(1), _generator(0))
+    totals = by_block.logsumexp(1, keepdim=True)
+    seeds = [share.own.start + part.start for part in parts]  # the same for any number of ranks
+    drawn = [
+        _draw(by_block[place].softmax(1), _generator(seed, 0))
+        for place, seed in zip(places, seeds, strict=True)
+    ]
 
     def pull(block: int) -> tuple[Tensor, Tensor]:
         rows = work.rows(config.head, *spans[block]).to(inputs[0].dtype)
-        pulled, share, generator = [], h.new_zeros(len(rows)), _generator(block)
-        for part, total, own in zip(inputs, totals, _parts(drawn), strict=True):
-            z, slope = _logits(part, rows, config)
-            p = z.sub_(total).exp_()
-            share += p.sum(0)
-            inside = (own == block).nonzero().flatten()
+        pulled, sums = [], h.new_zeros(len(share.pieces), len(rows))
+        for index, part in enumerate(parts):
+            z, slope = _logits(inputs[index], rows, config)
+            p = z.sub_(totals[places[index]]).exp_()
+            sums[part.piece.index - share.pieces[0].index] += p.sum(0)
+            inside = (drawn[index] == block).nonzero().flatten()
             if len(inside):
-                p[inside, _draw(p[inside], generator)] -= 1
+                p[inside, _draw(p[inside], _generator(seeds[index], 1 + block))] -= 1
             pulled.append(p.mul_(slope).to(rows.dtype) @ rows)
-        return torch.cat(pulled), share
+        return torch.cat(pulled), sums
 
-    gradient, shares = torch.zeros_like(h), h.new_empty(spans[-1][1])
-    for span, (pulled, share) in zip(spans, in_order(pull, range(len(spans))), strict=True):
+    gradient, likely = torch.zeros_like(flat), h.new_empty(len(share.pieces), spans[-1][1])
+    for span, (pulled, sums) in zip(spans, in_order(pull, range(len(spans))), strict=True):
         gradient += pulled
-        shares[slice(*span)] = share
+        likely[:, slice(*span)] = sums
         release_memory()
-        tick("labels", 2 * 4 * len(share) * config.hidden_size)
-    return gradient, shares / len(h)
+        tick("labels", 2 * 4 * (span[1] - span[0]) * config.hidden_size)
+    return gradient.view_as(h), likely
 
 
 def _draw(weights: Tensor, generator: torch.Generator) -> Tensor:
     """One column (P,) by the weights in each row (P, N), drawn on the host: the same everywhere."""
     return torch.multinomial(weights.cpu(), 1, generator=generator).flatten().to(weights.device)
-
-
-def _parts(x: Tensor) -> list[Tensor]:
-    return [x[i : i + _POSITIONS] for i in range(0, len(x), _POSITIONS)]
 
 
 def _logits(inputs: Tensor, rows: Tensor, config: GemmaConfig) -> tuple[Tensor, Tensor | float]:
@@ -325,5 +353,6 @@ def _logits(inputs: Tensor, rows: Tensor, config: GemmaConfig) -> tuple[Tensor, 
     return z, 1.0 if cap is None else 1 - (z / cap).square()
 
 
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(_SEED + seed)
+def _generator(sequence: int, step: int) -> torch.Generator:
+    """For a part of the text that begins with this sequence."""
+    return torch.Generator().manual_seed(_SEED + (sequence << 32) + step)

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gemma_export import shards
 from gemma_export.computing import CPU
 from gemma_export.device import grain
 from gemma_export.formats.safetensors import SafetensorsFile, SafetensorsWriter
@@ -33,12 +35,31 @@ from gemma_export.model.ops import Weight
 from gemma_export.parallel import in_order
 from gemma_export.quantize.calibrate.layer_files import FlowFiles
 from gemma_export.quantize.calibrate.layer_weights import short
+from gemma_export.shards import Piece, Share
 from gemma_runtime.formats.safetensors import TensorInfo
 from gemma_runtime.staging import staged_file
 
 RESIDUAL, KEYS, VALUES = "residual", "keys", "values"
 _KINDS = {torch.uint8: "U8", torch.int32: "I32", torch.float16: "F16", torch.float32: "F32"}
 KeysValues = tuple[Tensor, Tensor]  # (B, K, T, D) each, keys after rope
+_SEQUENCES = "sequences"  # of the whole text, in the metadata of files with a share of its rows
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Sequences [start, stop) of a rank's share, all of one piece."""
+
+    piece: Piece
+    start: int
+    stop: int
+
+    @property
+    def span(self) -> tuple[int, int]:
+        return self.start, self.stop
+
+
+def all_of(sequences: range) -> range:
+    return sequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +125,11 @@ def embedding_weights(
 def start_flow(
     files: FlowFiles, config: GemmaConfig, tokens: Tensor, weight: Callable[[str], Weight]
 ) -> None:
-    """Embed tokens (B, T); writes the first residual, and the per-layer embeddings."""
+    """Embed this rank's share of tokens (B, T); writes the first residual, and the per-layer
+    embeddings.
+    """
+    share = Share(len(tokens))
+    tokens = tokens[share.own.start : share.own.stop]
     count, length = tokens.shape
     weights = embedding_weights(config, weight, files.device)
     layers = range(len(config.kinds))
@@ -116,8 +141,10 @@ def start_flow(
     layout = {_part(index): (count, length, config.per_layer) for index in layers}
     with ExitStack() as stack:
         shape = (count, length, config.hidden_size)
-        write = stack.enter_context(_rows(files[0], {RESIDUAL: shape}))
-        write_parts = stack.enter_context(_rows(files.parts, layout)) if config.per_layer else None
+        write = stack.enter_context(_rows(files[0], {RESIDUAL: shape}, share))
+        write_parts = (
+            stack.enter_context(_rows(files.parts, layout, share)) if config.per_layer else None
+        )
         for x, parts in in_order(run, range(count)):
             write({RESIDUAL: x})
             if write_parts is not None:
@@ -125,7 +152,7 @@ def start_flow(
 
 
 class FlowReader:
-    """Reads what a layer needs of a text."""
+    """Reads what a layer needs of this rank's share of a text."""
 
     def __init__(self, files: FlowFiles, config: GemmaConfig, layer: LayerSpec) -> None:
         self._config, self._layer = config, layer
@@ -133,7 +160,8 @@ class FlowReader:
         self._residuals = self._open(files[layer.index])
         self._parts = self._open(files.parts) if config.per_layer else None
         self._lent = None if layer.owns_cache else self._open(files.lent(layer.source))
-        self.count, self.length, _ = self._residuals.tensors[RESIDUAL].shape
+        self.share = read_share(self._residuals)
+        _, self.length, _ = self._residuals.tensors[RESIDUAL].shape
 
     def read(self, start: int, stop: int) -> LayerInputs:
         """Sequences [start, stop)."""
@@ -144,10 +172,9 @@ class FlowReader:
             lent = self._lent.rows(KEYS, start, stop), self._lent.rows(VALUES, start, stop)
         return LayerInputs(self._residuals.rows(RESIDUAL, start, stop), part, lent)
 
-    def batches(self, chosen: range | None = None) -> Iterator[tuple[int, int]]:
-        """Spans [start, stop) of batches of all sequences, or of the chosen ones."""
-        sequences = range(self.count) if chosen is None else chosen
-        return batches(self._config, self.length, sequences, self._device)
+    def batches(self, choose: Callable[[range], range] = all_of) -> list[Batch]:
+        """Batches of each piece's sequences, or of those that are chosen of them."""
+        return batches(self._config, self.length, self.share, self._device, choose)
 
     def _open(self, path: Path) -> SafetensorsFile:
         return SafetensorsFile(path, self._device)
@@ -161,16 +188,18 @@ def next_flow(
 
     Gives a function that takes both of the next sequences.
     """
-    count, length, width = SafetensorsFile(files[layer.index]).tensors[RESIDUAL].shape
+    before = SafetensorsFile(files[layer.index])
+    share = read_share(before)
+    count, length, width = before.tensors[RESIDUAL].shape
     with ExitStack() as stack:
         # The residual tells that the layer is done, so it is completed last.
         shape = (count, length, width)
-        write = stack.enter_context(_rows(files[layer.index + 1], {RESIDUAL: shape}))
+        write = stack.enter_context(_rows(files[layer.index + 1], {RESIDUAL: shape}, share))
         lend: Callable[[Mapping[str, Tensor]], None] | None = None
         if layer.index in config.lenders:
             each = (count, layer.kv_heads, length, layer.head_dim)
             path = files.lent(layer.index)
-            lend = stack.enter_context(_rows(path, {KEYS: each, VALUES: each}))
+            lend = stack.enter_context(_rows(path, {KEYS: each, VALUES: each}, share))
 
         def write_both(x: Tensor, lent: KeysValues | None) -> None:
             write({RESIDUAL: x})
@@ -182,28 +211,59 @@ def next_flow(
 
 
 def batches(
-    config: GemmaConfig, length: int, sequences: range, device: torch.device
-) -> Iterator[tuple[int, int]]:
-    """Spans [start, stop) of batches of sequences of this length."""
-    step = max(1, grain(device.type).batch // (length * config.widest_ffn))
-    return ((i, min(sequences.stop, i + step)) for i in sequences[::step])
+    config: GemmaConfig,
+    length: int,
+    share: Share,
+    device: torch.device,
+    choose: Callable[[range], range] = all_of,
+) -> list[Batch]:
+    """Batches of sequences of this length; none reaches into another piece."""
+    return split(share, max(1, grain(device.type).batch // (length * config.widest_ffn)), choose)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def split(share: Share, step: int, choose: Callable[[range], range] = all_of) -> list[Batch]:
+    """Batches of at most `step` sequences."""
+    return [
+        Batch(piece, i, min(chosen.stop, i + step))
+        for piece in share.pieces
+        for chosen in (choose(piece.sequences),)
+        for i in chosen[::step]
+    ]
+
+
+def read_share(file: SafetensorsFile) -> Share:
+    """Of the text whose rows a file has."""
+    return Share(int(file.metadata[_SEQUENCES]))
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Write a safetensors file, completely or not at all."""
     layout = {n: TensorInfo(_KINDS[t.dtype], tuple(t.shape)) for n, t in tensors.items()}
-    with staged_file(path) as partial, SafetensorsWriter(partial, layout, {}) as writer:
+    with staged_file(path) as partial, SafetensorsWriter(partial, layout, metadata) as writer:
         for name, tensor in tensors.items():
             writer.write_rows(name, 0, _bytes(tensor))
 
 
+def write_rows(path: Path, tensors: Mapping[str, Tensor], share: Share) -> None:
+    """Like `write_tensors`, of this rank's share of a text."""
+    write_tensors(path, tensors, {_SEQUENCES: str(share.count)})
+
+
+def write_shared(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Like `write_tensors`, once for all ranks, which wait for it."""
+    shards.from_first(lambda: write_tensors(path, tensors))
+
+
 @contextmanager
 def _rows(
-    path: Path, shapes: Mapping[str, tuple[int, ...]]
+    path: Path, shapes: Mapping[str, tuple[int, ...]], share: Share
 ) -> Iterator[Callable[[Mapping[str, Tensor]], None]]:
     """Writes float32 tensors of these shapes; gives a function that takes the next rows of each."""
     layout, start = {name: TensorInfo("F32", shape) for name, shape in shapes.items()}, 0
-    with staged_file(path) as partial, SafetensorsWriter(partial, layout, {}) as writer:
+    metadata = {_SEQUENCES: str(share.count)}
+    with staged_file(path) as partial, SafetensorsWriter(partial, layout, metadata) as writer:
 
         def write(tensors: Mapping[str, Tensor]) -> None:
             nonlocal start

@@ -10,16 +10,16 @@ from math import prod
 import torch
 from torch import Tensor
 
+from gemma_export import shards
 from gemma_export.device import grain
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.format import Format
 from gemma_export.memory import release_memory
 from gemma_export.model.batch_ops import BatchOps
 from gemma_export.model.config import PER_LAYER_PROJECTION, TABLE, TABLE_FACTORS, LayerSpec
-from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
 from gemma_export.quantize.calibrate.balance import balanced, balancing_factors
-from gemma_export.quantize.calibrate.flow import start_flow, write_tensors
+from gemma_export.quantize.calibrate.flow import start_flow, write_shared
 from gemma_export.quantize.calibrate.gptq import gptq, prepare
 from gemma_export.quantize.calibrate.layer_weights import layer_bytes, load_layer
 from gemma_export.quantize.calibrate.split import TableInputs, prepare_table
@@ -32,6 +32,7 @@ from gemma_export.quantize.calibrate.stream import (
 from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.round import check_reach, round_rows
 from gemma_export.quantize.store import StoredWeight, named_parts, round_pieces
+from gemma_export.shards import Share, Sums
 
 FACTORS = "factors"  # of a matrix's columns, stored next to its codes
 SEQUENCES = 384  # used to round layers; more change little
@@ -55,7 +56,7 @@ def calibrate_table(work: Workspace, tick: Tick) -> None:
     for its inputs, another for their curvature, with the channels in its order.
     """
     for name in outer_matrices(work):
-        if not work.rounded_table(name).exists():
+        if not shards.from_first(work.rounded_table(name).exists):
             _calibrate_rows(work, name, tick)
 
 
@@ -70,12 +71,15 @@ def _inputs(work: Workspace, name: str, fmt: Format) -> TableInputs | None:
 def _embedding_gram(work: Workspace) -> Tensor:
     """The Gram matrix (M, M) of embeddings from the rounded table."""
     config, tokens = work.checkpoint.config, work.calibration.tokens[:SEQUENCES]
-    gram = torch.zeros(config.hidden_size, config.hidden_size, device=work.device)
-    table = work.table()
-    for row in tokens.to(work.device):
-        x = BatchOps(row, config.rms_norm_eps).embed(table, config.embed_scale)  # (T, M)
-        add_gram(gram, x)
-    return mirror(gram).div_(tokens.numel())
+    share, table, sums = Share(len(tokens)), work.table(), Sums()
+    own = tokens[share.own.start : share.own.stop].to(work.device)
+    for piece in share.pieces:
+        gram = torch.zeros(config.hidden_size, config.hidden_size, device=work.device)
+        for row in own[piece.sequences.start : piece.sequences.stop]:
+            x = BatchOps(row, config.rms_norm_eps).embed(table, config.embed_scale)  # (T, M)
+            add_gram(gram, x)
+        sums.of(piece)[TABLE] = gram
+    return mirror(sums.total()[TABLE]).div_(tokens.numel())
 
 
 def _calibrate_rows(work: Workspace, name: str, tick: Tick) -> None:
@@ -96,13 +100,13 @@ def _calibrate_rows(work: Workspace, name: str, tick: Tick) -> None:
 
     spans = list(row_blocks(shape, grain(work.device.type).table_rows))
     blocks: list[dict[str, Tensor]] = []
-    for span, block in zip(spans, in_order(quantize, spans), strict=True):
+    for span, block in zip(spans, shards.dealt(quantize, spans), strict=True):
         blocks.append(block)
         tick(f"rows from {span[0]}", 4 * (span[1] - span[0]) * shape[1])
     parts = {part: torch.cat([b[part] for b in blocks]) for part in blocks[0]}
     if name == TABLE and (factors := work.table_factors) is not None:
         parts[TABLE_FACTORS] = factors
-    write_tensors(work.rounded_table(name), parts)
+    write_shared(work.rounded_table(name), parts)
 
 
 def table_bytes(work: Workspace) -> int:
@@ -117,23 +121,25 @@ def calibrate(work: Workspace, tick: Tick) -> None:
     The table must be rounded, because layers are rounded for its output.
     """
     config = work.checkpoint.config
-    first = _first_unfinished(work)
-    if first == 0 and not work.residuals[0].exists():
+    first = shards.resumed_at(_first_unfinished(work), min)
+    if first is None:
+        first = 0
         tokens = work.calibration.tokens[:SEQUENCES]
         start_flow(work.residuals, config, tokens, work.rounded)
     for layer in config.layers[first:]:
         weights = load_layer(work.checkpoint, layer.index, work.device)
         path, size = work.rounded_layers[layer.index], 4 * sum(w.numel() for w in weights.values())
-        if not path.exists():
+        if not shards.from_first(path.exists):
             grams = observe_layer(work.residuals, config, layer, weights)
             release_memory()  # fragments left by a layer would raise the next one's peak
             tick(f"layer {layer.index}", size)
-            write_tensors(path, _round_layer(work, layer, weights, grams))
+            write_shared(path, _round_layer(work, layer, weights, grams))
             del grams
             release_memory()
         if layer.index + 1 < len(config.kinds):
             rounded = rounded_layer(work, layer.index, weights)
             advance_flow(work.residuals, config, layer, rounded)
+        shards.wait()
         work.residuals[layer.index].unlink()
         tick(f"layer {layer.index}", size)
 
@@ -141,7 +147,7 @@ def calibrate(work: Workspace, tick: Tick) -> None:
 def calibrate_bytes(work: Workspace) -> int:
     """Progress units left: bytes of layers, once to observe and round, once to run."""
     config = work.checkpoint.config
-    return 2 * (len(config.kinds) - _first_unfinished(work)) * layer_bytes(config)
+    return 2 * (len(config.kinds) - (_first_unfinished(work) or 0)) * layer_bytes(config)
 
 
 def rounded_layer(work: Workspace, index: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -157,11 +163,13 @@ def rounded_layer(work: Workspace, index: int, weights: Mapping[str, Tensor]) ->
     return {name: read(name, values) for name, values in weights.items()}
 
 
-def _first_unfinished(work: Workspace) -> int:
-    """A layer is finished if the next one's residuals exist; the last, if it is rounded."""
+def _first_unfinished(work: Workspace) -> int | None:
+    """A layer is finished if the next one's residuals exist; the last, if it is rounded. None if
+    there are no residuals.
+    """
     if work.rounded_layers.last.exists():
         return len(work.checkpoint.config.kinds)
-    return work.residuals.highest() or 0
+    return work.residuals.highest()
 
 
 def _round_layer(
@@ -176,7 +184,8 @@ def _round_layer(
         and not rule.smooth  # those have factors already
         and not formats[name].is_float
     ]
-    factors = balancing_factors(layer.index, weights, grams, chosen)
+    found = shards.from_first(lambda: balancing_factors(layer.index, weights, grams, chosen))
+    factors = {name: values.to(work.device) for name, values in found.items()}
     divided: list[Tensor] = []
     for name, shared in factors.items():  # matrices with the same inputs share a Gram matrix
         if not any(grams[name] is gram for gram in divided):
@@ -194,6 +203,6 @@ def _round_layer(
 
     tensors = {f"{name}.{FACTORS}": values for name, values in factors.items()}
     tensors |= {n: balanced(n, w, factors) for n, w in weights.items() if w.dim() == 1}
-    for parts in in_order(quantize, grams):
+    for parts in shards.dealt(quantize, list(grams)):
         tensors |= parts
     return tensors

@@ -13,20 +13,29 @@ N rows, K columns, P positions, M width.
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from gemma_export import shards
 from gemma_export.formats.format import Format
 from gemma_export.model.config import DOWN, GATE_UP, GemmaConfig, LayerSpec
 from gemma_export.model.decoder import norm_before
 from gemma_export.model.torch_ops import rms_norm
 from gemma_export.progress import Tick
 from gemma_export.quantize.calibrate.arrange import sample_rows
-from gemma_export.quantize.calibrate.flow import RESIDUAL, batches, start_flow, write_tensors
+from gemma_export.quantize.calibrate.flow import (
+    RESIDUAL,
+    batches,
+    read_share,
+    start_flow,
+    write_shared,
+)
 from gemma_export.quantize.calibrate.layer_weights import layer_bytes, load_layer
 from gemma_export.quantize.calibrate.stream import sample_flow, sample_positions
 from gemma_export.quantize.calibrate.workspace import Workspace, curvature_name
+from gemma_export.shards import Sums
 
 SEQUENCES = 128
 POSITIONS = 1024  # inputs of a matrix that its factors are fitted to
@@ -45,23 +54,26 @@ def smooth(work: Workspace, tick: Tick) -> None:
     """
     config, residuals = work.checkpoint.config, work.smoothing_residuals
     formats = work.formats()
-    if residuals.lowest() is None:
+    first = shards.resumed_at(residuals.lowest(), max)
+    if first is None:
         start_flow(residuals, config, work.calibration.tokens[:SEQUENCES], work.weight)
-    for layer in config.layers[residuals.lowest() :]:
+    for layer in config.layers[first or 0 :]:
         weights = load_layer(work.checkpoint, layer.index, work.device)
         samples = sample_flow(residuals, config, layer, weights, POSITIONS)
         factors: dict[str, Tensor] = {}
         for names in _smoothed_together(work, layer):
             rows = torch.cat([weights[name] for name in names])
-            found = smoothing_factors(samples[names[0]], _some(rows), formats[names[0]])
-            factors |= dict.fromkeys(names, found)
-        write_tensors(work.smoothing[layer.index], factors)
+            find = partial(smoothing_factors, samples[names[0]], _some(rows), formats[names[0]])
+            factors |= dict.fromkeys(names, shards.from_first(find))
+        write_shared(work.smoothing[layer.index], factors)
+        shards.wait()
         residuals[layer.index].unlink()
         tick(f"layer {layer.index}", layer_bytes(config))
     factors, gram = _smooth_head(work)
     if gram is not None:
-        write_tensors(work.head_curvature, {curvature_name(config.head): gram})
-    write_tensors(work.smoothing.last, factors)
+        write_shared(work.head_curvature, {curvature_name(config.head): gram})
+    write_shared(work.smoothing.last, factors)
+    shards.wait()
     residuals.delete()
 
 
@@ -96,17 +108,18 @@ def _smooth_head(work: Workspace) -> tuple[dict[str, Tensor], Tensor | None]:
         return {}, None
     file = work.open(work.smoothing_residuals.last)
     gain = work.rows(last, 0, config.hidden_size)
-    count, length, width = file.tensors[RESIDUAL].shape
-    samples, gram = [], gain.new_zeros(width, width)
-    for span in batches(config, length, range(count), work.device):
-        h = rms_norm(file.rows(RESIDUAL, *span), gain, config.rms_norm_eps)
-        samples.append(sample_positions(h, count, POSITIONS))
+    share, (_, length, width) = read_share(file), file.tensors[RESIDUAL].shape
+    samples, sums = [], Sums()
+    for batch in batches(config, length, share, work.device):
+        h = rms_norm(file.rows(RESIDUAL, *batch.span), gain, config.rms_norm_eps)
+        samples.append(sample_positions(h, share.count, POSITIONS))
         body = h[:, 1:].flatten(0, 1)
-        gram.addmm_(body.T, body)
+        sums.of(batch.piece).setdefault(name, gain.new_zeros(width, width)).addmm_(body.T, body)
     rows = sample_rows(work.checkpoint, name).to(work.device)
-    factors = smoothing_factors(torch.cat(samples), rows, work.formats()[name])
-    gram.div_(count * (length - 1)).div_(factors[:, None]).div_(factors)
-    return {name: factors}, gram
+    inputs, fmt = shards.gathered(torch.cat(samples)), work.formats()[name]
+    factors = shards.from_first(lambda: smoothing_factors(inputs, rows, fmt)).to(work.device)
+    gram = sums.total()[name].div_(share.count * (length - 1))
+    return {name: factors}, gram.div_(factors[:, None]).div_(factors)
 
 
 def _some(rows: Tensor) -> Tensor:

@@ -10,25 +10,28 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from gemma_export import shards
 from gemma_export.model.batch_ops import BatchOps, CachingOps, HeldWeight, ObservingOps, hold
 from gemma_export.model.config import GemmaConfig, LayerSpec
 from gemma_export.model.decoder import decoder_layer, norm_before
 from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
 from gemma_export.quantize.calibrate.flow import (
+    Batch,
     FlowReader,
     KeysValues,
     LayerInputs,
+    all_of,
     next_flow,
     start_flow,
 )
 from gemma_export.quantize.calibrate.layer_files import FlowFiles
 from gemma_export.quantize.calibrate.layer_weights import load_layer, short
 from gemma_export.quantize.calibrate.workspace import Workspace
+from gemma_export.shards import Sums
 
 Kind = TypeVar("Kind", bound=BatchOps)
 Seen = TypeVar("Seen")
-_ALL = slice(None)
 _SIDE = 256  # rows of a block of a Gram matrix
 
 
@@ -45,7 +48,7 @@ def pass_layers(
     Resumes after the newest file. Deletes older residuals unless `keep` is set.
     """
     config = work.checkpoint.config
-    first = files.highest()
+    first = shards.resumed_at(files.highest(), min)
     if first is None:
         first = 0
         start_flow(files, config, work.calibration.tokens[:sequences], work.weight)
@@ -53,6 +56,7 @@ def pass_layers(
         weights = load_layer(work.checkpoint, layer.index, work.device)
         advance_flow(files, config, layer, weights)
         if not keep:
+            shards.wait()
             files[layer.index].unlink()
         tick(f"layer {layer.index}, float", 4 * sum(w.numel() for w in weights.values()))
 
@@ -73,20 +77,23 @@ def sample_flow(
 ) -> dict[str, Tensor]:
     """Like `advance_flow`; returns about `positions` inputs (P, K) of matrices, none of bos.
 
-    Of matrices with the same inputs, only the first is in the result.
+    They are from the text of all ranks. Of matrices with the same inputs, only the first is in the
+    result.
     """
     reader = FlowReader(files, config, layer)
 
     def see(ops: ObservingOps) -> dict[str, Tensor]:
         return {
             name: sample_positions(
-                rows.view(-1, reader.length, rows.shape[1]), reader.count, positions
+                rows.view(-1, reader.length, rows.shape[1]), reader.share.count, positions
             ).clone()
             for name, rows in _distinct(ops.inputs)
         }
 
     seen = _advance(files, config, layer, weights, ObservingOps, see)
-    return {name: torch.cat([samples[name] for samples in seen]) for name in seen[0]}
+    return {
+        name: shards.gathered(torch.cat([samples[name] for samples in seen])) for name in seen[0]
+    }
 
 
 def cached_flow(
@@ -107,8 +114,8 @@ def _advance(
     """Run all sequences through one layer; returns what `see` makes of each batch's operations."""
     reader, held = FlowReader(files, config, layer), hold(short(weights))
 
-    def run(span: tuple[int, int]) -> tuple[Tensor, KeysValues | None, Seen]:
-        inputs = reader.read(*span)
+    def run(batch: Batch) -> tuple[Tensor, KeysValues | None, Seen]:
+        inputs = reader.read(*batch.span)
         with torch.inference_mode():
             ops = make(torch.empty(inputs.x.shape[:2]), config.rms_norm_eps)
             y = run_layer(ops, config, layer, held, inputs)
@@ -133,28 +140,31 @@ def observe_layer(
     config: GemmaConfig,
     layer: LayerSpec,
     weights: Mapping[str, Tensor],
-    sequences: slice = _ALL,
+    choose: Callable[[range], range] = all_of,
 ) -> dict[str, Tensor]:
-    """The Gram matrix E[x xᵀ] of each matrix's inputs, (K, K). Shared inputs share a tensor."""
+    """The Gram matrix E[x xᵀ] of each matrix's inputs, (K, K), of the text of all ranks; or of the
+    sequences that are chosen of each piece. Shared inputs share a tensor.
+    """
     reader, held = FlowReader(files, config, layer), hold(short(weights))
-    chosen = range(reader.count)[sequences]
+    spans, sums = reader.batches(choose), Sums()
 
-    def run(span: tuple[int, int]) -> dict[str, Tensor]:
-        inputs = reader.read(*span)
+    def run(batch: Batch) -> dict[str, Tensor]:
+        inputs = reader.read(*batch.span)
         with torch.inference_mode():
             ops = ObservingOps(torch.empty(inputs.x.shape[:2]), config.rms_norm_eps)
             run_layer(ops, config, layer, held, inputs)
         return ops.inputs
 
-    grams: dict[str, Tensor] = {}
-    for seen in in_order(run, reader.batches(chosen)):
-        for first, rows in _distinct(seen):  # in one thread, so a wide Gram matrix exists only once
+    for batch, seen in zip(spans, in_order(run, spans), strict=True):
+        grams = sums.of(batch.piece)
+        for first, rows in _distinct(seen):  # in one thread, so they share a wide Gram matrix
             if first not in grams:
                 grams[first] = rows.new_zeros(rows.shape[1], rows.shape[1])
             add_gram(grams[first], rows)
         shared = {name: _owner(seen, name) for name in seen}
+    grams, count = sums.total(), shards.summed(sum(batch.stop - batch.start for batch in spans))
     for gram in grams.values():
-        mirror(gram).div_(len(chosen) * reader.length)
+        mirror(gram).div_(count * reader.length)
     return {name: grams[first] for name, first in shared.items()}
 
 

@@ -14,7 +14,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from gemma_export.cache_lock import exclusive
+from gemma_export import shards
 from gemma_export.checkpoint import Checkpoint, SourceWeight
 from gemma_export.computing import CPU
 from gemma_export.digest import digest_of
@@ -31,7 +31,7 @@ from gemma_export.quantize.recipe import Recipe
 from gemma_export.quantize.store import PassingWeight, StoredWeight
 from gemma_runtime.cache import ABOUT, About, cache_folder
 
-_VERSION = "8"  # increase it when the codes or the files of calibration change
+_VERSION = "9"  # increase it when the codes or the files of calibration change
 
 
 # Files of matrices outside the layers that are rounded by text.
@@ -100,7 +100,7 @@ class Workspace:
         `start_backward` writes the last one. `store_errors` writes one layer's after another and
         deletes the previous one. Read by `backward_layer` and `table_information`.
         """
-        return self._borders("errors")
+        return self._borders(f"errors{shards.suffix()}")
 
     @property
     def part_errors(self) -> LayerFiles:
@@ -108,7 +108,7 @@ class Workspace:
 
         Written by `store_errors`, read by `table_information`.
         """
-        return self._layers("part-errors")
+        return self._layers(f"part-errors{shards.suffix()}")
 
     @property
     def losses(self) -> LayerFiles:
@@ -206,12 +206,17 @@ class Workspace:
 
     @contextmanager
     def locked(self, note: Callable[[str], None]) -> Iterator[None]:
-        """Keep other processes out of the folder. Waits for a process that is using it."""
+        """Keep processes that are not ranks of this work out of the folder. Waits for a process
+        that is using it.
+        """
         about = About(self.checkpoint.id, self.recipe.name, self.calibration.source)
-        with exclusive(self.folder, f"calibrating {about.model} ({about.recipe})", note):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / ABOUT).write_bytes(msgspec.json.encode(about))
+        with shards.exclusive(self.folder, f"calibrating {about.model} ({about.recipe})", note):
+            shards.from_first(lambda: self._describe(about))
             yield
+
+    def _describe(self, about: About) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / ABOUT).write_bytes(msgspec.json.encode(about))
 
     def arranged(self) -> "Workspace":
         """The workspace of the model as it is rounded: with column factors and reordered channels,
@@ -240,6 +245,17 @@ class Workspace:
         if isinstance(checkpoint, SmoothedCheckpoint) and checkpoint.config.tied:
             return checkpoint.head_factors
         return None
+
+    def end_backward(self) -> None:
+        """Delete the text's files of the backward pass, also those of another number of ranks."""
+        shards.wait()
+        shards.from_first(lambda: self._delete(("errors", "part-errors", "float-residual")))
+
+    def end_rounding(self) -> None:
+        """Delete all of the text's files: they are large and no longer needed."""
+        self.end_backward()
+        names = ("smoothing-residual", "teacher-residual", "residual")
+        shards.from_first(lambda: self._delete(names))
 
     def open(self, path: Path) -> SafetensorsFile:
         """A file of the folder, read to the device."""
@@ -292,8 +308,13 @@ class Workspace:
         return LayerFiles(self.folder, name, len(self.checkpoint.config.kinds), self.device)
 
     def _flow(self, name: str) -> FlowFiles:
-        return FlowFiles(self.folder, name, len(self.checkpoint.config.kinds) + 1, self.device)
+        borders = len(self.checkpoint.config.kinds) + 1
+        return FlowFiles(self.folder, name + shards.suffix(), borders, self.device)
 
     def _borders(self, name: str) -> LayerFiles:
         """One file per boundary: before each layer, and after the last."""
         return LayerFiles(self.folder, name, len(self.checkpoint.config.kinds) + 1, self.device)
+
+    def _delete(self, names: tuple[str, ...]) -> None:
+        for path in (path for name in names for path in self.folder.glob(f"{name}-*.safetensors")):
+            path.unlink()

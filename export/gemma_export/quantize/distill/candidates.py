@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gemma_export import shards
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.model.torch_ops import rms_norm, soft_capped
 from gemma_export.parallel import in_order
-from gemma_export.quantize.calibrate.flow import RESIDUAL
+from gemma_export.quantize.calibrate.flow import RESIDUAL, read_share
 from gemma_export.quantize.calibrate.workspace import Workspace
 
 _LIKELY, _OTHERS = 16384, 8192
@@ -65,21 +66,20 @@ def choose_candidates(work: Workspace, teacher: SafetensorsFile, gain: Tensor) -
 def _likelihood(work: Workspace, teacher: SafetensorsFile, gain: Tensor) -> Tensor:
     """(V,) the float model's mean probability of every token over a sample of positions."""
     config = work.checkpoint.config
-    count, length, _ = teacher.tensors[RESIDUAL].shape
-    sequences = range(0, count, max(1, count * 16 // _POSITIONS))
-    picked = torch.cat(
-        [teacher.rows(RESIDUAL, i, i + 1)[0, :: max(1, length // 16)] for i in sequences]
-    )
-    hidden = rms_norm(picked, gain, config.rms_norm_eps)
+    text, (_, length, _) = read_share(teacher), teacher.tensors[RESIDUAL].shape
+    sequences = range(0, text.count, max(1, text.count * 16 // _POSITIONS))
+    own = (i - text.own.start for i in sequences if i in text.own)
+    picked = torch.cat([teacher.rows(RESIDUAL, i, i + 1)[0, :: max(1, length // 16)] for i in own])
+    hidden = rms_norm(shards.gathered(picked), gain, config.rms_norm_eps)
 
     def logits(span: tuple[int, int]) -> Tensor:
         return soft_capped(hidden @ work.rows(config.head, *span).T, config.final_softcap)
 
     total = hidden.new_full((len(hidden),), -torch.inf)
     spans = list(row_blocks(config.tensor_shapes()[config.head]))
-    for part in in_order(lambda span: logits(span).logsumexp(-1), spans):
-        total = torch.logaddexp(total, part)
-    means = in_order(lambda span: (logits(span) - total[:, None]).exp().mean(0), spans)
+    for part in shards.dealt(lambda span: logits(span).logsumexp(-1), spans):
+        total = torch.logaddexp(total, part.to(total.device))
+    means = shards.dealt(lambda span: (logits(span) - total[:, None]).exp().mean(0), spans)
     return torch.cat(list(means))
 
 

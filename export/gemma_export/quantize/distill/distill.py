@@ -13,10 +13,12 @@ C candidates, P = B · T.
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from gemma_export import shards
 from gemma_export.formats.safetensors import SafetensorsFile
 from gemma_export.model.batch_ops import BatchOps, hold
 from gemma_export.model.config import LayerSpec
@@ -24,21 +26,28 @@ from gemma_export.model.decoder import norm_before
 from gemma_export.model.torch_ops import rms_norm
 from gemma_export.parallel import in_order
 from gemma_export.progress import Tick
-from gemma_export.quantize.calibrate.flow import RESIDUAL, KeysValues, LayerInputs, embed
+from gemma_export.quantize.calibrate.flow import (
+    RESIDUAL,
+    KeysValues,
+    LayerInputs,
+    embed,
+    read_share,
+)
 from gemma_export.quantize.calibrate.layer_weights import layer_bytes
 from gemma_export.quantize.calibrate.stream import pass_layers, run_layer
 from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.distill.candidates import Candidates, choose_candidates
 from gemma_export.quantize.distill.student import Student
+from gemma_export.shards import PIECES, Share, Sums
 
-BATCH = 8  # sequences per step
+BATCH = PIECES  # sequences per step: one of each piece
 PASSES = 1  # passes over the calibration text
 _WARM = 10  # steps of warm-up
 _SAVED_EVERY = 8  # steps between copies
 
 
 def pass_teacher(work: Workspace, tick: Tick) -> None:
-    """Run all sequences through the float model."""
+    """Run all sequences through the float model, each rank its own."""
     pass_layers(work, work.teacher_residuals, tick)
 
 
@@ -58,13 +67,11 @@ def distill(work: Workspace, tick: Tick) -> None:
     candidates = choose_candidates(work, teacher, gain)
     steps = count_steps(len(work.calibration.tokens))
     for step in range(student.steps_done, steps):
-        chosen = [(step * BATCH + i) % len(work.calibration.tokens) for i in range(BATCH)]
-        share = _schedule(step, steps)
-        _take_step(student, teacher, gain, candidates, chosen, share, step + 1)
+        _take_step(student, teacher, gain, candidates, _schedule(step, steps), step)
         tick(f"step {step + 1}", 4 * config.parameters)
         if (step + 1) % _SAVED_EVERY == 0 and step + 1 < steps:
-            student.save(step + 1)
-    student.write()
+            shards.from_first(partial(student.save, step + 1))
+    shards.from_first(student.write)
 
 
 def distill_bytes(work: Workspace) -> int:
@@ -88,11 +95,13 @@ def _take_step(
     teacher: SafetensorsFile,
     teacher_gain: Tensor,
     candidates: Candidates,
-    chosen: list[int],
-    share: float,
+    rate: float,
     step: int,
 ) -> None:
-    config, tokens = student.config, student.work.calibration.tokens
+    """Learn from a sequence of each piece; `rate` is a share of the learning rates."""
+    config, text = student.config, read_share(teacher)
+    tokens = student.work.calibration.tokens[text.own.start : text.own.stop]
+    chosen = [piece.sequences[step % len(piece.sequences)] for piece in text.pieces]
     flows = [_Flow.of(student, tokens[i : i + 1]) for i in chosen]
     for layer in config.layers:
         _forward(student, layer, flows)
@@ -106,17 +115,19 @@ def _take_step(
         with torch.enable_grad():
             h = rms_norm(x, gain, config.rms_norm_eps)
             loss = candidates.divergence(target.flatten(0, 1), h.flatten(0, 1), student.dtype)
-            (loss / len(chosen)).backward()  # type: ignore[no-untyped-call]
+            (loss / text.count_pieces).backward()  # type: ignore[no-untyped-call]
         assert x.grad is not None
         assert gain.grad is not None
         return x.grad, gain.grad
 
     judged = list(in_order(judge, range(len(chosen))))
-    for flow, (error, _) in zip(flows, judged, strict=True):
+    sums = Sums()
+    for piece, flow, (error, gradient) in zip(text.pieces, flows, judged, strict=True):
         flow.error = error
-    student.learn(student.last, {last: torch.stack([g for _, g in judged]).sum(0)}, share, step)
+        sums.of(piece)[last] = gradient
+    student.learn(student.last, sums.total(), rate, step + 1)
     for layer in reversed(config.layers):
-        student.learn(layer.index, _backward(student, layer, flows), share, step)
+        student.learn(layer.index, _backward(student, layer, flows, text), rate, step + 1)
 
 
 @dataclass(slots=True)
@@ -166,8 +177,12 @@ def _forward(student: Student, layer: LayerSpec, flows: list[_Flow]) -> None:
         pass
 
 
-def _backward(student: Student, layer: LayerSpec, flows: list[_Flow]) -> dict[str, Tensor]:
-    """Run all sequences back through a layer; returns its weights' gradients, summed over them."""
+def _backward(
+    student: Student, layer: LayerSpec, flows: list[_Flow], text: Share
+) -> dict[str, Tensor]:
+    """Run all sequences back through a layer; returns its weights' gradients, summed over those of
+    all ranks.
+    """
     weights, lends = student.layer(layer.index), layer.index in student.config.lenders
 
     def run(flow: _Flow) -> dict[str, Tensor]:
@@ -182,8 +197,7 @@ def _backward(student: Student, layer: LayerSpec, flows: list[_Flow]) -> dict[st
         flow.go_back(layer, inputs.gradients())
         return {n: leaf.grad for n, leaf in leaves.items() if leaf.grad is not None}
 
-    total: dict[str, Tensor] = {}
-    for gradients in in_order(run, flows):
-        for name, gradient in gradients.items():
-            total[name] = total[name] + gradient if name in total else gradient.float()
-    return total
+    sums = Sums()
+    for piece, gradients in zip(text.pieces, in_order(run, flows), strict=True):
+        sums.of(piece).update((name, gradient.float()) for name, gradient in gradients.items())
+    return sums.total()

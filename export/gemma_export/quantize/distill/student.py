@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gemma_export import shards
 from gemma_export.computing import product_dtype
 from gemma_export.formats.codes import pack, unpack
 from gemma_export.formats.safetensors import SafetensorsFile
@@ -46,7 +47,7 @@ class Student:
         self.last = len(self.config.kinds)
         # Never trained.
         self.embedding = embedding_weights(self.config, work.rounded, self.device)
-        self.steps_done = self._resume()
+        self.steps_done = shards.from_first(self._resume)
 
     def save(self, step: int) -> None:
         """Save a copy of all parameters after this step, and delete older copies."""
@@ -70,7 +71,10 @@ class Student:
         return file.rows(name, 0, file.tensors[name].shape[0])
 
     def learn(self, index: int, gradients: Mapping[str, Tensor], share: float, step: int) -> None:
-        """One step of Adam, with gradients by weight name. `share` scales the learning rates."""
+        """One step of Adam, with gradients by weight name. `share` scales the learning rates.
+
+        Each rank updates some of the weights.
+        """
         file = self._learned(index)
 
         def update(name: str) -> None:
@@ -88,8 +92,9 @@ class Student:
             _update(file, f"{name}.scales", per_scale, share * RATE, step)
 
         learned = [n for n in gradients if n in file.tensors or f"{n}.scales" in file.tensors]
-        for _ in in_order(update, learned):
+        for _ in shards.dealt(update, learned):
             pass
+        shards.wait()
 
     def write(self) -> None:
         """Write the layers' files as calibration does, with trained codes, scales and gains."""

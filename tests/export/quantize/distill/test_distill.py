@@ -44,8 +44,7 @@ from tests.export.models import E2B, GEMMA2, GEMMA4S, TINIES, UNNORMED, save_tin
 
 @pytest.fixture
 def work(random_text: RandomText, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    monkeypatch.setattr(distilling, "PASSES", 4)
-    monkeypatch.setattr(distilling, "BATCH", 4)
+    monkeypatch.setattr(distilling, "PASSES", 8)
     return random_text("int4-distilled", 16)
 
 
