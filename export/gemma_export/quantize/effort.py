@@ -146,7 +146,8 @@ class _Counter:
         inputs = self._width + sum(2 * self._width + x.ffn for x in self.config.layers)
         seen = (smooth.POSITIONS + smooth.ROWS) * smooth.STEPS * inputs
         return total + Effort(
-            exact=smooth.SEQUENCES * LENGTH * self._width**2, moved=_SWAPPED * _FLOAT * seen
+            exact=min(self.sequences, smooth.SEQUENCES) * LENGTH * self._width**2,
+            moved=_SWAPPED * _FLOAT * seen,
         )
 
     def information(self) -> Effort:
@@ -194,7 +195,7 @@ class _Counter:
         """Steps of some sequences, forward and backward through layers and candidates."""
         config = self.config
         steps = distill.count_steps(self.sequences)
-        tokens = steps * distill.BATCH * LENGTH
+        tokens = steps * min(distill.BATCH, self.sequences) * LENGTH
         passes = self.passing(self.sequences).times((1 + _LEARNING) * tokens / self._tokens)
         chosen = min(candidates.CANDIDATES, config.vocab_size)
         weights = sum(n * k for shapes in self._layers() for n, k in shapes)
