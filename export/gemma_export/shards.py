@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-PIECES = 8  # of a text with as many sequences; more would hold more sums at a time
+PIECES = 8  # of a text with twice as many sequences; more would hold more sums at a time
 HELD = PIECES.bit_length()  # most sums that wait for each other in the tree
 _PATIENCE = timedelta(days=30)  # a rank may wait for another's rounding, or for a lock
 _FAILED = "failed"  # key of the error of a rank
@@ -72,8 +72,8 @@ class Share:
 
     @property
     def count_pieces(self) -> int:
-        """Of the whole text."""
-        return min(PIECES, self.count)
+        """Of the whole text; each has two sequences, or it is the only one."""
+        return min(PIECES, max(1, self.count // 2))
 
     @property
     def _own_pieces(self) -> range:
@@ -192,10 +192,10 @@ def suffix() -> str:
 
 def check_text(sequences: int) -> None:
     """Raise RankError if a text is too short to be shared among all ranks."""
-    if sequences < ranks():
+    if Share(sequences).count_pieces < ranks():
         raise RankError(
-            f"{ranks()} ranks can't share {sequences} sequences of calibration text; give a longer "
-            "--calibration, or start fewer ranks"
+            f"{ranks()} ranks can't share {sequences} sequences of calibration text, expected two "
+            "for each; give a longer --calibration, or start fewer ranks"
         )
 
 

@@ -33,6 +33,7 @@ from gemma_export.quantize.calibrate.text import LENGTH
 from gemma_export.quantize.calibrated import rounds_layers_by_text, weighs_table
 from gemma_export.quantize.distill import candidates, distill
 from gemma_export.quantize.recipe import Recipe
+from gemma_export.shards import Share
 
 _OVERHEAD = 1.5  # of memory that is taken anew, and of clocks that fall after the probes' bursts
 _FLOAT = 4  # bytes
@@ -195,7 +196,7 @@ class _Counter:
         """Steps of some sequences, forward and backward through layers and candidates."""
         config = self.config
         steps = distill.count_steps(self.sequences)
-        tokens = steps * min(distill.BATCH, self.sequences) * LENGTH
+        tokens = steps * Share(self.sequences).count_pieces * LENGTH
         passes = self.passing(self.sequences).times((1 + _LEARNING) * tokens / self._tokens)
         chosen = min(candidates.CANDIDATES, config.vocab_size)
         weights = sum(n * k for shapes in self._layers() for n, k in shapes)

@@ -25,7 +25,7 @@ from gemma_export.quantize.calibrated import CalibratedWeights
 from gemma_export.quantize.effort import calibration_efforts
 from gemma_export.quantize.recipe import RECIPES, bits_per_weight
 
-_SEQUENCES = 16  # two in each piece of the text, so that its halves differ
+_SEQUENCES = 4
 
 
 def _narrow(size: str) -> GemmaConfig:

@@ -40,7 +40,7 @@ from gemma_export.quantize.distill.candidates import Candidates, choose_candidat
 from gemma_export.quantize.distill.student import Student
 from gemma_export.shards import PIECES, Share, Sums
 
-BATCH = PIECES  # sequences per step: one of each piece
+BATCH = PIECES  # most sequences per step: one of each piece
 PASSES = 1  # passes over the calibration text
 _WARM = 10  # steps of warm-up
 _SAVED_EVERY = 8  # steps between copies
@@ -81,7 +81,7 @@ def distill_bytes(work: Workspace) -> int:
 
 def count_steps(sequences: int) -> int:
     """Steps of distillation over a text of so many sequences."""
-    return max(1, PASSES * sequences // BATCH)
+    return max(1, PASSES * sequences // Share(sequences).count_pieces)
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -98,7 +98,7 @@ def test_diagonal_blocks_of_the_curvature_give_similar_losses(
     """For wide matrices, only these blocks are kept."""
     full = _by_name(work)
     monkeypatch.setenv("GEMMA_EXPORT_CACHE", str(tmp_path / "other"))
-    monkeypatch.setattr(measuring, "_WIDEST", 16)
+    monkeypatch.setattr(measuring, "WIDEST", 16)
     blocks = _by_name(work)
     assert blocks == pytest.approx(full, rel=0.5)
     assert blocks != full
