@@ -131,6 +131,13 @@ def test_more_ranks_than_pieces_and_one_device_for_several_are_refused() -> None
         choose_device("cuda:1")
 
 
+def test_pieces_have_two_sequences_so_that_their_halves_differ() -> None:
+    """`--bits` rounds for one half and is judged on the other."""
+    shortest = {n: min(len(one.sequences) for one in Share(n).pieces) for n in range(1, 40)}
+    assert shortest.pop(1) == 1
+    assert min(shortest.values()) == 2
+
+
 @pytest.mark.parametrize("sequences", [1, 5, 11, 19, 384])
 def test_sums_have_one_order_for_any_number_of_ranks(
     sequences: int, monkeypatch: pytest.MonkeyPatch
