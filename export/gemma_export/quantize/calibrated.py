@@ -84,7 +84,8 @@ def weighs_table(recipe: Recipe, config: GemmaConfig) -> bool:
 
 
 def _is_table_rounded(work: Workspace) -> bool:
-    return all(work.rounded_table(name).exists() for name in outer_matrices(work))
+    names = outer_matrices(work.checkpoint.config, work.recipe)
+    return all(work.rounded_table(name).exists() for name in names)
 
 
 def _are_layers_rounded(work: Workspace) -> bool:
@@ -154,7 +155,7 @@ class CalibratedWeights:
         """Formats of the tensors that the stages leave to be rounded without text."""
         config, formats = self.work.checkpoint.config, self.work.formats()
         layers = rounds_layers_by_text(self.work.recipe, formats)
-        outer = outer_matrices(self.work)
+        outer = outer_matrices(config, self.work.recipe)
         if self.work.recipe.distilled:
             outer.append(norm_before(config, len(config.kinds)))
         return {

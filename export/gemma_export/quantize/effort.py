@@ -7,17 +7,17 @@ docs/measurements.md, "Time of calibration", compares estimates with measured ru
 M width, K inputs, N outputs, V vocabulary, G groups of a row.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from functools import cache
+from math import prod
 from time import perf_counter
 
 import torch
 
-from gemma_export.computing import product_dtype
+from gemma_export.computing import CPU, product_dtype
 from gemma_export.device import HOST, grain
-from gemma_export.formats.format import Format
-from gemma_export.model.config import PER_LAYER_PROJECTION, TABLE, GemmaConfig
+from gemma_export.model.config import PER_LAYER_TABLE, TABLE, GemmaConfig
 from gemma_export.parallel import in_order, workers
 from gemma_export.quantize.calibrate import (
     arrange,
@@ -28,10 +28,10 @@ from gemma_export.quantize.calibrate import (
     layers,
     smooth,
 )
-from gemma_export.quantize.calibrate.layer_weights import layer_names
 from gemma_export.quantize.calibrate.text import LENGTH
 from gemma_export.quantize.calibrated import rounds_layers_by_text, weighs_table
-from gemma_export.quantize.distill import candidates, distill
+from gemma_export.quantize.distill import distill
+from gemma_export.quantize.distill.candidates import CANDIDATES
 from gemma_export.quantize.recipe import Recipe
 from gemma_export.shards import Share
 
@@ -97,14 +97,14 @@ def calibration_efforts(
 
     `sequences` is the length of the calibration text. `spends_bits` counts `--bits`.
     """
-    count = _Counter(config, recipe, recipe.formats(config), sequences)
+    count = _Counter(config, recipe, sequences)
     efforts: dict[str, Effort] = {}
     if spends_bits:
         efforts["measure"] = count.measuring()
     if recipe.is_smooth:
         efforts["smooth"] = count.smoothing()
     if weighs_table(recipe, config):
-        efforts["channels"] = count.information()
+        efforts["channels"] = count.ordering()
     if recipe.distilled:
         efforts["teacher"] = count.passing(sequences)
     if recipe.rounds_by_text:
@@ -118,126 +118,116 @@ def calibration_efforts(
     return efforts
 
 
-@dataclass(frozen=True, slots=True)
 class _Counter:
-    config: GemmaConfig
-    recipe: Recipe
-    formats: dict[str, Format]
-    sequences: int
+    """Counts for one model, recipe and length of the text."""
+
+    def __init__(self, config: GemmaConfig, recipe: Recipe, sequences: int) -> None:
+        self.formats = recipe.formats(config)
+        self._config, self._recipe, self._sequences = config, recipe, sequences
+        self._width, self._shapes = config.hidden_size, config.tensor_shapes()
+        self._layers: dict[str, list[str]] = {}  # names of each layer's matrices
+        for name in self.formats:
+            if name.startswith("model.layers."):
+                self._layers.setdefault(name.split(".")[2], []).append(name)
+        self._inner = [name for names in self._layers.values() for name in names]
+        self._weights = sum(prod(self._shapes[name]) for name in self._inner)
 
     def passing(self, most: int) -> Effort:
         """Running at most so many sequences through all layers, once."""
-        tokens = min(self.sequences, most) * LENGTH
-        held = sum(n * k for shapes in self._layers() for n, k in shapes)
+        tokens, config = self._tokens(most), self._config
         # Attention in float32: scores and their sum of values, of all positions.
-        attended = sum(2 * x.heads * x.head_dim * LENGTH for x in self.config.layers)
-        width = self.config.hidden_size + 2 * self.config.widest_ffn
-        activations = 8 * _FLOAT * width * len(self.config.kinds)
-        return Effort(held * tokens, attended * tokens, activations * tokens + _FLOAT * held)
+        attended = sum(2 * x.heads * x.head_dim * LENGTH for x in config.layers)
+        activations = 8 * (self._width + 2 * config.widest_ffn) * len(config.kinds)
+        return Effort(
+            short=self._weights * tokens,
+            exact=attended * tokens,
+            moved=_FLOAT * (activations * tokens + self._weights),
+        )
 
     def observing(self, most: int) -> Effort:
         """The same, with the Gram matrices of all inputs; half of each is computed."""
-        tokens = min(self.sequences, most) * LENGTH
-        squares = sum(k**2 for shapes in self._layers() for k in {k for _, k in shapes})
-        return self.passing(most) + Effort(exact=squares / 2 * tokens)
+        widths = ({self._shapes[name][1] for name in names} for names in self._layers.values())
+        squares = sum(width**2 for layer in widths for width in layer)
+        return self.passing(most) + Effort(exact=squares / 2 * self._tokens(most))
 
     def smoothing(self) -> Effort:
-        total = self.passing(smooth.SEQUENCES)
         # Inputs of attention, of the feed-forward part and of its end, and of the head.
-        inputs = self._width + sum(2 * self._width + x.ffn for x in self.config.layers)
+        inputs = self._width + sum(2 * self._width + x.ffn for x in self._config.layers)
         seen = (smooth.POSITIONS + smooth.ROWS) * smooth.STEPS * inputs
-        return total + Effort(
-            exact=min(self.sequences, smooth.SEQUENCES) * LENGTH * self._width**2,
+        return self.passing(smooth.SEQUENCES) + Effort(
+            exact=self._tokens(smooth.SEQUENCES) * self._width**2,
             moved=_SWAPPED * _FLOAT * seen,
         )
 
-    def information(self) -> Effort:
-        """The forward and the backward pass; labels read the head thrice."""
-        tokens = min(self.sequences, fisher.SEQUENCES) * LENGTH
-        passes = self.passing(fisher.SEQUENCES).times(1 + _BACKWARD)
-        logits = self.config.vocab_size * tokens
-        return passes + Effort(
-            short=3 * logits * self._width,
-            exact=2 * tokens * self._width**2,
-            moved=8 * _FLOAT * logits,
-            serial=self._arranging(),
-        )
+    def ordering(self) -> Effort:
+        return self._informing() + self._arranging()
 
     def measuring(self) -> Effort:
-        """`information`, Gram matrices of inputs and of gradients, and rounding everything once."""
-        tokens = min(self.sequences, fisher.SEQUENCES) * LENGTH
-        total = self.information() + self.observing(fisher.SEQUENCES)
-        for layer in self._names():
-            for name in layer:
-                rows, width = self.config.tensor_shapes()[name]
-                block = min(rows, curvature.WIDEST)
-                judging = rows * width**2 + rows * block * width
-                total += Effort(exact=rows * block * tokens + judging)
-                total += self._rounding(name, refined=0)
-        tried = 1 + curvature.MOST_TRIED
-        table = self._rounding(TABLE, refined=0).times(tried / curvature.SPARSE)
-        return total + table + Effort(serial=tried * self._arranging())
+        """Gram matrices of inputs and of gradients, and rounding everything once, or a sample."""
+        tokens = self._tokens(fisher.SEQUENCES)
+        total = self._informing() + self.observing(fisher.SEQUENCES)
+        for name in self._inner:
+            rows, width = self._shapes[name]
+            block = min(rows, curvature.WIDEST)
+            judging = rows * width**2 + rows * block * width
+            total += Effort(exact=rows * block * tokens + judging)
+            total += self._rounding(name, refined=0)
+        for name in self._config.tables:
+            rows = self._config.vocab_size
+            table = self._rounding(name, refined=0) + Effort(exact=rows * self._width**2)
+            if self._recipe.rule(name).rounding == "gptq":
+                table = table.times(1 / curvature.SPARSE) + self._arranging()
+            tried = curvature.tried_columns(self._config, self._recipe) if name == TABLE else [0]
+            total += table.times(len(tried))
+        if self._config.per_layer:
+            total += self._rounding(PER_LAYER_TABLE).times(1 / curvature.SPARSE)
+        return total
 
     def rounding_tables(self) -> Effort:
-        total = Effort()
-        for name in (*self.config.tables, *self._projections()):
-            total += self._rounding(name)
-        return total
+        names = layers.outer_matrices(self._config, self._recipe)
+        return sum((self._rounding(name) for name in names), Effort())
 
     def rounding_layers(self) -> Effort:
         """Sequences pass each layer twice: before it is rounded, and after."""
-        total = self.observing(layers.SEQUENCES) + self.passing(layers.SEQUENCES)
-        for names in self._names():
-            for name in names:
-                total += self._rounding(name)
-        return total
+        passes = self.observing(layers.SEQUENCES) + self.passing(layers.SEQUENCES)
+        return sum((self._rounding(name) for name in self._inner), passes)
 
     def distilling(self) -> Effort:
         """Steps of some sequences, forward and backward through layers and candidates."""
-        config = self.config
-        steps = distill.count_steps(self.sequences)
-        tokens = steps * Share(self.sequences).count_pieces * LENGTH
-        passes = self.passing(self.sequences).times((1 + _LEARNING) * tokens / self._tokens)
-        chosen = min(candidates.CANDIDATES, config.vocab_size)
-        weights = sum(n * k for shapes in self._layers() for n, k in shapes)
-        return passes + Effort(
+        steps, pieces = distill.count_steps(self._sequences), Share(self._sequences).count_pieces
+        tokens, chosen = steps * pieces * LENGTH, min(CANDIDATES, self._config.vocab_size)
+        each = self.passing(pieces).times((1 + _LEARNING) * steps)
+        return each + Effort(
             short=3 * tokens * chosen * self._width,  # both models' logits, and the gradient
-            moved=_FLOAT * (8 * tokens * chosen + _STEPPED * steps * weights),
+            moved=_FLOAT * (8 * tokens * chosen + _STEPPED * steps * self._weights),
         )
 
-    def _arranging(self) -> float:
-        """Small operations of the search for an order of the channels."""
-        return arrange.SWAPS * self._width * _SWAP * len(self.config.tables)
+    def _informing(self) -> Effort:
+        """The forward and the backward pass; labels read the head thrice."""
+        tokens = self._tokens(fisher.SEQUENCES)
+        logits = self._config.vocab_size * tokens
+        return self.passing(fisher.SEQUENCES).times(1 + _BACKWARD) + Effort(
+            short=3 * logits * self._width,
+            exact=2 * tokens * self._width**2,
+            moved=8 * _FLOAT * logits,
+        )
 
-    @property
-    def _width(self) -> int:
-        return self.config.hidden_size
+    def _arranging(self) -> Effort:
+        """The search for an order of the channels."""
+        return Effort(serial=arrange.SWAPS * self._width * _SWAP * len(self._config.tables))
 
-    @property
-    def _tokens(self) -> int:
-        return self.sequences * LENGTH
-
-    def _names(self) -> Iterator[list[str]]:
-        """The matrices of each layer."""
-        for layer in self.config.layers:
-            yield [n for n in layer_names(self.config, layer.index) if n in self.formats]
-
-    def _layers(self) -> Iterator[list[tuple[int, ...]]]:
-        """Rows and columns of the matrices of each layer."""
-        for names in self._names():
-            yield [self.config.tensor_shapes()[name] for name in names]
-
-    def _projections(self) -> tuple[str, ...]:
-        return (PER_LAYER_PROJECTION,) if self.config.per_layer else ()
+    def _tokens(self, most: int) -> int:
+        """Tokens of at most so many sequences."""
+        return min(self._sequences, most) * LENGTH
 
     def _rounding(self, name: str, refined: int = gptq.REFINED) -> Effort:
         """Rounding a matrix by the recipe's rule."""
-        rows, width = self.config.tensor_shapes()[name]
+        rows, width = self._shapes[name]
         fmt, weights = self.formats[name], rows * width
         if fmt.is_float:
             return Effort(moved=_FLOAT * weights)
         searched = Effort(moved=_FLOAT * _SEARCHED * len(gptq.SHRINKS) * weights)
-        if self.recipe.rule(name).rounding != "gptq":
+        if self._recipe.rule(name).rounding != "gptq":
             return searched
         refined = refined if width <= gptq.WIDE else 0
         groups = width // fmt.group
@@ -262,7 +252,7 @@ def measure_rates(device: torch.device) -> Rates:
     x = torch.zeros(_STREAMED, device=device)
     moved = _rate(device, lambda: x + x, 2 * _FLOAT * _STREAMED)
     small = torch.zeros(_SMALL, device=HOST)
-    serial = _rate(torch.device(HOST), lambda: small.add_(1), 1, count=1)
+    serial = _rate(CPU, lambda: small.add_(1), 1, count=1)
     return Rates(short, exact, exact, moved, serial)
 
 

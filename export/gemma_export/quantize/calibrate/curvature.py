@@ -41,13 +41,13 @@ from gemma_export.quantize.calibrate.layer_weights import layer_names, load_laye
 from gemma_export.quantize.calibrate.split import prepare_table
 from gemma_export.quantize.calibrate.stream import observe_layer
 from gemma_export.quantize.calibrate.workspace import Workspace
-from gemma_export.quantize.recipe import int8_choices
+from gemma_export.quantize.recipe import Recipe, int8_choices
 from gemma_export.quantize.round import round_rows
 from gemma_export.shards import HELD
 
 WIDEST = 2048  # most outputs per block of C
 SPARSE = 4  # every n-th block of the table is rounded by gptq to estimate its loss
-MOST_TRIED = 5  # numbers of int8 channels tried
+_MOST_TRIED = 5  # numbers of int8 channels tried
 _ROUND = 20  # cost of a table's loss relative to reading its weights
 
 
@@ -81,8 +81,9 @@ def loss_bytes(work: Workspace) -> int:
     """Progress units left: bytes of weights still to be read, weighted by cost."""
     if work.table_losses.exists():
         return 0
-    shapes = work.checkpoint.config.tensor_shapes()
-    tables = len(_tried_columns(work)) + len(work.checkpoint.config.tables) - 1
+    config = work.checkpoint.config
+    shapes = config.tensor_shapes()
+    tables = len(tried_columns(config, work.recipe)) + len(config.tables) - 1
     weights = tables * prod(shapes[TABLE]) + prod(shapes.get(PER_LAYER_TABLE, (0,)))
     return backward_bytes(work) + _ROUND * 4 * weights
 
@@ -152,12 +153,11 @@ def _loss(error: Tensor, gram: Tensor, curvature: Tensor) -> float:
     return 0.5 * float((products * (curvature @ error.view_as(products))).sum())
 
 
-def _tried_columns(work: Workspace) -> list[int]:
+def tried_columns(config: GemmaConfig, recipe: Recipe) -> list[int]:
     """The numbers of int8 channels to try; only a tied table rounded by gptq can have some."""
-    width = work.checkpoint.config.hidden_size
-    by_gptq = work.recipe.rule(TABLE).rounding == "gptq" and work.checkpoint.config.tied
-    some = list(int8_choices(width)) if by_gptq else []
-    return [0, *some[:: -(-len(some) // MOST_TRIED) or 1]]
+    by_gptq = recipe.rule(TABLE).rounding == "gptq" and config.tied
+    some = list(int8_choices(config.hidden_size)) if by_gptq else []
+    return [0, *some[:: -(-len(some) // _MOST_TRIED) or 1]]
 
 
 def _table_losses(work: Workspace, tick: Tick) -> dict[str, float]:
@@ -167,7 +167,7 @@ def _table_losses(work: Workspace, tick: Tick) -> dict[str, float]:
     curvatures, shares = table_information(work)
     losses: dict[str, float] = {}
     size = _ROUND * 4 * len(shares) * work.checkpoint.config.hidden_size
-    for columns in _tried_columns(work):
+    for columns in tried_columns(work.checkpoint.config, work.recipe):
         losses[str(columns)] = _table_loss(work, TABLE, columns, curvatures, shares)
         tick(f"table, {columns} int8 columns", size)
     if HEAD in curvatures:

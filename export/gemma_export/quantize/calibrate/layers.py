@@ -16,7 +16,13 @@ from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.format import Format
 from gemma_export.memory import release_memory
 from gemma_export.model.batch_ops import BatchOps
-from gemma_export.model.config import PER_LAYER_PROJECTION, TABLE, TABLE_FACTORS, LayerSpec
+from gemma_export.model.config import (
+    PER_LAYER_PROJECTION,
+    TABLE,
+    TABLE_FACTORS,
+    GemmaConfig,
+    LayerSpec,
+)
 from gemma_export.progress import Tick
 from gemma_export.quantize.calibrate.balance import balanced, balancing_factors
 from gemma_export.quantize.calibrate.flow import start_flow, write_shared
@@ -30,6 +36,7 @@ from gemma_export.quantize.calibrate.stream import (
     observe_layer,
 )
 from gemma_export.quantize.calibrate.workspace import Workspace
+from gemma_export.quantize.recipe import Recipe
 from gemma_export.quantize.round import check_reach, round_rows
 from gemma_export.quantize.store import StoredWeight, named_parts, round_pieces
 from gemma_export.shards import Share, Sums
@@ -38,11 +45,10 @@ FACTORS = "factors"  # of a matrix's columns, stored next to its codes
 SEQUENCES = 384  # used to round layers; more change little
 
 
-def outer_matrices(work: Workspace) -> list[str]:
+def outer_matrices(config: GemmaConfig, recipe: Recipe) -> list[str]:
     """The matrices outside the layers that are rounded by text: table, head, and if the recipe says
     so the projection of per-layer embeddings.
     """
-    config, recipe = work.checkpoint.config, work.recipe
     if not recipe.rounds_by_text:
         return []
     more = [PER_LAYER_PROJECTION] if config.per_layer else []
@@ -55,7 +61,7 @@ def calibrate_table(work: Workspace, tick: Tick) -> None:
     If gptq rounds table or head, `smooth` or `weigh_table` must have run: a smooth head is rounded
     for its inputs, another for their curvature, with the channels in its order.
     """
-    for name in outer_matrices(work):
+    for name in outer_matrices(work.checkpoint.config, work.recipe):
         if not shards.from_first(work.rounded_table(name).exists):
             _calibrate_rows(work, name, tick)
 
@@ -112,7 +118,9 @@ def _calibrate_rows(work: Workspace, name: str, tick: Tick) -> None:
 def table_bytes(work: Workspace) -> int:
     """Progress units: bytes of the outer matrices in float32."""
     shapes = work.checkpoint.config.tensor_shapes()
-    return sum(4 * prod(shapes[name]) for name in outer_matrices(work))
+    return sum(
+        4 * prod(shapes[name]) for name in outer_matrices(work.checkpoint.config, work.recipe)
+    )
 
 
 def calibrate(work: Workspace, tick: Tick) -> None:
