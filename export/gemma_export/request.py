@@ -1,6 +1,6 @@
 """An export request: checks and plans it without reading weights or importing torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -101,12 +101,13 @@ def plan_exports(request: ExportRequest) -> list[Plan]:
     targets = load_targets(request.targets, request.options)
     checkpoint = _planned_checkpoint(request)
     config = planned_config(*request.model) if checkpoint is None else checkpoint.config
-    choice = find_choice(request, targets, checkpoint or config)
+    has_text = _text_check(request, checkpoint or config)
+    choice = find_choice(request, targets, checkpoint or config, has_text)
     recipe = choice.recipe if checkpoint is None else _kept(choice.recipe, checkpoint)
     plans = [plan_export(config, request, recipe, target) for target in targets]
     time = None
     if request.reads_text(recipe) and all(plan.counts_calibration for plan in plans):
-        time = _calibration_time(config, request, recipe, checkpoint)
+        time = _calibration_time(config, request, recipe, has_text())
     return [replace(plan, reason=choice.reason, calibration=time) for plan in plans]
 
 
@@ -135,7 +136,10 @@ def plan_export(
 
 
 def find_choice(
-    request: ExportRequest, targets: Sequence[Target], model: Checkpoint | GemmaConfig
+    request: ExportRequest,
+    targets: Sequence[Target],
+    model: Checkpoint | GemmaConfig,
+    has_text: Callable[[], bool] | None = None,
 ) -> Choice:
     """The request's own recipe, or else the one that suits the model best.
 
@@ -147,31 +151,32 @@ def find_choice(
     if request.require_exact:
         return Choice(RECIPES["source"], "--require-exact asks for the checkpoint's own codes")
 
-    @cache  # a GGUF file's tokenizer has to be rebuilt
-    def has_text() -> bool:
-        return _has_text(request, model)
-
+    has_text = has_text or _text_check(request, model)
     source = None if isinstance(model, GemmaConfig) else _kept(RECIPES["source"], model)
     geometry = export_geometry(request, config)
     return choose_recipe(Needs(config, targets, geometry, request.bits, has_text, source))
 
 
-def _has_text(request: ExportRequest, model: Checkpoint | GemmaConfig) -> bool:
-    """Whether the model has a tokenizer, and so can read text."""
-    if isinstance(model, GemmaConfig):
-        return request.checkpoint is None or not is_random(request.checkpoint)
-    return model.tokenizer() is not None
+def _text_check(request: ExportRequest, model: Checkpoint | GemmaConfig) -> Callable[[], bool]:
+    """Tells whether the model has a tokenizer, and so can read text."""
+
+    @cache  # a GGUF file's tokenizer has to be rebuilt
+    def has_text() -> bool:
+        if isinstance(model, GemmaConfig):
+            return request.checkpoint is None or not is_random(request.checkpoint)
+        return model.tokenizer() is not None
+
+    return has_text
 
 
 def _calibration_time(
-    config: GemmaConfig, request: ExportRequest, recipe: Recipe, checkpoint: Checkpoint | None
+    config: GemmaConfig, request: ExportRequest, recipe: Recipe, has_text: bool
 ) -> CalibrationTime:
     """How long calibration takes, at the rates of this machine now. Needs torch."""
     from gemma_export.computing import choose_device
     from gemma_export.quantize.calibrate.text import LENGTH, expected_sequences
-    from gemma_export.quantize.effort import calibration_efforts, measure_rates
+    from gemma_export.quantize.effort import Effort, calibration_efforts, measure_rates
 
-    has_text = _has_text(request, checkpoint or config)
     sequences = expected_sequences(request.calibration, has_text=has_text)
     efforts = calibration_efforts(
         config,
@@ -184,19 +189,21 @@ def _calibration_time(
         rates = measure_rates(choose_device(request.device))
     except DeviceError:  # the plan is for another machine
         rates = None
-    stages = [
+
+    def seconds(effort: Effort) -> float | None:
+        return None if rates is None else rates.seconds(effort)
+
+    stages = tuple(
         StageTime(
             name,
             round(effort.short + effort.exact + effort.solved),
             round(effort.moved),
-            None if rates is None else rates.seconds(effort),
+            seconds(effort),
         )
         for name, effort in efforts.items()
-    ]
-    seconds = [stage.seconds for stage in stages if stage.seconds is not None]
-    return CalibrationTime(
-        sequences * LENGTH, tuple(stages), sum(seconds) if rates is not None else None
     )
+    total = seconds(sum(efforts.values(), Effort()))
+    return CalibrationTime(sequences * LENGTH, stages, total)
 
 
 def _calibration_bytes(
