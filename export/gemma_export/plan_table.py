@@ -91,14 +91,15 @@ def _calibrating(time: CalibrationTime) -> str:
         return (
             f"{products / 1e12:,.1f} · 10¹² multiply-adds {text}; this machine has no such device"
         )
-    stages = [f"{x.name} {_duration(x.seconds)}" for x in time.stages if x.seconds is not None]
-    return f"about {_duration(time.seconds)} {text} on this machine now: {', '.join(stages)}"
+    stages = [f"{x.name} {duration(x.seconds)}" for x in time.stages if x.seconds is not None]
+    return f"about {duration(time.seconds)} {text} on this machine now: {', '.join(stages)}"
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 90:
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min` or `3.5 h`."""
+    if seconds < 60:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def _stays(plan: Plan) -> str:

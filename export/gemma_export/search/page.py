@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
+from gemma_export.plan_table import duration
 from gemma_export.search.judge import Result, State
 from gemma_export.search.measures import MEASURES, shown
 from gemma_export.search.plot import DOTS, scatter
@@ -11,7 +12,6 @@ from gemma_export.search.table import (
     CHOSEN,
     REFUSED,
     columns,
-    duration,
     labels,
     ordered,
     taking,

@@ -6,6 +6,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gemma_export.plan_table import duration
 from gemma_export.search.estimate import Estimate
 from gemma_export.search.judge import Result, State
 from gemma_export.search.measures import MEASURES, shown, value_of
@@ -82,13 +83,6 @@ def labels(results: Sequence[Result]) -> Mapping[str, str]:
 def _parts(result: Result) -> Mapping[str, str]:
     settings = {key: f"{key} {value}" for key, value in result.settings.items()}
     return {"model": result.model, "recipe": result.recipe, "target": result.target, **settings}
-
-
-def duration(seconds: float) -> str:
-    """`40 s`, `12 min` or `3.5 h`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def taking(search: Search) -> str:
