@@ -14,22 +14,22 @@ _GRACE = 20
 
 def count_ranks() -> int:
     """How many processes torchrun started; 1 without it."""
-    return int(os.environ["WORLD_SIZE"]) if _is_launched() else 1
+    return _told("WORLD_SIZE", 1)
 
 
 def own_rank() -> int:
     """0 is the first: it prints and writes."""
-    return int(os.environ["RANK"]) if _is_launched() else 0
+    return _told("RANK", 0)
 
 
 def local_rank() -> int:
     """The rank among those of this machine."""
-    return int(os.environ["LOCAL_RANK"]) if _is_launched() else 0
+    return _told("LOCAL_RANK", 0)
 
 
 def count_local_ranks() -> int:
     """How many of them are on this machine."""
-    return int(os.environ["LOCAL_WORLD_SIZE"]) if _is_launched() else 1
+    return _told("LOCAL_WORLD_SIZE", 1)
 
 
 def refuse_ranks(what: str) -> None:
@@ -54,6 +54,7 @@ def stay_if_failed(code: int) -> None:
         time.sleep(_GRACE)
 
 
-def _is_launched() -> bool:
+def _told(name: str, alone: int) -> int:
+    """What torchrun says; `alone` without it."""
     # Other launchers and programs set RANK and WORLD_SIZE too.
-    return "TORCHELASTIC_RUN_ID" in os.environ
+    return int(os.environ[name]) if "TORCHELASTIC_RUN_ID" in os.environ else alone

@@ -316,9 +316,7 @@ def _reaching() -> Iterator[None]:
     assert _group is not None
     try:
         yield
-    except (
-        RuntimeError
-    ) as error:  # torch's errors of a closed connection have no class of their own
+    except RuntimeError as error:  # torch has no class of its own for a closed connection
         raise _group.lost() from error
 
 

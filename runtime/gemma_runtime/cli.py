@@ -115,8 +115,9 @@ def verify(
     from gemma_runtime.bundle import open_bundle
     from gemma_runtime.contents.subject import with_subject
     from gemma_runtime.proof.verify import Verdict, render_verification, verify_bundle
+    from gemma_runtime.signature import check_signature
 
-    comment = None if key is None else _check_signature(bundle, key)
+    comment = None if key is None else check_signature(bundle, key)
     opened = open_bundle(bundle)
     if comment is not None:
         print(f"signed by {key}: {comment!a}", file=sys.stderr)
@@ -127,12 +128,6 @@ def verify(
         print_shown(render_verification(str(bundle), verification))
     if verification.verdict is not Verdict.PASS:
         raise typer.Exit(1)
-
-
-def _check_signature(bundle: Path, key: str) -> str:
-    from gemma_runtime.signature import check_signature
-
-    return check_signature(bundle, key)
 
 
 @app.command()

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from gemma_export.formats.format import Format
-from gemma_export.model.config import HEAD, TABLE
 from gemma_export.targets import ExportJob
 from gemma_runtime.errors import TargetError
 
@@ -33,7 +32,7 @@ def check_scales(name: str, scales: Tensor, fmt: Format) -> Tensor:
 
 def check_logits(job: ExportJob) -> None:
     """Raise TargetError for logits beyond float16. With a softcap, Inf becomes the cap itself."""
-    largest = job.max_products.get(TABLE if job.config.tied else HEAD, 0.0)
+    largest = job.max_products.get(job.config.head, 0.0)
     if job.config.final_softcap is None and largest > _MOST:
         raise _beyond("return the logits: one", largest)
 
