@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 
 class LlamaServer:
@@ -36,3 +38,11 @@ class LlamaServer:
         content = json.loads(answer) if isinstance(answer, str | bytes) else answer
         tokens: list[Any] = content["choices"][0]["logprobs"]["content"]
         return tokens
+
+    def log_probabilities(self, prompt: Sequence[int], count: int) -> NDArray[np.float64]:
+        """Of each of the `count` tokens to follow, (count,); NaN for those that are not told."""
+        (step,) = self.greedy(prompt, 1, top=count)
+        found = np.full(count, np.nan)
+        for one in step["top_logprobs"]:
+            found[one["id"]] = one["logprob"]
+        return found

@@ -173,10 +173,7 @@ def test_llama_cpp_gives_the_probabilities_of_transformers_at_the_end(long: Long
     pytest.importorskip("xllamacpp", reason="NOT CHECKED in llama.cpp: pip install xllamacpp")
     context = len(long.tokens)
     server = LlamaServer(export(long, "gguf", 512).directory / "model.gguf", context)
-    (step,) = server.greedy(long.tokens[:-1], 1, top=64)
-    found = np.full(64, np.nan)
-    for one in step["top_logprobs"]:
-        found[one["id"]] = one["logprob"]
+    found = server.log_probabilities(long.tokens[:-1], 64)
     wanted = log_softmax(long.logits[-2:-1])[0]
     kl = (np.exp(wanted) * (wanted - found)).sum()
     print(f"KL {kl:.1e}, max |Δlog p| {np.abs(found - wanted).max():.1e}")

@@ -155,17 +155,9 @@ def answers(bundle: Bundle, prompts: Sequence[list[int]]) -> NDArray[np.float64]
     """Log-probabilities of the token after each prompt: (prompts, V)."""
     if bundle.manifest.target.name == "gguf":
         server = LlamaServer(bundle.directory / "model.gguf", 64)
-        return np.stack([_llama(server, prompt) for prompt in prompts])
+        return np.stack([server.log_probabilities(prompt, LAST + 1) for prompt in prompts])
     with open_session(bundle, threads=1) as session:
         return log_softmax(np.stack([fed(session, prompt) for prompt in prompts]))
-
-
-def _llama(server: LlamaServer, prompt: list[int]) -> NDArray[np.float64]:
-    (step,) = server.greedy(prompt, 1, top=LAST + 1)
-    found = np.full(LAST + 1, np.nan)
-    for one in step["top_logprobs"]:
-        found[one["id"]] = one["logprob"]
-    return found
 
 
 def fed(session: Session, prompt: list[int]) -> Logits:

@@ -123,10 +123,7 @@ def test_llama_cpp_reads_the_head_of_a_gemma_3(tmp_path: Path) -> None:
     with open_session(export_gguf(tmp_path, source, "none", "onnx"), exact=True) as session:
         logits = session.prefill(prompt)
     expected = logits - np.logaddexp.reduce(logits)
-    (step,) = LlamaServer(bundle.directory / "model.gguf").greedy(prompt, 1, top=64)
-    found = np.full(64, np.nan)
-    for one in step["top_logprobs"]:
-        found[one["id"]] = one["logprob"]
+    found = LlamaServer(bundle.directory / "model.gguf").log_probabilities(prompt, 64)
     np.testing.assert_allclose(found, expected, atol=0.02)
 
 
