@@ -136,6 +136,7 @@ def run(
             tools=tool_names(opening.tools),
             constraint=matcher,
             drafter=PromptLookup() if draft else None,
+            thinking=think,
         )
         if not json:
             _stream(generation)

@@ -102,7 +102,7 @@ def _replies(tokenizer: Tokenizer, text: str) -> Iterator[dict[str, object]]:
     """A reply, whole and cut off before its last token."""
     ids = tokenizer.encode(text, control=True)
     for tokens in (ids, ids[:-1]):
-        stream, thoughts = tokenizer.stream(), Thoughts(tokenizer)
+        stream, thoughts = tokenizer.stream(), Thoughts(tokenizer, ())
         pieces = [(token, stream.push(token)) for token in tokens]
         shown = ["" if thoughts.take(token, piece) else piece for token, piece in pieces]
         rest = thoughts.end(stream.flush())

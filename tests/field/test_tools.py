@@ -26,7 +26,7 @@ MARKUP = [
     "<escape>",
     *(f"<{begin}{part}{end}>" for part in ("tool", "tool_call", "tool_response", "turn")
       for begin, end in (("|", ""), ("", "|"))),
-    '<|"|>', "<|channel>", "<channel|>",
+    '<|"|>', "<|channel>", "<channel|>", "<|think|>",
 ]  # fmt: skip
 # A value of an argument; the families differ in what stands on both sides of a text.
 _VALUE = """\
@@ -84,13 +84,15 @@ FUNCTION_GEMMA = (
 """
 )
 # After Gemma 4's documented format; written for this test. Results are in the turn that calls.
+# Thoughts stay until the user's next turn, and with thinking on, one begins after the results.
 GEMMA4 = (
     _VALUE.replace("<escape>", '<|"|>')
     + """\
 {{ bos_token }}
 {%- set start = 0 %}
-{%- if tools or messages[0].role == 'system' %}
+{%- if tools or messages[0].role == 'system' or enable_thinking %}
   {{- '<|turn>system\n' }}
+  {{- '<|think|>\n' if enable_thinking }}
   {%- if messages[0].role == 'system' %}
     {%- set start = 1 %}
     {{- messages[0].content | trim }}
@@ -101,8 +103,15 @@ GEMMA4 = (
   {{- '<turn|>\n' }}
 {%- endif %}
 {%- set waits = namespace(is=false) %}
+{%- set user = namespace(last=-1) %}
+{%- for message in messages[start:] %}
+  {%- if message.role == 'user' %}{% set user.last = loop.index0 %}{% endif %}
+{%- endfor %}
 {%- for message in messages[start:] %}
   {{- '<|turn>' + ('model' if message.role == 'assistant' else message.role) + '\n' }}
+  {%- if message.get('reasoning') and message.tool_calls and loop.index0 > user.last %}
+    {{- '<|channel>thought\n' + message.reasoning + '\n<channel|>' }}
+  {%- endif %}
   {%- for call in message.tool_calls or [] %}
     {{- '<|tool_call>call:' + call.function.name + value(call.function.arguments) }}
     {{- '<tool_call|>' }}
@@ -115,6 +124,7 @@ GEMMA4 = (
   {{- '<turn|>\n' if not waits.is }}
 {%- endfor %}
 {%- if add_generation_prompt and not waits.is %}{{ '<|turn>model\n' }}{% endif %}
+{{- '<|channel>thought\n' if add_generation_prompt and waits.is and enable_thinking }}
 """
 )
 # As templates for Gemma 3 have tools: schemas as JSON, calls as Python or JSON.
@@ -305,9 +315,10 @@ def test_no_string_of_a_tool_a_call_or_a_result_becomes_a_control_token(
     def control(text: str, key: str) -> list[int]:
         arguments = {f"a{key}": text, "z": [text]}
         function = {"name": f"f{text}", "description": text, "parameters": {f"a{key}": text}}
+        call = ToolCall(f"f{text}", arguments)
         messages = [
             Message("user", "hi"),
-            Message("assistant", text, (ToolCall(f"f{text}", arguments),)),
+            Message("assistant", text, (call,), thought=f"t{text}"),
             Message("tool", "", results=({"name": text, "response": arguments},))
             if marked
             else Message("tool", text, name=text),
@@ -425,3 +436,44 @@ def test_a_thought_before_a_call_is_not_in_the_text(tokenizer: Tokenizer) -> Non
     assert reply.result.text == ""
     assert reply.result.thought.startswith("The user wants")
     assert reply.result.tool_calls == (ToolCall("get_weather", {"start": "Rome", "days": 2}),)
+
+
+def test_a_model_sees_its_thought_again_while_it_waits_for_a_result(
+    tokenizer: Tokenizer, reference: PreTrainedTokenizerFast
+) -> None:
+    """The template opens the next thought: the whole reply would be taken for the answer."""
+    said = (
+        "<|channel>thought\nWhich <city>?\n<channel|>"
+        '<|tool_call>call:get_time{city:<|"|>Rome<|"|>}<tool_call|>'
+    )
+    session = Replying(tokenizer, [said, "So late.\n<channel|>It is 12:00.", "Bye."])
+    conversation = Conversation(
+        session,
+        tokenizer,
+        template=GEMMA4,
+        bos_token=BOS,
+        stop_tokens=[1],
+        tools=[TIME],
+        thinking=True,
+    )
+    list(conversation.send("What time is it?"))
+    ask, call = conversation.messages
+    answer = conversation.send_results([{"time": "12:00"}])
+    assert call.thought == "Which <city>?"
+    responses = {"tool_responses": [{"name": "get_time", "response": {"time": "12:00"}}]}
+    expected = reference.apply_chat_template(
+        [ask.shown(ask.content), {**call.shown(""), **responses}],
+        chat_template=GEMMA4,
+        tools=[TIME],
+        add_generation_prompt=True,
+        enable_thinking=True,
+        return_dict=False,
+    )
+    assert "".join(answer) == "It is 12:00."
+    assert answer.result.thought == "So late."
+    assert list(session.tokens[: len(expected)]) == expected
+    assert "Which <city>?" in tokenizer.decode(session.tokens)
+    # It doesn't see it after the user's next turn.
+    list(conversation.send("Thanks"))
+    assert "Which" not in tokenizer.decode(session.tokens)
+    assert conversation.messages[-1].content == "Bye."

@@ -42,6 +42,7 @@ class Message:
     # For templates that take {"name": …, "response": …} instead; of Gemma 4, also in the turn that
     # called the tools.
     results: tuple[Schema, ...] = ()
+    thought: str = ""  # before the calls; a template keeps it until the user's next turn
 
     def shown(self, content: str) -> dict[str, Json]:
         """What a template sees, with this text as the content."""
@@ -57,6 +58,8 @@ class Message:
                 {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
                 for call in self.tool_calls
             ]
+            if self.thought:  # Gemma 4's first templates read only the first of these names
+                turn |= {"reasoning": self.thought, "reasoning_content": self.thought}
         return turn
 
 
@@ -170,7 +173,9 @@ def _masked(message: Message, mask: Mask) -> Message:
     )
     name = None if message.name is None else mask.text(message.name)
     results = tuple(map(mask.value, message.results))
-    return replace(message, tool_calls=calls, name=name, results=results)
+    return replace(
+        message, tool_calls=calls, name=name, results=results, thought=mask.text(message.thought)
+    )
 
 
 def _in_model_turns(messages: Sequence[Message]) -> list[Message]:

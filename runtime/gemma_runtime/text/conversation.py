@@ -36,7 +36,8 @@ class Conversation:
     With `tools` (JSON schemas, as transformers takes them) a reply's result has the calls of tools;
     `send_results` gives the model what they returned.
 
-    With `thinking`, the model thinks before it answers; later turns don't see its thoughts.
+    With `thinking`, the model thinks before it answers, also before a constrained answer; later
+    turns don't see its thoughts. If it calls tools, it sees them until the user's next turn.
 
     With `languages`, codes such as ("en", "de"), a model that only translates gets each turn of the
     user as a text in the first one, to translate into the second.
@@ -111,7 +112,9 @@ class Conversation:
             return self._messages[: -self._sent]  # these turns have no reply, so drop them
         if reply.finished:
             result = reply.result
-            return [*self._messages, Message("assistant", result.text, result.tool_calls)]
+            thought = result.thought if result.tool_calls else ""
+            said = Message("assistant", result.text, result.tool_calls, thought=thought)
+            return [*self._messages, said]
         return [*self._messages, Message("assistant", reply.text)]
 
     @property
@@ -194,6 +197,7 @@ class Conversation:
             tools=tool_names(self._tools),
             constraint=matcher,
             hold=self._rewrites,
+            thinking=self._thinking,
             drafter=PromptLookup() if self._drafts else None,
         )
         self._messages, self._sent = messages, len(new)

@@ -13,7 +13,7 @@ from gemma_runtime.text.draft import Drafter
 from gemma_runtime.text.matcher import Matcher, allowed_tokens
 from gemma_runtime.text.sampler import Sampler, Sampling
 from gemma_runtime.text.stop_strings import StopStrings
-from gemma_runtime.text.thoughts import Thoughts
+from gemma_runtime.text.thoughts import Thoughts, after_thought
 from gemma_runtime.text.tokenizer import Tokenizer
 from gemma_runtime.text.tools import ToolCall, find_calls, find_marks
 
@@ -80,6 +80,7 @@ def generate_text(
     constraint: Constraint | Matcher | None = None,
     hold: bool = False,
     drafter: Drafter | None = None,
+    thinking: bool = False,
 ) -> "TextGeneration":
     """Feed `prompt` and stream the generated text, which a `constraint` can hold to a format.
 
@@ -87,15 +88,20 @@ def generate_text(
     `history` is the tokens already in the session; the repetition penalty and drafts use them.
     `hold` marks the end of the prompt, so that the session can go back to it until the generation
     is closed. The tokens that a `drafter` guesses are checked together; with a constraint, which
-    forces its own, it has nothing to do.
+    forces its own, it has nothing to do. A constraint doesn't hold a thought that the prompt
+    begins, or with `thinking` the model; it holds what follows.
     Raises ContextFull immediately, before feeding anything, if the prompt doesn't fit, and
     ConstraintError if the constraint can't be guaranteed.
     """
     matcher = start_constraint(constraint, tokenizer, stop_tokens)
+    before = [*history, *prompt]
+    if matcher is not None:
+        matcher = after_thought(matcher, tokenizer, before, stop_tokens, thinking)
     loop = _TokenLoop(
         session, prompt, history, max_new_tokens, sampling, stop_tokens, matcher, hold, drafter
     )
-    return TextGeneration(loop, tokenizer, stop_strings, tools)
+    thoughts = Thoughts(tokenizer, before)
+    return TextGeneration(loop, tokenizer, thoughts, stop_strings, tools)
 
 
 class TextGeneration:
@@ -108,10 +114,12 @@ class TextGeneration:
         self,
         loop: "_TokenLoop",
         tokenizer: Tokenizer,
+        thoughts: Thoughts,
         stop_strings: Sequence[str] = (),
         tools: Collection[str] = (),
     ) -> None:
         self._tools = tools
+        self._thoughts = thoughts
         self._loop = loop
         self._tokenizer = tokenizer
         self._stop_strings = StopStrings(stop_strings)
@@ -152,7 +160,7 @@ class TextGeneration:
 
     def _run(self) -> Generator[str]:
         started = perf_counter()
-        decoder, thoughts = self._tokenizer.stream(), Thoughts(self._tokenizer)
+        decoder, thoughts = self._tokenizer.stream(), self._thoughts
         reason = None
         for token in self._loop:
             piece = decoder.push(token)

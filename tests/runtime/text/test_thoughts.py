@@ -8,6 +8,7 @@ import pytest
 from gemma_runtime.errors import TokenizerError
 from gemma_runtime.session import FakeSession, Logits
 from gemma_runtime.text.chat import Message, encode_chat
+from gemma_runtime.text.constraint import Constraint
 from gemma_runtime.text.conversation import Conversation
 from gemma_runtime.text.tokenizer import Tokenizer
 from tests.runtime.conftest import BOS, gemma4_tokenizer
@@ -18,7 +19,7 @@ TEMPLATE = """\
 {%- set role = 'model' if m.role == 'assistant' else m.role %}
 {{- '<|turn>' + role + '\\n' + m.content | trim + '<turn|>\\n' }}
 {%- endfor %}{% if add_generation_prompt %}{{ '<|turn>model\\n' }}{% endif %}"""
-END = "<turn|>"
+START, END = "<|turn>model\n", "<turn|>"
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +29,10 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer(path)
 
 
-def saying(tokenizer: Tokenizer, reply: str) -> FakeSession:
-    """A session whose every reply is this text, with its control tokens."""
+def saying(tokenizer: Tokenizer, reply: str, after: str = START) -> FakeSession:
+    """A session that says this text, with its control tokens, after the last such prompt."""
     script = tokenizer.encode(reply + END, control=True)
-    start = tokenizer.encode("<|turn>model\n", control=True)
+    start = tokenizer.encode(after, control=True)
 
     def next_logits(tokens: Sequence[int]) -> Logits:
         places = range(len(tokens))
@@ -44,13 +45,19 @@ def saying(tokenizer: Tokenizer, reply: str) -> FakeSession:
     return FakeSession(next_logits)
 
 
-def talk(session: FakeSession, tokenizer: Tokenizer, thinking: bool = False) -> Conversation:
+# Gemma 4's does so after the results of tools.
+OPENS = TEMPLATE.replace("'<|turn>model\\n'", "'<|turn>model\\n<|channel>thought\\n'")
+
+
+def talk(
+    session: FakeSession, tokenizer: Tokenizer, thinking: bool = False, template: str = TEMPLATE
+) -> Conversation:
     end = tokenizer.token_id(END)
     assert end is not None
     return Conversation(
         session,
         tokenizer,
-        template=TEMPLATE,
+        template=template,
         bos_token=BOS,
         stop_tokens=[end],
         thinking=thinking,
@@ -115,3 +122,44 @@ def test_a_template_that_can_not_ask_for_thinking_is_refused(tokenizer: Tokenize
             BOS,
             thinking=True,
         )
+
+
+def test_a_thought_that_the_template_begins_is_not_part_of_the_reply(tokenizer: Tokenizer) -> None:
+    session = saying(tokenizer, "thought\nin the<channel|>user", after="<|channel>")
+    reply = talk(session, tokenizer, template=OPENS).send("us")
+    assert "".join(reply) == "user"
+    assert reply.result.thought == "in the"
+
+
+@pytest.mark.parametrize(
+    ("template", "after", "said", "thinking"),
+    [
+        (OPENS, "<|channel>", "thought\nin the<channel|>us", False),
+        (TEMPLATE, START, "<|channel>thought\nin the<channel|>us", True),
+        (TEMPLATE, START, "us", True),
+    ],
+    ids=["begun", "free", "none"],
+)
+def test_a_constraint_holds_what_follows_a_thought(
+    tokenizer: Tokenizer, template: str, after: str, said: str, thinking: bool
+) -> None:
+    chat = talk(saying(tokenizer, said, after=after), tokenizer, thinking, template)
+    reply = chat.send("us", constraint=Constraint.choice(["us", "use"]))
+    assert "".join(reply) == "us"
+    assert reply.result.complete
+    assert reply.result.thought == ("in the" if "in the" in said else "")
+
+
+def test_a_constrained_reply_does_not_end_within_a_thought(tokenizer: Tokenizer) -> None:
+    """The stop token would leave an answer that is no JSON, and looks complete."""
+    chat = talk(saying(tokenizer, "thought\nin", after="<|channel>"), tokenizer, template=OPENS)
+    reply = chat.send("us", 20, Constraint.choice(["us"]))
+    assert "".join(reply) == ""
+    assert not reply.result.complete
+
+
+def test_a_constraint_leaves_no_thought_that_nobody_asked_for(tokenizer: Tokenizer) -> None:
+    session = saying(tokenizer, "<|channel>thought\nin the<channel|>us")
+    reply = talk(session, tokenizer).send("us", constraint=Constraint.choice(["us"]))
+    assert "".join(reply) == "us"
+    assert reply.result.thought == ""
