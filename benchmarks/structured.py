@@ -242,11 +242,12 @@ def main() -> None:
     parser.add_argument("--temperatures", nargs="+", type=float, default=[0.0, 0.8])
     parser.add_argument("--ways", nargs="+", help="some of the ways [all]")
     parser.add_argument("--texts", type=int, default=len(_TEXTS), help="how many of the texts")
+    parser.add_argument("--threads", type=int, help="of the runtime [all cores]")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     console = Console(stderr=True)
     rates = []
-    with open_session(open_bundle(options.bundle)) as opened:
+    with open_session(open_bundle(options.bundle), options.threads) as opened:
         session = _Counting(opened)
         for temperature in options.temperatures:
             model = _Model(options.bundle, cast(Session, session), temperature)
