@@ -14,15 +14,43 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gemma_export import cache_command, push_command
-from gemma_export.device import DEVICES
 from gemma_export.model.families import FAMILIES
+from gemma_export.options import (
+    AUTO,
+    TARGET_PANEL,
+    Adapter,
+    Base,
+    Bits,
+    Cache,
+    Calibration,
+    Checkpoint,
+    Config,
+    Context,
+    Device,
+    EvalText,
+    Family,
+    Force,
+    FullCache,
+    Json,
+    MaxRam,
+    MaxVram,
+    Output,
+    PlanOnly,
+    Prefill,
+    Quant,
+    RecipeFile,
+    RequireExact,
+    Revision,
+    Size,
+    Version,
+    completing,
+)
 from gemma_export.ranks import first_prints, refuse_ranks, stay_if_failed
 from gemma_export.search import command as search_command
 from gemma_export.targets import TARGETS, all_targets, require_packages
 from gemma_export.targets.spec import Option
 from gemma_runtime.command import run_app
 from gemma_runtime.errors import nearest_first
-from gemma_runtime.manifest import CACHE_WIDTHS
 
 if TYPE_CHECKING:
     from gemma_export.pipeline import ExportResult
@@ -67,256 +95,35 @@ Exit codes: 0 success, 1 error (one line with the reason and what to do), 2 wron
 """
 
 
-def _print_version(is_given: bool) -> None:
-    if is_given:
-        from importlib import metadata
-
-        print(f"gemma-export {metadata.version('gemma-export')}")
-        raise typer.Exit
-
-
-def _completing(choices: Iterable[str]) -> Callable[[str], list[str]]:
-    """A function that completes the value of a flag with these choices."""
-    known = list(choices)
-
-    def complete(incomplete: str) -> list[str]:
-        return [choice for choice in known if choice.startswith(incomplete)]
-
-    return complete
-
-
-def _complete_recipe(incomplete: str) -> list[str]:
-    from gemma_export.quantize.recipe import RECIPES
-
-    return _completing((_AUTO, *RECIPES))(incomplete)
-
-
-_SIZES = dict.fromkeys(size for family in FAMILIES.values() for size in family.sizes)
-_SIZES_HELP = "; ".join(f"{' '.join(f.sizes)} ({f.title})" for f in FAMILIES.values())
-
-_AUTO = "auto"  # the value of --quant that chooses a recipe
-
-# The panels of --help.
-_MODEL, _QUANTIZATION, _LAYOUT = "Model", "Quantization", "Layout"
-_TARGET, _OUTPUT = "Target options", "Output"
-
-_Checkpoint = Annotated[
-    str | None,
-    typer.Option(
-        rich_help_panel=_MODEL,
-        help="A Hugging Face folder, a hub id or URL, a .gguf file, owner/name:PATTERN (one GGUF "
-        "model of a hub repository), a LoRA adapter, random\\[:SEED], or demo (the Gemma 3 "
-        "270M of the \\[demo] extra). By default, --size is downloaded from the hub.",
-    ),
-]
-_Base = Annotated[
-    str | None,
-    typer.Option(
-        rich_help_panel=_MODEL,
-        help="The model of a LoRA adapter given as --checkpoint: a folder or a hub id. \\[the one "
-        "that its adapter_config.json names]",
-    ),
-]
-_Adapter = Annotated[
-    list[str] | None,
-    typer.Option(
-        rich_help_panel=_MODEL,
-        metavar="FOLDER[=WEIGHT]",
-        help="A LoRA adapter (PEFT), a folder or a hub id, merged into the model; may be given "
-        "several times. WEIGHT scales it; 1 is usual.",
-    ),
-]
-_Size = Annotated[
-    str | None,
-    typer.Option(
-        rich_help_panel=_MODEL,
-        help=f"An official size: {_SIZES_HELP}.",
-        autocompletion=_completing(_SIZES),
-    ),
-]
-_Family = Annotated[
-    str | None,
-    typer.Option(
-        rich_help_panel=_MODEL,
-        help=f"Family, if several have this --size: {', '.join(FAMILIES)}. \\[the first of them]",
-        autocompletion=_completing(FAMILIES),
-    ),
-]
-_Revision = Annotated[
-    str | None,
-    typer.Option(
-        rich_help_panel=_MODEL,
-        help="Branch, tag or commit of the checkpoint on the hub. \\[its default branch]",
-    ),
-]
-_Config = Annotated[
-    Path | None,
-    typer.Option(
-        rich_help_panel=_MODEL,
-        help="A config.json that gives the model's shapes, for --checkpoint random.",
-    ),
-]
-_Quant = Annotated[
-    str,
-    typer.Option(
-        rich_help_panel=_QUANTIZATION,
-        help="Recipe: auto chooses one for model and targets, and says why. int4, int4-g64, "
-        "int4-g128, int4-asym, int4-table8 or mixed, each alone or calibrated (int4-gptq, "
-        "int4-distilled, …); int8, int8-channel, each alone or smoothed (int8-smooth, …); none; "
-        "source keeps a quantized checkpoint's codes (Q4_0, Q8_0, Q5_0, GPTQ, AWQ, "
-        "compressed-tensors, QAT) and lists what it can't keep.",
-        autocompletion=_complete_recipe,
-    ),
-]
-_RecipeFile = Annotated[
-    Path | None,
-    typer.Option(
-        rich_help_panel=_QUANTIZATION,
-        help="Your own recipe, a YAML file: tensor patterns → bits, group, asymmetric, "
-        "int8_columns, rounding, smooth.",
-    ),
-]
-_Bits = Annotated[
-    float | None,
-    typer.Option(
-        rich_help_panel=_QUANTIZATION,
-        help="Most bits per weight on average: --quant's int4, with int8 where it is measured to "
-        "help most. The bundle's recipe.yaml stores the choice; --recipe reads it.",
-    ),
-]
-_Calibration = Annotated[
-    Path | None,
-    typer.Option(
-        rich_help_panel=_QUANTIZATION,
-        help="Text for --bits, the calibrated recipes and --cache int8: a file or a folder. "
-        "\\[the text included in gemma-export]",
-    ),
-]
-_RequireExact = Annotated[
-    bool,
-    typer.Option(
-        "--require-exact",
-        rich_help_panel=_QUANTIZATION,
-        help="Fail if a tensor can't be kept exactly, and list such tensors.",
-    ),
-]
-_Context = Annotated[
-    int | None,
-    typer.Option(
-        rich_help_panel=_LAYOUT,
-        help="Context length: tokens that the KV caches hold. \\[4096, or the model's limit]",
-    ),
-]
-_Prefill = Annotated[
-    int | None,
-    typer.Option(
-        rich_help_panel=_LAYOUT,
-        help="Longest chunk of a prompt, in tokens. \\[512]",
-    ),
-]
-_FullCache = Annotated[
-    bool,
-    typer.Option(
-        "--full-cache",
-        rich_help_panel=_LAYOUT,
-        help="Give local layers caches for the whole context too, for older runtimes.",
-    ),
-]
-_Cache = Annotated[
-    str | None,
-    typer.Option(
-        rich_help_panel=_LAYOUT,
-        help="Type of the KV caches. int8 (only onnx) takes a quarter of float32's memory; its "
-        "scales are measured on --calibration. \\[float32; float16 if the target has no other]",
-        autocompletion=_completing(CACHE_WIDTHS),
-    ),
-]
-_Output = Annotated[
-    Path | None,
-    typer.Option(rich_help_panel=_OUTPUT, help="The bundle's folder. \\[out/MODEL-QUANT-TARGET]"),
-]
-_Force = Annotated[
-    bool,
-    typer.Option("--force", rich_help_panel=_OUTPUT, help="Replace the bundle at --output."),
-]
-_MaxRam = Annotated[
-    str | None,
-    typer.Option(
-        rich_help_panel=_OUTPUT,
-        help="Memory limit of the export, e.g. 6GiB. It stops rather than use more.",
-    ),
-]
-_Device = Annotated[
-    str,
-    typer.Option(
-        rich_help_panel=_OUTPUT,
-        help="What runs the reference and calibration: cpu, cuda, cuda:N or mps. auto takes those "
-        "that were measured: so far cpu alone.",
-        autocompletion=_completing(DEVICES),
-    ),
-]
-_MaxVram = Annotated[
-    str | None,
-    typer.Option(
-        rich_help_panel=_OUTPUT,
-        help="Memory limit of --device, e.g. 12GiB. It stops rather than use more.",
-    ),
-]
-_EvalText = Annotated[
-    Path | None,
-    typer.Option(
-        rich_help_panel=_OUTPUT,
-        help="A file or folder of text: store the float32 model's probabilities for it, for "
-        "gemma-runtime eval.",
-    ),
-]
-_Plan = Annotated[
-    bool,
-    typer.Option(
-        "--plan",
-        rich_help_panel=_OUTPUT,
-        help="Print sizes, caches, memory and which phones can run the bundle, then exit.",
-    ),
-]
-_Json = Annotated[
-    bool,
-    typer.Option("--json", rich_help_panel=_OUTPUT, help="Print the results as JSON on stdout."),
-]
-_Version = Annotated[
-    bool,
-    typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
-]
-
-
 def export(
     ctx: typer.Context,
     *,
-    checkpoint: _Checkpoint = None,
-    base: _Base = None,
-    adapter: _Adapter = None,
-    size: _Size = None,
-    family: _Family = None,
-    revision: _Revision = None,
-    config: _Config = None,
-    quant: _Quant = "auto",
-    recipe: _RecipeFile = None,
-    bits: _Bits = None,
-    calibration: _Calibration = None,
-    require_exact: _RequireExact = False,
-    context: _Context = None,
-    prefill: _Prefill = None,
-    full_cache: _FullCache = False,
-    cache: _Cache = None,
+    checkpoint: Checkpoint = None,
+    base: Base = None,
+    adapter: Adapter = None,
+    size: Size = None,
+    family: Family = None,
+    revision: Revision = None,
+    config: Config = None,
+    quant: Quant = "auto",
+    recipe: RecipeFile = None,
+    bits: Bits = None,
+    calibration: Calibration = None,
+    require_exact: RequireExact = False,
+    context: Context = None,
+    prefill: Prefill = None,
+    full_cache: FullCache = False,
+    cache: Cache = None,
     target: str = "onnx",
-    output: _Output = None,
-    force: _Force = False,
-    max_ram: _MaxRam = None,
-    device: _Device = "auto",
-    max_vram: _MaxVram = None,
-    eval_text: _EvalText = None,
-    plan: _Plan = False,
-    json: _Json = False,
-    version: _Version = False,
+    output: Output = None,
+    force: Force = False,
+    max_ram: MaxRam = None,
+    device: Device = "auto",
+    max_vram: MaxVram = None,
+    eval_text: EvalText = None,
+    plan: PlanOnly = False,
+    json: Json = False,
+    version: Version = False,
     **options: str | None,  # options of single targets
 ) -> None:
     del version
@@ -417,9 +224,9 @@ def _with_target_flags() -> Callable[..., None]:
 def _flag(option: Option) -> Parameter:
     shown = typer.Option(
         option.flag,
-        rich_help_panel=_TARGET,
+        rich_help_panel=TARGET_PANEL,
         help=option.help,
-        autocompletion=_completing(option.choices),
+        autocompletion=completing(option.choices),
     )
     annotation = Annotated[str | None, shown]
     return Parameter(
@@ -433,10 +240,10 @@ def _target_annotation() -> object:
     in_all = ", ".join(spec.name for spec in specs if spec.is_in_all)
     betas = ", ".join(f"{spec.name} ({spec.label})" for spec in specs if spec.is_beta)
     shown = typer.Option(
-        rich_help_panel=_TARGET,
+        rich_help_panel=TARGET_PANEL,
         help=f"Runtime to export for: {stable}; in beta: {betas}. Separate several with commas; "
         f"all means those that run on a device: {in_all}.",
-        autocompletion=_completing([*TARGETS, "all"]),
+        autocompletion=completing([*TARGETS, "all"]),
     )
     return Annotated[str, shown]
 
@@ -454,10 +261,10 @@ def _targets(text: str) -> tuple[str, ...]:
 def _recipe(name: str) -> "Recipe | None":
     from gemma_export.quantize.recipe import RECIPES
 
-    if name == _AUTO:
+    if name == AUTO:
         return None
     if name not in RECIPES:
-        raise typer.BadParameter(_choices(name, (_AUTO, *RECIPES)), param_hint="--quant")
+        raise typer.BadParameter(_choices(name, (AUTO, *RECIPES)), param_hint="--quant")
     return RECIPES[name]
 
 
