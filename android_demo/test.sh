@@ -98,8 +98,13 @@ run_natively() {
     export LD_LIBRARY_PATH=$native
 }
 
+# The classes of tests in a jar.
+test_classes() {
+    unzip -Z1 "$1" | sed -n '/\$/d; s/Test\.class$/Test/p' | tr / .
+}
+
 # Compiles the app against Android 6's android.jar, ONNX Runtime's classes and stubs of ExecuTorch, and its tests.
-tests=()
+mapfile -t tests < <(test_classes "$out/core-tests.jar")
 check_app() {
     debian_package libandroid-23-java sid || { echo "SKIPPED android app: Debian's android.jar could not be fetched"; return 0; }
     onnxruntime=$(bash tests/data/onnxruntime_aar.sh 2>"$out/onnxruntime.log") \
@@ -124,7 +129,7 @@ check_app() {
     check_shrunk
     # What the tests don't use of Android comes from the android.jar, which has no code.
     jars=$jars:$out/app.jar:$out/stubs.jar:$out/app-tests.jar:$onnxruntime/classes.jar:$android
-    tests+=(gemma.demo.OnnxEngineTest gemma.demo.MappedMemoryTest gemma.demo.TelemetryTest)
+    mapfile -t -O "${#tests[@]}" tests < <(test_classes "$out/app-tests.jar")
 }
 check_app
 

@@ -6,8 +6,8 @@ import org.junit.runner.notification.Failure
 import org.junit.runner.notification.RunListener
 import kotlin.system.exitProcess
 
-/** Runs the core's tests and the named test classes, and prints how many passed, failed and were skipped. */
-fun main(more: Array<String>) {
+/** Runs the named test classes, and prints how many tests passed, failed and were skipped. */
+fun main(classes: Array<String>) {
     val skipped = ArrayList<String>()
     val core = JUnitCore()
     core.addListener(object : RunListener() {
@@ -23,25 +23,7 @@ fun main(more: Array<String>) {
             skipped += "SKIPPED ${description.methodName}"
         }
     })
-    val result = core.run(
-        VectorsTest::class.java,
-        BundleTest::class.java,
-        MutationTest::class.java,
-        LibraryTest::class.java,
-        DownloadTest::class.java,
-        SessionTest::class.java,
-        DraftTest::class.java,
-        ThreadsTest::class.java,
-        ConversationTest::class.java,
-        SavedChatsTest::class.java,
-        MarkdownTest::class.java,
-        TinyModelTest::class.java,
-        StructuredTest::class.java,
-        GrammarTest::class.java,
-        LatencyMeterTest::class.java,
-        VerifyTest::class.java,
-        *more.map { Class.forName(it) }.toTypedArray(),
-    )
+    val result = core.run(*classes.map { Class.forName(it) }.toTypedArray())
     skipped.forEach(::println)
     val passed = result.runCount - result.failureCount - skipped.size
     println("kotlin: $passed passed, ${result.failureCount} failed, ${skipped.size} skipped")
