@@ -8,6 +8,7 @@ struct SettingsView: View {
     @State private var settings: ChatSettings
     @State private var asBundleSays: Bool
     @State private var sampling: SamplingDraft
+    @State private var seed: String
     @State private var problem: String?
     @Environment(\.dismiss) private var dismiss
 
@@ -16,6 +17,7 @@ struct SettingsView: View {
         _settings = State(initialValue: screen.settings)
         _asBundleSays = State(initialValue: screen.settings.sampling == nil)
         _sampling = State(initialValue: SamplingDraft(screen.settings.sampling))
+        _seed = State(initialValue: screen.settings.seed.map(String.init) ?? "")
     }
 
     var body: some View {
@@ -29,6 +31,7 @@ struct SettingsView: View {
                 Section("Sampling") {
                     Toggle("As the bundle says", isOn: $asBundleSays)
                     if !asBundleSays { SamplingFields(sampling: $sampling) }
+                    TextField("Seed, for the same answer each time", text: $seed, axis: .horizontal)
                 }
                 Section("Compute units of Core ML, from the next loading on") {
                     Picker("Run on", selection: $settings.computeUnits) {
@@ -48,6 +51,7 @@ struct SettingsView: View {
     private func use() {
         do {
             settings.sampling = asBundleSays ? nil : try sampling.sampling()
+            settings.seed = try parseSeed(seed)
             screen.use(settings)
             dismiss()
         } catch {

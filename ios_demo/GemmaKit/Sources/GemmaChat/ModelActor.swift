@@ -192,7 +192,7 @@ actor ModelActor {
 
     private func makeConversation(_ loaded: Loaded) throws -> Conversation {
         try Conversation(
-            loaded.session, loaded.codec, Sampler(settings.sampling(loaded.bundle.manifest)),
+            loaded.session, loaded.codec, settings.sampler(loaded.bundle.manifest),
             system: strip(settings.system).isEmpty ? nil : settings.system, roll: settings.roll,
             thinking: settings.thinking, turns: kept.turns, forgotten: kept.forgotten)
     }

@@ -164,29 +164,48 @@ private func wrong(_ what: String) -> GemmaError {
     .schema("the grammar is not valid: \(what); run gemma-runtime compile-schema again")
 }
 
-/// Where a reply stands in its grammar.
+/// Where a reply stands in its grammar. With `thinking` it may begin with a thought, which the grammar doesn't hold.
 public final class GrammarState {
     private let grammar: ByteGrammar
     private let tokenizer: Tokenizer
     private let stopTokens: Set<Int>
+    private let opens: Int?
+    private let closes: Int?
+    private var mayThink: Bool
+    private var isThinking = false
     private var state: Int
 
-    public init(_ grammar: ByteGrammar, _ tokenizer: Tokenizer, stopTokens: Set<Int>) {
+    public init(_ grammar: ByteGrammar, _ tokenizer: Tokenizer, stopTokens: Set<Int>, thinking: Bool = false) {
         self.grammar = grammar
         self.tokenizer = tokenizer
         self.stopTokens = stopTokens
+        opens = tokenizer.token(named: thoughtOpens)
+        closes = tokenizer.token(named: thoughtCloses)
+        mayThink = thinking && opens != nil && closes != nil
         state = grammar.start
     }
 
     /// Whether the reply is complete and nothing may follow.
-    var isDone: Bool { state == ByteGrammar.end }
+    var isDone: Bool { !isThinking && state == ByteGrammar.end }
 
-    /// Whether a token may come next: text that the grammar allows, or a stop token where the reply may end.
+    /// Whether a token may come next: text that the grammar allows, or a stop token where the reply may end. A thought
+    /// may have any but stop tokens.
     func allows(_ token: Int) -> Bool {
-        stopTokens.contains(token) ? grammar.mayEnd(state) : after(token) != ByteGrammar.nothing
+        if isThinking { return !stopTokens.contains(token) }
+        if mayThink && token == opens { return true }
+        return stopTokens.contains(token) ? grammar.mayEnd(state) : after(token) != ByteGrammar.nothing
     }
 
-    func accept(_ token: Int) { state = after(token) }
+    func accept(_ token: Int) {
+        if isThinking {
+            isThinking = token != closes
+        } else if mayThink && token == opens {
+            isThinking = true
+        } else {
+            state = after(token)
+        }
+        mayThink = false
+    }
 
     private func after(_ token: Int) -> Int {
         if let byte = tokenizer.byte(of: token) { return grammar.after(state, byte) }

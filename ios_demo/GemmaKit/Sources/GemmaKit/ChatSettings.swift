@@ -6,6 +6,7 @@ public struct ChatSettings: Codable, Equatable, Sendable {
     public var thinking = false
     public var roll = false  // whether a chat forgets its oldest turns when the context is full
     public var sampling: Sampling?  // nil: as the bundle says
+    public var seed: Int?  // the same question in the same chat gets the same answer; nil: another one each time
     public var computeUnits = ComputeUnits.automatic  // from the next time that a bundle is loaded
 
     public init() {}
@@ -17,6 +18,7 @@ public struct ChatSettings: Codable, Equatable, Sendable {
         thinking = try fields.decode(Bool.self, forKey: .thinking)
         roll = try fields.decode(Bool.self, forKey: .roll)
         sampling = try fields.decodeIfPresent(Sampling.self, forKey: .sampling)
+        seed = try fields.decodeIfPresent(Int.self, forKey: .seed).map(checkedSeed)
         computeUnits = (try? fields.decode(ComputeUnits.self, forKey: .computeUnits)) ?? .automatic
     }
 
@@ -24,7 +26,25 @@ public struct ChatSettings: Codable, Equatable, Sendable {
     public func sampling(_ manifest: Manifest) throws -> Sampling {
         try sampling ?? manifest.sampling ?? SamplingDraft(nil).sampling()
     }
+
+    /// What chooses the tokens of a bundle's replies.
+    public func sampler(_ manifest: Manifest) throws -> Sampler {
+        let sampling = try sampling(manifest)
+        return seed.map { Sampler(sampling, seed: UInt64($0)) } ?? Sampler(sampling)
+    }
 }
+
+/// A seed; nil for a blank text. Throws a session error if it is no whole number that fits in 31 bits.
+public func parseSeed(_ text: String) throws -> Int? {
+    let given = strip(text)
+    if given.isEmpty { return nil }
+    guard let seed = Int(given), (0...Int(Int32.max)).contains(seed) else {
+        throw GemmaError.session("seed is \"\(text.prefix(20))\", expected a whole number from 0 to \(Int32.max), or nothing")
+    }
+    return seed
+}
+
+private func checkedSeed(_ seed: Int) throws -> Int { try parseSeed(String(seed)) ?? seed }
 
 /// A way of sampling while it is edited.
 public struct SamplingDraft: Equatable, Sendable {

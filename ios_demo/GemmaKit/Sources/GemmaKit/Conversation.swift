@@ -119,6 +119,7 @@ public final class Conversation {
     private let session: Session
     private let codec: ChatCodec
     private let sampler: Sampler
+    private let thinking: Bool
     private let opening: [Message]  // the system turn, if there is one
     public var roll: Bool
     private var before = Course()  // without the last question, which counts once it has a reply
@@ -127,8 +128,8 @@ public final class Conversation {
     private var reply: Reply?
 
     /// A conversation that goes on after `turns` of user and assistant, the first `forgotten` of which the model doesn't
-    /// see. With `thinking`, the model thinks before it answers; throws a tokenizer error if the bundle's chat template
-    /// has no thinking to turn on.
+    /// see. With `thinking`, the model thinks before it answers, also before an answer that a grammar holds; throws a
+    /// tokenizer error if the bundle's chat template has no thinking to turn on.
     public init(
         _ session: Session, _ codec: ChatCodec, _ sampler: Sampler, system: String? = nil, roll: Bool = false,
         thinking: Bool = false, turns: [Message] = [], forgotten: Int = 0
@@ -136,6 +137,7 @@ public final class Conversation {
         self.session = session
         self.codec = thinking ? try codec.thinking() : codec
         self.sampler = sampler
+        self.thinking = thinking
         self.roll = roll
         opening = system.map { [Message(.system, $0)] } ?? []
         reset()
@@ -191,9 +193,11 @@ public final class Conversation {
             history: Array(tokens[..<cached]),
             maxNewTokens: maxNewTokens ?? session.contextLength,
             stopTokens: codec.stopTokens,
-            grammar: grammar.map { GrammarState($0, codec.tokenizer, stopTokens: codec.stopTokens) }
+            grammar: grammar.map {
+                GrammarState($0, codec.tokenizer, stopTokens: codec.stopTokens, thinking: thinking)
+            }
         )
-        let generation = try TokenGeneration(session, request, sampler)
+        let generation = try TokenGeneration(session, request, sampler.forReply())
         let answer = Reply(generation, codec.tokenizer, forgotten: next.forgotten - whole.forgotten)
         (before, asked, fed, reply) = (now, next, tokens, answer)
         return answer

@@ -33,11 +33,24 @@ private func check<T>(_ name: String, _ value: T, _ valid: Bool, _ expected: Str
 public struct Sampler {
     private let sampling: Sampling
     private let noise: () -> Double
+    private let seed: UInt64?
 
     public init(_ sampling: Sampling, noise: @escaping () -> Double = { Double.random(in: 0..<1) }) {
         self.sampling = sampling
         self.noise = noise
+        seed = nil
     }
+
+    /// With a seed, each reply draws the same numbers, those of `--seed`.
+    public init(_ sampling: Sampling, seed: UInt64) {
+        self.sampling = sampling
+        var drawn = SeededNoise(seed: seed)
+        noise = { drawn.next() }
+        self.seed = seed
+    }
+
+    /// The sampler for another reply: with a seed, from its beginning.
+    func forReply() -> Sampler { seed.map { Sampler(sampling, seed: $0) } ?? self }
 
     /// Chooses a token from logits, (V); `previous` are the tokens so far, prompt included. Tokens that are not
     /// `allowed` are dropped before any filter.

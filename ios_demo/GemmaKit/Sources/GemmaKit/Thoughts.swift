@@ -1,3 +1,6 @@
+let thoughtOpens = "<|channel>"
+let thoughtCloses = "<channel|>"
+
 /// Tells a reply's thoughts from its answer: Gemma 4 writes them in a channel before it, and its chat template removes
 /// them from earlier turns. As in `gemma_runtime/text/thoughts.py`.
 ///
@@ -10,8 +13,8 @@ struct Thoughts {
     private(set) var isOpen = false
 
     init(_ tokenizer: Tokenizer) {
-        open = tokenizer.token(named: "<|channel>")
-        close = tokenizer.token(named: "<channel|>")
+        open = tokenizer.token(named: thoughtOpens)
+        close = tokenizer.token(named: thoughtCloses)
     }
 
     /// Whether a token belongs to a thought; `text` is what it completes.
@@ -21,8 +24,8 @@ struct Thoughts {
             return true
         }
         guard isOpen else { return false }
-        written += text
         isOpen = token != close
+        written += isOpen || !text.hasSuffix(thoughtCloses) ? text : String(text.dropLast(thoughtCloses.count))
         return true
     }
 

@@ -205,6 +205,39 @@ final class ConversationTests: XCTestCase {
         XCTAssertFalse(session.tokens.dropFirst(whole.count - 8).contains(thought[0]))
     }
 
+    func testASeedIsReadFromTextAndABadOneIsRefused() throws {
+        XCTAssertEqual(try [" ", "0", "2147483647"].map(parseSeed), [nil, 0, 2_147_483_647])
+        for text in ["-1", "1.5", "2147483648", "x"] {
+            XCTAssertThrowsError(try parseSeed(text)) { error in
+                XCTAssertTrue((error as? GemmaError)?.message.contains("seed is \"\(text)\"") == true, "\(error)")
+            }
+        }
+        let seedless = #"{"system":"","thinking":false,"roll":false,"seed":-1}"#
+        XCTAssertThrowsError(try JSONDecoder().decode(ChatSettings.self, from: Data(seedless.utf8)))
+    }
+
+    func testAGrammarHoldsWhatFollowsAThought() async throws {
+        let codec = try gemma4Codec()
+        let grammar = try ByteGrammar(#"{"nodes": [["text", "in"], ["text", "the"], ["alt", 0, 1]], "start": 2}"#)
+        let thought = try codec.tokenizer.encodeTemplate("<|channel>thought\nin the")
+        let closes = try codec.tokenizer.encodeTemplate("<channel|>")
+        for (thinking, expected) in [(true, "in the"), (false, "")] {
+            var script = thought + closes
+            let session = ScriptedSession { _ in script.isEmpty ? 5 : script.removeFirst() }
+            let chat = try Conversation(session, codec, Sampler(try Sampling()), thinking: thinking)
+            let reply = try chat.send("us", grammar: grammar)
+            _ = try await pieces(reply)
+            XCTAssertEqual(reply.reason, .constraint)
+            XCTAssertTrue(["in", "the"].contains(reply.text), reply.text)
+            XCTAssertEqual(reply.thought, expected)
+        }
+        let state = GrammarState(grammar, codec.tokenizer, stopTokens: [5], thinking: true)
+        state.accept(thought[0])
+        XCTAssertTrue(state.allows(closes[0]))
+        XCTAssertFalse(state.allows(5))
+        XCTAssertFalse(state.isDone)
+    }
+
     func testThinkingIsRefusedWhereTheTemplateHasNone() throws {
         let session = ScriptedSession { _ in 300 }
         XCTAssertThrowsError(try Conversation(session, tinyCodec(), Sampler(try Sampling()), thinking: true)) { error in

@@ -194,6 +194,7 @@ final class SavedChatsTests: XCTestCase {
         state.bundle = "tiny"
         state.settings.system = "be brief"
         state.settings.sampling = try Sampling(temperature: 0.5, topK: 3, topP: 0.25, minP: 0.125, repetitionPenalty: 1.5)
+        state.settings.seed = 7
         try store.save(state)
         XCTAssertEqual(store.loadState(), state)
         try Data("{".utf8).write(to: folder.appendingPathComponent("chats/\(new.id.uuidString).json"))

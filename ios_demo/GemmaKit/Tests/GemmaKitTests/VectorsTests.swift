@@ -77,6 +77,11 @@ final class VectorsTests: XCTestCase {
             let logits = try vector.of("logits").list { Float(try $0.double()) }
             let tokens = try vector.of("tokens").ints()
             XCTAssertEqual(try tokens.map { _ in try sampler.pick(logits, previous: []) }, tokens, "seed \(seed)")
+            let seeded = Sampler(try readSampling(vector.of("sampling")), seed: seed)
+            for _ in 0..<2 {  // replies
+                let reply = seeded.forReply()
+                XCTAssertEqual(try tokens.map { _ in try reply.pick(logits, previous: []) }, tokens, "seed \(seed)")
+            }
         }
     }
 

@@ -35,6 +35,11 @@ internal class SettingsDialog(
     private val temperature = number("Temperature", usual?.temperature, settings.sampling?.temperature)
     private val topK = number("Top k", usual?.topK, settings.sampling?.topK)
     private val topP = number("Top p", usual?.topP, settings.sampling?.topP)
+    private val seed = EditText(context).apply {
+        hint = "Seed, for the same answer each time"
+        inputType = InputType.TYPE_CLASS_NUMBER
+        settings.seed?.let { setText(it.toString()) }
+    }
     private val thinking = check("Think before answering", settings.thinking, abilities.thinking)
     private val roll = check("When the context is full: forget the oldest turns", settings.roll)
     private val drafts = check("Guess repeated passages, and check them together", settings.drafts, abilities.drafts)
@@ -47,7 +52,7 @@ internal class SettingsDialog(
     /** A dialog that gives the settings and the threads to `onDone`. Values out of range are refused and change nothing. */
     fun builder(onDone: (ChatSettings, Int?) -> Unit): AlertDialog.Builder {
         val page = LinearLayout(context).apply { orientation = LinearLayout.VERTICAL }
-        listOf<View>(system, temperature, topK, topP, thinking, roll, drafts, threadCount).forEach(page::addView)
+        listOf<View>(system, temperature, topK, topP, seed, thinking, roll, drafts, threadCount).forEach(page::addView)
         return AlertDialog.Builder(context).setTitle("Settings").setView(ScrollView(context).apply { addView(page) })
             .setNegativeButton("Cancel", null)
             .setPositiveButton("Use") { _, _ ->
@@ -69,6 +74,7 @@ internal class SettingsDialog(
             thinking = thinking.isChecked,
             roll = roll.isChecked,
             drafts = drafts.isChecked,
+            seed = ChatSettings.parseSeed(seed.text.toString()),
         )
     }
 

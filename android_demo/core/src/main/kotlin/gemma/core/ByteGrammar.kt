@@ -165,19 +165,40 @@ class ByteGrammar private constructor(json: Json) {
     }
 }
 
-/** Where a reply stands in its grammar. */
-class GrammarState(private val grammar: ByteGrammar, private val tokenizer: Tokenizer, private val stopTokens: Set<Int>) {
+/** Where a reply stands in its grammar. With `thinking` it may begin with a thought, which the grammar doesn't hold. */
+class GrammarState(
+    private val grammar: ByteGrammar,
+    private val tokenizer: Tokenizer,
+    private val stopTokens: Set<Int>,
+    thinking: Boolean = false,
+) {
+    private val opens = tokenizer.tokenOf(THOUGHT_OPENS)
+    private val closes = tokenizer.tokenOf(THOUGHT_CLOSES)
+    private var mayThink = thinking && opens != null && closes != null
+    private var isThinking = false
     private var state = grammar.start
 
     /** Whether the reply is complete and nothing may follow. */
-    val isDone: Boolean get() = state == ByteGrammar.END
+    val isDone: Boolean get() = !isThinking && state == ByteGrammar.END
 
-    /** Whether a token may come next: text that the grammar allows, or a stop token where the reply may end. */
-    fun allows(token: Int): Boolean =
-        if (token in stopTokens) grammar.mayEnd(state) else after(token) != ByteGrammar.NOTHING
+    /**
+     * Whether a token may come next: text that the grammar allows, or a stop token where the reply may end. A thought may
+     * have any but stop tokens.
+     */
+    fun allows(token: Int): Boolean = when {
+        isThinking -> token !in stopTokens
+        mayThink && token == opens -> true
+        token in stopTokens -> grammar.mayEnd(state)
+        else -> after(token) != ByteGrammar.NOTHING
+    }
 
     fun accept(token: Int) {
-        state = after(token)
+        when {
+            isThinking -> isThinking = token != closes
+            mayThink && token == opens -> isThinking = true
+            else -> state = after(token)
+        }
+        mayThink = false
     }
 
     private fun after(token: Int): Int {

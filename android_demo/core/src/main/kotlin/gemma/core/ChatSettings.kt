@@ -7,6 +7,7 @@ data class ChatSettings(
     val thinking: Boolean = false,
     val roll: Boolean = false, // forget the oldest turns when the context is full
     val drafts: Boolean = false, // guess repeated passages, and check several tokens at once
+    val seed: Int? = null, // the same question in the same chat gets the same answer; null: another one each time
 ) {
     /** How to sample with a bundle; its authors' values unless the user has set others. */
     fun samplingFor(manifest: Manifest): Sampling = sampling ?: manifest.sampling ?: RECOMMENDED
@@ -18,7 +19,7 @@ data class ChatSettings(
     fun conversation(session: Session, codec: ChatCodec, manifest: Manifest, chat: SavedChat) = Conversation(
         session,
         codec,
-        Sampler(samplingFor(manifest)),
+        samplingFor(manifest).let { if (seed == null) Sampler(it) else Sampler(it, seed) },
         system.takeIf { it.isNotBlank() },
         roll,
         thinking && codec.canThink,
@@ -34,6 +35,7 @@ data class ChatSettings(
             "thinking" to JsonBoolean(thinking),
             "roll" to JsonBoolean(roll),
             "drafts" to JsonBoolean(drafts),
+            "seed" to (seed?.let { JsonNumber(it.toDouble()) } ?: JsonNull),
         ),
     )
 
@@ -47,6 +49,7 @@ data class ChatSettings(
             thinking = json.of("thinking").boolean(),
             roll = json.of("roll").boolean(),
             drafts = json.orNull("drafts")?.boolean() ?: false, // chats saved by an earlier version don't say
+            seed = json.orNull("seed")?.count(),
         )
 
         /** Throws SessionException for a text that is no number and for a value out of range. Blank texts keep `base`. */
@@ -55,6 +58,13 @@ data class ChatSettings(
             topK = number("top_k", topK)?.let { value -> value.toInt().also { if (it.toDouble() != value) refuse("top_k", topK) } } ?: base.topK,
             topP = number("top_p", topP) ?: base.topP,
         )
+
+        /** A seed; null for a blank text. Throws SessionException if it is no whole number that fits in 31 bits. */
+        fun parseSeed(text: String): Int? {
+            val given = text.trim().ifEmpty { return null }
+            return given.toIntOrNull()?.takeIf { it >= 0 }
+                ?: throw SessionException("seed is \"${text.take(20)}\", expected a whole number from 0 to ${Int.MAX_VALUE}, or nothing")
+        }
 
         private fun number(name: String, text: String): Double? {
             val given = text.trim().replace(',', '.').ifEmpty { return null }

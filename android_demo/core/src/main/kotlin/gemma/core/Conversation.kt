@@ -86,9 +86,9 @@ private fun checkPlace(turns: List<Message>, index: Int) {
  * With `roll`, a full context makes it forget the oldest turns, a question with its reply at a time, but never
  * the system turn. The next reply is then that of a new conversation that begins with the turns kept.
  *
- * With `thinking`, the model thinks before it answers; later turns don't see its thoughts. A conversation that was
- * saved goes on from its `earlier` turns, the first `forgotten` of which the model doesn't see. Throws
- * TokenizerException if the template can't ask for thoughts.
+ * With `thinking`, the model thinks before it answers, also before an answer that a grammar holds; later turns don't see
+ * its thoughts. A conversation that was saved goes on from its `earlier` turns, the first `forgotten` of which the model
+ * doesn't see. Throws TokenizerException if the template can't ask for thoughts.
  *
  * With `drafts`, repeated passages are guessed, and several tokens checked in one run of the model; `send` throws
  * SessionException if the session can't do that.
@@ -99,7 +99,7 @@ class Conversation(
     private val sampler: Sampler,
     system: String? = null,
     var roll: Boolean = false,
-    thinking: Boolean = false,
+    private val thinking: Boolean = false,
     earlier: List<Message> = emptyList(),
     forgotten: Int = 0,
     private val drafts: Boolean = false,
@@ -168,9 +168,9 @@ class Conversation(
             history = tokens.copyOf(cached),
             maxNewTokens = maxNewTokens,
             stopTokens = codec.stopTokens,
-            grammar = grammar?.let { GrammarState(it, codec.tokenizer, codec.stopTokens) },
+            grammar = grammar?.let { GrammarState(it, codec.tokenizer, codec.stopTokens, thinking) },
         )
-        val generation = TokenGeneration(session, request, sampler, if (drafts) PromptLookup() else null)
+        val generation = TokenGeneration(session, request, sampler.forReply(), if (drafts) PromptLookup() else null)
         before = now
         asked = next
         fed = tokens

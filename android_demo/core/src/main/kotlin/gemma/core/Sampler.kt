@@ -26,7 +26,15 @@ data class Sampling(
 private const val LEAST_PENALTY = 1.0 / (1L shl 62) / (1L shl 62) / 4 // 2^-126, the least normal float32
 
 /** Chooses tokens. `noise` returns numbers of at least 0 and below 1: a [SeededNoise] always the same ones. */
-class Sampler(private val sampling: Sampling, private val noise: () -> Double = java.util.Random()::nextDouble) {
+class Sampler private constructor(private val sampling: Sampling, private val noise: () -> Double, private val seed: Int?) {
+    constructor(sampling: Sampling, noise: () -> Double = java.util.Random()::nextDouble) : this(sampling, noise, null)
+
+    /** With a seed, each reply draws the same numbers, those of `--seed`. */
+    constructor(sampling: Sampling, seed: Int) : this(sampling, SeededNoise(seed.toLong()), seed)
+
+    /** The sampler for another reply: with a seed, from its beginning. */
+    internal fun forReply(): Sampler = if (seed == null) this else Sampler(sampling, seed)
+
     /**
      * Chooses a token from logits, (V); `previous` are the tokens so far, prompt included. Tokens that are not
      * `allowed` are dropped before any filter.

@@ -1,5 +1,8 @@
 package gemma.core
 
+internal const val THOUGHT_OPENS = "<|channel>"
+internal const val THOUGHT_CLOSES = "<channel|>"
+
 /**
  * Tells a reply's thoughts from its answer; Gemma 4 writes them into a channel before it:
  *
@@ -7,8 +10,8 @@ package gemma.core
  *     …<channel|>the answer
  */
 internal class Thoughts(tokenizer: Tokenizer) {
-    private val open = tokenizer.tokenOf("<|channel>")
-    private val close = tokenizer.tokenOf("<channel|>")
+    private val open = tokenizer.tokenOf(THOUGHT_OPENS)
+    private val close = tokenizer.tokenOf(THOUGHT_CLOSES)
     private val written = StringBuilder()
 
     /** Whether a thought is being written. */
@@ -25,8 +28,8 @@ internal class Thoughts(tokenizer: Tokenizer) {
             return ""
         }
         if (!isOpen) return piece
-        written.append(piece)
         isOpen = token != close
+        written.append(if (isOpen) piece else piece.removeSuffix(THOUGHT_CLOSES))
         return ""
     }
 

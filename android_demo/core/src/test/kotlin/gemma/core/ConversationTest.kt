@@ -151,11 +151,39 @@ class ConversationTest {
         assertEquals(listOf(80, 320), replies.flatten())
     }
 
+    private fun gemma4Codec(): ChatCodec {
+        val folder = File(DATA, "gemma4")
+        val tokenizer = Tokenizer.parse(File(folder, "tokenizer.gtok").readBytes())
+        return ChatCodec(tokenizer, ChatFormat.parse(File(folder, "chat.json").readText()), setOf(5))
+    }
+
+    @Test
+    fun `a grammar holds what follows a thought`() = runBlocking {
+        val codec = gemma4Codec()
+        val grammar = ByteGrammar.parse("""{"nodes": [["text", "in"], ["text", "the"], ["alt", 0, 1]], "start": 2}""")
+        val thought = codec.tokenizer.encodeTemplate("<|channel>thought\nin the").asList()
+        val closes = codec.tokenizer.encodeTemplate("<channel|>").asList()
+        for ((thinking, expected) in listOf(true to "in the", false to "")) {
+            var next = 0
+            val script = thought + closes
+            val chat = Conversation(
+                ScriptedSession { script.getOrElse(next++) { 5 } }, codec, Sampler(Sampling()), thinking = thinking,
+            )
+            val reply = chat.send("us", grammar = grammar)
+            reply.pieces.collect {}
+            assertEquals(StopReason.CONSTRAINT, reply.reason)
+            assertTrue(reply.text in listOf("in", "the"), reply.text)
+            assertEquals(expected, reply.thought)
+        }
+        val state = GrammarState(grammar, codec.tokenizer, setOf(5), thinking = true)
+        state.accept(thought.first())
+        assertTrue(state.allows(closes.single()) && !state.allows(5) && !state.isDone)
+    }
+
     @Test
     fun `thoughts are kept apart, and later turns don't see them`() = runBlocking {
-        val gemma4 = File(DATA, "gemma4")
-        val tokenizer = Tokenizer.parse(File(gemma4, "tokenizer.gtok").readBytes())
-        val codec = ChatCodec(tokenizer, ChatFormat.parse(File(gemma4, "chat.json").readText()), setOf(5))
+        val codec = gemma4Codec()
+        val tokenizer = codec.tokenizer
         val said = tokenizer.encodeTemplate("<|channel>thought\nin the<channel|>user").asList() + 5
         var next = 0
         val session = ScriptedSession { said[next++ % said.size] }

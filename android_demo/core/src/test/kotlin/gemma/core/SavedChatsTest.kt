@@ -39,7 +39,7 @@ class SavedChatsTest {
 
     @Test
     fun `a chat survives its process, and goes on as if nothing had happened`() {
-        val settings = ChatSettings("be brief", Sampling(0.7, 5, 0.9, 0.1, 1.2), thinking = true, roll = true, drafts = true)
+        val settings = ChatSettings("be brief", Sampling(0.7, 5, 0.9, 0.1, 1.2), thinking = true, roll = true, drafts = true, seed = 7)
         val before = session()
         val talk = talk(SavedChat("a", "tiny", settings), before)
         talk.ask("one \"two\"\nthree é😀")
@@ -105,6 +105,25 @@ class SavedChatsTest {
     }
 
     @Test
+    fun `with a seed the same question gets the same answer`() {
+        val manifest = Manifest.parse(readText(File(TINY, MANIFEST)))
+        val even = ScriptedSession { 0 }
+        val session = object : Session by even { // all tokens are equally likely
+            override fun prefill(tokens: IntArray, beforeChunk: () -> Unit) = FloatArray(300).also { even.prefill(tokens, beforeChunk) }
+
+            override fun decode(token: Int) = FloatArray(300).also { even.decode(token) }
+        }
+        val settings = ChatSettings(sampling = Sampling(temperature = 1.0), seed = 7)
+        val answers = List(3) { turn ->
+            val chat = settings.copy(seed = if (turn < 2) 7 else 8).conversation(session, codec, manifest, SavedChat("a", "tiny"))
+            List(2) { runBlocking { chat.sendAt(0, "in", 6).also { it.pieces.toList() }.tokens } }
+        }
+        assertEquals(answers[0], answers[1])
+        assertEquals(answers[0][0], answers[0][1])
+        assertTrue(answers[0] != answers[2])
+    }
+
+    @Test
     fun `settings are read from texts, and bad ones are refused by name`() {
         val base = Sampling(1.0, 64, 0.95, 0.1, 1.1)
         assertEquals(base, ChatSettings.parseSampling("", " ", "", base))
@@ -112,6 +131,10 @@ class SavedChatsTest {
         for ((name, texts) in mapOf("temperature" to listOf("x", "", ""), "top_k" to listOf("", "2.5", ""), "top_p" to listOf("", "", "2"))) {
             val error = assertFailsWith<SessionException> { ChatSettings.parseSampling(texts[0], texts[1], texts[2], base) }
             assertContains(error.message.orEmpty(), name)
+        }
+        assertEquals(listOf(null, 0, Int.MAX_VALUE), listOf(" ", "0", "2147483647").map(ChatSettings::parseSeed))
+        for (text in listOf("-1", "1.5", "2147483648", "x")) {
+            assertContains(assertFailsWith<SessionException> { ChatSettings.parseSeed(text) }.message.orEmpty(), "seed is \"$text\"")
         }
         val manifest = Manifest.parse(readText(File(TINY, MANIFEST)))
         assertEquals(manifest.sampling, ChatSettings().samplingFor(manifest))
