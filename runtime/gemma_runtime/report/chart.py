@@ -17,6 +17,7 @@ _LONGEST = 26  # characters of a label
 _STRIPE = 13  # height of one series in a row
 _PADDING = 9  # between rows
 _BAR, _DOT = 9.0, 4.2
+_CHARACTER, _APART = 7.0, 4.0  # widths: of a number's character, and between two numbers
 _SHAPES = 4  # circle, square, diamond, triangle
 
 
@@ -116,12 +117,16 @@ def _height(row: Row) -> float:
 
 
 def _axis(panel: Panel, span: _Span, bottom: float) -> list[Mark]:
-    marks = [_text(span[0], 13, panel.title, "title")]
+    marks, free = [_text(span[0], 13, panel.title, "title")], -math.inf
     for value in panel.scale.lines():
         x = _x(panel.scale, span, value)
         style = "zero" if value == 0 else "grid"
         marks.append(Mark("line", style, x=_n(x), y=_n(_HEAD - 4), x2=_n(x), y2=_n(bottom)))
-        marks.append(_text(x, bottom + 15, panel.written(value), "tick", "middle"))
+        written = panel.written(value)
+        half = len(written) * _CHARACTER / 2
+        if x - half >= free:  # else it would lie on the number before
+            marks.append(_text(x, bottom + 15, written, "tick", "middle"))
+            free = x + half + _APART
     return marks
 
 

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -77,6 +78,19 @@ def test_a_long_label_is_cut_and_whole_in_its_tooltip() -> None:
     chart = draw("", [Panel("", Form.DOTS, SHARE, str)], [row])
     (label,) = (mark for mark in chart.marks if mark.style == "label")
     assert (len(label.text), label.tip) == (26, "x" * 300)
+
+
+def test_numbers_of_a_narrow_axis_do_not_overlap() -> None:
+    panel = Panel("", Form.DOTS, decades([1e-10, 9.0]), "{:.0e}".format)
+    wide, narrow = draw("", [panel], []), draw("", [panel] * 4, [])
+    for chart, lines in ((wide, 12), (narrow, 4 * 12)):
+        assert sum(mark.style == "grid" for mark in chart.marks) == lines
+        numbers = [mark for mark in chart.marks if mark.style == "tick"]
+        assert len(numbers) >= 8
+        for left, right in pairwise(numbers):
+            apart = float(right.x) - float(left.x)
+            assert apart >= 6 * len(left.text)
+    assert sum(mark.style == "tick" for mark in wide.marks) == 12
 
 
 def test_four_shapes_are_different_and_come_again() -> None:

@@ -142,7 +142,7 @@ def _table(column: Column, evaluation: Evaluation) -> Table:
         if text.noise is not None
     ]
     exact = " (float activations)" if evaluation.exact else ""
-    note = f"n: tokens. {evaluation.note}."
+    note = f"n: tokens; {evaluation.note}."
     return Table(_HEAD, tuple(rows), f"{column.label}{exact}", note)
 
 
