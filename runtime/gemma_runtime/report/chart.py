@@ -17,7 +17,7 @@ _LONGEST = 26  # characters of a label
 _STRIPE = 13  # height of one series in a row
 _PADDING = 9  # between rows
 _BAR, _DOT = 9.0, 4.2
-_CHARACTER, _APART = 7.0, 4.0  # widths: of a number's character, and between two numbers
+_CHARACTER, _APART = 6.5, 4.0  # widths: of a number's character, and between two numbers
 _SHAPES = 4  # circle, square, diamond, triangle
 
 
