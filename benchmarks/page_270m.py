@@ -64,6 +64,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small, and without calibration")
     parser.add_argument("--jobs", type=int, default=1, help="measurements at once [1]")
     options = parser.parse_args()
+    if options.jobs < 1:
+        parser.error(f"--jobs is {options.jobs}, expected at least 1")
     Maker(options.folder, _QUICK if options.quick else _ALL, options.jobs).make()
 
 
