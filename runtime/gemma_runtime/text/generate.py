@@ -13,7 +13,7 @@ from gemma_runtime.text.draft import Drafter
 from gemma_runtime.text.matcher import Matcher, allowed_tokens
 from gemma_runtime.text.sampler import Sampler, Sampling
 from gemma_runtime.text.stop_strings import StopStrings
-from gemma_runtime.text.thoughts import Thoughts, after_thought
+from gemma_runtime.text.thoughts import Thoughts
 from gemma_runtime.text.tokenizer import Tokenizer
 from gemma_runtime.text.tools import ToolCall, find_calls, find_marks
 
@@ -94,13 +94,12 @@ def generate_text(
     ConstraintError if the constraint can't be guaranteed.
     """
     matcher = start_constraint(constraint, tokenizer, stop_tokens)
-    before = [*history, *prompt]
+    thoughts = Thoughts(tokenizer, [*history, *prompt])
     if matcher is not None:
-        matcher = after_thought(matcher, tokenizer, before, stop_tokens, thinking)
+        matcher = thoughts.before(matcher, stop_tokens, thinking)
     loop = _TokenLoop(
         session, prompt, history, max_new_tokens, sampling, stop_tokens, matcher, hold, drafter
     )
-    thoughts = Thoughts(tokenizer, before)
     return TextGeneration(loop, tokenizer, thoughts, stop_strings, tools)
 
 

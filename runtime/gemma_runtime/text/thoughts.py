@@ -22,7 +22,8 @@ class Thoughts:
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
         self._open, self._close = tokenizer.token_id(_OPEN), tokenizer.token_id(_CLOSE)
-        begun = _open_channel(tokenizer, prompt)
+        self._vocabulary_size = tokenizer.vocabulary_size
+        begun = self._begun(prompt)
         self._is_open = begun is not None
         self._written = "" if begun is None else tokenizer.decode(begun)
 
@@ -49,21 +50,24 @@ class Thoughts:
         """The thoughts, without the channel's name, which is the first line."""
         return self._written.partition("\n")[2].strip()
 
+    def before(self, answer: Matcher, stop_tokens: Collection[int], thinking: bool) -> Matcher:
+        """A matcher that lets the model end, and with `thinking` begin, a thought before an answer.
 
-def after_thought(
-    matcher: Matcher,
-    tokenizer: Tokenizer,
-    prompt: Sequence[int],
-    stop_tokens: Collection[int],
-    thinking: bool,
-) -> Matcher:
-    """A matcher that lets the model end, and with `thinking` begin, a thought before the answer."""
-    opens, closes = tokenizer.token_id(_OPEN), tokenizer.token_id(_CLOSE)
-    is_open = _open_channel(tokenizer, prompt) is not None
-    if opens is None or closes is None or not (is_open or thinking):
-        return matcher
-    size = tokenizer.vocabulary_size
-    return _AfterThought(matcher, opens, closes, _all_but(stop_tokens, size), is_open)
+        Ask for it before the reply begins.
+        """
+        if self._open is None or self._close is None or not (self._is_open or thinking):
+            return answer
+        within = _all_but(stop_tokens, self._vocabulary_size)
+        return _AfterThought(answer, self._open, self._close, within, self._is_open)
+
+    def _begun(self, prompt: Sequence[int]) -> Sequence[int] | None:
+        """The tokens of the channel that a prompt leaves open; None if it leaves none."""
+        for at in reversed(range(len(prompt))):
+            if prompt[at] == self._open:
+                return prompt[at + 1 :]
+            if prompt[at] == self._close:
+                return None
+        return None
 
 
 class _AfterThought:
@@ -105,17 +109,6 @@ class _AfterThought:
     @property
     def is_done(self) -> bool:
         return not self._is_open and self._matcher.is_done
-
-
-def _open_channel(tokenizer: Tokenizer, prompt: Sequence[int]) -> Sequence[int] | None:
-    """The tokens of the channel that a prompt leaves open; None if it leaves none."""
-    opens, closes = tokenizer.token_id(_OPEN), tokenizer.token_id(_CLOSE)
-    for at in reversed(range(len(prompt))):
-        if prompt[at] == opens:
-            return prompt[at + 1 :]
-        if prompt[at] == closes:
-            return None
-    return None
 
 
 def _all_but(tokens: Collection[int], size: int) -> Bits:
