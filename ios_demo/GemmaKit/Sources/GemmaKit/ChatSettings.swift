@@ -18,7 +18,7 @@ public struct ChatSettings: Codable, Equatable, Sendable {
         thinking = try fields.decode(Bool.self, forKey: .thinking)
         roll = try fields.decode(Bool.self, forKey: .roll)
         sampling = try fields.decodeIfPresent(Sampling.self, forKey: .sampling)
-        seed = try fields.decodeIfPresent(Int.self, forKey: .seed).map(checkedSeed)
+        seed = try fields.decodeIfPresent(Int.self, forKey: .seed).flatMap { try parseSeed(String($0)) }
         computeUnits = (try? fields.decode(ComputeUnits.self, forKey: .computeUnits)) ?? .automatic
     }
 
@@ -43,8 +43,6 @@ public func parseSeed(_ text: String) throws -> Int? {
     }
     return seed
 }
-
-private func checkedSeed(_ seed: Int) throws -> Int { try parseSeed(String(seed)) ?? seed }
 
 /// A way of sampling while it is edited.
 public struct SamplingDraft: Equatable, Sendable {

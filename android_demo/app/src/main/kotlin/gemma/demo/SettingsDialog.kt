@@ -35,19 +35,11 @@ internal class SettingsDialog(
     private val temperature = number("Temperature", usual?.temperature, settings.sampling?.temperature)
     private val topK = number("Top k", usual?.topK, settings.sampling?.topK)
     private val topP = number("Top p", usual?.topP, settings.sampling?.topP)
-    private val seed = EditText(context).apply {
-        hint = "Seed, for the same answer each time"
-        inputType = InputType.TYPE_CLASS_NUMBER
-        settings.seed?.let { setText(it.toString()) }
-    }
+    private val seed = count("Seed, for the same answer each time", settings.seed)
     private val thinking = check("Think before answering", settings.thinking, abilities.thinking)
     private val roll = check("When the context is full: forget the oldest turns", settings.roll)
     private val drafts = check("Guess repeated passages, and check them together", settings.drafts, abilities.drafts)
-    private val threadCount = EditText(context).apply {
-        hint = "Threads, 1 to $cores, for the next loading (${usualThreads(cores)})"
-        inputType = InputType.TYPE_CLASS_NUMBER
-        threads?.let { setText(it.toString()) }
-    }
+    private val threadCount = count("Threads, 1 to $cores, for the next loading (${usualThreads(cores)})", threads)
 
     /** A dialog that gives the settings and the threads to `onDone`. Values out of range are refused and change nothing. */
     fun builder(onDone: (ChatSettings, Int?) -> Unit): AlertDialog.Builder {
@@ -81,6 +73,12 @@ internal class SettingsDialog(
     private fun number(name: String, usual: Number?, value: Number?) = EditText(context).apply {
         hint = if (usual == null) name else "$name ($usual)"
         inputType = InputType.TYPE_CLASS_NUMBER or InputType.TYPE_NUMBER_FLAG_DECIMAL
+        value?.let { setText(it.toString()) }
+    }
+
+    private fun count(name: String, value: Int?) = EditText(context).apply {
+        hint = name
+        inputType = InputType.TYPE_CLASS_NUMBER
         value?.let { setText(it.toString()) }
     }
 
