@@ -1,6 +1,7 @@
 """`gemma-export search` from its file to the bundle to take, with real exports and figures."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -248,11 +249,13 @@ def test_ctrl_c_keeps_finished_cells_and_the_next_run_goes_on(
         "from gemma_export.cli import run; sys.exit(run(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "search", str(file), f"--output={tmp_path / 'out'}"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
         done = tmp_path / "out" / "figures"
         while process.poll() is None and not list(done.glob("*-gguf-*/done.json")):
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the running stage gets it too
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert b"interrupted; run it again to go on: what was finished is kept" in errors
