@@ -34,7 +34,7 @@ campaign: $(VENV)/.dev
 	mkdir -p out
 	$(BIN)/python -m tests.campaign out/campaign
 
-# 3,000 damaged inputs for each of 47 readers of untrusted bytes: some minutes on one core.
+# 3,000 damaged inputs for each of 53 readers of untrusted bytes: some minutes on one core.
 fuzz: $(VENV)/.dev
 	$(ONE_THREAD) $(BIN)/python -m tests.fuzz --runs 3000
 

@@ -48,7 +48,7 @@ def sizes() -> str:
 
 
 def families() -> str:
-    from gemma_export.model.families import FAMILIES
+    from gemma_export.model.families import ENCODERS, FAMILIES
 
     return _table(
         ("family", "`model_type`", "`architectures`, if there are any", "head of its own"),
@@ -57,9 +57,9 @@ def families() -> str:
                 family.title,
                 _code((*family.text_types, *family.multimodal)),
                 _code(family.classes),
-                _head_targets(family),
+                _head_targets(family) if family.dense is None else "none",
             )
-            for family in FAMILIES.values()
+            for family in (*FAMILIES.values(), *ENCODERS.values())
         ),
     )
 

@@ -78,6 +78,8 @@ def test_the_public_names_of_the_runtime_are_these() -> None:
         "ContentGuard",
         "ContextFull",
         "Conversation",
+        "Embedder",
+        "EmbeddingBundle",
         "FakeSession",
         "GemmaError",
         "Generation",
@@ -122,6 +124,8 @@ def test_the_public_names_of_the_runtime_are_these() -> None:
         "load_tokenizer",
         "open_baked",
         "open_bundle",
+        "open_embedder",
+        "open_embedding_bundle",
         "open_session",
         "read_tools",
         "verify",
@@ -138,6 +142,7 @@ def test_the_public_names_of_the_exporter_are_these() -> None:
         "Recipe",
         "__version__",
         "export_bundles",
+        "export_model",
         "find_recipe",
         "load_recipe",
         "plan_exports",
@@ -145,7 +150,7 @@ def test_the_public_names_of_the_exporter_are_these() -> None:
 
 
 def test_without_torch_the_exporter_offers_everything_but_exports_and_their_results() -> None:
-    names = sorted(set(gemma_export.__all__) - {"ExportResult", "export_bundles"})
+    names = sorted(set(gemma_export.__all__) - {"ExportResult", "export_bundles", "export_model"})
     code = (
         "import sys; sys.modules['torch'] = None; import gemma_export as own; "
         f"print(*(name for name in own.__all__ if name in {names!r} and getattr(own, name)))\n"

@@ -15,7 +15,7 @@ from gemma_runtime.lazy import lazy_names
 from gemma_runtime.privacy import opt_out
 
 if TYPE_CHECKING:
-    from gemma_export.pipeline import ExportResult, export_bundles
+    from gemma_export.pipeline import ExportResult, export_bundles, export_model
     from gemma_export.plan import Plan
     from gemma_export.quantize.recipe import Recipe, find_recipe, load_recipe
     from gemma_export.request import ExportRequest, plan_exports
@@ -31,13 +31,14 @@ __all__ = [
     "Recipe",
     "__version__",
     "export_bundles",
+    "export_model",
     "find_recipe",
     "load_recipe",
     "plan_exports",
 ]
 
 _HOMES = {
-    "gemma_export.pipeline": ("ExportResult", "export_bundles"),
+    "gemma_export.pipeline": ("ExportResult", "export_bundles", "export_model"),
     "gemma_export.plan": ("Plan",),
     "gemma_export.quantize.recipe": ("Recipe", "find_recipe", "load_recipe"),
     "gemma_export.request": ("ExportRequest", "plan_exports"),

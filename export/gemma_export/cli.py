@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gemma_export import cache_command, push_command
-from gemma_export.model.families import FAMILIES
+from gemma_export.model.families import ENCODERS, FAMILIES
 from gemma_export.options import (
     AUTO,
     TARGET_PANEL,
@@ -53,6 +53,8 @@ from gemma_runtime.command import run_app
 from gemma_runtime.errors import nearest_first
 
 if TYPE_CHECKING:
+    from gemma_export.embedding.pipeline import EmbeddingResult
+    from gemma_export.embedding.plan import EmbeddingPlan
     from gemma_export.pipeline import ExportResult
     from gemma_export.plan import Plan
     from gemma_export.quantize.recipe import Recipe
@@ -165,8 +167,9 @@ def export(
 
 def _run(request: "ExportRequest", recipe: Path | None, plan: bool, json: bool) -> None:
     """Plan or export, after every check that needs no torch."""
+    from gemma_export.planning import plan_model
     from gemma_export.quantize.recipe import load_recipe
-    from gemma_export.request import check_request, plan_exports
+    from gemma_export.request import check_request
 
     check_request(request)
     if request.checkpoint is None and request.size is None:
@@ -182,7 +185,7 @@ def _run(request: "ExportRequest", recipe: Path | None, plan: bool, json: bool) 
     if recipe is not None:
         request = replace(request, recipe=load_recipe(recipe))
     if plan:
-        _print_plans(plan_exports(request), json)
+        _print_plans(plan_model(request), json)
     else:
         _print_results(_export(request, json), json)
 
@@ -269,8 +272,9 @@ def _recipe(name: str) -> "Recipe | None":
 
 
 def _family(name: str | None) -> str | None:
-    if name is not None and name not in FAMILIES:
-        raise typer.BadParameter(_choices(name, FAMILIES), param_hint="--family")
+    known = (*FAMILIES, *ENCODERS)
+    if name is not None and name not in known:
+        raise typer.BadParameter(_choices(name, known), param_hint="--family")
     return name
 
 
@@ -288,17 +292,17 @@ def _given(options: Mapping[str, str | None]) -> dict[str, str]:
     }
 
 
-def _export(request: "ExportRequest", json: bool) -> "list[ExportResult]":
+def _export(request: "ExportRequest", json: bool) -> "list[ExportResult | EmbeddingResult]":
     from rich.console import Console
 
-    from gemma_export.pipeline import export_bundles
+    from gemma_export.pipeline import export_model
     from gemma_export.progress import ConsoleReporter, QuietReporter
 
     report = QuietReporter() if json else ConsoleReporter(Console(stderr=True))
-    return export_bundles(request, report)
+    return export_model(request, report)
 
 
-def _print_plans(plans: "list[Plan]", json: bool) -> None:
+def _print_plans(plans: "list[Plan] | list[EmbeddingPlan]", json: bool) -> None:
     if json:
         _print_json(plans)
         return
@@ -310,10 +314,15 @@ def _print_plans(plans: "list[Plan]", json: bool) -> None:
         Console().print(render_plan(plan))
 
 
-def _print_results(results: "list[ExportResult]", json: bool) -> None:
+def _print_results(results: "list[ExportResult | EmbeddingResult]", json: bool) -> None:
+    from gemma_export.embedding.summary import summarize_embedding
+    from gemma_export.pipeline import ExportResult
     from gemma_export.summary import render_summary, summarize
 
-    summaries = [summarize(result) for result in results]
+    summaries = [
+        summarize(result) if isinstance(result, ExportResult) else summarize_embedding(result)
+        for result in results
+    ]
     if json:
         _print_json(summaries)
         return

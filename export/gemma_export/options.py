@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from gemma_export.device import DEVICES
-from gemma_export.model.families import FAMILIES
+from gemma_export.model.families import ENCODERS, FAMILIES
 from gemma_runtime.manifest import CACHE_WIDTHS
 
 
@@ -38,8 +38,9 @@ def _complete_recipe(incomplete: str) -> list[str]:
     return completing((AUTO, *RECIPES))(incomplete)
 
 
-_SIZES = dict.fromkeys(size for family in FAMILIES.values() for size in family.sizes)
-_SIZES_HELP = "; ".join(f"{' '.join(f.sizes)} ({f.title})" for f in FAMILIES.values())
+_FAMILIES = {**FAMILIES, **ENCODERS}
+_SIZES = dict.fromkeys(size for family in _FAMILIES.values() for size in family.sizes)
+_SIZES_HELP = "; ".join(f"{' '.join(f.sizes)} ({f.title})" for f in _FAMILIES.values())
 
 AUTO = "auto"  # the value of --quant that chooses a recipe
 
@@ -85,8 +86,8 @@ Family = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=_MODEL,
-        help=f"Family, if several have this --size: {', '.join(FAMILIES)}. \\[the first of them]",
-        autocompletion=completing(FAMILIES),
+        help=f"Family, if several have this --size: {', '.join(_FAMILIES)}. \\[the first of them]",
+        autocompletion=completing(_FAMILIES),
     ),
 ]
 Revision = Annotated[

@@ -1,10 +1,11 @@
 """Exports a checkpoint to bundles: `export_bundles` runs all steps in order."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn, TypeVar
 
 import torch
 
@@ -13,7 +14,7 @@ from gemma_export.checkpoint import Checkpoint
 from gemma_export.checkpoint.open import open_checkpoint
 from gemma_export.computing import DeviceCeiling, choose_device, computing, unused_note
 from gemma_export.device import kind_of
-from gemma_export.formats.format import Format
+from gemma_export.embedding.pipeline import EmbeddingResult, export_encoder
 from gemma_export.memory import MemoryCeiling
 from gemma_export.model.config import GemmaConfig
 from gemma_export.model.int8_cache import LayerScales, scales_digest
@@ -30,11 +31,12 @@ from gemma_export.quantize.calibrate.text import Calibration
 from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.calibrated import CalibratedWeights
 from gemma_export.quantize.kept import require_exact, resolve_recipe
-from gemma_export.quantize.recipe import Recipe, bits_per_weight, write_recipe
+from gemma_export.quantize.recipe import Recipe, bits_per_weight, tensor_formats, write_recipe
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
 from gemma_export.ranks import count_local_ranks, count_ranks, refuse_ranks
 from gemma_export.request import (
     ExportRequest,
+    bundle_folder,
     check_request,
     export_geometry,
     find_choice,
@@ -55,6 +57,7 @@ from gemma_export.targets import (
 )
 from gemma_runtime.bundle import MANIFEST, Bundle, check_writable, describe_files, staged_folder
 from gemma_runtime.cache import writable_cache
+from gemma_runtime.errors import TargetError
 from gemma_runtime.machine import peak_rss_bytes
 from gemma_runtime.manifest import (
     SCHEMA_VERSION,
@@ -69,7 +72,8 @@ from gemma_runtime.proof.teacher import TEACHER, TeacherSegment, save_teacher
 
 _TOKENIZER, _GOLDENS, _RECIPE = "tokenizer.json", "goldens.json", "recipe.yaml"
 
-__all__ = ["ExportRequest", "ExportResult", "export_bundles"]
+__all__ = ["ExportRequest", "ExportResult", "export_bundles", "export_model"]
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +91,39 @@ def export_bundles(request: ExportRequest, report: Reporter | None = None) -> li
 
     All cheap checks run before weights are read. A bundle is written completely or not at all.
     Ranks of torchrun share the calibration; the first one then does the rest, and the others
-    return nothing.
+    return nothing. Raises TargetError for an encoder: see `export_model`.
     """
+    return _export(request, report, _refuse_encoder)
+
+
+def export_model(
+    request: ExportRequest, report: Reporter | None = None
+) -> list[ExportResult | EmbeddingResult]:
+    """Like `export_bundles`; for an encoder, write one bundle that gives vectors."""
+    return _export(request, report, export_encoder)
+
+
+def _export(
+    request: ExportRequest,
+    report: Reporter | None,
+    on_encoder: Callable[[ExportRequest, Checkpoint, torch.device, Reporter, float], R],
+) -> list[ExportResult | R]:
     started = time.monotonic()
     report = report if report is not None and shards.is_first() else QuietReporter()
     writable_cache()
     check_request(request)
     with shards.joined(kind_of(request.device)), one_thread_each():
-        made = _quantized(request, report)
+        targets = load_targets(request.targets, request.options)
+        for target in targets:
+            require_packages(target.name)
+        device = choose_device(request.device)
+        checkpoint = shards.after_first(lambda: open_checkpoint(*request.model))
+        if checkpoint.config.is_encoder:
+            return [on_encoder(request, checkpoint, device, report, started)]
+        made = _quantized(request, targets, checkpoint, device, report)
     if not shards.is_first():
         return []
-    checkpoint, text, store, device = made.checkpoint, made.text, made.store, made.device
-    ceiling = made.ceiling
+    text, store, ceiling = made.text, made.store, made.ceiling
     with one_thread_each():
         scales = None
         if request.has_int8_caches and text.calibration is not None:
@@ -106,8 +131,8 @@ def export_bundles(request: ExportRequest, report: Reporter | None = None) -> li
             scales = _cache_scales(space, store, made.geometry.context_length, report, ceiling)
         reference = _reference(checkpoint, store, text.prompts, scales, device, report, ceiling)
         teacher = _teacher(checkpoint, text.segments, device, report, ceiling)
-    results = []
-    for target, output in zip(made.targets, made.outputs, strict=True):
+    results: list[ExportResult | R] = []
+    for target, output in zip(targets, made.outputs, strict=True):
         with staged_folder(output, request.force) as folder:
             work = _Work(
                 checkpoint, text, store, made.recipe, made.is_calibrated, made.geometry, scales,
@@ -123,16 +148,17 @@ def export_bundles(request: ExportRequest, report: Reporter | None = None) -> li
     return results
 
 
+def _refuse_encoder(_request: ExportRequest, checkpoint: Checkpoint, *_others: object) -> NoReturn:
+    raise TargetError(f"{checkpoint.id} gives vectors; export it with export_model")
+
+
 @dataclass(frozen=True, slots=True)
 class _Quantized:
-    """A checkpoint with its codes, and all that was checked and chosen before."""
+    """A checkpoint's codes, and all that was checked and chosen before."""
 
-    targets: Sequence[Target]
     outputs: list[Path]  # by target
-    device: torch.device
     memory: DeviceCeiling
     ceiling: MemoryCeiling
-    checkpoint: Checkpoint
     geometry: Geometry
     text: ExportText
     recipe: Recipe
@@ -141,13 +167,14 @@ class _Quantized:
     store: QuantizedStore
 
 
-def _quantized(request: ExportRequest, report: Reporter) -> _Quantized:
+def _quantized(
+    request: ExportRequest,
+    targets: Sequence[Target],
+    checkpoint: Checkpoint,
+    device: torch.device,
+    report: Reporter,
+) -> _Quantized:
     """Check and choose everything, then round the weights; all ranks together."""
-    targets = load_targets(request.targets, request.options)
-    for target in targets:
-        require_packages(target.name)
-    device = choose_device(request.device)
-    checkpoint = shards.after_first(lambda: open_checkpoint(*request.model))
     choice = find_choice(request, targets, checkpoint)
     resolved = resolve_recipe(choice.recipe, checkpoint)
     if request.require_exact:
@@ -156,7 +183,7 @@ def _quantized(request: ExportRequest, report: Reporter) -> _Quantized:
     is_calibrated = request.calibrates(recipe)
     _check_shared(recipe, is_calibrated)
     geometry = export_geometry(request, checkpoint.config)
-    outputs = [_output(request, recipe, checkpoint, target.name) for target in targets]
+    outputs = [bundle_folder(request, recipe, checkpoint, target.name) for target in targets]
     for output in outputs:
         check_writable(output, request.force)
     memory = DeviceCeiling(device, request.max_vram)
@@ -178,9 +205,8 @@ def _quantized(request: ExportRequest, report: Reporter) -> _Quantized:
         recipe = _spend(budget, targets, checkpoint, text.calibration, device, report, ceiling)
     store = _quantize(checkpoint, recipe, text.calibration, device, report, ceiling)
     return _Quantized(
-        targets, outputs, device, memory, ceiling, checkpoint, geometry, text, recipe,
-        choice.reason, is_calibrated, store,
-    )  # fmt: skip
+        outputs, memory, ceiling, geometry, text, recipe, choice.reason, is_calibrated, store
+    )
 
 
 def _check_shared(recipe: Recipe, is_calibrated: bool) -> None:
@@ -219,16 +245,6 @@ def _plain_table(
         "the factors"
     )
     return recipe.with_plain_table(), (note,)
-
-
-def _output(request: ExportRequest, recipe: Recipe, checkpoint: Checkpoint, target: str) -> Path:
-    """The bundle's folder: `--output`, or a folder in it if there are several targets."""
-    model = Path(checkpoint.id).name.replace(".gguf", "").replace(":", "-")
-    bits = "" if request.bits is None else f"-{request.bits:g}bits"
-    name = f"{model}-{recipe.name}{bits}-{target}"
-    if request.output is None:
-        return Path("out") / name
-    return request.output if len(request.targets) == 1 else request.output / name
 
 
 def _spend(
@@ -342,16 +358,6 @@ def _write_sidecars(work: _Work) -> dict[str, str]:
     return roles
 
 
-def _tensors(config: GemmaConfig, formats: Mapping[str, Format]) -> dict[str, str]:
-    """Format of every matrix by name, or of each of its pieces if it is stored in several."""
-    widths = {name: config.tensor_shapes()[name][1] for name in formats}
-    return {
-        piece: str(own)
-        for name, fmt in formats.items()
-        for piece, (_, own) in fmt.pieces(name, widths[name]).items()
-    }
-
-
 def _manifest(work: _Work, artifact: Artifact, roles: dict[str, str]) -> Manifest:
     checkpoint, config, formats = work.checkpoint, work.checkpoint.config, work.store.formats
     text = work.text.calibration
@@ -370,7 +376,7 @@ def _manifest(work: _Work, artifact: Artifact, roles: dict[str, str]) -> Manifes
             recipe=work.recipe.name,
             bits_per_weight=bits_per_weight(config, formats),
             codes_digest=work.store.codes_digest,
-            tensors=_tensors(config, formats),
+            tensors=tensor_formats(config, formats),
             calibration=_calibrated_on(text) if text and work.is_calibrated else None,
         ),
         vocab_size=config.vocab_size,

@@ -26,7 +26,7 @@ _TABLES: Mapping[str, Component] = {TABLE: "table", HEAD: "head", PER_LAYER_TABL
 Verdict = Literal["fits", "tight", "does not fit"]
 
 _GIB = 1 << 30
-_FLOAT_BYTES = 4  # logits, norms, rope tables, and scales in memory
+FLOAT_BYTES = 4  # logits, norms, rope tables, and scales in memory
 _SCALE_BYTES = 2  # scales in the file
 
 # The share of a phone's RAM that an app may use, as a rule of thumb. iOS ends a process near half
@@ -40,7 +40,7 @@ _ARENA = 2  # memory of live tensors × this: onnxruntime's arena grows by doubl
 # Costs of an export, measured with torch 2.13 (CPU) on Linux x86: 270m with its tokenizer, and
 # random weights from 2b to 27b.
 _TOKENIZER_BYTES = 130  # per vocabulary entry: tokenizer.json, kept for the bundle
-_TOKENIZER_PARSING = 1700  # per vocabulary entry while tokenizer.json is parsed
+TOKENIZER_PARSING = 1700  # per vocabulary entry while tokenizer.json is parsed
 _BLOCK_COPIES = 7  # copies of a block of rows per thread: floats, steps, codes, products
 _LOGITS_COPIES = 2  # copies of all prompts' logits while the top ones are selected
 _WIDEST_COPIES = 3  # copies of the widest activations
@@ -163,11 +163,11 @@ def make_plan(
     the reference.
     """
     kind = kind_of(device)
-    evaluating = _blocks_bytes(kind) + _goldens_bytes(config, caches, geometry)
+    evaluating = blocks_bytes(kind) + _goldens_bytes(config, caches, geometry)
     on_device = None if kind == HOST else evaluating
-    parameters = _parameters(config)
+    parameters = count_parameters(config)
     costs = target_spec(target).costs
-    artifact = _artifact(config, formats, geometry.context_length, costs)
+    artifact = measure_artifact(config, formats, geometry.context_length, costs)
     cache_bytes = _caches(caches, geometry.context_length, cache_dtype(target, cache))
     run = _run(config, formats, caches, geometry, artifact, costs, cache_bytes.total)
     return Plan(
@@ -184,11 +184,17 @@ def make_plan(
         export_peak_bytes=_export_peak(config, caches, geometry, costs),
         device=HOST if kind == HOST else device,
         device_peak_bytes=on_device,
-        phones=tuple(_phone(gigabytes, run.total) for gigabytes in _PHONES_GB),
+        phones=judge_phones(run.total),
     )
 
 
-def _parameters(config: GemmaConfig) -> Parameters:
+def judge_phones(needed: int) -> tuple[PhoneVerdict, ...]:
+    """Verdicts for what an app needs, in bytes."""
+    return tuple(_phone(gigabytes, needed) for gigabytes in _PHONES_GB)
+
+
+def count_parameters(config: GemmaConfig) -> Parameters:
+    """Numbers of weights, by part."""
     counts: dict[Component, int] = dict.fromkeys(_COMPONENTS, 0)
     for name, shape in config.tensor_shapes().items():
         counts[_component(name, shape)] += math.prod(shape)
@@ -203,9 +209,10 @@ def _component(name: str, shape: tuple[int, ...]) -> Component:
     return "attention" if ".self_attn." in name else "mlp"
 
 
-def _artifact(
+def measure_artifact(
     config: GemmaConfig, formats: Mapping[str, Format], context_length: int, costs: Costs
 ) -> ArtifactBytes:
+    """Bytes of the weight files, by part."""
     counts: dict[Component, int] = dict.fromkeys((*_COMPONENTS, "ropes"), 0)
     pages = 0
     for component, length in _regions(config, formats, context_length, costs):
@@ -237,7 +244,7 @@ def _regions(
     ropes = {(x.rope, x.head_dim) for x in config.layers} if costs.has_ropes else ()
     for _, width in ropes:
         for _ in ("cos", "sin"):
-            yield "ropes", context_length * width // 2 * _FLOAT_BYTES
+            yield "ropes", context_length * width // 2 * FLOAT_BYTES
 
 
 def _matrix_regions(
@@ -251,13 +258,11 @@ def _matrix_regions(
     return [rows * width * fmt.bits // 8, rows * groups * scale_bytes, *zeros]
 
 
-def _held_bytes(
-    config: GemmaConfig, name: str, fmt: Format, float_bytes: int = _FLOAT_BYTES
-) -> int:
+def held_bytes(config: GemmaConfig, name: str, fmt: Format, float_bytes: int = FLOAT_BYTES) -> int:
     """Bytes of a matrix in memory. onnxruntime converts scales to float32 when it loads."""
     rows, width = config.tensor_shapes()[name]
     return sum(
-        sum(_matrix_regions(rows, len(range(width)[columns]), own, float_bytes, _FLOAT_BYTES))
+        sum(_matrix_regions(rows, len(range(width)[columns]), own, float_bytes, FLOAT_BYTES))
         for columns, own in fmt.pieces(name, width).values()
     )
 
@@ -294,7 +299,7 @@ def _run(
     cached: int,
 ) -> RunBytes:
     fmt = formats.get(TABLE, FLOAT)
-    held = {n: _held_bytes(config, n, f, costs.float_bytes) for n, f in formats.items()}
+    held = {n: held_bytes(config, n, f, costs.float_bytes) for n, f in formats.items()}
     # Lookups read the table as loaded: floats, or codes with float32 scales.
     table_codes = config.vocab_size * (config.hidden_size * fmt.bits + fmt.int8_columns * 4) // 8
     mapped = artifact.norms + artifact.ropes
@@ -322,11 +327,12 @@ def _run(
 def _activation_bytes(config: GemmaConfig, caches: Sequence[LayerCache], tokens: int) -> int:
     """Bytes of live activations: MLP (gate, up, product), attention scores, logits."""
     scores = config.heads * tokens * max(cache.slots for cache in caches)
-    alive = tokens * _widest_row(config) + scores + config.vocab_size
-    return _ARENA * alive * _FLOAT_BYTES
+    alive = tokens * widest_row(config) + scores + config.vocab_size
+    return _ARENA * alive * FLOAT_BYTES
 
 
-def _widest_row(config: GemmaConfig) -> int:
+def widest_row(config: GemmaConfig) -> int:
+    """Numbers that are alive at once for each token, at most."""
     ffn = max(layer.ffn for layer in config.layers)
     return 5 * ffn + 4 * config.hidden_size + 3 * config.per_layer * len(config.kinds)
 
@@ -344,25 +350,25 @@ def _export_peak(
     ropes = context_length * widest_head // 2 * (8 + 8 + 4)
     tokenizer = config.vocab_size * _TOKENIZER_BYTES
     goldens = _goldens_bytes(config, caches, geometry)
-    working = tokenizer + _blocks_bytes(HOST) + max(goldens, ropes)
+    working = tokenizer + blocks_bytes(HOST) + max(goldens, ropes)
     writing = round(costs.weight_exported * config.parameters)
-    writing += costs.caches_exported * sum(cache.elements for cache in caches) * _FLOAT_BYTES
-    return costs.exporting + max(working, config.vocab_size * _TOKENIZER_PARSING, writing)
+    writing += costs.caches_exported * sum(cache.elements for cache in caches) * FLOAT_BYTES
+    return costs.exporting + max(working, config.vocab_size * TOKENIZER_PARSING, writing)
 
 
-def _blocks_bytes(kind: str) -> int:
+def blocks_bytes(kind: str) -> int:
     """Bytes of the blocks of rows that are held at a time on a kind of device."""
-    return grain(kind).held * _BLOCK_COPIES * BLOCK_ELEMENTS * _FLOAT_BYTES
+    return grain(kind).held * _BLOCK_COPIES * BLOCK_ELEMENTS * FLOAT_BYTES
 
 
 def _goldens_bytes(config: GemmaConfig, caches: Sequence[LayerCache], geometry: Geometry) -> int:
     """Bytes of evaluating the goldens, beside the blocks of weights."""
     judged = len(PROMPTS) * min(JUDGED, geometry.context_length)
-    logits = _LOGITS_COPIES * judged * config.vocab_size * _FLOAT_BYTES
+    logits = _LOGITS_COPIES * judged * config.vocab_size * FLOAT_BYTES
     long = long_length(config, geometry.context_length, [caches])
     group = max(layer.heads // layer.kv_heads for layer in config.layers)
-    scores = _WIDEST_COPIES * group * long**2 * _FLOAT_BYTES
-    widest = _WIDEST_COPIES * max(judged, long) * _widest_row(config) * _FLOAT_BYTES
+    scores = _WIDEST_COPIES * group * long**2 * FLOAT_BYTES
+    widest = _WIDEST_COPIES * max(judged, long) * widest_row(config) * FLOAT_BYTES
     return widest + max(logits, scores)
 
 

@@ -3,25 +3,70 @@
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from gemma_export.plan import CalibrationTime, Plan
+from gemma_export.embedding.plan import EmbeddingPlan
+from gemma_export.plan import CalibrationTime, PhoneVerdict, Plan
 from gemma_export.targets import target_spec
 from gemma_runtime.machine import format_bytes
 
 
-def render_plan(plan: Plan) -> RenderableType:
+def render_plan(plan: Plan | EmbeddingPlan) -> RenderableType:
     """A table of sizes, caches and memory, followed by a table of phones."""
+    if isinstance(plan, EmbeddingPlan):
+        return _render_embedding(plan)
     title = f"{plan.family} to {plan.target}, {plan.context_length} tokens of context"
     table = Table(show_header=False, box=None, title=title, title_justify="left")
     table.add_column(style="bold")
     for label, value in _lines(plan):
         table.add_row(label, value)
+    return Group(table, "", _phones(plan.phones))
+
+
+def _render_embedding(plan: EmbeddingPlan) -> RenderableType:
+    title = (
+        f"{plan.family} to {plan.target}: vectors of {plan.dimensions} numbers, "
+        f"{plan.context_length} tokens of context"
+    )
+    table = Table(show_header=False, box=None, title=title, title_justify="left")
+    table.add_column(style="bold")
+    for label, value in _embedding_lines(plan):
+        table.add_row(label, value)
+    return Group(table, "", _phones(plan.phones))
+
+
+def _phones(verdicts: tuple[PhoneVerdict, ...]) -> Table:
     phones = Table(box=None, title="can an app run it?", title_justify="left")
     for heading in ("phone", "app may use", "needs", ""):
         phones.add_column(heading, justify="left" if heading in ("phone", "") else "right")
-    for phone in plan.phones:
+    for phone in verdicts:
         amounts = (format_bytes(phone.budget), format_bytes(phone.needed))
         phones.add_row(f"{phone.ram_gb} GB", *amounts, phone.verdict)
-    return Group(table, "", phones)
+    return phones
+
+
+def _embedding_lines(plan: EmbeddingPlan) -> list[tuple[str, str]]:
+    parameters, file, run = plan.parameters, plan.artifact, plan.run
+    chosen = "" if plan.reason is None else f", because {plan.reason}"
+    return [
+        ("recipe", f"{plan.recipe}{chosen}"),
+        (
+            "parameters",
+            f"{parameters.total / 1e6:,.0f} M: table {parameters.table / 1e6:,.0f}, attention "
+            f"{parameters.attention / 1e6:,.0f}, mlp and others {parameters.mlp / 1e6:,.0f}",
+        ),
+        (
+            "weights",
+            f"{format_bytes(file.total)}: table {format_bytes(file.table)} (stays on storage), "
+            f"attention {format_bytes(file.attention)}, mlp and others {format_bytes(file.mlp)}",
+        ),
+        ("bits per weight", f"{plan.bits_per_weight:.2f}"),
+        (
+            "running",
+            f"{format_bytes(run.total)} at most: weights {format_bytes(run.prepacked)} packed and "
+            f"{format_bytes(run.mapped)} mapped, activations {format_bytes(run.activations)} for "
+            f"{plan.context_length} tokens",
+        ),
+        ("exporting", f"{format_bytes(plan.export_peak_bytes)} at most"),
+    ]
 
 
 def _lines(plan: Plan) -> list[tuple[str, str]]:

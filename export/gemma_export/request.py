@@ -97,13 +97,34 @@ def check_device_choice(device: str, max_vram: int | None) -> None:
 
 
 def plan_exports(request: ExportRequest) -> list[Plan]:
-    """Sizes and memory of each bundle, computed without reading weights."""
-    targets = load_targets(request.targets, request.options)
+    """Sizes and memory of each bundle, computed without reading weights.
+
+    Raises TargetError for an encoder: see `plan_model`.
+    """
+    checkpoint, config = find_planned(request)
+    if config.is_encoder:
+        raise TargetError(
+            f"{request.checkpoint or request.size} gives vectors, expected a model that generates "
+            "text"
+        )
+    return plan_found(request, checkpoint, config)
+
+
+def find_planned(request: ExportRequest) -> tuple[Checkpoint | None, GemmaConfig]:
+    """The model to plan for: its config, and the checkpoint if the plan depends on its weights."""
     checkpoint = _planned_checkpoint(request)
     config = planned_config(*request.model) if checkpoint is None else checkpoint.config
+    return checkpoint, config
+
+
+def plan_found(
+    request: ExportRequest, checkpoint: Checkpoint | None, config: GemmaConfig
+) -> list[Plan]:
+    """The plans for what `find_planned` found, if it generates text."""
+    targets = load_targets(request.targets, request.options)
     has_text = _text_check(request, checkpoint or config)
     choice = find_choice(request, targets, checkpoint or config, has_text)
-    recipe = choice.recipe if checkpoint is None else _kept(choice.recipe, checkpoint)
+    recipe = choice.recipe if checkpoint is None else kept_recipe(choice.recipe, checkpoint)
     plans = [plan_export(config, request, recipe, target) for target in targets]
     time = None
     if request.reads_text(recipe) and all(plan.counts_calibration for plan in plans):
@@ -152,7 +173,7 @@ def find_choice(
         return Choice(RECIPES["source"], "--require-exact asks for the checkpoint's own codes")
 
     has_text = has_text or _text_check(request, model)
-    source = None if isinstance(model, GemmaConfig) else _kept(RECIPES["source"], model)
+    source = None if isinstance(model, GemmaConfig) else kept_recipe(RECIPES["source"], model)
     geometry = export_geometry(request, config)
     return choose_recipe(Needs(config, targets, geometry, request.bits, has_text, source))
 
@@ -238,10 +259,23 @@ def _planned_checkpoint(request: ExportRequest) -> Checkpoint | None:
     return open_checkpoint(*request.model) if is_needed else None
 
 
-def _kept(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
+def kept_recipe(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
+    """The recipe with the formats of the codes that it keeps, if it keeps some."""
     from gemma_export.quantize.kept import resolve_recipe
 
     return resolve_recipe(recipe, checkpoint).recipe
+
+
+def bundle_folder(
+    request: ExportRequest, recipe: Recipe, checkpoint: Checkpoint, target: str
+) -> Path:
+    """`--output`, or a folder in it if there are several targets."""
+    model = Path(checkpoint.id).name.replace(".gguf", "").replace(":", "-")
+    bits = "" if request.bits is None else f"-{request.bits:g}bits"
+    name = f"{model}-{recipe.name}{bits}-{target}"
+    if request.output is None:
+        return Path("out") / name
+    return request.output if len(request.targets) == 1 else request.output / name
 
 
 def export_geometry(request: ExportRequest, config: GemmaConfig) -> Geometry:

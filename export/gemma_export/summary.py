@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from rich.console import RenderableType
 from rich.table import Table
 
+from gemma_export.embedding.summary import EmbeddingSummary, cost_of, embedding_lines
 from gemma_export.pipeline import ExportResult
 from gemma_export.targets import target_spec
 from gemma_runtime.machine import format_bytes
@@ -55,7 +56,7 @@ def summarize(result: ExportResult) -> Summary:
     )
 
 
-def render_summary(summary: Summary) -> RenderableType:
+def render_summary(summary: Summary | EmbeddingSummary) -> RenderableType:
     """A table of labels and values under the bundle's folder."""
     table = Table(show_header=False, box=None, title=summary.bundle, title_justify="left")
     for label, value in _lines(summary):
@@ -63,7 +64,9 @@ def render_summary(summary: Summary) -> RenderableType:
     return table
 
 
-def _lines(summary: Summary) -> list[tuple[str, str]]:
+def _lines(summary: Summary | EmbeddingSummary) -> list[tuple[str, str]]:
+    if isinstance(summary, EmbeddingSummary):
+        return embedding_lines(summary)
     caches = summary.cache_quality
     of_caches = f"; int8 caches alone: {_distance(caches)}" if caches else ""
     return [
@@ -76,16 +79,9 @@ def _lines(summary: Summary) -> list[tuple[str, str]]:
             f"{_distance(summary.quality)} of the weights alone, to float32 ones, over "
             f"{summary.quality.positions} golden tokens" + of_caches,
         ),
-        ("export", f"{summary.seconds:.1f} s, peak {_peaks(summary)}"),
+        ("export", cost_of(summary)),
         ("next", target_spec(summary.target).next_step.format(bundle=summary.bundle)),
     ]
-
-
-def _peaks(summary: Summary) -> str:
-    peak = format_bytes(summary.peak_rss_bytes)
-    if summary.peak_device_bytes is None:
-        return peak
-    return f"{peak}, and {format_bytes(summary.peak_device_bytes)} of {summary.device}"
 
 
 def _distance(quality: Agreement) -> str:

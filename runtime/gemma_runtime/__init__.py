@@ -16,6 +16,8 @@ from gemma_runtime.privacy import opt_out
 if TYPE_CHECKING:
     from gemma_runtime.backend_table import Limits
     from gemma_runtime.bundle import Bundle, open_bundle
+    from gemma_runtime.embedding.embedder import Embedder, open_embedder
+    from gemma_runtime.embedding_bundle import EmbeddingBundle, open_embedding_bundle
     from gemma_runtime.errors import (
         BakedError,
         BundleError,
@@ -79,6 +81,8 @@ __all__ = [
     "ContentGuard",
     "ContextFull",
     "Conversation",
+    "Embedder",
+    "EmbeddingBundle",
     "FakeSession",
     "GemmaError",
     "Generation",
@@ -121,6 +125,8 @@ __all__ = [
     "load_tokenizer",
     "open_baked",
     "open_bundle",
+    "open_embedder",
+    "open_embedding_bundle",
     "open_session",
     "read_tools",
     "verify",
@@ -130,6 +136,8 @@ __all__ = [
 _HOMES = {
     "gemma_runtime.backend_table": ("Limits",),
     "gemma_runtime.bundle": ("Bundle", "open_bundle"),
+    "gemma_runtime.embedding.embedder": ("Embedder", "open_embedder"),
+    "gemma_runtime.embedding_bundle": ("EmbeddingBundle", "open_embedding_bundle"),
     "gemma_runtime.errors": (
         "BakedError",
         "BundleError",

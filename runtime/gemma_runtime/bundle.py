@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,28 +37,32 @@ class Bundle:
 
     def digest(self) -> str:
         """sha256 of the manifest, which has the digests of all files."""
-        return hashlib.sha256(_read_manifest(self.directory)).hexdigest()
+        return hashlib.sha256(read_manifest(self.directory)).hexdigest()
 
 
 def open_bundle(directory: Path | str) -> Bundle:
     """Open a bundle. Raises BundleError unless its schema is known and all files match."""
     directory = Path(directory)
-    manifest = Manifest.from_json(_read_manifest(directory))
+    manifest = Manifest.from_json(read_manifest(directory))
     check_sizes(manifest)
-    used = {*manifest.graph_files(), *manifest.roles.values()}
-    if unlisted := sorted(used - set(manifest.files)):
+    check_files(directory, manifest.files, {*manifest.graph_files(), *manifest.roles.values()})
+    return Bundle(directory, manifest)
+
+
+def check_files(directory: Path, files: Mapping[str, File], used: AbstractSet[str]) -> None:
+    """Raise BundleError unless all files match, and those that are used are among them."""
+    if unlisted := sorted(used - files.keys()):
         raise BundleError(f"{directory}: manifest.json uses {unlisted[0]} but has no digest of it")
-    for name, file in manifest.files.items():
+    for name, file in files.items():
         _check_present(directory, name, file)
     with ThreadPoolExecutor() as pool:
-        digests = pool.map(lambda name: _read_digest(directory / name), manifest.files)
-        for (name, file), digest in zip(manifest.files.items(), digests, strict=True):
+        digests = pool.map(lambda name: _read_digest(directory / name), files)
+        for (name, file), digest in zip(files.items(), digests, strict=True):
             if digest != file.sha256:
                 raise BundleError(
                     f"{directory / name} was altered: its sha256 is {digest[:12]}…, the manifest "
                     f"says {file.sha256[:12]}…; copy or export the bundle again"
                 )
-    return Bundle(directory, manifest)
 
 
 def describe_files(directory: Path) -> Mapping[str, File]:
@@ -120,7 +125,8 @@ def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
 
-def _read_manifest(directory: Path) -> bytes:
+def read_manifest(directory: Path) -> bytes:
+    """The bytes of a bundle's manifest. Raises BundleError if the folder has none."""
     try:
         return (directory / MANIFEST).read_bytes()
     except OSError as error:

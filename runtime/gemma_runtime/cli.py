@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from gemma_runtime import bake_command, evaluation_commands, report_command
+from gemma_runtime import bake_command, bundle_commands, evaluation_commands, report_command
 from gemma_runtime.command import print_json, print_shown, run_app
+from gemma_runtime.embed_command import embed
 from gemma_runtime.options import (
-    BundlePath,
     BundlePaths,
     Json,
     Threads,
@@ -31,6 +31,8 @@ _HELP = """Run, check and measure the bundles that gemma-export writes. Needs no
   gemma-runtime bake out/gemma helper.safetensors --system prompt.txt
 
   gemma-runtime chat out/gemma --baked helper.safetensors   (starts at once)
+
+  gemma-runtime embed out/embeddinggemma "Why is the sky blue?" --prompt query
 
   gemma-runtime verify out/gemma
 
@@ -89,45 +91,10 @@ def _app(
 
 app.command()(run)
 app.command()(chat)
+app.command()(embed)
 app.command()(bake_command.bake)
 app.command()(bake_command.baked)
-
-
-@app.command()
-def verify(
-    bundle: BundlePath,
-    key: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PUBLIC_KEY",
-            help="Refuse the bundle unless the owner of this minisign key signed it: a file, or "
-            "the key itself.",
-        ),
-    ] = None,
-    threads: Threads = None,
-    json: Json = False,
-) -> None:
-    """Replay the goldens on this machine and print PASS, FAIL or AMBIGUOUS with all figures.
-
-    The exit code is 0 only for PASS. AMBIGUOUS: all limits hold, but too many positions are near
-    ties.
-    """
-    from gemma_runtime.bundle import open_bundle
-    from gemma_runtime.contents.subject import with_subject
-    from gemma_runtime.proof.verify import Verdict, render_verification, verify_bundle
-    from gemma_runtime.signature import check_signature
-
-    comment = None if key is None else check_signature(bundle, key)
-    opened = open_bundle(bundle)
-    if comment is not None:
-        print(f"signed by {key}: {comment!a}", file=sys.stderr)
-    verification = verify_bundle(opened, threads)
-    if json:
-        print_json(with_subject(opened, verification))
-    else:
-        print_shown(render_verification(str(bundle), verification))
-    if verification.verdict is not Verdict.PASS:
-        raise typer.Exit(1)
+app.command()(bundle_commands.verify)
 
 
 @app.command()
@@ -218,67 +185,9 @@ def _profile(bundles: list[Path], threads: int | None, json: bool) -> None:
 
 
 app.command("eval")(evaluation_commands.evaluate)
-
-
-@app.command()
-def inspect(bundles: BundlePaths, json: Json = False) -> None:
-    """Describe bundles; for several, also check whether they hold the same codes."""
-    from gemma_runtime.bundle import open_bundle
-    from gemma_runtime.contents.inspection import compare_bundles, render_comparison
-
-    comparison = compare_bundles([open_bundle(bundle) for bundle in bundles])
-    if json:
-        print_json(comparison)
-    else:
-        print_shown(render_comparison(comparison))
-
-
-@app.command()
-def pack(bundle: BundlePath, json: Json = False) -> None:
-    """Save an ONNX bundle's weights as this machine's kernels read them; sessions then map them.
-
-    They lie in the cache folder: gemma-export cache lists and removes them.
-    """
-    from gemma_runtime.backends.packed import pack_weights
-    from gemma_runtime.bundle import open_bundle
-    from gemma_runtime.machine import format_bytes
-
-    packed = pack_weights(open_bundle(bundle))
-    if json:
-        print_json(packed)
-        return
-    print(
-        f"{packed.path}\n{format_bytes(packed.bytes)}, the bundle has "
-        f"{format_bytes(packed.stored_bytes)}; sessions of it now map this file"
-    )
-
-
-@app.command()
-def sign(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
-    key: Annotated[
-        Path,
-        typer.Option(
-            metavar="SECRET_KEY", help="A secret key written by minisign -G; none is made here."
-        ),
-    ],
-) -> None:
-    """Sign a bundle with a key of minisign, so that others can tell who wrote it: verify --key.
-
-    Writes manifest.json.minisig, which minisign itself checks too. The password of an encrypted key
-    is asked for, or read from stdin if that is not a terminal.
-    """
-    from gemma_runtime.signature import sign_bundle
-
-    print(sign_bundle(bundle, key, _ask_password))
-
-
-def _ask_password() -> str:
-    if not sys.stdin.isatty():
-        return sys.stdin.readline().rstrip("\n")
-    from getpass import getpass
-
-    return getpass("Password of the key: ")
+app.command()(bundle_commands.inspect)
+app.command()(bundle_commands.pack)
+app.command()(bundle_commands.sign)
 
 
 @app.command("compile-schema")

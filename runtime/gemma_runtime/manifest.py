@@ -15,6 +15,9 @@ from gemma_runtime.errors import BundleError
 from gemma_runtime.formats.json_bytes import decode_json
 
 SCHEMA_VERSION = 2
+DECODER, ENCODER = "decoder", "encoder"  # kinds of bundles: for text, and for vectors of texts
+_PURPOSES = {DECODER: "generates text", ENCODER: "gives vectors of texts"}
+_COMMANDS = {DECODER: "gemma-runtime run", ENCODER: "gemma-runtime embed"}
 CACHE_WIDTHS = {"float32": 4, "float16": 2, "int8": 1}  # bytes
 
 
@@ -85,6 +88,7 @@ class TensorRole(StrEnum):
     VALUES = "values"
     CACHE = "cache"  # keys and values of all layers of one kind
     LOGITS = "logits"  # (…, V)
+    VECTOR = "vector"  # of a text, from an encoder, (1, dimensions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +256,7 @@ class Manifest:
     @classmethod
     def from_json(cls, text: bytes) -> Self:
         """Parse a manifest. Raises BundleError for another schema or an invalid field."""
-        _check_schema(text)
+        check_schema(text, DECODER)
         try:
             manifest = decode_json(text, cls)
         except msgspec.DecodeError as error:  # ValidationError is one
@@ -295,17 +299,35 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True)
-class _Schema:
+class Schema:
     schema_version: int
+    kind: str = DECODER
 
 
-def _check_schema(text: bytes) -> None:
-    try:
-        found = decode_json(text, _Schema).schema_version
-    except msgspec.DecodeError as error:  # ValidationError is one
-        raise BundleError(f"manifest.json is not a manifest: {error}") from error
+def check_schema(text: bytes, kind: str) -> None:
+    """Raise BundleError for another schema, and for a bundle of another kind."""
+    schema = read_schema(text)
+    found = schema.schema_version
     if found != SCHEMA_VERSION:
         raise BundleError(
             f"manifest.json has schema {found}, this runtime reads {SCHEMA_VERSION}; "
             + ("update gemma-export" if found > SCHEMA_VERSION else "export the model again")
         )
+    if schema.kind != kind:
+        if schema.kind not in _PURPOSES:
+            raise BundleError(
+                f"manifest.json is of kind {schema.kind!r:.40}, expected {kind}; update "
+                "gemma-export"
+            )
+        raise BundleError(
+            f"the bundle {_PURPOSES[schema.kind]}, expected one that {_PURPOSES[kind]}; use "
+            f"{_COMMANDS[schema.kind]}"
+        )
+
+
+def read_schema(text: bytes) -> Schema:
+    """What every manifest has, whatever the kind of its bundle."""
+    try:
+        return decode_json(text, Schema)
+    except msgspec.DecodeError as error:  # ValidationError is one
+        raise BundleError(f"manifest.json is not a manifest: {error}") from error

@@ -1,32 +1,46 @@
 """Checks the numbers of a manifest before anything is allocated for them."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import NoReturn
 
 from gemma_runtime.errors import BundleError
-from gemma_runtime.manifest import LayerCache, Manifest, TensorSpec
+from gemma_runtime.manifest import Graph, LayerCache, Manifest, TensorSpec
 
-_LARGEST = 2**31 - 1  # tokens, slots, heads, and elements of one tensor
-_VOCABULARY = 1 << 24  # Gemma's has 2^18
+LARGEST = 2**31 - 1  # tokens, slots, heads, and elements of one tensor
+VOCABULARY = 1 << 24  # Gemma's has 2^18
 _ALL_STATES = 1 << 34  # elements: 64 GiB of float32
 _DTYPES = ("float32", "float16", "int64", "int32", "int8", "uint8")
 
 
 def check_sizes(manifest: Manifest) -> None:
     """Raise BundleError for a size that no bundle has: negative, zero, or beyond all memory."""
-    for problem in _problems(manifest):
-        raise BundleError(f"manifest.json is not valid: {problem}; export again")
+    check_numbers(manifest, vocab_size=VOCABULARY, context_length=LARGEST, prefill_length=LARGEST)
+    for index, layer in enumerate(manifest.layers):
+        for problem in _layer_problems(index, layer, manifest.context_length):
+            _refuse(f"layer {index}: {problem}")
+    check_graphs(manifest.graphs.values())
 
 
-def _problems(manifest: Manifest) -> Iterator[str]:
-    limits = {"vocab_size": _VOCABULARY, "context_length": _LARGEST, "prefill_length": _LARGEST}
+def check_numbers(manifest: object, **limits: int) -> None:
+    """Raise BundleError for a field that is not from 1 to its limit."""
     for name, limit in limits.items():
         if not 1 <= (found := getattr(manifest, name)) <= limit:
-            yield f"{name} is {found}, expected 1 to {limit}"
-    for index, layer in enumerate(manifest.layers):
-        problems = _layer_problems(index, layer, manifest.context_length)
-        yield from (f"layer {index}: {problem}" for problem in problems)
-    for parts in manifest.graphs.values():
+            _refuse(f"{name} is {found}, expected 1 to {limit}")
+
+
+def check_graphs(graphs: Iterable[Iterable[Graph]]) -> None:
+    """Raise BundleError for a tensor that no graph has. Each graph may have several parts."""
+    for problem in _graph_problems(graphs):
+        _refuse(problem)
+
+
+def _refuse(problem: str) -> NoReturn:
+    raise BundleError(f"manifest.json is not valid: {problem}; export again")
+
+
+def _graph_problems(graphs: Iterable[Iterable[Graph]]) -> Iterator[str]:
+    for parts in graphs:
         for part in parts:
             for tensor in (*part.inputs, *part.outputs, *part.states):
                 yield from (f"{tensor.name!r:.60} {one}" for one in _tensor_problems(tensor))
@@ -36,7 +50,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
 
 def _layer_problems(index: int, layer: LayerCache, context_length: int) -> Iterator[str]:
     sizes = (layer.slots, layer.kv_heads, layer.head_dim, layer.window or 1)
-    if min(sizes) < 1 or layer.window == 0 or math.prod(sizes[:3]) > _LARGEST:
+    if min(sizes) < 1 or layer.window == 0 or math.prod(sizes[:3]) > LARGEST:
         yield f"its cache has the sizes {layer.shape}, and its window is {layer.window}"
     if layer.slots < min(layer.window or context_length, context_length):
         yield f"its cache has {layer.slots} slots, fewer than its window and the context"
@@ -47,7 +61,7 @@ def _layer_problems(index: int, layer: LayerCache, context_length: int) -> Itera
 def _tensor_problems(tensor: TensorSpec) -> Iterator[str]:
     if tensor.dtype not in _DTYPES:
         yield f"is {tensor.dtype!r:.30}, expected one of {', '.join(_DTYPES)}"
-    if min(_sizes(tensor), default=1) < 1 or _elements(tensor) > _LARGEST:
+    if min(_sizes(tensor), default=1) < 1 or _elements(tensor) > LARGEST:
         yield f"has the shape {tensor.shape!r:.60}"
 
 

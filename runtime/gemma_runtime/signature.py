@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemma_runtime.bundle import MANIFEST, SIGNATURE, open_bundle
+from gemma_runtime.bundle import MANIFEST, SIGNATURE
+from gemma_runtime.embedding_bundle import open_any_bundle
 from gemma_runtime.errors import MissingExtra, SignatureError
 from gemma_runtime.staging import staged_file
 
@@ -25,7 +26,7 @@ def sign_bundle(directory: Path, key: Path, ask: Callable[[], str]) -> Path:
     Raises BundleError for an altered bundle, SignatureError for a key that can't be used.
     """
     minisign = _minisign()
-    open_bundle(directory)
+    open_any_bundle(directory)
     path = directory / SIGNATURE
     with _read_secret(minisign, key, ask) as secret:
         signature = secret.sign_file(directory / MANIFEST, prehash=True)

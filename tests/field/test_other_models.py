@@ -19,7 +19,11 @@ OTHERS: Mapping[str, tuple[dict[str, Any], str]] = {
         {"architectures": ["Gemma2ForTokenClassification"]},
         "Gemma2ForTokenClassification",
     ),
-    "embedding": ({"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+    "embedding": (  # of Gemma 3's text models, only EmbeddingGemma has it
+        {"use_bidirectional_attention": True},
+        r"architectures is \['Gemma3ForCausalLM'\], expected an encoder: Gemma3TextModel",
+    ),
+    "bidirectional": ({"bidirectional": True}, "bidirectional is True"),
     "not causal": ({"is_causal": False}, "is_causal is False"),
     "own code": (
         {"auto_map": {"AutoModel": "modeling_x.BidirectionalGemma"}},

@@ -18,6 +18,7 @@ from tests.export.checkpoint import (
     test_hub,
     test_prequantized,
 )
+from tests.export.embedding import test_encoder_folders
 from tests.export.model import test_config
 from tests.field import (
     test_added_tokens,
@@ -43,6 +44,7 @@ _MIX = test_mixed_kinds.test_any_mix_is_read_as_the_plain_folder_is
 _PLACES = test_chat_template_places.test_chats_are_rendered_as_transformers_renders_them
 _LATE_PLACES = test_chat_template_places.test_the_processor_s_places_come_last
 _ADDED = test_added_tokens.test_ids_are_those_of_transformers
+_ENCODER = test_encoder_folders.test_what_is_no_embedding_gemma_is_refused_by_name
 _PEFT = test_lora_adapters.test_weights_equal_those_of_peft
 _ADAPTER = test_lora_adapters.test_a_config_that_cant_be_merged_is_refused
 _GGUF = test_gguf_kinds.test_every_block_type_of_the_gguf_package_is_dequantized
@@ -118,7 +120,7 @@ TEMPLATE: Proofs = {
 }
 REFUSED: Proofs = {
     "classifiers": test_other_models.test_a_model_that_is_not_causal_is_refused_by_name,
-    "`use_bidirectional": test_other_models.test_a_model_that_is_not_causal_is_refused_by_name,
+    "`bidirectional`": test_other_models.test_a_model_that_is_not_causal_is_refused_by_name,
     "a Gemma inside": test_other_models.test_a_text_model_inside_another_model_is_refused_by_the_outer_name,  # noqa: E501
     "`auto_map`": test_other_models.test_a_model_that_is_not_causal_is_refused_by_name,
     "other families": test_config.test_the_error_for_a_wrong_config_names_the_field,
@@ -127,6 +129,9 @@ REFUSED: Proofs = {
     "mixtures of experts": test_config.test_a_mixture_of_experts_is_refused,
     "pickles": test_folder.test_pickles_and_quantized_weights_are_refused,
     "Git LFS": test_not_a_checkpoint.test_a_git_lfs_pointer_is_named_with_what_to_run,
+    "an encoder's folder": _ENCODER,
+    "an encoder's `tokenizer": _ENCODER,
+    "pooling": _ENCODER,
     "a tensor in two": test_stale_weights.test_a_tensor_in_two_files_is_refused_by_both_names,
     "an index that": test_folder.test_an_index_that_points_outside_the_folder_is_refused,
     "`tie_word_embeddings: false`": test_tensor_names.test_an_untied_model_without_its_head_or_its_table_is_refused,  # noqa: E501

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,11 @@ from gemma_runtime.contents.codes_gguf import read_gguf_codes
 from gemma_runtime.contents.held_codes import codes_digest
 from gemma_runtime.contents.inspection import inspect_bundle
 from gemma_runtime.contents.pte_file import open_pte
+from gemma_runtime.embedding.verify import load_embedding_goldens
+from gemma_runtime.embedding_bundle import open_any_bundle
 from gemma_runtime.hub import _is_whole
 from gemma_runtime.lm_eval.answers import AnswerFile
+from gemma_runtime.manifest import SCHEMA_VERSION
 from gemma_runtime.mil.interpreter import Program
 from gemma_runtime.proof.goldens import load_goldens
 from gemma_runtime.proof.safety_prompts import read_prompts
@@ -42,6 +46,18 @@ def _bundle(folder: Path) -> Read:
         (folder / "manifest.json").write_bytes(data)
         _is_whole(folder)  # what is asked of an answer of the hub
         inspect_bundle(open_bundle(folder))
+
+    return take
+
+
+def _encoder(folder: Path) -> Read:
+    """A bundle that gives vectors, whose manifest is the input."""
+    (folder / "model.onnx").write_bytes(b"")
+
+    def take(data: bytes) -> None:
+        (folder / "manifest.json").write_bytes(data)
+        opened = open_any_bundle(folder)
+        opened.path("goldens")
 
     return take
 
@@ -123,9 +139,43 @@ SAMPLE = {
 }
 REPORTS = TINY.parent / "report"
 
+_TENSOR = {"dtype": "int64", "shape": [1, "tokens"], "kind": None, "layer": None}
+_GRAPH = {
+    "file": "model.onnx",
+    "inputs": [{**_TENSOR, "name": "tokens", "role": "tokens"}],
+    "outputs": [{**_TENSOR, "name": "vector", "role": "vector", "dtype": "float32"}],
+    "states": [],
+}
+_ENCODER = {
+    "schema_version": SCHEMA_VERSION,
+    "kind": "encoder",
+    "model": {"id": "m", "family": "f", "parameters": 1, "revision": None, "digest": "d"},
+    "target": {
+        "name": "onnx", "label": "l", "packages": ["onnxruntime"], "min_runtime_version": "1.24.4"
+    },
+    "quantization": {
+        "recipe": "none", "bits_per_weight": 32, "codes_digest": "", "tensors": {"a": "float32"},
+        "calibration": None,
+    },
+    "vocab_size": 8,
+    "context_length": 16,
+    "dimensions": 4,
+    "before": [2],
+    "after": [1],
+    "prompts": {"query": "q: "},
+    "default_prompt": "query",
+    "graphs": {"encode": _GRAPH},
+    "quality": {"texts": 1, "mean_cosine": 1, "min_cosine": 1},
+    "files": {"model.onnx": {"sha256": sha256(b"").hexdigest(), "bytes": 0}},
+    "roles": {"goldens": "model.onnx"},
+    "tools": {},
+}  # fmt: skip
+_VECTORS = [{"name": "a", "tokens": [2, 1], "reference": [0.6, 0.8], "quantized": [1, 0]}]
 BUNDLE_READERS: Mapping[str, Reader] = {
     "manifest": Reader(_bundle, [TINY / "manifest.json"]),
     "goldens": Reader(as_file("goldens.json", load_goldens)),
+    "encoder manifest": Reader(_encoder, [json.dumps(_ENCODER)]),
+    "vectors": Reader(as_file("goldens.json", load_embedding_goldens), [json.dumps(_VECTORS)]),
     "teacher": Reader(as_file("teacher.npz", load_teacher)),
     "onnx codes": Reader(_onnx, [TINY / "model.onnx"]),
     "gguf codes": Reader(

@@ -11,6 +11,7 @@ from gemma_export.checkpoint.folder import FolderCheckpoint, open_folder
 from gemma_export.checkpoint.gguf import GgufCheckpoint, open_gguf
 from gemma_export.checkpoint.hub import _has_weights
 from gemma_export.checkpoint.open import planned_config
+from gemma_export.checkpoint.sentence_folder import read_encoder
 from gemma_export.checkpoint.sentencepiece import tokenizer_from_sentencepiece
 from gemma_export.checkpoint.tokenizer_folder import read_tokenizer
 from gemma_export.formats.safetensors import SafetensorsFile
@@ -20,7 +21,7 @@ from gemma_export.push_command import _read_benchmark
 from gemma_export.quantize.recipe import load_recipe
 from gemma_export.search.question import ask
 from gemma_export.sidecars.phone_files import phone_files
-from gemma_export.sidecars.text import _load_encoder, _without_training_state
+from gemma_export.sidecars.text import load_encoder, without_training_state
 from gemma_runtime.bundle import open_bundle
 from gemma_runtime.text.tokenizer import Tokenizer
 from tests.fuzz.bundle_readers import REPORTS
@@ -109,9 +110,9 @@ def _tokenizer(changed: str) -> Callable[[Path], Read]:
 
         def take(data: bytes) -> None:
             (folder / changed).write_bytes(data)
-            files = _without_training_state(read_tokenizer(folder, 500))
+            files = without_training_state(read_tokenizer(folder, 500))
             assert files is not None
-            _load_encoder(checkpoint, files)
+            load_encoder(checkpoint, files)
             phone_files(files, "<bos>", files.eos, QuietReporter())
             (folder / "own.json").write_bytes(files.tokenizer_json)
             ids = Tokenizer(folder / "own.json").encode("the <bos> text, é\n", control=True)
@@ -162,6 +163,34 @@ objectives: [weights_kl, size]
 budget: {size: 1.3 GiB, minutes: 5}
 """
 
+
+def _module(changed: str) -> Callable[[Path], Read]:
+    """An encoder's folder of which one file is the input."""
+
+    def opened(folder: Path) -> Read:
+        for name, content in _ENCODER.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(json.dumps(content))
+
+        def take(data: bytes) -> object:
+            (folder / changed).write_bytes(data)
+            return read_encoder(folder)
+
+        return take
+
+    return opened
+
+
+_MODULES = [
+    {"type": f"x.{name}", "path": path}
+    for name, path in (("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))
+]
+_ENCODER: Mapping[str, object] = {
+    "modules.json": _MODULES,
+    "1_Pooling/config.json": {"pooling_mode_mean_tokens": True, "include_prompt": True},
+    "config_sentence_transformers.json": {"prompts": {"q": "a"}, "default_prompt_name": "q"},
+    "sentence_bert_config.json": {"max_seq_length": 128},
+}
 CHECKPOINT_READERS: Mapping[str, Reader] = {
     "safetensors": Reader(_in_folder("model.safetensors"), [weights("")]),
     "packed weights": Reader(_packed, list(map(weights, QUANTIZED))),
@@ -188,6 +217,10 @@ CHECKPOINT_READERS: Mapping[str, Reader] = {
     ),
     "adapter config": Reader(_adapter("adapter_config.json"), [json.dumps(ADAPTER)]),
     "adapter weights": Reader(_adapter("adapter_model.safetensors"), [adapter_weights()]),
+    **{
+        f"encoder {Path(name).name}": Reader(_module(name), [json.dumps(content)])
+        for name, content in _ENCODER.items()
+    },
     "recipe": Reader(as_file("r.yaml", load_recipe), [TINY / "recipe.yaml", _RECIPE]),
     "search": Reader(as_file("s.yaml", ask), [_SEARCH]),
     "benchmark": Reader(

@@ -16,13 +16,14 @@ from gemma_export.checkpoint.grid import grid_codes
 from gemma_export.checkpoint.packed import FLOATS, PackedMatrix, Place, Places
 from gemma_export.checkpoint.packed_folder import find_quantization, split_packed
 from gemma_export.checkpoint.prequantized import Stored, grid_stored
+from gemma_export.checkpoint.sentence_folder import EncoderFiles, read_encoder
 from gemma_export.checkpoint.text_names import check_unpacked, find_text
 from gemma_export.checkpoint.tokenizer_folder import read_tokenizer
 from gemma_export.checkpoint.weight_files import CONFIG, check_folder, open_weights
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.codes import Codes
 from gemma_export.formats.json_file import read_json
-from gemma_export.model.config import HEAD, TABLE, GemmaConfig
+from gemma_export.model.config import HEAD, TABLE, GemmaConfig, dense_layer
 from gemma_export.model.hf_config import config_from_hf, is_multimodal
 from gemma_runtime.bundle import sha256_file
 from gemma_runtime.errors import CheckpointError, ConfigError
@@ -43,6 +44,7 @@ class FolderCheckpoint:
     _packed: Mapping[str, PackedMatrix] = field(
         default_factory=dict, repr=False
     )  # see packed_folder.READERS
+    encoder: EncoderFiles | None = None  # how a vector is made; None if it is a decoder
     # What is known of float matrices: finding out may read them whole.
     _floats: dict[str, Stored] = field(default_factory=dict, repr=False, compare=False)
 
@@ -114,11 +116,15 @@ def open_folder(
         plain, others = _needed(plain, config.tensor_shapes())
         check_unpacked(others)
         plain, config, head_note = _settle_head(plain, packed, config)
+    encoder = read_encoder(folder) if config.is_encoder else None
+    if encoder is not None:
+        first, config = len(config.dense), replace(config, dense=config.dense + encoder.widths)
+        plain |= {dense_layer(first + i): place for i, place in enumerate(encoder.places)}
     _check_floats(folder, plain)
     shapes = {name: file.tensors[stored].shape for name, (file, stored) in plain.items()}
     shapes |= {name: matrix.shape for name, matrix in packed.items()}
     check_tensors(folder, shapes, config.tensor_shapes())
-    used = frozenset(file.path for file, _ in places.values())
+    used = frozenset(file.path for file, _ in (*places.values(), *plain.values()))
     if quantization is not None and quantization.file is not None:
         used |= {quantization.file}
     multimodal = _multimodal_note(folder, text.towers) if is_multimodal(hf_config) else ()
@@ -130,7 +136,7 @@ def open_folder(
         *_others_note(folder, (*text.others, *others)),
     )
     return FolderCheckpoint(
-        id or folder.name, revision, folder, config, notes, plain, used, generation, packed
+        id or folder.name, revision, folder, config, notes, plain, used, generation, packed, encoder
     )
 
 

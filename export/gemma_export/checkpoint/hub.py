@@ -7,6 +7,7 @@ model, never pickles or code. Every failure becomes one line with its reason and
 from dataclasses import dataclass
 from pathlib import Path
 
+from gemma_export.checkpoint import sentence_folder
 from gemma_export.checkpoint.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gemma_export.formats.json_file import read_json
 from gemma_runtime.errors import CheckpointError, HubError
@@ -30,6 +31,7 @@ _FILES = [
     "processor_config.json",
     "*.safetensors",
     _INDEX,
+    *sentence_folder.FILES,
 ]
 _INSTEAD = "pass --checkpoint DIR"
 

@@ -2,11 +2,18 @@
 
 from collections.abc import Iterator
 
-from gemma_export.checkpoint import adapter_folder, gguf, gguf_tokenizer, text_names, weight_files
+from gemma_export.checkpoint import (
+    adapter_folder,
+    gguf,
+    gguf_tokenizer,
+    sentence_folder,
+    text_names,
+    weight_files,
+)
 from gemma_export.checkpoint.gguf_codes import STORED
 from gemma_export.checkpoint.packed_folder import READERS
 from gemma_export.checkpoint.tokenizer_folder import ADDED_TOKENS, TEMPLATES, TOKENIZERS
-from gemma_export.model import causal, hf_config
+from gemma_export.model import attention, hf_config
 from gemma_runtime.formats.gguf import BLOCKS, OTHER_TYPES, GgufType
 
 Row = tuple[str, str]  # what is found, what becomes of it
@@ -44,7 +51,9 @@ def templates() -> Iterator[Row]:
 
 def refused() -> Iterator[Row]:
     """What is refused by name, and why."""
-    folders = (causal, hf_config, weight_files, text_names, adapter_folder)
+    folders = (
+        attention, hf_config, weight_files, text_names, adapter_folder, sentence_folder,
+    )  # fmt: skip
     for table in (*folders, gguf, gguf_tokenizer):
         yield from table.REFUSED.items()
     yield f"a `quant_method` other than {', '.join(READERS)}", "give the original checkpoint"

@@ -18,6 +18,7 @@ PER_LAYER_TABLE = "model.embed_tokens_per_layer.weight"
 PER_LAYER_PROJECTION = "model.per_layer_model_projection.weight"
 PER_LAYER_MATRICES = "*.per_layer_*.weight"  # a pattern for all but the table
 PER_LAYER_NORM = "model.per_layer_projection_norm.weight"
+DENSE_MATRICES = "dense.*.weight"  # a pattern for the layers behind an encoder's pooled states
 # A layer's matrices; those that multiply the same input are together.
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 ATTENTION_OUT = ("self_attn.o_proj",)
@@ -35,7 +36,9 @@ class LayerSpec:
 
     index: int
     kind: AttentionKind
-    window: int | None  # tokens a query attends to, itself included; None on global layers
+    # Tokens a query attends to, itself included, and in an encoder as many later ones; None on
+    # global layers.
+    window: int | None
     rope: Rope
     heads: int
     kv_heads: int
@@ -92,6 +95,10 @@ class GemmaConfig:
     plain_gains: bool = False  # the checkpoint stores a norm's gain itself, not gain - 1
     post_norms: bool = True  # what attention and MLP give is normed before it is added
     mlp_norm: str = MLP_NORM  # its name in Hugging Face's files, see `hf_name`
+    per_layer_table: bool = True  # tokens have rows of their own in the per-layer embeddings
+    is_encoder: bool = False  # tokens attend to later ones too, and a text gives one vector
+    dense: tuple[int, ...] = ()  # widths of the layers behind an encoder's pooled states
+    renamed: tuple[tuple[str, str], ...] = ()  # parts of names → in Hugging Face's files
 
     @property
     def head(self) -> str:
@@ -173,7 +180,8 @@ class GemmaConfig:
         shapes: dict[str, tuple[int, ...]] = {TABLE: (self.vocab_size, self.hidden_size)}
         if self.per_layer:
             parts = len(self.kinds) * self.per_layer
-            shapes[PER_LAYER_TABLE] = (self.vocab_size, parts)
+            if self.per_layer_table:
+                shapes[PER_LAYER_TABLE] = (self.vocab_size, parts)
             shapes[PER_LAYER_PROJECTION] = (parts, self.hidden_size)
             shapes[PER_LAYER_NORM] = (self.per_layer,)
         for layer in self.layers:
@@ -184,6 +192,9 @@ class GemmaConfig:
         shapes["model.norm.weight"] = (self.hidden_size,)
         if not self.tied:
             shapes[HEAD] = shapes[TABLE]
+        inputs = (self.hidden_size, *self.dense)
+        for index, outputs in enumerate(self.dense):
+            shapes[dense_layer(index)] = (outputs, inputs[index])
         return shapes
 
     def hf_name(self, name: str) -> str:
@@ -191,13 +202,17 @@ class GemmaConfig:
 
         Gemma 1 names the norm before the MLP as Gemma 2 names the norm of what attention gives.
         """
-        return name.replace(f".{MLP_NORM}.", f".{self.mlp_norm}.")
+        name = name.replace(f".{MLP_NORM}.", f".{self.mlp_norm}.")
+        for ours, theirs in self.renamed:
+            name = name.replace(ours, theirs)
+        return name
 
     def products(self) -> Iterator[list[str]]:
         """Names of all matrices; those that multiply the same input are together."""
         yield [TABLE]
         if self.per_layer:
-            yield [PER_LAYER_TABLE]
+            if self.per_layer_table:
+                yield [PER_LAYER_TABLE]
             yield [PER_LAYER_PROJECTION]
         ends = (PER_LAYER_GATE, PER_LAYER_OUT) if self.per_layer else ()
         for layer in self.layers:
@@ -205,6 +220,8 @@ class GemmaConfig:
                 yield [f"model.layers.{layer.index}.{name}.weight" for name in together]
         if not self.tied:
             yield [HEAD]
+        for index in range(len(self.dense)):
+            yield [dense_layer(index)]
 
     def _layer_shapes(self, layer: LayerSpec) -> dict[str, tuple[int, ...]]:
         width = self.hidden_size
@@ -238,8 +255,15 @@ class GemmaConfig:
     def looked_up(self) -> int:
         """Parameters of tables of which a token reads one row, and that are not the head."""
         shapes = self.tensor_shapes()
-        names = [PER_LAYER_TABLE] * (self.per_layer > 0) + [TABLE] * (not self.tied)
+        names = {PER_LAYER_TABLE} & shapes.keys()
+        if self.is_encoder or not self.tied:
+            names |= {TABLE}
         return sum(math.prod(shapes[name]) for name in names)
+
+    @property
+    def dimensions(self) -> int:
+        """Of an encoder's vectors."""
+        return self.dense[-1] if self.dense else self.hidden_size
 
     @property
     def parameters(self) -> int:
@@ -271,6 +295,11 @@ def cache_layout(
 def layer_scalar(index: int) -> str:
     """Name of the number that a layer's output is multiplied by."""
     return f"model.layers.{index}.layer_scalar"
+
+
+def dense_layer(index: int) -> str:
+    """Name of a layer behind an encoder's pooled states."""
+    return f"dense.{index}.weight"
 
 
 def is_gain(name: str) -> bool:

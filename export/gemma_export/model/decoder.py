@@ -1,4 +1,7 @@
-"""The decoder of Gemma, written once. Every target implements the `Ops` that it calls."""
+"""The decoder of Gemma, written once. Every target implements the `Ops` that it calls.
+
+Encoders, which give vectors, have the same layers: what differs is in their operations.
+"""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -17,10 +20,11 @@ from gemma_export.model.config import (
     TABLE,
     GemmaConfig,
     LayerSpec,
+    dense_layer,
     layer_scalar,
 )
 from gemma_export.model.families import MLP_NORM
-from gemma_export.model.ops import Ops, Weight
+from gemma_export.model.ops import EncoderOps, LayerOps, Ops, Weight
 
 V = TypeVar("V")
 W = TypeVar("W", bound=Weight)
@@ -30,6 +34,21 @@ def decoder(ops: Ops[V, W], config: GemmaConfig, weight: Callable[[str], W]) -> 
     """Compute logits from tokens. `weight` returns a weight by its Hugging Face name."""
     table = weight(TABLE)
     head = table if config.tied else weight(HEAD)
+    return ops.logits(_hidden_states(ops, config, weight, table), head, config.final_softcap)
+
+
+def encoder(ops: EncoderOps[V, W], config: GemmaConfig, weight: Callable[[str], W]) -> V:
+    """Compute the vector of a text, (1, dimensions), of length 1."""
+    x = ops.mean(_hidden_states(ops, config, weight, weight(TABLE)))
+    for index in range(len(config.dense)):
+        (x,) = ops.project(x, [weight(dense_layer(index))])
+    return ops.unit(x)
+
+
+def _hidden_states(
+    ops: LayerOps[V, W], config: GemmaConfig, weight: Callable[[str], W], table: W
+) -> V:
+    """What the last norm gives at the wanted positions, (B, N, M)."""
     x = ops.embed(table, config.embed_scale)
     parts = per_layer_parts(ops, config, weight, x) if config.per_layer else None
     h = ops.norm(x, weight(norm_before(config, 0)))
@@ -38,20 +57,24 @@ def decoder(ops: Ops[V, W], config: GemmaConfig, weight: Callable[[str], W]) -> 
             parts = ops.wanted(parts)
         part = None if parts is None else ops.columns(parts, layer.index, len(config.kinds))
         x, h = decoder_layer(ops, config, layer, weight, x, h, part)
-    return ops.logits(h, head, config.final_softcap)
+    return h
 
 
-def per_layer_parts(ops: Ops[V, W], config: GemmaConfig, weight: Callable[[str], W], x: V) -> V:
+def per_layer_parts(
+    ops: LayerOps[V, W], config: GemmaConfig, weight: Callable[[str], W], x: V
+) -> V:
     """The per-layer embeddings of all layers, (B, T, layers · P), from the embeddings x."""
     (y,) = ops.project(x, [weight(PER_LAYER_PROJECTION)])
     y = ops.scaled(y, config.hidden_size**-0.5)
     y = ops.head_norm(y, weight(PER_LAYER_NORM), len(config.kinds))
+    if not config.per_layer_table:
+        return y
     looked_up = ops.embed(weight(PER_LAYER_TABLE), config.per_layer_scale)
     return ops.scaled(ops.add(y, looked_up), 2**-0.5)
 
 
 def decoder_layer(
-    ops: Ops[V, W],
+    ops: LayerOps[V, W],
     config: GemmaConfig,
     layer: LayerSpec,
     weight: Callable[[str], W],
@@ -88,7 +111,7 @@ def decoder_layer(
 
 
 def _attention(
-    ops: Ops[V, W], config: GemmaConfig, layer: LayerSpec, own: Callable[[str], W], h: V
+    ops: LayerOps[V, W], config: GemmaConfig, layer: LayerSpec, own: Callable[[str], W], h: V
 ) -> V:
     q, *kv = ops.project(h, [own(name) for name in layer.qkv])
     if config.qk_norm:
@@ -104,7 +127,12 @@ def _attention(
 
 
 def _per_layer_branch(
-    ops: Ops[V, W], config: GemmaConfig, layer: LayerSpec, own: Callable[[str], W], x: V, part: V
+    ops: LayerOps[V, W],
+    config: GemmaConfig,
+    layer: LayerSpec,
+    own: Callable[[str], W],
+    x: V,
+    part: V,
 ) -> V:
     """The layer's part of the per-layer embeddings, gated by the residual itself, not its norm."""
     (gate,) = ops.project(x, [own(name) for name in PER_LAYER_GATE])

@@ -1,15 +1,16 @@
 """The families of Gemma as data. To add a family, add an entry to FAMILIES; `official` has sizes.
 
-The config reader, `--family`, `--size`, and the GGUF reader and writer all use it.
+The config reader, `--family`, `--size`, and the GGUF reader and writer all use it. ENCODERS are
+apart: they give vectors instead of logits.
 
 Sources: Hugging Face `configuration_gemma.py`, `configuration_gemma2.py`, `…gemma3.py`,
-`…gemma4.py` and `…vaultgemma.py`, the `config.json` of each hub repository, google/gemma_pytorch
-`config.py`, llama.cpp `src/models/gemma.cpp`, `gemma2.cpp`, `gemma3.cpp`, `gemma4.cpp`,
-`conversion/gemma.py`.
+`…gemma4.py`, `…vaultgemma.py` and `…embedding_gemma2.py`, the `config.json` of each hub repository,
+google/gemma_pytorch `config.py`, llama.cpp `src/models/gemma.cpp`, `gemma2.cpp`, `gemma3.cpp`,
+`gemma4.cpp`, `conversion/gemma.py`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from gemma_export.model.official import SIZES, Json
 
@@ -63,6 +64,14 @@ class Family:
     genai_type: str | None = None  # its model type in onnxruntime-genai, if that isn't `model_type`
     licence: str = "gemma"  # of official checkpoints, in the hub's spelling
     last_is_global: bool = False  # whatever config.json says of the last layer
+    # What follows is of encoders, which give vectors.
+    window: Callable[[int], int] | None = (
+        None  # `sliding_window` → tokens seen on each side, plus 1
+    )
+    dense: Callable[[Json], tuple[int, ...]] | None = None  # widths of the layers behind the mean
+    per_layer_table: bool = True  # whether per-layer embeddings have a table of their own
+    global_kv_heads: bool = False  # num_global_key_value_heads needs no attention_k_eq_v
+    renamed: tuple[tuple[str, str], ...] = ()  # parts of our names → of those in checkpoints
 
     @property
     def text_types(self) -> tuple[str, ...]:
@@ -267,5 +276,62 @@ FAMILIES: Mapping[str, Family] = {
         genai_type="decoder",  # which knows no VaultGemma
         hub_id="google/vaultgemma-{size}",
         sizes=SIZES["vaultgemma"],
+    ),
+}
+
+# Encoders: tokens attend to later ones too, and a text gives one vector.
+ENCODERS: Mapping[str, Family] = {
+    "embeddinggemma": replace(
+        FAMILIES["gemma3"],
+        name="embeddinggemma",
+        title="EmbeddingGemma",
+        multimodal=(),
+        classes=("Gemma3TextModel",),
+        hub_id="google/embeddinggemma-{size}",
+        sizes=SIZES["embeddinggemma"],
+        window=lambda width: width // 2 + 1,
+        # Only our official size says them: folders hold them as modules of their own.
+        dense=lambda text: tuple(text.get("dense", ())),
+    ),
+    "embeddinggemma2": replace(
+        FAMILIES["gemma4"],
+        name="embeddinggemma2",
+        title="EmbeddingGemma 2",
+        model_type="embedding_gemma2_text",
+        multimodal=("embedding_gemma2",),
+        classes=("EmbeddingGemma2TextModel", "EmbeddingGemma2Model"),
+        defaults={
+            "vocab_size": 262144,
+            "hidden_size": 512,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 256,
+            "global_head_dim": 512,
+            "num_global_key_value_heads": 1,
+            "hidden_size_per_layer_input": 512,
+            "embedding_dim": 768,
+            "sliding_window": 512,
+            "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 262144,
+            "eos_token_id": 1,
+        },
+        also={},
+        period_key="sliding_window_pattern",
+        hub_id="google/embeddinggemma-2",
+        sizes=SIZES["embeddinggemma2"],
+        refused_sizes={},
+        window=lambda radius: radius + 1,
+        dense=lambda text: (text["embedding_dim"],),
+        per_layer_table=False,
+        global_kv_heads=True,
+        renamed=(
+            ("model.per_layer_", "model.ple.per_layer_"),
+            (".per_layer_input_gate.", ".ple_block.per_layer_input_gate."),
+            (".per_layer_projection.", ".ple_block.per_layer_projection."),
+            (".post_per_layer_input_norm.", ".ple_block.post_per_layer_input_norm."),
+            ("dense.0.", "model.embedding_projection."),
+        ),
     ),
 }

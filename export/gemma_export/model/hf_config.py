@@ -5,16 +5,17 @@ import sys
 from collections.abc import Mapping
 from typing import NoReturn
 
-from gemma_export.model.causal import check_causal
+from gemma_export.model.attention import BIDIRECTIONAL, check_attention
 from gemma_export.model.config import GemmaConfig
-from gemma_export.model.families import FAMILIES, Family
+from gemma_export.model.families import ENCODERS, FAMILIES, Family
 from gemma_export.model.official import Json
 from gemma_runtime.errors import ConfigError
 from gemma_runtime.manifest import AttentionKind, Rope
 
 # The documentation's table.
 REFUSED: Mapping[str, str] = {
-    "other families, by `model_type`": f"expected {', '.join(f.title for f in FAMILIES.values())}",
+    "other families, by `model_type`": "expected "
+    + ", ".join(f.title for f in (*FAMILIES.values(), *ENCODERS.values())),
     "ropes other than `default`, `linear` and `proportional`": "the decoder doesn't compute them",
     "mixtures of experts, e.g. Gemma 4 26B-A4B": "no target computes them",
     "`attention_bias`, activations other than `gelu_pytorch_tanh`": "no Gemma has them; Gemma 1's "
@@ -22,12 +23,20 @@ REFUSED: Mapping[str, str] = {
 }
 _KINDS = {"sliding_attention": AttentionKind.LOCAL, "full_attention": AttentionKind.GLOBAL}
 _HF_NAMES = {kind: name for name, kind in _KINDS.items()}
-_BY_MODEL_TYPE = {kind: family for family in FAMILIES.values() for kind in family.text_types}
+_BY_MODEL_TYPE = {
+    kind: family
+    for family in (*ENCODERS.values(), *FAMILIES.values())  # so that Gemma 3's text type is its own
+    for kind in family.text_types
+}
 _LARGEST = 2**31 - 1  # of any size
 _MOST_LAYERS = 1000
 _PER_LAYER_FIELDS = ("head_dim", "num_key_value_heads")
 _SCALAR = "query_pre_attn_scalar"
-_BY_OUTER_TYPE = {outer: family for family in FAMILIES.values() for outer in family.multimodal}
+_BY_OUTER_TYPE = {
+    outer: family
+    for family in (*FAMILIES.values(), *ENCODERS.values())
+    for outer in family.multimodal
+}
 
 
 def config_from_hf(config: Json) -> GemmaConfig:
@@ -36,12 +45,12 @@ def config_from_hf(config: Json) -> GemmaConfig:
     Raises ConfigError for another model, and for a missing or invalid field.
     """
     text = _text_config(config)
-    family = _BY_MODEL_TYPE[text["model_type"]]
-    check_causal(config, text)
+    family = _family(text)
+    check_attention(config, text, is_encoder=family.dense is not None)
     _check_supported(text, family)
     hidden, dtype = _positive(text, "hidden_size"), _dtype(config, text)
     kinds, heads = _kinds(text, family), _positive(text, "num_attention_heads")
-    shapes = {kind: _head_shape(text, kinds, kind) for kind in AttentionKind}
+    shapes = {kind: _head_shape(text, family, kinds, kind) for kind in AttentionKind}
     for kv_heads, _ in shapes.values():
         if heads % kv_heads:
             raise ConfigError(
@@ -60,7 +69,7 @@ def config_from_hf(config: Json) -> GemmaConfig:
         kv_heads=kv_heads,
         head_dim=head_dim,
         kinds=kinds,
-        sliding_window=_window(text, kinds),
+        sliding_window=_window(text, kinds, family),
         max_position=_positive(text, "max_position_embeddings"),
         query_scale=_positive_float({_SCALAR: head_dim, **text}, _SCALAR) ** -0.5
         if family.scaled_queries
@@ -86,7 +95,25 @@ def config_from_hf(config: Json) -> GemmaConfig:
         plain_gains=family.plain_gains,
         post_norms=family.post_norms,
         mlp_norm=family.mlp_norm,
+        per_layer_table=family.per_layer_table,
+        is_encoder=family.dense is not None,
+        dense=_dense(text, family),
+        renamed=family.renamed,
     )
+
+
+def _family(text: Json) -> Family:
+    """Gemma 3's text models are EmbeddingGemma's if their tokens attend to later ones too."""
+    family = _BY_MODEL_TYPE[text["model_type"]]
+    for encoder in ENCODERS.values():
+        if encoder.model_type == family.model_type and text.get(BIDIRECTIONAL) is True:
+            return encoder
+    return family
+
+
+def _dense(text: Json, family: Family) -> tuple[int, ...]:
+    widths = family.dense(text) if family.dense is not None else ()
+    return tuple(_positive({"embedding_dim": width}, "embedding_dim") for width in widths)
 
 
 def is_multimodal(config: Json) -> bool:
@@ -126,12 +153,13 @@ def _check_supported(text: Json, family: Family) -> None:
     if text.get("enable_moe_block"):
         _refuse("enable_moe_block", True, "false: no target computes a mixture of experts")
     rows = text.get("vocab_size_per_layer_input")
-    if text.get("hidden_size_per_layer_input") and rows != text["vocab_size"]:
+    has_table = text.get("hidden_size_per_layer_input") and family.per_layer_table
+    if has_table and rows != text["vocab_size"]:
         _refuse("vocab_size_per_layer_input", rows, f"vocab_size, {text['vocab_size']}")
 
 
 def _head_shape(
-    text: Json, kinds: tuple[AttentionKind, ...], kind: AttentionKind
+    text: Json, family: Family, kinds: tuple[AttentionKind, ...], kind: AttentionKind
 ) -> tuple[int, int]:
     """Number of kv heads, and head size, of one kind of layers.
 
@@ -149,7 +177,8 @@ def _head_shape(
     elif kind is AttentionKind.GLOBAL:
         if text.get("global_head_dim") is not None:
             text = {**text, "head_dim": text["global_head_dim"]}
-        if text.get("attention_k_eq_v") and text.get("num_global_key_value_heads") is not None:
+        is_own = text.get("attention_k_eq_v") or family.global_kv_heads
+        if is_own and text.get("num_global_key_value_heads") is not None:
             text = {**text, "num_key_value_heads": text["num_global_key_value_heads"]}
     return _positive(text, "num_key_value_heads"), _even(text, "head_dim")
 
@@ -188,11 +217,12 @@ def _kinds(text: Json, family: Family) -> tuple[AttentionKind, ...]:
     return (*kinds[:-1], AttentionKind.GLOBAL) if family.last_is_global else kinds
 
 
-def _window(text: Json, kinds: tuple[AttentionKind, ...]) -> int:
+def _window(text: Json, kinds: tuple[AttentionKind, ...], family: Family) -> int:
     """The window of local layers; without any, 0 if the file names none."""
     if AttentionKind.LOCAL not in kinds and text.get("sliding_window") is None:
         return 0
-    return _positive(text, "sliding_window")
+    width = _positive(text, "sliding_window")
+    return width if family.window is None else family.window(width)
 
 
 def _period(text: Json, family: Family) -> int:

@@ -141,4 +141,16 @@ SIZES: Mapping[str, Mapping[str, Json]] = {
             **_shape(26, 1152, 6912, 4, 4),
         }
     },
+    "embeddinggemma": {
+        "300m": {
+            **_GEMMA3_SMALL,
+            **_shape(24, 768, 1152, 3, 1),
+            "max_position_embeddings": 2048,
+            "use_bidirectional_attention": True,
+            "dense": [3072, 768],
+        },
+    },
+    "embeddinggemma2": {
+        "270m": {"model_type": "embedding_gemma2_text", **_shape(24, 512, 2048, 4, 2)},
+    },
 }

@@ -42,7 +42,9 @@ def lookup_scale(table: Weight, scale: float) -> Tensor | float:
     return scale if table.factors is None else scale / table.factors
 
 
-class Ops(Protocol[V, W]):
+class LayerOps(Protocol[V, W]):
+    """What the layers of decoders and encoders call."""
+
     def embed(self, table: W, scale: float) -> V:
         """The table's rows of the new tokens, times scale, divided by its factors: (B, T, M)."""
         ...
@@ -102,8 +104,24 @@ class Ops(Protocol[V, W]):
         """The positions of x whose logits the caller asked for."""
         ...
 
+
+class Ops(LayerOps[V, W], Protocol[V, W]):
+    """The operations of decoders."""
+
     def logits(self, x: V, head: W, softcap: float | None) -> V:
         """y = x · headᵀ; returns softcap · tanh(y / softcap), or y if softcap is None."""
+        ...
+
+
+class EncoderOps(LayerOps[V, W], Protocol[V, W]):
+    """The operations of encoders. Their `attend` has no caches, and sees later tokens too."""
+
+    def mean(self, x: V) -> V:
+        """The mean over all tokens of x, (B, T, M): (B, M)."""
+        ...
+
+    def unit(self, x: V) -> V:
+        """x divided by its length, over the last dimension."""
         ...
 
 

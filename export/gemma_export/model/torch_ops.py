@@ -87,13 +87,16 @@ class TorchOps:
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
         """Attention (B, H, N, D) of the last N positions on all T."""
-        mask = visible(k.shape[-2], layer.window, q.device)[-q.shape[-2] :]
+        mask = self._visible(k.shape[-2], layer.window, q.device)[-q.shape[-2] :]
         # One kv head at a time, because at 4096 tokens the scores of all heads are gigabytes.
         queries, keys, values = (x.chunk(layer.kv_heads, 1) for x in (q, k, v))
         heads = [
             _attend(*shared, layer, mask) for shared in zip(queries, keys, values, strict=True)
         ]
         return torch.cat(heads, 1)
+
+    def _visible(self, length: int, window: int | None, device: torch.device) -> Tensor:
+        return visible(length, window, device)
 
     def add_norm(
         self, x: Tensor, branch: Tensor, post: Weight | None, then: Weight
@@ -133,6 +136,19 @@ class TorchOps:
         return soft_cap_(y, softcap)
 
 
+class TorchEncoderOps(TorchOps):
+    """Computes the vector of one text, (1, dimensions)."""
+
+    def _visible(self, length: int, window: int | None, device: torch.device) -> Tensor:
+        return near(length, window, device)
+
+    def mean(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+    def unit(self, x: Tensor) -> Tensor:
+        return functional.normalize(x, dim=-1)
+
+
 def rotate(x: Tensor, rope: Rope, length: int | None = None) -> Tensor:
     """Apply rotary embedding to (B, heads, N, D); halves are paired as in Hugging Face's Gemma.
 
@@ -169,6 +185,12 @@ def visible(length: int, window: int | None, device: torch.device | None = None)
     position = torch.arange(length, device=device)
     distance = position[:, None] - position
     return (distance >= 0) & (distance < (window or length))
+
+
+def near(length: int, window: int | None, device: torch.device | None = None) -> Tensor:
+    """An encoder's mask, (T, T) bool: True if query row sees key column, before or behind it."""
+    position = torch.arange(length, device=device)
+    return (position[:, None] - position).abs() < (window or length)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, layer: LayerSpec, mask: Tensor) -> Tensor:

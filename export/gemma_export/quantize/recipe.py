@@ -11,6 +11,7 @@ import msgspec
 
 from gemma_export.formats.format import FLOAT, INT4, INT4_ASYM, INT8, INT8_WIDE, Format
 from gemma_export.model.config import (
+    DENSE_MATRICES,
     HEAD,
     PER_LAYER_MATRICES,
     PER_LAYER_PROJECTION,
@@ -36,6 +37,7 @@ class Rule:
 
 _INT8_CHANNEL = Format(8, per_channel=True)
 _PER_LAYER = Rule(PER_LAYER_MATRICES, INT8, "nearest")
+_SENSITIVE = (PER_LAYER_MATRICES, DENSE_MATRICES)  # small, and all of the model passes through them
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,9 @@ class Recipe:
 
     A head apart from the table has the table's rule, unless a rule names it. Likewise the matrices
     that gate and project per-layer embeddings are int8 where all others are int4: they are 1 % of
-    the weights and half of the error (exllamav3, issue 253). Their table is only looked up, so
-    there are no products whose error gptq could lower: its scales are searched instead.
+    the weights and half of the error (exllamav3, issue 253). So are an encoder's dense layers. The
+    table of per-layer embeddings is only looked up, so there are no products whose error gptq could
+    lower: its scales are searched instead.
     """
 
     name: str
@@ -92,7 +95,7 @@ class Recipe:
             return self.rule(TABLE)
         rule = next(rule for rule in self.rules if fnmatchcase(tensor, rule.pattern))
         is_general = rule.pattern == "*" and rule.format.bits == 4
-        if is_general and fnmatchcase(tensor, PER_LAYER_MATRICES):
+        if is_general and any(fnmatchcase(tensor, one) for one in _SENSITIVE):
             return _PER_LAYER
         if tensor == PER_LAYER_TABLE and rule.rounding == "gptq":
             return replace(rule, rounding="searched")
@@ -179,6 +182,16 @@ def bits_per_weight(config: GemmaConfig, formats: Mapping[str, Format]) -> float
     shapes = config.tensor_shapes()
     bits = sum(matrix_bits(shapes[name], fmt) for name, fmt in formats.items())
     return bits / sum(shapes[name][0] * shapes[name][1] for name in formats)
+
+
+def tensor_formats(config: GemmaConfig, formats: Mapping[str, Format]) -> dict[str, str]:
+    """Format of every matrix by name, or of each of its pieces if it is stored in several."""
+    widths = {name: config.tensor_shapes()[name][1] for name in formats}
+    return {
+        piece: str(own)
+        for name, fmt in formats.items()
+        for piece, (_, own) in fmt.pieces(name, widths[name]).items()
+    }
 
 
 def int8_choices(width: int) -> range:

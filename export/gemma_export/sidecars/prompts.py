@@ -46,7 +46,7 @@ def golden_prompts(
 
         draw, size = np.random.default_rng(0), config.vocab_size
         return {name: draw.integers(0, size, n).tolist() for name, n in lengths.items()}
-    texts = {**PROMPTS, LONG: _long_text()}
+    texts = {**PROMPTS, LONG: long_text()}
     return {name: _fit(config, encoder, texts[name], size) for name, size in lengths.items()}
 
 
@@ -67,7 +67,7 @@ def long_length(
     return length if slots and length * config.parameters <= _LONG_BUDGET else 0
 
 
-def _long_text() -> str:
+def long_text() -> str:
     """The words of all prompts, shuffled, because a model would just copy text that repeats."""
     import numpy as np
 

@@ -52,10 +52,10 @@ def read_text(
 ) -> ExportText:
     """Encode all texts, then free the tokenizer."""
     texts = read_segments(sources.evaluation) if sources.evaluation else {}
-    files = _without_training_state(checkpoint.tokenizer())
+    files = without_training_state(checkpoint.tokenizer())
     if files:
         _report_notes(checkpoint, files, report)
-    encoder = _load_encoder(checkpoint, files) if files else None
+    encoder = load_encoder(checkpoint, files) if files else None
     files = with_turns(files, encoder) if files and encoder else files
     prompts = golden_prompts(checkpoint.config, encoder, context_length, layouts)
     eos = encoder.token_to_id(files.eos) if encoder and files else None
@@ -78,7 +78,7 @@ class _TrainingState:
     padding: object = None
 
 
-def _without_training_state(files: TokenizerFiles | None) -> TokenizerFiles | None:
+def without_training_state(files: TokenizerFiles | None) -> TokenizerFiles | None:
     """The files without the truncation and padding that a trainer saved in `tokenizer.json`.
 
     They would cut texts and fill them with `<pad>`, here and in every program that reads the file.
@@ -88,7 +88,7 @@ def _without_training_state(files: TokenizerFiles | None) -> TokenizerFiles | No
     try:
         state = decode_json(files.tokenizer_json, _TrainingState)
     except msgspec.DecodeError:
-        return files  # `_load_encoder` says what is wrong with it
+        return files  # `load_encoder` says what is wrong with it
     if state == _TrainingState():
         return files
     content = decode_json(files.tokenizer_json, dict[str, msgspec.Raw])
@@ -123,7 +123,8 @@ def _encode_segments(
         encoder.encode_special_tokens = False  # calibration text may contain control tokens
 
 
-def _load_encoder(checkpoint: Checkpoint, files: TokenizerFiles) -> Tokenizer:
+def load_encoder(checkpoint: Checkpoint, files: TokenizerFiles) -> Tokenizer:
+    """The tokenizer. Raises CheckpointError if its file can't be read."""
     try:
         return Tokenizer.from_buffer(files.tokenizer_json)
     except Exception as error:  # tokenizers raises bare Exception

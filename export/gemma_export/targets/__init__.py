@@ -192,6 +192,16 @@ def refuse_irregular(target: str, config: GemmaConfig) -> None:
     )
 
 
+def refuse_encoder(target: str) -> None:
+    """Raise TargetError for a target that writes only models that generate text."""
+    if not target_spec(target).takes_encoders:
+        takers = [spec.name for spec in all_targets() if spec.takes_encoders]
+        raise TargetError(
+            f"{target} has no graph for models that give vectors; choose --target "
+            f"{' or '.join(takers)}"
+        )
+
+
 def refuse_split(target: str, formats: Mapping[str, Format]) -> None:
     """Raise TargetError for a table with int8 columns."""
     for name, fmt in formats.items():

@@ -57,6 +57,7 @@ class TargetSpec:
     scales_table: bool = False  # supports a table with column factors
     divides_table: bool = False  # and one whose columns have two formats
     takes_irregular: bool = False  # computes every part named in `GemmaConfig.irregular`
+    takes_encoders: bool = False  # writes models that give vectors
     int8_groups: bool = True  # supports int8 in groups; if not, with one scale per channel
     fast_zero_points: bool = True  # if it takes int4 with zero points, its kernels are as fast
 

@@ -21,6 +21,7 @@ from gemma_runtime.contents.codes_gguf import read_gguf_codes
 from gemma_runtime.contents.digests import combine_digests, parts_digest
 from gemma_runtime.contents.gguf_names import hf_name
 from gemma_runtime.contents.pte_file import open_pte
+from gemma_runtime.embedding_bundle import EmbeddingBundle, EmbeddingManifest
 from gemma_runtime.errors import BundleError
 from gemma_runtime.formats.json_bytes import decode_json
 from gemma_runtime.formats.protobuf import ProtoMessage
@@ -48,7 +49,7 @@ class HeldWeight:
     flip: int = 0
 
 
-def codes_digest(bundle: Bundle) -> str | None:
+def codes_digest(bundle: Bundle | EmbeddingBundle) -> str | None:
     """Compute the manifest's `codes_digest` from the artifact.
 
     None if no weight is quantized or the container can't be read back. Raises BundleError for a
@@ -58,7 +59,8 @@ def codes_digest(bundle: Bundle) -> str | None:
     backend = BACKENDS.get(bundle.manifest.target.name)
     if not formats or backend is None or backend.held_codes is None:
         return None
-    reader: Callable[[Bundle], Iterator[HeldWeight]] = load_function(backend.held_codes)
+    reader: Callable[[Bundle | EmbeddingBundle], Iterator[HeldWeight]]
+    reader = load_function(backend.held_codes)
     try:
         digests = {weight.name: _digest(weight) for weight in reader(bundle)}
     except (OSError, ValueError, KeyError, msgspec.DecodeError) as error:
@@ -79,17 +81,18 @@ def _digest(weight: HeldWeight) -> str:
     return parts_digest(parts)
 
 
-def _quantized(manifest: Manifest) -> dict[str, str]:
+def _quantized(manifest: Manifest | EmbeddingManifest) -> dict[str, str]:
     tensors = manifest.quantization.tensors
     return {name: form for name, form in tensors.items() if form != "float32"}
 
 
-def read_onnx(bundle: Bundle) -> Iterator[HeldWeight]:
+def read_onnx(bundle: Bundle | EmbeddingBundle) -> Iterator[HeldWeight]:
     """Read initializers of the data file; their metadata name each weight's rows.
 
     Only files of the bundle are read, wherever the graph says that its data are.
     """
-    file = bundle.directory / bundle.manifest.graph("decode").file
+    graph = "decode" if isinstance(bundle, Bundle) else "encode"
+    file = bundle.directory / bundle.manifest.graph(graph).file
     known = {bundle.directory / name for name in bundle.manifest.files}
     found: dict[str, dict[str, Bytes]] = {}
     for tensor in ProtoMessage(file.read_bytes()).message(7).messages(5):

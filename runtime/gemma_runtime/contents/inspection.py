@@ -1,13 +1,14 @@
 """Describes bundles from their manifests, and compares several."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
 from rich.text import Text
 
 from gemma_runtime.bundle import Bundle
+from gemma_runtime.embedding_bundle import EmbeddingBundle
 from gemma_runtime.errors import BundleError
 from gemma_runtime.machine import format_bytes
 from gemma_runtime.manifest import AttentionKind, Graph, Manifest, SamplingDefaults
@@ -57,7 +58,7 @@ def inspect_bundle(bundle: Bundle, read_codes: bool = False) -> Inspection:
     return Inspection(
         bundle=str(bundle.directory),
         manifest=manifest,
-        codes_held=_held_codes(bundle) if read_codes else None,
+        codes_held=read_codes_back(bundle) if read_codes else None,
         formats=dict(Counter(manifest.quantization.tensors.values())),
         caches=_caches(manifest),
         bytes=sum(file.bytes for file in manifest.files.values()),
@@ -79,7 +80,7 @@ def compare_bundles(bundles: Sequence[Bundle], read_codes: bool | None = None) -
     )
 
 
-def _held_codes(bundle: Bundle) -> str | None:
+def read_codes_back(bundle: Bundle | EmbeddingBundle) -> str | None:
     """The artifact's codes digest. Raises BundleError if the manifest has another one."""
     from gemma_runtime.contents.held_codes import codes_digest  # readers of all containers
 
@@ -94,19 +95,30 @@ def _held_codes(bundle: Bundle) -> str | None:
 
 def render_comparison(comparison: Comparison) -> Table:
     """A table with a column per bundle; a caption compares several."""
-    table = Table(show_header=len(comparison.bundles) > 1, title_justify="left")
+    names = [one.bundle for one in comparison.bundles]
+    columns = [_lines(one) for one in comparison.bundles]
+    return side_by_side(names, columns, comparison.same_model, comparison.same_codes)
+
+
+def side_by_side(
+    names: Sequence[str],
+    columns: Sequence[Mapping[str, str]],
+    same_model: bool,
+    same_codes: bool,
+) -> Table:
+    """A table of labels and values, with a column per bundle; a caption compares several."""
+    table = Table(show_header=len(names) > 1, title_justify="left")
     table.add_column("bundle")
-    for inspection in comparison.bundles:
-        table.add_column(Text(inspection.bundle), overflow="fold")
-    columns = [_lines(inspection) for inspection in comparison.bundles]
+    for name in names:
+        table.add_column(Text(name), overflow="fold")
     labels = list(dict.fromkeys(label for column in columns for label in column))
     for label in labels:
         # Text, not str: rich would take a shape like [wanted] for markup and drop it.
         table.add_row(Text(label), *(Text(column.get(label, "–")) for column in columns))
-    if len(comparison.bundles) > 1:
+    if len(names) > 1:
         table.caption = (
-            f"{'the same checkpoint' if comparison.same_model else 'different checkpoints'}, "
-            f"{'the same codes' if comparison.same_codes else 'different codes'}"
+            f"{'the same checkpoint' if same_model else 'different checkpoints'}, "
+            f"{'the same codes' if same_codes else 'different codes'}"
         )
         table.caption_justify = "left"
     return table
@@ -160,7 +172,7 @@ def _lines(inspection: Inspection) -> dict[str, str]:
         f"{manifest.prefill_length}",
         "text": _text_parts(manifest),
         **_cache_lines(inspection),
-        **{f"graph {n}": "\n".join(map(_signature, parts)) for n, parts in manifest.graphs.items()},
+        **{f"graph {n}": "\n".join(map(signature, parts)) for n, parts in manifest.graphs.items()},
         **{name: format_bytes(file.bytes) for name, file in manifest.files.items()},
         "all files": format_bytes(inspection.bytes),
         "written by": _join(f"{name} {version}" for name, version in manifest.tools.items()),
@@ -219,7 +231,8 @@ def _int8_lines(inspection: Inspection) -> dict[str, str]:
     }
 
 
-def _signature(graph: Graph) -> str:
+def signature(graph: Graph) -> str:
+    """A graph's file, inputs and outputs, in one line."""
     held = {state.role for state in graph.states}  # some runtimes return every cache
     inputs, outputs = (
         _join(f"{t.name} {t.dtype}[{_join(map(str, t.shape))}]" for t in tensors)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import msgspec
 
 from gemma_runtime.bundle import Bundle
+from gemma_runtime.embedding_bundle import EmbeddingBundle
 from gemma_runtime.machine import Machine, describe_machine
 
 
@@ -15,7 +16,7 @@ class Subject:
     machine: Machine
 
 
-def describe_subject(bundle: Bundle) -> Subject:
+def describe_subject(bundle: Bundle | EmbeddingBundle) -> Subject:
     return Subject(
         bundle=str(bundle.directory),
         digest=bundle.digest(),
@@ -23,7 +24,7 @@ def describe_subject(bundle: Bundle) -> Subject:
     )
 
 
-def with_subject(bundle: Bundle, figures: object) -> dict[str, object]:
+def with_subject(bundle: Bundle | EmbeddingBundle, figures: object) -> dict[str, object]:
     """The fields of a dataclass, after those of its subject."""
     named: dict[str, object] = msgspec.to_builtins(describe_subject(bundle))
     fields: dict[str, object] = msgspec.to_builtins(figures)

@@ -8,10 +8,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemma_runtime.bundle import MANIFEST, open_bundle
+from gemma_runtime.bundle import read_manifest
 from gemma_runtime.errors import EvaluationError, GemmaError, MissingExtra
 from gemma_runtime.lm_eval.answers import ANSWERS
 from gemma_runtime.lm_eval.shared import CHUNK, check_chunk
+from gemma_runtime.manifest import DECODER, check_schema
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -58,8 +59,7 @@ def run_tasks(
     answers = None if output is None else output / ANSWERS
     _check_output(output, answers, resume)
     check_chunk(model_options.chunk)
-    if not (bundle / MANIFEST).exists():
-        open_bundle(bundle)  # says what is wrong, before lm_eval reads its ten thousand tasks
+    check_schema(read_manifest(bundle), DECODER)  # before lm_eval reads its ten thousand tasks
     _import_lm_eval()
     from lm_eval import simple_evaluate
 

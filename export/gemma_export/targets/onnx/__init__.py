@@ -15,4 +15,5 @@ TARGET = TargetSpec(
     scales_table=True,
     divides_table=True,
     takes_irregular=True,
+    takes_encoders=True,
 )

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from gemma_export.model.families import FAMILIES
 from gemma_export.targets import ExportJob
-from gemma_export.targets.onnx.ops import is_windowed
+from gemma_export.targets.onnx.decoder_ops import is_windowed
 from gemma_export.targets.shared.tokenizer_files import write_json, write_tokenizer_files
 from gemma_runtime.manifest import Graph, LayerCache, TensorRole, TensorSpec
 

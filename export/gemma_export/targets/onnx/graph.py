@@ -1,6 +1,6 @@
 """Builds an ONNX graph and writes its weights to an external data file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeAlias
@@ -25,7 +25,7 @@ _DTYPES: Mapping[str, int] = {
     "int32": TensorProto.INT32,
     "int64": TensorProto.INT64,
 }
-Attribute: TypeAlias = int | float | str
+Attribute: TypeAlias = int | float | str | Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,7 @@ class GraphBuilder:
         self.data = data
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
+        self._made: dict[str, str] = {}  # names of values that are computed once, by what they are
 
     def node(
         self,
@@ -95,6 +96,15 @@ class GraphBuilder:
     ) -> str:
         """Append a node with one output; returns its name."""
         return self.node(op, inputs, attributes, domain)[0]
+
+    def once(self, what: str, make: Callable[[], str]) -> str:
+        """The name of a value that `make` adds to the graph, unless it did so before."""
+        if what not in self._made:
+            self._made[what] = make()
+        return self._made[what]
+
+    def has_made(self, what: str) -> bool:
+        return what in self._made
 
     def constant(self, name: str, value: NDArray[np.generic]) -> str:
         """Store a small tensor in the graph, unless one of this name exists; returns the name."""

@@ -1,4 +1,6 @@
-"""The decoder's operations as ONNX Runtime's fused operators.
+"""The operations of decoders and encoders alike, as ONNX Runtime's fused operators.
+
+What differs is attention: see `decoder_ops` and `encoder_ops`.
 
 Shapes: T new tokens, M width, N rows and K inputs of a weight, G groups per row, D head size.
 """
@@ -14,28 +16,18 @@ from onnx import TensorProto
 from gemma_export.formats.blocks import row_blocks
 from gemma_export.formats.format import stacks
 from gemma_export.model.config import LayerSpec
-from gemma_export.model.int8_cache import LayerScales
 from gemma_export.model.ops import lookup_scale
 from gemma_export.quantize.store import StoredWeight
-from gemma_export.targets.onnx.graph import MICROSOFT, Attribute, DataFile, GraphBuilder
+from gemma_export.targets.onnx.graph import MICROSOFT, DataFile, GraphBuilder
 from gemma_export.targets.onnx.lookup import MappedTable, look_up_rows
-from gemma_export.targets.onnx.positions import Positions
 from gemma_runtime.backends.rope import rope_angles
-from gemma_runtime.manifest import Graph, LayerCache, TensorRole
+from gemma_runtime.manifest import Graph, TensorRole
 
 # MatMulNBits quantizes activations to int8 in the weights' groups, which is 2.8 times as fast. With
 # int4 weights the loss is not measurable (KL to float 0.487 instead of 0.490 on a 270M). With int8
 # weights it is most of the loss, and it grows with the group size.
 ACCURACY_LEVEL = "accuracy_level"
 FLOAT_ACTIVATIONS, _INT8_ACTIVATIONS = 0, 4
-
-
-_INT8_CACHE: Mapping[str, Attribute] = {
-    "k_quant_type": "PER_CHANNEL",
-    "v_quant_type": "PER_CHANNEL",
-    "kv_cache_bit_width": 8,
-}
-_NO_BIASES = ("", "")  # inputs of GroupQueryAttention: attention_bias, head_sink
 
 
 class OnnxOps:
@@ -45,26 +37,21 @@ class OnnxOps:
         self,
         graph: GraphBuilder,
         io: Graph,
-        caches: Sequence[LayerCache],
         context: int,
         epsilon: float,
         aside: Mapping[str, DataFile],
-        scales: Sequence[LayerScales] | None,  # of int8 caches
     ) -> None:
         """`aside` holds the data files of tables that are only looked up, by the tables' names."""
         self._graph, self._one = graph, graph.one
         self._io = io
-        self._caches = caches
         self._context = context
         self._epsilon = epsilon
         self._aside = aside
-        self._positions = Positions(graph, io)
         self._parts: dict[str, list[str]] = {}  # of values that `columns` split
-        self._scales = scales
 
-    def finish(self, logits: str) -> None:
-        """Add the graph output for the logits."""
-        self._graph.node("Identity", [logits], outputs=[self._name(TensorRole.LOGITS)])
+    def finish(self, result: str, role: TensorRole) -> None:
+        """Add the graph output with this role."""
+        self._graph.node("Identity", [result], outputs=[self._name(role)])
 
     def _name(self, role: TensorRole) -> str:
         return self._io.tensor(role).name
@@ -93,39 +80,6 @@ class OnnxOps:
             y = self._matmul(x, together)
             values += self._split(y, [weight.shape[0] for weight in together])
         return values
-
-    def attend(self, q: str, k: str, v: str, layer: LayerSpec) -> str:
-        attributes = _attention(layer)
-        if is_windowed(self._caches[layer.index], self._context):
-            attributes["sliding_window_cache"] = 1
-        past, present = self._cache_names(layer.index)
-        total = self._name(TensorRole.TOTAL)
-        inputs = [q, k, v, *past, self._positions.last_of(total), total, *self._rope(layer)]
-        inputs += self._cached_as(layer, attributes, position_ids="")
-        outputs = [f"attended_{layer.index}", *present]
-        return self._graph.node("GroupQueryAttention", inputs, attributes, MICROSOFT, outputs)[0]
-
-    def attend_shared(self, q: str, layer: LayerSpec) -> str:
-        """No new keys and values; what the source returns is the past.
-
-        GroupQueryAttention has no sliding_window_cache for that, so it gets the ring as a cache
-        that is filled from its start, and the true positions for rope alone.
-        """
-        cache, held = self._caches[layer.source], self._name(TensorRole.TOTAL)
-        ring = cache if is_windowed(cache, self._context) else None
-        if ring is not None:
-            held = self._positions.held(ring)
-        width = layer.kv_heads * layer.head_dim
-        none = self._graph.constant(f"none_{width}", np.zeros((1, 0, width), np.float32))
-        _, present = self._cache_names(layer.source)
-        inputs = [q, none, none, *present, self._positions.last_of(held), held]
-        attributes, outputs = _attention(layer), [f"attended_{layer.index}"]
-        if self._scales is not None:
-            outputs += [f"unused_key_{layer.index}", f"unused_value_{layer.index}"]
-        inputs += self._rope(layer)
-        inputs += self._cached_as(layer, attributes, self._positions.wanted())
-        y = self._graph.node("GroupQueryAttention", inputs, attributes, MICROSOFT, outputs)[0]
-        return self._positions.guarded(y, layer.source, ring)
 
     def add_norm(
         self, x: str, branch: str, post: StoredWeight | None, then: StoredWeight
@@ -162,22 +116,6 @@ class OnnxOps:
     def geglu(self, gate: str, up: str) -> str:
         gelu = self._one("FastGelu", [gate], domain=MICROSOFT)
         return self._one("Mul", [gelu, up])
-
-    def wanted(self, x: str) -> str:
-        return self._one("Gather", [x, self._name(TensorRole.WANTED)], {"axis": 1})
-
-    def logits(self, x: str, head: StoredWeight, softcap: float | None) -> str:
-        pieces = head.pieces()
-        parts = self._split(x, [piece.shape[1] for piece in pieces])
-        y, *others = [
-            self._matmul(part, [piece]) for part, piece in zip(parts, pieces, strict=True)
-        ]
-        for other in others:
-            y = self._one("Add", [y, other])
-        if softcap is None:
-            return y
-        cap = self._graph.constant("final_softcap", np.array(softcap, np.float32))
-        return self._one("Mul", [self._one("Tanh", [self._one("Div", [y, cap])]), cap])
 
     def _look_up(self, table: StoredWeight) -> str:
         """The rows of a table for the tokens, (1, T, K)."""
@@ -302,47 +240,6 @@ class OnnxOps:
             self._graph.array(f"{name}_cos", np.cos(angle).astype(np.float32))
             self._graph.array(f"{name}_sin", np.sin(angle).astype(np.float32))
         return f"{name}_cos", f"{name}_sin"
-
-    def _cache_names(self, index: int) -> tuple[list[str], list[str]]:
-        """Names of a layer's past and present keys and values."""
-        caches = [pair for pair in self._io.returned_caches() if pair[0].layer == index]
-        past, present = ([spec.name for spec in specs] for specs in zip(*caches, strict=True))
-        return past, present
-
-    def _cached_as(
-        self, layer: LayerSpec, attributes: dict[str, Attribute], position_ids: str
-    ) -> list[str]:
-        """The last inputs of GroupQueryAttention: positions, and the scales of an int8 cache.
-
-        Adds the attributes of such a cache.
-        """
-        if self._scales is None:
-            return [position_ids] if position_ids else []
-        attributes |= _INT8_CACHE
-        scales = self._scales[layer.index]
-        return [position_ids, *_NO_BIASES, *self._cache_scales(layer.source, scales)]
-
-    def _cache_scales(self, source: int, scales: LayerScales) -> Iterator[str]:
-        """Names of the scales of keys and values, (1, K, 1, D)."""
-        for part, values in (("keys", scales.keys), ("values", scales.values)):
-            name = f"cache_scales.{source}.{part}"
-            yield self._graph.constant(name, values[None, :, None].numpy())
-
-
-def _attention(layer: LayerSpec) -> dict[str, Attribute]:
-    return {
-        "num_heads": layer.heads,
-        "kv_num_heads": layer.kv_heads,
-        "scale": layer.scale,
-        "softcap": layer.softcap or 0.0,
-        "do_rotary": 1,
-        "local_window_size": layer.window if layer.window is not None else -1,
-    }
-
-
-def is_windowed(cache: LayerCache, context_length: int) -> bool:
-    """Whether a layer's cache has fewer slots than the context, so that old tokens are dropped."""
-    return cache.window is not None and cache.slots < context_length
 
 
 def _name(weights: Sequence[StoredWeight]) -> str:

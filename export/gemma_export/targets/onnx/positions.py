@@ -21,7 +21,6 @@ class Positions:
             io.tensor(role).name
             for role in (TensorRole.TOTAL, TensorRole.TOKENS, TensorRole.WANTED)
         )
-        self._made: dict[str, str] = {}  # names of the values, by what they are
 
     def last_of(self, total: str) -> str:
         """GroupQueryAttention's seqlens_k: the index of the last of `total` tokens, (1,)."""
@@ -30,7 +29,7 @@ class Positions:
             last = self._one("Sub", [total, self._int(1)])
             return self._one("Reshape", [last, self._graph.constant("batch", np.array([1]))])
 
-        return self._once(f"last of {total}", make)
+        return self._graph.once(f"last of {total}", make)
 
     def held(self, ring: LayerCache) -> str:
         """The number of tokens that a ring holds after this call.
@@ -44,7 +43,7 @@ class Positions:
             drops = self._one("Max", [self._one("Div", [over, step]), self._int(0)])
             return self._one("Sub", [self._total, self._one("Mul", [drops, step])])
 
-        return self._once(f"rows of {ring.slots}", make)
+        return self._graph.once(f"rows of {ring.slots}", make)
 
     def wanted(self) -> str:
         """Positions of the tokens that get logits, (1, N)."""
@@ -55,7 +54,7 @@ class Positions:
             wanted = self._one("Add", [self._one("Sub", [total, new]), self._wanted])
             return self._one("Reshape", [wanted, self._graph.constant("row", np.array([1, -1]))])
 
-        return self._once("positions", make)
+        return self._graph.once("positions", make)
 
     def guarded(self, y: str, source: int, ring: LayerCache | None) -> str:
         """The attention y of a layer that shares the cache of `source`.
@@ -65,9 +64,9 @@ class Positions:
         another program must not mistake the result. One layer per source is enough.
         """
         name = f"guard of {source}"
-        if name in self._made:
+        if self._graph.has_made(name):
             return y
-        return self._one("Mul", [y, self._once(name, self._guard(ring))])
+        return self._one("Mul", [y, self._graph.once(name, self._guard(ring))])
 
     def _guard(self, ring: LayerCache | None) -> Callable[[], str]:
         def make() -> str:
@@ -87,11 +86,6 @@ class Positions:
             return self._one("Where", [is_right, *values])
 
         return make
-
-    def _once(self, what: str, make: Callable[[], str]) -> str:
-        if what not in self._made:
-            self._made[what] = make()
-        return self._made[what]
 
     def _int(self, value: int) -> str:
         return self._graph.constant(f"int_{value}", np.array(value, np.int32))

@@ -67,9 +67,9 @@ class OnnxTarget:
         import onnx  # takes seconds; plans don't need it
 
         from gemma_export.model.decoder import decoder
+        from gemma_export.targets.onnx.decoder_ops import DecoderOps, is_windowed
         from gemma_export.targets.onnx.genai import CONFIG, write_genai
         from gemma_export.targets.onnx.graph import DataFile, GraphBuilder
-        from gemma_export.targets.onnx.ops import OnnxOps, is_windowed
 
         config, store, geometry = job.config, job.store, job.geometry
         caches = self.caches(config, geometry)
@@ -83,13 +83,13 @@ class OnnxTarget:
                 if config.per_layer
             }
             context, epsilon = geometry.context_length, config.rms_norm_eps
-            ops = OnnxOps(builder, io, caches, context, epsilon, aside, job.cache_scales)
-            ops.finish(decoder(ops, config, store.weight))
+            ops = DecoderOps(builder, io, caches, context, epsilon, aside, job.cache_scales)
+            ops.finish(decoder(ops, config, store.weight), TensorRole.LOGITS)
             model = builder.model((*io.inputs, *io.states), io.outputs)
         onnx.save(model, folder / MODEL)
         exact = io
         if not all(fmt.is_float for fmt in store.formats.values()):
-            onnx.save(_with_float_activations(model), folder / EXACT)
+            onnx.save(with_float_activations(model), folder / EXACT)
             exact = replace(io, file=EXACT)
         roles = {}
         if not config.irregular:
@@ -111,7 +111,8 @@ class OnnxTarget:
         )
 
 
-def _with_float_activations(model: "onnx.ModelProto") -> "onnx.ModelProto":
+def with_float_activations(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """The same graph, on the same data, without rounding activations to int8."""
     from gemma_export.targets.onnx.ops import ACCURACY_LEVEL, FLOAT_ACTIVATIONS
 
     exact = type(model)()

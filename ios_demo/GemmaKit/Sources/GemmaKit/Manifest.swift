@@ -140,6 +140,9 @@ public struct Manifest: Equatable, Sendable {
 
 private func readManifest(_ json: JSONFields) throws -> Manifest {
     try checkSchema(json.of("schema_version").integer())
+    if try json.orNil("kind") != nil {
+        throw GemmaError.bundle("the bundle gives vectors of texts; this app needs one that generates text")
+    }
     let manifest = Manifest(
         modelID: try json.of("model").of("id").string(),
         target: try json.of("target").of("name").string(),

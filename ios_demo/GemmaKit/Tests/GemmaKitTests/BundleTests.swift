@@ -105,6 +105,7 @@ final class BundleTests: XCTestCase {
         let cases = [
             ("\"schema_version\": 2", "\"schema_version\": 3", "update the app"),
             ("\"schema_version\": 2", "\"schema_version\": 1", "export the model again"),
+            ("\"schema_version\": 2", "\"schema_version\": 2, \"kind\": \"encoder\"", "gives vectors of texts"),
             ("\"role\": \"total\"", "\"role\": \"sum\"", "inputs[1].role is \"sum\""),
             ("\"kind\": \"local\"", "\"kind\": \"far\"", "expected local or global"),
             ("\"vocab_size\": 376", "\"vocab_size\": \"376\"", "$.vocab_size is \"376\""),

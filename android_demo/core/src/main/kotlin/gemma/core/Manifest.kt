@@ -97,6 +97,7 @@ data class Manifest(
 
 private fun readManifest(json: JsonFields): Manifest {
     checkSchema(json.of("schema_version").integer())
+    if (json.orNull("kind") != null) throw BundleException("the bundle gives vectors of texts; this app needs one that generates text")
     return Manifest(
         model = Model(json.of("model").of("id").string()),
         target = readTarget(json.of("target")),

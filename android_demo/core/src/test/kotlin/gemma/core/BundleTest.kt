@@ -64,6 +64,7 @@ class BundleTest {
         val cases = listOf(
             Triple("\"schema_version\": 2", "\"schema_version\": 3", "update the app"),
             Triple("\"schema_version\": 2", "\"schema_version\": 1", "export the model again"),
+            Triple("\"schema_version\": 2", "\"schema_version\": 2, \"kind\": \"encoder\"", "gives vectors of texts"),
             Triple("\"role\": \"total\"", "\"role\": \"sum\"", "\$.graphs.prefill[0].inputs[1].role is \"sum\""),
             Triple("\"kind\": \"local\"", "\"kind\": \"far\"", "expected local or global"),
             Triple("\"vocab_size\": 376", "\"vocab_size\": \"376\"", "\$.vocab_size is \"376\""),

@@ -1,0 +1,1 @@
+"""Exports EmbeddingGemma: models that give vectors of texts."""

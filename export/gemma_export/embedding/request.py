@@ -1,0 +1,78 @@
+"""Checks a request for an encoder, and chooses its recipe and context, without torch."""
+
+from typing import TYPE_CHECKING
+
+from gemma_export.checkpoint import Checkpoint
+from gemma_export.model.config import GemmaConfig
+from gemma_export.quantize.recipe import RECIPES, Recipe
+from gemma_export.request import ExportRequest
+from gemma_export.targets import refuse_encoder
+from gemma_runtime.errors import CheckpointError, RecipeError, TargetError
+
+if TYPE_CHECKING:
+    from gemma_export.checkpoint.sentence_folder import EncoderFiles
+
+_DEFAULT_RECIPE = "int8"
+_REASON = "vectors have no calibrated recipes, and 8 bits keep them nearly as they are"
+_LONGEST = 2048  # default context of models that name none: memory grows with its square
+
+
+def choose_encoder_recipe(request: ExportRequest) -> tuple[Recipe, str | None]:
+    """The recipe, and why, unless the user chose it.
+
+    Raises a GemmaError for what has no meaning for vectors.
+    """
+    for target in request.targets:
+        refuse_encoder(target)
+    given = {
+        "--bits": request.bits,
+        "--calibration": request.calibration,
+        "--cache": request.cache,
+        "--eval-text": request.eval_text,
+        "--full-cache": request.full_cache or None,
+        "--prefill": request.prefill_length,
+    }
+    for flag, value in given.items():
+        if value is not None:
+            raise TargetError(
+                f"{flag} is for models that generate text, and this one gives vectors; leave it out"
+            )
+    if request.recipe is None and request.require_exact:
+        return RECIPES["source"], "--require-exact asks for the checkpoint's own codes"
+    if request.recipe is None:
+        return RECIPES[_DEFAULT_RECIPE], _REASON
+    if request.recipe.is_calibrated:
+        plain = ", ".join(name for name, one in RECIPES.items() if not one.is_calibrated)
+        raise RecipeError(
+            f"recipe {request.recipe.name} is calibrated, which models that give vectors can't be "
+            f"yet; choose from {plain}"
+        )
+    return request.recipe, None
+
+
+def encoder_context(
+    request: ExportRequest, config: GemmaConfig, encoder: "EncoderFiles | None"
+) -> int:
+    """Most tokens of a text: what is asked for, or else what the checkpoint's own files say."""
+    own = encoder.max_tokens if encoder is not None else None
+    context = request.context_length or min(own or _LONGEST, config.max_position)
+    if not 2 <= context <= config.max_position:
+        raise TargetError(
+            f"--context is {context}; this model supports 2 to {config.max_position} tokens"
+        )
+    return context
+
+
+def encoder_files(checkpoint: Checkpoint) -> "EncoderFiles | None":
+    """What a folder says of vectors; None for random weights."""
+    from gemma_export.checkpoint.folder import FolderCheckpoint
+    from gemma_export.checkpoint.random import RandomCheckpoint
+
+    if isinstance(checkpoint, FolderCheckpoint):
+        return checkpoint.encoder
+    if isinstance(checkpoint, RandomCheckpoint):
+        return None
+    raise CheckpointError(
+        f"{checkpoint.id} gives vectors, and has adapters or is no folder; expected a "
+        "sentence-transformers folder with the merged weights"
+    )

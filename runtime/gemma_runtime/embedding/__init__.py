@@ -1,0 +1,1 @@
+"""Bundles of EmbeddingGemma: they give vectors of texts instead of more text."""
