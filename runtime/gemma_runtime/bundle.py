@@ -29,15 +29,11 @@ class Bundle:
 
     def path(self, role: str) -> Path:
         """The file of a role, e.g. `tokenizer`. Raises BundleError if there is none."""
-        if role not in self.manifest.roles:
-            raise BundleError(
-                f"{self.directory} has no {role}; it has: {', '.join(self.manifest.roles)}"
-            )
-        return self.directory / self.manifest.roles[role]
+        return find_role(self.directory, self.manifest.roles, role)
 
     def digest(self) -> str:
         """sha256 of the manifest, which has the digests of all files."""
-        return hashlib.sha256(read_manifest(self.directory)).hexdigest()
+        return digest_of_manifest(self.directory)
 
 
 def open_bundle(directory: Path | str) -> Bundle:
@@ -63,6 +59,18 @@ def check_files(directory: Path, files: Mapping[str, File], used: AbstractSet[st
                     f"{directory / name} was altered: its sha256 is {digest[:12]}…, the manifest "
                     f"says {file.sha256[:12]}…; copy or export the bundle again"
                 )
+
+
+def find_role(directory: Path, roles: Mapping[str, str], role: str) -> Path:
+    """The file of a role. Raises BundleError if there is none."""
+    if role not in roles:
+        raise BundleError(f"{directory} has no {role}; it has: {', '.join(roles)}")
+    return directory / roles[role]
+
+
+def digest_of_manifest(directory: Path) -> str:
+    """sha256 of the manifest, in hex."""
+    return hashlib.sha256(read_manifest(directory)).hexdigest()
 
 
 def describe_files(directory: Path) -> Mapping[str, File]:

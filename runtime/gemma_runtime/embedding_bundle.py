@@ -1,13 +1,19 @@
 """The manifest of a bundle that gives vectors, and how such a bundle is opened."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import msgspec
 
-from gemma_runtime.bundle import Bundle, check_files, open_bundle, read_manifest
+from gemma_runtime.bundle import (
+    Bundle,
+    check_files,
+    digest_of_manifest,
+    find_role,
+    open_bundle,
+    read_manifest,
+)
 from gemma_runtime.errors import BundleError
 from gemma_runtime.formats.json_bytes import decode_json
 from gemma_runtime.manifest import (
@@ -101,15 +107,11 @@ class EmbeddingBundle:
 
     def path(self, role: str) -> Path:
         """The file of a role, e.g. `tokenizer`. Raises BundleError if there is none."""
-        if role not in self.manifest.roles:
-            raise BundleError(
-                f"{self.directory} has no {role}; it has: {', '.join(self.manifest.roles)}"
-            )
-        return self.directory / self.manifest.roles[role]
+        return find_role(self.directory, self.manifest.roles, role)
 
     def digest(self) -> str:
         """sha256 of the manifest, which has the digests of all files."""
-        return hashlib.sha256(read_manifest(self.directory)).hexdigest()
+        return digest_of_manifest(self.directory)
 
 
 def open_embedding_bundle(directory: Path | str) -> EmbeddingBundle:

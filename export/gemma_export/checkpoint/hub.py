@@ -7,14 +7,15 @@ model, never pickles or code. Every failure becomes one line with its reason and
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemma_export.checkpoint import sentence_folder
 from gemma_export.checkpoint.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gemma_export.formats.json_file import read_json
-from gemma_runtime.errors import CheckpointError, HubError
+from gemma_export.model.hf_config import config_from_hf
+from gemma_runtime.errors import CheckpointError, ConfigError, HubError
 from gemma_runtime.formats.names import is_file_name
 from gemma_runtime.hub import cached_snapshot, download_snapshot, list_files, require_hub
 
 _INDEX = "model.safetensors.index.json"
+_MODULES = "modules.json"  # of sentence-transformers
 _ADAPTER = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 _FILES = [
     ADAPTER_CONFIG,
@@ -31,7 +32,11 @@ _FILES = [
     "processor_config.json",
     "*.safetensors",
     _INDEX,
-    *sentence_folder.FILES,
+    _MODULES,
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "*_Pooling/config.json",
+    "*_Dense/config.json",  # with weights that `*.safetensors` matches
 ]
 _INSTEAD = "pass --checkpoint DIR"
 
@@ -70,14 +75,14 @@ def fetch_hub(repo_id: str, revision: str | None = None, pattern: str = "") -> H
 def _cached(repo_id: str, revision: str | None) -> HubSnapshot | None:
     """The snapshot in the local cache, or None if it lacks a file that an export needs.
 
-    transformers leaves snapshots without a tokenizer there; interrupted downloads leave snapshots
-    without some shards.
+    transformers leaves snapshots without a tokenizer there, or of an encoder without its modules;
+    interrupted downloads leave snapshots without some shards.
     """
     folder = cached_snapshot(repo_id, revision, _FILES)
     if folder is None:
         return None
     has_tokenizer = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
-    complete = _has_weights(folder) and has_tokenizer
+    complete = _has_weights(folder) and has_tokenizer and not _lacks_modules(folder)
     return HubSnapshot(folder, folder.name) if complete or _has_adapter(folder) else None
 
 
@@ -125,6 +130,16 @@ def _has_weights(folder: Path) -> bool:
     return isinstance(named, dict) and all(
         is_file_name(shard) and (folder / shard).is_file() for shard in named.values()
     )
+
+
+def _lacks_modules(folder: Path) -> bool:
+    """Whether it is of an encoder, without what makes vectors of its states."""
+    if (folder / _MODULES).exists():
+        return False
+    try:
+        return config_from_hf(read_json(folder / "config.json")).is_encoder
+    except (CheckpointError, ConfigError):
+        return False  # whoever opens the folder says what is wrong with it
 
 
 def _has_adapter(folder: Path) -> bool:

@@ -19,8 +19,6 @@ _PROMPTS = "config_sentence_transformers.json"
 _LENGTH = "sentence_bert_config.json"
 _WEIGHTS, _WEIGHT = "model.safetensors", "linear.weight"
 _IDENTITY = "torch.nn.modules.linear.Identity"
-# Patterns of the files for a download.
-FILES = (MODULES, _PROMPTS, _LENGTH, "*_Pooling/config.json", "*_Dense/config.json")
 # The documentation's table.
 REFUSED: Mapping[str, str] = {
     f"an encoder's folder without `{MODULES}`": "it does not say how a vector is made",

@@ -27,6 +27,7 @@ from gemma_export.quantize.recipe import (
     write_recipe,
 )
 from gemma_export.quantize.store import QuantizedStore, open_or_build_store
+from gemma_export.ranks import refuse_ranks
 from gemma_export.request import ExportRequest, bundle_folder
 from gemma_runtime.bundle import MANIFEST, check_writable, describe_files, staged_folder
 from gemma_runtime.embedding.verify import save_embedding_goldens
@@ -55,6 +56,7 @@ def export_encoder(
     started: float,
 ) -> EmbeddingResult:
     """Write one bundle. It is written completely or not at all."""
+    refuse_ranks("exporting a model that gives vectors")
     chosen, reason = choose_encoder_recipe(request)
     encoder = encoder_files(checkpoint)
     resolved = resolve_recipe(chosen, checkpoint)

@@ -320,3 +320,36 @@ def test_a_page_of_another_site_is_not_a_hub_name() -> None:
 def test_a_revision_of_a_checkpoint_is_fetched(hub: Hub, client: Client) -> None:
     assert client.fetch(hub.endpoint, revision="v1")["revision"] == COMMIT
     assert f"/api/models/{REPO}/revision/v1" in hub.requests
+
+
+def test_modules_of_an_encoder_are_fetched_also_if_transformers_left_them_out(
+    tmp_path: Path,
+) -> None:
+    encoder = {"model_type": "gemma3_text", "use_bidirectional_attention": True}
+    shape = dict.fromkeys(
+        ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"), 8
+    )
+    files = {
+        "config.json": json.dumps({**encoder, **shape}).encode(),
+        "tokenizer.json": b"{}",
+        "model.safetensors": b"weights",
+        "modules.json": b"[]",
+        "config_sentence_transformers.json": b"{}",
+        "sentence_bert_config.json": b"{}",
+        "1_Pooling/config.json": b"{}",
+        "2_Dense/config.json": b"{}",
+        "2_Dense/model.safetensors": b"dense",
+        "2_Dense/pytorch_model.bin": b"a pickle",
+    }
+    client = Client(tmp_path)
+    with serve_hub(files) as hub:
+        client.fetch(hub.endpoint)
+        fetched = {path.relative_to(client.snapshot).as_posix() for path in _files(client.snapshot)}
+        assert fetched == set(files) - {"2_Dense/pytorch_model.bin"}
+        (client.snapshot / "modules.json").unlink()
+        client.fetch(hub.endpoint)
+        assert (client.snapshot / "modules.json").exists()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if not path.is_dir())

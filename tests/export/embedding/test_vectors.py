@@ -158,6 +158,16 @@ def test_verify_fails_for_vectors_of_another_model(bundle: EmbeddingBundle, tmp_
     assert "least cosine of lowering" in verification.failures[0]
 
 
+def test_a_float_bundle_is_held_to_the_limit_of_float_activations(
+    exact: EmbeddingBundle, tmp_path: Path
+) -> None:
+    goldens = load_embedding_goldens(exact.path("goldens"))
+    goldens[0].quantized[0] += 0.02  # a cosine of 0.9998
+    copy = _altered(exact, tmp_path, lambda path: save_embedding_goldens(path, goldens))
+    (failure,) = verify_embeddings(copy).failures
+    assert "least cosine of lowering is 0.999" in failure
+
+
 @pytest.mark.parametrize(
     ("content", "match"),
     [
