@@ -10,7 +10,7 @@ from typing import NoReturn, TypeVar
 import torch
 
 from gemma_export import shards
-from gemma_export.checkpoint import Checkpoint
+from gemma_export.checkpoint import Checkpoint, describe_model
 from gemma_export.checkpoint.open import open_checkpoint
 from gemma_export.computing import DeviceCeiling, choose_device, computing, unused_note
 from gemma_export.device import kind_of
@@ -64,7 +64,6 @@ from gemma_runtime.manifest import (
     CalibratedOn,
     Int8Caches,
     Manifest,
-    Model,
     Quantization,
 )
 from gemma_runtime.proof.goldens import save_goldens
@@ -363,14 +362,7 @@ def _manifest(work: _Work, artifact: Artifact, roles: dict[str, str]) -> Manifes
     text = work.text.calibration
     return Manifest(
         schema_version=SCHEMA_VERSION,
-        model=Model(
-            id=checkpoint.id,
-            family=config.family,
-            parameters=config.parameters,
-            revision=checkpoint.revision,
-            digest=checkpoint.digest(),
-            looked_up=config.looked_up,
-        ),
+        model=describe_model(checkpoint),
         target=artifact.runtime,
         quantization=Quantization(
             recipe=work.recipe.name,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from gemma_export.checkpoint.generation import GenerationDefaults
 from gemma_export.model.config import GemmaConfig, is_gain
 from gemma_runtime.errors import CheckpointError
+from gemma_runtime.manifest import Model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,6 +72,19 @@ class SourceWeight:
 
     def rows(self, start: int, stop: int) -> "Tensor":
         return self.checkpoint.rows(self.name, start, stop)
+
+
+def describe_model(checkpoint: Checkpoint) -> Model:
+    """The checkpoint, as manifests name it."""
+    config = checkpoint.config
+    return Model(
+        id=checkpoint.id,
+        family=config.family,
+        parameters=config.parameters,
+        revision=checkpoint.revision,
+        digest=checkpoint.digest(),
+        looked_up=config.looked_up,
+    )
 
 
 def our_values(config: GemmaConfig, name: str, stored: "Tensor") -> "Tensor":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from gemma_export.checkpoint import Checkpoint
+from gemma_export.checkpoint import Checkpoint, describe_model
 from gemma_export.checkpoint.sentence_folder import EncoderFiles
 from gemma_export.computing import DeviceCeiling, unused_note
 from gemma_export.embedding.reference import PASSES, EncoderReference, record_vectors
@@ -33,7 +33,7 @@ from gemma_runtime.bundle import MANIFEST, check_writable, describe_files, stage
 from gemma_runtime.embedding.verify import save_embedding_goldens
 from gemma_runtime.embedding_bundle import EmbeddingBundle, EmbeddingManifest
 from gemma_runtime.machine import peak_rss_bytes
-from gemma_runtime.manifest import ENCODER, SCHEMA_VERSION, Graph, Model, Quantization
+from gemma_runtime.manifest import ENCODER, SCHEMA_VERSION, Graph, Quantization
 
 _TOKENIZER, _GOLDENS, _RECIPE = "tokenizer.json", "goldens.json", "recipe.yaml"
 
@@ -132,14 +132,7 @@ def _manifest(work: _Work, graphs: dict[str, Graph], roles: dict[str, str]) -> E
     return EmbeddingManifest(
         schema_version=SCHEMA_VERSION,
         kind=ENCODER,
-        model=Model(
-            id=checkpoint.id,
-            family=config.family,
-            parameters=config.parameters,
-            revision=checkpoint.revision,
-            digest=checkpoint.digest(),
-            looked_up=config.looked_up,
-        ),
+        model=describe_model(checkpoint),
         target=RUNTIME,
         quantization=Quantization(
             recipe=work.recipe.name,

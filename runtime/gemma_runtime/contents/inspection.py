@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from rich.table import Table
 from rich.text import Text
 
 from gemma_runtime.bundle import Bundle
-from gemma_runtime.embedding_bundle import EmbeddingBundle
+from gemma_runtime.embedding_bundle import EmbeddingBundle, EmbeddingManifest
 from gemma_runtime.errors import BundleError
 from gemma_runtime.machine import format_bytes
 from gemma_runtime.manifest import AttentionKind, Graph, Manifest, SamplingDefaults
@@ -148,19 +149,9 @@ def _caches(manifest: Manifest) -> tuple[CacheFigures, ...]:
 
 
 def _lines(inspection: Inspection) -> dict[str, str]:
-    manifest, held = inspection.manifest, inspection.codes_held
-    model, target, quality = manifest.model, manifest.target, manifest.quality
+    manifest, quality = inspection.manifest, inspection.manifest.quality
     return {
-        "folder": inspection.bundle,
-        "model": f"{model.id}, {model.family}, {model.parameters / 1e6:.1f} M parameters",
-        "revision": model.revision or "none",
-        "model digest": model.digest[:16],
-        "target": f"{target.name}: {target.label} {target.min_runtime_version} or newer",
-        "weights": f"{manifest.quantization.recipe}, "
-        f"{manifest.quantization.bits_per_weight:.2f} bits per weight",
-        "codes digest": manifest.quantization.codes_digest[:16],
-        "codes read back": held[:16] if held else "no",
-        "formats": _join(f"{count} {name}" for name, count in inspection.formats.items()),
+        **origin_lines(inspection),
         "quality": f"top-1 {quality.top1:.1%}, mean KL {quality.mean_kl:.4f}, p99 "
         f"{quality.p99_kl:.3f}, to float32 over {quality.positions} golden tokens",
         "headroom": f"max |x| {manifest.headroom.max_abs:.4g}, folded factor "
@@ -173,6 +164,46 @@ def _lines(inspection: Inspection) -> dict[str, str]:
         "text": _text_parts(manifest),
         **_cache_lines(inspection),
         **{f"graph {n}": "\n".join(map(signature, parts)) for n, parts in manifest.graphs.items()},
+        **file_lines(inspection),
+    }
+
+
+class Inspected(Protocol):
+    """What is told of a bundle of any kind."""
+
+    @property
+    def bundle(self) -> str: ...
+    @property
+    def manifest(self) -> Manifest | EmbeddingManifest: ...
+    @property
+    def codes_held(self) -> str | None: ...
+    @property
+    def formats(self) -> dict[str, int]: ...
+    @property
+    def bytes(self) -> int: ...
+
+
+def origin_lines(inspection: Inspected) -> dict[str, str]:
+    """Where a bundle and its weights come from, by label."""
+    manifest, held = inspection.manifest, inspection.codes_held
+    model, target, quantization = manifest.model, manifest.target, manifest.quantization
+    return {
+        "folder": inspection.bundle,
+        "model": f"{model.id}, {model.family}, {model.parameters / 1e6:.1f} M parameters",
+        "revision": model.revision or "none",
+        "model digest": model.digest[:16],
+        "target": f"{target.name}: {target.label} {target.min_runtime_version} or newer",
+        "weights": f"{quantization.recipe}, {quantization.bits_per_weight:.2f} bits per weight",
+        "codes digest": quantization.codes_digest[:16],
+        "codes read back": held[:16] if held else "no",
+        "formats": _join(f"{count} {name}" for name, count in inspection.formats.items()),
+    }
+
+
+def file_lines(inspection: Inspected) -> dict[str, str]:
+    """A bundle's files, and what wrote them, by label."""
+    manifest = inspection.manifest
+    return {
         **{name: format_bytes(file.bytes) for name, file in manifest.files.items()},
         "all files": format_bytes(inspection.bytes),
         "written by": _join(f"{name} {version}" for name, version in manifest.tools.items()),

@@ -6,9 +6,14 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from gemma_runtime.contents.inspection import read_codes_back, side_by_side, signature
+from gemma_runtime.contents.inspection import (
+    file_lines,
+    origin_lines,
+    read_codes_back,
+    side_by_side,
+    signature,
+)
 from gemma_runtime.embedding_bundle import EmbeddingBundle, EmbeddingManifest
-from gemma_runtime.machine import format_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +68,10 @@ def _inspect(bundle: EmbeddingBundle, *, read_codes: bool) -> EmbeddingInspectio
 
 
 def _lines(inspection: EmbeddingInspection) -> dict[str, str]:
-    manifest, held = inspection.manifest, inspection.codes_held
-    model, target, quality = manifest.model, manifest.target, manifest.quality
+    manifest, quality = inspection.manifest, inspection.manifest.quality
     around = [*map(str, manifest.before), "text", *map(str, manifest.after)]
     return {
-        "folder": inspection.bundle,
-        "model": f"{model.id}, {model.family}, {model.parameters / 1e6:.1f} M parameters",
-        "revision": model.revision or "none",
-        "model digest": model.digest[:16],
-        "target": f"{target.name}: {target.label} {target.min_runtime_version} or newer",
-        "weights": f"{manifest.quantization.recipe}, "
-        f"{manifest.quantization.bits_per_weight:.2f} bits per weight",
-        "codes digest": manifest.quantization.codes_digest[:16],
-        "codes read back": held[:16] if held else "no",
-        "formats": ", ".join(f"{count} {name}" for name, count in inspection.formats.items()),
+        **origin_lines(inspection),
         "quality": f"cosine {quality.mean_cosine:.5f}, least {quality.min_cosine:.5f}, to float32 "
         f"over {quality.texts} golden texts",
         "vectors": f"{manifest.dimensions} numbers",
@@ -85,7 +80,5 @@ def _lines(inspection: EmbeddingInspection) -> dict[str, str]:
         "default prompt": manifest.default_prompt or "none",
         **{f"prompt {name}": repr(text) for name, text in manifest.prompts.items()},
         **{f"graph {name}": signature(graph) for name, graph in manifest.graphs.items()},
-        **{name: format_bytes(file.bytes) for name, file in manifest.files.items()},
-        "all files": format_bytes(inspection.bytes),
-        "written by": ", ".join(f"{name} {version}" for name, version in manifest.tools.items()),
+        **file_lines(inspection),
     }
