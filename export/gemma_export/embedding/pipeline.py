@@ -10,6 +10,7 @@ import torch
 from gemma_export.checkpoint import Checkpoint, describe_model
 from gemma_export.checkpoint.sentence_folder import EncoderFiles
 from gemma_export.computing import DeviceCeiling, unused_note
+from gemma_export.embedding.plan import plan_encoder
 from gemma_export.embedding.reference import PASSES, EncoderReference, record_vectors
 from gemma_export.embedding.request import (
     choose_encoder_recipe,
@@ -67,11 +68,15 @@ def export_encoder(
     check_writable(output, request.force)
     memory = DeviceCeiling(device, request.max_vram)
     ceiling = MemoryCeiling(request.max_ram, memory)
+    plan = plan_encoder(checkpoint.config, recipe, context, request.targets[0], reason)
+    ceiling.check_estimate(plan.export_peak_bytes)
     chosen_note = () if reason is None else (f"recipe {recipe.name}: {reason}",)
     for note in (*checkpoint.notes, *chosen_note, *resolved.notes, *unused_note(device)):
         report.note(note)
 
     text = read_encoder_text(checkpoint, encoder, context)
+    for note in text.files.notes if text.files is not None else ():
+        report.note(note)
     release_memory()
     size = checkpoint.config.parameters * 4
     with report.stage("quantize", size) as tick:

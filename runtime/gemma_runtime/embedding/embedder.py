@@ -83,7 +83,7 @@ class Embedder:
                 "from a checkpoint that has a tokenizer.json"
             )
         manifest = self._manifest
-        ids = self._tokenizer.encode(self._beginning(prompt) + text)
+        ids = _joined(self._tokenizer, self._beginning(prompt), text)
         room = manifest.context_length - len(manifest.before) - len(manifest.after)
         if len(ids) > room and not truncate:
             raise ContextFull(
@@ -126,6 +126,19 @@ class Embedder:
             known = nearest_first(name, self._manifest.prompts) or "none"
             raise SessionError(f"unknown prompt {name!r}; the bundle has: {known}")
         return self._manifest.prompts[name]
+
+
+def _joined(tokenizer: Tokenizer, prompt: str, text: str) -> list[int]:
+    """The ids of a prompt and a text as one string. Only the prompt can write control tokens."""
+    ids: list[int] = []
+    before = ""  # of the text
+    for part in tokenizer.split_control(prompt):
+        if isinstance(part, str):
+            before = part
+        else:
+            ids += [*tokenizer.encode(before), part]
+            before = ""
+    return ids + tokenizer.encode(before + text)
 
 
 def shorten(vectors: Vectors, dimensions: int | None) -> Vectors:

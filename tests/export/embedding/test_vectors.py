@@ -108,6 +108,17 @@ def test_the_tokenizer_s_template_decides_what_is_around_a_text(
         assert embedder.encode("the user") == theirs
 
 
+def test_prompts_may_have_control_tokens_and_texts_may_not(folder: Path, tmp_path: Path) -> None:
+    """A prompt is the checkpoint's own, like a chat template."""
+    beginning = "the <start_of_turn>user "
+    content = {"prompts": {"turn": beginning}, "default_prompt_name": "turn"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(content))
+    with open_embedder(export(folder, "int8", tmp_path / "made")) as embedder:
+        theirs = AutoTokenizer.from_pretrained(folder)(f"{beginning}the user")["input_ids"]
+        assert embedder.encode("the user") == theirs
+        assert embedder.encode("<start_of_turn>").count(theirs[3]) == 1  # the prompt's own
+
+
 def test_control_tokens_in_a_text_stay_text(bundle: EmbeddingBundle) -> None:
     with open_embedder(bundle) as embedder:
         tokens = embedder.encode("a <eos> b")
