@@ -6,8 +6,8 @@ Each line on stdin has a number of prompt tokens and a number of new tokens; the
 with the seconds of both, and memory. A first line says that the model is loaded.
 
 The timed loop is a graph call and an argmax for --bundle, --optimum, --native and --transformers;
-the generator's greedy search for --genai; and, for --llama, a request to its server, with sampler
-and detokenizer, timed by that server.
+the generator's greedy search for --genai and --openvino; and, for --llama, a request to its server,
+with sampler and detokenizer, timed by that server.
 
 Loading includes the import of the engine. Anonymous memory is what the process holds after its last
 turn besides mapped files: heap, caches, weights that the engine repacked.
@@ -158,6 +158,30 @@ def _open_native(path: Path, threads: int) -> Serve:
     return run
 
 
+def _open_openvino(path: Path, threads: int) -> Serve:
+    import openvino
+    import openvino_genai as genai
+
+    scheduler = genai.SchedulerConfig()
+    scheduler.enable_prefix_caching = False  # or the second round's prompt costs nothing
+    settings = {"scheduler_config": scheduler, "INFERENCE_NUM_THREADS": threads}
+    pipeline = genai.LLMPipeline(path, "CPU", **settings)
+
+    def run(prompt: list[int], new: int) -> tuple[float, float]:
+        ids = np.array([prompt], np.int64)
+        inputs = genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
+        limits = genai.GenerationConfig(max_new_tokens=new + 1, ignore_eos=True, do_sample=False)
+        started = perf_counter()
+        metrics = pipeline.generate(inputs, limits).perf_metrics
+        seconds = perf_counter() - started
+        if metrics.get_num_generated_tokens() != new + 1:
+            raise SystemExit(f"error: OpenVINO wrote {metrics.get_num_generated_tokens()} tokens")
+        prefill = metrics.get_ttft().mean / 1e3
+        return prefill, seconds - prefill
+
+    return run
+
+
 def _open_optimum(path: Path, threads: int) -> Serve:
     import executorch.kernels.quantized  # noqa: F401  registers embedding_byte
     import optimum.exporters.executorch.__main__  # noqa: F401  registers custom_sdpa
@@ -208,6 +232,7 @@ OPENERS: dict[str, Callable[[Path, int], Serve]] = {
     "genai": _open_genai,
     "llama": _open_llama,
     "native": _open_native,
+    "openvino": _open_openvino,
     "optimum": _open_optimum,
     "transformers": _open_transformers,
 }

@@ -14,6 +14,9 @@ line run:
 --llama         A GGUF file for the xllamacpp wheel, whose kernels use AVX2 at most.
 --native        A GGUF file for llama.cpp compiled for this machine (`CMAKE_ARGS=-DGGML_NATIVE=ON
                 pip install --no-binary llama-cpp-python llama-cpp-python`).
+--openvino      A folder from `optimum-cli export openvino --weight-format int4 --group-size 32
+                --sym --ratio 1.0` (`pip install optimum-intel openvino-genai 'transformers<5'` in
+                an environment of its own). The table gets 8 bits.
 --optimum       A .pte from optimum-executorch 1.1 (`pip install --no-deps`, with torch 2.13),
                 exported with `--use_custom_sdpa --use_custom_kv_cache --qlinear 8da4w
                 --qembedding 8w`.
@@ -34,7 +37,8 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-_KINDS = ("bundle", "genai", "llama", "native", "optimum", "transformers")
+_KINDS = ("bundle", "genai", "llama", "native", "openvino", "optimum", "transformers")
+_WARM_UP = 128, 16  # tokens of the prompt, and new ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +96,16 @@ def compare(
     new_tokens: int,
     rounds: int,
 ) -> list[Figures]:
-    """Medians over the rounds. Each round starts with another peer; the first only warms up."""
+    """Medians over the rounds. Each round starts with another peer; before them all warm up."""
     workers = [_start(kind, path, threads) for kind, path in peers]
+    for worker in workers:
+        _ask(worker, *_WARM_UP)
     samples: list[list[list[dict[str, float]]]] = [[[] for _ in peers] for _ in prompts]
     for prompt, runs in zip(prompts, samples, strict=True):
-        for turn in range(rounds + 1):
+        for turn in range(rounds):
             for position in range(len(peers)):
                 peer = (turn + position) % len(peers)
-                seconds = _ask(workers[peer], prompt, new_tokens)
-                if turn:
-                    runs[peer].append(seconds)
+                runs[peer].append(_ask(workers[peer], prompt, new_tokens))
     for worker in workers:
         worker.terminate()
     return [
