@@ -12,6 +12,7 @@ import pytest
 import torch
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize as ggml_dequantize
+from tokenizers import Tokenizer
 
 from gemma_export.checkpoint.gguf import open_gguf
 from gemma_export.checkpoint.gguf_tokenizer import rebuild_tokenizer
@@ -29,7 +30,7 @@ from gemma_export.targets.gguf.block_types import block_type
 from gemma_export.targets.gguf.blocks import pack_blocks
 from gemma_export.targets.gguf.metadata import model_metadata
 from gemma_export.targets.gguf.target import GgufTarget
-from gemma_export.targets.gguf.vocabulary import gguf_vocabulary, make_vocabulary
+from gemma_export.targets.gguf.vocabulary import BYTE, gguf_vocabulary, make_vocabulary
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import CheckpointError, MissingExtra, SessionError, TargetError
 from gemma_runtime.measure.bench import measure
@@ -47,6 +48,7 @@ from tests.export.rewinding import (
     check_rewinds,
     cut,
 )
+from tests.runtime.conftest import small_tokenizer
 
 Q4_0, Q4_1, Q8_0 = (GGMLQuantizationType[name] for name in ("Q4_0", "Q4_1", "Q8_0"))
 MODELS = pytest.mark.parametrize(
@@ -303,6 +305,22 @@ def test_merges_that_scores_can_t_express_are_refused() -> None:
 
 
 @pytest.mark.real
+def test_a_tab_that_stands_for_its_byte_gets_the_byte_s_name() -> None:
+    """As in Gemma 2's own vocabulary. llama.cpp reads the number of a byte from its name."""
+    tokenizer = json.loads(small_tokenizer().to_str())
+    vocab = tokenizer["model"]["vocab"]
+    tab = vocab.pop("<0x09>")
+    vocab["\t"] = tab
+    config = replace(config_from_hf(GEMMA2), vocab_size=len(vocab))
+    keys = make_vocabulary("m", json.dumps(tokenizer).encode(), config)
+    tokens, types = keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"]
+    assert isinstance(tokens, list)
+    assert isinstance(types, np.ndarray)
+    assert (tokens[tab], types[tab]) == ("<0x09>", BYTE)
+    again = Tokenizer.from_str(rebuild_tokenizer(HERE, keys).decode())
+    assert again.encode("in\tin", add_special_tokens=False).ids == [vocab["in"], tab, vocab["in"]]
+
+
 def test_the_real_vocabulary_gets_the_original_scores(tmp_path: Path) -> None:
     original = read_header(find_demo_gguf()).metadata
     checkpoint = open_gguf(find_demo_gguf())

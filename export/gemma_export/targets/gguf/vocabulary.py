@@ -94,10 +94,7 @@ def make_vocabulary(where: str, tokenizer_json: bytes, config: GemmaConfig) -> d
     merges = [_pair(merge) for merge in model["merges"]]
     return {
         "tokenizer.ggml.model": kind,
-        TOKENS: [
-            piece.replace(SPACE, " ") if kind == USER_DEFINED else piece
-            for piece, kind in zip(pieces, types, strict=True)
-        ],
+        TOKENS: [_text(piece, kind) for piece, kind in zip(pieces, types, strict=True)],
         _TYPES: np.array(types, np.int32),
         **(_ranks(pieces, merges) if kind == MERGED else _scores(where, pieces, types, merges)),
         **_special(pieces, config, model.get("unk_token")),
@@ -118,6 +115,13 @@ def _type(piece: str, added: Mapping[str, Any] | None, tabs: tuple[str, ...]) ->
         return CONTROL if is_control else USER_DEFINED
     is_byte = re.fullmatch(r"<0x[0-9A-F]{2}>", piece) or piece in tabs
     return BYTE if is_byte else NORMAL
+
+
+def _text(piece: str, kind: int) -> str:
+    """As llama.cpp wants it: it reads the number of a byte from its name, also that of the tab."""
+    if kind == BYTE and piece == "\t":
+        return "<0x09>"
+    return piece.replace(SPACE, " ") if kind == USER_DEFINED else piece
 
 
 def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
