@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from gemma_export.checkpoint.gguf import open_gguf
 from gemma_export.checkpoint.gguf_tokenizer import rebuild_tokenizer
 from gemma_export.checkpoint.packaged import find_demo_gguf
+from gemma_export.checkpoint.piece_tokenizer import BYTE
 from gemma_export.formats.codes import Codes, dequantize, pack
 from gemma_export.formats.format import Format
 from gemma_export.formats.gguf_file import read_header
@@ -30,7 +31,7 @@ from gemma_export.targets.gguf.block_types import block_type
 from gemma_export.targets.gguf.blocks import pack_blocks
 from gemma_export.targets.gguf.metadata import model_metadata
 from gemma_export.targets.gguf.target import GgufTarget
-from gemma_export.targets.gguf.vocabulary import BYTE, gguf_vocabulary, make_vocabulary
+from gemma_export.targets.gguf.vocabulary import gguf_vocabulary, make_vocabulary
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import CheckpointError, MissingExtra, SessionError, TargetError
 from gemma_runtime.measure.bench import measure
