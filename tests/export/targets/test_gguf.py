@@ -305,7 +305,6 @@ def test_merges_that_scores_can_t_express_are_refused() -> None:
         make_vocabulary("m", json.dumps(tokenizer).encode(), config_from_hf(GEMMA3))
 
 
-@pytest.mark.real
 def test_a_tab_that_stands_for_its_byte_gets_the_byte_s_name() -> None:
     """As in Gemma 2's own vocabulary. llama.cpp reads the number of a byte from its name."""
     tokenizer = json.loads(small_tokenizer().to_str())
@@ -322,6 +321,7 @@ def test_a_tab_that_stands_for_its_byte_gets_the_byte_s_name() -> None:
     assert again.encode("in\tin", add_special_tokens=False).ids == [vocab["in"], tab, vocab["in"]]
 
 
+@pytest.mark.real
 def test_the_real_vocabulary_gets_the_original_scores(tmp_path: Path) -> None:
     original = read_header(find_demo_gguf()).metadata
     checkpoint = open_gguf(find_demo_gguf())
