@@ -31,22 +31,8 @@ from gemma_runtime.formats.safetensors import TensorInfo
 _RECIPES = {"onnx": ("int4", "int4-g128", "mixed"), "gguf": ("int4", "int4-table8")}
 _ROWS = 8192  # of a weight, written at once
 _ARCHITECTURES = {"gemma2": "Gemma2ForCausalLM", "gemma3": "Gemma3ForCausalLM"}
-# The builder reads Gemma 3's ropes as transformers 4 named them; transformers 5 nests them.
-_BUILD = """
-import copy, runpy
-import onnxruntime_genai.models  # it makes the next import possible
-from builders import gemma
-first = gemma.Gemma3Model.__init__
-def flat(self, config, *others):
-    ropes = config.rope_parameters
-    config = copy.deepcopy(config)
-    config.rope_local_base_freq = ropes["sliding_attention"]["rope_theta"]
-    config.rope_theta = ropes["full_attention"]["rope_theta"]
-    config.rope_parameters = dict(ropes["full_attention"])
-    first(self, config, *others)
-gemma.Gemma3Model.__init__ = flat
-runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
-"""
+_RUNNERS = Path(__file__).parents[1] / "conformance" / "gemma_conformance" / "runners"
+_BUILD = _RUNNERS / "build_genai.py"
 
 
 def main() -> None:
@@ -97,7 +83,7 @@ def _export(checkpoint: str, target: str, recipe: str, output: Path) -> None:
 
 
 def build_genai(folder: Path, output: Path) -> None:
-    command = [sys.executable, "-c", _BUILD, "-m", str(folder), "-o", str(output)]
+    command = [sys.executable, str(_BUILD), "-m", str(folder), "-o", str(output)]
     command += ["-p", "int4", "-e", "cpu", "-c", str(output / "cache")]
     subprocess.run(command, check=True)
 

@@ -57,7 +57,7 @@ def families() -> str:
                 family.title,
                 _code((*family.text_types, *family.multimodal)),
                 _code(family.classes),
-                _head_targets(family) if family.dense is None else "none",
+                _head_targets(family) if not family.is_encoder else "none",
             )
             for family in (*FAMILIES.values(), *ENCODERS.values())
         ),

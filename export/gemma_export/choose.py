@@ -29,6 +29,11 @@ class Choice:
         return () if self.reason is None else (f"recipe {self.recipe.name}: {self.reason}",)
 
 
+def exact_choice() -> Choice:
+    """The recipe of --require-exact."""
+    return Choice(RECIPES["source"], "--require-exact asks for the checkpoint's own codes")
+
+
 @dataclass(frozen=True, slots=True)
 class Needs:
     """What a recipe has to suit."""

@@ -315,9 +315,8 @@ def _print_plans(plans: "list[Plan] | list[EmbeddingPlan]", json: bool) -> None:
 
 
 def _print_results(results: "list[ExportResult | EmbeddingResult]", json: bool) -> None:
-    from gemma_export.embedding.summary import summarize_embedding
     from gemma_export.pipeline import ExportResult
-    from gemma_export.summary import render_summary, summarize
+    from gemma_export.summary import render_summary, summarize, summarize_embedding
 
     summaries = [
         summarize(result) if isinstance(result, ExportResult) else summarize_embedding(result)

@@ -11,9 +11,9 @@ def plan_model(request: ExportRequest) -> list[Plan] | list[EmbeddingPlan]:
     checkpoint, config = find_planned(request)
     if not config.is_encoder:
         return plan_found(request, checkpoint, config)
-    recipe, reason = choose_encoder_recipe(request)
-    files = None
+    choice = choose_encoder_recipe(request)
+    recipe, files = choice.recipe, None
     if checkpoint is not None:
         recipe, files = kept_recipe(recipe, checkpoint), encoder_files(checkpoint)
     context = encoder_context(request, config, files)
-    return [plan_encoder(config, recipe, context, name, reason) for name in request.targets]
+    return [plan_encoder(config, recipe, context, name, choice.reason) for name in request.targets]

@@ -12,7 +12,7 @@ from gemma_export.checkpoint.open import (
     open_checkpoint,
     planned_config,
 )
-from gemma_export.choose import Choice, Needs, choose_recipe, fitted
+from gemma_export.choose import Choice, Needs, choose_recipe, exact_choice, fitted
 from gemma_export.device import HOST, check_device, kind_of
 from gemma_export.model.config import GemmaConfig
 from gemma_export.model.sizes import find_official
@@ -170,7 +170,7 @@ def find_choice(
     if request.recipe is not None:
         return Choice(fitted(request.recipe, config, targets))
     if request.require_exact:
-        return Choice(RECIPES["source"], "--require-exact asks for the checkpoint's own codes")
+        return exact_choice()
 
     has_text = has_text or _text_check(request, model)
     source = None if isinstance(model, GemmaConfig) else kept_recipe(RECIPES["source"], model)
@@ -278,12 +278,21 @@ def bundle_folder(
     return request.output if len(request.targets) == 1 else request.output / name
 
 
-def export_geometry(request: ExportRequest, config: GemmaConfig) -> Geometry:
-    longest = config.max_position
-    context = request.context_length or min(_DEFAULT_CONTEXT, longest)
-    prefill = request.prefill_length or min(_DEFAULT_PREFILL, context)
+def find_context(request: ExportRequest, longest: int, usual: int) -> int:
+    """The context asked for, or else the usual one of a model that supports so many tokens.
+
+    Raises TargetError if the model does not support it.
+    """
+    context = request.context_length or min(usual, longest)
     if not 2 <= context <= longest:
         raise TargetError(f"--context is {context}; this model supports 2 to {longest} tokens")
+    return context
+
+
+def export_geometry(request: ExportRequest, config: GemmaConfig) -> Geometry:
+    longest = config.max_position
+    context = find_context(request, longest, _DEFAULT_CONTEXT)
+    prefill = request.prefill_length or min(_DEFAULT_PREFILL, context)
     if not 1 <= prefill <= context:
         raise TargetError(f"--prefill is {prefill}; expected 1 to {context}, the context length")
     return Geometry(context, prefill, request.full_cache)

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from rich.console import RenderableType
 from rich.table import Table
 
-from gemma_export.embedding.summary import EmbeddingSummary, cost_of, embedding_lines
+from gemma_export.embedding.pipeline import EmbeddingResult
 from gemma_export.pipeline import ExportResult
 from gemma_export.targets import target_spec
+from gemma_runtime.embedding_bundle import VectorAgreement
 from gemma_runtime.machine import format_bytes
 from gemma_runtime.manifest import Agreement
 
@@ -56,6 +57,50 @@ def summarize(result: ExportResult) -> Summary:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class EmbeddingSummary:
+    """Results of one export of an encoder."""
+
+    bundle: str
+    target: str
+    model: str
+    recipe: str
+    reason: str | None  # why --quant auto chose it
+    bits_per_weight: float
+    codes_digest: str
+    bytes: int
+    context_length: int
+    dimensions: int
+    prompts: tuple[str, ...]  # names
+    quality: VectorAgreement  # quantized against float32 weights, both run by the reference
+    seconds: float
+    peak_rss_bytes: int
+    device: str  # what ran the reference
+    peak_device_bytes: int | None  # of its own memory; None for the host
+
+
+def summarize_embedding(result: EmbeddingResult) -> EmbeddingSummary:
+    manifest = result.bundle.manifest
+    return EmbeddingSummary(
+        bundle=str(result.bundle.directory),
+        target=manifest.target.name,
+        model=manifest.model.id,
+        recipe=manifest.quantization.recipe,
+        reason=result.reason,
+        bits_per_weight=manifest.quantization.bits_per_weight,
+        codes_digest=manifest.quantization.codes_digest,
+        bytes=sum(file.bytes for file in manifest.files.values()),
+        context_length=manifest.context_length,
+        dimensions=manifest.dimensions,
+        prompts=tuple(manifest.prompts),
+        quality=manifest.quality,
+        seconds=result.seconds,
+        peak_rss_bytes=result.peak_rss_bytes,
+        device=result.device,
+        peak_device_bytes=result.peak_device_bytes,
+    )
+
+
 def render_summary(summary: Summary | EmbeddingSummary) -> RenderableType:
     """A table of labels and values under the bundle's folder."""
     table = Table(show_header=False, box=None, title=summary.bundle, title_justify="left")
@@ -66,7 +111,7 @@ def render_summary(summary: Summary | EmbeddingSummary) -> RenderableType:
 
 def _lines(summary: Summary | EmbeddingSummary) -> list[tuple[str, str]]:
     if isinstance(summary, EmbeddingSummary):
-        return embedding_lines(summary)
+        return _embedding_lines(summary)
     caches = summary.cache_quality
     of_caches = f"; int8 caches alone: {_distance(caches)}" if caches else ""
     return [
@@ -79,9 +124,38 @@ def _lines(summary: Summary | EmbeddingSummary) -> list[tuple[str, str]]:
             f"{_distance(summary.quality)} of the weights alone, to float32 ones, over "
             f"{summary.quality.positions} golden tokens" + of_caches,
         ),
-        ("export", cost_of(summary)),
+        ("export", _cost(summary)),
         ("next", target_spec(summary.target).next_step.format(bundle=summary.bundle)),
     ]
+
+
+def _embedding_lines(summary: EmbeddingSummary) -> list[tuple[str, str]]:
+    quality = summary.quality
+    return [
+        ("model", summary.model),
+        ("weights", f"{summary.recipe}, {summary.bits_per_weight:.2f} bits"),
+        ("size", format_bytes(summary.bytes)),
+        (
+            "vectors",
+            f"{summary.dimensions} numbers; texts of up to {summary.context_length} tokens",
+        ),
+        ("prompts", ", ".join(summary.prompts) or "none"),
+        (
+            "quality",
+            f"cosine {quality.mean_cosine:.5f}, least {quality.min_cosine:.5f}, of the weights "
+            f"alone, to float32 ones, over {quality.texts} golden texts",
+        ),
+        ("export", _cost(summary)),
+        ("next", f"gemma-runtime verify {summary.bundle}"),
+    ]
+
+
+def _cost(summary: Summary | EmbeddingSummary) -> str:
+    """Time and peak memory of an export."""
+    text = f"{summary.seconds:.1f} s, peak {format_bytes(summary.peak_rss_bytes)}"
+    if summary.peak_device_bytes is None:
+        return text
+    return f"{text}, and {format_bytes(summary.peak_device_bytes)} of {summary.device}"
 
 
 def _distance(quality: Agreement) -> str:

@@ -15,7 +15,6 @@ from gemma_runtime.bundle import (
     read_manifest,
 )
 from gemma_runtime.errors import BundleError
-from gemma_runtime.formats.json_bytes import decode_json
 from gemma_runtime.manifest import (
     ENCODER,
     File,
@@ -23,7 +22,7 @@ from gemma_runtime.manifest import (
     Model,
     Quantization,
     Target,
-    check_schema,
+    decode_manifest,
     read_schema,
 )
 from gemma_runtime.manifest_sizes import LARGEST, VOCABULARY, check_graphs, check_numbers
@@ -69,11 +68,7 @@ class EmbeddingManifest:
     @classmethod
     def from_json(cls, text: bytes) -> Self:
         """Parse a manifest. Raises BundleError for another kind or schema, or an invalid field."""
-        check_schema(text, ENCODER)
-        try:
-            manifest = decode_json(text, cls)
-        except msgspec.DecodeError as error:  # ValidationError is one
-            raise BundleError(f"manifest.json is not valid: {error}; export again") from error
+        manifest = decode_manifest(text, ENCODER, cls)
         manifest._check()
         return manifest
 

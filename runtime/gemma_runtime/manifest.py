@@ -7,7 +7,7 @@ copy none. After the first release, a new field raises `SCHEMA_VERSION`.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
+from typing import Self, TypeVar
 
 import msgspec
 
@@ -18,6 +18,7 @@ SCHEMA_VERSION = 2
 DECODER, ENCODER = "decoder", "encoder"  # kinds of bundles: for text, and for vectors of texts
 _PURPOSES = {DECODER: "generates text", ENCODER: "gives vectors of texts"}
 _COMMANDS = {DECODER: "gemma-runtime run", ENCODER: "gemma-runtime embed"}
+M = TypeVar("M")
 CACHE_WIDTHS = {"float32": 4, "float16": 2, "int8": 1}  # bytes
 
 
@@ -256,11 +257,7 @@ class Manifest:
     @classmethod
     def from_json(cls, text: bytes) -> Self:
         """Parse a manifest. Raises BundleError for another schema or an invalid field."""
-        check_schema(text, DECODER)
-        try:
-            manifest = decode_json(text, cls)
-        except msgspec.DecodeError as error:  # ValidationError is one
-            raise BundleError(f"manifest.json is not valid: {error}; export again") from error
+        manifest = decode_manifest(text, DECODER, cls)
         if manifest.cache_dtype not in CACHE_WIDTHS:
             raise BundleError(
                 f"manifest.json is not valid: cache_dtype is {manifest.cache_dtype!r}, expected "
@@ -302,6 +299,15 @@ class Manifest:
 class Schema:
     schema_version: int
     kind: str = DECODER
+
+
+def decode_manifest(text: bytes, kind: str, into: type[M]) -> M:
+    """Raise BundleError for another kind or schema, and for an invalid field."""
+    check_schema(text, kind)
+    try:
+        return decode_json(text, into)
+    except msgspec.DecodeError as error:  # ValidationError is one
+        raise BundleError(f"manifest.json is not valid: {error}; export again") from error
 
 
 def check_schema(text: bytes, kind: str) -> None:

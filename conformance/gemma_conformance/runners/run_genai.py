@@ -9,25 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime_genai as genai
 
-# The builder reads the settings of Gemma 3's rope as transformers 4 named them. transformers 5
-# nests them, and builds its own model from the nested ones: so only what the builder reads is
-# flattened.
-_BUILD = """
-import copy, runpy
-import onnxruntime_genai.models  # it makes the next import possible
-from builders import gemma
-first = gemma.Gemma3Model.__init__
-def flat(self, config, *others):
-    ropes = config.rope_parameters
-    if "sliding_attention" in ropes:
-        config = copy.deepcopy(config)
-        config.rope_local_base_freq = ropes["sliding_attention"]["rope_theta"]
-        config.rope_theta = ropes["full_attention"]["rope_theta"]
-        config.rope_parameters = dict(ropes["full_attention"])
-    first(self, config, *others)
-gemma.Gemma3Model.__init__ = flat
-runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
-"""
+_BUILD = Path(__file__).with_name("build_genai.py")
 
 
 class _Engine:
@@ -78,7 +60,7 @@ class _Engine:
 
 def open_engine(folder: str, scratch: str, options: dict[str, str]) -> _Engine:
     output = Path(scratch) / "model"
-    command = [sys.executable, "-c", _BUILD, "-m", folder]
+    command = [sys.executable, str(_BUILD), "-m", folder]
     command += ["-o", str(output), "-p", "fp32", "-e", "cpu", "-c", str(Path(scratch) / "cache")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

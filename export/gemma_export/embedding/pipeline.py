@@ -58,9 +58,9 @@ def export_encoder(
 ) -> EmbeddingResult:
     """Write one bundle. It is written completely or not at all."""
     refuse_ranks("exporting a model that gives vectors")
-    chosen, reason = choose_encoder_recipe(request)
+    choice = choose_encoder_recipe(request)
     encoder = encoder_files(checkpoint)
-    resolved = resolve_recipe(chosen, checkpoint)
+    resolved = resolve_recipe(choice.recipe, checkpoint)
     if request.require_exact:
         require_exact(resolved)
     recipe, context = resolved.recipe, encoder_context(request, checkpoint.config, encoder)
@@ -68,10 +68,9 @@ def export_encoder(
     check_writable(output, request.force)
     memory = DeviceCeiling(device, request.max_vram)
     ceiling = MemoryCeiling(request.max_ram, memory)
-    plan = plan_encoder(checkpoint.config, recipe, context, request.targets[0], reason)
+    plan = plan_encoder(checkpoint.config, recipe, context, request.targets[0], choice.reason)
     ceiling.check_estimate(plan.export_peak_bytes)
-    chosen_note = () if reason is None else (f"recipe {recipe.name}: {reason}",)
-    for note in (*checkpoint.notes, *chosen_note, *resolved.notes, *unused_note(device)):
+    for note in (*checkpoint.notes, *choice.notes, *resolved.notes, *unused_note(device)):
         report.note(note)
 
     text = read_encoder_text(checkpoint, encoder, context)
@@ -92,7 +91,7 @@ def export_encoder(
         ceiling.check_peak()
     return EmbeddingResult(
         EmbeddingBundle(output, manifest), time.monotonic() - started, peak_rss_bytes(),
-        str(device), memory.peak_bytes(), reason,
+        str(device), memory.peak_bytes(), choice.reason,
     )  # fmt: skip
 
 

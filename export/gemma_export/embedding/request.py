@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING
 
 from gemma_export.checkpoint import Checkpoint
+from gemma_export.choose import Choice, exact_choice
 from gemma_export.model.config import GemmaConfig
-from gemma_export.quantize.recipe import RECIPES, Recipe
-from gemma_export.request import ExportRequest
+from gemma_export.quantize.recipe import RECIPES
+from gemma_export.request import ExportRequest, find_context
 from gemma_export.targets import refuse_encoder
 from gemma_runtime.errors import CheckpointError, RecipeError, TargetError
 
@@ -17,8 +18,8 @@ _REASON = "vectors have no calibrated recipes, and 8 bits keep them nearly as th
 _LONGEST = 2048  # default context of models that name none: memory grows with its square
 
 
-def choose_encoder_recipe(request: ExportRequest) -> tuple[Recipe, str | None]:
-    """The recipe, and why, unless the user chose it.
+def choose_encoder_recipe(request: ExportRequest) -> Choice:
+    """The request's own recipe, or else the usual one.
 
     Raises a GemmaError for what has no meaning for vectors.
     """
@@ -38,16 +39,16 @@ def choose_encoder_recipe(request: ExportRequest) -> tuple[Recipe, str | None]:
                 f"{flag} is for models that generate text, and this one gives vectors; leave it out"
             )
     if request.recipe is None and request.require_exact:
-        return RECIPES["source"], "--require-exact asks for the checkpoint's own codes"
+        return exact_choice()
     if request.recipe is None:
-        return RECIPES[_DEFAULT_RECIPE], _REASON
+        return Choice(RECIPES[_DEFAULT_RECIPE], _REASON)
     if request.recipe.is_calibrated:
         plain = ", ".join(name for name, one in RECIPES.items() if not one.is_calibrated)
         raise RecipeError(
             f"recipe {request.recipe.name} is calibrated, which models that give vectors can't be "
             f"yet; choose from {plain}"
         )
-    return request.recipe, None
+    return Choice(request.recipe)
 
 
 def encoder_context(
@@ -55,12 +56,7 @@ def encoder_context(
 ) -> int:
     """Most tokens of a text: what is asked for, or else what the checkpoint's own files say."""
     own = encoder.max_tokens if encoder is not None else None
-    context = request.context_length or min(own or _LONGEST, config.max_position)
-    if not 2 <= context <= config.max_position:
-        raise TargetError(
-            f"--context is {context}; this model supports 2 to {config.max_position} tokens"
-        )
-    return context
+    return find_context(request, config.max_position, own or _LONGEST)
 
 
 def encoder_files(checkpoint: Checkpoint) -> "EncoderFiles | None":

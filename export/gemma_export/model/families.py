@@ -78,6 +78,10 @@ class Family:
         """The model types of its text models."""
         return (self.model_type, *self.also)
 
+    @property
+    def is_encoder(self) -> bool:
+        return self.dense is not None
+
     def hub_name(self, size: str) -> str:
         """The hub id of an official checkpoint."""
         return self.hub_id.format(size=size, SIZE=size.upper())

@@ -46,7 +46,7 @@ def config_from_hf(config: Json) -> GemmaConfig:
     """
     text = _text_config(config)
     family = _family(text)
-    check_attention(config, text, is_encoder=family.dense is not None)
+    check_attention(config, text, is_encoder=family.is_encoder)
     _check_supported(text, family)
     hidden, dtype = _positive(text, "hidden_size"), _dtype(config, text)
     kinds, heads = _kinds(text, family), _positive(text, "num_attention_heads")
@@ -96,7 +96,7 @@ def config_from_hf(config: Json) -> GemmaConfig:
         post_norms=family.post_norms,
         mlp_norm=family.mlp_norm,
         per_layer_table=family.per_layer_table,
-        is_encoder=family.dense is not None,
+        is_encoder=family.is_encoder,
         dense=_dense(text, family),
         renamed=family.renamed,
     )

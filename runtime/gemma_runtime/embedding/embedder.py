@@ -1,6 +1,7 @@
 """Makes vectors of texts on ONNX Runtime. N texts, D dimensions."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -39,12 +40,10 @@ class Embedder:
 
         target = bundle.manifest.target
         check_runtime("onnxruntime", onnxruntime.__version__, target.min_runtime_version)
-        self._manifest = bundle.manifest
+        self._bundle, self._manifest = bundle, bundle.manifest
         self._io = bundle.manifest.graph(graph)
         path = bundle.directory / self._io.file
         self._session: ort.InferenceSession | None = load_model(path, threads)
-        has_tokenizer = "tokenizer" in bundle.manifest.roles
-        self._tokenizer = Tokenizer(bundle.path("tokenizer")) if has_tokenizer else None
 
     @property
     def dimensions(self) -> int:
@@ -77,11 +76,6 @@ class Embedder:
 
     def encode(self, text: str, prompt: str | None = None, *, truncate: bool = False) -> list[int]:
         """The token ids of a text with its prompt, and what is put around it."""
-        if self._tokenizer is None:
-            raise TokenizerError(
-                "the bundle has no tokenizer (bundles of random weights never have one); export "
-                "from a checkpoint that has a tokenizer.json"
-            )
         manifest = self._manifest
         ids = _joined(self._tokenizer, self._beginning(prompt), text)
         room = manifest.context_length - len(manifest.before) - len(manifest.after)
@@ -117,6 +111,16 @@ class Embedder:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        """Opened for the first text: goldens have tokens already, and it takes a second."""
+        if "tokenizer" not in self._manifest.roles:
+            raise TokenizerError(
+                "the bundle has no tokenizer (bundles of random weights never have one); export "
+                "from a checkpoint that has a tokenizer.json"
+            )
+        return Tokenizer(self._bundle.path("tokenizer"))
 
     def _beginning(self, prompt: str | None) -> str:
         name = prompt if prompt is not None else self._manifest.default_prompt

@@ -17,7 +17,7 @@ from gemma_runtime.embedding.verify import (
     verify_embeddings,
 )
 from gemma_runtime.embedding_bundle import EmbeddingBundle, open_embedding_bundle
-from gemma_runtime.errors import BundleError, ContextFull, SessionError
+from gemma_runtime.errors import BundleError, ContextFull, SessionError, TokenizerError
 from gemma_runtime.proof.verify import Verdict
 from tests.export.embedding.conftest import export, set_template
 from tests.export.embedding.encoders import DOCUMENT, QUERY, their_vector
@@ -157,6 +157,16 @@ def test_shorter_vectors_are_the_first_numbers_at_length_1(bundle: EmbeddingBund
             embedder.embed(["a"], "querry")
     with pytest.raises(SessionError, match="closed"):
         embedder.run([1])
+
+
+def test_a_bundle_without_a_tokenizer_takes_token_ids_only(folder: Path, tmp_path: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    made = export(folder, "int8", tmp_path / "made")
+    assert verify_embeddings(made).verdict is Verdict.PASS
+    with open_embedder(made) as embedder:
+        assert embedder.run([2, 5, 1]).shape == (64,)
+        with pytest.raises(TokenizerError, match="the bundle has no tokenizer"):
+            embedder.embed(["a"])
 
 
 def test_verify_fails_for_vectors_of_another_model(bundle: EmbeddingBundle, tmp_path: Path) -> None:
