@@ -143,6 +143,7 @@ def test_a_thought_that_the_template_begins_is_not_part_of_the_reply(tokenizer: 
 def test_a_constraint_holds_what_follows_a_thought(
     tokenizer: Tokenizer, template: str, after: str, said: str, thinking: bool
 ) -> None:
+    pytest.importorskip("llguidance")
     chat = talk(saying(tokenizer, said, after=after), tokenizer, thinking, template)
     reply = chat.send("us", constraint=Constraint.choice(["us", "use"]))
     assert "".join(reply) == "us"
@@ -152,6 +153,7 @@ def test_a_constraint_holds_what_follows_a_thought(
 
 def test_a_constrained_reply_does_not_end_within_a_thought(tokenizer: Tokenizer) -> None:
     """The stop token would leave an answer that is no JSON, and looks complete."""
+    pytest.importorskip("llguidance")
     chat = talk(saying(tokenizer, "thought\nin", after="<|channel>"), tokenizer, template=OPENS)
     reply = chat.send("us", 20, Constraint.choice(["us"]))
     assert "".join(reply) == ""
@@ -159,6 +161,7 @@ def test_a_constrained_reply_does_not_end_within_a_thought(tokenizer: Tokenizer)
 
 
 def test_a_constraint_leaves_no_thought_that_nobody_asked_for(tokenizer: Tokenizer) -> None:
+    pytest.importorskip("llguidance")
     session = saying(tokenizer, "<|channel>thought\nin the<channel|>us")
     reply = talk(session, tokenizer).send("us", constraint=Constraint.choice(["us"]))
     assert "".join(reply) == "us"
