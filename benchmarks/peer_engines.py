@@ -6,8 +6,8 @@ Each line on stdin has a number of prompt tokens and a number of new tokens; the
 with the seconds of both, and memory. A first line says that the model is loaded.
 
 The timed loop is a graph call and an argmax for --bundle, --optimum, --native and --transformers;
-the generator's greedy search for --genai and --openvino; and, for --llama, a request to its server,
-with sampler and detokenizer, timed by that server.
+the generator's greedy search for --genai and --openvino; for --llama, a request to its server, with
+sampler and detokenizer, timed by that server; and what its own benchmark says for --litert.
 
 Loading includes the import of the engine. Anonymous memory is what the process holds after its last
 turn besides mapped files: heap, caches, weights that the engine repacked.
@@ -182,6 +182,27 @@ def _open_openvino(path: Path, threads: int) -> Serve:
     return run
 
 
+def _open_litert(path: Path, threads: int) -> Serve:
+    """Its own benchmark opens the model for each turn, outside of the times, and closes it then."""
+    import litert_lm
+
+    def run(prompt: list[int], new: int) -> tuple[float, float]:
+        info = litert_lm.Benchmark(
+            str(path / "model.litertlm"),
+            litert_lm.Backend.CPU(thread_count=threads),
+            prefill_tokens=len(prompt),
+            decode_tokens=new,
+            max_num_tokens=_CONTEXT,
+        ).run()
+        counts = info.last_prefill_token_count, info.last_decode_token_count
+        if counts != (len(prompt), new):
+            raise SystemExit(f"error: LiteRT-LM read and wrote {counts} tokens")
+        prefill = len(prompt) / info.last_prefill_tokens_per_second
+        return prefill, new / info.last_decode_tokens_per_second
+
+    return run
+
+
 def _open_optimum(path: Path, threads: int) -> Serve:
     import executorch.kernels.quantized  # noqa: F401  registers embedding_byte
     import optimum.exporters.executorch.__main__  # noqa: F401  registers custom_sdpa
@@ -233,6 +254,7 @@ OPENERS: dict[str, Callable[[Path, int], Serve]] = {
     "llama": _open_llama,
     "native": _open_native,
     "openvino": _open_openvino,
+    "litert": _open_litert,
     "optimum": _open_optimum,
     "transformers": _open_transformers,
 }

@@ -17,6 +17,11 @@ line run:
 --openvino      A folder from `optimum-cli export openvino --weight-format int4 --group-size 32
                 --sym --ratio 1.0` (`pip install optimum-intel openvino-genai 'transformers<5'` in
                 an environment of its own). The table gets 8 bits.
+--litert        A folder from `litert-torch export_hf --quantization_recipe=dynamic_wi4b32_afp32
+                --cache_length=4096 --prefill_lengths=[128,512]` (`pip install litert-torch
+                tensorflow-cpu` in an environment of its own; here only `pip install
+                litert-lm-api`). Its memory is measured after its model is closed: only the peak
+                says something.
 --optimum       A .pte from optimum-executorch 1.1 (`pip install --no-deps`, with torch 2.13),
                 exported with `--use_custom_sdpa --use_custom_kv_cache --qlinear 8da4w
                 --qembedding 8w`.
@@ -37,7 +42,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-_KINDS = ("bundle", "genai", "llama", "native", "openvino", "optimum", "transformers")
+_KINDS = ("bundle", "genai", "llama", "native", "openvino", "litert", "optimum", "transformers")
 _WARM_UP = 128, 16  # tokens of the prompt, and new ones
 
 
@@ -86,6 +91,8 @@ def find_models(folder: Path) -> list[tuple[str, Path]]:
         peers += [("llama", path) for path in ggufs]
     if find_spec("llama_cpp"):
         peers += [("native", path) for path in ggufs]
+    if find_spec("litert_lm"):
+        peers += [("litert", path) for path in sorted(folder.glob("litert-*/"))]
     return peers
 
 
