@@ -3,7 +3,9 @@
     python benchmarks/quality.py --checkpoint demo --text benchmarks/text.txt
 
 Exports the checkpoint once per recipe, scores the text with each bundle, and compares the full
-distributions at every position. A blank line in the text starts a new segment.
+distributions at every position. A blank line in the text starts a new segment. `--text` may also be
+a folder with files for each language, such as language_texts.py writes. The table tells where a
+recipe loses most: in which language, or in which segment of a file.
 
 `NAME@BITS` means a recipe with a budget (`--quant NAME --bits BITS`), and `+int8-cache` after it
 means int8 caches (`--cache int8`). `llama.cpp-q4_0` means the codes of llama.cpp's own Q4_0
@@ -12,6 +14,8 @@ quantizer, exported unchanged.
 
 import argparse
 import sys
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,6 +40,7 @@ from gemma_export.targets.gguf.metadata import model_metadata
 from gemma_export.targets.gguf.vocabulary import gguf_vocabulary
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.contents.gguf_names import gguf_name
+from gemma_runtime.proof.texts import language_of, read_segments
 from gemma_runtime.session import open_session
 from gemma_runtime.text.tokenizer import load_tokenizer
 
@@ -56,6 +61,9 @@ class Quality:
     top1: float
     perplexity: float
     reference_perplexity: float  # of the float32 bundle
+    worst: str  # the language, or the number of the segment, with the largest mean KL
+    worst_kl: float
+    median_language_kl: float
 
 
 def main() -> None:
@@ -68,10 +76,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     console = Console(stderr=True)
-    segments = options.text.read_text("utf-8").split("\n\n")
+    segments = read_segments(options.text)
     with TemporaryDirectory() as folder:
         teacher = _export(options.checkpoint, "none", Path(folder))
-        references = [_score(teacher, segment) for segment in segments]
+        references = {name: _score(teacher, text) for name, text in segments.items()}
         results = []
         for recipe in options.recipes:
             bundle = _export(options.checkpoint, recipe, Path(folder))
@@ -148,16 +156,22 @@ def _run(bundle: Bundle, tokens: list[int]) -> Logits:
     return logits
 
 
-def _measure(recipe: str, bundle: Bundle, references: list[tuple[list[int], Logits]]) -> Quality:
+def _measure(
+    recipe: str, bundle: Bundle, references: Mapping[str, tuple[list[int], Logits]]
+) -> Quality:
     kl, same, likelihoods, reference_likelihoods = [], [], [], []
-    for tokens, reference in references:
+    by_language = defaultdict(list)
+    for name, (tokens, reference) in references.items():
         scored = _run(bundle, tokens)
         kl.append((np.exp(reference) * (reference - scored)).sum(-1, dtype=np.float64))
+        by_language[language_of(name)].append(kl[-1])
         same.append(reference.argmax(-1) == scored.argmax(-1))
         rows = np.arange(len(tokens) - 1)
         likelihoods.append(scored[rows, tokens[1:]])
         reference_likelihoods.append(reference[rows, tokens[1:]])
     all_kl = np.concatenate(kl)
+    means = {name: float(np.concatenate(parts).mean()) for name, parts in by_language.items()}
+    worst = max(means, key=means.__getitem__)
     return Quality(
         recipe=recipe,
         bits_per_weight=bundle.manifest.quantization.bits_per_weight,
@@ -171,12 +185,15 @@ def _measure(recipe: str, bundle: Bundle, references: list[tuple[list[int], Logi
         top1=float(np.concatenate(same).mean()),
         perplexity=float(np.exp(-np.concatenate(likelihoods).mean())),
         reference_perplexity=float(np.exp(-np.concatenate(reference_likelihoods).mean())),
+        worst=worst,
+        worst_kl=means[worst],
+        median_language_kl=float(np.median(list(means.values()))),
     )
 
 
 def _table(results: list[Quality]) -> Table:
     table = Table(title=f"{results[0].positions} positions, against the float32 bundle")
-    headings = ("recipe", "bits", "MB", "mean KL", "median", "p99", "top-1", "perplexity")
+    headings = ("recipe", "bits", "MB", "mean KL", "worst", "median", "p99", "top-1", "perplexity")
     for heading in headings:
         table.add_column(heading)
     for q in results:
@@ -185,6 +202,7 @@ def _table(results: list[Quality]) -> Table:
             f"{q.bits_per_weight:.2f}",
             f"{q.artifact_bytes / 1e6:.0f}",
             f"{q.mean_kl:.4f}",
+            f"{q.worst}: {q.worst_kl:.4f} (×{q.worst_kl / q.median_language_kl:.1f})",
             f"{q.median_kl:.4f}",
             f"{q.p99_kl:.3f}",
             f"{q.top1:.1%}",
