@@ -7,9 +7,11 @@ from os.path import abspath
 from gemma_runtime.errors import GemmaError, nearest_first
 
 FLOAT32, MIXED, FLOAT16 = "float32", "float32, parts in float16", "float16"
+FLOAT16_SUMS = "float16, sums too"
 # Largest difference of a right logit. Rounding of float32 changes logits of the kit by 5e-5,
-# llama.cpp's GELU from a table of float16 by 1.8e-2, the smallest fault by 4.9e-2 where it bites.
-TOLERANCES = {FLOAT32: 1e-3, MIXED: 2e-2, FLOAT16: 0.1}
+# llama.cpp's GELU from a table of float16 by 1.8e-2, products added in float16 by 0.32, the
+# smallest fault by 4.9e-2 where it bites.
+TOLERANCES = {FLOAT32: 1e-3, MIXED: 2e-2, FLOAT16: 0.1, FLOAT16_SUMS: 0.4}
 
 
 class SystemUnknown(GemmaError):
@@ -68,7 +70,7 @@ SYSTEMS = (
         _OURS,
         ("gemma-export[coreai]",),
         {"target": "coreai"},
-        FLOAT16,
+        FLOAT16_SUMS,
     ),
     System(
         "llama.cpp",

@@ -28,6 +28,7 @@ from gemma_runtime.manifest import Manifest
 from gemma_runtime.proof.agreement import compare_logits
 from gemma_runtime.proof.goldens import top_logits
 from gemma_runtime.proof.verify import Verdict, verify_bundle
+from gemma_runtime.quiet import quiet
 from gemma_runtime.session import open_session
 from tests.export.conftest import (
     LOUD,
@@ -58,7 +59,7 @@ if find_spec("coreai") is None or find_spec("coreai_torch") is None:
 PREFILL = 8
 TOKENS = np.random.default_rng(2).integers(0, 96, 128).tolist()
 # Tolerance in logits: the runtime in the Linux wheel sums float16 products in float16, torch in
-# float32.
+# float32. A test below shows that.
 NEAR = 0.08
 
 SHORTS = (SHORT_GEMMA2, SHORT_GEMMA3)
@@ -190,6 +191,49 @@ def test_a_residual_beyond_float16_is_scaled_and_the_logits_stay_right(
     inputs = ChunkInputs(bundle.manifest, {}, TOKENS[:1], 0).of(bundle.manifest.graph("decode"))
     step = Step(unscaled, layout, unheard)
     assert torch.isnan(step(*map(torch.from_numpy, inputs.values()))).all()
+
+
+class _RowOfOnes(torch.nn.Module):
+    """x → x · (1, 1, …), for 2,048 values in float16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("ones", torch.ones(1, 2048, dtype=torch.float16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(x, self.get_buffer("ones"))
+
+
+def _apply(module: torch.nn.Module, x: torch.Tensor, asset: Path) -> float:
+    """The number that Core AI's runtime computes."""
+    with quiet():
+        from coreai.authoring import AIModelAsset
+        from coreai.runtime import NDArray
+        from coreai_torch import TorchConverter, get_decomp_table
+
+        traced = torch.export.export(module.eval(), (x,)).run_decompositions(get_decomp_table())
+        converter = TorchConverter(mode=TorchConverter.Mode.RELEASE)
+        names = {"input_names": ["x"], "output_names": ["y"]}
+        converter.add_exported_program(traced, entrypoint_name="main", **names)
+        converter.to_coreai().save_asset(asset)
+
+    async def run() -> float:
+        async with AIModelAsset.load(asset).executable() as model:
+            (result,) = (await model.load_function("main")({"x": NDArray(x.numpy())})).values()
+            return float(result.numpy().item())
+
+    return asyncio.run(run())
+
+
+def test_the_runtime_adds_products_in_float16(tmp_path: Path) -> None:
+    """2048 + 1 is 2048 in float16. So its logits are farther from float32's than Core ML's are.
+
+    If this fails, Core AI has become better: give it Core ML's tolerances.
+    """
+    row = torch.zeros(1, 2048, dtype=torch.float16)
+    row[0, 0], row[0, 1:1001] = 2048, 1
+    assert _apply(_RowOfOnes(), row, tmp_path / "product.aimodel") == 2048
+    assert row.float().sum() == 3048
 
 
 def test_a_chunk_beyond_the_context_is_refused_and_changes_nothing(float_bundle: Bundle) -> None:
