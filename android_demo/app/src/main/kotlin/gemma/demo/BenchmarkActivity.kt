@@ -1,6 +1,7 @@
 package gemma.demo
 
 import android.content.Intent
+import android.os.Bundle
 import android.view.View
 import android.widget.LinearLayout
 import gemma.core.Agreement
@@ -33,6 +34,20 @@ class BenchmarkActivity : Screen() {
         val benchmark: Benchmark? = null,
         val sustained: Sustained? = null,
     )
+
+    private class Page(val text: String, val spans: List<Span>, val results: Results, val report: String?)
+
+    override fun onCreate(savedInstanceState: Bundle?) {
+        super.onCreate(savedInstanceState)
+        (inherited as? Page)?.let { page ->
+            log.text = page.text
+            curve.show(page.spans, MINUTES * 60)
+            results = page.results
+            sharedReport = page.report
+        }
+    }
+
+    override val remains: Any get() = Page(log.text.toString(), curve.spans, results, sharedReport)
 
     override fun controls(): List<View> {
         curve = CurveView(this, dp(1).toFloat(), status.currentTextColor).apply { visibility = View.GONE }

@@ -5,6 +5,7 @@ import android.app.Dialog
 import android.content.ActivityNotFoundException
 import android.content.Intent
 import android.net.Uri
+import android.os.Bundle
 import android.view.Menu
 import android.view.View
 import android.widget.EditText
@@ -32,6 +33,23 @@ class ChatActivity : Screen(), MessageList.Actions {
     private lateinit var context: ProgressBar
     private var dialog: Dialog? = null
     private val bundles = BundleDialogs(this)
+
+    /** With notes, which are nowhere else. */
+    private class Page(val entries: List<MessageList.Entry>)
+
+    override fun onCreate(savedInstanceState: Bundle?) {
+        super.onCreate(savedInstanceState)
+        question.setText(savedInstanceState?.getString(QUESTION).orEmpty())
+        (inherited as? Page)?.let { messages.show(it.entries) }
+    }
+
+    override fun onSaveInstanceState(outState: Bundle) {
+        super.onSaveInstanceState(outState)
+        outState.putString(QUESTION, question.text.toString())
+    }
+
+    /** Nothing while a reply ends: the chat then has more of it than the screen. */
+    override val remains: Any? get() = if (isIdle) Page(messages.entries) else null
 
     override fun paper(): View = messages.view
 
@@ -302,4 +320,8 @@ class ChatActivity : Screen(), MessageList.Actions {
     }
 
     private fun openBenchmark() = startActivity(Intent(this, BenchmarkActivity::class.java))
+
+    private companion object {
+        const val QUESTION = "question"
+    }
 }

@@ -18,7 +18,8 @@ internal class CurveView(context: Context, private val unit: Float, color: Int) 
         textSize = 12 * unit
         this.color = color
     }
-    private var spans = emptyList<Span>()
+    var spans = emptyList<Span>()
+        private set
     private var seconds = 1.0
 
     /** Shows the spans so far of a run of some seconds. */

@@ -42,19 +42,39 @@ internal class MessageList(private val context: Context, private val actions: Ac
     }
     private val looks = MarkdownText(dp(20), highlight(), actions::open)
 
-    /** Rows have tags: questions their place, answers themselves. */
+    /** Rows have tags: their entries, but answers, which still grow, themselves. */
     private val lastAnswer: Any? get() = (view.childCount - 1 downTo 0).map { view.getChildAt(it).tag }.firstOrNull { it is Answer }
+
+    /** What a row shows, apart from its views. */
+    sealed interface Entry {
+        data class Question(val text: String, val place: Int) : Entry
+
+        data class Reply(val text: String) : Entry
+
+        data class Note(val text: String) : Entry
+    }
 
     val isEmpty: Boolean get() = view.childCount == 0
 
+    /** All rows, for a list that takes over. */
+    val entries: List<Entry> get() = (0 until view.childCount).map { view.getChildAt(it).tag }.map { if (it is Answer) Entry.Reply(it.text) else it as Entry }
+
     fun clear() = view.removeAllViews()
+
+    fun show(entries: List<Entry>) = entries.forEach { entry ->
+        when (entry) {
+            is Entry.Question -> question(entry.text, entry.place)
+            is Entry.Reply -> answer(entry.text)
+            is Entry.Note -> note(entry.text)
+        }
+    }
 
     fun question(text: String, place: Int) {
         val shown = selectableText().apply {
             this.text = text
             setBackgroundColor(highlight())
         }
-        add(row(shown, "You", "your message") { listOf("Copy" to { copy(text) }, "Edit" to { actions.edit(place) }) }.apply { tag = place })
+        add(row(shown, "You", "your message") { listOf("Copy" to { copy(text) }, "Edit" to { actions.edit(place) }) }.apply { tag = Entry.Question(text, place) })
     }
 
     /** Adds a whole answer. */
@@ -71,11 +91,16 @@ internal class MessageList(private val context: Context, private val actions: Ac
     }
 
     /** Adds what is nobody's message. */
-    fun note(text: String) = add(selectableText().apply { this.text = text })
+    fun note(text: String) = add(
+        selectableText().apply {
+            this.text = text
+            tag = Entry.Note(text)
+        },
+    )
 
     /** Takes away the question at a place and all that follows it, and returns these for `restore`. */
     fun cut(place: Int): List<View> {
-        val start = (0 until view.childCount).firstOrNull { view.getChildAt(it).tag == place } ?: view.childCount
+        val start = (0 until view.childCount).firstOrNull { (view.getChildAt(it).tag as? Entry.Question)?.place == place } ?: view.childCount
         return (start until view.childCount).map(view::getChildAt).also { view.removeViews(start, it.size) }
     }
 

@@ -2,6 +2,8 @@ package gemma.demo
 
 import android.app.Activity
 import android.content.ComponentCallbacks2
+import android.content.pm.ActivityInfo
+import android.content.res.Configuration
 import android.os.Build
 import android.os.Bundle
 import android.view.View
@@ -36,11 +38,16 @@ abstract class Screen : Activity() {
         }
     }
     private var task: Job? = null
+    private lateinit var shownFor: Configuration
 
     protected val busy: Boolean get() = task?.isActive == true
 
+    /** Whether no task runs, not even one that was stopped and saves what it has. */
+    protected val isIdle: Boolean get() = task?.isCompleted != false
+
     override fun onCreate(savedInstanceState: Bundle?) {
         super.onCreate(savedInstanceState)
+        shownFor = Configuration(resources.configuration)
         status = TextView(this).apply { setPadding(dp(16), dp(4), dp(16), dp(4)) }
         scroll = ScrollView(this).apply { addView(paper()) }
         val page = LinearLayout(this).apply { orientation = LinearLayout.VERTICAL }
@@ -49,6 +56,38 @@ abstract class Screen : Activity() {
         controls().forEach(page::addView)
         page.fitsSystemWindows = true // the system's bars lie over apps that don't ask for room
         setContentView(page)
+        savedInstanceState?.let { state ->
+            status.text = state.getString(STATUS)
+            scroll.post { scroll.scrollTo(0, state.getInt(SCROLLED)) } // after the page was laid out
+        }
+    }
+
+    override fun onSaveInstanceState(outState: Bundle) {
+        super.onSaveInstanceState(outState)
+        outState.putString(STATUS, status.text.toString())
+        outState.putInt(SCROLLED, scroll.scrollY)
+    }
+
+    /** What a screen leaves to the one that is made after it, and nothing else has; null for nothing. */
+    protected abstract val remains: Any?
+
+    /** What the screen before has left; null if there was none. */
+    protected val inherited: Any?
+        @Suppress("DEPRECATION") // in favour of fragments, of which the app has none
+        get() = lastNonConfigurationInstance
+
+    @Suppress("OVERRIDE_DEPRECATION")
+    final override fun onRetainNonConfigurationInstance(): Any? = remains
+
+    /** The manifest keeps Android from making the screen anew by itself, because that would stop a reply. */
+    override fun onConfigurationChanged(newConfig: Configuration) {
+        super.onConfigurationChanged(newConfig)
+        rebuildIfStale()
+    }
+
+    /** Makes the screen anew if its colours, sizes of text or sides are no longer the phone's; if a task runs, after it. */
+    private fun rebuildIfStale() {
+        if (isIdle && !isFinishing && (shownFor.diff(resources.configuration) and LOOKS) != 0) recreate()
     }
 
     override fun onStop() {
@@ -115,7 +154,12 @@ abstract class Screen : Activity() {
             }
         }
         task = started
-        started.invokeOnCompletion { scope.launch { if (task === started) status.keepScreenOn = false } }
+        started.invokeOnCompletion { scope.launch { if (task === started) end() } }
+    }
+
+    private fun end() {
+        status.keepScreenOn = false
+        rebuildIfStale()
     }
 
     protected suspend fun <T> onModelThread(work: suspend () -> T): T = withContext(application.modelThread) { work() }
@@ -138,6 +182,15 @@ abstract class Screen : Activity() {
 
     protected fun showModel(model: LoadedModel) {
         status.text = "${model.bundle.manifest.model.id} · ${application.device.memoryLine()}"
+    }
+
+    private companion object {
+        const val STATUS = "status"
+        const val SCROLLED = "scrolled"
+
+        /** What the views were made with: they take their colours, sizes and sides only once. */
+        const val LOOKS = ActivityInfo.CONFIG_UI_MODE or ActivityInfo.CONFIG_FONT_SCALE or
+            ActivityInfo.CONFIG_LAYOUT_DIRECTION or ActivityInfo.CONFIG_LOCALE
     }
 }
 
