@@ -63,7 +63,7 @@ class BenchmarkActivity : Screen() {
         val before = device.state("start")
         val verification = onModelThread { verify(model) }
         appendText(figures(verification))
-        status.text = "measuring speed …"
+        tell("measuring speed …")
         val benchmark = onModelThread { measure(model) }
         appendText(speed(benchmark))
         keep(model, before) { it.copy(verification = verification, benchmark = benchmark) }
@@ -82,7 +82,7 @@ class BenchmarkActivity : Screen() {
 
     private fun show(spans: List<Span>) {
         curve.show(spans, MINUTES * 60)
-        status.text = "%.0f of %.0f seconds · %s".format(spans.last().seconds, MINUTES * 60, application.device.memoryLine())
+        tellQuietly("%.0f of %.0f seconds · %s".format(spans.last().seconds, MINUTES * 60, application.device.memoryLine()))
     }
 
     private suspend fun measureSustained(model: LoadedModel, onSpan: (Span) -> Unit): Sustained {
@@ -110,7 +110,7 @@ class BenchmarkActivity : Screen() {
     private suspend fun verify(model: LoadedModel): Verification {
         val task = currentCoroutineContext()
         return verifyBundle(model.bundle, model.session, { task.ensureActive() }) { done, all ->
-            scope.launch { status.text = "golden $done of $all" }
+            scope.launch { tellQuietly("golden $done of $all") }
         }
     }
 
@@ -125,7 +125,7 @@ class BenchmarkActivity : Screen() {
         sharedReport = text
         val folder = File(getExternalFilesDir(null) ?: filesDir, "benchmarks").also { it.mkdirs() }
         val file = File(folder, "$name.json").also { it.writeText(text) }
-        status.text = "${application.device.memoryLine()}\nadb pull ${file.path}"
+        tell("${application.device.memoryLine()}\nadb pull ${file.path}")
     }
 
     private fun share() {

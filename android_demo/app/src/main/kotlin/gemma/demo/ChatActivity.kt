@@ -120,10 +120,6 @@ class ChatActivity : Screen(), MessageList.Actions {
 
     internal suspend fun <T> away(work: suspend () -> T): T = onModelThread(work)
 
-    override fun tell(text: String) {
-        status.text = text
-    }
-
     /** The address is shown first, since the text of a link may say another. */
     override fun open(address: String) = show(
         AlertDialog.Builder(this).setTitle("Open this address in another app?").setMessage(address)
@@ -138,7 +134,7 @@ class ChatActivity : Screen(), MessageList.Actions {
     )
 
     override fun areReady(): Boolean {
-        if (busy) status.text = "Tap Stop first."
+        if (busy) tell("Tap Stop first.")
         return !busy
     }
 
@@ -182,7 +178,8 @@ class ChatActivity : Screen(), MessageList.Actions {
             maxLines = 6
         }
         show(
-            AlertDialog.Builder(this).setTitle("Edit message").setMessage("The messages after it are removed.").setView(text)
+            AlertDialog.Builder(this).setTitle("Edit message").setMessage("The messages after it are removed.")
+                .setView(form(this, labelled("Message", text)))
                 .setPositiveButton("Send") { _, _ ->
                     val edited = text.text.toString()
                     if (edited.isNotBlank()) startTask { ask(edited, place) }
@@ -248,19 +245,20 @@ class ChatActivity : Screen(), MessageList.Actions {
         }
         if (reply.thought.isNotEmpty()) appendText("(thought: ${reply.thought})")
         if (reply.reason == StopReason.CONTEXT) appendText("⚠ The context is full. Start a new chat to go on.")
-        messages.view.announceForAccessibility(reply.text)
     }
 
     private fun showProgress(model: LoadedModel, reply: Reply) {
         val latency = model.meter.latency()
         context.progress = reply.contextTokens
-        status.text = "%s%d of %d tokens · %.1f tokens/s · first after %.0f ms · %s".format(
-            if (reply.isThinking) "thinking · " else "",
-            reply.contextTokens,
-            context.max,
-            latency.tokensPerSecond ?: 0.0,
-            latency.firstTokenMs ?: 0.0,
-            application.device.memoryLine(),
+        tellQuietly(
+            "%s%d of %d tokens · %.1f tokens/s · first after %.0f ms · %s".format(
+                if (reply.isThinking) "thinking · " else "",
+                reply.contextTokens,
+                context.max,
+                latency.tokensPerSecond ?: 0.0,
+                latency.firstTokenMs ?: 0.0,
+                application.device.memoryLine(),
+            ),
         )
     }
 
@@ -302,7 +300,7 @@ class ChatActivity : Screen(), MessageList.Actions {
     private fun editSchema() {
         val text = EditText(this).apply { setText(application.schema?.toString() ?: EXAMPLE_SCHEMA) }
         show(
-            AlertDialog.Builder(this).setTitle("JSON Schema for answers").setView(text)
+            AlertDialog.Builder(this).setTitle("JSON Schema for answers").setView(form(this, labelled("Schema", text)))
                 .setPositiveButton("Use") { _, _ -> parseSchema(text.text.toString()) }
                 .setNegativeButton("Any answer") { _, _ -> use(null) },
         )

@@ -78,7 +78,7 @@ internal class MessageList(private val context: Context, private val actions: Ac
     }
 
     /** Adds a whole answer. */
-    fun answer(text: String) = answer().end(text)
+    fun answer(text: String) = answer().show(text)
 
     /** Adds an answer that is being written. */
     fun answer(): Answer {
@@ -122,8 +122,13 @@ internal class MessageList(private val context: Context, private val actions: Ac
             shown.text = looks.of(parseMarkdown(text, isWhole = false))
         }
 
-        /** Shows the whole text; nothing more is written. */
+        /** Shows the whole text; nothing more is written. Screen readers say it: not before, or they would begin anew with each token. */
         fun end(whole: String) {
+            shown.accessibilityLiveRegion = View.ACCESSIBILITY_LIVE_REGION_POLITE
+            show(whole)
+        }
+
+        internal fun show(whole: String) {
             received.setLength(0)
             received.append(whole)
             shown.text = looks.of(parseMarkdown(whole))
@@ -176,5 +181,5 @@ internal class MessageList(private val context: Context, private val actions: Ac
         return if (value.resourceId != 0) context.getColor(value.resourceId) else value.data
     }
 
-    private fun dp(value: Int): Int = Math.round(value * context.resources.displayMetrics.density)
+    private fun dp(value: Int): Int = dp(context, value)
 }

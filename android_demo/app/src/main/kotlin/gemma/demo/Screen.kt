@@ -99,7 +99,7 @@ abstract class Screen : Activity() {
     override fun onTrimMemory(level: Int) {
         super.onTrimMemory(level)
         if (busy || !isLowMemory(level) || application.model == null) return
-        status.text = "Memory was low, so the model was unloaded. It is loaded again when it is needed."
+        tell("Memory was low, so the model was unloaded. It is loaded again when it is needed.")
         application.unloadSoon()
     }
 
@@ -114,7 +114,19 @@ abstract class Screen : Activity() {
     /** The views below the page. */
     protected abstract fun controls(): List<View>
 
-    protected fun dp(value: Int): Int = Math.round(value * resources.displayMetrics.density)
+    /** Shows a message in the status line; screen readers say it when they have ended what they say. */
+    fun tell(text: String) {
+        status.accessibilityLiveRegion = View.ACCESSIBILITY_LIVE_REGION_POLITE
+        status.text = text
+    }
+
+    /** Shows figures that change all the time: a screen reader that said them would never be silent. */
+    internal fun tellQuietly(text: String) {
+        status.accessibilityLiveRegion = View.ACCESSIBILITY_LIVE_REGION_NONE
+        status.text = text
+    }
+
+    protected fun dp(value: Int): Int = dp(this, value)
 
     protected fun row(vararg views: View): View = LinearLayout(this).apply {
         views.forEach { addView(it, LinearLayout.LayoutParams(0, LinearLayout.LayoutParams.WRAP_CONTENT, 1f)) }
@@ -134,7 +146,11 @@ abstract class Screen : Activity() {
         if (atEnd) scroll.post { scroll.scrollTo(0, scroll.getChildAt(0).height) }
     }
 
-    protected fun warn(message: String?) = appendText("\n⚠ $message\n")
+    /** Adds an error to the page. The status line has it too, instead of what failed, and screen readers say it. */
+    protected fun warn(message: String?) {
+        appendText("\n⚠ $message\n")
+        tell("⚠ $message")
+    }
 
     protected fun stop() {
         task?.cancel()
@@ -168,21 +184,19 @@ abstract class Screen : Activity() {
     protected suspend fun loadedModel(): LoadedModel? {
         application.model?.let { return it }
         val directory = application.bundle ?: return null
-        status.text = "Loading ${directory.name} …"
+        tell("Loading ${directory.name} …")
         val threads = threadsToUse(application.threads, application.device.cores)
         onModelThread {
             val task = currentCoroutineContext()
             application.model = LoadedModel.load(directory, threads, application.device, application.checked, cacheDir) { share ->
                 task.ensureActive()
-                scope.launch { status.text = "Checking ${directory.name}: %.0f %%".format(100 * share) }
+                scope.launch { tellQuietly("Checking ${directory.name}: %.0f %%".format(100 * share)) }
             }
         }
         return application.model?.also { showModel(it) }
     }
 
-    protected fun showModel(model: LoadedModel) {
-        status.text = "${model.bundle.manifest.model.id} · ${application.device.memoryLine()}"
-    }
+    protected fun showModel(model: LoadedModel) = tell("${model.bundle.manifest.model.id} · ${application.device.memoryLine()}")
 
     private companion object {
         const val STATUS = "status"
