@@ -34,7 +34,7 @@ class ChatActivity : Screen(), MessageList.Actions {
     private var dialog: Dialog? = null
     private val bundles = BundleDialogs(this)
 
-    /** With notes, which are nowhere else. */
+    /** With notes and thoughts, which are nowhere else. */
     private class Page(val entries: List<MessageList.Entry>)
 
     override fun onCreate(savedInstanceState: Bundle?) {
@@ -234,16 +234,15 @@ class ChatActivity : Screen(), MessageList.Actions {
         try {
             reply.pieces.flowOn(application.modelThread).collect { piece ->
                 meter.token()
-                follow { answer.append(piece) }
+                follow { answer.append(piece, reply) }
                 showProgress(model, reply)
             }
         } finally { // also of a reply that was stopped: the flow has dropped what was on its way
             withContext(NonCancellable) {
                 val whole = onModelThread { reply.text }
-                follow { answer.end(whole) }
+                follow { answer.end(whole, reply) }
             }
         }
-        if (reply.thought.isNotEmpty()) appendText("(thought: ${reply.thought})")
         if (reply.reason == StopReason.CONTEXT) appendText("⚠ The context is full. Start a new chat to go on.")
     }
 

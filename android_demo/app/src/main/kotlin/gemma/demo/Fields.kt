@@ -21,8 +21,6 @@ internal fun form(context: Context, vararg fields: View): View = ScrollView(cont
     addView(column(context, fields.asList()).apply { setPaddingRelative(dp(context, 24), dp(context, 8), dp(context, 24), 0) })
 }
 
-internal fun dp(context: Context, value: Int): Int = Math.round(value * context.resources.displayMetrics.density)
-
 private fun column(context: Context, views: List<View>) = LinearLayout(context).apply {
     orientation = LinearLayout.VERTICAL
     views.forEach(this::addView)

@@ -6,7 +6,6 @@ import android.content.ClipboardManager
 import android.content.Context
 import android.text.TextUtils
 import android.text.method.LinkMovementMethod
-import android.util.TypedValue
 import android.view.Gravity
 import android.view.View
 import android.view.ViewGroup.LayoutParams.MATCH_PARENT
@@ -15,6 +14,8 @@ import android.view.accessibility.AccessibilityNodeInfo
 import android.widget.Button
 import android.widget.LinearLayout
 import android.widget.TextView
+import gemma.core.FoldedThought
+import gemma.core.Reply
 import gemma.core.parseMarkdown
 
 /** The messages of a chat, each with a menu of what can be done with it, and notes between them. */
@@ -49,7 +50,7 @@ internal class MessageList(private val context: Context, private val actions: Ac
     sealed interface Entry {
         data class Question(val text: String, val place: Int) : Entry
 
-        data class Reply(val text: String) : Entry
+        data class Reply(val text: String, val thought: FoldedThought) : Entry
 
         data class Note(val text: String) : Entry
     }
@@ -57,14 +58,14 @@ internal class MessageList(private val context: Context, private val actions: Ac
     val isEmpty: Boolean get() = view.childCount == 0
 
     /** All rows, for a list that takes over. */
-    val entries: List<Entry> get() = (0 until view.childCount).map { view.getChildAt(it).tag }.map { if (it is Answer) Entry.Reply(it.text) else it as Entry }
+    val entries: List<Entry> get() = (0 until view.childCount).map { view.getChildAt(it).tag }.map { (it as? Answer)?.entry ?: it as Entry }
 
     fun clear() = view.removeAllViews()
 
     fun show(entries: List<Entry>) = entries.forEach { entry ->
         when (entry) {
             is Entry.Question -> question(entry.text, entry.place)
-            is Entry.Reply -> answer(entry.text)
+            is Entry.Reply -> answer(entry.text, entry.thought)
             is Entry.Note -> note(entry.text)
         }
     }
@@ -74,16 +75,22 @@ internal class MessageList(private val context: Context, private val actions: Ac
             this.text = text
             setBackgroundColor(highlight())
         }
-        add(row(shown, "You", "your message") { listOf("Copy" to { copy(text) }, "Edit" to { actions.edit(place) }) }.apply { tag = Entry.Question(text, place) })
+        add(row(shown, shown, "You", "your message") { listOf("Copy" to { copy(text) }, "Edit" to { actions.edit(place) }) }.apply { tag = Entry.Question(text, place) })
     }
 
     /** Adds a whole answer. */
-    fun answer(text: String) = answer().show(text)
+    fun answer(text: String, thought: FoldedThought = FoldedThought()) = answer().show(text, thought)
 
     /** Adds an answer that is being written. */
     fun answer(): Answer {
-        val answer = Answer(selectableText().apply { movementMethod = LinkMovementMethod.getInstance() }, looks)
-        val row = row(answer.shown, "Gemma", "the answer") {
+        val thought = ThoughtRow(context, selectableText().apply { setTextColor(themeColor(context, android.R.attr.textColorSecondary)) })
+        val answer = Answer(selectableText().apply { movementMethod = LinkMovementMethod.getInstance() }, thought, looks)
+        val parts = LinearLayout(context).apply {
+            orientation = LinearLayout.VERTICAL
+            addView(thought.view)
+            addView(answer.shown)
+        }
+        val row = row(parts, answer.shown, "Gemma", "the answer") {
             listOf("Copy" to { copy(answer.text) }) + listOf("Answer again" to actions::answerAgain).filter { answer === lastAnswer }
         }
         add(row.apply { tag = answer })
@@ -110,25 +117,30 @@ internal class MessageList(private val context: Context, private val actions: Ac
         removed.forEach(::add)
     }
 
-    /** An answer on the screen, as markdown. */
-    class Answer(internal val shown: TextView, private val looks: MarkdownText) {
+    /** An answer on the screen, as markdown, below its thought. */
+    class Answer internal constructor(internal val shown: TextView, private val thought: ThoughtRow, private val looks: MarkdownText) {
         private val received = StringBuilder()
 
         /** The text as the model wrote it. */
         val text: String get() = received.toString()
 
-        fun append(piece: String) {
+        internal val entry: Entry get() = Entry.Reply(text, thought.thought)
+
+        /** Shows one more piece of a reply, or of its thought. */
+        fun append(piece: String, reply: Reply) {
+            thought.show(thought.thought.following(reply))
             received.append(piece)
             shown.text = looks.of(parseMarkdown(text, isWhole = false))
         }
 
-        /** Shows the whole text; nothing more is written. Screen readers say it: not before, or they would begin anew with each token. */
-        fun end(whole: String) {
+        /** Shows the whole text of a reply that has ended. Screen readers say it: not before, or they would begin anew with each token. */
+        fun end(whole: String, reply: Reply) {
             shown.accessibilityLiveRegion = View.ACCESSIBILITY_LIVE_REGION_POLITE
-            show(whole)
+            show(whole, thought.thought.ended(reply))
         }
 
-        internal fun show(whole: String) {
+        internal fun show(whole: String, thought: FoldedThought) {
+            this.thought.show(thought)
             received.setLength(0)
             received.append(whole)
             shown.text = looks.of(parseMarkdown(whole))
@@ -137,8 +149,8 @@ internal class MessageList(private val context: Context, private val actions: Ac
 
     private fun add(row: View) = view.addView(row, LinearLayout.LayoutParams(MATCH_PARENT, WRAP_CONTENT).apply { topMargin = dp(8) })
 
-    /** A text beside the button of its menu. Screen readers say who wrote the text, and whose menu it is. */
-    private fun row(text: TextView, writer: String, name: String, items: () -> List<Pair<String, () -> Unit>>): View {
+    /** A view with a text, beside the button of its menu. Screen readers say who wrote the text, and whose menu it is. */
+    private fun row(whole: View, text: TextView, writer: String, name: String, items: () -> List<Pair<String, () -> Unit>>): View {
         text.setAccessibilityDelegate(object : View.AccessibilityDelegate() {
             override fun onInitializeAccessibilityNodeInfo(host: View, info: AccessibilityNodeInfo) {
                 super.onInitializeAccessibilityNodeInfo(host, info)
@@ -154,7 +166,7 @@ internal class MessageList(private val context: Context, private val actions: Ac
         }
         return LinearLayout(context).apply {
             setGravity(Gravity.TOP)
-            addView(text, LinearLayout.LayoutParams(0, WRAP_CONTENT, 1f))
+            addView(whole, LinearLayout.LayoutParams(0, WRAP_CONTENT, 1f))
             addView(menu, LinearLayout.LayoutParams(WRAP_CONTENT, WRAP_CONTENT))
         }
     }
@@ -175,11 +187,7 @@ internal class MessageList(private val context: Context, private val actions: Ac
         setPaddingRelative(dp(8), dp(8), dp(8), dp(8))
     }
 
-    private fun highlight(): Int {
-        val value = TypedValue()
-        context.theme.resolveAttribute(android.R.attr.colorControlHighlight, value, true)
-        return if (value.resourceId != 0) context.getColor(value.resourceId) else value.data
-    }
+    private fun highlight(): Int = themeColor(context, android.R.attr.colorControlHighlight)
 
     private fun dp(value: Int): Int = dp(context, value)
 }
