@@ -73,9 +73,12 @@ internal class MessageList(private val context: Context, private val actions: Ac
     fun question(text: String, place: Int) {
         val shown = selectableText().apply {
             this.text = text
-            setBackgroundColor(highlight())
+            background = bubble(context, android.R.attr.colorAccent)
         }
-        add(row(shown, shown, "You", "your message") { listOf("Copy" to { copy(text) }, "Edit" to { actions.edit(place) }) }.apply { tag = Entry.Question(text, place) })
+        val row = row(shown, Gravity.END, shown, "You", "your message") {
+            listOf("Copy" to { copy(text) }, "Edit" to { actions.edit(place) })
+        }
+        add(row.apply { tag = Entry.Question(text, place) })
     }
 
     /** Adds a whole answer. */
@@ -87,10 +90,11 @@ internal class MessageList(private val context: Context, private val actions: Ac
         val answer = Answer(selectableText().apply { movementMethod = LinkMovementMethod.getInstance() }, thought, looks)
         val parts = LinearLayout(context).apply {
             orientation = LinearLayout.VERTICAL
+            background = bubble(context, android.R.attr.textColorPrimary)
             addView(thought.view)
             addView(answer.shown)
         }
-        val row = row(parts, answer.shown, "Gemma", "the answer") {
+        val row = row(parts, Gravity.START, answer.shown, "Gemma", "the answer") {
             listOf("Copy" to { copy(answer.text) }) + listOf("Answer again" to actions::answerAgain).filter { answer === lastAnswer }
         }
         add(row.apply { tag = answer })
@@ -149,8 +153,10 @@ internal class MessageList(private val context: Context, private val actions: Ac
 
     private fun add(row: View) = view.addView(row, LinearLayout.LayoutParams(MATCH_PARENT, WRAP_CONTENT).apply { topMargin = dp(8) })
 
-    /** A view with a text, beside the button of its menu. Screen readers say who wrote the text, and whose menu it is. */
-    private fun row(whole: View, text: TextView, writer: String, name: String, items: () -> List<Pair<String, () -> Unit>>): View {
+    /** A message at a side, beside the button of its menu. Screen readers say who wrote the text, and whose menu it is. */
+    private fun row(
+        message: View, side: Int, text: TextView, writer: String, name: String, items: () -> List<Pair<String, () -> Unit>>,
+    ): View {
         text.setAccessibilityDelegate(object : View.AccessibilityDelegate() {
             override fun onInitializeAccessibilityNodeInfo(host: View, info: AccessibilityNodeInfo) {
                 super.onInitializeAccessibilityNodeInfo(host, info)
@@ -164,9 +170,14 @@ internal class MessageList(private val context: Context, private val actions: Ac
             minWidth = dp(48)
             setOnClickListener { if (actions.areReady()) open(items()) }
         }
+        val room = LinearLayout(context).apply {
+            setGravity(side)
+            addView(message, LinearLayout.LayoutParams(WRAP_CONTENT, WRAP_CONTENT))
+        }
         return LinearLayout(context).apply {
             setGravity(Gravity.TOP)
-            addView(whole, LinearLayout.LayoutParams(0, WRAP_CONTENT, 1f))
+            if (side == Gravity.END) setPaddingRelative(dp(32), 0, 0, 0) // a long question is still at its side
+            addView(room, LinearLayout.LayoutParams(0, WRAP_CONTENT, 1f))
             addView(menu, LinearLayout.LayoutParams(WRAP_CONTENT, WRAP_CONTENT))
         }
     }
@@ -184,7 +195,7 @@ internal class MessageList(private val context: Context, private val actions: Ac
     private fun selectableText() = TextView(context).apply {
         setTextIsSelectable(true)
         textSize = 16f
-        setPaddingRelative(dp(8), dp(8), dp(8), dp(8))
+        setPaddingRelative(dp(12), dp(8), dp(12), dp(8))
     }
 
     private fun highlight(): Int = themeColor(context, android.R.attr.colorControlHighlight)
