@@ -1,10 +1,8 @@
 package gemma.demo
 
 import android.app.Activity
-import android.content.ComponentCallbacks2
 import android.content.pm.ActivityInfo
 import android.content.res.Configuration
-import android.os.Build
 import android.os.Bundle
 import android.view.View
 import android.widget.Button
@@ -12,6 +10,7 @@ import android.widget.LinearLayout
 import android.widget.ScrollView
 import android.widget.TextView
 import gemma.core.messageFor
+import gemma.core.shouldUnload
 import gemma.core.threadsToUse
 import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.Job
@@ -98,7 +97,7 @@ abstract class Screen : Activity() {
     /** Frees an idle model. The chat is kept, and the model is loaded again with the next question. */
     override fun onTrimMemory(level: Int) {
         super.onTrimMemory(level)
-        if (busy || !isLowMemory(level) || application.model == null) return
+        if (busy || application.model == null || !shouldUnload(level, application.device.freeMemory())) return
         tell("Memory was low, so the model was unloaded. It is loaded again when it is needed.")
         application.unloadSoon()
     }
@@ -206,10 +205,4 @@ abstract class Screen : Activity() {
         const val LOOKS = ActivityInfo.CONFIG_UI_MODE or ActivityInfo.CONFIG_FONT_SCALE or
             ActivityInfo.CONFIG_LAYOUT_DIRECTION or ActivityInfo.CONFIG_LOCALE
     }
-}
-
-/** Whether to free the model. Since Android 14 the system warns only apps in the background, and early. */
-private fun isLowMemory(level: Int): Boolean {
-    val background = if (Build.VERSION.SDK_INT >= 34) ComponentCallbacks2.TRIM_MEMORY_BACKGROUND else ComponentCallbacks2.TRIM_MEMORY_MODERATE
-    return level == ComponentCallbacks2.TRIM_MEMORY_RUNNING_CRITICAL || level >= background
 }
