@@ -8,6 +8,7 @@ import android.widget.EditText
 import gemma.core.ChatSettings
 import gemma.core.GemmaException
 import gemma.core.Manifest
+import gemma.core.SamplingDraft
 import gemma.core.parseThreads
 import gemma.core.usualThreads
 
@@ -31,6 +32,8 @@ internal class SettingsDialog(
     private val temperature = number(usual?.temperature, settings.sampling?.temperature)
     private val topK = number(usual?.topK, settings.sampling?.topK)
     private val topP = number(usual?.topP, settings.sampling?.topP)
+    private val minP = number(usual?.minP, settings.sampling?.minP)
+    private val penalty = number(usual?.repetitionPenalty, settings.sampling?.repetitionPenalty)
     private val seed = count(null, settings.seed)
     private val thinking = check("Think before answering", settings.thinking, abilities.thinking)
     private val roll = check("When the context is full: forget the oldest turns", settings.roll)
@@ -45,6 +48,8 @@ internal class SettingsDialog(
             labelled("Temperature", temperature),
             labelled("Top k", topK),
             labelled("Top p", topP),
+            labelled("Min p", minP),
+            labelled("Repetition penalty", penalty),
             labelled("Seed, for the same answer each time", seed),
             thinking,
             roll,
@@ -63,16 +68,15 @@ internal class SettingsDialog(
     }
 
     private fun read(): ChatSettings {
-        val texts = listOf(temperature, topK, topP).map { it.text.toString() }
-        val base = usual ?: ChatSettings.RECOMMENDED
-        val own = ChatSettings.parseSampling(texts[0], texts[1], texts[2], base)
+        fun text(field: EditText) = field.text.toString()
+        val draft = SamplingDraft(text(temperature), text(topK), text(topP), text(minP), text(penalty))
         return ChatSettings(
-            system = system.text.toString(),
-            sampling = own.takeIf { texts.any(String::isNotBlank) },
+            system = text(system),
+            sampling = draft.sampling(usual ?: ChatSettings.RECOMMENDED),
             thinking = thinking.isChecked,
             roll = roll.isChecked,
             drafts = drafts.isChecked,
-            seed = ChatSettings.parseSeed(seed.text.toString()),
+            seed = ChatSettings.parseSeed(text(seed)),
         )
     }
 
