@@ -1,6 +1,8 @@
 package gemma.demo
 
+import android.content.ActivityNotFoundException
 import android.content.Intent
+import android.os.Bundle
 import android.view.View
 import android.widget.LinearLayout
 import gemma.core.Agreement
@@ -13,16 +15,19 @@ import gemma.core.Workload
 import gemma.core.measureSpeed
 import gemma.core.measureSustained
 import gemma.core.reportJson
+import gemma.core.speedText
 import gemma.core.verifyBundle
 import gemma.core.write
+import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.currentCoroutineContext
 import kotlinx.coroutines.ensureActive
 import kotlinx.coroutines.launch
+import kotlinx.coroutines.withContext
 import java.io.File
 
-/** Verifies the bundle against its goldens and measures its speed on this device; shares the results as JSON. */
+/** Verifies the bundle against its goldens and measures its speed on this device; shares and saves the results as JSON. */
 class BenchmarkActivity : Screen() {
-    private var sharedReport: String? = null
+    private var report: File? = null // of what was measured last
     private var results = Results()
     private lateinit var curve: CurveView
 
@@ -34,23 +39,47 @@ class BenchmarkActivity : Screen() {
         val sustained: Sustained? = null,
     )
 
+    private class Page(val text: String, val spans: List<Span>, val results: Results)
+
+    override fun onCreate(savedInstanceState: Bundle?) {
+        super.onCreate(savedInstanceState)
+        report = savedInstanceState?.getString(REPORT)?.let(::File)?.takeIf { it.isFile }
+        (inherited as? Page)?.let { page ->
+            log.text = page.text
+            curve.show(page.spans, MINUTES * 60)
+            results = page.results
+        }
+    }
+
+    /** The process may end while the user chooses where to save. */
+    override fun onSaveInstanceState(outState: Bundle) {
+        super.onSaveInstanceState(outState)
+        outState.putString(REPORT, report?.path)
+    }
+
+    override val remains: Any get() = Page(log.text.toString(), curve.spans, results)
+
     override fun controls(): List<View> {
         curve = CurveView(this, dp(1).toFloat(), status.currentTextColor).apply { visibility = View.GONE }
         curve.layoutParams = LinearLayout.LayoutParams(LinearLayout.LayoutParams.MATCH_PARENT, dp(160))
-        return listOf(curve, row(button("Run", ::run), button("10 minutes", ::sustain)), row(button("Stop", ::stop), button("Share", ::share)))
+        return listOf(
+            curve,
+            row(button("Run", ::run), button("10 minutes", ::sustain), button("Stop", ::stop)),
+            row(button("Save", ::save), button("Share", ::share)),
+        )
     }
 
     private fun run() = startTask {
-        sharedReport = null
+        report = null
         log.text = ""
         val model = loadedModel() ?: throw SessionException("no bundle was chosen; go back and choose one")
         val device = application.device
         val before = device.state("start")
         val verification = onModelThread { verify(model) }
         appendText(figures(verification))
-        status.text = "measuring speed …"
+        tell("measuring speed …")
         val benchmark = onModelThread { measure(model) }
-        appendText(speed(benchmark))
+        appendText("\n${speedText(model.loading, benchmark)}")
         keep(model, before) { it.copy(verification = verification, benchmark = benchmark) }
     }
 
@@ -67,7 +96,7 @@ class BenchmarkActivity : Screen() {
 
     private fun show(spans: List<Span>) {
         curve.show(spans, MINUTES * 60)
-        status.text = "%.0f of %.0f seconds · %s".format(spans.last().seconds, MINUTES * 60, application.device.memoryLine())
+        tellQuietly("%.0f of %.0f seconds · %s".format(spans.last().seconds, MINUTES * 60, application.device.memoryLine()))
     }
 
     private suspend fun measureSustained(model: LoadedModel, onSpan: (Span) -> Unit): Sustained {
@@ -86,16 +115,16 @@ class BenchmarkActivity : Screen() {
         val session = model.session // which tells what it was loaded with, whatever was chosen since
         val about = device.describe() + ("runtime" to session.runtime) + ("threads" to session.threads.toString()) + before +
             device.state("end")
-        val report = reportJson(
+        val json = reportJson(
             about, model.bundle, results.verification, model.loading, results.benchmark, results.sustained, session.threads,
         )
-        save(report.write(), model.bundle.directory.name)
+        write(json.write(), model.bundle.directory.name)
     }
 
     private suspend fun verify(model: LoadedModel): Verification {
         val task = currentCoroutineContext()
         return verifyBundle(model.bundle, model.session, { task.ensureActive() }) { done, all ->
-            scope.launch { status.text = "golden $done of $all" }
+            scope.launch { tellQuietly("golden $done of $all") }
         }
     }
 
@@ -105,22 +134,52 @@ class BenchmarkActivity : Screen() {
         return measureSpeed(model.session, manifest.vocabSize, Workload.of(manifest.contextLength)) { task.ensureActive() }
     }
 
-    /** Keeps the report for Share and writes it where `adb pull` can read it. */
-    private fun save(text: String, name: String) {
-        sharedReport = text
+    /** Writes the report where `adb pull`, Save and Share find it. */
+    private fun write(text: String, name: String) {
         val folder = File(getExternalFilesDir(null) ?: filesDir, "benchmarks").also { it.mkdirs() }
         val file = File(folder, "$name.json").also { it.writeText(text) }
-        status.text = "${application.device.memoryLine()}\nadb pull ${file.path}"
+        report = file
+        tell("${application.device.memoryLine()}\nadb pull ${file.path}")
     }
 
     private fun share() {
-        val text = sharedReport ?: return
-        val send = Intent(Intent.ACTION_SEND).setType("text/plain").putExtra(Intent.EXTRA_TEXT, text)
+        val file = finishedReport() ?: return
+        val send = Intent(Intent.ACTION_SEND).setType("text/plain").putExtra(Intent.EXTRA_TEXT, file.readText())
         startActivity(Intent.createChooser(send, "Share the result"))
+    }
+
+    /** Asks where to save the report. */
+    private fun save() {
+        val file = finishedReport() ?: return
+        val create = Intent(Intent.ACTION_CREATE_DOCUMENT).addCategory(Intent.CATEGORY_OPENABLE)
+            .setType("application/json").putExtra(Intent.EXTRA_TITLE, file.name)
+        try {
+            startActivityForResult(create, SAVE)
+        } catch (_: ActivityNotFoundException) {
+            tell("This phone has no app to save files with; use Share.")
+        }
+    }
+
+    override fun onActivityResult(requestCode: Int, resultCode: Int, data: Intent?) {
+        val place = data?.data
+        val file = report
+        if (requestCode != SAVE || resultCode != RESULT_OK || place == null || file == null) return
+        startTask {
+            withContext(Dispatchers.IO) { Documents(contentResolver).write(place, file.readBytes()) } // it may be a server
+            tell("${file.name} was saved.")
+        }
+    }
+
+    /** The report, if there is one; tells the user if not. Another app's screen would stop what runs. */
+    private fun finishedReport(): File? {
+        if (busy) tell("Tap Stop first.") else if (report == null) tell("Nothing was measured yet: tap Run or 10 minutes.")
+        return report.takeUnless { busy }
     }
 
     private companion object {
         const val MINUTES = 10.0
+        const val REPORT = "report"
+        const val SAVE = 1
     }
 }
 
@@ -139,11 +198,3 @@ private fun line(name: String, figures: Agreement): String =
     "%s: %d tokens, top-1 %.1f %%, near ties %d, mean KL %.1e, p99 KL %.1e\n".format(
         name, figures.positions, 100 * figures.top1, figures.nearTies, figures.meanKl, figures.p99Kl,
     )
-
-private fun speed(benchmark: Benchmark): String = buildString {
-    append('\n')
-    for (prompt in benchmark.prompts) {
-        append("%d tokens: first token after %.0f ms\n".format(prompt.tokens, prompt.firstTokenMs.median))
-    }
-    append("%.1f tokens/s, p95 %.0f ms\n".format(benchmark.decodeTokensPerSecond.median, benchmark.tokenP95Ms.median))
-}

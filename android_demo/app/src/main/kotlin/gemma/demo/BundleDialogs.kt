@@ -70,7 +70,7 @@ internal class BundleDialogs(private val screen: ChatActivity) {
                 task.ensureActive()
                 if (bytes - told >= TOLD_BYTES) {
                     told = bytes
-                    screen.runOnUiThread { screen.tell("Copied %.2f GB …".format(bytes / 1e9)) }
+                    screen.runOnUiThread { screen.tellQuietly("Copied %.2f GB …".format(bytes / 1e9)) }
                 }
             }
             val documents = Documents(screen.contentResolver)

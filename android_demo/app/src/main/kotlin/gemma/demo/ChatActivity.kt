@@ -5,6 +5,7 @@ import android.app.Dialog
 import android.content.ActivityNotFoundException
 import android.content.Intent
 import android.net.Uri
+import android.os.Bundle
 import android.view.Menu
 import android.view.View
 import android.widget.EditText
@@ -32,6 +33,23 @@ class ChatActivity : Screen(), MessageList.Actions {
     private lateinit var context: ProgressBar
     private var dialog: Dialog? = null
     private val bundles = BundleDialogs(this)
+
+    /** With notes and thoughts, which are nowhere else. */
+    private class Page(val entries: List<MessageList.Entry>)
+
+    override fun onCreate(savedInstanceState: Bundle?) {
+        super.onCreate(savedInstanceState)
+        question.setText(savedInstanceState?.getString(QUESTION).orEmpty())
+        (inherited as? Page)?.let { messages.show(it.entries) }
+    }
+
+    override fun onSaveInstanceState(outState: Bundle) {
+        super.onSaveInstanceState(outState)
+        outState.putString(QUESTION, question.text.toString())
+    }
+
+    /** Nothing while a reply ends: the chat then has more of it than the screen. */
+    override val remains: Any? get() = if (isIdle) Page(messages.entries) else null
 
     override fun paper(): View = messages.view
 
@@ -102,10 +120,6 @@ class ChatActivity : Screen(), MessageList.Actions {
 
     internal suspend fun <T> away(work: suspend () -> T): T = onModelThread(work)
 
-    override fun tell(text: String) {
-        status.text = text
-    }
-
     /** The address is shown first, since the text of a link may say another. */
     override fun open(address: String) = show(
         AlertDialog.Builder(this).setTitle("Open this address in another app?").setMessage(address)
@@ -120,7 +134,7 @@ class ChatActivity : Screen(), MessageList.Actions {
     )
 
     override fun areReady(): Boolean {
-        if (busy) status.text = "Tap Stop first."
+        if (busy) tell("Tap Stop first.")
         return !busy
     }
 
@@ -164,7 +178,8 @@ class ChatActivity : Screen(), MessageList.Actions {
             maxLines = 6
         }
         show(
-            AlertDialog.Builder(this).setTitle("Edit message").setMessage("The messages after it are removed.").setView(text)
+            AlertDialog.Builder(this).setTitle("Edit message").setMessage("The messages after it are removed.")
+                .setView(form(this, labelled("Message", text)))
                 .setPositiveButton("Send") { _, _ ->
                     val edited = text.text.toString()
                     if (edited.isNotBlank()) startTask { ask(edited, place) }
@@ -219,30 +234,30 @@ class ChatActivity : Screen(), MessageList.Actions {
         try {
             reply.pieces.flowOn(application.modelThread).collect { piece ->
                 meter.token()
-                follow { answer.append(piece) }
+                follow { answer.append(piece, reply) }
                 showProgress(model, reply)
             }
         } finally { // also of a reply that was stopped: the flow has dropped what was on its way
             withContext(NonCancellable) {
                 val whole = onModelThread { reply.text }
-                follow { answer.end(whole) }
+                follow { answer.end(whole, reply) }
             }
         }
-        if (reply.thought.isNotEmpty()) appendText("(thought: ${reply.thought})")
         if (reply.reason == StopReason.CONTEXT) appendText("⚠ The context is full. Start a new chat to go on.")
-        messages.view.announceForAccessibility(reply.text)
     }
 
     private fun showProgress(model: LoadedModel, reply: Reply) {
         val latency = model.meter.latency()
         context.progress = reply.contextTokens
-        status.text = "%s%d of %d tokens · %.1f tokens/s · first after %.0f ms · %s".format(
-            if (reply.isThinking) "thinking · " else "",
-            reply.contextTokens,
-            context.max,
-            latency.tokensPerSecond ?: 0.0,
-            latency.firstTokenMs ?: 0.0,
-            application.device.memoryLine(),
+        tellQuietly(
+            "%s%d of %d tokens · %.1f tokens/s · first after %.0f ms · %s".format(
+                if (reply.isThinking) "thinking · " else "",
+                reply.contextTokens,
+                context.max,
+                latency.tokensPerSecond ?: 0.0,
+                latency.firstTokenMs ?: 0.0,
+                application.device.memoryLine(),
+            ),
         )
     }
 
@@ -284,7 +299,7 @@ class ChatActivity : Screen(), MessageList.Actions {
     private fun editSchema() {
         val text = EditText(this).apply { setText(application.schema?.toString() ?: EXAMPLE_SCHEMA) }
         show(
-            AlertDialog.Builder(this).setTitle("JSON Schema for answers").setView(text)
+            AlertDialog.Builder(this).setTitle("JSON Schema for answers").setView(form(this, labelled("Schema", text)))
                 .setPositiveButton("Use") { _, _ -> parseSchema(text.text.toString()) }
                 .setNegativeButton("Any answer") { _, _ -> use(null) },
         )
@@ -302,4 +317,8 @@ class ChatActivity : Screen(), MessageList.Actions {
     }
 
     private fun openBenchmark() = startActivity(Intent(this, BenchmarkActivity::class.java))
+
+    private companion object {
+        const val QUESTION = "question"
+    }
 }

@@ -4,6 +4,7 @@ import android.content.Context
 import android.graphics.Canvas
 import android.graphics.Paint
 import android.graphics.Path
+import android.util.TypedValue
 import android.view.View
 import gemma.core.Span
 
@@ -15,10 +16,11 @@ internal class CurveView(context: Context, private val unit: Float, color: Int) 
         this.color = color
     }
     private val text = Paint(Paint.ANTI_ALIAS_FLAG).apply {
-        textSize = 12 * unit
+        textSize = TypedValue.applyDimension(TypedValue.COMPLEX_UNIT_SP, 12f, resources.displayMetrics)
         this.color = color
     }
-    private var spans = emptyList<Span>()
+    var spans = emptyList<Span>()
+        private set
     private var seconds = 1.0
 
     /** Shows the spans so far of a run of some seconds. */
@@ -42,8 +44,8 @@ internal class CurveView(context: Context, private val unit: Float, color: Int) 
     }
 
     private fun curve(canvas: Canvas, top: Float, room: Float, label: String, value: (Span) -> Double) {
-        canvas.drawText(label, 8 * unit, top + 14 * unit, text)
-        val (head, foot) = top + 20 * unit to top + room - 4 * unit
+        canvas.drawText(label, 8 * unit, top + 1.2f * text.textSize, text)
+        val (head, foot) = top + 1.6f * text.textSize to top + room - 4 * unit
         val most = spans.maxOf(value).takeIf { it > 0 } ?: return
         val path = Path()
         spans.forEachIndexed { index, span ->

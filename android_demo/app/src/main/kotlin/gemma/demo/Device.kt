@@ -7,6 +7,7 @@ import android.os.BatteryManager
 import android.os.Build
 import android.os.PowerManager
 import gemma.core.Condition
+import gemma.core.FreeMemory
 import gemma.core.residentBytes
 
 /** The phone: its memory and processors, and what slows it down at the moment. */
@@ -18,6 +19,8 @@ class Device(private val context: Context) {
     val memoryBytes: Long get() = memory().totalMem
 
     val cores: Int = Runtime.getRuntime().availableProcessors()
+
+    fun freeMemory(): FreeMemory = memory().run { FreeMemory(lowMemory, availMem, threshold) }
 
     fun memoryLine(): String {
         val now = memory()

@@ -4,7 +4,9 @@ import android.content.ContentResolver
 import android.net.Uri
 import android.provider.DocumentsContract
 import android.provider.DocumentsContract.Document
+import gemma.core.StorageException
 import java.io.FileNotFoundException
+import java.io.IOException
 import java.io.InputStream
 
 /** A chosen folder: the path of each file in it, and how to open it. */
@@ -16,6 +18,18 @@ internal class Documents(private val resolver: ContentResolver) {
 
     /** Throws FileNotFoundException. */
     fun open(document: Uri): InputStream = resolver.openInputStream(document) ?: throw FileNotFoundException("$document")
+
+    /** Replaces the content of a document. Throws StorageException. */
+    fun write(document: Uri, content: ByteArray) = try {
+        val stream = resolver.openOutputStream(document, "wt") ?: throw FileNotFoundException("$document")
+        stream.use { it.write(content) }
+    } catch (error: SecurityException) { // the other app has withdrawn its permission
+        throw unwritten(error)
+    } catch (error: IOException) {
+        throw unwritten(error)
+    }
+
+    private fun unwritten(error: Exception) = StorageException("the file can't be saved: ${error.message}; choose another place", error)
 
     fun tree(tree: Uri): DocumentTree {
         val root = DocumentsContract.getTreeDocumentId(tree)

@@ -3,8 +3,6 @@ package gemma.demo
 import android.app.AlertDialog
 import android.widget.CheckBox
 import android.widget.EditText
-import android.widget.LinearLayout
-import gemma.core.GemmaException
 import gemma.core.HubAddress
 import gemma.core.HubDownload
 import gemma.core.UnfinishedDownload
@@ -23,10 +21,9 @@ internal class DownloadDialog(private val screen: ChatActivity) {
     /** Asks for an address. */
     fun ask() {
         val address = EditText(screen).apply { hint = "hub:OWNER/NAME" }
-        val page = LinearLayout(screen).apply { orientation = LinearLayout.VERTICAL }
-        listOf(address, metered).forEach(page::addView)
         screen.show(
-            AlertDialog.Builder(screen).setTitle("Download from huggingface.co").setView(page)
+            AlertDialog.Builder(screen).setTitle("Download from huggingface.co")
+                .setView(form(screen, labelled("Address of the bundle", address), metered))
                 .setNegativeButton("Cancel", null)
                 .setPositiveButton("Download") { _, _ -> start(address.text.toString()) },
         )
@@ -34,7 +31,7 @@ internal class DownloadDialog(private val screen: ChatActivity) {
 
     /** Asks what to do with a download that has not ended. */
     fun describe(unfinished: UnfinishedDownload) = screen.show(
-        AlertDialog.Builder(screen).setTitle(unfinished.address).setView(metered)
+        AlertDialog.Builder(screen).setTitle(unfinished.address).setView(form(screen, metered))
             .setMessage("%.2f GB have arrived.".format(unfinished.bytes / 1e9))
             .setPositiveButton("Go on") { _, _ -> start(unfinished.address) }
             .setNegativeButton("Delete") { _, _ -> screen.launchTask { screen.away { application.library.discard(unfinished) } } },
@@ -46,21 +43,16 @@ internal class DownloadDialog(private val screen: ChatActivity) {
         val isMeteredAllowed = metered.isChecked
         val download = HubDownload(application.library, { networks.connect(it, isMeteredAllowed) })
         screen.tell("Asking the hub for $address …")
-        val bundle = try {
-            coroutineScope {
-                // Ends a connection on which nothing arrives. Android forbids that on the main thread.
-                val watch = launch(Dispatchers.IO) {
-                    try {
-                        awaitCancellation()
-                    } finally {
-                        download.stop()
-                    }
+        val bundle = coroutineScope {
+            // Ends a connection on which nothing arrives. Android forbids that on the main thread.
+            val watch = launch(Dispatchers.IO) {
+                try {
+                    awaitCancellation()
+                } finally {
+                    download.stop()
                 }
-                screen.away { run(download, address) }.also { watch.cancel() }
             }
-        } catch (error: GemmaException) {
-            screen.tell("The download of $address has not ended.")
-            throw error
+            screen.away { run(download, address) }.also { watch.cancel() }
         }
         screen.use(bundle)
     }
@@ -71,7 +63,7 @@ internal class DownloadDialog(private val screen: ChatActivity) {
             task.ensureActive()
             if (progress.doneBytes - told >= TOLD_BYTES) {
                 told = progress.doneBytes
-                screen.runOnUiThread { screen.tell("Downloaded %.2f of %.2f GB …".format(progress.doneBytes / 1e9, progress.totalBytes / 1e9)) }
+                screen.runOnUiThread { screen.tellQuietly("Downloaded %.2f of %.2f GB …".format(progress.doneBytes / 1e9, progress.totalBytes / 1e9)) }
             }
         }
     }

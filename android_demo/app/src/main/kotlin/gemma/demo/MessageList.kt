@@ -6,7 +6,6 @@ import android.content.ClipboardManager
 import android.content.Context
 import android.text.TextUtils
 import android.text.method.LinkMovementMethod
-import android.util.TypedValue
 import android.view.Gravity
 import android.view.View
 import android.view.ViewGroup.LayoutParams.MATCH_PARENT
@@ -15,6 +14,8 @@ import android.view.accessibility.AccessibilityNodeInfo
 import android.widget.Button
 import android.widget.LinearLayout
 import android.widget.TextView
+import gemma.core.FoldedThought
+import gemma.core.Reply
 import gemma.core.parseMarkdown
 
 /** The messages of a chat, each with a menu of what can be done with it, and notes between them. */
@@ -42,28 +43,58 @@ internal class MessageList(private val context: Context, private val actions: Ac
     }
     private val looks = MarkdownText(dp(20), highlight(), actions::open)
 
-    /** Rows have tags: questions their place, answers themselves. */
+    /** Rows have tags: their entries, but answers, which still grow, themselves. */
     private val lastAnswer: Any? get() = (view.childCount - 1 downTo 0).map { view.getChildAt(it).tag }.firstOrNull { it is Answer }
+
+    /** What a row shows, apart from its views. */
+    sealed interface Entry {
+        data class Question(val text: String, val place: Int) : Entry
+
+        data class Reply(val text: String, val thought: FoldedThought) : Entry
+
+        data class Note(val text: String) : Entry
+    }
 
     val isEmpty: Boolean get() = view.childCount == 0
 
+    /** All rows, for a list that takes over. */
+    val entries: List<Entry> get() = (0 until view.childCount).map { view.getChildAt(it).tag }.map { (it as? Answer)?.entry ?: it as Entry }
+
     fun clear() = view.removeAllViews()
+
+    fun show(entries: List<Entry>) = entries.forEach { entry ->
+        when (entry) {
+            is Entry.Question -> question(entry.text, entry.place)
+            is Entry.Reply -> answer(entry.text, entry.thought)
+            is Entry.Note -> note(entry.text)
+        }
+    }
 
     fun question(text: String, place: Int) {
         val shown = selectableText().apply {
             this.text = text
-            setBackgroundColor(highlight())
+            background = bubble(context, android.R.attr.colorAccent)
         }
-        add(row(shown, "You", "your message") { listOf("Copy" to { copy(text) }, "Edit" to { actions.edit(place) }) }.apply { tag = place })
+        val row = row(shown, Gravity.END, shown, "You", "your message") {
+            listOf("Copy" to { copy(text) }, "Edit" to { actions.edit(place) })
+        }
+        add(row.apply { tag = Entry.Question(text, place) })
     }
 
     /** Adds a whole answer. */
-    fun answer(text: String) = answer().end(text)
+    fun answer(text: String, thought: FoldedThought = FoldedThought()) = answer().show(text, thought)
 
     /** Adds an answer that is being written. */
     fun answer(): Answer {
-        val answer = Answer(selectableText().apply { movementMethod = LinkMovementMethod.getInstance() }, looks)
-        val row = row(answer.shown, "Gemma", "the answer") {
+        val thought = ThoughtRow(context, selectableText().apply { setTextColor(themeColor(context, android.R.attr.textColorSecondary)) })
+        val answer = Answer(selectableText().apply { movementMethod = LinkMovementMethod.getInstance() }, thought, looks)
+        val parts = LinearLayout(context).apply {
+            orientation = LinearLayout.VERTICAL
+            background = bubble(context, android.R.attr.textColorPrimary)
+            addView(thought.view)
+            addView(answer.shown)
+        }
+        val row = row(parts, Gravity.START, answer.shown, "Gemma", "the answer") {
             listOf("Copy" to { copy(answer.text) }) + listOf("Answer again" to actions::answerAgain).filter { answer === lastAnswer }
         }
         add(row.apply { tag = answer })
@@ -71,11 +102,16 @@ internal class MessageList(private val context: Context, private val actions: Ac
     }
 
     /** Adds what is nobody's message. */
-    fun note(text: String) = add(selectableText().apply { this.text = text })
+    fun note(text: String) = add(
+        selectableText().apply {
+            this.text = text
+            tag = Entry.Note(text)
+        },
+    )
 
     /** Takes away the question at a place and all that follows it, and returns these for `restore`. */
     fun cut(place: Int): List<View> {
-        val start = (0 until view.childCount).firstOrNull { view.getChildAt(it).tag == place } ?: view.childCount
+        val start = (0 until view.childCount).firstOrNull { (view.getChildAt(it).tag as? Entry.Question)?.place == place } ?: view.childCount
         return (start until view.childCount).map(view::getChildAt).also { view.removeViews(start, it.size) }
     }
 
@@ -85,20 +121,30 @@ internal class MessageList(private val context: Context, private val actions: Ac
         removed.forEach(::add)
     }
 
-    /** An answer on the screen, as markdown. */
-    class Answer(internal val shown: TextView, private val looks: MarkdownText) {
+    /** An answer on the screen, as markdown, below its thought. */
+    class Answer internal constructor(internal val shown: TextView, private val thought: ThoughtRow, private val looks: MarkdownText) {
         private val received = StringBuilder()
 
         /** The text as the model wrote it. */
         val text: String get() = received.toString()
 
-        fun append(piece: String) {
+        internal val entry: Entry get() = Entry.Reply(text, thought.thought)
+
+        /** Shows one more piece of a reply, or of its thought. */
+        fun append(piece: String, reply: Reply) {
+            thought.show(thought.thought.following(reply))
             received.append(piece)
             shown.text = looks.of(parseMarkdown(text, isWhole = false))
         }
 
-        /** Shows the whole text; nothing more is written. */
-        fun end(whole: String) {
+        /** Shows the whole text of a reply that has ended. Screen readers say it: not before, or they would begin anew with each token. */
+        fun end(whole: String, reply: Reply) {
+            shown.accessibilityLiveRegion = View.ACCESSIBILITY_LIVE_REGION_POLITE
+            show(whole, thought.thought.ended(reply))
+        }
+
+        internal fun show(whole: String, thought: FoldedThought) {
+            this.thought.show(thought)
             received.setLength(0)
             received.append(whole)
             shown.text = looks.of(parseMarkdown(whole))
@@ -107,8 +153,10 @@ internal class MessageList(private val context: Context, private val actions: Ac
 
     private fun add(row: View) = view.addView(row, LinearLayout.LayoutParams(MATCH_PARENT, WRAP_CONTENT).apply { topMargin = dp(8) })
 
-    /** A text beside the button of its menu. Screen readers say who wrote the text, and whose menu it is. */
-    private fun row(text: TextView, writer: String, name: String, items: () -> List<Pair<String, () -> Unit>>): View {
+    /** A message at a side, beside the button of its menu. Screen readers say who wrote the text, and whose menu it is. */
+    private fun row(
+        message: View, side: Int, text: TextView, writer: String, name: String, items: () -> List<Pair<String, () -> Unit>>,
+    ): View {
         text.setAccessibilityDelegate(object : View.AccessibilityDelegate() {
             override fun onInitializeAccessibilityNodeInfo(host: View, info: AccessibilityNodeInfo) {
                 super.onInitializeAccessibilityNodeInfo(host, info)
@@ -122,9 +170,14 @@ internal class MessageList(private val context: Context, private val actions: Ac
             minWidth = dp(48)
             setOnClickListener { if (actions.areReady()) open(items()) }
         }
+        val room = LinearLayout(context).apply {
+            setGravity(side)
+            addView(message, LinearLayout.LayoutParams(WRAP_CONTENT, WRAP_CONTENT))
+        }
         return LinearLayout(context).apply {
             setGravity(Gravity.TOP)
-            addView(text, LinearLayout.LayoutParams(0, WRAP_CONTENT, 1f))
+            if (side == Gravity.END) setPaddingRelative(dp(32), 0, 0, 0) // a long question is still at its side
+            addView(room, LinearLayout.LayoutParams(0, WRAP_CONTENT, 1f))
             addView(menu, LinearLayout.LayoutParams(WRAP_CONTENT, WRAP_CONTENT))
         }
     }
@@ -142,14 +195,10 @@ internal class MessageList(private val context: Context, private val actions: Ac
     private fun selectableText() = TextView(context).apply {
         setTextIsSelectable(true)
         textSize = 16f
-        setPaddingRelative(dp(8), dp(8), dp(8), dp(8))
+        setPaddingRelative(dp(12), dp(8), dp(12), dp(8))
     }
 
-    private fun highlight(): Int {
-        val value = TypedValue()
-        context.theme.resolveAttribute(android.R.attr.colorControlHighlight, value, true)
-        return if (value.resourceId != 0) context.getColor(value.resourceId) else value.data
-    }
+    private fun highlight(): Int = themeColor(context, android.R.attr.colorControlHighlight)
 
-    private fun dp(value: Int): Int = Math.round(value * context.resources.displayMetrics.density)
+    private fun dp(value: Int): Int = dp(context, value)
 }

@@ -1,8 +1,8 @@
 package gemma.demo
 
 import android.app.Activity
-import android.content.ComponentCallbacks2
-import android.os.Build
+import android.content.pm.ActivityInfo
+import android.content.res.Configuration
 import android.os.Bundle
 import android.view.View
 import android.widget.Button
@@ -10,6 +10,7 @@ import android.widget.LinearLayout
 import android.widget.ScrollView
 import android.widget.TextView
 import gemma.core.messageFor
+import gemma.core.shouldUnload
 import gemma.core.threadsToUse
 import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.Job
@@ -36,11 +37,16 @@ abstract class Screen : Activity() {
         }
     }
     private var task: Job? = null
+    private lateinit var shownFor: Configuration
 
     protected val busy: Boolean get() = task?.isActive == true
 
+    /** Whether no task runs, not even one that was stopped and saves what it has. */
+    protected val isIdle: Boolean get() = task?.isCompleted != false
+
     override fun onCreate(savedInstanceState: Bundle?) {
         super.onCreate(savedInstanceState)
+        shownFor = Configuration(resources.configuration)
         status = TextView(this).apply { setPadding(dp(16), dp(4), dp(16), dp(4)) }
         scroll = ScrollView(this).apply { addView(paper()) }
         val page = LinearLayout(this).apply { orientation = LinearLayout.VERTICAL }
@@ -49,6 +55,38 @@ abstract class Screen : Activity() {
         controls().forEach(page::addView)
         page.fitsSystemWindows = true // the system's bars lie over apps that don't ask for room
         setContentView(page)
+        savedInstanceState?.let { state ->
+            status.text = state.getString(STATUS)
+            scroll.post { scroll.scrollTo(0, state.getInt(SCROLLED)) } // after the page was laid out
+        }
+    }
+
+    override fun onSaveInstanceState(outState: Bundle) {
+        super.onSaveInstanceState(outState)
+        outState.putString(STATUS, status.text.toString())
+        outState.putInt(SCROLLED, scroll.scrollY)
+    }
+
+    /** What a screen leaves to the one that is made after it, and nothing else has; null for nothing. */
+    protected abstract val remains: Any?
+
+    /** What the screen before has left; null if there was none. */
+    protected val inherited: Any?
+        @Suppress("DEPRECATION") // in favour of fragments, of which the app has none
+        get() = lastNonConfigurationInstance
+
+    @Suppress("OVERRIDE_DEPRECATION")
+    final override fun onRetainNonConfigurationInstance(): Any? = remains
+
+    /** The manifest keeps Android from making the screen anew by itself, because that would stop a reply. */
+    override fun onConfigurationChanged(newConfig: Configuration) {
+        super.onConfigurationChanged(newConfig)
+        rebuildIfStale()
+    }
+
+    /** Makes the screen anew if its colours, sizes of text or sides are no longer the phone's; if a task runs, after it. */
+    private fun rebuildIfStale() {
+        if (isIdle && !isFinishing && (shownFor.diff(resources.configuration) and LOOKS) != 0) recreate()
     }
 
     override fun onStop() {
@@ -59,8 +97,8 @@ abstract class Screen : Activity() {
     /** Frees an idle model. The chat is kept, and the model is loaded again with the next question. */
     override fun onTrimMemory(level: Int) {
         super.onTrimMemory(level)
-        if (busy || !isLowMemory(level) || application.model == null) return
-        status.text = "Memory was low, so the model was unloaded. It is loaded again when it is needed."
+        if (busy || application.model == null || !shouldUnload(level, application.device.freeMemory())) return
+        tell("Memory was low, so the model was unloaded. It is loaded again when it is needed.")
         application.unloadSoon()
     }
 
@@ -75,7 +113,19 @@ abstract class Screen : Activity() {
     /** The views below the page. */
     protected abstract fun controls(): List<View>
 
-    protected fun dp(value: Int): Int = Math.round(value * resources.displayMetrics.density)
+    /** Shows a message in the status line; screen readers say it when they have ended what they say. */
+    fun tell(text: String) {
+        status.accessibilityLiveRegion = View.ACCESSIBILITY_LIVE_REGION_POLITE
+        status.text = text
+    }
+
+    /** Shows figures that change all the time: a screen reader that said them would never be silent. */
+    internal fun tellQuietly(text: String) {
+        status.accessibilityLiveRegion = View.ACCESSIBILITY_LIVE_REGION_NONE
+        status.text = text
+    }
+
+    protected fun dp(value: Int): Int = dp(this, value)
 
     protected fun row(vararg views: View): View = LinearLayout(this).apply {
         views.forEach { addView(it, LinearLayout.LayoutParams(0, LinearLayout.LayoutParams.WRAP_CONTENT, 1f)) }
@@ -95,7 +145,11 @@ abstract class Screen : Activity() {
         if (atEnd) scroll.post { scroll.scrollTo(0, scroll.getChildAt(0).height) }
     }
 
-    protected fun warn(message: String?) = appendText("\n⚠ $message\n")
+    /** Adds an error to the page. The status line has it too, instead of what failed, and screen readers say it. */
+    protected fun warn(message: String?) {
+        appendText("\n⚠ $message\n")
+        tell("⚠ $message")
+    }
 
     protected fun stop() {
         task?.cancel()
@@ -115,7 +169,12 @@ abstract class Screen : Activity() {
             }
         }
         task = started
-        started.invokeOnCompletion { scope.launch { if (task === started) status.keepScreenOn = false } }
+        started.invokeOnCompletion { scope.launch { if (task === started) end() } }
+    }
+
+    private fun end() {
+        status.keepScreenOn = false
+        rebuildIfStale()
     }
 
     protected suspend fun <T> onModelThread(work: suspend () -> T): T = withContext(application.modelThread) { work() }
@@ -124,25 +183,26 @@ abstract class Screen : Activity() {
     protected suspend fun loadedModel(): LoadedModel? {
         application.model?.let { return it }
         val directory = application.bundle ?: return null
-        status.text = "Loading ${directory.name} …"
+        tell("Loading ${directory.name} …")
         val threads = threadsToUse(application.threads, application.device.cores)
         onModelThread {
             val task = currentCoroutineContext()
             application.model = LoadedModel.load(directory, threads, application.device, application.checked, cacheDir) { share ->
                 task.ensureActive()
-                scope.launch { status.text = "Checking ${directory.name}: %.0f %%".format(100 * share) }
+                scope.launch { tellQuietly("Checking ${directory.name}: %.0f %%".format(100 * share)) }
             }
         }
         return application.model?.also { showModel(it) }
     }
 
-    protected fun showModel(model: LoadedModel) {
-        status.text = "${model.bundle.manifest.model.id} · ${application.device.memoryLine()}"
-    }
-}
+    protected fun showModel(model: LoadedModel) = tell("${model.bundle.manifest.model.id} · ${application.device.memoryLine()}")
 
-/** Whether to free the model. Since Android 14 the system warns only apps in the background, and early. */
-private fun isLowMemory(level: Int): Boolean {
-    val background = if (Build.VERSION.SDK_INT >= 34) ComponentCallbacks2.TRIM_MEMORY_BACKGROUND else ComponentCallbacks2.TRIM_MEMORY_MODERATE
-    return level == ComponentCallbacks2.TRIM_MEMORY_RUNNING_CRITICAL || level >= background
+    private companion object {
+        const val STATUS = "status"
+        const val SCROLLED = "scrolled"
+
+        /** What the views were made with: they take their colours, sizes and sides only once. */
+        const val LOOKS = ActivityInfo.CONFIG_UI_MODE or ActivityInfo.CONFIG_FONT_SCALE or
+            ActivityInfo.CONFIG_LAYOUT_DIRECTION or ActivityInfo.CONFIG_LOCALE
+    }
 }

@@ -3,14 +3,12 @@ package gemma.demo
 import android.app.AlertDialog
 import android.content.Context
 import android.text.InputType
-import android.view.View
 import android.widget.CheckBox
 import android.widget.EditText
-import android.widget.LinearLayout
-import android.widget.ScrollView
 import gemma.core.ChatSettings
 import gemma.core.GemmaException
 import gemma.core.Manifest
+import gemma.core.SamplingDraft
 import gemma.core.parseThreads
 import gemma.core.usualThreads
 
@@ -28,24 +26,37 @@ internal class SettingsDialog(
 ) {
     private val usual = manifest?.let { ChatSettings().samplingFor(it) }
     private val system = EditText(context).apply {
-        hint = "System prompt"
         setText(settings.system)
         maxLines = 6
     }
-    private val temperature = number("Temperature", usual?.temperature, settings.sampling?.temperature)
-    private val topK = number("Top k", usual?.topK, settings.sampling?.topK)
-    private val topP = number("Top p", usual?.topP, settings.sampling?.topP)
-    private val seed = count("Seed, for the same answer each time", settings.seed)
+    private val temperature = number(usual?.temperature, settings.sampling?.temperature)
+    private val topK = number(usual?.topK, settings.sampling?.topK)
+    private val topP = number(usual?.topP, settings.sampling?.topP)
+    private val minP = number(usual?.minP, settings.sampling?.minP)
+    private val penalty = number(usual?.repetitionPenalty, settings.sampling?.repetitionPenalty)
+    private val seed = count(null, settings.seed)
     private val thinking = check("Think before answering", settings.thinking, abilities.thinking)
     private val roll = check("When the context is full: forget the oldest turns", settings.roll)
     private val drafts = check("Guess repeated passages, and check them together", settings.drafts, abilities.drafts)
-    private val threadCount = count("Threads, 1 to $cores, for the next loading (${usualThreads(cores)})", threads)
+    private val threadCount = count(usualThreads(cores), threads)
 
     /** A dialog that gives the settings and the threads to `onDone`. Values out of range are refused and change nothing. */
     fun builder(onDone: (ChatSettings, Int?) -> Unit): AlertDialog.Builder {
-        val page = LinearLayout(context).apply { orientation = LinearLayout.VERTICAL }
-        listOf<View>(system, temperature, topK, topP, seed, thinking, roll, drafts, threadCount).forEach(page::addView)
-        return AlertDialog.Builder(context).setTitle("Settings").setView(ScrollView(context).apply { addView(page) })
+        val page = form(
+            context,
+            labelled("System prompt", system),
+            labelled("Temperature", temperature),
+            labelled("Top k", topK),
+            labelled("Top p", topP),
+            labelled("Min p", minP),
+            labelled("Repetition penalty", penalty),
+            labelled("Seed, for the same answer each time", seed),
+            thinking,
+            roll,
+            drafts,
+            labelled("Threads, 1 to $cores, for the next loading", threadCount),
+        )
+        return AlertDialog.Builder(context).setTitle("Settings").setView(page)
             .setNegativeButton("Cancel", null)
             .setPositiveButton("Use") { _, _ ->
                 try {
@@ -57,27 +68,25 @@ internal class SettingsDialog(
     }
 
     private fun read(): ChatSettings {
-        val texts = listOf(temperature, topK, topP).map { it.text.toString() }
-        val base = usual ?: ChatSettings.RECOMMENDED
-        val own = ChatSettings.parseSampling(texts[0], texts[1], texts[2], base)
+        fun text(field: EditText) = field.text.toString()
+        val draft = SamplingDraft(text(temperature), text(topK), text(topP), text(minP), text(penalty))
         return ChatSettings(
-            system = system.text.toString(),
-            sampling = own.takeIf { texts.any(String::isNotBlank) },
+            system = text(system),
+            sampling = draft.sampling(usual ?: ChatSettings.RECOMMENDED),
             thinking = thinking.isChecked,
             roll = roll.isChecked,
             drafts = drafts.isChecked,
-            seed = ChatSettings.parseSeed(seed.text.toString()),
+            seed = ChatSettings.parseSeed(text(seed)),
         )
     }
 
-    private fun number(name: String, usual: Number?, value: Number?) = EditText(context).apply {
-        hint = if (usual == null) name else "$name ($usual)"
+    private fun number(usual: Number?, value: Number?) = count(usual, value).apply {
         inputType = InputType.TYPE_CLASS_NUMBER or InputType.TYPE_NUMBER_FLAG_DECIMAL
-        value?.let { setText(it.toString()) }
     }
 
-    private fun count(name: String, value: Int?) = EditText(context).apply {
-        hint = name
+    /** A field for a whole number; while it is blank it shows the usual one. */
+    private fun count(usual: Number?, value: Number?) = EditText(context).apply {
+        hint = usual?.toString()
         inputType = InputType.TYPE_CLASS_NUMBER
         value?.let { setText(it.toString()) }
     }

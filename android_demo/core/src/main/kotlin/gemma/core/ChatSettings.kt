@@ -52,27 +52,12 @@ data class ChatSettings(
             seed = json.orNull("seed")?.count(),
         )
 
-        /** Throws SessionException for a text that is no number and for a value out of range. Blank texts keep `base`. */
-        fun parseSampling(temperature: String, topK: String, topP: String, base: Sampling): Sampling = base.copy(
-            temperature = number("temperature", temperature) ?: base.temperature,
-            topK = number("top_k", topK)?.let { value -> value.toInt().also { if (it.toDouble() != value) refuse("top_k", topK) } } ?: base.topK,
-            topP = number("top_p", topP) ?: base.topP,
-        )
-
         /** A seed; null for a blank text. Throws SessionException if it is no whole number that fits in 31 bits. */
         fun parseSeed(text: String): Int? {
             val given = text.trim().ifEmpty { return null }
             return given.toIntOrNull()?.takeIf { it >= 0 }
                 ?: throw SessionException("seed is \"${text.take(20)}\", expected a whole number from 0 to ${Int.MAX_VALUE}, or nothing")
         }
-
-        private fun number(name: String, text: String): Double? {
-            val given = text.trim().replace(',', '.').ifEmpty { return null }
-            return given.toDoubleOrNull() ?: refuse(name, text)
-        }
-
-        private fun refuse(name: String, text: String): Nothing =
-            throw SessionException("$name is \"${text.take(20)}\", expected a number")
     }
 }
 

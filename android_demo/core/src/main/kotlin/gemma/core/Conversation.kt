@@ -38,10 +38,10 @@ class Reply internal constructor(
     /** The text so far, without thoughts. */
     val text: String get() = received.toString()
 
-    /** What the model wrote for itself before the answer. */
+    /** What the model wrote for itself before the answer, so far; on any thread. */
     val thought: String get() = thoughts.text
 
-    /** Whether a thought is being written. */
+    /** Whether a thought is being written, or was when the reply was stopped; on any thread. */
     val isThinking: Boolean get() = thoughts.isOpen
 
     /** How many tokens of the context the conversation takes up, with this reply so far. */

@@ -22,7 +22,7 @@ data class LayerCache(
 
 /** The purpose of a tensor, as in `gemma_runtime/manifest.py`. Engines look tensors up by role, not by name. */
 enum class TensorRole {
-    TOKENS, START, POSITIONS, TOTAL, WANTED, LAST, EMBEDDINGS, HIDDEN,
+    TOKENS, START, POSITIONS, TOTAL, WANTED, LAST, EMBEDDINGS, PER_LAYER, HIDDEN,
     COS, SIN, MASK, SLOTS, WRITE,
     KEYS, VALUES, CACHE,
     LOGITS,

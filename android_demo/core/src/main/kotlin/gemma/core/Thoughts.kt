@@ -8,6 +8,8 @@ internal const val THOUGHT_CLOSES = "<channel|>"
  *
  *     <|channel>thought
  *     …<channel|>the answer
+ *
+ * Another thread than the one that takes tokens may look at the thoughts.
  */
 internal class Thoughts(tokenizer: Tokenizer) {
     private val open = tokenizer.tokenOf(THOUGHT_OPENS)
@@ -15,13 +17,15 @@ internal class Thoughts(tokenizer: Tokenizer) {
     private val written = StringBuilder()
 
     /** Whether a thought is being written. */
+    @Volatile
     var isOpen = false
         private set
 
     /** The thoughts, without the channel's name, which is the first line. */
-    val text: String get() = strip(written.substring(written.indexOf("\n") + 1).takeIf { '\n' in written }.orEmpty())
+    val text: String @Synchronized get() = strip(written.substring(written.indexOf("\n") + 1).takeIf { '\n' in written }.orEmpty())
 
     /** What of the text that a token completes is the answer's. */
+    @Synchronized
     fun take(token: Int, piece: String): String {
         if (token == open) {
             isOpen = true
@@ -34,6 +38,7 @@ internal class Thoughts(tokenizer: Tokenizer) {
     }
 
     /** What of the text's end, which no token completed, is the answer's. */
+    @Synchronized
     fun end(rest: String): String {
         if (!isOpen) return rest
         written.append(rest)

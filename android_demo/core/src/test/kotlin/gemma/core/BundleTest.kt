@@ -113,6 +113,19 @@ class BundleTest {
         assertContains(failure { graph.copy(outputs = emptyList()).returnedCaches() }, "past_key_0")
     }
 
+    /** The manifest of a Gemma 4 for Core ML was refused as not valid; the app could not say whom it is for. */
+    @Test
+    fun `the roles are those of the Python runtime, and a manifest for Core ML is read`() {
+        val roles = File(DATA, "../../runtime/gemma_runtime/manifest.py").readText().substringAfter("class TensorRole").substringBefore("@dataclass")
+            .let { Regex("^    [A-Z_]+ = \"(\\w+)\"", RegexOption.MULTILINE).findAll(it) }.map { it.groupValues[1] }
+        assertEquals(roles.toList() - "vector", TensorRole.entries.map { it.name.lowercase() }, "vector is only of bundles that are refused")
+        alter("\"name\": \"onnx\"", "\"name\": \"coreml\"")
+        alter("\"role\": \"wanted\"", "\"role\": \"per_layer\"")
+        val manifest = openBundle(folder).manifest
+        assertEquals("coreml", manifest.target.name)
+        assertEquals("wanted", manifest.graphs.getValue("decode").single().tensor(TensorRole.PER_LAYER).name)
+    }
+
     @Test
     fun `a graph in several parts is refused where one part is expected`() {
         val manifest = openBundle(folder).manifest

@@ -151,12 +151,6 @@ class ConversationTest {
         assertEquals(listOf(80, 320), replies.flatten())
     }
 
-    private fun gemma4Codec(): ChatCodec {
-        val folder = File(DATA, "gemma4")
-        val tokenizer = Tokenizer.parse(File(folder, "tokenizer.gtok").readBytes())
-        return ChatCodec(tokenizer, ChatFormat.parse(File(folder, "chat.json").readText()), setOf(5))
-    }
-
     @Test
     fun `a grammar holds what follows a thought`() = runBlocking {
         val codec = gemma4Codec()

@@ -10,6 +10,7 @@ import kotlin.test.Test
 import kotlin.test.assertContains
 import kotlin.test.assertEquals
 import kotlin.test.assertFailsWith
+import kotlin.test.assertNull
 import kotlin.test.assertTrue
 
 class SavedChatsTest {
@@ -126,11 +127,23 @@ class SavedChatsTest {
     @Test
     fun `settings are read from texts, and bad ones are refused by name`() {
         val base = Sampling(1.0, 64, 0.95, 0.1, 1.1)
-        assertEquals(base, ChatSettings.parseSampling("", " ", "", base))
-        assertEquals(base.copy(temperature = 0.5, topK = 3, topP = 1.0), ChatSettings.parseSampling("0,5", "3", "1", base))
-        for ((name, texts) in mapOf("temperature" to listOf("x", "", ""), "top_k" to listOf("", "2.5", ""), "top_p" to listOf("", "", "2"))) {
-            val error = assertFailsWith<SessionException> { ChatSettings.parseSampling(texts[0], texts[1], texts[2], base) }
-            assertContains(error.message.orEmpty(), name)
+        assertNull(SamplingDraft("", " ", "", "\t", "").sampling(base))
+        assertEquals(base.copy(temperature = 0.5, topK = 3, topP = 1.0), SamplingDraft("0,5", "3", "1").sampling(base))
+        assertEquals(base.copy(minP = 0.25, repetitionPenalty = 1.3), SamplingDraft(minP = "0,25", repetitionPenalty = " 1.3 ").sampling(base))
+        assertEquals(Sampling(1.0, 1, 0.5, 1.0, 0.5), SamplingDraft("1", "1", "0.5", "1", "0.5").sampling(base))
+        val refused = mapOf<String, Pair<(String) -> SamplingDraft, List<String>>>(
+            "temperature" to ({ text: String -> SamplingDraft(temperature = text) } to listOf("x", "-1", "Infinity")),
+            "top_k" to ({ text: String -> SamplingDraft(topK = text) } to listOf("x", "2.5", "-1", "1e10", "NaN")),
+            "top_p" to ({ text: String -> SamplingDraft(topP = text) } to listOf("x", "2", "0")),
+            "min_p" to ({ text: String -> SamplingDraft(minP = text) } to listOf("x", "1.01", "-0.1", "NaN")),
+            "repetition_penalty" to ({ text: String -> SamplingDraft(repetitionPenalty = text) } to listOf("x", "0", "-1", "1e39", "1e-39")),
+        )
+        for ((name, cases) in refused) {
+            val (draft, texts) = cases
+            for (text in texts) {
+                val error = assertFailsWith<SessionException>("$name $text") { draft(text).sampling(base) }
+                assertTrue(error.message.orEmpty().startsWith("$name is "), error.message)
+            }
         }
         assertEquals(listOf(null, 0, Int.MAX_VALUE), listOf(" ", "0", "2147483647").map(ChatSettings::parseSeed))
         for (text in listOf("-1", "1.5", "2147483648", "x")) {

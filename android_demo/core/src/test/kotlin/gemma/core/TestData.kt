@@ -22,6 +22,13 @@ internal fun JsonFields.ints(): IntArray = list { it.count() }.toIntArray()
 
 fun tinyTokenizer(): Tokenizer = Tokenizer.parse(File(TINY, "tokenizer.gtok").readBytes())
 
+/** Of a Gemma 4, which thinks; 5 ends its replies. */
+internal fun gemma4Codec(): ChatCodec {
+    val folder = File(DATA, "gemma4")
+    val tokenizer = Tokenizer.parse(File(folder, "tokenizer.gtok").readBytes())
+    return ChatCodec(tokenizer, ChatFormat.parse(File(folder, "chat.json").readText()), setOf(5))
+}
+
 internal fun checkFigures(expected: JsonFields, actual: Agreement) {
     assertEquals(expected.of("positions").count(), actual.positions)
     assertEquals(expected.of("near_ties").count(), actual.nearTies)

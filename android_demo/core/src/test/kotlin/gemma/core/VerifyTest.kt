@@ -153,6 +153,9 @@ class VerifyTest {
         assertEquals(1000.0, benchmark.prompts[0].tokensPerSecond.median, 1e-9)
         assertEquals(Spread(50.0, 50.0, 50.0), benchmark.decodeTokensPerSecond)
         assertEquals(20.0, benchmark.tokenP95Ms.high)
+        val shown = "files checked in 7 ms, loaded in 1235 ms\n4 tokens: prefill 1000.0 tokens/s, first token after 4 ms\n" +
+            "8 tokens: prefill 1000.0 tokens/s, first token after 8 ms\nnew tokens: 50.0 tokens/s, p95 20 ms\n"
+        assertEquals(shown, speedText(Loading(7.0, 1234.6), benchmark))
         assertEquals(Workload(listOf(32, 128), 128, 64), Workload.of(500))
         assertEquals(Workload(listOf(24), 12, 12), Workload.of(24))
         assertEquals(Spread(2.5, 1.0, 4.0), Spread.of(listOf(4.0, 1.0, 2.0, 3.0)))
