@@ -132,6 +132,8 @@ check_app() {
     mapfile -t -O "${#tests[@]}" tests < <(test_classes "$out/app-tests.jar")
 }
 check_app
+echo "SKIPPED android screenshots: what draws an app's screens without a phone (Robolectric's android-all, layoutlib) is in" \
+    "Maven's repository only"
 
 PYTHONPATH=export:runtime:. java "${properties[@]}" -cp "$out/core.jar:$out/core-tests.jar:$jars" \
     gemma.core.RunTestsKt "${tests[@]}"
