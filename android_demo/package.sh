@@ -27,7 +27,7 @@ link_resources() {
     "$aapt2" link --min-sdk-version "$(gradle_value minSdk)" --target-sdk-version "$(gradle_value targetSdk)" \
         -o "$out/base.apk" -I "$android" --manifest "$out/AndroidManifest.xml" --proguard "$out/entries.pro" "$out/res.zip"
     badging=$("$aapt2" dump badging "$out/base.apk")
-    for expected in "package: name='gemma.demo'" "minSdkVersion:'26'" "targetSdkVersion:'36'" "application-label:'Gemma demo'" \
+    for expected in "package: name='gemma.demo'" "minSdkVersion:'$(gradle_value minSdk)'" "targetSdkVersion:'$(gradle_value targetSdk)'" "application-label:'Gemma demo'" \
         "icon='res/mipmap-anydpi-v26/ic_launcher.xml'" "launchable-activity: name='gemma.demo.ChatActivity'"; do
         grep -qF "$expected" <<<"$badging" || { echo "FAILED android badging: there is no $expected in:"; echo "$badging"; exit 1; }
     done

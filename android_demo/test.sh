@@ -44,23 +44,23 @@ command -v java >/dev/null || install_java || skip "java is not installed and co
 for tool in npm apt-get dpkg unzip; do
     command -v $tool >/dev/null || skip "$tool is not installed"
 done
-npm_package kotlin-compiler 2.4.20 kotlin || skip "npm could not fetch the Kotlin compiler"
+# Gradle's version.
+kotlin=$(sed -n 's/^kotlin = "\(.*\)"/\1/p' android_demo/gradle/libs.versions.toml)
+npm_package kotlin-compiler "$kotlin" "kotlin-$kotlin" || skip "npm could not fetch the Kotlin compiler"
 debian_package junit4 bookworm || skip "Debian's junit4 could not be fetched"
 debian_package libhamcrest-java bookworm || skip "Debian's libhamcrest-java could not be fetched"
 
-lib=$cache/kotlin/lib
+lib=$cache/kotlin-$kotlin/lib
 runtime=$lib/kotlin-stdlib.jar:$lib/kotlinx-coroutines-core-jvm.jar
 jars=$runtime:$lib/kotlin-test.jar:$lib/kotlin-test-junit.jar
 jars=$jars:$cache/junit4/usr/share/java/junit4.jar:$cache/libhamcrest-java/usr/share/java/hamcrest.jar
 android=$cache/libandroid-23-java/usr/share/java/com.android.android-23.jar
 
-# With the language of Gradle's older Kotlin.
-language=$(sed -n 's/^kotlin = "\([0-9]*\.[0-9]*\).*/\1/p' android_demo/gradle/libs.versions.toml)
 compile() { # OUTPUT CLASSPATH SOURCE…
     local output=$1 path=$2
     shift 2
-    JAVA_OPTS="-Xmx1g -XX:TieredStopAtLevel=1" bash "$cache/kotlin/bin/kotlinc" \
-        -language-version "$language" -api-version "$language" -jvm-target 1.8 -Werror -cp "$path" -d "$output" "$@"
+    JAVA_OPTS="-Xmx1g -XX:TieredStopAtLevel=1" bash "$cache/kotlin-$kotlin/bin/kotlinc" \
+        -jvm-target 1.8 -Werror -cp "$path" -d "$output" "$@"
 }
 
 # Writes the Python runtime's results for the tokenizers while the core is compiled.
