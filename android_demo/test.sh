@@ -55,13 +55,29 @@ runtime=$lib/kotlin-stdlib.jar:$lib/kotlinx-coroutines-core-jvm.jar
 jars=$runtime:$lib/kotlin-test.jar:$lib/kotlin-test-junit.jar
 jars=$jars:$cache/junit4/usr/share/java/junit4.jar:$cache/libhamcrest-java/usr/share/java/hamcrest.jar
 android=$cache/libandroid-23-java/usr/share/java/com.android.android-23.jar
+java_home=$(dirname "$(dirname "$(readlink -f "$(command -v java)")")")
 
-compile() { # OUTPUT CLASSPATH SOURCE…
+compile() { # OUTPUT CLASSPATH ARGUMENT…
     local output=$1 path=$2
     shift 2
     JAVA_OPTS="-Xmx1g -XX:TieredStopAtLevel=1" bash "$cache/kotlin-$kotlin/bin/kotlinc" \
         -jvm-target 1.8 -Werror -cp "$path" -d "$output" "$@"
 }
+
+# Makes core and app compile against Android's classes without the JDK's, which have more than a phone.
+# Android 8 has the java.* of Java 8, Android 6's android.jar an older one, and the JDK can tell what Java 8 had.
+phone=() phone_classes=
+without_jdk() {
+    debian_package libandroid-23-java sid || { echo "SKIPPED android core without the JDK: Debian's android.jar could not be fetched"; return 0; }
+    [ -e "$java_home/lib/ct.sym" ] || { echo "SKIPPED android core without the JDK: Java is not a whole JDK"; return 0; }
+    local java8=$out/java8
+    rm -rf "$java8" && mkdir "$java8"
+    unzip -q "$java_home/lib/ct.sym" '*8*/java.base/java/*' -d "$java8/signatures" # folders are named for their versions
+    cp -r "$java8"/signatures/*/java.base "$java8"
+    find "$java8/java.base" -name '*.sig' -exec sh -c 'for file; do mv "$file" "${file%.sig}.class"; done' _ {} +
+    phone=(-no-jdk) phone_classes=$java8/java.base:$android:
+}
+without_jdk
 
 # Writes the Python runtime's results for the tokenizers while the core is compiled.
 genuine=
@@ -70,7 +86,8 @@ if PYTHONPATH=export:runtime "$python" -c "import gemma_runtime" 2>/dev/null; th
     genuine=$!
 fi
 
-compile "$out/core.jar" "$runtime" android_demo/core/src/main/kotlin
+compile "$out/core.jar" "$phone_classes$runtime" "${phone[@]}" android_demo/core/src/main/kotlin
+[ ${#phone[@]} = 0 ] || echo "android core: compiled against Android's classes, without the JDK's"
 compile "$out/core-tests.jar" "$jars:$out/core.jar" -Xfriend-paths="$out/core.jar" android_demo/core/src/test/kotlin
 
 properties=(-Dgemma.data=tests/data)
@@ -118,7 +135,7 @@ check_app() {
         echo "SKIPPED android app against ExecuTorch's own classes: set EXECUTORCH_AAR to an executorch-android AAR"
     fi
     build_config
-    compile "$out/app.jar" "$runtime:$out/core.jar:$executorch:$android:$onnxruntime/classes.jar" \
+    compile "$out/app.jar" "$executorch:$phone_classes$runtime:$out/core.jar:$android:$onnxruntime/classes.jar" "${phone[@]}" \
         android_demo/app/src/main/kotlin "$out/generated"
     echo "android app: type-checked against API 23, ONNX Runtime's classes and $against"
     link_resources
