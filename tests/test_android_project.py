@@ -5,6 +5,10 @@ import re
 import tomllib
 from hashlib import sha256
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
+
+import pytest
+from android_demo.pack_apk import pack, problems
 
 ANDROID = Path(__file__).parents[1] / "android_demo"
 # Of Gradle 9.4, as Gradle publishes it: gradle/actions, wrapper-checksums.json.
@@ -68,3 +72,62 @@ def test_every_version_and_every_alias_is_used() -> None:
     assert {name.replace("-", ".") for name in named} == used - {"versions.executorch.get"}
     entries = [*catalog["libraries"].values(), *catalog["plugins"].values()]
     assert {entry["version"]["ref"] for entry in entries} == set(catalog["versions"])
+
+
+LIBRARY = "lib/arm64-v8a/libx.so"
+
+
+def apk(folder: Path) -> Path:
+    with ZipFile(folder / "base.apk", "w") as base:
+        base.writestr("AndroidManifest.xml", bytes(99), ZIP_DEFLATED)
+        base.writestr("res/icon.png", bytes(5), ZIP_STORED)
+        base.writestr("resources.arsc", bytes(33), ZIP_STORED)
+    with ZipFile(folder / "dex.zip", "w") as dex:
+        dex.writestr("classes.dex", b"dex\n038\0")
+        dex.writestr("META-INF/services/x", b"not for phones")
+    for name in ("libx.so", "liby.so"):
+        (folder / name).write_bytes(name.encode() * 3000)
+    pack(folder / "base.apk", folder / "dex.zip", folder, folder / "app.apk")
+    return folder / "app.apk"
+
+
+def test_an_apks_libraries_lie_where_a_page_of_16_kb_can_begin(tmp_path: Path) -> None:
+    packed = apk(tmp_path)
+    assert problems(packed) == []
+    content = packed.read_bytes()
+    assert {content.index(name * 3000) % 16384 for name in (b"libx.so", b"liby.so")} == {0}
+    with ZipFile(packed) as archive:
+        assert archive.read(LIBRARY) == (tmp_path / "libx.so").read_bytes()
+        assert "META-INF/services/x" not in archive.namelist()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "method", "wrong"),
+    [
+        (LIBRARY, bytes(9), ZIP_STORED, "no multiple of 16384"),
+        (LIBRARY, bytes(9), ZIP_DEFLATED, "is deflated"),
+        ("resources.arsc", bytes(9), ZIP_DEFLATED, "is deflated"),
+        ("resources.arsc", bytes(9), ZIP_STORED, "no multiple of 4"),
+        ("classes.dex", b"class", ZIP_STORED, "is no dex file"),
+        ("lib/x86/libx.so", bytes(9), ZIP_STORED, "is for another processor"),
+        (LIBRARY, None, 0, "there is no native library"),
+        ("classes.dex", None, 0, "there is no classes.dex"),
+    ],
+)
+def test_what_is_wrong_with_an_apk_is_named(
+    name: str, content: bytes | None, method: int, wrong: str, tmp_path: Path
+) -> None:
+    with ZipFile(apk(tmp_path)) as source, ZipFile(tmp_path / "other.apk", "w") as other:
+        for entry in source.namelist():
+            if entry != name and (content is not None or not entry.startswith(name[:4])):
+                other.writestr(entry, source.read(entry))
+        if content is not None:
+            other.writestr(name, content, method)
+    assert any(wrong in problem for problem in problems(tmp_path / "other.apk"))
+
+
+def test_a_damaged_apk_is_named(tmp_path: Path) -> None:
+    packed = apk(tmp_path)
+    content = packed.read_bytes()
+    packed.write_bytes(content.replace(b"liby.so" * 9, b"liby.sO" * 9, 1))
+    assert problems(packed) == ["lib/arm64-v8a/liby.so is damaged"]
