@@ -86,6 +86,6 @@ private func text(_ phase: LoadPhase, _ bundle: URL) -> String {
     switch phase {
     case .copying(let share): return String(format: "Copying %@: %.0f %%", bundle.lastPathComponent, 100 * share)
     case .checking(let share): return String(format: "Checking: %.0f %%", 100 * share)
-    case .opening(let compiles): return compiles ? "Loading … the first time, Core ML compiles the model." : "Loading …"
+    case .opening(let compiles): return compiles ? "Loading … the first time, the model is compiled." : "Loading …"
     }
 }

@@ -60,6 +60,7 @@ private struct Loaded {
 actor ModelActor {
     private let library: BundleLibrary
     private let open: EngineOpener
+    nonisolated let thread = OwnThread("gemma.model")
     private var loaded: Loaded?
     private var conversation: Conversation?
     private var kept = SavedChat()
@@ -71,6 +72,9 @@ actor ModelActor {
         self.library = library
         self.open = open
     }
+
+    /// Runs of the model block their thread, some of them until work in Swift's pool has ended.
+    nonisolated var unownedExecutor: UnownedSerialExecutor { thread.asUnownedSerialExecutor() }
 
     var isLoaded: Bool { loaded != nil }
 
@@ -89,7 +93,7 @@ actor ModelActor {
         if let reason = memoryProblem(bundle.manifest, availableBytes: availableBytes()) {
             throw GemmaError.bundle(reason)
         }
-        onPhase(.opening(compiles: bundle.manifest.target == "coreml"))
+        onPhase(.opening(compiles: ["coreml", "coreai"].contains(bundle.manifest.target)))
         let codec = try ChatCodec(bundle)
         var load = LatencyMeter()
         load.startLoad()
