@@ -159,7 +159,7 @@ actor ModelActor {
     func benchmark(onGolden: @Sendable (Int, Int) -> Void) async throws -> (summary: String, report: String) {
         guard let loaded else { throw GemmaError.session("no bundle is loaded; pick one in Chat first") }
         let (bundle, manifest) = (loaded.bundle, loaded.bundle.manifest)
-        let before = await describeCondition()
+        let before = await describeCondition("start")
         let verification = try await verifyBundle(bundle, loaded.session, onGolden: onGolden)
         let workload = Workload(contextLength: manifest.contextLength)
         let benchmark = try measureSpeed(loaded.session, vocabSize: manifest.vocabSize, workload)
@@ -173,7 +173,7 @@ actor ModelActor {
     ) {
         guard let loaded else { throw GemmaError.session("no bundle is loaded; pick one in Chat first") }
         let manifest = loaded.bundle.manifest
-        let before = await describeCondition()
+        let before = await describeCondition("start")
         let sustained = try measureSustained(
             loaded.session, vocabSize: manifest.vocabSize, Workload(contextLength: manifest.contextLength), minutes: minutes,
             condition: conditionNow, onSpan: onSpan)
@@ -184,10 +184,9 @@ actor ModelActor {
     }
 
     /// All results of the bundle in memory.
-    private func report(_ loaded: Loaded, _ before: String) async throws -> String {
-        var device = describeDevice()
-        device["condition_before"] = before
-        device["condition_after"] = await describeCondition()
+    private func report(_ loaded: Loaded, _ before: [String: String]) async throws -> String {
+        let condition = before.merging(await describeCondition("end")) { $1 }
+        var device = describeDevice().merging(condition) { $1 }
         device["compute_units"] = loaded.session.computeUnits?.rawValue  // as loaded, whatever was chosen since
         return try reportJSON(
             device: device, loaded.bundle, results.verification, loaded.times, results.benchmark, results.sustained
@@ -227,7 +226,8 @@ private func summary(_ verification: Verification, _ benchmark: Benchmark) -> St
     ]
     let lines = rows.compactMap { name, figures in figures.map { line(name, $0) } }
     let prompts = benchmark.prompts.map {
-        String(format: "%d tokens: first token after %.0f ms", $0.tokens, $0.firstTokenMs.median)
+        String(format: "%d tokens: first after %.0f ms, prefill %.1f tokens/s", $0.tokens, $0.firstTokenMs.median,
+            $0.tokensPerSecond.median) + ($0.decodeTokensPerSecond.map { String(format: ", then %.1f tokens/s", $0.median) } ?? "")
     }
     let speed = String(
         format: "%.1f tokens/s, p95 %.0f ms", benchmark.decodeTokensPerSecond.median, benchmark.tokenP95Ms.median)
