@@ -68,3 +68,13 @@ def test_a_stub_unlike_apples_headers_is_named(old: str, new: str, message: str)
     assert old in stub
     wrong = differences(stub.replace(old, new), metadata)
     assert any(message in line for line in wrong)
+
+
+def test_both_apps_and_the_packages_have_one_version() -> None:
+    """Reports name the app's version, and XcodeGen's default is 1.0."""
+    info = project("project.yml")["targets"]["GemmaDemo"]["info"]["properties"]
+    gradle = (IOS.parent / "android_demo" / "app" / "build.gradle.kts").read_text("utf-8")
+    python = (IOS.parent / "pyproject.toml").read_text("utf-8")
+    (android,) = re.findall(r'versionName = "(.+)"', gradle)
+    (package,) = re.findall(r'^version = "(.+)"', python, re.MULTILINE)
+    assert info["CFBundleShortVersionString"] == android == package

@@ -124,7 +124,7 @@ public struct ProgressView<L: View, V: View>: Leaf {}
 extension ProgressView where L == EmptyView, V == EmptyView {
     public nonisolated init<N: BinaryFloatingPoint>(value: N?, total: N = 1.0) {}
 }
-public struct ShareLink: Leaf { public init(item: String) {} }
+public struct ShareLink: Leaf { public init(item: URL) {} }
 public struct ContentUnavailableView<L: View, D: View, A: View>: Leaf {}
 extension ContentUnavailableView where L == EmptyView, D == Text?, A == EmptyView {
     public init(_ title: LocalizedStringKey, systemImage: String, description: Text? = nil) {}

@@ -20,7 +20,7 @@ public final class ChatScreen {
     public internal(set) var status = "Tap Bundles to load a model."
     public internal(set) var warning: String?
     public internal(set) var result: String?
-    public internal(set) var report: String?
+    public internal(set) var report: URL?  // a .json file to share
     public internal(set) var spans: [Span] = []  // of the last sustained benchmark
     public internal(set) var schema: Schema?
     /// The bundle that is or will be loaded.

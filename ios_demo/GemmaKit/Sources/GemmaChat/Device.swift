@@ -9,12 +9,14 @@ func memoryLine() -> String {
 /// What a report says of the device and of this build.
 func describeDevice() -> [String: String] {
     let process = ProcessInfo.processInfo
-    return [
+    var told = [
         "system": process.operatingSystemVersionString,
         "model": modelName(),
         "memory_bytes": "\(process.physicalMemory)",
         "build": isDebug ? "debug" : "release",
     ]
+    told["app"] = Bundle.main.infoDictionary?["CFBundleShortVersionString"] as? String
+    return told
 }
 
 #if DEBUG

@@ -78,7 +78,8 @@ extension ChatScreen {
         let name = try await follow(
             { try await model.load(bundle, onPhase: $0) }, show: { self.status = text($0, bundle) })
         contextUse = await model.contextUse
-        status = "\(name) · \(memoryLine())"
+        let seconds = await model.loading.map { String(format: "loaded in %.1f s · ", $0.loadMs / 1000) } ?? ""
+        status = "\(name) · \(seconds)\(memoryLine())"
     }
 }
 

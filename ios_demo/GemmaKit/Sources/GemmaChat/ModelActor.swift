@@ -121,6 +121,9 @@ actor ModelActor {
             id: kept.id, turns: conversation.turns, forgotten: conversation.forgotten, changed: kept.changed)
     }
 
+    /// How long checking and loading took; nil if no model is in memory.
+    var loading: Loading? { loaded?.times }
+
     /// How much of the context is taken; nil if no model is in memory.
     var contextUse: ContextUse? {
         loaded.map { ContextUse(tokens: $0.session.position, limit: $0.session.contextLength) }
@@ -164,7 +167,7 @@ actor ModelActor {
         let workload = Workload(contextLength: manifest.contextLength)
         let benchmark = try measureSpeed(loaded.session, vocabSize: manifest.vocabSize, workload)
         (results.verification, results.benchmark) = (verification, benchmark)
-        return (summary(verification, benchmark), try await report(loaded, before))
+        return (summary(verification, loaded.times, benchmark), try await report(loaded, before))
     }
 
     /// Decodes for some minutes; returns the figures as text, and all that was measured as JSON to share.
@@ -188,6 +191,7 @@ actor ModelActor {
         let condition = before.merging(await describeCondition("end")) { $1 }
         var device = describeDevice().merging(condition) { $1 }
         device["compute_units"] = loaded.session.computeUnits?.rawValue  // as loaded, whatever was chosen since
+        device["runtime"] = loaded.session.runtime
         return try reportJSON(
             device: device, loaded.bundle, results.verification, loaded.times, results.benchmark, results.sustained
         ).write()
@@ -215,7 +219,7 @@ actor ModelActor {
     }
 }
 
-private func summary(_ verification: Verification, _ benchmark: Benchmark) -> String {
+private func summary(_ verification: Verification, _ times: Loading, _ benchmark: Benchmark) -> String {
     let rows: [(String, Agreement?)] = [
         ("lowering", verification.lowering),
         ("whole prompts", verification.scored),
@@ -225,15 +229,20 @@ private func summary(_ verification: Verification, _ benchmark: Benchmark) -> St
         ("quantization", verification.quantization),
     ]
     let lines = rows.compactMap { name, figures in figures.map { line(name, $0) } }
-    let prompts = benchmark.prompts.map {
-        String(format: "%d tokens: first after %.0f ms, prefill %.1f tokens/s", $0.tokens, $0.firstTokenMs.median,
-            $0.tokensPerSecond.median) + ($0.decodeTokensPerSecond.map { String(format: ", then %.1f tokens/s", $0.median) } ?? "")
-    }
+    let prompts = benchmark.prompts.map(line)
+    let load = String(format: "load %.0f ms, after checking for %.0f ms", times.loadMs, times.checkMs)
     let speed = String(
         format: "%.1f tokens/s, p95 %.0f ms", benchmark.decodeTokensPerSecond.median, benchmark.tokenP95Ms.median)
     let build = isDebug ? ["This is a debug build, which is slower. Run the Release build for figures."] : []
-    return ([verification.verdict.rawValue] + verification.failures + lines + prompts + [speed] + build)
-        .joined(separator: "\n")
+    let verdict = [verification.verdict.rawValue] + verification.failures
+    return [verdict, lines, [load], prompts, [speed], build].joined().joined(separator: "\n")
+}
+
+private func line(_ figures: PromptFigures) -> String {
+    let decode = figures.decodeTokensPerSecond.map { String(format: ", then %.1f tokens/s", $0.median) } ?? ""
+    return String(
+        format: "%d tokens: first after %.0f ms, prefill %.1f tokens/s", figures.tokens, figures.firstTokenMs.median,
+        figures.tokensPerSecond.median) + decode
 }
 
 private func line(_ name: String, _ figures: Agreement) -> String {

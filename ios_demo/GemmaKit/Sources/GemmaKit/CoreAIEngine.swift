@@ -8,6 +8,7 @@ import Foundation
 public final class CoreAIEngine: Engine, @unchecked Sendable {
     public let givesEveryRow = false
     public let computeUnits: ComputeUnits?
+    public let runtime = partOfSystem("Core AI")
 
     private let manifest: Manifest
     private let tables: [TensorRole: EmbeddingTable]

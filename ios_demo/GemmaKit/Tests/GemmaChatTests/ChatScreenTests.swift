@@ -6,6 +6,7 @@ import XCTest
 
 /// Generates one token over and over, slowly, and records whether two calls overlapped.
 private final class SlowEngine: Engine, @unchecked Sendable {
+    let runtime = "a script 1.0"
     let givesEveryRow = true
     let pause: TimeInterval
     private(set) var computeUnits: ComputeUnits?
@@ -71,7 +72,7 @@ final class ChatScreenTests: XCTestCase {
         try await waitUntilIdle(screen)
         screen.add(from: tiny)
         try await waitUntilIdle(screen)
-        XCTAssertTrue(screen.status.hasPrefix("tiny · app "), screen.status)
+        XCTAssertTrue(screen.status.hasPrefix("tiny · loaded in "), screen.status)
         return (screen, engine)
     }
 
@@ -106,11 +107,16 @@ final class ChatScreenTests: XCTestCase {
         screen.download("one/whole", isMeteredAllowed: false)
         try await waitUntilIdle(screen)
         XCTAssertEqual(screen.bundles.map(\.lastPathComponent), ["whole"])
-        XCTAssertTrue(screen.status.hasPrefix("tiny · app "), screen.status)
+        XCTAssertTrue(screen.status.hasPrefix("tiny · loaded in "), screen.status)
         XCTAssertEqual(screen.downloads, [])
         screen.download("no address", isMeteredAllowed: false)
         try await waitUntilIdle(screen)
         XCTAssertTrue(screen.warning?.contains("hub:OWNER/NAME") == true, "\(screen.warning ?? "")")
+    }
+
+    /// The text of the file to share.
+    private func shared(_ screen: ChatScreen) throws -> String {
+        String(decoding: try Data(contentsOf: XCTUnwrap(screen.report)), as: UTF8.self)
     }
 
     func testComputeUnitsApplyFromTheNextLoadingOnAndTheReportHasThoseInUse() async throws {
@@ -122,7 +128,7 @@ final class ChatScreenTests: XCTestCase {
         let reported = { () async throws -> JSON in
             screen.sustain(minutes: 0.0001)
             try await self.waitUntilIdle(screen)
-            let report = try parseJSON(XCTUnwrap(screen.report))
+            let report = try parseJSON(self.shared(screen))
             guard case .object(let fields) = report, case .object(let device) = fields["device"] else { return .null }
             return device["compute_units"] ?? .null
         }
@@ -145,7 +151,7 @@ final class ChatScreenTests: XCTestCase {
         try await waitUntilIdle(screen)
         XCTAssertEqual(screen.spans.count, 1)
         XCTAssertTrue(screen.result?.hasPrefix("first ") == true, "\(screen.result ?? "")")
-        let report = try parseJSON(XCTUnwrap(screen.report))
+        let report = try parseJSON(shared(screen))
         guard case .object(let fields) = report, case .object(let sustained) = fields["sustained"] else {
             return XCTFail("\(report)")
         }
@@ -370,7 +376,13 @@ final class ChatScreenTests: XCTestCase {
         try await waitUntilIdle(screen)
         XCTAssertTrue(screen.result?.hasPrefix("FAIL\ntop-1 outside near ties is ") == true, screen.result ?? "none")
         XCTAssertTrue(screen.result?.contains("float kernels: 245 tokens") == true, screen.result ?? "none")
-        XCTAssertTrue(screen.report?.contains("\"verdict\": \"FAIL\"") == true)
+        let report = try shared(screen)
+        XCTAssertTrue(report.contains("\"verdict\": \"FAIL\""), report)
+        XCTAssertTrue(report.contains("\"runtime\": \"a script 1.0\""), report)
+        XCTAssertEqual(screen.report?.lastPathComponent, "tiny.json")
+        for line in ["load [0-9]+ ms, after checking", "32 tokens: first after [0-9]+ ms, prefill [0-9.]+ tokens/s, then [0-9.]+"] {
+            XCTAssertNotNil(screen.result?.range(of: line, options: .regularExpression), screen.result ?? "none")
+        }
         let calls = engine.calls
         screen.benchmark()
         try await waitUntil { engine.calls > calls }
