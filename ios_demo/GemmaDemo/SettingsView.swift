@@ -23,7 +23,9 @@ struct SettingsView: View {
     var body: some View {
         NavigationStack {
             Form {
-                Section("System prompt") { TextEditor(text: $settings.system).frame(minHeight: 80) }
+                Section("System prompt") {
+                    TextEditor(text: $settings.system).frame(minHeight: 80).accessibilityLabel("System prompt")
+                }
                 Section("Replies") {
                     Toggle("Think before answering", isOn: $settings.thinking)
                     Toggle("Forget the oldest turns of a full chat", isOn: $settings.roll)

@@ -15,6 +15,8 @@ public final class ChatScreen {
     }
 
     public internal(set) var turns: [Turn] = []
+    /// How many answers have ended, for announcements to those who don't see them.
+    public internal(set) var answersEnded = 0
     /// A question that got no answer, for the user to change.
     public internal(set) var unanswered: String?
     public internal(set) var status = "Tap Bundles to load a model."

@@ -42,7 +42,9 @@ extension ChatScreen {
                 self.show(event)
             }
         }
-        if !hasBegun {
+        if hasBegun {
+            answersEnded += 1
+        } else {
             turns = shown
             unanswered = question
         }

@@ -173,8 +173,10 @@ final class ChatScreenTests: XCTestCase {
         XCTAssertGreaterThan(screen.turns[1].text.count, 60)
         XCTAssertEqual(screen.warning, "The context is full. Tap New chat to go on.")
         XCTAssertTrue(screen.status.contains(" tokens/s · first after "), screen.status)
+        XCTAssertEqual(screen.answersEnded, 1)
         screen.send("more")
         try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.answersEnded, 1, "no answer began, so none is announced")
         XCTAssertTrue(screen.warning?.contains("start a new chat") == true, "\(screen.warning ?? "")")
     }
 
@@ -380,7 +382,8 @@ final class ChatScreenTests: XCTestCase {
         XCTAssertTrue(report.contains("\"verdict\": \"FAIL\""), report)
         XCTAssertTrue(report.contains("\"runtime\": \"a script 1.0\""), report)
         XCTAssertEqual(screen.report?.lastPathComponent, "tiny.json")
-        for line in ["load [0-9]+ ms, after checking", "32 tokens: first after [0-9]+ ms, prefill [0-9.]+ tokens/s, then [0-9.]+"] {
+        let prompt = "32 tokens: first after [0-9]+ ms, prefill [0-9.]+ tokens/s, then [0-9.]+"
+        for line in ["load [0-9]+ ms, after checking", prompt] {
             XCTAssertNotNil(screen.result?.range(of: line, options: .regularExpression), screen.result ?? "none")
         }
         let calls = engine.calls
