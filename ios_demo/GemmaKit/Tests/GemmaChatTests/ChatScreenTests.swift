@@ -330,7 +330,7 @@ final class ChatScreenTests: XCTestCase {
         settings.thinking = true
         screen.use(settings)
         try await waitUntilIdle(screen)
-        XCTAssertTrue(screen.warning?.contains("knows no thinking") == true, screen.warning ?? "")
+        XCTAssertTrue(screen.warning?.contains("can't ask for thoughts") == true, screen.warning ?? "")
         XCTAssertEqual(screen.settings, ChatSettings())
         screen.send("in")
         try await waitUntilIdle(screen)
