@@ -15,6 +15,7 @@ private final class SlowEngine: Engine, @unchecked Sendable {
     private(set) var overlapped = false
     private(set) var calls = 0
     private(set) var opened = 0
+    private(set) var strayed = false  // ran elsewhere than on the model's own thread
 
     /// Counts how often it is opened, and remembers where it was to run.
     func opening(_ units: ComputeUnits) -> SlowEngine {
@@ -34,6 +35,7 @@ private final class SlowEngine: Engine, @unchecked Sendable {
             inside += 1
             calls += 1
             overlapped = overlapped || inside > 1
+            strayed = strayed || DispatchQueue.getSpecific(key: isModelThread) != true
         }
         Thread.sleep(forTimeInterval: pause)
         lock.withLock { inside -= 1 }
@@ -42,6 +44,8 @@ private final class SlowEngine: Engine, @unchecked Sendable {
         return [[Float]](repeating: row, count: rows)
     }
 }
+
+private let isModelThread = DispatchSpecificKey<Bool>()
 
 @MainActor
 final class ChatScreenTests: XCTestCase {
@@ -112,6 +116,21 @@ final class ChatScreenTests: XCTestCase {
         screen.download("no address", isMeteredAllowed: false)
         try await waitUntilIdle(screen)
         XCTAssertTrue(screen.warning?.contains("hub:OWNER/NAME") == true, "\(screen.warning ?? "")")
+    }
+
+    /// An engine may wait there for a runtime that is asynchronous, as Core AI's is; in Swift's pool it must not.
+    func testTheModelRunsOnAThreadOfItsOwn() async throws {
+        let engine = SlowEngine(pause: 0)
+        let screen = screen(engine)
+        screen.model.thread.queue.setSpecific(key: isModelThread, value: true)
+        screen.choose(tiny)
+        try await waitUntilIdle(screen)
+        screen.send("in")
+        try await waitUntilIdle(screen)
+        screen.benchmark()
+        try await waitUntilIdle(screen)
+        XCTAssertGreaterThan(engine.calls, 100)
+        XCTAssertFalse(engine.strayed)
     }
 
     /// The text of the file to share.
