@@ -1,5 +1,6 @@
 """The iOS app's project files, as far as they can be checked without Xcode."""
 
+import plistlib
 import re
 from pathlib import Path
 from typing import Any
@@ -68,3 +69,54 @@ def test_a_stub_unlike_apples_headers_is_named(old: str, new: str, message: str)
     assert old in stub
     wrong = differences(stub.replace(old, new), metadata)
     assert any(message in line for line in wrong)
+
+
+def test_both_apps_and_the_packages_have_one_version() -> None:
+    """Reports name the app's version, and XcodeGen's default is 1.0."""
+    info = project("project.yml")["targets"]["GemmaDemo"]["info"]["properties"]
+    gradle = (IOS.parent / "android_demo" / "app" / "build.gradle.kts").read_text("utf-8")
+    python = (IOS.parent / "pyproject.toml").read_text("utf-8")
+    (android,) = re.findall(r'versionName = "(.+)"', gradle)
+    (package,) = re.findall(r'^version = "(.+)"', python, re.MULTILINE)
+    assert info["CFBundleShortVersionString"] == android == package
+
+
+# Calls for which Apple asks a reason, by category, and the reason that fits what this app does.
+_REASONS = {
+    "NSPrivacyAccessedAPICategoryDiskSpace": (
+        r"\.systemFreeSize|volumeAvailableCapacity",
+        "E174.1",
+    ),
+    "NSPrivacyAccessedAPICategoryFileTimestamp": (
+        r"\.(?:modification|creation)Date|contentModificationDate|\bf?stat\(",
+        "C617.1",
+    ),
+    "NSPrivacyAccessedAPICategoryUserDefaults": (r"\bUserDefaults\b|@AppStorage", None),
+    "NSPrivacyAccessedAPICategorySystemBootTime": (r"systemUptime|mach_absolute_time", None),
+    "NSPrivacyAccessedAPICategoryActiveKeyboards": (r"activeInputModes", None),
+}
+
+
+def test_the_privacy_manifest_names_what_the_code_calls_and_nothing_else() -> None:
+    manifest = plistlib.loads((IOS / "GemmaDemo" / "PrivacyInfo.xcprivacy").read_bytes())
+    told = {
+        entry["NSPrivacyAccessedAPIType"]: entry["NSPrivacyAccessedAPITypeReasons"]
+        for entry in manifest["NSPrivacyAccessedAPITypes"]
+    }
+    folders = ("GemmaDemo", "GemmaKit/Sources", "GemmaExecutorch/Sources")
+    files = [path for folder in folders for path in (IOS / folder).rglob("*.swift")]
+    code = "\n".join(path.read_text("utf-8") for path in files)
+    called = {
+        name: [reason] for name, (calls, reason) in _REASONS.items() if re.search(calls, code)
+    }
+    assert told == called
+    assert manifest["NSPrivacyTracking"] is False
+    assert manifest["NSPrivacyTrackingDomains"] == manifest["NSPrivacyCollectedDataTypes"] == []
+
+
+def test_the_privacy_manifest_is_a_resource_of_the_app() -> None:
+    """Among the sources, XcodeGen may leave it out of the app, where Apple looks for it."""
+    sources, privacy = project("project.yml")["targets"]["GemmaDemo"]["sources"]
+    assert privacy["buildPhase"] == "resources"
+    assert (IOS / privacy["path"]).name == "PrivacyInfo.xcprivacy"
+    assert sources == {"path": "GemmaDemo", "excludes": ["*.xcprivacy"]}

@@ -42,6 +42,8 @@ struct ChatView: View {
             }
         }
         .sheet(item: $edited) { turn in MessageEditor(screen: screen, turn: turn, text: screen.question(turn)) }
+        .onChange(of: screen.answersEnded) { _, _ in announce("The answer is complete.") }
+        .onChange(of: screen.warning) { _, warning in if let warning { announce(warning) } }
         .onChange(of: screen.unanswered) { _, text in if let text, question.isEmpty { question = text } }
     }
 
@@ -51,6 +53,12 @@ struct ChatView: View {
         question = ""
         screen.send(text)
     }
+}
+
+/// Has VoiceOver say what others see: an answer is written for long, and nothing else tells that it has ended.
+@MainActor
+private func announce(_ text: String) {
+    UIAccessibility.post(notification: .announcement, argument: text)
 }
 
 private enum ChatSheet: Identifiable {
@@ -75,10 +83,11 @@ private struct TurnView: View {
             if turn.isUser {
                 Text(turn.text)
                     .textSelection(.enabled)
-                    .foregroundStyle(.secondary)
+                    .bubble(.tint.opacity(0.2))
                     .accessibilityLabel("You: \(turn.text)")
             } else {
                 MarkdownView(text: turn.text, isWhole: !screen.busy || turn.id != screen.turns.last?.id)
+                    .bubble(.fill.tertiary)
                     .accessibilityElement(children: .contain)
                     .accessibilityLabel("Gemma")
             }
@@ -96,6 +105,13 @@ private struct TurnView: View {
             Image(systemName: "ellipsis").frame(minWidth: 44, minHeight: 44)
         }
         .accessibilityLabel(turn.isUser ? "Actions for your message" : "Actions for the answer")
+    }
+}
+
+extension View {
+    /// On a shape that sets a message off from the others; the system's colours follow dark mode and contrast.
+    fileprivate func bubble(_ style: some ShapeStyle) -> some View {
+        padding(10).background(style, in: RoundedRectangle(cornerRadius: 14))
     }
 }
 

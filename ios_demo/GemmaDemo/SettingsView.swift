@@ -2,7 +2,7 @@ import GemmaChat
 import GemmaKit
 import SwiftUI
 
-/// System prompt, thinking, a full context, sampling, and where Core ML computes.
+/// System prompt, thinking, a full context, sampling, and where the model computes.
 struct SettingsView: View {
     let screen: ChatScreen
     @State private var settings: ChatSettings
@@ -23,7 +23,9 @@ struct SettingsView: View {
     var body: some View {
         NavigationStack {
             Form {
-                Section("System prompt") { TextEditor(text: $settings.system).frame(minHeight: 80) }
+                Section("System prompt") {
+                    TextEditor(text: $settings.system).frame(minHeight: 80).accessibilityLabel("System prompt")
+                }
                 Section("Replies") {
                     Toggle("Think before answering", isOn: $settings.thinking)
                     Toggle("Forget the oldest turns of a full chat", isOn: $settings.roll)
@@ -33,7 +35,7 @@ struct SettingsView: View {
                     if !asBundleSays { SamplingFields(sampling: $sampling) }
                     TextField("Seed, for the same answer each time", text: $seed, axis: .horizontal)
                 }
-                Section("Compute units of Core ML, from the next loading on") {
+                Section("Compute units, from the next loading on") {
                     Picker("Run on", selection: $settings.computeUnits) {
                         ForEach(ComputeUnits.allCases, id: \.self) { Text($0.title).tag($0) }
                     }

@@ -114,6 +114,7 @@ struct SchemaEditor: View {
                 .font(.body.monospaced())
                 .autocorrectionDisabled()
                 .textInputAutocapitalization(.never)
+                .accessibilityLabel("JSON Schema")
                 .navigationTitle("JSON Schema")
                 .toolbar {
                     ToolbarItem(placement: .cancellationAction) { Button("Any answer") { use("") } }

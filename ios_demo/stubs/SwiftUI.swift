@@ -124,7 +124,7 @@ public struct ProgressView<L: View, V: View>: Leaf {}
 extension ProgressView where L == EmptyView, V == EmptyView {
     public nonisolated init<N: BinaryFloatingPoint>(value: N?, total: N = 1.0) {}
 }
-public struct ShareLink: Leaf { public init(item: String) {} }
+public struct ShareLink: Leaf { public init(item: URL) {} }
 public struct ContentUnavailableView<L: View, D: View, A: View>: Leaf {}
 extension ContentUnavailableView where L == EmptyView, D == Text?, A == EmptyView {
     public init(_ title: LocalizedStringKey, systemImage: String, description: Text? = nil) {}
@@ -228,6 +228,14 @@ extension ShapeStyle where Self == HierarchicalShapeStyle {
     public static var secondary: Self { fatalError() }
 }
 extension ShapeStyle where Self == Color { public static var orange: Color { fatalError() } }
+public struct TintShapeStyle: ShapeStyle {}
+public struct FillShapeStyle: ShapeStyle {}
+extension ShapeStyle where Self == TintShapeStyle { public static var tint: Self { fatalError() } }
+extension ShapeStyle where Self == FillShapeStyle { public static var fill: Self { fatalError() } }
+extension ShapeStyle {
+    public var tertiary: some ShapeStyle { FillShapeStyle() }
+    public func opacity(_ opacity: Double) -> some ShapeStyle { self }
+}
 public struct Font: Sendable {
     public static let body = Self(), callout = Self(), caption = Self(), headline = Self(), title2 = Self(), title3 = Self()
     public func monospaced() -> Font { self }
@@ -270,6 +278,7 @@ extension View {
     public nonisolated func foregroundStyle<S: ShapeStyle>(_ style: S) -> some View { Modified() }
     public nonisolated func font(_ font: Font?) -> some View { Modified() }
     public nonisolated func padding(_ length: CGFloat? = nil) -> some View { Modified() }
+    public nonisolated func background<S: ShapeStyle, T: InsettableShape>(_ style: S, in shape: T) -> some View { Modified() }
     public nonisolated func padding(_ edges: Edge.Set, _ length: CGFloat? = nil) -> some View { Modified() }
     public nonisolated func accessibilityElement(children: AccessibilityChildBehavior) -> some View { Modified() }
     public nonisolated func frame(
@@ -329,6 +338,11 @@ public struct Path: Sendable {
 }
 public protocol Shape: Leaf, Sendable {
     nonisolated func path(in rect: CGRect) -> Path
+}
+public protocol InsettableShape: Shape {}
+public struct RoundedRectangle: InsettableShape {
+    public nonisolated init(cornerRadius: CGFloat) {}
+    public nonisolated func path(in rect: CGRect) -> Path { fatalError() }
 }
 public struct StrokedShape: Shape {
     nonisolated init() {}

@@ -31,3 +31,9 @@
         set {}
     }
 }
+
+public enum UIAccessibility {
+    public struct Notification: Sendable { public static let announcement = Self() }
+
+    @MainActor public static func post(notification: Notification, argument: Any?) {}
+}

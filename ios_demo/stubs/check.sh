@@ -10,7 +10,7 @@ mkdir -p "$out/stubs"
 status=0
 
 # The stubs, in the order in which they import each other.
-for module in Darwin os UIKit UniformTypeIdentifiers CoreML ExecuTorch SwiftUI; do
+for module in Darwin os UIKit UniformTypeIdentifiers CoreML CoreAI ExecuTorch SwiftUI; do
     swiftc -emit-module -parse-as-library -module-name "$module" -I "$out/stubs" \
         -emit-module-path "$out/stubs/$module.swiftmodule" "stubs/$module.swift"
 done

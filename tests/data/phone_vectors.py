@@ -20,7 +20,13 @@ from gemma_export.sidecars.compact_tokenizer import compact_tokenizer
 from gemma_runtime.backend_table import Limits
 from gemma_runtime.bundle import open_bundle
 from gemma_runtime.manifest import Agreement
-from gemma_runtime.measure.bench import Benchmark, BundleFigures, PromptFigures, Spread
+from gemma_runtime.measure.bench import (
+    Benchmark,
+    BundleFigures,
+    PromptFigures,
+    Spread,
+    fit_workload,
+)
 from gemma_runtime.proof.goldens import load_goldens
 from gemma_runtime.proof.verify import Verification, limits_of, verify
 from gemma_runtime.session import Logits, open_session
@@ -34,6 +40,7 @@ TINY = DATA / "tiny"
 VECTORS = DATA / "phone_vectors.json"
 BOS = 2
 TARGETS = ("onnx", "executorch", "coreml")
+CONTEXTS = (2, 24, 96, 150, 500, 512, 2048, 2112, 8192)
 SEEDS = (0, 1, 7, 2**32 - 1, 2**32, 1234567890123456789, 2**63 - 1)  # a Kotlin Long holds the last
 REPORTS = (Verification, Limits, Agreement, Benchmark, BundleFigures, PromptFigures, Spread)
 
@@ -92,6 +99,7 @@ def vectors() -> dict[str, object]:
         "sampler": [*draws(np.random.default_rng(3)), *extreme_draws(np.random.default_rng(8))],
         "seeds": [seeded(seed) for seed in SEEDS],
         "limits": {target: asdict(limits_of(target)) for target in TARGETS},
+        "workloads": [workload(context) for context in CONTEXTS],
         "fields": {part.__name__: reported_fields(part) for part in REPORTS},
         "verify": {
             "lowering": asdict(figures.lowering),
@@ -99,6 +107,15 @@ def vectors() -> dict[str, object]:
         },
         "gemma4": gemma4_vectors.vectors(),
     }
+
+
+def workload(context_length: int) -> dict[str, object]:
+    """What a benchmark runs. The phones' number of new tokens shrinks with the context."""
+    manifest = replace(open_bundle(TINY).manifest, context_length=context_length)
+    new_tokens = min(64, context_length // 2)
+    fitted = asdict(fit_workload(manifest, 1, new_tokens))
+    del fitted["threads"]
+    return {"context_length": context_length, **fitted}
 
 
 def reported_fields(part: type) -> list[str]:

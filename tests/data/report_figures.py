@@ -63,7 +63,14 @@ def _phone_report() -> dict[str, object]:
         for index, rate in enumerate(rates)
     ]
     return {
-        "device": {"manufacturer": "Maker", "model": "Phone 1", "android": "16", "threads": "4"},
+        "device": {
+            **{"manufacturer": "Maker", "model": "Phone 1", "android": "16", "threads": "4"},
+            **{"runtime": "ONNX Runtime 1.29.0", "app": "0.1.0"},
+            **{"start_battery_percent": "80", "start_charging": "false"},
+            **{"start_power_save": "false", "start_thermal_status": "0"},
+            **{"end_battery_percent": "78", "end_charging": "false"},
+            **{"end_power_save": "false", "end_thermal_status": "2"},
+        },
         "bundle": "tiny",
         "digest": parts["verify"]["digest"],
         "codes_digest": json.loads((_BUNDLE / "manifest.json").read_bytes())["quantization"][

@@ -13,6 +13,8 @@ from gemma_runtime.errors import SearchError
 from gemma_runtime.measure.bench import Benchmark
 from gemma_runtime.report.figures import Evaluated, Verified, read_source
 
+_PROMPT = 512  # tokens
+
 
 class _Scores(msgspec.Struct, frozen=True):
     """What is read of lm_eval's results: `METRIC,FILTER` → value, by task."""
@@ -54,11 +56,12 @@ def _read(stage: Stage, file: Path, names: tuple[str, ...]) -> Mapping[str, Any]
         return _evaluated(figures, file)
     assert isinstance(figures, Benchmark)  # the only other stage
     (one,) = figures.bundles
-    longest = one.prompts[-1]
+    # Not always the longest: a search that goes on may have figures that end at 512 tokens.
+    prompt = max((p for p in one.prompts if p.tokens <= _PROMPT), key=lambda p: p.tokens)
     return {
         "decode": one.decode_tokens_per_second.median,
-        "prefill": longest.tokens_per_second.median,
-        "first_token": longest.first_token_ms.median / 1e3,
+        "prefill": prompt.tokens_per_second.median,
+        "first_token": prompt.first_token_ms.median / 1e3,
         "load": one.load_ms.median / 1e3,
         "resident": one.peak_rss_bytes.median,
     }

@@ -35,8 +35,8 @@ class Figures:
     worst_kl: float | None = None
     score: float | None = None  # the tasks' mean
     decode: float | None = None  # tokens per second
-    prefill: float | None = None  # tokens per second, of the longest prompt
-    first_token: float | None = None  # seconds, of the longest prompt
+    prefill: float | None = None  # tokens per second, of the longest prompt up to 512 tokens
+    first_token: float | None = None  # seconds, of the same prompt
     load: float | None = None  # seconds
     resident: float | None = None  # bytes, peak
     # Share of the processor that other programs used before speed was measured.

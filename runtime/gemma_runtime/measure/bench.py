@@ -36,7 +36,7 @@ from gemma_runtime.measure.bench_worker import (
     artifact_files,
 )
 
-PROMPT_LENGTHS = (32, 128, 512)
+PROMPT_LENGTHS = (32, 128, 512, 2048)  # as in Bench.kt and Bench.swift
 DECODE_PROMPT = 128
 
 
@@ -54,6 +54,8 @@ class PromptFigures:
     tokens: int
     first_token_ms: Spread
     tokens_per_second: Spread  # of prefill
+    # After the prompt. None if the context has no room for the new tokens, and in earlier files.
+    decode_tokens_per_second: Spread | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,18 +148,19 @@ def measure(
 
 
 def fit_workload(manifest: Manifest, threads: int, new_tokens: int) -> Workload:
-    """The standard prompt lengths, limited to what fits into the context."""
+    """The standard prompt lengths that fit into the context, and one that leaves room to decode."""
     free = manifest.context_length - new_tokens
     if new_tokens < 1 or free < 1:
         raise SessionError(
             f"{new_tokens} new tokens don't fit into a context of {manifest.context_length}; "
             f"give 1 to {manifest.context_length - 1}"
         )
-    fitting = tuple(n for n in PROMPT_LENGTHS if n <= manifest.context_length)
+    fitting = {n for n in PROMPT_LENGTHS if n <= manifest.context_length}
+    decode_prompt = min(DECODE_PROMPT, free)
     return Workload(
         threads=threads,
-        prompt_lengths=fitting or (manifest.context_length,),
-        decode_prompt=min(DECODE_PROMPT, free),
+        prompt_lengths=tuple(sorted(fitting | {decode_prompt})),
+        decode_prompt=decode_prompt,
         new_tokens=new_tokens,
     )
 
@@ -166,7 +169,9 @@ def summarize(samples: Samples, bandwidth: float) -> BundleFigures:
     """Reduce one bundle's repeats to its figures. `bandwidth` is in bytes per second."""
     manifest, warm = samples.bundle.manifest, samples.warm
     cold = samples.cold
-    decode = spread(_tokens_per_second(run) for run in warm)
+    prompt = samples.workload.decode_prompt
+    tokens = [_after(run, prompt) for run in warm]
+    decode = spread(_tokens_per_second(token_ms) for token_ms in tokens)
     bytes_per_token = count_bytes_per_token(manifest, samples.workload)
     touched = _plausible(samples.touched, bytes_per_token)
     return BundleFigures(
@@ -185,8 +190,8 @@ def summarize(samples: Samples, bandwidth: float) -> BundleFigures:
         load_ms=spread(run.load_ms for run in warm),
         prompts=_prompt_figures(samples),
         decode_tokens_per_second=decode,
-        token_ms=spread(median(run.timings.token_ms) for run in warm),
-        token_p95_ms=spread(float(np.quantile(run.timings.token_ms, 0.95)) for run in warm),
+        token_ms=spread(median(token_ms) for token_ms in tokens),
+        token_p95_ms=spread(float(np.quantile(token_ms, 0.95)) for token_ms in tokens),
         bytes_per_token=bytes_per_token,
         bandwidth_share=decode.median * (touched or bytes_per_token) / bandwidth,
         peak_rss_bytes=spread(run.memory.peak_bytes for run in warm),
@@ -272,13 +277,21 @@ def _prompt_figures(samples: Samples) -> tuple[PromptFigures, ...]:
             tokens=times[0].tokens,
             first_token_ms=spread(time.first_token_ms for time in times),
             tokens_per_second=spread(time.tokens / time.prefill_ms * 1e3 for time in times),
+            decode_tokens_per_second=_known(
+                _tokens_per_second(time.token_ms) if time.token_ms else None for time in times
+            ),
         )
         for times in by_length
     )
 
 
-def _tokens_per_second(run: WarmRun) -> float:
-    return 1e3 * len(run.timings.token_ms) / sum(run.timings.token_ms)
+def _after(run: WarmRun, prompt: int) -> tuple[float, ...]:
+    """The times of the new tokens after the prompt of this length."""
+    return next(time.token_ms for time in run.timings.prompts if time.tokens == prompt)
+
+
+def _tokens_per_second(token_ms: Sequence[float]) -> float:
+    return 1e3 * len(token_ms) / sum(token_ms)
 
 
 def _known(values: Iterable[float | None]) -> Spread | None:
@@ -295,6 +308,8 @@ def _medians(bundle: BundleFigures) -> dict[str, float]:
     for prompt in bundle.prompts:
         medians[f"first_token_ms_{prompt.tokens}"] = prompt.first_token_ms.median
         medians[f"prefill_tokens_per_second_{prompt.tokens}"] = prompt.tokens_per_second.median
+        if (decode := prompt.decode_tokens_per_second) is not None:
+            medians[f"decode_tokens_per_second_{prompt.tokens}"] = decode.median
     return medians | {"artifact_bytes": bundle.artifact_bytes}
 
 

@@ -41,9 +41,10 @@ def _rows(benchmark: Benchmark) -> list[_Row]:
     lengths = {prompt.tokens for bundle in benchmark.bundles for prompt in bundle.prompts}
     for length in sorted(lengths):
         rows.append((f"first token, {length}", _prompt_cell(length)))
+    for length in sorted(lengths):
+        rows.append((f"decode after {length}", _decode_cell(length)))
     return [
         *rows,
-        _row("decode", "decode_tokens_per_second", _tokens_per_second),
         _row("new token, median", "token_ms", _ms),
         _row("new token, p95", "token_p95_ms", _ms),
         ("stored per token", lambda bundle: format_bytes(bundle.bytes_per_token)),
@@ -77,6 +78,17 @@ def _prompt_cell(length: int) -> Callable[[BundleFigures], str]:
                 ratio = bundle.ratios.get(f"first_token_ms_{length}")
                 rate = _tokens_per_second(prompt.tokens_per_second.median)
                 return f"{_spread(prompt.first_token_ms, _ms, ratio)}, {rate}"
+        return "does not fit"
+
+    return cell
+
+
+def _decode_cell(length: int) -> Callable[[BundleFigures], str]:
+    def cell(bundle: BundleFigures) -> str:
+        for prompt in bundle.prompts:
+            if prompt.tokens == length and (decode := prompt.decode_tokens_per_second) is not None:
+                ratio = bundle.ratios.get(f"decode_tokens_per_second_{length}")
+                return _spread(decode, _tokens_per_second, ratio)
         return "does not fit"
 
     return cell

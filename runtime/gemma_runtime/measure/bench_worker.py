@@ -36,7 +36,7 @@ class Workload:
 
     threads: int
     prompt_lengths: tuple[int, ...]  # in tokens, shortest first
-    decode_prompt: int  # tokens in the cache before the first timed new token
+    decode_prompt: int  # that of these prompts after which the main figures of decoding are taken
     new_tokens: int
 
 
@@ -67,12 +67,12 @@ class PromptTime:
     tokens: int
     prefill_ms: float
     first_token_ms: float  # prefill and argmax
+    token_ms: tuple[float, ...]  # decode and argmax, for each new token; none without room for all
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
     prompts: tuple[PromptTime, ...]
-    token_ms: tuple[float, ...]  # decode and argmax, for each new token
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,21 +140,14 @@ def _use_small_pages() -> None:
 def measure_session(
     session: Session, vocab_size: int, workload: Workload, clock: Clock = perf_counter
 ) -> Timings:
-    """Time prompts and new tokens, after an untimed prompt of the longest length."""
+    """Time prompts and the new tokens after each, after an untimed prompt of the longest length."""
     session.prefill(random_tokens(vocab_size, workload.prompt_lengths[-1]))
-    prompts = tuple(
-        _time_prompt(session, random_tokens(vocab_size, length), clock)
-        for length in workload.prompt_lengths
+    return Timings(
+        tuple(
+            _time_prompt(session, random_tokens(vocab_size, length), workload.new_tokens, clock)
+            for length in workload.prompt_lengths
+        )
     )
-    session.reset()
-    prompt = random_tokens(vocab_size, workload.decode_prompt)
-    token = int(session.prefill(prompt).argmax())
-    token_ms = []
-    for _ in range(workload.new_tokens):
-        started = clock()
-        token = int(session.decode(token).argmax())
-        token_ms.append((clock() - started) * 1e3)
-    return Timings(prompts, tuple(token_ms))
 
 
 def random_tokens(vocab_size: int, count: int) -> list[int]:
@@ -168,14 +161,29 @@ def artifact_files(bundle: Bundle) -> list[Path]:
     return [bundle.directory / name for name in names]
 
 
-def _time_prompt(session: Session, tokens: list[int], clock: Clock) -> PromptTime:
+def _time_prompt(session: Session, tokens: list[int], new_tokens: int, clock: Clock) -> PromptTime:
     session.reset()
     started = clock()
     logits = session.prefill(tokens)
     prefilled = clock()
-    int(logits.argmax())
+    token = int(logits.argmax())
     chosen = clock()
-    return PromptTime(len(tokens), (prefilled - started) * 1e3, (chosen - started) * 1e3)
+    fits = len(tokens) + new_tokens <= session.context_length
+    return PromptTime(
+        len(tokens),
+        (prefilled - started) * 1e3,
+        (chosen - started) * 1e3,
+        _time_tokens(session, token, new_tokens if fits else 0, clock),
+    )
+
+
+def _time_tokens(session: Session, token: int, count: int, clock: Clock) -> tuple[float, ...]:
+    token_ms = []
+    for _ in range(count):
+        started = clock()
+        token = int(session.decode(token).argmax())
+        token_ms.append((clock() - started) * 1e3)
+    return tuple(token_ms)
 
 
 def main() -> int:

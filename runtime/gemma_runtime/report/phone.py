@@ -1,5 +1,12 @@
-"""What the phone apps' reports hold: their figures of one bundle."""
+"""What the phone apps' reports hold: their figures of one bundle.
 
+`device` has the phone's name, its system, the runtime and app with their versions, and its
+condition: `start_battery_percent`, `start_charging`, `start_power_save` and `start_thermal_status`,
+and the same of the `end`. Earlier apps for iOS wrote sentences, `condition_before` and
+`condition_after`.
+"""
+
+import re
 from dataclasses import dataclass
 
 from gemma_runtime.manifest import Agreement
@@ -53,6 +60,22 @@ class PhoneSustained:
     spans: tuple[PhoneSpan, ...]
 
 
+# Android's numbers of how hot a phone is. iOS has words.
+_ANDROID = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
+_THERMAL = {str(number): word for number, word in enumerate(_ANDROID)}
+_MOMENTS = {"start": "condition_before", "end": "condition_after"}
+
+
+@dataclass(frozen=True, slots=True)
+class PhoneCondition:
+    """What a phone said of itself at one moment. What it didn't say is None."""
+
+    thermal: str | None = None
+    battery_percent: str | None = None
+    charging: bool | None = None
+    power_save: bool | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class PhoneReport:
     """What was not measured is None."""
@@ -63,3 +86,43 @@ class PhoneReport:
     verify: PhoneVerdict | None = None
     bench: PhoneBench | None = None
     sustained: PhoneSustained | None = None
+
+    def condition(self, moment: str) -> PhoneCondition:
+        """Of the `start` or the `end`."""
+        if (sentence := self.device.get(_MOMENTS[moment])) is not None:
+            return _condition(sentence)
+        told = {name: self.device.get(f"{moment}_{name}") for name in _CONDITION}
+        thermal = told["thermal_status"]
+        return PhoneCondition(
+            thermal=_THERMAL.get(thermal or "", thermal),
+            battery_percent=told["battery_percent"],
+            charging=_truth(told["charging"]),
+            power_save=_truth(told["power_save"]),
+        )
+
+    def facts(self) -> dict[str, str]:
+        """What doesn't change while the app measures."""
+        moments = tuple(f"{moment}_" for moment in _MOMENTS)
+        return {
+            name: value
+            for name, value in sorted(self.device.items())
+            if name not in _MOMENTS.values() and not name.startswith(moments)
+        }
+
+
+_CONDITION = ("battery_percent", "charging", "power_save", "thermal_status")
+
+
+def _condition(sentence: str) -> PhoneCondition:
+    """`nominal, 80 %, plugged in, low power mode`; the battery is left out if it is not known."""
+    battery = re.search(r"(\d+) %", sentence)
+    return PhoneCondition(
+        thermal=sentence.partition(",")[0],
+        battery_percent=battery[1] if battery else None,
+        charging="plugged in" in sentence if battery else None,
+        power_save="low power mode" in sentence,
+    )
+
+
+def _truth(text: str | None) -> bool | None:
+    return {"true": True, "false": False}.get(text or "")

@@ -53,7 +53,7 @@ from gemma_runtime.session import FakeSession, Logits
 from tests.runtime.manifests import ARTIFACT, make_manifest, write_bundle
 from tests.runtime.real_bundles import export_random
 
-WORKLOAD = Workload(threads=1, prompt_lengths=(4, 8), decode_prompt=6, new_tokens=3)
+WORKLOAD = Workload(threads=1, prompt_lengths=(4, 6, 8), decode_prompt=6, new_tokens=3)
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +64,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -> Bu
 @pytest.mark.parametrize(
     ("context", "new_tokens", "lengths", "decode_prompt"),
     [
-        (4096, 64, (32, 128, 512), 128),
+        (4096, 64, (32, 128, 512, 2048), 128),
+        (2048, 64, (32, 128, 512, 2048), 128),
         (512, 64, (32, 128, 512), 128),
         (511, 64, (32, 128), 128),
-        (150, 64, (32, 128), 86),
-        (16, 4, (16,), 12),
+        (150, 64, (32, 86, 128), 86),
+        (16, 4, (12,), 12),
     ],
 )
 def test_prompts_are_limited_to_the_context(
@@ -107,8 +108,11 @@ def test_bytes_per_token_are_all_weights_and_the_visible_cache() -> None:
 class _Recorder(FakeSession):
     """A session that records every call."""
 
-    def __init__(self) -> None:
-        super().__init__(lambda tokens: np.eye(16, dtype=np.float32)[len(tokens) % 16])
+    def __init__(self, context_length: int = 4096) -> None:
+        super().__init__(
+            lambda tokens: np.eye(16, dtype=np.float32)[len(tokens) % 16],
+            context_length=context_length,
+        )
         self.calls: list[tuple[str, int, int]] = []  # name, position before, tokens
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
@@ -127,20 +131,31 @@ def test_each_prompt_starts_with_an_empty_cache_after_an_untimed_prompt() -> Non
 
     measure_session(session, 16, WORKLOAD)
 
-    assert session.calls[:4] == [
+    assert [call for call in session.calls if call[0] == "prefill"] == [
         ("prefill", 0, 8),
         ("prefill", 0, 4),
-        ("prefill", 0, 8),
         ("prefill", 0, 6),
+        ("prefill", 0, 8),
     ]
 
 
-def test_new_tokens_are_chosen_greedily() -> None:
+def test_new_tokens_follow_each_prompt_and_are_chosen_greedily() -> None:
     session = _Recorder()
 
     measure_session(session, 16, WORKLOAD)
 
-    assert session.calls[4:] == [("decode", 6, 6), ("decode", 7, 7), ("decode", 8, 8)]
+    decoded = [call for call in session.calls if call[0] == "decode"]
+    assert decoded == [
+        ("decode", length + index, length + index) for length in (4, 6, 8) for index in range(3)
+    ]
+
+
+def test_nothing_is_decoded_after_a_prompt_that_leaves_no_room_for_it() -> None:
+    timings = measure_session(_Recorder(context_length=10), 16, WORKLOAD)
+
+    assert [(time.tokens, len(time.token_ms)) for time in timings.prompts] == [
+        *((4, 3), (6, 3), (8, 0))
+    ]
 
 
 def test_times_are_read_around_each_step() -> None:
@@ -148,9 +163,12 @@ def test_times_are_read_around_each_step() -> None:
 
     timings = measure_session(_Recorder(), 16, WORKLOAD, clock=lambda: next(ticks) ** 2)
 
-    # The clock reads 0 1 4, then 9 16 25, then pairs from 36 on.
-    assert timings.prompts == (PromptTime(4, 1e3, 4e3), PromptTime(8, 7e3, 16e3))
-    assert timings.token_ms == (13e3, 17e3, 21e3)
+    # The clock reads 0 1 4, then pairs from 9 on; for each prompt that is nine times.
+    assert timings.prompts == (
+        PromptTime(4, 1e3, 4e3, (7e3, 11e3, 15e3)),
+        PromptTime(6, 19e3, 40e3, (25e3, 29e3, 33e3)),
+        PromptTime(8, 37e3, 76e3, (43e3, 47e3, 51e3)),
+    )
 
 
 def test_random_tokens_are_the_same_each_time_and_in_the_vocabulary() -> None:
@@ -178,6 +196,8 @@ def test_figures_are_medians_over_the_repeats(tmp_path: Path) -> None:
     assert figures.token_p95_ms.median == pytest.approx(20)
     assert figures.prompts[0].tokens_per_second.median == pytest.approx(4 / 20e-3)
     assert figures.prompts[0].first_token_ms.median == 21
+    assert figures.prompts[0].decode_tokens_per_second is None
+    assert figures.prompts[1].decode_tokens_per_second == figures.decode_tokens_per_second
     assert figures.bandwidth_share == pytest.approx(50 * figures.bytes_per_token / 1e6)
     assert figures.artifact_bytes == 8
     assert set(figures.cache_bytes) == {"local", "global"}
@@ -187,7 +207,7 @@ def test_slow_tokens_change_the_95th_percentile_but_not_the_median(tmp_path: Pat
     samples = _samples(tmp_path, [10.0])
     times = (10.0,) * 18 + (100.0,) * 2
     (run,) = samples.warm
-    slow = replace(run, timings=Timings(run.timings.prompts, times))
+    slow = replace(run, timings=Timings((PromptTime(6, 10.0, 11.0, times),)))
 
     figures = summarize(replace(samples, warm=[slow]), bandwidth=1e6)
 
@@ -219,6 +239,8 @@ def test_ratios_are_to_the_first_bundle(tmp_path: Path) -> None:
     assert second.ratios["token_ms"] == pytest.approx(0.25)
     assert second.ratios["decode_tokens_per_second"] == pytest.approx(4)
     assert second.ratios["first_token_ms_4"] == pytest.approx(11 / 41)
+    assert second.ratios["decode_tokens_per_second_6"] == pytest.approx(4)
+    assert "decode_tokens_per_second_4" not in second.ratios
 
 
 @pytest.mark.serial
@@ -238,7 +260,9 @@ def test_bundles_take_turns(bundle: Bundle) -> None:
     for figures in benchmark.bundles:
         assert 0 < figures.load_ms.low <= figures.load_ms.median <= figures.load_ms.high
         assert figures.peak_rss_bytes.low > figures.before_rss_bytes.low > 1 << 20
-        assert [prompt.tokens for prompt in figures.prompts] == [32]
+        room = bundle.manifest.context_length - 2
+        assert [prompt.tokens for prompt in figures.prompts] == [32, room]
+        assert all(prompt.decode_tokens_per_second for prompt in figures.prompts)
     assert benchmark.bundles[0].ratios["token_ms"] == 1
     assert msgspec.json.decode(msgspec.json.encode(benchmark), type=Benchmark) == benchmark
 
@@ -292,9 +316,10 @@ def test_a_job_survives_json() -> None:
 def test_a_warm_run_measures_every_step(bundle: Bundle) -> None:
     run = measure_warm(bundle.directory, WORKLOAD)
 
-    assert [prompt.tokens for prompt in run.timings.prompts] == [4, 8]
-    assert len(run.timings.token_ms) == 3
-    assert min(run.check_ms, run.load_ms, *run.timings.token_ms) > 0
+    assert [prompt.tokens for prompt in run.timings.prompts] == [4, 6, 8]
+    times = [time for prompt in run.timings.prompts for time in prompt.token_ms]
+    assert len(times) == 9
+    assert min(run.check_ms, run.load_ms, *times) > 0
 
 
 @pytest.mark.serial
@@ -398,11 +423,13 @@ def _samples(folder: Path, every_ms: list[float]) -> Samples:
     """One repeat per entry of `every_ms`; in it every step takes that long."""
     bundle = write_bundle(folder)
     memory = Memory(1 << 20, None, None)
-    runs = [
-        WarmRun(ms, ms, Timings((PromptTime(4, ms, ms + 1),), (ms,) * 5), memory, memory)
-        for ms in every_ms
-    ]
+    runs = [WarmRun(ms, ms, Timings(_prompts(ms)), memory, memory) for ms in every_ms]
     return Samples(bundle, WORKLOAD, [ColdStart(ms, ms * 2, 8) for ms in every_ms], runs)
+
+
+def _prompts(ms: float) -> tuple[PromptTime, ...]:
+    """After the first there is no room for new tokens."""
+    return PromptTime(4, ms, ms + 1, ()), PromptTime(6, ms, ms + 1, (ms,) * 5)
 
 
 def _benchmark(*bundles: BundleFigures) -> Benchmark:

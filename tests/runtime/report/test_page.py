@@ -37,6 +37,10 @@ def test_every_section_shows_its_figures(tmp_path: Path) -> None:
         *("Decoding for 0.05 minutes", "last / first", "hottest"),
         *(
             "On a phone: Maker Phone 1",
+            "battery 80 %, not charging, thermal: none",
+            "battery 78 %, not charging, thermal: moderate",
+            "prefill of 32, tokens/s",
+            "after 32 tokens",
             "decoding for 0.3 minutes",
             ">moderate<",
             "memory of the app",
@@ -200,3 +204,54 @@ def test_a_phone_report_shows_only_what_was_measured(tmp_path: Path) -> None:
     page = _page([tiny()], tmp_path, [report])
     assert "lowest span, tokens/s" in page
     assert "first token, prompt of" not in page
+
+
+def test_phones_stand_side_by_side_whatever_they_measured(tmp_path: Path) -> None:
+    first, second = recorded("phone"), recorded("phone")
+    second["device"] = {"model": "iPhone17,1", "system": "Version 27.0", "compute_units": "all"}
+    second["device"]["condition_before"] = "fair, 64 %, plugged in, low power mode"
+    (speed,) = second["bench"]["bundles"]
+    (prompt, *_) = speed["prompts"]
+    speed["prompts"] = [{**prompt, "tokens": 2048}]
+    speed["prompts"][0]["tokens_per_second"] = {"median": 321.4, "low": 1.0, "high": 400.0}
+    speed["prompts"][0]["decode_tokens_per_second"] = {"median": 7.5, "low": 7.0, "high": 8.0}
+
+    page = _page([tiny()], tmp_path, [first, second])
+
+    assert "On phones" in page
+    head = '<th scope="col">Maker Phone 1: tiny</th><th scope="col">iPhone17,1: tiny</th>'
+    assert head in page
+    rows = _table_rows(page)
+    assert rows["runtime"] == ["ONNX Runtime 1.29.0", "–"]
+    assert rows["runs on"] == ["–", "all"]
+    start = "battery 64 %, charging, saving power, thermal: fair"
+    assert rows["at the start"] == ["battery 80 %, not charging, thermal: none", start]
+    assert rows["prefill of 2048, tokens/s"] == ["–", "321.4"]
+    assert rows["after 2048 tokens"] == ["–", "7.5"]
+    assert rows["first token, prompt of 32"][1] == "–"
+
+
+def test_reports_of_earlier_apps_are_still_read(tmp_path: Path) -> None:
+    """They have no rate of decoding after each prompt, and iOS told its condition in a sentence."""
+    report = recorded("phone")
+    (speed,) = report["bench"]["bundles"]
+    for prompt in speed["prompts"]:
+        del prompt["decode_tokens_per_second"]
+    report["device"] = {
+        "condition_before": "unknown",
+        "condition_after": "nominal, 9 %, on battery",
+    }
+
+    rows = _table_rows(_page([tiny()], tmp_path, [report]))
+
+    assert rows["at the end"] == ["battery 9 %, not charging, thermal: nominal"]
+    assert rows["at the start"] == ["thermal: unknown"]
+    assert not [label for label in rows if label.startswith("after ")]
+    assert len(rows["decoding, tokens/s"]) == 1
+
+
+def _table_rows(page: str) -> dict[str, list[str]]:
+    """The cells of each row, by its label."""
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", page, re.DOTALL)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
+    return {label.strip(): [cell.strip() for cell in found] for label, *found in cells if found}

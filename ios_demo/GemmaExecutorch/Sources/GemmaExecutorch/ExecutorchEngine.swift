@@ -18,6 +18,7 @@ public func openWithExecutorch(_ bundle: ModelBundle, graph: String, units: Comp
 /// An ExecuTorch Module with one method, `forward(tokens, start)`; the program holds the caches.
 public final class ExecutorchEngine: Engine, @unchecked Sendable {
     public let givesEveryRow = false
+    public let runtime = "ExecuTorch \(executorchVersion)"
 
     private let module: Module
 

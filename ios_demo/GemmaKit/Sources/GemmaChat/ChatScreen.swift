@@ -15,12 +15,14 @@ public final class ChatScreen {
     }
 
     public internal(set) var turns: [Turn] = []
+    /// How many answers have ended, for announcements to those who don't see them.
+    public internal(set) var answersEnded = 0
     /// A question that got no answer, for the user to change.
     public internal(set) var unanswered: String?
     public internal(set) var status = "Tap Bundles to load a model."
     public internal(set) var warning: String?
     public internal(set) var result: String?
-    public internal(set) var report: String?
+    public internal(set) var report: URL?  // a .json file to share
     public internal(set) var spans: [Span] = []  // of the last sustained benchmark
     public internal(set) var schema: Schema?
     /// The bundle that is or will be loaded.

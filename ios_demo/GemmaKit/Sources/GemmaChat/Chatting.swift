@@ -42,7 +42,9 @@ extension ChatScreen {
                 self.show(event)
             }
         }
-        if !hasBegun {
+        if hasBegun {
+            answersEnded += 1
+        } else {
             turns = shown
             unanswered = question
         }
@@ -79,7 +81,7 @@ extension ChatScreen {
                 try await model.benchmark { send("golden \($0) of \($1)") }
             }) { self.status = $0 }
             self.result = benchmark.summary
-            self.report = benchmark.report
+            self.report = try self.write(benchmark.report)
             self.status = memoryLine()
         }
     }
@@ -96,8 +98,17 @@ extension ChatScreen {
                 self.status = String(format: "%.0f of %.0f seconds · ", span.seconds, minutes * 60) + memoryLine()
             }
             self.result = sustained.summary
-            self.report = sustained.report
+            self.report = try self.write(sustained.report)
         }
+    }
+
+    /// A file to share, named after the bundle. It stays until the next report of this bundle, or until the system clears
+    /// the folder.
+    private func write(_ report: String) throws -> URL {
+        let name = (bundle?.lastPathComponent ?? "report") + ".json"
+        let file = FileManager.default.temporaryDirectory.appendingPathComponent(name)
+        try Data(report.utf8).write(to: file, options: .atomic)
+        return file
     }
 
     /// Starts a new chat; the old one stays in the list.

@@ -9,12 +9,14 @@ func memoryLine() -> String {
 /// What a report says of the device and of this build.
 func describeDevice() -> [String: String] {
     let process = ProcessInfo.processInfo
-    return [
+    var told = [
         "system": process.operatingSystemVersionString,
         "model": modelName(),
         "memory_bytes": "\(process.physicalMemory)",
         "build": isDebug ? "debug" : "release",
     ]
+    told["app"] = Bundle.main.infoDictionary?["CFBundleShortVersionString"] as? String
+    return told
 }
 
 #if DEBUG
@@ -46,19 +48,22 @@ private func thermalState() -> String? {
     }
 }
 
-/// How hot the device is, and how full its battery.
+/// What changes while the app measures; `moment` begins the names, which are those of the Android app.
 @MainActor
-func describeCondition() -> String {
+func describeCondition(_ moment: String) -> [String: String] {
     UIDevice.current.isBatteryMonitoringEnabled = true
-    let thermal = thermalState() ?? "unknown"
+    var told = ["power_save": "\(ProcessInfo.processInfo.isLowPowerModeEnabled)"]
+    told["thermal_status"] = thermalState()
     let level = UIDevice.current.batteryLevel  // negative if unknown
-    let power = UIDevice.current.batteryState == .unplugged ? "on battery" : "plugged in"
-    let saving = ProcessInfo.processInfo.isLowPowerModeEnabled ? ", low power mode" : ""
-    return thermal + (level < 0 ? "" : String(format: ", %.0f %%, ", 100 * level) + power) + saving
+    if level >= 0 {
+        told["battery_percent"] = String(format: "%.0f", 100 * level)
+        told["charging"] = "\(UIDevice.current.batteryState != .unplugged)"
+    }
+    return Dictionary(uniqueKeysWithValues: told.map { ("\(moment)_\($0.key)", $0.value) })
 }
 #else
 private func thermalState() -> String? { nil }
 
 @MainActor
-func describeCondition() -> String { "unknown" }
+func describeCondition(_ moment: String) -> [String: String] { [:] }
 #endif

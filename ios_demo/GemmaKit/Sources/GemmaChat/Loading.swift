@@ -78,7 +78,8 @@ extension ChatScreen {
         let name = try await follow(
             { try await model.load(bundle, onPhase: $0) }, show: { self.status = text($0, bundle) })
         contextUse = await model.contextUse
-        status = "\(name) · \(memoryLine())"
+        let seconds = await model.loading.map { String(format: "loaded in %.1f s · ", $0.loadMs / 1000) } ?? ""
+        status = "\(name) · \(seconds)\(memoryLine())"
     }
 }
 
@@ -86,6 +87,6 @@ private func text(_ phase: LoadPhase, _ bundle: URL) -> String {
     switch phase {
     case .copying(let share): return String(format: "Copying %@: %.0f %%", bundle.lastPathComponent, 100 * share)
     case .checking(let share): return String(format: "Checking: %.0f %%", 100 * share)
-    case .opening(let compiles): return compiles ? "Loading … the first time, Core ML compiles the model." : "Loading …"
+    case .opening(let compiles): return compiles ? "Loading … the first time, the model is compiled." : "Loading …"
     }
 }

@@ -60,6 +60,7 @@ private struct Loaded {
 actor ModelActor {
     private let library: BundleLibrary
     private let open: EngineOpener
+    nonisolated let thread = OwnThread("gemma.model")
     private var loaded: Loaded?
     private var conversation: Conversation?
     private var kept = SavedChat()
@@ -71,6 +72,9 @@ actor ModelActor {
         self.library = library
         self.open = open
     }
+
+    /// Runs of the model block their thread, some of them until work in Swift's pool has ended.
+    nonisolated var unownedExecutor: UnownedSerialExecutor { thread.asUnownedSerialExecutor() }
 
     var isLoaded: Bool { loaded != nil }
 
@@ -89,7 +93,7 @@ actor ModelActor {
         if let reason = memoryProblem(bundle.manifest, availableBytes: availableBytes()) {
             throw GemmaError.bundle(reason)
         }
-        onPhase(.opening(compiles: bundle.manifest.target == "coreml"))
+        onPhase(.opening(compiles: ["coreml", "coreai"].contains(bundle.manifest.target)))
         let codec = try ChatCodec(bundle)
         var load = LatencyMeter()
         load.startLoad()
@@ -116,6 +120,9 @@ actor ModelActor {
         return SavedChat(
             id: kept.id, turns: conversation.turns, forgotten: conversation.forgotten, changed: kept.changed)
     }
+
+    /// How long checking and loading took; nil if no model is in memory.
+    var loading: Loading? { loaded?.times }
 
     /// How much of the context is taken; nil if no model is in memory.
     var contextUse: ContextUse? {
@@ -155,12 +162,12 @@ actor ModelActor {
     func benchmark(onGolden: @Sendable (Int, Int) -> Void) async throws -> (summary: String, report: String) {
         guard let loaded else { throw GemmaError.session("no bundle is loaded; pick one in Chat first") }
         let (bundle, manifest) = (loaded.bundle, loaded.bundle.manifest)
-        let before = await describeCondition()
+        let before = await describeCondition("start")
         let verification = try await verifyBundle(bundle, loaded.session, onGolden: onGolden)
         let workload = Workload(contextLength: manifest.contextLength)
         let benchmark = try measureSpeed(loaded.session, vocabSize: manifest.vocabSize, workload)
         (results.verification, results.benchmark) = (verification, benchmark)
-        return (summary(verification, benchmark), try await report(loaded, before))
+        return (summary(verification, loaded.times, benchmark), try await report(loaded, before))
     }
 
     /// Decodes for some minutes; returns the figures as text, and all that was measured as JSON to share.
@@ -169,7 +176,7 @@ actor ModelActor {
     ) {
         guard let loaded else { throw GemmaError.session("no bundle is loaded; pick one in Chat first") }
         let manifest = loaded.bundle.manifest
-        let before = await describeCondition()
+        let before = await describeCondition("start")
         let sustained = try measureSustained(
             loaded.session, vocabSize: manifest.vocabSize, Workload(contextLength: manifest.contextLength), minutes: minutes,
             condition: conditionNow, onSpan: onSpan)
@@ -180,11 +187,11 @@ actor ModelActor {
     }
 
     /// All results of the bundle in memory.
-    private func report(_ loaded: Loaded, _ before: String) async throws -> String {
-        var device = describeDevice()
-        device["condition_before"] = before
-        device["condition_after"] = await describeCondition()
+    private func report(_ loaded: Loaded, _ before: [String: String]) async throws -> String {
+        let condition = before.merging(await describeCondition("end")) { $1 }
+        var device = describeDevice().merging(condition) { $1 }
         device["compute_units"] = loaded.session.computeUnits?.rawValue  // as loaded, whatever was chosen since
+        device["runtime"] = loaded.session.runtime
         return try reportJSON(
             device: device, loaded.bundle, results.verification, loaded.times, results.benchmark, results.sustained
         ).write()
@@ -212,7 +219,7 @@ actor ModelActor {
     }
 }
 
-private func summary(_ verification: Verification, _ benchmark: Benchmark) -> String {
+private func summary(_ verification: Verification, _ times: Loading, _ benchmark: Benchmark) -> String {
     let rows: [(String, Agreement?)] = [
         ("lowering", verification.lowering),
         ("whole prompts", verification.scored),
@@ -222,14 +229,20 @@ private func summary(_ verification: Verification, _ benchmark: Benchmark) -> St
         ("quantization", verification.quantization),
     ]
     let lines = rows.compactMap { name, figures in figures.map { line(name, $0) } }
-    let prompts = benchmark.prompts.map {
-        String(format: "%d tokens: first token after %.0f ms", $0.tokens, $0.firstTokenMs.median)
-    }
+    let prompts = benchmark.prompts.map(line)
+    let load = String(format: "load %.0f ms, after checking for %.0f ms", times.loadMs, times.checkMs)
     let speed = String(
         format: "%.1f tokens/s, p95 %.0f ms", benchmark.decodeTokensPerSecond.median, benchmark.tokenP95Ms.median)
     let build = isDebug ? ["This is a debug build, which is slower. Run the Release build for figures."] : []
-    return ([verification.verdict.rawValue] + verification.failures + lines + prompts + [speed] + build)
-        .joined(separator: "\n")
+    let verdict = [verification.verdict.rawValue] + verification.failures
+    return [verdict, lines, [load], prompts, [speed], build].joined().joined(separator: "\n")
+}
+
+private func line(_ figures: PromptFigures) -> String {
+    let decode = figures.decodeTokensPerSecond.map { String(format: ", then %.1f tokens/s", $0.median) } ?? ""
+    return String(
+        format: "%d tokens: first after %.0f ms, prefill %.1f tokens/s", figures.tokens, figures.firstTokenMs.median,
+        figures.tokensPerSecond.median) + decode
 }
 
 private func line(_ name: String, _ figures: Agreement) -> String {

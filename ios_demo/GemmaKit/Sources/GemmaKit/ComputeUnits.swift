@@ -1,4 +1,4 @@
-/// Where Core ML may run a model.
+/// Where Core ML may run a model, and what Core AI prefers.
 public enum ComputeUnits: String, CaseIterable, Codable, Sendable {
     case automatic  // where the bundle's layout is fast
     case all

@@ -21,7 +21,7 @@ public struct ChatCodec {
     /// The codec with the format that asks for thoughts.
     fileprivate func thinking() throws -> ChatCodec {
         guard let format = format.thinking else {
-            throw GemmaError.tokenizer("the bundle's chat template knows no thinking; turn it off in Settings")
+            throw GemmaError.tokenizer("this bundle's chat template can't ask for thoughts; turn thinking off in Settings")
         }
         return ChatCodec(tokenizer: tokenizer, format: format, stopTokens: stopTokens)
     }

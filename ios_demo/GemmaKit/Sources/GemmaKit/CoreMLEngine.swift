@@ -9,6 +9,7 @@ import Foundation
 public final class CoreMLEngine: Engine, @unchecked Sendable {
     public let givesEveryRow = false
     public let computeUnits: ComputeUnits?
+    public let runtime = partOfSystem("Core ML")
 
     private let manifest: Manifest
     private let tables: [TensorRole: EmbeddingTable]

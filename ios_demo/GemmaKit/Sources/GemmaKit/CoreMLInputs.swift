@@ -30,7 +30,7 @@ public func coreMLParts(_ manifest: Manifest) throws -> [CoreMLPart] {
 /// Far below any attention score and within float16; not every Apple compute unit handles -inf.
 private let hidden = -4e4
 
-/// The inputs of a Core ML program beside its tokens: the cache slots they are written to, the attention
+/// The inputs of a program for Core ML or Core AI beside its tokens: the cache slots they are written to, the attention
 /// masks, and the rotary angles.
 ///
 /// The host computes them, so the program computes no index itself. T tokens of a chunk, padded to a fixed

@@ -99,7 +99,6 @@ public struct Manifest: Equatable, Sendable {
     public let vocabSize: Int
     public let contextLength: Int
     public let prefillLength: Int
-    public let bosToken: Int
     public let stopTokens: Set<Int>
     public let sampling: Sampling?  // how the checkpoint's authors sample; nil if they don't say
     public let layers: [LayerCache]
@@ -152,7 +151,6 @@ private func readManifest(_ json: JSONFields) throws -> Manifest {
         vocabSize: try atLeastOne(json.of("vocab_size")),
         contextLength: try atLeastOne(json.of("context_length")),
         prefillLength: try atLeastOne(json.of("prefill_length")),
-        bosToken: try json.of("bos_token").count(),
         stopTokens: Set(try json.of("stop_tokens").list { try $0.count() }),
         sampling: try json.orNil("sampling").map(readSampling),
         layers: try readLayers(json.of("layers"), contextLength: json.of("context_length").count()),

@@ -9,11 +9,23 @@ public func openEngine(_ bundle: ModelBundle, graph: String, units: ComputeUnits
     #if canImport(CoreML)
     case "coreml" where graph == "decode": return try await CoreMLEngine(bundle, units: units)
     #endif
+    case "coreai" where graph == "decode": return try await openCoreAI(bundle, units)
     case let target:
         throw GemmaError.session(
             "the bundle's \(graph) graph is for \(target), which this app cannot run; export with --target coreml, "
                 + "or build the app with ExecuTorch as its README says")
     }
+}
+
+private func openCoreAI(_ bundle: ModelBundle, _ units: ComputeUnits) async throws -> any Engine {
+    #if canImport(CoreAI)
+    if #available(iOS 27, macOS 27, *) { return try await CoreAIEngine(bundle, units: units) }
+    throw GemmaError.session(
+        "the bundle is for Core AI, which begins with iOS 27; update the system, or export with --target coreml")
+    #else
+    throw GemmaError.session(
+        "the bundle is for Core AI, which this app was built without; build it with Xcode 27, or export with --target coreml")
+    #endif
 }
 
 /// Throws a session error if a bundle needs a newer runtime than this app has.

@@ -119,6 +119,7 @@ private func promptJSON(_ figures: PromptFigures) -> JSON {
         ("tokens", .number(Double(figures.tokens))),
         ("first_token_ms", spreadJSON(figures.firstTokenMs)),
         ("tokens_per_second", spreadJSON(figures.tokensPerSecond)),
+        ("decode_tokens_per_second", figures.decodeTokensPerSecond.map(spreadJSON) ?? .null),
     ])
 }
 

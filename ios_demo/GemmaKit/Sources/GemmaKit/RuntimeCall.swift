@@ -16,4 +16,10 @@ public func runtimeCall<T>(_ failure: String, _ work: () throws -> T) throws -> 
         }
     }
 }
+
+/// A runtime that comes with the system and has no version of its own, such as `Core ML of 18.5.0`.
+func partOfSystem(_ name: String) -> String {
+    let version = ProcessInfo.processInfo.operatingSystemVersion
+    return "\(name) of \(version.majorVersion).\(version.minorVersion).\(version.patchVersion)"
+}
 #endif

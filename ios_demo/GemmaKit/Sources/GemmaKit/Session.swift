@@ -35,6 +35,9 @@ public protocol Engine: Sendable {
     /// Where the model runs, for reports; nil if the runtime has no choice of it.
     var computeUnits: ComputeUnits? { get }
 
+    /// The runtime and its version, for reports.
+    var runtime: String { get }
+
     /// Appends tokens at a position; returns the logits after the last `rows` of them, (rows, V).
     func run(_ tokens: [Int], position: Int, rows: Int) throws -> [[Float]]
 }
@@ -59,6 +62,9 @@ public final class EngineSession: Session {
 
     /// Where the model runs; nil if the runtime has no choice of it.
     public var computeUnits: ComputeUnits? { engine.computeUnits }
+
+    /// The runtime and its version.
+    public var runtime: String { engine.runtime }
 
     public func prefill(_ tokens: [Int]) throws -> [Float] {
         try check(tokens)
@@ -175,6 +181,9 @@ public final class BundleSession: Session {
 
     /// Where the model runs; nil if the runtime has no choice of it.
     public var computeUnits: ComputeUnits? { loaded?.computeUnits }
+
+    /// The runtime and its version; nil if the model is no longer in memory.
+    public var runtime: String? { loaded?.runtime }
 
     public var position: Int { loaded?.position ?? 0 }
     public var contextLength: Int { manifest.contextLength }

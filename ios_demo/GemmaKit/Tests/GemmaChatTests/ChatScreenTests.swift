@@ -6,6 +6,7 @@ import XCTest
 
 /// Generates one token over and over, slowly, and records whether two calls overlapped.
 private final class SlowEngine: Engine, @unchecked Sendable {
+    let runtime = "a script 1.0"
     let givesEveryRow = true
     let pause: TimeInterval
     private(set) var computeUnits: ComputeUnits?
@@ -14,6 +15,7 @@ private final class SlowEngine: Engine, @unchecked Sendable {
     private(set) var overlapped = false
     private(set) var calls = 0
     private(set) var opened = 0
+    private(set) var strayed = false  // ran elsewhere than on the model's own thread
 
     /// Counts how often it is opened, and remembers where it was to run.
     func opening(_ units: ComputeUnits) -> SlowEngine {
@@ -33,6 +35,7 @@ private final class SlowEngine: Engine, @unchecked Sendable {
             inside += 1
             calls += 1
             overlapped = overlapped || inside > 1
+            strayed = strayed || DispatchQueue.getSpecific(key: isModelThread) != true
         }
         Thread.sleep(forTimeInterval: pause)
         lock.withLock { inside -= 1 }
@@ -41,6 +44,8 @@ private final class SlowEngine: Engine, @unchecked Sendable {
         return [[Float]](repeating: row, count: rows)
     }
 }
+
+private let isModelThread = DispatchSpecificKey<Bool>()
 
 @MainActor
 final class ChatScreenTests: XCTestCase {
@@ -71,7 +76,7 @@ final class ChatScreenTests: XCTestCase {
         try await waitUntilIdle(screen)
         screen.add(from: tiny)
         try await waitUntilIdle(screen)
-        XCTAssertTrue(screen.status.hasPrefix("tiny · app "), screen.status)
+        XCTAssertTrue(screen.status.hasPrefix("tiny · loaded in "), screen.status)
         return (screen, engine)
     }
 
@@ -106,11 +111,31 @@ final class ChatScreenTests: XCTestCase {
         screen.download("one/whole", isMeteredAllowed: false)
         try await waitUntilIdle(screen)
         XCTAssertEqual(screen.bundles.map(\.lastPathComponent), ["whole"])
-        XCTAssertTrue(screen.status.hasPrefix("tiny · app "), screen.status)
+        XCTAssertTrue(screen.status.hasPrefix("tiny · loaded in "), screen.status)
         XCTAssertEqual(screen.downloads, [])
         screen.download("no address", isMeteredAllowed: false)
         try await waitUntilIdle(screen)
         XCTAssertTrue(screen.warning?.contains("hub:OWNER/NAME") == true, "\(screen.warning ?? "")")
+    }
+
+    /// An engine may wait there for a runtime that is asynchronous, as Core AI's is; in Swift's pool it must not.
+    func testTheModelRunsOnAThreadOfItsOwn() async throws {
+        let engine = SlowEngine(pause: 0)
+        let screen = screen(engine)
+        screen.model.thread.queue.setSpecific(key: isModelThread, value: true)
+        screen.choose(tiny)
+        try await waitUntilIdle(screen)
+        screen.send("in")
+        try await waitUntilIdle(screen)
+        screen.benchmark()
+        try await waitUntilIdle(screen)
+        XCTAssertGreaterThan(engine.calls, 100)
+        XCTAssertFalse(engine.strayed)
+    }
+
+    /// The text of the file to share.
+    private func shared(_ screen: ChatScreen) throws -> String {
+        String(decoding: try Data(contentsOf: XCTUnwrap(screen.report)), as: UTF8.self)
     }
 
     func testComputeUnitsApplyFromTheNextLoadingOnAndTheReportHasThoseInUse() async throws {
@@ -122,7 +147,7 @@ final class ChatScreenTests: XCTestCase {
         let reported = { () async throws -> JSON in
             screen.sustain(minutes: 0.0001)
             try await self.waitUntilIdle(screen)
-            let report = try parseJSON(XCTUnwrap(screen.report))
+            let report = try parseJSON(self.shared(screen))
             guard case .object(let fields) = report, case .object(let device) = fields["device"] else { return .null }
             return device["compute_units"] ?? .null
         }
@@ -145,7 +170,7 @@ final class ChatScreenTests: XCTestCase {
         try await waitUntilIdle(screen)
         XCTAssertEqual(screen.spans.count, 1)
         XCTAssertTrue(screen.result?.hasPrefix("first ") == true, "\(screen.result ?? "")")
-        let report = try parseJSON(XCTUnwrap(screen.report))
+        let report = try parseJSON(shared(screen))
         guard case .object(let fields) = report, case .object(let sustained) = fields["sustained"] else {
             return XCTFail("\(report)")
         }
@@ -167,8 +192,10 @@ final class ChatScreenTests: XCTestCase {
         XCTAssertGreaterThan(screen.turns[1].text.count, 60)
         XCTAssertEqual(screen.warning, "The context is full. Tap New chat to go on.")
         XCTAssertTrue(screen.status.contains(" tokens/s · first after "), screen.status)
+        XCTAssertEqual(screen.answersEnded, 1)
         screen.send("more")
         try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.answersEnded, 1, "no answer began, so none is announced")
         XCTAssertTrue(screen.warning?.contains("start a new chat") == true, "\(screen.warning ?? "")")
     }
 
@@ -322,7 +349,7 @@ final class ChatScreenTests: XCTestCase {
         settings.thinking = true
         screen.use(settings)
         try await waitUntilIdle(screen)
-        XCTAssertTrue(screen.warning?.contains("knows no thinking") == true, screen.warning ?? "")
+        XCTAssertTrue(screen.warning?.contains("can't ask for thoughts") == true, screen.warning ?? "")
         XCTAssertEqual(screen.settings, ChatSettings())
         screen.send("in")
         try await waitUntilIdle(screen)
@@ -370,7 +397,14 @@ final class ChatScreenTests: XCTestCase {
         try await waitUntilIdle(screen)
         XCTAssertTrue(screen.result?.hasPrefix("FAIL\ntop-1 outside near ties is ") == true, screen.result ?? "none")
         XCTAssertTrue(screen.result?.contains("float kernels: 245 tokens") == true, screen.result ?? "none")
-        XCTAssertTrue(screen.report?.contains("\"verdict\": \"FAIL\"") == true)
+        let report = try shared(screen)
+        XCTAssertTrue(report.contains("\"verdict\": \"FAIL\""), report)
+        XCTAssertTrue(report.contains("\"runtime\": \"a script 1.0\""), report)
+        XCTAssertEqual(screen.report?.lastPathComponent, "tiny.json")
+        let prompt = "32 tokens: first after [0-9]+ ms, prefill [0-9.]+ tokens/s, then [0-9.]+"
+        for line in ["load [0-9]+ ms, after checking", prompt] {
+            XCTAssertNotNil(screen.result?.range(of: line, options: .regularExpression), screen.result ?? "none")
+        }
         let calls = engine.calls
         screen.benchmark()
         try await waitUntil { engine.calls > calls }

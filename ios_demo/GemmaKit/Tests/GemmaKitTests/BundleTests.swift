@@ -18,8 +18,7 @@ final class BundleTests: XCTestCase {
     func testTheManifestsNumbersAreRead() throws {
         var shares: [Double] = []
         let manifest = try ModelBundle.open(folder) { shares.append($0) }.manifest
-        XCTAssertEqual(
-            [manifest.vocabSize, manifest.contextLength, manifest.prefillLength, manifest.bosToken], [376, 96, 16, 2])
+        XCTAssertEqual([manifest.vocabSize, manifest.contextLength, manifest.prefillLength], [376, 96, 16])
         XCTAssertEqual(manifest.sampling, try Sampling(temperature: 1, topK: 64, topP: 0.95))
         XCTAssertEqual(manifest.stopTokens, [1, 5])
         XCTAssertEqual(manifest.layers[0], LayerCache(kind: .local, window: 8, slots: 72, kvHeads: 2, headDim: 32))

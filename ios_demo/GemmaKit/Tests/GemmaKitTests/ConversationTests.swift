@@ -241,7 +241,7 @@ final class ConversationTests: XCTestCase {
     func testThinkingIsRefusedWhereTheTemplateHasNone() throws {
         let session = ScriptedSession { _ in 300 }
         XCTAssertThrowsError(try Conversation(session, tinyCodec(), Sampler(try Sampling()), thinking: true)) { error in
-            XCTAssertTrue((error as? GemmaError)?.message.contains("knows no thinking") == true, "\(error)")
+            XCTAssertTrue((error as? GemmaError)?.message.contains("can't ask for thoughts") == true, "\(error)")
         }
     }
 

@@ -175,6 +175,7 @@ private let mostBytes = 200e6  // that the peak grows by, over all mutations of 
 
 /// An engine of a model that always gives the same logits.
 private struct Zeros: Engine {
+    let runtime = "zeros"
     let givesEveryRow = true
     let vocabSize: Int
 

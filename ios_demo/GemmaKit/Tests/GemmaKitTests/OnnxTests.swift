@@ -7,6 +7,7 @@ import XCTest
 
 /// Runs a bundle on ONNX Runtime's C library, in this process.
 final class OnnxEngine: Engine, @unchecked Sendable {
+    let runtime = "ONNX Runtime"
     let givesEveryRow = true
     private let session: OpaquePointer
     private let vocabSize: Int

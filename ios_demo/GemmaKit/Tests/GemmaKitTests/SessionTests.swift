@@ -6,6 +6,7 @@ import XCTest
 final class SessionTests: XCTestCase {
     /// Counts its calls, and cancels the task at one of them.
     private final class CancellingEngine: Engine, @unchecked Sendable {
+        let runtime = "a script"
         let givesEveryRow = true
         var calls = 0
         let cancelledAt: Int
@@ -23,6 +24,7 @@ final class SessionTests: XCTestCase {
 
     /// Notes how many tokens and rows each run has.
     private final class CountingEngine: Engine, @unchecked Sendable {
+        let runtime = "a recorder"
         let givesEveryRow = true
         var runs: [[Int]] = []
 

@@ -194,6 +194,7 @@ final class ScriptedSession: Session {
 
 /// The Python runtime's session of the tiny bundle, behind two named pipes.
 final class BridgeEngine: Engine, @unchecked Sendable {
+    let runtime = "gemma_runtime"
     let givesEveryRow = true
     private let vocabSize: Int
     private let questions: FileHandle

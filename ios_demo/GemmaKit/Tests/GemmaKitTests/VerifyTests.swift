@@ -148,10 +148,15 @@ final class VerifyTests: XCTestCase {
         XCTAssertEqual(benchmark.prompts.map(\.tokens), [4, 8])
         XCTAssertEqual(benchmark.prompts[1].firstTokenMs, Spread([20]))
         XCTAssertEqual(benchmark.prompts[0].tokensPerSecond.median, 200, accuracy: 1e-9)
+        XCTAssertEqual(benchmark.prompts.map(\.decodeTokensPerSecond), [Spread([50]), Spread([50])])
         XCTAssertEqual(benchmark.decodeTokensPerSecond, Spread([50]))
         XCTAssertEqual(benchmark.tokenP95Ms.high, 20)
-        XCTAssertEqual(Workload(contextLength: 500), Workload(promptLengths: [32, 128], decodePrompt: 128, newTokens: 64))
-        XCTAssertEqual(Workload(contextLength: 24), Workload(promptLengths: [24], decodePrompt: 12, newTokens: 12))
+        _ = try vectors().of("workloads").list { item in
+            let expected = Workload(
+                promptLengths: try item.of("prompt_lengths").ints(), decodePrompt: try item.of("decode_prompt").count(),
+                newTokens: try item.of("new_tokens").count())
+            XCTAssertEqual(Workload(contextLength: try item.of("context_length").count()), expected)
+        }
         XCTAssertEqual([Spread([4, 1, 2, 3]).median, Spread([4, 1, 2, 3]).low, Spread([4, 1, 2, 3]).high], [2.5, 1, 4])
     }
 }

@@ -1,26 +1,42 @@
 """Speed on phones, and how it holds up over minutes: what the apps measured."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
+from gemma_runtime.measure.bench import PromptFigures, Spread
 from gemma_runtime.measure.sustained import SustainedFigures
 from gemma_runtime.report.chart import Chart
 from gemma_runtime.report.collected import Collected, Column
 from gemma_runtime.report.curve import Curve, Line, Note, draw_curves
 from gemma_runtime.report.parts import Part, Table, TableRow
-from gemma_runtime.report.phone import PhoneReport, PhoneSustained
+from gemma_runtime.report.phone import (
+    PhoneCondition,
+    PhoneReport,
+    PhoneSpeed,
+    PhoneSustained,
+    PhoneVerdict,
+)
+from gemma_runtime.report.sections.prompts import prompt_lengths, prompt_of
 from gemma_runtime.report.wording import ABSENT, milliseconds, number, percent, size
 
+T = TypeVar("T")
+_Written = Callable[[float], str]
 
-def phone_parts(collected: Collected, report: PhoneReport) -> list[Part]:
-    column = collected.column(report.digest)
-    if column is None:
-        return []
-    about = ", ".join(f"{key}: {value}" for key, value in sorted(report.device.items()))
-    rows = tuple(TableRow(label, (cell,)) for label, cell in _rows(report))
-    parts: list[Part] = [Table(("", column.label), rows, f"On a phone: {_name(report)}", about)]
-    if report.sustained is not None and report.sustained.spans:
-        parts.append(_phone_curves(column, report.sustained, _name(report)))
-    return parts
+
+def phone_parts(collected: Collected, reports: Sequence[PhoneReport]) -> Iterator[Part]:
+    """One table with a column for each report, to compare phones; then their curves."""
+    found = [(collected.column(report.digest), report) for report in reports]
+    known = [(column, report) for column, report in found if column is not None]
+    if not known:
+        return
+    shown = [report for _, report in known]
+    title = f"On a phone: {_name(shown[0])}" if len(shown) == 1 else "On phones"
+    head = ("", *(f"{_name(report)}: {column.label}" for column, report in known))
+    rows = tuple(TableRow(label, cells) for label, cells in _rows(shown) if set(cells) != {ABSENT})
+    yield Table(head, rows, title, "; ".join(dict.fromkeys(map(_about, shown))))
+    for column, report in known:
+        if report.sustained is not None and report.sustained.spans:
+            yield _phone_curves(column, report.sustained, _name(report))
 
 
 def sustained_curves(known: list[tuple[Column, SustainedFigures]]) -> Iterator[Chart]:
@@ -67,23 +83,97 @@ def _name(report: PhoneReport) -> str:
     return " ".join(part for part in parts if part) or "a phone"
 
 
-def _rows(report: PhoneReport) -> Iterator[tuple[str, str]]:
-    if (verify := report.verify) is not None:
-        yield "verdict", "; ".join([verify.verdict, *verify.failures])
-        yield "mean KL of the lowering, nats", number(verify.lowering.mean_kl, ".1e")
-    if (bench := report.bench) is not None:
-        for speed in bench.bundles:
-            yield "load", milliseconds(speed.load_ms.median)
-            for prompt in speed.prompts:
-                first = milliseconds(prompt.first_token_ms.median)
-                yield f"first token, prompt of {prompt.tokens}", first
-            yield "decoding, tokens/s", number(speed.decode_tokens_per_second.median, ".1f")
-            yield "new token, p95", milliseconds(speed.token_p95_ms.median)
-            peak = speed.peak_rss_bytes
-            yield "peak memory", ABSENT if peak is None else size(peak.median)
-    if (sustained := report.sustained) is not None:
-        rates = (sustained.first, sustained.last, sustained.lowest)
-        for name, rate in zip(("first", "last", "lowest"), rates, strict=True):
-            yield f"{name} span, tokens/s", number(rate, ".1f")
-        kept = sustained.last / sustained.first if sustained.first else 0.0
-        yield "last / first", percent(kept, ".0f")
+def _about(report: PhoneReport) -> str:
+    facts = ", ".join(f"{key}: {value}" for key, value in report.facts().items())
+    return f"{_name(report)}: {facts}"
+
+
+def _rows(reports: Sequence[PhoneReport]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Labels, and a cell for each report."""
+    for key, label in (
+        ("runtime", "runtime"),
+        ("threads", "threads"),
+        ("compute_units", "runs on"),
+    ):
+        yield label, tuple(report.device.get(key, ABSENT) for report in reports)
+    for moment in ("start", "end"):
+        yield f"at the {moment}", tuple(_told(report.condition(moment)) for report in reports)
+    verdicts = [report.verify for report in reports]
+    yield "verdict", tuple(_cell(one, _verdict) for one in verdicts)
+    yield (
+        "mean KL of the lowering, nats",
+        tuple(_cell(one, lambda v: number(v.lowering.mean_kl, ".1e")) for one in verdicts),
+    )
+    speeds = [next(iter(r.bench.bundles), None) if r.bench else None for r in reports]
+    yield from _speed_rows(speeds)
+    sustained = [report.sustained for report in reports]
+    for name in ("first", "last", "lowest"):
+        rates = (None if one is None else getattr(one, name) for one in sustained)
+        yield f"{name} span, tokens/s", tuple(number(rate, ".1f") for rate in rates)
+    yield "last / first", tuple(_cell(one, _kept) for one in sustained)
+
+
+def _speed_rows(speeds: Sequence[PhoneSpeed | None]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    def row(get: Callable[[PhoneSpeed], Spread | None], written: _Written) -> tuple[str, ...]:
+        spreads = [None if one is None else get(one) for one in speeds]
+        return tuple(_cell(one, lambda spread: written(spread.median)) for one in spreads)
+
+    yield "load", row(lambda s: s.load_ms, milliseconds)
+    lengths = prompt_lengths(one for one in speeds if one is not None)
+    for length in lengths:
+        yield (
+            f"first token, prompt of {length}",
+            row(_of(length, lambda p: p.first_token_ms), milliseconds),
+        )
+        yield (
+            f"prefill of {length}, tokens/s",
+            row(_of(length, lambda p: p.tokens_per_second), _rate),
+        )
+    yield "decoding, tokens/s", row(lambda s: s.decode_tokens_per_second, _rate)
+    for length in lengths:
+        rates = row(_of(length, lambda p: p.decode_tokens_per_second), _rate)
+        yield f"  after {length} tokens", rates
+    yield "new token, p95", row(lambda s: s.token_p95_ms, milliseconds)
+    yield "peak memory", row(lambda s: s.peak_rss_bytes, size)
+
+
+def _of(
+    length: int, get: Callable[[PromptFigures], Spread | None]
+) -> Callable[[PhoneSpeed], Spread | None]:
+    """A figure of the prompt of this length; None if it was not measured."""
+
+    def of(speed: PhoneSpeed) -> Spread | None:
+        prompt = prompt_of(speed.prompts, length)
+        return None if prompt is None else get(prompt)
+
+    return of
+
+
+def _cell(value: T | None, written: Callable[[T], str]) -> str:
+    return ABSENT if value is None else written(value)
+
+
+def _rate(value: float) -> str:
+    return number(value, ".1f")
+
+
+def _verdict(verify: PhoneVerdict) -> str:
+    return "; ".join([verify.verdict, *verify.failures])
+
+
+def _kept(sustained: PhoneSustained) -> str:
+    return percent(sustained.last / sustained.first if sustained.first else 0.0, ".0f")
+
+
+def _told(condition: PhoneCondition) -> str:
+    """`battery 80 %, charging, thermal: none`; a dash if the phone said nothing."""
+    parts = []
+    if condition.battery_percent is not None:
+        parts.append(f"battery {condition.battery_percent} %")
+    if condition.charging is not None:
+        parts.append("charging" if condition.charging else "not charging")
+    if condition.power_save:
+        parts.append("saving power")
+    if condition.thermal is not None:
+        parts.append(f"thermal: {condition.thermal}")
+    return ", ".join(parts) or ABSENT

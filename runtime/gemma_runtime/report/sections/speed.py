@@ -1,6 +1,6 @@
 """Speed and memory, with the state of the machine that they depend on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from gemma_runtime.measure.bench import Benchmark, BundleFigures, Spread
 from gemma_runtime.measure.sustained import SPAN_SECONDS, Sustained, rounds, shown_celsius
@@ -10,6 +10,7 @@ from gemma_runtime.report.parts import Part, Section, Table, TableRow, Warning, 
 from gemma_runtime.report.phone import PhoneReport
 from gemma_runtime.report.scale import linear
 from gemma_runtime.report.sections.phones import phone_parts, sustained_curves
+from gemma_runtime.report.sections.prompts import prompt_lengths, prompt_of
 from gemma_runtime.report.wording import ABSENT, milliseconds, number, percent, size
 
 _LEAD = "Medians; the lines and brackets span the lowest and highest of the repeats."
@@ -25,7 +26,7 @@ def speed(collected: Collected) -> Section:
         return missing("speed", "Speed and memory", command)
     parts = [part for one in benchmarks for part in _benchmark(collected, one)]
     parts += [part for one in sustained for part in _sustained(collected, one)]
-    parts += [part for one in phones for part in phone_parts(collected, one)]
+    parts += phone_parts(collected, phones)
     return Section("speed", "Speed and memory", _LEAD, tuple(parts))
 
 
@@ -104,16 +105,24 @@ def _rows(known: _Known) -> Iterator[tuple[str, tuple[str, ...]]]:
     figures = [one for _, one in known]
 
     def row(written: _Written, get: Callable[[BundleFigures], Spread | None]) -> tuple[str, ...]:
-        found = [get(one) for one in figures]
-        return tuple(ABSENT if one is None else _spread(one, written) for one in found)
+        return _cells((get(one) for one in figures), written)
 
     yield "load, cold", row(milliseconds, lambda f: f.load_cold_ms)
     yield "load, warm", row(milliseconds, lambda f: f.load_ms)
     yield "first token, cold start", row(milliseconds, lambda f: f.first_token_cold_ms)
-    for length in sorted({prompt.tokens for one in figures for prompt in one.prompts}):
-        label = f"first token, prompt of {length}"
-        yield label, row(milliseconds, lambda f, n=length: _first_token(f, n))  # type: ignore[misc]
+    lengths = prompt_lengths(figures)
+    for length in lengths:
+        found = [prompt_of(one.prompts, length) for one in figures]
+        firsts = (None if one is None else one.first_token_ms for one in found)
+        rates = (None if one is None else one.tokens_per_second for one in found)
+        yield f"first token, prompt of {length}", _cells(firsts, milliseconds)
+        yield f"prefill of {length}, tokens/s", _cells(rates, _rate)
     yield "decoding, tokens/s", row(_rate, lambda f: f.decode_tokens_per_second)
+    for length in lengths:
+        prompts = [prompt_of(one.prompts, length) for one in figures]
+        decode = [None if one is None else one.decode_tokens_per_second for one in prompts]
+        if any(decode):
+            yield f"  after {length} tokens", _cells(decode, _rate)
     yield "new token, p95", row(milliseconds, lambda f: f.token_p95_ms)
     touched = [one.touched_bytes_per_token for one in figures]
     yield "read per token", tuple(ABSENT if one is None else size(one) for one in touched)
@@ -126,8 +135,8 @@ def _rows(known: _Known) -> Iterator[tuple[str, tuple[str, ...]]]:
     yield "caches", tuple(size(sum(f.cache_bytes.values())) for f in figures)
 
 
-def _first_token(figures: BundleFigures, length: int) -> Spread | None:
-    return next((p.first_token_ms for p in figures.prompts if p.tokens == length), None)
+def _cells(spreads: Iterable[Spread | None], written: _Written) -> tuple[str, ...]:
+    return tuple(ABSENT if one is None else _spread(one, written) for one in spreads)
 
 
 def _rate(value: float) -> str:

@@ -9,7 +9,12 @@ data class Spread(val median: Double, val low: Double, val high: Double) {
     }
 }
 
-data class PromptFigures(val tokens: Int, val firstTokenMs: Spread, val tokensPerSecond: Spread)
+data class PromptFigures(
+    val tokens: Int,
+    val firstTokenMs: Spread,
+    val tokensPerSecond: Spread,
+    val decodeTokensPerSecond: Spread?, // after the prompt; null if the context has no room for the new tokens
+)
 
 /** A bundle's speed on this device: the figures of `gemma-runtime bench` that one process can measure. */
 data class Benchmark(
@@ -21,24 +26,27 @@ data class Benchmark(
     val tokenP95Ms: Spread,
 )
 
-/** The tokens to run, as in `gemma_runtime/measure/bench.py`: the usual prompt lengths that fit the context. */
+/**
+ * The tokens to run, as in `gemma_runtime/measure/bench.py`: the usual prompt lengths that fit the context, and one that
+ * leaves room to decode, after which the main figures of decoding are taken.
+ */
 data class Workload(val promptLengths: List<Int>, val decodePrompt: Int, val newTokens: Int) {
     companion object {
         fun of(contextLength: Int, newTokens: Int = NEW_TOKENS): Workload {
             val fittingNewTokens = minOf(newTokens, maxOf(1, contextLength / 2))
             val decodePrompt = maxOf(1, minOf(DECODE_PROMPT, contextLength - fittingNewTokens))
-            val lengths = PROMPT_LENGTHS.filter { it <= contextLength }
-            return Workload(lengths.ifEmpty { listOf(contextLength) }, decodePrompt, fittingNewTokens)
+            val lengths = PROMPT_LENGTHS.filter { it <= contextLength } + decodePrompt
+            return Workload(lengths.distinct().sorted(), decodePrompt, fittingNewTokens)
         }
 
-        private val PROMPT_LENGTHS = listOf(32, 128, 512)
+        private val PROMPT_LENGTHS = listOf(32, 128, 512, 2048)
         private const val DECODE_PROMPT = 128
         private const val NEW_TOKENS = 64
     }
 }
 
 /**
- * Times prompts and new tokens, after one untimed prompt of the longest length.
+ * Times prompts and the new tokens after each, after one untimed prompt of the longest length.
  *
  * Calls `onStep` between two runs of the model; if it throws, the session is left empty.
  */
@@ -53,13 +61,14 @@ fun measureSpeed(
     session.reset()
     session.prefill(someTokens(vocabSize, workload.promptLengths.last()), onStep)
     val runs = List(repeats) { Stopwatch(session, vocabSize, nanoTime, onStep).run(workload) }
+    val tokens = runs.map { run -> run[workload.promptLengths.indexOf(workload.decodePrompt)].tokens }
     Benchmark(
         repeats = repeats,
         newTokens = workload.newTokens,
-        prompts = workload.promptLengths.mapIndexed { index, length -> promptFigures(length, runs.map { it.prompts[index] }) },
-        decodeTokensPerSecond = Spread.of(runs.map { 1000 * it.tokens.size / it.tokens.sum() }),
-        tokenMs = Spread.of(runs.map { quantile(it.tokens, 0.5) }),
-        tokenP95Ms = Spread.of(runs.map { quantile(it.tokens, 0.95) }),
+        prompts = workload.promptLengths.mapIndexed { index, length -> promptFigures(length, runs.map { it[index] }) },
+        decodeTokensPerSecond = Spread.of(tokens.map(::perSecond)),
+        tokenMs = Spread.of(tokens.map { quantile(it, 0.5) }),
+        tokenP95Ms = Spread.of(tokens.map { quantile(it, 0.95) }),
     )
 } finally {
     session.reset()
@@ -77,9 +86,7 @@ private fun residentBytes(name: String): Long? {
     return line.removePrefix(name).removeSuffix("kB").trim().toLongOrNull()?.times(1024)
 }
 
-private class PromptTime(val prefillMs: Double, val firstTokenMs: Double)
-
-private class Run(val prompts: List<PromptTime>, val tokens: List<Double>)
+private class PromptTime(val prefillMs: Double, val firstTokenMs: Double, val tokens: List<Double>)
 
 private class Stopwatch(
     private val session: Session,
@@ -87,26 +94,28 @@ private class Stopwatch(
     private val nanoTime: () -> Long,
     private val onStep: () -> Unit,
 ) {
-    fun run(workload: Workload): Run {
-        val prompts = workload.promptLengths.map { timePrompt(someTokens(vocabSize, it)) }
+    fun run(workload: Workload): List<PromptTime> =
+        workload.promptLengths.map { timePrompt(someTokens(vocabSize, it), workload.newTokens) }
+
+    private fun timePrompt(prompt: IntArray, newTokens: Int): PromptTime {
         session.reset()
-        var token = bestToken(session.prefill(someTokens(vocabSize, workload.decodePrompt), onStep))
-        val times = List(workload.newTokens) {
+        val started = nanoTime()
+        val logits = session.prefill(prompt, onStep)
+        val prefillMs = since(started)
+        val first = bestToken(logits)
+        val firstTokenMs = since(started)
+        val fits = prompt.size + newTokens <= session.contextLength
+        return PromptTime(prefillMs, firstTokenMs, timeTokens(first, if (fits) newTokens else 0))
+    }
+
+    private fun timeTokens(first: Int, count: Int): List<Double> {
+        var token = first
+        return List(count) {
             onStep()
             val started = nanoTime()
             token = bestToken(session.decode(token))
             since(started)
         }
-        return Run(prompts, times)
-    }
-
-    private fun timePrompt(tokens: IntArray): PromptTime {
-        session.reset()
-        val started = nanoTime()
-        val logits = session.prefill(tokens, onStep)
-        val prefillMs = since(started)
-        bestToken(logits)
-        return PromptTime(prefillMs, since(started))
     }
 
     private fun since(started: Long): Double = (nanoTime() - started) / 1e6
@@ -116,7 +125,10 @@ private fun promptFigures(length: Int, times: List<PromptTime>) = PromptFigures(
     tokens = length,
     firstTokenMs = Spread.of(times.map { it.firstTokenMs }),
     tokensPerSecond = Spread.of(times.map { 1000 * length / it.prefillMs }),
+    decodeTokensPerSecond = if (times.all { it.tokens.isEmpty() }) null else Spread.of(times.map { perSecond(it.tokens) }),
 )
+
+private fun perSecond(tokenMs: List<Double>): Double = 1000 * tokenMs.size / tokenMs.sum()
 
 /** The same ids on every run; which ids they are doesn't affect speed. */
 internal fun someTokens(vocabSize: Int, count: Int): IntArray = IntArray(count) { (it * 7919 + count) % vocabSize }

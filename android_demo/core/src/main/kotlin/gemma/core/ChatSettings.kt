@@ -13,8 +13,8 @@ data class ChatSettings(
     fun samplingFor(manifest: Manifest): Sampling = sampling ?: manifest.sampling ?: RECOMMENDED
 
     /**
-     * A conversation that goes on from a chat with these settings; thinking is off where the bundle can't think, and
-     * drafts where its graph gives the logits of one token per run.
+     * A conversation that goes on from a chat with these settings; drafts are off where the graph gives the logits of one
+     * token per run, which changes no token. Throws TokenizerException for thinking where the bundle can't think.
      */
     fun conversation(session: Session, codec: ChatCodec, manifest: Manifest, chat: SavedChat) = Conversation(
         session,
@@ -22,7 +22,7 @@ data class ChatSettings(
         samplingFor(manifest).let { if (seed == null) Sampler(it) else Sampler(it, seed) },
         system.takeIf { it.isNotBlank() },
         roll,
-        thinking && codec.canThink,
+        thinking,
         chat.messages,
         chat.forgotten,
         drafts && session.scoresTogether,

@@ -13,7 +13,7 @@ data class ChatCodec(
     val canThink: Boolean get() = format.thinking != null
 
     internal fun thinkingFormat(): ChatFormat = format.thinking
-        ?: throw TokenizerException("this model's chat template can't ask for thoughts; turn thinking off")
+        ?: throw TokenizerException("this bundle's chat template can't ask for thoughts; turn thinking off in Settings")
 
     companion object {
         fun load(bundle: Bundle) = ChatCodec(

@@ -121,6 +121,7 @@ private fun promptJson(figures: PromptFigures) = JsonObject(
         "tokens" to number(figures.tokens),
         "first_token_ms" to spreadJson(figures.firstTokenMs),
         "tokens_per_second" to spreadJson(figures.tokensPerSecond),
+        "decode_tokens_per_second" to (figures.decodeTokensPerSecond?.let(::spreadJson) ?: JsonNull),
     ),
 )
 

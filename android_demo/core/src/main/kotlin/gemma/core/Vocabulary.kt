@@ -6,7 +6,7 @@ import java.nio.CharBuffer
 import java.nio.charset.CharacterCodingException
 import java.nio.charset.CodingErrorAction
 
-enum class PieceKind { PIECE, ADDED, SPECIAL, RESERVED, BYTE }
+internal enum class PieceKind { PIECE, ADDED, SPECIAL, RESERVED, BYTE }
 
 /** The pieces of a compact tokenizer file; `compact_tokenizer.py` of the exporter documents the format. */
 internal class Vocabulary(

@@ -124,6 +124,15 @@ class SavedChatsTest {
         assertTrue(answers[0] != answers[2])
     }
 
+    /** It was off without a word, so an answer without thoughts looked like the model's choice. */
+    @Test
+    fun `thinking is refused where the template has none`() {
+        val manifest = Manifest.parse(readText(File(TINY, MANIFEST)))
+        val chat = SavedChat("a", "tiny", ChatSettings(thinking = true))
+        val error = assertFailsWith<TokenizerException> { chat.settings.conversation(ScriptedSession { 0 }, codec, manifest, chat) }
+        assertContains(error.message.orEmpty(), "can't ask for thoughts; turn thinking off in Settings")
+    }
+
     @Test
     fun `settings are read from texts, and bad ones are refused by name`() {
         val base = Sampling(1.0, 64, 0.95, 0.1, 1.1)

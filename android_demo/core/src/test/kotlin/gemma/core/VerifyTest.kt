@@ -148,16 +148,24 @@ class VerifyTest {
             override fun decode(token: Int) = inner.decode(token).also { now += 20_000_000L }
         }
         val benchmark = measureSpeed(session, 400, Workload(listOf(4, 8), 4, 3), repeats = 2, nanoTime = { now })
+        assertEquals(listOf(50.0, 50.0), benchmark.prompts.map { it.decodeTokensPerSecond?.median })
+        val short = object : Session by session {
+            override val contextLength = 10
+        }
+        val narrow = measureSpeed(short, 400, Workload(listOf(4, 8), 4, 3), repeats = 1, nanoTime = { now })
+        assertEquals(listOf(50.0, null), narrow.prompts.map { it.decodeTokensPerSecond?.median })
         assertEquals(listOf(4, 8), benchmark.prompts.map { it.tokens })
         assertEquals(Spread(8.0, 8.0, 8.0), benchmark.prompts[1].firstTokenMs)
         assertEquals(1000.0, benchmark.prompts[0].tokensPerSecond.median, 1e-9)
         assertEquals(Spread(50.0, 50.0, 50.0), benchmark.decodeTokensPerSecond)
         assertEquals(20.0, benchmark.tokenP95Ms.high)
-        val shown = "files checked in 7 ms, loaded in 1235 ms\n4 tokens: prefill 1000.0 tokens/s, first token after 4 ms\n" +
-            "8 tokens: prefill 1000.0 tokens/s, first token after 8 ms\nnew tokens: 50.0 tokens/s, p95 20 ms\n"
+        val shown = "files checked in 7 ms, loaded in 1235 ms\n4 tokens: prefill 1000.0 tokens/s, first token after 4 ms, then 50.0 tokens/s\n" +
+            "8 tokens: prefill 1000.0 tokens/s, first token after 8 ms, then 50.0 tokens/s\n95 of 100 new tokens within 20 ms\n"
         assertEquals(shown, speedText(Loading(7.0, 1234.6), benchmark))
-        assertEquals(Workload(listOf(32, 128), 128, 64), Workload.of(500))
-        assertEquals(Workload(listOf(24), 12, 12), Workload.of(24))
+        json(File(DATA, "phone_vectors.json")).of("workloads").list { case ->
+            val expected = Workload(case.of("prompt_lengths").list { it.count() }, case.of("decode_prompt").count(), case.of("new_tokens").count())
+            assertEquals(expected, Workload.of(case.of("context_length").count()))
+        }
         assertEquals(Spread(2.5, 1.0, 4.0), Spread.of(listOf(4.0, 1.0, 2.0, 3.0)))
     }
 }
