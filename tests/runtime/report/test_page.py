@@ -19,6 +19,9 @@ from tests.runtime.report.recorded import KINDS, copy_bundle, recorded, structur
 HOSTILE = (
     """</script></style></title>"><script>alert(1)</script><img src=x onerror='y'>{{ 7*7 }}&"""
 )
+_FREE = {  # fields whose keys may be any text
+    *("by_golden", "quantization_by_golden", "results", "runtimes", "n-samples", "only_a"),
+}
 _TAGS = {
     *("html", "head", "meta", "link", "title", "style", "body", "header", "main", "nav", "section"),
     *("article", "figure", "figcaption", "h1", "h2", "h3", "p", "div", "span", "a", "code", "pre"),
@@ -204,7 +207,7 @@ def _page(bundles: Sequence[Bundle], folder: Path, figures: Sequence[Any]) -> st
 def _poisoned(value: Any, digest: str, key: str = "") -> Any:
     """Hostile text in every string and free name; digests are the other bundle's."""
     if isinstance(value, dict):
-        free = key in ("by_golden", "results", "runtimes", "n-samples", "only_a")
+        free = key in _FREE
         return {
             f"{name}{HOSTILE}" if free else name: _poisoned(part, digest, name)
             for name, part in value.items()
