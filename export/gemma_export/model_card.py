@@ -49,7 +49,7 @@ def write_card(bundle: Bundle, repo_id: str, benchmark: "Benchmark | None" = Non
         _metadata(manifest),
         _introduction(manifest, repo_id),
         _running(manifest, repo_id),
-        _quality(manifest),
+        _quality(bundle),
         *([_speed(benchmark)] if benchmark else []),
         _licence(manifest),
     ]
@@ -113,15 +113,22 @@ def _running(manifest: Manifest, repo_id: str) -> str:
     return "\n\n".join(lines)
 
 
-def _quality(manifest: Manifest) -> str:
+def _quality(bundle: Bundle) -> str:
+    from gemma_runtime.proof.worst_golden import worst_of_weights  # imports numpy
+
+    manifest, worst = bundle.manifest, worst_of_weights(bundle)
     quality = manifest.quality
+    worse = [(f"Mean KL of the worst prompt, `{worst.name}`", worst.mean_kl)] if worst else []
     rows = [
         ("Same most likely token", f"{quality.top1:.1%}"),
         ("Mean KL divergence", f"{quality.mean_kl:.4f} nats"),
         ("99th percentile of KL", f"{quality.p99_kl:.3f} nats"),
+        *((label, f"{kl:.4f} nats") for label, kl in worse),
     ]
     what = "weights" if manifest.int8_caches is None else "weights, with int8 caches,"
     text = f"Distance of these {what} to the float32 weights, over {quality.positions} tokens."
+    if worst and manifest.target.name != "hf":  # whose folders gemma-runtime doesn't run
+        text += " The mean hides the worst: `gemma-runtime eval` tells it by language."
     return f"## Quality\n\n{text}\n\n{_table(('Figure', 'Value'), rows)}"
 
 

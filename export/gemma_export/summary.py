@@ -11,6 +11,7 @@ from gemma_export.targets import target_spec
 from gemma_runtime.embedding_bundle import VectorAgreement
 from gemma_runtime.machine import format_bytes
 from gemma_runtime.manifest import Agreement
+from gemma_runtime.proof.worst_golden import BY_LANGUAGE, WorstGolden, worst_of_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Summary:
     bytes: int
     context_length: int
     quality: Agreement  # quantized against float32 weights, both run by the reference
+    worst_golden: WorstGolden | None  # where that is worst
     cache: str  # type of the KV caches
     cache_quality: Agreement | None  # int8 against float32 caches, both with quantized weights
     seconds: float
@@ -48,6 +50,7 @@ def summarize(result: ExportResult) -> Summary:
         bytes=sum(file.bytes for file in manifest.files.values()),
         context_length=manifest.context_length,
         quality=manifest.quality,
+        worst_golden=worst_of_weights(result.bundle),
         cache=manifest.cache_dtype,
         cache_quality=manifest.int8_caches.quality if manifest.int8_caches else None,
         seconds=result.seconds,
@@ -124,9 +127,18 @@ def _lines(summary: Summary | EmbeddingSummary) -> list[tuple[str, str]]:
             f"{_distance(summary.quality)} of the weights alone, to float32 ones, over "
             f"{summary.quality.positions} golden tokens" + of_caches,
         ),
+        *_worst(summary),
         ("export", _cost(summary)),
         ("next", target_spec(summary.target).next_step.format(bundle=summary.bundle)),
     ]
+
+
+def _worst(summary: Summary) -> list[tuple[str, str]]:
+    """What the mean over all goldens hides."""
+    if summary.worst_golden is None:
+        return []
+    hint = "" if summary.target == "hf" else f"; {BY_LANGUAGE}"  # which evaluates no such folders
+    return [("", f"{summary.worst_golden}{hint}")]
 
 
 def _embedding_lines(summary: EmbeddingSummary) -> list[tuple[str, str]]:

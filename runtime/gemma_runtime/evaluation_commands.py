@@ -109,7 +109,8 @@ def lm_eval(
 ) -> None:
     """Run tasks of lm-evaluation-harness on a bundle: MMLU, GSM8K, ARC, IFEval and others.
 
-    Needs the extra `eval`. The tasks' data comes from the hub; tasks of your own can use files.
+    Needs the extra `eval`; some tasks need one of lm-eval's own extras, too, such as `ifeval`. The
+    tasks' data comes from the hub; tasks of your own can use files.
     """
     from gemma_runtime.lm_eval.run import ModelOptions, TaskOptions, render_results, run_tasks
 

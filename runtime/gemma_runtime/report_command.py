@@ -56,6 +56,10 @@ def report(
         Path | None,
         typer.Option(metavar="FILE", help="With --all: harmless prompts for safety."),
     ] = None,
+    replies: Annotated[
+        int,
+        typer.Option(min=0, help="With --prompts: tokens of a greedy reply, to count refusals."),
+    ] = 0,
     repeats: Annotated[
         int, typer.Option(min=1, help="With --all: processes per bundle for bench.")
     ] = 5,
@@ -81,6 +85,7 @@ def report(
         limit=limit,
         prompts=prompts,
         harmless=harmless,
+        replies=replies,
         repeats=repeats,
         threads=threads,
     )

@@ -95,8 +95,8 @@ def test_without_text_nothing_is_calibrated() -> None:
     assert chosen("270m", "onnx", bits=7, has_text=False) == "int4-asym"
 
 
-def test_a_model_that_calibration_cannot_run_gets_a_recipe_without_it() -> None:
-    """Calibration text is not run through Gemma 4 yet."""
+def test_gemma4_gets_what_other_large_models_get() -> None:
+    """Calibration text runs through it too, so bits to spend bring a calibrated recipe."""
     assert chosen("e2b", "onnx") == "mixed"
     assert chosen("e2b", "onnx", bits=7) == "int4-asym-distilled"
 

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,11 +18,12 @@ from gemma_runtime.text.frame import CANONICAL_TEMPLATE
 from tests.export.conftest import export_folder
 from tests.export.models import GEMMA3, save_tiny
 from tests.runtime.conftest import BOS, small_tokenizer
-from tests.runtime.lm_eval.task_files import KINDS, write_tasks
+from tests.runtime.lm_eval.task_files import write_tasks
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")  # lm_eval's and its packages' own
 CONTEXT = 128
+ROOT = Path(__file__).parents[2]
 
 Samples = dict[str, list[dict[str, Any]]]
 
@@ -75,15 +78,38 @@ def test_answers_are_those_of_hf(
 
     assert ours.get_model_info()["truncated_prompts"] > 0
     for name in names:
-        for one, other in zip(expected[name], actual[name], strict=True):
-            assert one["prompt_hash"] == other["prompt_hash"]
-            if name == "replies":
-                assert one["resps"] == other["resps"]
-                continue
-            assert one["acc"] == other["acc"]
-            for (pair,), (own,) in zip(one["resps"], other["resps"], strict=True):
-                assert own[0] == pytest.approx(pair[0], abs=2e-3)
-                assert own[1] == pair[1]
+        _check_same(expected[name], actual[name])
+
+
+def test_no_answer_to_mmlu_flips(
+    checkpoint: Path, ours: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Questions as people ask them: the synthetic ones have a few words and no punctuation."""
+    theirs = _hf(checkpoint, add_bos_token=True)
+    tasks, name = tmp_path / "tasks", "offline_mmlu_0shot"
+    script = ROOT / "benchmarks/offline_tasks.py"
+    subprocess.run([sys.executable, str(script), str(tasks)], check=True, capture_output=True)
+
+    expected, actual = (
+        _samples(model, [name], tasks, tmp_path, monkeypatch, limit=24)[name]
+        for model in (theirs, ours)
+    )
+
+    assert len(expected) == 24
+    assert {sample["acc"] for sample in expected} == {0.0, 1.0}
+    _check_same(expected, actual)
+
+
+def _check_same(expected: list[dict[str, Any]], actual: list[dict[str, Any]]) -> None:
+    for one, other in zip(expected, actual, strict=True):
+        assert one["prompt_hash"] == other["prompt_hash"]
+        if "acc" not in one:  # generated
+            assert one["resps"] == other["resps"]
+            continue
+        assert one["acc"] == other["acc"]
+        for (pair,), (own,) in zip(one["resps"], other["resps"], strict=True):
+            assert own[0] == pytest.approx(pair[0], abs=2e-3)
+            assert own[1] == pair[1]
 
 
 def test_whole_texts_have_one_bos(
@@ -130,7 +156,7 @@ def test_other_targets_give_the_same_answers(
 
 def test_lm_eval_finds_the_model_by_its_name(bundle: Path) -> None:
     """By the entry point, from the release after 0.4.13 on; values come as texts."""
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     named = project["project"]["entry-points"]["lm_eval.models"]["gemma_bundle"]
     entry = EntryPoint("gemma_bundle", named, "lm_eval.models")
     model = entry.load().create_from_arg_string(
@@ -176,10 +202,10 @@ def _samples(
     cache: Path,
     monkeypatch: pytest.MonkeyPatch,
     chat: bool = False,
+    limit: int | None = None,
 ) -> Samples:
     from lm_eval.tasks import TaskManager
 
-    assert set(names) <= set(KINDS)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache / "datasets")
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
     results = lm_eval.simple_evaluate(
@@ -187,6 +213,7 @@ def _samples(
         tasks=names,
         task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
         bootstrap_iters=0,
+        limit=limit,
         apply_chat_template=chat,
     )
     samples: Samples = results["samples"]

@@ -18,6 +18,7 @@ from gemma_runtime.bundle import open_bundle
 from gemma_runtime.errors import MemoryLimit
 from gemma_runtime.proof.goldens import load_goldens
 from gemma_runtime.proof.verify import Verdict, verify
+from gemma_runtime.proof.worst_golden import worst_of_weights
 from gemma_runtime.session import open_session
 from tests.export.models import GEMMA2, GEMMA3, save_tiny
 
@@ -56,6 +57,21 @@ def failing(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
     errors = [line for line in lines if line.startswith("error: ")]
     assert len(errors) == 1
     return errors[0]
+
+
+def test_an_export_names_the_golden_that_lost_most(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The mean over all of them hides it."""
+    flags = ["--checkpoint", str(folder), "--context", "64", "--quant", "int4"]
+    assert run([*flags, "--output", str(tmp_path / "shown")]) == 0
+    worst = worst_of_weights(open_bundle(tmp_path / "shown"))
+    assert worst is not None
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"golden tokens {worst}; by language: gemma-runtime eval export" in shown
+    assert run([*flags, "--output", str(tmp_path / "json"), "--json"]) == 0
+    (summary,) = json.loads(capsys.readouterr().out)
+    assert summary["worst_golden"]["name"] == worst.name
 
 
 def test_an_exported_bundle_passes_verify_and_its_summary_is_json(

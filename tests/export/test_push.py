@@ -14,6 +14,7 @@ import yaml
 from gemma_export.model_card import NOTICE, write_card
 from gemma_runtime.bundle import SIGNATURE, Bundle, open_bundle
 from tests.local_hub import REPO, Hub, Process, hub_environment, serve_hub, start_python
+from tests.runtime.manifests import goldens_of, write_bundle
 
 TINY = Path(__file__).parents[1] / "data" / "tiny"
 PUSH = "import sys; from gemma_export.cli import run; sys.exit(run(['push', *sys.argv[1:]]))"
@@ -207,6 +208,14 @@ def test_the_card_of_a_hugging_face_folder_names_the_programs_that_load_it() -> 
     assert "pip install transformers optimum gptqmodel\n" in write_card(bundle, REPO)
     assert f"vllm serve {REPO}" in write_card(bundle, REPO)
     assert "gemma-runtime" not in write_card(bundle, REPO)
+
+
+def test_the_card_names_the_prompt_that_lost_most(tmp_path: Path) -> None:
+    """A mean over all of them hides it."""
+    goldens = goldens_of({"prose": 0.01, "languages": 0.0712})
+    card = write_card(write_bundle(tmp_path / "bundle", goldens=goldens), REPO)
+    assert "| Mean KL of the worst prompt, `languages` | 0.0712 nats |" in card
+    assert "`gemma-runtime eval` tells it by language" in card
 
 
 def test_the_card_has_the_licence_and_the_tags_of_the_hub() -> None:

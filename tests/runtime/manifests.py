@@ -1,6 +1,7 @@
 """Builds valid, tiny manifests and bundles by hand; their artifact doesn't run."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from gemma_runtime.bundle import MANIFEST, Bundle, describe_files
@@ -21,7 +22,7 @@ from gemma_runtime.manifest import (
     TensorRole,
     TensorSpec,
 )
-from gemma_runtime.proof.goldens import Golden, save_goldens
+from gemma_runtime.proof.goldens import Golden, TopLogits, save_goldens
 
 ARTIFACT = "model.onnx"
 DIGEST = "0" * 64
@@ -87,6 +88,13 @@ def make_graph(vocab_size: int) -> Graph:
 
 def make_cache(name: str, layer: int = 0) -> TensorSpec:
     return TensorSpec(name, "float32", (1, 1, 24, 8), TensorRole.KEYS, AttentionKind.LOCAL, layer)
+
+
+def goldens_of(kls: Mapping[str, float]) -> list[Golden]:
+    """Goldens by name, with the mean KL of quantized weights on each, and logits of one token."""
+    top = TopLogits(ids=[[0]], logits=[[0.0]], log_sum_exp=[0.0])
+    quality = Agreement(32, 0.9, 1, 1.0, 0.1, 0.0, 0.3)
+    return [Golden(name, [2], top, top, replace(quality, mean_kl=kl)) for name, kl in kls.items()]
 
 
 def write_bundle(

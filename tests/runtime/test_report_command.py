@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,7 @@ def test_all_measures_what_is_missing(tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "en.txt").write_text("the king in the user thing")
     page = tmp_path / "report.html"
     inputs = ["--text", str(tmp_path / "en.txt"), "--prompts", str(prompts), "--repeats", "1"]
+    inputs += ["--replies", "2"]
     figures = ["--from", str(FIGURES / "bench.json")]
     assert run_command(["report", TINY, *figures, "--all", *inputs, "-o", str(page)]) == 0
     shown = capsys.readouterr().err
@@ -49,4 +51,5 @@ def test_all_measures_what_is_missing(tmp_path: Path, capsys: Captured) -> None:
     assert "bench" not in shown
     text = page.read_text("utf-8")
     assert "read back from the files" in text
+    assert re.search(r'"refusals": ?\{"a": ?0', text)  # null without replies
     assert text.count("Not measured.") == 2  # tasks and structured replies

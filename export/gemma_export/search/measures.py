@@ -95,6 +95,13 @@ def shown(name: str, value: float | None) -> str:
     return number(None) if value is None else MEASURES[name].written(value)
 
 
+def figure(name: str, figures: Figures) -> str:
+    """A figure as tables and messages write it, the worst KL with its language."""
+    text = shown(name, value_of(figures, name))
+    language = figures.worst_language if name == "worst_kl" else None
+    return text if language is None else f"{text} ({language})"
+
+
 def told(name: str, figures: Figures) -> str:
     """A figure with its measure's title, such as `decoding 20.0 tokens/s`."""
-    return f"{MEASURES[name].title} {shown(name, value_of(figures, name))}"
+    return f"{MEASURES[name].title} {figure(name, figures)}"

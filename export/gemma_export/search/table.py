@@ -9,7 +9,7 @@ from rich.text import Text
 from gemma_export.plan_table import duration
 from gemma_export.search.estimate import Estimate
 from gemma_export.search.judge import Result, State
-from gemma_export.search.measures import MEASURES, shown, value_of
+from gemma_export.search.measures import MEASURES, figure, shown, value_of
 from gemma_export.search.run import Search
 from gemma_runtime.machine import format_bytes
 
@@ -42,16 +42,22 @@ def _estimated(estimate: Estimate) -> Sequence[str]:
 
 def render_search(search: Search) -> list[RenderableType]:
     """A table of the measured cells, the one to take first, and why it is taken."""
-    names = labels(search.cells)
-    table = Table("cell", *(MEASURES[name].title for name in search.objectives), "", box=None)
+    names, told = labels(search.cells), _told(search)
+    table = Table("cell", *(MEASURES[name].title for name in told), "", box=None)
     for result in ordered(search.cells):
         if result.is_measured:
-            cells = (names[result.name], *values(result, search.objectives), result.state.value)
+            cells = (names[result.name], *values(result, told), result.state.value)
             style = _STYLES.get(result.state, "")
             table.add_row(*(Text(cell, style=style) for cell in cells))
     warnings = [Text(f"warning: {text}", style="yellow") for text in search.warnings]
     tables = [table] if table.row_count else []
     return [*tables, *_reasons(search), *warnings, Text(taking(search), style="bold")]
+
+
+def _told(search: Search) -> list[str]:
+    """The objectives, and beside a mean over languages the worst of them."""
+    evaluated = any(one.figures and one.figures.worst_kl is not None for one in search.cells)
+    return list(dict.fromkeys([*search.objectives, *(["worst_kl"] if evaluated else [])]))
 
 
 def _reasons(search: Search) -> list[Text]:
@@ -102,7 +108,7 @@ def columns(search: Search) -> list[str]:
 
 def values(result: Result, names: Sequence[str]) -> list[str]:
     figures = result.figures
-    return [shown(name, None if figures is None else value_of(figures, name)) for name in names]
+    return [shown(name, None) if figures is None else figure(name, figures) for name in names]
 
 
 def ordered(results: Sequence[Result]) -> list[Result]:

@@ -103,11 +103,11 @@ def _record(
         rounded, _ = _evaluate(config, tokens, store.weight, progress, scales)
         cache_quality = _compare(rounded, with_floats)
     goldens = [
-        Golden(name, prompt, top, top_logits(logits))
+        Golden(name, prompt, top, top_logits(logits), compare_logits(logits, top))
         for (name, prompt), top, logits in zip(prompts.items(), tops, rounded, strict=True)
     ]
     headroom = Headroom(max_abs=ops.max_abs, factor=1.0)
-    quality = _compare(rounded, tops)
+    quality = pool([golden.quality for golden in goldens if golden.quality is not None])
     return Reference(goldens, quality, headroom, ops.max_products, cache_quality)
 
 

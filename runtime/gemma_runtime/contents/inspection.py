@@ -13,6 +13,7 @@ from gemma_runtime.embedding_bundle import EmbeddingBundle, EmbeddingManifest
 from gemma_runtime.errors import BundleError
 from gemma_runtime.machine import format_bytes
 from gemma_runtime.manifest import AttentionKind, Graph, Manifest, SamplingDefaults
+from gemma_runtime.proof.worst_golden import BY_LANGUAGE, WorstGolden, worst_of_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Inspection:
     formats: dict[str, int]  # e.g. "int4-g32" -> tensors in it
     caches: tuple[CacheFigures, ...]
     bytes: int  # of all files
+    worst_golden: WorstGolden | None = None  # of the weights alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ def inspect_bundle(bundle: Bundle, read_codes: bool = False) -> Inspection:
         formats=dict(Counter(manifest.quantization.tensors.values())),
         caches=_caches(manifest),
         bytes=sum(file.bytes for file in manifest.files.values()),
+        worst_golden=worst_of_weights(bundle),
     )
 
 
@@ -153,7 +156,8 @@ def _lines(inspection: Inspection) -> dict[str, str]:
     return {
         **origin_lines(inspection),
         "quality": f"top-1 {quality.top1:.1%}, mean KL {quality.mean_kl:.4f}, p99 "
-        f"{quality.p99_kl:.3f}, to float32 over {quality.positions} golden tokens",
+        f"{quality.p99_kl:.3f}, to float32 over {quality.positions} golden tokens"
+        + _worst(inspection.worst_golden),
         "headroom": f"max |x| {manifest.headroom.max_abs:.4g}, folded factor "
         f"{manifest.headroom.factor:g}",
         "vocabulary": f"{manifest.vocab_size}; bos {manifest.bos_token}, stops at "
@@ -166,6 +170,10 @@ def _lines(inspection: Inspection) -> dict[str, str]:
         **{f"graph {n}": "\n".join(map(signature, parts)) for n, parts in manifest.graphs.items()},
         **file_lines(inspection),
     }
+
+
+def _worst(golden: WorstGolden | None) -> str:
+    return "" if golden is None else f"; {golden}; {BY_LANGUAGE}"
 
 
 class Inspected(Protocol):

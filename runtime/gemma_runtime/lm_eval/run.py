@@ -1,10 +1,11 @@
 """Runs lm_eval's tasks on a bundle and writes the results as lm_eval does."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,7 +185,19 @@ def _load(manager: "TaskManager", names: Sequence[str]) -> Any:
         raise
     except Exception as error:  # of datasets, the hub, or a task's own code
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            reason = _missing(error.name)
         raise EvaluationError(f"lm_eval can't load {', '.join(names)}: {reason}") from error
+
+
+def _missing(module: str) -> str:
+    """Some tasks import packages that only one of lm_eval's own extras brings."""
+    package = module.partition(".")[0]
+    name = re.escape(package).replace("_", "[-_]")
+    for line in metadata.requires("lm_eval") or ():
+        if found := re.match(rf'{name}\b.*extra == "(.+)"', line):
+            return f"{package} is not installed; run: pip install 'lm-eval[{found[1]}]'"
+    return f"the module {package} is not installed; install the package that has it"
 
 
 def _write(results: dict[str, Any], samples: Mapping[str, Any], output: Path) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gemma_runtime.errors import BundleError
 from gemma_runtime.formats.json_bytes import decode_json
+from gemma_runtime.manifest import Agreement
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Golden:
     tokens: list[int]  # (T,)
     reference: TopLogits  # from the float32 weights
     quantized: TopLogits  # from the quantized weights, computed in float32
+    quality: Agreement | None = None  # of the two, over the whole vocabulary; of older exports None
 
     @property
     def judged(self) -> int:

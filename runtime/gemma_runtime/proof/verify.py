@@ -7,7 +7,7 @@ float32 weights: it depends on the recipe and is only reported. J judged tokens,
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
@@ -21,6 +21,7 @@ from gemma_runtime.manifest import Agreement
 from gemma_runtime.proof.agreement import TIE_MARGIN, compare_logits, pool
 from gemma_runtime.proof.goldens import Golden, TopLogits, load_goldens, top_logits
 from gemma_runtime.proof.worst import WorstPosition, worst_of, worst_positions
+from gemma_runtime.proof.worst_golden import BY_LANGUAGE, worst_golden
 from gemma_runtime.session import Logits, Session, open_session
 
 
@@ -44,6 +45,7 @@ class Verification:
     quantization: Agreement  # artifact against the float32 reference
     by_golden: dict[str, Agreement]  # lowering, by the golden's name
     worst: tuple[WorstPosition, ...] = ()  # of the lowering, largest KL first
+    quantization_by_golden: dict[str, Agreement] = field(default_factory=dict)
 
 
 _LIMITS = Limits()
@@ -141,6 +143,9 @@ def verify(
             for golden, r in zip(goldens, replays, strict=True)
         },
         worst=worst_of([position for r in replays for position in r.worst]),
+        quantization_by_golden={
+            golden.name: r.quantization for golden, r in zip(goldens, replays, strict=True)
+        },
     )
 
 
@@ -179,12 +184,19 @@ def render_verification(name: str, verification: Verification) -> Table:
         *([("  float kernels", verification.exact)] if verification.exact else []),
         *([("  Core ML vs ours", verification.engines)] if verification.engines else []),
         ("quantization", verification.quantization),
+        *_worst_row(verification),
     )
     for label, figures in rows:
         table.add_row(label, *_cells(figures))
     table.caption = Text(_caption(verification))
     table.caption_justify = "left"
     return table
+
+
+def _worst_row(verification: Verification) -> list[tuple[str, Agreement]]:
+    by_golden = verification.quantization_by_golden
+    worst = worst_golden(by_golden)
+    return [] if worst is None else [(f"  worst: {worst.name}", by_golden[worst.name])]
 
 
 _HEADINGS = ("", "tokens", "top-1", "near\nties", "max\n|Δ|", "mean\n|Δ|", "mean\nKL", "p99\nKL")
@@ -271,6 +283,6 @@ def _caption(verification: Verification) -> str:
         )
     return (
         "lowering: error against the reference with the same codes, decides the verdict; "
-        "quantization: error against the float32 weights, depends on the recipe; "
+        f"quantization: error against the float32 weights, depends on the recipe ({BY_LANGUAGE}); "
         f"near ties: leads below {TIE_MARGIN} logits"
     )

@@ -35,11 +35,13 @@ class Inputs:
     limit: int | None = None
     prompts: Path | None = None
     harmless: Path | None = None
+    replies: int = 0  # tokens of a reply to each prompt
     repeats: int = 5
     threads: int | None = None
 
     def are_given(self) -> bool:
-        return any((self.texts, self.tasks, self.include, self.limit, self.prompts, self.harmless))
+        questions = (self.tasks, self.include, self.limit)
+        return any((self.texts, *questions, self.prompts, self.harmless, self.replies))
 
 
 def measure_missing(collected: Collected, inputs: Inputs, on_progress: Progress) -> Collected:
@@ -123,7 +125,9 @@ def _safety(collected: Collected, inputs: Inputs, on_progress: Progress) -> Iter
     others: list[Bundle | None] = [*rest]
     for other in others or [None]:
         on_progress(f"safety {first.directory}" + (f" {other.directory}" if other else ""))
-        comparison = compare_safety(first, other, prompts, threads=inputs.threads)
+        comparison = compare_safety(
+            first, other, prompts, replies=inputs.replies, threads=inputs.threads
+        )
         yield _source("safety", comparison)
 
 

@@ -23,6 +23,7 @@ from gemma_runtime.bundle import open_bundle
 from gemma_runtime.cache import cache_folder
 from gemma_runtime.errors import SearchError
 from gemma_runtime.proof.evaluate import evaluate_bundle
+from gemma_runtime.report.wording import nats
 from tests.export.gguf_files import GEMMA2
 from tests.export.search.searching import (
     BENCH,
@@ -124,6 +125,12 @@ def test_the_console_shows_the_front_the_reasons_and_the_page(
     assert run(["search", str(write_search(copied, **ALL)), f"--output={copied / 'out'}"]) == 0
     shown, progress = capfd.readouterr()
     assert re.search(r"^ cell .*KL to float32.*artifact.*decoding", shown, re.MULTILINE)
+    for cell in found["cells"]:  # the mean over languages is not all that the console shows
+        if figures := cell["figures"]:
+            worst = f"{nats(figures['worst_kl'])} ({figures['worst_language']})"
+            assert re.search(
+                rf"^ {cell['recipe']} onnx .* {re.escape(worst)} ", shown, re.MULTILINE
+            )
     assert len(re.findall(r"^ (?:int4|none) onnx .* (?:take|front) *$", shown, re.MULTILINE)) == 2
     assert " ".join(shown.split()).count(f"take {found['take']}: nearest to the best of") == 1
     assert shown.splitlines()[-1].endswith("search.html")

@@ -22,7 +22,8 @@ from gemma_runtime.manifest import (
     TensorRole,
     TensorSpec,
 )
-from tests.runtime.manifests import ARTIFACT, make_manifest, write_bundle
+from gemma_runtime.proof.worst_golden import WorstGolden
+from tests.runtime.manifests import ARTIFACT, goldens_of, make_manifest, write_bundle
 
 
 def test_sizes_add_up_to_the_files(tmp_path: Path) -> None:
@@ -96,6 +97,17 @@ def test_bundles_are_compared_by_their_codes(tmp_path: Path, codes: str, same: b
 
     assert (comparison.same_model, comparison.same_codes) == (True, same)
     assert ("the same codes" in _rendered(comparison)) is same
+
+
+def test_the_worst_golden_is_named_beside_the_mean(tmp_path: Path) -> None:
+    goldens = goldens_of({"prose": 0.01, "languages": 0.0712})
+    comparison = compare_bundles([write_bundle(tmp_path / "bundle", goldens=goldens)])
+
+    (inspection,) = comparison.bundles
+    assert inspection.worst_golden == WorstGolden("languages", 32, 0.0712)
+    shown = " ".join(_rendered(comparison).split())
+    assert "worst golden: languages, KL 0.0712; by language: gemma-runtime eval" in shown
+    assert msgspec.json.decode(msgspec.json.encode(comparison), type=Comparison) == comparison
 
 
 def test_every_section_is_shown(tmp_path: Path) -> None:

@@ -159,6 +159,7 @@ def test_drawn_replies_depend_on_the_seed_only(tasks: Path, tmp_path: Path) -> N
         (["--tasks", "replies", "--gen-kwargs", "num_beams=4"], "can't generate with num_beams"),
         (["--tasks", "replies", "--gen-kwargs", "max_gen_toks=96"], "no room for a prompt"),
         (["--tasks", "broken"], "lm_eval can't load broken: "),
+        (["--tasks", "lacking"], "can't load lacking: the module no_such_module is not installed"),
         (["--tasks", "coding"], "coding runs code that the model wrote"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -184,6 +185,10 @@ def test_wrong_requests_give_one_line(
     (tmp_path / "own" / "coding.yaml").write_text(
         json.dumps(broken | {"task": "coding", "unsafe_code": True})
     )
+    (tmp_path / "own" / "lacking.yaml").write_text(
+        "task: lacking\nprocess_results: !function scores.score\n"
+    )
+    (tmp_path / "own" / "scores.py").write_text("import no_such_module\n")
     include = ["--include", str(tasks), "--include", str(tmp_path / "own")]
     chunk = [] if "--chunk" in arguments else ["--chunk", "16"]
 
@@ -192,6 +197,28 @@ def test_wrong_requests_give_one_line(
     *_, line = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+def test_a_task_whose_package_is_missing_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    """lm_eval's own IFEval imports packages that a plain install of lm_eval doesn't bring."""
+    monkeypatch.setattr(
+        "lm_eval.tasks.TaskManager.__init__.__defaults__", (None, None, False, None)
+    )
+    for name in [name for name in sys.modules if name.startswith("lm_eval.tasks.ifeval")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "langdetect", None)
+    folder = Path(str(metadata.distribution("lm_eval").locate_file("lm_eval/tasks/ifeval")))
+    arguments = ["--tasks", "ifeval", "--include", str(folder), "--chunk", "16"]
+
+    assert run_command(["lm-eval", str(TINY), *arguments]) == 1
+
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line == (
+        "error: lm_eval can't load ifeval: langdetect is not installed; run: pip install "
+        "'lm-eval[ifeval]'"
+    )
 
 
 def test_it_runs_without_torch_and_transformers(tasks: Path, tmp_path: Path) -> None:

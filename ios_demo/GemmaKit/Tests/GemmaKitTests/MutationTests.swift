@@ -129,6 +129,23 @@ final class MutationTests: XCTestCase {
         try attack(file("goldens.json"), .values, 20, use)
     }
 
+    func testGrammars() throws {
+        for item in try json(data.appendingPathComponent("grammar_vectors.json")).list({ $0 }).prefix(3) {
+            let text = Array(try item.of("texts").list { try $0.of("text").string() }[0].utf8)
+            let use = { (file: Data) throws in
+                let grammar = try ByteGrammar(String(decoding: file, as: UTF8.self))
+                var state = grammar.start
+                for byte in text {  // as the app asks: for every byte that may come, then for the one that does
+                    for other in UInt8.min...UInt8.max { _ = grammar.mayEnd(grammar.after(state, other)) }
+                    state = grammar.after(state, byte)
+                }
+            }
+            let whole = Data(try item.of("grammar").value.write().utf8)
+            try attack(whole, .bytes, 100, use)
+            try attack(whole, .values, 100, use)
+        }
+    }
+
     func testArchives() throws {
         let folder = try pythonsVectors()
         let library = BundleLibrary(

@@ -138,6 +138,24 @@ class MutationTest {
     }
 
     @Test
+    fun `grammars`() {
+        for (case in (parseJson(File(DATA, "grammar_vectors.json").readText()) as JsonArray).items.take(3)) {
+            val text = ((case.field("texts") as JsonArray).items.first().field("text") as JsonString).text.toByteArray()
+            fun use(file: ByteArray) {
+                val grammar = ByteGrammar.parse(String(file, Charsets.UTF_8))
+                var state = grammar.start
+                for (byte in text) { // as the app asks: for every byte that may come, then for the one that does
+                    for (other in 0..255) grammar.mayEnd(grammar.after(state, other))
+                    state = grammar.after(state, byte.toInt() and 0xFF)
+                }
+            }
+            val whole = case.field("grammar").write().toByteArray()
+            attack(whole, 500, ::bytes, ::use)
+            attack(whole, 500, ::values, ::use)
+        }
+    }
+
+    @Test
     fun `archives`() {
         val library = BundleLibrary(File(root, "library")) { 250_000_000 }
         fun use(archive: ByteArray) = library.delete(library.importZip("tiny", ByteArrayInputStream(archive)))
