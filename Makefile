@@ -11,7 +11,7 @@ export ORT_DISABLE_TELEMETRY    ?= 1
 export ORT_TELEMETRY_DISABLED   ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: demo conformance campaign fuzz soak test test-python test-lowest test-android test-ios test-arm64 check docs format clean
+.PHONY: demo conformance campaign fuzz soak test test-python test-slow test-lowest test-android test-ios test-arm64 check docs format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/gemma-export --target onnx --checkpoint demo --quant int8 --output $(DEMO) --force
@@ -48,8 +48,12 @@ test: test-python
 
 # One thread per worker. All tests of a file run in one worker, because they share bundles.
 test-python: $(VENV)/.dev
-	$(ONE_THREAD) $(BIN)/python -m pytest -m "not serial" --numprocesses=$(WORKERS) --dist=loadscope
-	$(BIN)/python -m pytest -m serial
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "not serial and not slow" --numprocesses=$(WORKERS) --dist=loadscope
+	$(BIN)/python -m pytest -m "serial and not slow"
+
+# Calibrates the real 270M: five minutes.
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
 
 # The runtime's tests with the lowest versions that pyproject.toml allows.
 test-lowest:

@@ -66,7 +66,7 @@ _WIDE_TABLE = "4 bits, and 8 for the table, whose rows break in 4 in some langua
 _IN_8_BITS = (
     _Candidate(
         "int8-smooth",
-        "in 8 bits with smoothed inputs a small model loses least, in every language alike",
+        "in 8 bits with smoothed inputs a small model loses least",
         _smooths_all,
     ),
     _Candidate(

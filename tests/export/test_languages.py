@@ -15,11 +15,30 @@ from gemma_export.quantize.recipe import find_recipe
 from gemma_runtime.proof.evaluate import evaluate_bundle
 from gemma_runtime.proof.language_figures import TextFigures
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
-LANGUAGES = "en es fr de it pt nl ru zh ja hi bn ar th vi uk he sw".split()
-_CHARACTERS = 400  # of each language
+LANGUAGES = [
+    "en",
+    "es",
+    "fr",
+    "de",
+    "it",
+    "pt",
+    "nl",
+    "ru",
+    "zh",
+    "ja",
+    "hi",
+    "bn",
+    "ar",
+    "th",
+    "vi",
+    "uk",
+    "he",
+    "sw",
+]
+_CHARACTERS = 200  # of each language
 _MOST = 3.0  # times the median language's loss
 Figures = Mapping[str, TextFigures]
 
@@ -41,10 +60,10 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def losses(recipe: str, texts: Path, work: Path) -> Figures:
-    """Figures by language. A fortieth of the calibration text is enough to tell recipes apart."""
+    """Figures by language. A part of the calibration text is enough to tell the recipes apart."""
     lines = Path(text.__file__).with_name("calibration.txt").read_text("utf-8").splitlines()
     calibration = work / "calibration.txt"
-    calibration.write_text("\n".join(lines[::8]), "utf-8")
+    calibration.write_text("\n".join(lines[::64]), "utf-8")
     request = ExportRequest(
         targets=("onnx",),
         recipe=find_recipe(recipe),
@@ -59,22 +78,27 @@ def losses(recipe: str, texts: Path, work: Path) -> Figures:
     return {figures.name: figures for figures in evaluate_bundle(result.bundle).texts}
 
 
-def kl(figures: TextFigures) -> float:
-    assert figures.teacher is not None
-    return figures.teacher.kl.value
-
-
 def median_kl(figures: TextFigures) -> float:
     assert figures.teacher is not None
     return figures.teacher.median_kl
 
 
+def over_the_median(by_language: Figures) -> dict[str, float]:
+    """Each language's median KL, in times of the median language's.
+
+    Medians of positions, because one position can make most of the mean of so short a text.
+    """
+    typical = median(median_kl(figures) for figures in by_language.values())
+    return {name: median_kl(figures) / typical for name, figures in by_language.items()}
+
+
 def test_smoothed_8_bits_lose_about_as_much_in_every_language(texts: Path, tmp_path: Path) -> None:
-    by_language = losses("int8-smooth", texts, tmp_path)
-    print({n: (round(kl(f), 4), round(median_kl(f), 4), f.positions) for n, f in by_language.items()})
-    assert sorted(by_language) == sorted(LANGUAGES)
+    ratios = over_the_median(losses("int8-smooth", texts, tmp_path))
+    assert sorted(ratios) == sorted(LANGUAGES)
+    assert max(ratios.values()) < _MOST, ratios
 
 
 def test_plain_8_bits_lose_most_in_bengali_and_hindi(texts: Path, tmp_path: Path) -> None:
-    by_language = losses("int8", texts, tmp_path)
-    print({n: (round(kl(f), 4), round(median_kl(f), 4), f.positions) for n, f in by_language.items()})
+    """Or the test above could not fail."""
+    ratios = over_the_median(losses("int8", texts, tmp_path))
+    assert {name for name, ratio in ratios.items() if ratio > _MOST} == {"bn", "hi"}, ratios
