@@ -146,8 +146,8 @@ BLOCKED_CALLS = (
 
 # Base dependencies that load slowly: flags, plans and usage errors must not import them.
 SLOW = ("numpy", "onnxruntime", "tokenizers", "jinja2")
-# Plans of a checkpoint's files, which need the packages that read them.
-READ_A_FILE = ("--checkpoint {place} --plan", "x.gguf --plan", "demo --plan")
+# Plans of a checkpoint's files and the card of a bundle, which need the packages that read them.
+READ_A_FILE = ("--checkpoint {place} --plan", "x.gguf --plan", "demo --plan", "a/b --dry-run")
 
 
 @pytest.fixture(scope="session")

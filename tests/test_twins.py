@@ -47,6 +47,8 @@ _ONLY_KOTLIN = {
     **dict.fromkeys(
         ["Drafter", "PromptLookup"], "iOS has no drafts: its programs give one row of logits"
     ),
+    "FoldedThought": "SwiftUI's DisclosureGroup folds",
+    "FreeMemory": "iOS warns only when memory is low",
     "BundleSummary": "iOS lists bundles by name alone",
     "Talk": "in Swift, ModelActor keeps the chat and its conversation together",
 }
@@ -57,7 +59,6 @@ _ONLY_SWIFT = {
     "EngineOpener": "a function type without a name in Kotlin",
     "OwnThread": "Kotlin has dispatchers",
     "ReplyEvent": "Kotlin's replies are a Flow of pieces",
-    "SamplingDraft": "the screen's sliders; Kotlin's are texts, which ChatSettings reads",
     **dict.fromkeys(
         [
             *("CoreAIEngine", "CoreMLEngine", "CoreMLInputs", "CoreMLPart", "CoreMLValue"),
