@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
 from statistics import median
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -145,6 +146,21 @@ def measure(
         bundles=compare([summarize(samples, bandwidth) for samples in all_samples]),
         warnings=_warnings(load_before, all_samples),
     )
+
+
+class HasPrompts(Protocol):
+    @property
+    def prompts(self) -> tuple[PromptFigures, ...]: ...
+
+
+def prompt_lengths(figures: Iterable[HasPrompts]) -> list[int]:
+    """All lengths of prompts that any of them has, shortest first."""
+    return sorted({prompt.tokens for one in figures for prompt in one.prompts})
+
+
+def prompt_of(figures: HasPrompts, length: int) -> PromptFigures | None:
+    """The figures of the prompt of this length; None if it was not measured."""
+    return next((prompt for prompt in figures.prompts if prompt.tokens == length), None)
 
 
 def fit_workload(manifest: Manifest, threads: int, new_tokens: int) -> Workload:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gemma_runtime.machine import Machine, format_bytes
-from gemma_runtime.measure.bench import Benchmark, BundleFigures, Spread
+from gemma_runtime.measure.bench import Benchmark, BundleFigures, Spread, prompt_lengths, prompt_of
 
 
 def render_benchmark(benchmark: Benchmark) -> RenderableType:
@@ -28,6 +28,7 @@ def render_benchmark(benchmark: Benchmark) -> RenderableType:
 
 
 _Row = tuple[str, Callable[[BundleFigures], str]]
+_NO_ROOM = "does not fit"
 
 
 def _rows(benchmark: Benchmark) -> list[_Row]:
@@ -38,11 +39,9 @@ def _rows(benchmark: Benchmark) -> list[_Row]:
         _row("first token, cold start", "first_token_cold_ms", _ms),
         _row("check digests", "check_ms", _ms),
     ]
-    lengths = {prompt.tokens for bundle in benchmark.bundles for prompt in bundle.prompts}
-    for length in sorted(lengths):
-        rows.append((f"first token, {length}", _prompt_cell(length)))
-    for length in sorted(lengths):
-        rows.append((f"decode after {length}", _decode_cell(length)))
+    lengths = prompt_lengths(benchmark.bundles)
+    rows += [(f"first token, {length}", _prompt_cell(length)) for length in lengths]
+    rows += [(f"decode after {length}", _decode_cell(length)) for length in lengths]
     return [
         *rows,
         _row("new token, median", "token_ms", _ms),
@@ -73,23 +72,23 @@ def _touched(count: int | None) -> str:
 
 def _prompt_cell(length: int) -> Callable[[BundleFigures], str]:
     def cell(bundle: BundleFigures) -> str:
-        for prompt in bundle.prompts:
-            if prompt.tokens == length:
-                ratio = bundle.ratios.get(f"first_token_ms_{length}")
-                rate = _tokens_per_second(prompt.tokens_per_second.median)
-                return f"{_spread(prompt.first_token_ms, _ms, ratio)}, {rate}"
-        return "does not fit"
+        prompt = prompt_of(bundle, length)
+        if prompt is None:
+            return _NO_ROOM
+        ratio = bundle.ratios.get(f"first_token_ms_{length}")
+        rate = _tokens_per_second(prompt.tokens_per_second.median)
+        return f"{_spread(prompt.first_token_ms, _ms, ratio)}, {rate}"
 
     return cell
 
 
 def _decode_cell(length: int) -> Callable[[BundleFigures], str]:
     def cell(bundle: BundleFigures) -> str:
-        for prompt in bundle.prompts:
-            if prompt.tokens == length and (decode := prompt.decode_tokens_per_second) is not None:
-                ratio = bundle.ratios.get(f"decode_tokens_per_second_{length}")
-                return _spread(decode, _tokens_per_second, ratio)
-        return "does not fit"
+        prompt = prompt_of(bundle, length)
+        if prompt is None or prompt.decode_tokens_per_second is None:
+            return _NO_ROOM
+        ratio = bundle.ratios.get(f"decode_tokens_per_second_{length}")
+        return _spread(prompt.decode_tokens_per_second, _tokens_per_second, ratio)
 
     return cell
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from gemma_runtime.measure.bench import PromptFigures, Spread
+from gemma_runtime.measure.bench import Spread
 from gemma_runtime.measure.sustained import SustainedFigures
 from gemma_runtime.report.chart import Chart
 from gemma_runtime.report.collected import Collected, Column
@@ -12,15 +12,13 @@ from gemma_runtime.report.parts import Part, Table, TableRow
 from gemma_runtime.report.phone import (
     PhoneCondition,
     PhoneReport,
-    PhoneSpeed,
     PhoneSustained,
     PhoneVerdict,
 )
-from gemma_runtime.report.sections.prompts import prompt_lengths, prompt_of
+from gemma_runtime.report.sections.prompts import Written, prompt_rows
 from gemma_runtime.report.wording import ABSENT, milliseconds, number, percent, size
 
 T = TypeVar("T")
-_Written = Callable[[float], str]
 
 
 def phone_parts(collected: Collected, reports: Sequence[PhoneReport]) -> Iterator[Part]:
@@ -105,7 +103,10 @@ def _rows(reports: Sequence[PhoneReport]) -> Iterator[tuple[str, tuple[str, ...]
         tuple(_cell(one, lambda v: number(v.lowering.mean_kl, ".1e")) for one in verdicts),
     )
     speeds = [next(iter(r.bench.bundles), None) if r.bench else None for r in reports]
-    yield from _speed_rows(speeds)
+    yield "load", tuple(_cell(one, lambda s: _median(s.load_ms, milliseconds)) for one in speeds)
+    yield from prompt_rows(speeds, _median)
+    peaks = [None if one is None else one.peak_rss_bytes for one in speeds]
+    yield "peak memory", tuple(_cell(one, lambda peak: _median(peak, size)) for one in peaks)
     sustained = [report.sustained for report in reports]
     for name in ("first", "last", "lowest"):
         rates = (None if one is None else getattr(one, name) for one in sustained)
@@ -113,48 +114,12 @@ def _rows(reports: Sequence[PhoneReport]) -> Iterator[tuple[str, tuple[str, ...]
     yield "last / first", tuple(_cell(one, _kept) for one in sustained)
 
 
-def _speed_rows(speeds: Sequence[PhoneSpeed | None]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    def row(get: Callable[[PhoneSpeed], Spread | None], written: _Written) -> tuple[str, ...]:
-        spreads = [None if one is None else get(one) for one in speeds]
-        return tuple(_cell(one, lambda spread: written(spread.median)) for one in spreads)
-
-    yield "load", row(lambda s: s.load_ms, milliseconds)
-    lengths = prompt_lengths(one for one in speeds if one is not None)
-    for length in lengths:
-        yield (
-            f"first token, prompt of {length}",
-            row(_of(length, lambda p: p.first_token_ms), milliseconds),
-        )
-        yield (
-            f"prefill of {length}, tokens/s",
-            row(_of(length, lambda p: p.tokens_per_second), _rate),
-        )
-    yield "decoding, tokens/s", row(lambda s: s.decode_tokens_per_second, _rate)
-    for length in lengths:
-        rates = row(_of(length, lambda p: p.decode_tokens_per_second), _rate)
-        yield f"  after {length} tokens", rates
-    yield "new token, p95", row(lambda s: s.token_p95_ms, milliseconds)
-    yield "peak memory", row(lambda s: s.peak_rss_bytes, size)
-
-
-def _of(
-    length: int, get: Callable[[PromptFigures], Spread | None]
-) -> Callable[[PhoneSpeed], Spread | None]:
-    """A figure of the prompt of this length; None if it was not measured."""
-
-    def of(speed: PhoneSpeed) -> Spread | None:
-        prompt = prompt_of(speed.prompts, length)
-        return None if prompt is None else get(prompt)
-
-    return of
-
-
 def _cell(value: T | None, written: Callable[[T], str]) -> str:
     return ABSENT if value is None else written(value)
 
 
-def _rate(value: float) -> str:
-    return number(value, ".1f")
+def _median(spread: Spread, written: Written) -> str:
+    return written(spread.median)
 
 
 def _verdict(verify: PhoneVerdict) -> str:

@@ -1,6 +1,6 @@
 """Speed and memory, with the state of the machine that they depend on."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from gemma_runtime.measure.bench import Benchmark, BundleFigures, Spread
 from gemma_runtime.measure.sustained import SPAN_SECONDS, Sustained, rounds, shown_celsius
@@ -10,12 +10,11 @@ from gemma_runtime.report.parts import Part, Section, Table, TableRow, Warning, 
 from gemma_runtime.report.phone import PhoneReport
 from gemma_runtime.report.scale import linear
 from gemma_runtime.report.sections.phones import phone_parts, sustained_curves
-from gemma_runtime.report.sections.prompts import prompt_lengths, prompt_of
+from gemma_runtime.report.sections.prompts import Written, prompt_rows, rate
 from gemma_runtime.report.wording import ABSENT, milliseconds, number, percent, size
 
 _LEAD = "Medians; the lines and brackets span the lowest and highest of the repeats."
 _Known = list[tuple[Column, BundleFigures]]
-_Written = Callable[[float], str]
 
 
 def speed(collected: Collected) -> Section:
@@ -55,9 +54,9 @@ def _sustained(collected: Collected, sustained: Sustained) -> list[Part]:
     known = [(column, one) for column, one in found if column is not None]
     figures = [one for _, one in known]
     rows = (
-        ("first span", tuple(_rate(one.first) for one in figures)),
-        ("last span", tuple(_rate(one.last) for one in figures)),
-        ("lowest span", tuple(_rate(one.lowest) for one in figures)),
+        ("first span", tuple(rate(one.first) for one in figures)),
+        ("last span", tuple(rate(one.last) for one in figures)),
+        ("lowest span", tuple(rate(one.lowest) for one in figures)),
         ("last / first", tuple(percent(one.last / one.first, ".0f") for one in figures)),
         ("hottest", tuple(shown_celsius(one.hottest_celsius) for one in figures)),
     )
@@ -96,7 +95,7 @@ def _chart(known: _Known) -> Chart:
     return draw("Decoding speed and peak memory", panels, rows)
 
 
-def _bar(column: Column, spread: Spread, written: _Written) -> Value:
+def _bar(column: Column, spread: Spread, written: Written) -> Value:
     tip = f"{column.label}: {_spread(spread, written)}"
     return Value(spread.median, tip, column.style, spread.low, spread.high)
 
@@ -104,26 +103,14 @@ def _bar(column: Column, spread: Spread, written: _Written) -> Value:
 def _rows(known: _Known) -> Iterator[tuple[str, tuple[str, ...]]]:
     figures = [one for _, one in known]
 
-    def row(written: _Written, get: Callable[[BundleFigures], Spread | None]) -> tuple[str, ...]:
-        return _cells((get(one) for one in figures), written)
+    def row(written: Written, get: Callable[[BundleFigures], Spread | None]) -> tuple[str, ...]:
+        found = [get(one) for one in figures]
+        return tuple(ABSENT if one is None else _spread(one, written) for one in found)
 
     yield "load, cold", row(milliseconds, lambda f: f.load_cold_ms)
     yield "load, warm", row(milliseconds, lambda f: f.load_ms)
     yield "first token, cold start", row(milliseconds, lambda f: f.first_token_cold_ms)
-    lengths = prompt_lengths(figures)
-    for length in lengths:
-        found = [prompt_of(one.prompts, length) for one in figures]
-        firsts = (None if one is None else one.first_token_ms for one in found)
-        rates = (None if one is None else one.tokens_per_second for one in found)
-        yield f"first token, prompt of {length}", _cells(firsts, milliseconds)
-        yield f"prefill of {length}, tokens/s", _cells(rates, _rate)
-    yield "decoding, tokens/s", row(_rate, lambda f: f.decode_tokens_per_second)
-    for length in lengths:
-        prompts = [prompt_of(one.prompts, length) for one in figures]
-        decode = [None if one is None else one.decode_tokens_per_second for one in prompts]
-        if any(decode):
-            yield f"  after {length} tokens", _cells(decode, _rate)
-    yield "new token, p95", row(milliseconds, lambda f: f.token_p95_ms)
+    yield from prompt_rows(figures, _spread)
     touched = [one.touched_bytes_per_token for one in figures]
     yield "read per token", tuple(ABSENT if one is None else size(one) for one in touched)
     yield "share of bandwidth", tuple(percent(f.bandwidth_share, ".0f") for f in figures)
@@ -135,13 +122,5 @@ def _rows(known: _Known) -> Iterator[tuple[str, tuple[str, ...]]]:
     yield "caches", tuple(size(sum(f.cache_bytes.values())) for f in figures)
 
 
-def _cells(spreads: Iterable[Spread | None], written: _Written) -> tuple[str, ...]:
-    return tuple(ABSENT if one is None else _spread(one, written) for one in spreads)
-
-
-def _rate(value: float) -> str:
-    return number(value, ".1f")
-
-
-def _spread(spread: Spread, written: _Written) -> str:
+def _spread(spread: Spread, written: Written) -> str:
     return f"{written(spread.median)} [{written(spread.low)}, {written(spread.high)}]"
