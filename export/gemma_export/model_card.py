@@ -118,13 +118,14 @@ def _quality(bundle: Bundle) -> str:
 
     manifest, worst = bundle.manifest, worst_of_weights(bundle)
     quality = manifest.quality
-    worse = [(f"Mean KL of the worst prompt, `{worst.name}`", worst.mean_kl)] if worst else []
     rows = [
         ("Same most likely token", f"{quality.top1:.1%}"),
         ("Mean KL divergence", f"{quality.mean_kl:.4f} nats"),
         ("99th percentile of KL", f"{quality.p99_kl:.3f} nats"),
-        *((label, f"{kl:.4f} nats") for label, kl in worse),
     ]
+    if worst:
+        label = f"Mean KL of the worst prompt, `{worst.name}`"
+        rows.append((label, f"{worst.mean_kl:.4f} nats"))
     what = "weights" if manifest.int8_caches is None else "weights, with int8 caches,"
     text = f"Distance of these {what} to the float32 weights, over {quality.positions} tokens."
     if worst and manifest.target.name != "hf":  # whose folders gemma-runtime doesn't run

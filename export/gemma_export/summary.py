@@ -1,6 +1,7 @@
 """What an export gave, for the console and for JSON."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -14,9 +15,9 @@ from gemma_runtime.manifest import Agreement
 from gemma_runtime.proof.worst_golden import BY_LANGUAGE, WorstGolden, worst_of_weights
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """Results of one export."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Export:
+    """What every export gave."""
 
     bundle: str
     target: str
@@ -27,81 +28,70 @@ class Summary:
     codes_digest: str
     bytes: int
     context_length: int
-    quality: Agreement  # quantized against float32 weights, both run by the reference
-    worst_golden: WorstGolden | None  # where that is worst
-    cache: str  # type of the KV caches
-    cache_quality: Agreement | None  # int8 against float32 caches, both with quantized weights
     seconds: float
     peak_rss_bytes: int
     device: str  # what ran the reference and calibration
     peak_device_bytes: int | None  # of its own memory; None for the host
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary(_Export):
+    """Results of one export."""
+
+    quality: Agreement  # quantized against float32 weights, both run by the reference
+    worst_golden: WorstGolden | None  # where that is worst
+    cache: str  # type of the KV caches
+    cache_quality: Agreement | None  # int8 against float32 caches, both with quantized weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingSummary(_Export):
+    """Results of one export of an encoder."""
+
+    dimensions: int
+    prompts: tuple[str, ...]  # names
+    quality: VectorAgreement  # quantized against float32 weights, both run by the reference
+
+
 def summarize(result: ExportResult) -> Summary:
     manifest = result.bundle.manifest
     return Summary(
-        bundle=str(result.bundle.directory),
-        target=manifest.target.name,
-        model=manifest.model.id,
-        recipe=manifest.quantization.recipe,
-        reason=result.reason,
-        bits_per_weight=manifest.quantization.bits_per_weight,
-        codes_digest=manifest.quantization.codes_digest,
-        bytes=sum(file.bytes for file in manifest.files.values()),
-        context_length=manifest.context_length,
+        **_common(result),
         quality=manifest.quality,
         worst_golden=worst_of_weights(result.bundle),
         cache=manifest.cache_dtype,
         cache_quality=manifest.int8_caches.quality if manifest.int8_caches else None,
-        seconds=result.seconds,
-        peak_rss_bytes=result.peak_rss_bytes,
-        device=result.device,
-        peak_device_bytes=result.peak_device_bytes,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingSummary:
-    """Results of one export of an encoder."""
-
-    bundle: str
-    target: str
-    model: str
-    recipe: str
-    reason: str | None  # why --quant auto chose it
-    bits_per_weight: float
-    codes_digest: str
-    bytes: int
-    context_length: int
-    dimensions: int
-    prompts: tuple[str, ...]  # names
-    quality: VectorAgreement  # quantized against float32 weights, both run by the reference
-    seconds: float
-    peak_rss_bytes: int
-    device: str  # what ran the reference
-    peak_device_bytes: int | None  # of its own memory; None for the host
 
 
 def summarize_embedding(result: EmbeddingResult) -> EmbeddingSummary:
     manifest = result.bundle.manifest
     return EmbeddingSummary(
-        bundle=str(result.bundle.directory),
-        target=manifest.target.name,
-        model=manifest.model.id,
-        recipe=manifest.quantization.recipe,
-        reason=result.reason,
-        bits_per_weight=manifest.quantization.bits_per_weight,
-        codes_digest=manifest.quantization.codes_digest,
-        bytes=sum(file.bytes for file in manifest.files.values()),
-        context_length=manifest.context_length,
+        **_common(result),
         dimensions=manifest.dimensions,
         prompts=tuple(manifest.prompts),
         quality=manifest.quality,
-        seconds=result.seconds,
-        peak_rss_bytes=result.peak_rss_bytes,
-        device=result.device,
-        peak_device_bytes=result.peak_device_bytes,
     )
+
+
+def _common(result: ExportResult | EmbeddingResult) -> dict[str, Any]:
+    """The fields of `_Export`."""
+    manifest = result.bundle.manifest
+    return {
+        "bundle": str(result.bundle.directory),
+        "target": manifest.target.name,
+        "model": manifest.model.id,
+        "recipe": manifest.quantization.recipe,
+        "reason": result.reason,
+        "bits_per_weight": manifest.quantization.bits_per_weight,
+        "codes_digest": manifest.quantization.codes_digest,
+        "bytes": sum(file.bytes for file in manifest.files.values()),
+        "context_length": manifest.context_length,
+        "seconds": result.seconds,
+        "peak_rss_bytes": result.peak_rss_bytes,
+        "device": result.device,
+        "peak_device_bytes": result.peak_device_bytes,
+    }
 
 
 def render_summary(summary: Summary | EmbeddingSummary) -> RenderableType:
@@ -162,7 +152,7 @@ def _embedding_lines(summary: EmbeddingSummary) -> list[tuple[str, str]]:
     ]
 
 
-def _cost(summary: Summary | EmbeddingSummary) -> str:
+def _cost(summary: _Export) -> str:
     """Time and peak memory of an export."""
     text = f"{summary.seconds:.1f} s, peak {format_bytes(summary.peak_rss_bytes)}"
     if summary.peak_device_bytes is None:
