@@ -19,25 +19,9 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES = [
-    "en",
-    "es",
-    "fr",
-    "de",
-    "it",
-    "pt",
-    "nl",
-    "ru",
-    "zh",
-    "ja",
-    "hi",
-    "bn",
-    "ar",
-    "th",
-    "vi",
-    "uk",
-    "he",
-    "sw",
-]
+    "en", "es", "fr", "de", "it", "pt", "nl", "ru", "zh",
+    "ja", "hi", "bn", "ar", "th", "vi", "uk", "he", "sw",
+]  # fmt: skip
 _CHARACTERS = 200  # of each language
 _MOST = 3.0  # times the median language's loss
 Figures = Mapping[str, TextFigures]
