@@ -8,7 +8,14 @@ from rich.table import Table
 from rich.text import Text
 
 from gemma_runtime.machine import Machine, format_bytes
-from gemma_runtime.measure.bench import Benchmark, BundleFigures, Spread, prompt_lengths, prompt_of
+from gemma_runtime.measure.bench import (
+    DECODE_PROMPT,
+    Benchmark,
+    BundleFigures,
+    Spread,
+    prompt_lengths,
+    prompt_of,
+)
 
 
 def render_benchmark(benchmark: Benchmark) -> RenderableType:
@@ -116,8 +123,9 @@ def _notes(benchmark: Benchmark) -> list[str]:
         describe(benchmark.machine, benchmark.threads),
         f"load {benchmark.load_before:.2f} before, {benchmark.load_after:.2f} after; memory reads "
         f"{benchmark.bandwidth_bytes_per_second / 1e9:.1f} GB/s with these threads",
-        f"decode: {benchmark.new_tokens} new tokens, greedy; cold: the artifact's files dropped "
-        "from the page cache with posix_fadvise",
+        f"decode: {benchmark.new_tokens} new tokens, greedy; new token: after {DECODE_PROMPT} "
+        "tokens, or as many as leave room; cold: the artifact's files dropped from the page cache "
+        "with posix_fadvise",
         f"ratios (×) are to {Path(first.bundle).name}",
     ][: 3 if len(benchmark.bundles) == 1 else 4]
 
