@@ -53,8 +53,10 @@ class _Candidate:
     best_for: Callable[[Target], bool] = lambda target: True
 
 
-def _smooths_all(target: Target) -> bool:
-    return target_spec(target.name).scales_table
+def _gains_by_smoothing(target: Target) -> bool:
+    """Where inputs stay float there is little to smooth, and GPTQ alters looked-up rows."""
+    spec = target_spec(target.name)
+    return spec.rounds_inputs and spec.scales_table
 
 
 def _is_fast_with_zero_points(target: Target) -> bool:
@@ -62,18 +64,21 @@ def _is_fast_with_zero_points(target: Target) -> bool:
 
 
 _TOO_MUCH = "in 4 bits a small model loses too much"
+_WEIGHTED = "in 8 bits that fit the head's largest inputs a small model loses least"
 _WIDE_TABLE = "4 bits, and 8 for the table, whose rows break in 4 in some languages"
 _IN_8_BITS = (
     _Candidate(
         "int8-smooth",
         "in 8 bits with smoothed inputs a small model loses least",
-        _smooths_all,
+        _gains_by_smoothing,
     ),
     _Candidate(
         "int8-channel-smooth",
         "in 8 bits with smoothed inputs a small model loses least",
-        _smooths_all,
+        _gains_by_smoothing,
     ),
+    _Candidate("int8-weighted", _WEIGHTED),
+    _Candidate("int8-channel-weighted", _WEIGHTED),
     _Candidate("int8", _TOO_MUCH),
     _Candidate("int8-channel", _TOO_MUCH),
     _Candidate("int4-gptq", "there are kernels for 4 bits only, and calibration saves most"),
@@ -99,14 +104,17 @@ def choose_recipe(needs: Needs) -> Choice:
         return _first(needs, _with_bits(needs.config, needs.bits))
     is_small = needs.config.parameters <= _SMALL
     candidates = _IN_8_BITS if is_small else _IN_4_BITS
-    source = needs.source
-    if source is not None and _suits(needs, source) and _keeps_most(needs.config, source):
-        # A small model's own 8 bits are no better than ours, which know calibration text.
-        bits = bits_per_weight(needs.config, source.formats(needs.config))
-        if not is_small or bits < _GPTQ_BITS:
-            return Choice(source, "the checkpoint is quantized, and rounding again would lose more")
     alone = (_FLOAT,) if len(needs.targets) == 1 else ()
-    return _first(needs, (*candidates, *alone))
+    source = needs.source
+    if source is None or not _suits(needs, source) or not _keeps_most(needs.config, source):
+        return _first(needs, (*candidates, *alone))
+    bits = bits_per_weight(needs.config, source.formats(needs.config))
+    if is_small and bits >= _GPTQ_BITS:
+        # Its own 8 bits are no better than ours where we smooth what the runtime rounds.
+        ours = _first(needs, (*candidates, *alone))
+        if ours.recipe.is_smooth:
+            return ours
+    return Choice(source, "the checkpoint is quantized, and rounding again would lose more")
 
 
 def fitted(recipe: Recipe, config: GemmaConfig, targets: Sequence[Target]) -> Recipe:

@@ -44,12 +44,12 @@ def chosen(
     [
         (("onnx",), "int8-smooth", "mixed"),
         (("executorch",), "int8-channel-smooth", "int4-table8-channel"),
-        (("coreml",), "int8", "mixed"),
-        (("coreai",), "int8", "mixed"),
-        (("gguf",), "int8", "int4-table8"),
-        (("hf",), "int8", "int4-table8"),
-        (("onnx", "coreml"), "int8", "mixed"),
-        (("onnx", "gguf"), "int8", "int4-table8"),
+        (("coreml",), "int8-weighted", "mixed"),
+        (("coreai",), "int8-weighted", "mixed"),
+        (("gguf",), "int8-weighted", "int4-table8"),
+        (("hf",), "int8-weighted", "int4-table8"),
+        (("onnx", "coreml"), "int8-weighted", "mixed"),
+        (("onnx", "gguf"), "int8-weighted", "int4-table8"),
         (("onnx", "executorch", "coreml", "gguf"), "int4-gptq", "int4"),
     ],
 )
@@ -122,13 +122,22 @@ def planned(capsys: Captured, *flags: str) -> tuple[str, str | None]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "recipe"), [("Q4_0", "source"), ("Q8_0", "int8-smooth"), ("F32", "int8-smooth")]
+    ("target", "kind", "recipe"),
+    [
+        ("onnx", "Q4_0", "source"),
+        ("onnx", "Q8_0", "int8-smooth"),
+        ("onnx", "F32", "int8-smooth"),
+        ("coreml", "Q8_0", "source"),
+        ("gguf", "Q8_0", "source"),
+        ("gguf", "F32", "int8-weighted"),
+    ],
 )
-def test_a_small_model_keeps_its_codes_if_they_are_shorter(
-    capsys: Captured, tmp_path: Path, kind: str, recipe: str
+def test_a_small_model_keeps_its_codes_if_they_are_shorter_or_ours_are_not_smooth(
+    capsys: Captured, tmp_path: Path, target: str, kind: str, recipe: str
 ) -> None:
     model = write_tiny(tmp_path, GGUF_GEMMA3, Kind[kind])
-    assert planned(capsys, "--checkpoint", str(model))[0] == recipe
+    flags = ["--checkpoint", str(model), "--target", target, "--prefill", "16"]
+    assert planned(capsys, *flags)[0] == recipe
 
 
 def test_random_weights_are_planned_as_they_are_exported(capsys: Captured, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class CalibrationStage:
 
 
 def _is_smoothed(work: Workspace) -> bool:
-    return not work.recipe.is_smooth or work.smoothing.last.exists()
+    return not work.recipe.observes_inputs or work.smoothing.last.exists()
 
 
 def _is_ordered(work: Workspace) -> bool:
@@ -212,7 +212,7 @@ def working_bytes(
         learning += 4 * (layer * (1 + HELD + held) + held * 8 * inputs * width)
         # Logits of the candidates with their gradients, and the candidates in bfloat16.
         learning += held * CANDIDATES * (48 * LENGTH + 8 * width)
-    smoothing = smooth_peak_bytes(config) if recipe.is_smooth else 0
+    smoothing = smooth_peak_bytes(config) if recipe.observes_inputs else 0
     working = _batch_bytes(config, kind) + max(rounding, learning, smoothing)
     return max(table, measuring, working, embedding)
 

@@ -33,6 +33,7 @@ from gemma_export.quantize.calibrated import rounds_layers_by_text, weighs_table
 from gemma_export.quantize.distill import distill
 from gemma_export.quantize.distill.candidates import CANDIDATES
 from gemma_export.quantize.recipe import Recipe
+from gemma_export.quantize.round import NEARBY
 from gemma_export.shards import Share
 
 _OVERHEAD = 1.5  # of memory that is taken anew, and of clocks that fall after the probes' bursts
@@ -101,7 +102,7 @@ def calibration_efforts(
     efforts: dict[str, Effort] = {}
     if spends_bits:
         efforts["measure"] = count.measuring()
-    if recipe.is_smooth:
+    if recipe.observes_inputs:
         efforts["smooth"] = count.smoothing()
     if weighs_table(recipe, config):
         efforts["channels"] = count.ordering()
@@ -156,7 +157,7 @@ class _Counter:
         seen = (smooth.POSITIONS + smooth.ROWS) * smooth.STEPS * inputs
         return self.passing(smooth.SEQUENCES) + Effort(
             exact=self._tokens(smooth.SEQUENCES) * self._width**2,
-            moved=_SWAPPED * _FLOAT * seen,
+            moved=_SWAPPED * _FLOAT * seen if self._recipe.is_smooth else 0,
         )
 
     def ordering(self) -> Effort:
@@ -227,7 +228,10 @@ class _Counter:
         if fmt.is_float:
             return Effort(moved=_FLOAT * weights)
         searched = Effort(moved=_FLOAT * _SEARCHED * len(gptq.SHRINKS) * weights)
-        if self._recipe.rule(name).rounding != "gptq":
+        rounding = self._recipe.rule(name).rounding
+        if rounding == "weighted":
+            return Effort(moved=_FLOAT * _SEARCHED * len(NEARBY) * weights)
+        if rounding != "gptq":
             return searched
         refined = refined if width <= gptq.WIDE else 0
         groups = width // fmt.group

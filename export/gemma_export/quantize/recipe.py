@@ -23,8 +23,8 @@ from gemma_runtime.errors import MissingExtra, RecipeError, nearest_first
 
 GROUPS = (16, 32, 64, 128, 256)  # weights that may share a scale
 _INT8_STEP = 128  # int8 columns come in multiples of this
-# gptq needs calibration text; kept copies the source's own codes.
-Rounding = Literal["nearest", "searched", "gptq", "kept"]
+# gptq and weighted need calibration text; kept copies the source's own codes.
+Rounding = Literal["nearest", "searched", "weighted", "gptq", "kept"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Recipe:
     @property
     def is_calibrated(self) -> bool:
         """Whether it reads calibration text."""
-        return self.rounds_by_text or self.is_smooth
+        return self.rounds_by_text or self.observes_inputs
 
     @property
     def keeps_codes(self) -> bool:
@@ -71,9 +71,14 @@ class Recipe:
         return any(rule.smooth for rule in self.rules)
 
     @property
+    def observes_inputs(self) -> bool:
+        """Whether it needs to know the float model's inputs of head or layers."""
+        return self.is_smooth or any(rule.rounding == "weighted" for rule in self.rules)
+
+    @property
     def rounds_by_text(self) -> bool:
         """Whether codes are chosen by what the model computes, and not by the weights alone."""
-        return self.distilled or any(rule.rounding == "gptq" for rule in self.rules)
+        return self.distilled or any(r.rounding in ("gptq", "weighted") for r in self.rules)
 
     def scales_table(self, config: GemmaConfig) -> bool:
         """Whether columns of the table are multiplied by factors, so looked-up rows are divided."""
@@ -102,8 +107,8 @@ class Recipe:
         return rule
 
     def with_plain_table(self) -> "Recipe":
-        """The recipe with a table rounded to nearest, for targets that can't undo its factors."""
-        plain = Rule(TABLE, self.rule(TABLE).format, "nearest")
+        """The recipe with a table without factors, for targets that can't undo them."""
+        plain = Rule(TABLE, self.rule(TABLE).format, "weighted")
         return replace(self, rules=_merged([plain], self.rules))
 
     def with_per_layer_channels(self) -> "Recipe":
@@ -119,6 +124,7 @@ class Recipe:
         matrices = {n: s for n, s in config.tensor_shapes().items() if len(s) == 2}
         self._check_patterns(matrices)
         self._check_smooth(config.tables)
+        self._check_weighted(matrices, config.tables)
         formats = {name: self._format(name, shape[1]) for name, shape in matrices.items()}
         for name, fmt in formats.items():
             width = matrices[name][1]
@@ -170,6 +176,16 @@ class Recipe:
                     f"recipe {self.name}: {name} is smooth in {rule.format}; expected 8 bits in "
                     "one piece, or smooth: false"
                 )
+
+    def _check_weighted(self, names: Iterable[str], tables: Iterable[str]) -> None:
+        for name in names:
+            rule = self.rule(name)
+            if rule.rounding != "weighted" or (name in tables and rule.format.bits == 8):
+                continue
+            raise RecipeError(
+                f"recipe {self.name}: {name} in {rule.format} has the rounding weighted; expected "
+                f"that only for {TABLE} and {HEAD}, in 8 bits"
+            )
 
 
 def _names_head(rule: Rule) -> bool:
@@ -228,17 +244,22 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe(
             "int8-smooth",
             (
-                Rule(TABLE, INT8, "gptq", smooth=True),
+                Rule(TABLE, INT8, "weighted", smooth=True),
                 Rule("*", INT8, "nearest", smooth=True),
             ),
         ),
+        Recipe("int8-weighted", (Rule(TABLE, INT8, "weighted"), Rule("*", INT8, "nearest"))),
         Recipe("int8-channel", (Rule("*", _INT8_CHANNEL, "nearest"),)),
         Recipe(
             "int8-channel-smooth",
             (
-                Rule(TABLE, _INT8_CHANNEL, "gptq", smooth=True),
+                Rule(TABLE, _INT8_CHANNEL, "weighted", smooth=True),
                 Rule("*", _INT8_CHANNEL, "nearest", smooth=True),
             ),
+        ),
+        Recipe(
+            "int8-channel-weighted",
+            (Rule(TABLE, _INT8_CHANNEL, "weighted"), Rule("*", _INT8_CHANNEL, "nearest")),
         ),
         Recipe("source", (Rule("*", INT8, "kept"),)),
         Recipe("int4-gptq", (Rule("*", INT4, "gptq"),)),

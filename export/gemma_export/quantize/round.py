@@ -19,14 +19,26 @@ from gemma_runtime.errors import RecipeError
 # Candidate scales cover these shares of the full range: clipping a group's largest weight often
 # costs less than coarser steps for all other weights.
 _SHRINKS = (0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7)
+# A scale moves the codes of large weights by less than a step, so that one of them can be hit.
+NEARBY = tuple(1 + step / 128 for step in (*range(-4, 0), *range(1, 17)))
 _LARGEST = 65280.0  # the largest scale that both float16 and bfloat16 hold
 _SLICE = 1 << 17  # elements rounded at a time, so that temporaries fit the processor's cache
 
 
 def round_rows(rows: Tensor, fmt: Format, rounding: Rounding) -> Codes:
     """Quantize (N, K) float32 rows."""
-    step = max(1, _SLICE // rows.shape[1])
-    return join([_round(rows[i : i + step], fmt, rounding) for i in range(0, len(rows), step)])
+    return _by_slices(rows, fmt, lambda groups: ROUNDINGS[rounding](groups, fmt))
+
+
+def round_weighted(rows: Tensor, fmt: Format, power: Tensor) -> Codes:
+    """Quantize (N, K) float32 rows with the scales of least error of the products.
+
+    The squared error of column k counts `power` (K,) times: its input's mean square. Codes are the
+    nearest ones, so no weight is further off than a step. One input that is far larger than the
+    others decides the scales of its groups.
+    """
+    by_group = power.view(-1, fmt.group)
+    return _by_slices(rows, fmt, lambda groups: weighted(groups, fmt, by_group))
 
 
 def check_reach(name: str, rows: Tensor, fmt: Format) -> None:
@@ -74,6 +86,16 @@ def searched(groups: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
     )
 
 
+def weighted(groups: Tensor, fmt: Format, power: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales and zeros of least squared error among nearby ranges, columns weighted by (G, g)."""
+
+    def error(scale: Tensor, zero: Tensor) -> Tensor:
+        missed = _steps(groups, scale, zero, fmt).mul_(scale[..., None]).sub_(groups)
+        return missed.square_().mul_(power).sum(-1)
+
+    return search(groups, fmt, NEARBY, error)
+
+
 def search(
     groups: Tensor,
     fmt: Format,
@@ -101,9 +123,17 @@ ROUNDINGS: Mapping[Rounding, Callable[[Tensor, Format], tuple[Tensor, Tensor]]] 
 }
 
 
-def _round(rows: Tensor, fmt: Format, rounding: Rounding) -> Codes:
+_Scales = Callable[[Tensor], tuple[Tensor, Tensor]]  # (N, G, g) → scales and zeros, (N, G) each
+
+
+def _by_slices(rows: Tensor, fmt: Format, scales: _Scales) -> Codes:
+    step = max(1, _SLICE // rows.shape[1])
+    return join([_round(rows[i : i + step], fmt, scales) for i in range(0, len(rows), step)])
+
+
+def _round(rows: Tensor, fmt: Format, scales: _Scales) -> Codes:
     groups = rows.view(len(rows), -1, fmt.group)  # (N, G, g)
-    scale, zero = ROUNDINGS[rounding](groups, fmt)  # (N, G) each
+    scale, zero = scales(groups)
     codes = _steps(groups, scale, zero, fmt).add_(zero[..., None])
     return Codes(
         pack(_bytes(codes).flatten(1), fmt.bits),

@@ -54,6 +54,7 @@ class TargetSpec:
     is_beta: bool = False  # its format may still change
     on_device: bool = True  # its runtime runs on phones, laptops or boards
     next_step: str = "gemma-runtime verify {bundle}"  # printed after an export
+    rounds_inputs: bool = False  # its runtime rounds the inputs of products to int8
     scales_table: bool = False  # supports a table with column factors
     divides_table: bool = False  # and one whose columns have two formats
     takes_irregular: bool = False  # computes every part named in `GemmaConfig.irregular`

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from gemma_export.formats.codes import dequantize, pack, unpack
-from gemma_export.formats.format import Format
+from gemma_export.formats.codes import Codes, dequantize, pack, unpack
+from gemma_export.formats.format import INT8, Format
 from gemma_export.model.config import PER_LAYER_TABLE, TABLE
 from gemma_export.model.sizes import find_official
 from gemma_export.quantize.recipe import RECIPES, bits_per_weight, find_recipe, load_recipe
-from gemma_export.quantize.round import round_rows, shared_scale
+from gemma_export.quantize.round import round_rows, round_weighted, shared_scale
 from gemma_export.quantize.store import open_or_build_store, store_path
 from gemma_runtime.errors import RecipeError
 from tests.export.conftest import TinyCheckpoint
@@ -63,6 +63,26 @@ def test_the_rounding_error_is_at_most_half_a_step_of_the_full_range(
     zero = 0.5 * fmt.asymmetric  # the zero point is rounded to a code too
     largest = (0.5 + zero + (1 << fmt.bits) / 256) * step
     assert ((groups - dequantize(nearest, fmt).view_as(groups)).abs() <= largest).all()
+
+
+@pytest.mark.parametrize("fmt", [INT8, Format(8, per_channel=True, group=64)], ids=str)
+def test_weighted_scales_suit_the_columns_that_count_most(fmt: Format) -> None:
+    draw = torch.Generator().manual_seed(9)
+    rows, power = torch.randn(512, 64, generator=draw), torch.ones(64)
+    power[5] = 1e6
+
+    def error(codes: Codes) -> torch.Tensor:
+        return (dequantize(codes, fmt) - rows).square()
+
+    nearest, weighted = (
+        error(round_rows(rows, fmt, "nearest")),
+        error(round_weighted(rows, fmt, power)),
+    )
+    groups = (512, -1, fmt.group)
+    cost = [(squares * power).view(groups).sum(-1) for squares in (weighted, nearest)]
+    assert (cost[0] <= cost[1] * 1.001).all()  # a search is never worse than no search
+    assert weighted[:, 5].mean() < 0.2 * nearest[:, 5].mean()
+    assert weighted.mean() < 1.5 * nearest.mean()  # the others hardly notice
 
 
 def test_a_group_of_zeros_stays_zero() -> None:

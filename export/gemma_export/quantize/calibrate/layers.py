@@ -4,7 +4,8 @@ Each layer is rounded for the output of the rounded layers before it. Memory hol
 Gram matrices of its inputs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from math import prod
 
 import torch
@@ -37,7 +38,7 @@ from gemma_export.quantize.calibrate.stream import (
 )
 from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.recipe import Recipe
-from gemma_export.quantize.round import check_reach, round_rows
+from gemma_export.quantize.round import check_reach, round_rows, round_weighted
 from gemma_export.quantize.store import StoredWeight, named_parts, round_pieces
 from gemma_export.shards import Share, Sums
 
@@ -66,12 +67,29 @@ def calibrate_table(work: Workspace, tick: Tick) -> None:
             _calibrate_rows(work, name, tick)
 
 
-def _inputs(work: Workspace, name: str, fmt: Format) -> TableInputs | None:
-    """The statistics for rounding an outer matrix; None for one that nothing is known of."""
-    if name == PER_LAYER_PROJECTION:
-        return TableInputs(name, fmt, prepare(_embedding_gram(work)))
-    curvature = work.curvature(name)
-    return None if curvature is None else prepare_table(name, curvature, fmt)
+def _rounding(work: Workspace, name: str, fmt: Format) -> Callable[[Tensor], dict[str, Tensor]]:
+    """Rounds rows of an outer matrix; to nearest if its recipe needs text that says nothing of it.
+
+    A smooth table is looked up in too. GPTQ would make up for errors of the head by moving other
+    codes further, and looked-up rows would be worse.
+    """
+    rounding = work.recipe.rule(name).rounding
+    if rounding == "gptq" and name == PER_LAYER_PROJECTION:
+        return TableInputs(name, fmt, prepare(_embedding_gram(work))).round
+    if rounding in ("gptq", "weighted") and not fmt.is_float:
+        curvature = work.curvature(name)
+        if curvature is None:
+            rounding = "nearest"
+        elif rounding == "gptq":
+            return prepare_table(name, curvature, fmt).round
+        else:
+            return partial(_weighted, name, fmt, curvature.diagonal())
+    return lambda values: round_pieces(name, values, fmt, rounding)
+
+
+def _weighted(name: str, fmt: Format, power: Tensor, values: Tensor) -> dict[str, Tensor]:
+    check_reach(name, values, fmt)
+    return named_parts(name, round_weighted(values, fmt, power))
 
 
 def _embedding_gram(work: Workspace) -> Tensor:
@@ -90,19 +108,12 @@ def _embedding_gram(work: Workspace) -> Tensor:
 
 def _calibrate_rows(work: Workspace, name: str, tick: Tick) -> None:
     fmt = work.formats()[name]
-    rounding = work.recipe.rule(name).rounding
     shape = work.checkpoint.config.tensor_shapes()[name]
-    inputs = None
-    if rounding == "gptq":
-        inputs, rounding = _inputs(work, name, fmt), "nearest"  # without statistics
+    rounded = _rounding(work, name, fmt)
 
     def quantize(span: tuple[int, int]) -> dict[str, Tensor]:
         values = work.rows(name, *span)
-        if fmt.is_float:
-            return {name: values}
-        if inputs is None:
-            return round_pieces(name, values, fmt, rounding)
-        return inputs.round(values)
+        return {name: values} if fmt.is_float else rounded(values)
 
     spans = list(row_blocks(shape, grain(work.device.type).table_rows))
     blocks: list[dict[str, Tensor]] = []

@@ -100,11 +100,12 @@ def _smoothed_together(work: Workspace, layer: LayerSpec) -> Iterator[list[str]]
 def _smooth_head(work: Workspace) -> tuple[dict[str, Tensor], Tensor | None]:
     """The head's factors by its name, and the Gram matrix (M, M) of its inputs divided by them.
 
-    Nothing if the recipe doesn't smooth the head.
+    No factors if the recipe doesn't smooth the head, and nothing if it doesn't weigh it either.
     """
     config = work.checkpoint.config
     name, last = config.head, norm_before(config, len(config.kinds))
-    if not work.recipe.smooths(name):
+    is_smooth = work.recipe.smooths(name)
+    if not is_smooth and work.recipe.rule(name).rounding != "weighted":
         return {}, None
     file = work.open(work.smoothing_residuals.last)
     gain = work.rows(last, 0, config.hidden_size)
@@ -116,9 +117,11 @@ def _smooth_head(work: Workspace) -> tuple[dict[str, Tensor], Tensor | None]:
         body = h[:, 1:].flatten(0, 1)
         sums.of(batch.piece).setdefault(name, gain.new_zeros(width, width)).addmm_(body.T, body)
     rows = sample_rows(work.checkpoint, name).to(work.device)
-    inputs, fmt = shards.gathered(torch.cat(samples)), work.formats()[name]
-    factors = shards.from_first(lambda: smoothing_factors(inputs, rows, fmt)).to(work.device)
     gram = sums.total()[name].div_(share.count * (length - 1))
+    inputs, fmt = shards.gathered(torch.cat(samples)), work.formats()[name]
+    if not is_smooth:
+        return {}, gram
+    factors = shards.from_first(lambda: smoothing_factors(inputs, rows, fmt)).to(work.device)
     return {name: factors}, gram.div_(factors[:, None]).div_(factors)
 
 

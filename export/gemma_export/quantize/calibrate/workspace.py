@@ -80,7 +80,10 @@ class Workspace:
 
     @property
     def head_curvature(self) -> Path:
-        """The curvature of a smooth head. Written by `smooth`, read by `calibrate_table`."""
+        """The curvature of a smooth or weighted head.
+
+        Written by `smooth`, read by `calibrate_table`.
+        """
         return self._file("head-curvature")
 
     @property
@@ -290,10 +293,11 @@ class Workspace:
     def curvature(self, name: str) -> Tensor | None:
         """(M, M) of the error of a row of the table, or of a head apart from it.
 
-        None for a smooth table that is only looked up: `smooth` sees the inputs of the head alone.
+        None for a smooth or weighted table that is only looked up: `smooth` sees the inputs of the
+        head alone.
         """
-        config = self.checkpoint.config
-        if not self.recipe.rule(name).smooth:
+        config, rule = self.checkpoint.config, self.recipe.rule(name)
+        if not rule.smooth and rule.rounding != "weighted":
             path = self.channel_order
         elif name == config.head:
             path = self.head_curvature

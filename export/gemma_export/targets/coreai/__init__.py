@@ -18,6 +18,7 @@ TARGET = TargetSpec(
         has_ropes=False,
         alignment=64,
     ),
+    scales_table=True,
     takes_irregular=True,
     caches=("float16",),
     only_caches="its program is traced with float16 caches",

@@ -24,11 +24,12 @@ from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets import ExportJob
 from gemma_export.targets.shared.apple import Headroom
 from gemma_export.targets.shared.apple_layout import Layout
-from gemma_export.targets.shared.float16 import check_scales, half
+from gemma_export.targets.shared.float16 import check_scales, half, half_lookup
 from gemma_export.targets.shared.traced import buffer_name, heads_first
 from gemma_runtime.manifest import AttentionKind, TensorRole
 
 _TINY = 1e-3
+_LOOKUP = "lookup_scale"  # the buffer with what looked-up rows are multiplied by
 _INT4 = torch.int4  # type: ignore[attr-defined]  # missing in torch's stubs
 
 
@@ -84,12 +85,21 @@ class Step(nn.Module):
         )
         return dense
 
+    def lookup(self, scale: float) -> Tensor | float:
+        """What looked-up rows are multiplied by: a number, or (M,) if the table has factors."""
+        if _LOOKUP in self._buffers:
+            return self.get_buffer(_LOOKUP)
+        return scale * self.headroom.residual
+
     def gain(self, weight: StoredWeight) -> Tensor:
         return self.get_buffer(buffer_name(weight.name))
 
     def _register(self, weight: StoredWeight) -> None:
         """Gains contain the headroom factor of what they give."""
         name, rows = buffer_name(weight.name), weight.shape[0]
+        if weight.factors is not None:
+            scale = self._config.embed_scale * self.headroom.residual
+            self.register_buffer(_LOOKUP, half_lookup(weight, scale))
         if is_gain(weight.name):
             _, given = self.headroom.norm(weight.name)
             self.register_buffer(name, half(weight.name, (1 + weight.rows(0, rows)) * given))
@@ -122,7 +132,7 @@ class StepOps:
         if table.name == PER_LAYER_TABLE:
             return self._inputs[TensorRole.PER_LAYER, None] * scale
         rows = functional.embedding(self._inputs[TensorRole.TOKENS, None], self._step.matrix(table))
-        return rows * (scale * self._headroom.residual)  # (T, M)
+        return rows * self._step.lookup(scale)  # (T, M)
 
     def norm(self, x: Tensor, gain: StoredWeight) -> Tensor:
         carried, _ = self._headroom.norm(gain.name)

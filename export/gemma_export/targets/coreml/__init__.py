@@ -19,6 +19,7 @@ TARGET = TargetSpec(
         has_ropes=False,
         alignment=64,
     ),
+    scales_table=True,
     takes_irregular=True,
     caches=("float16",),
     only_caches="Core ML's states hold float16 only",

@@ -19,7 +19,7 @@ from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets.coreml.mil_weights import Weights
 from gemma_export.targets.shared.apple import Headroom
 from gemma_export.targets.shared.apple_layout import Layout
-from gemma_export.targets.shared.float16 import half
+from gemma_export.targets.shared.float16 import half, half_lookup
 from gemma_runtime.manifest import AttentionKind, TensorRole
 
 Var: TypeAlias = Any  # coremltools is untyped
@@ -77,7 +77,8 @@ class MilOps:
         else:
             tokens = self._input(TensorRole.TOKENS)
             rows = mb.gather(x=self._weight(table), indices=tokens, axis=0, validate_indices=False)
-        return mb.mul(x=rows, y=np.float16(scale * self._headroom.residual))  # (T, M)
+        multiplier = half_lookup(table, scale * self._headroom.residual).numpy()[()]
+        return mb.mul(x=rows, y=multiplier)  # (T, M)
 
     def norm(self, x: Var, gain: StoredWeight) -> Var:
         carried, given = self._headroom.norm(gain.name)

@@ -20,6 +20,7 @@ TARGET = TargetSpec(
     ),
     caches=("float32",),
     only_caches="its XNNPACK delegates attend to float32 keys and values",
+    rounds_inputs=True,
     scales_table=True,
     takes_irregular=True,
     int8_groups=False,

@@ -12,6 +12,7 @@ TARGET = TargetSpec(
     # Measured with onnxruntime 1.32 in Python on Linux x86, with shapes of 270m to 27b.
     costs=Costs(runtime=80 * MIB, packed=1.17, packing=1.2, exporting=240 * MIB),
     caches=("float32", "int8"),
+    rounds_inputs=True,
     scales_table=True,
     divides_table=True,
     takes_irregular=True,

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from gemma_export.formats.format import Format
+from gemma_export.model.ops import lookup_scale
+from gemma_export.quantize.store import StoredWeight
 from gemma_export.targets import ExportJob
 from gemma_runtime.errors import TargetError
 
@@ -16,6 +18,14 @@ def half(name: str, values: Tensor) -> Tensor:
     if not bool(torch.isfinite(rounded).all()):
         raise _beyond(f"store {name}: a value", float(values.abs().max()))
     return rounded
+
+
+def half_lookup(table: StoredWeight, scale: float) -> Tensor:
+    """The multiplier of the table's looked-up rows as float16: a number, or (M,) with factors.
+
+    Raises TargetError for values beyond float16.
+    """
+    return half(f"{table.name}'s multiplier", torch.as_tensor(lookup_scale(table, scale)))
 
 
 def check_scales(name: str, scales: Tensor, fmt: Format) -> Tensor:

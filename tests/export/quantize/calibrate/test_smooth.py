@@ -16,7 +16,7 @@ from gemma_export.quantize.calibrate.smooth import smooth, smoothing_factors
 from gemma_export.quantize.calibrate.smoothed import SmoothedCheckpoint
 from gemma_export.quantize.calibrate.workspace import Workspace
 from gemma_export.quantize.recipe import find_recipe, load_recipe, write_recipe
-from gemma_export.quantize.store import open_or_build_store
+from gemma_export.quantize.store import QuantizedStore, open_or_build_store
 from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import RecipeError
 from gemma_runtime.proof.verify import Verdict, verify_bundle
@@ -179,12 +179,54 @@ def test_a_bundle_with_large_input_channels_loses_a_tenth_of_what_plain_int8_los
     assert _divergence(smoothed, large) < 0.1 * _divergence(plain, large)
 
 
-@pytest.mark.parametrize("target", ["gguf", "coreml"])
+@pytest.mark.parametrize(
+    ("target", "options", "recipe"),
+    [
+        ("coreml", {}, "int8-smooth"),
+        ("coreml", {"coreml_embed": "external"}, "int8-smooth"),
+        ("coreml", {"coreml_compute": "ane"}, "int8-channel-smooth"),
+        ("coreai", {}, "int8-smooth"),
+    ],
+)
+def test_apple_targets_divide_looked_up_rows_by_the_factors(
+    tmp_path: Path, export: Export, target: str, options: dict[str, str], recipe: str
+) -> None:
+    pytest.importorskip("coremltools" if target == "coreml" else "coreai_torch")
+    large = _save_large(tmp_path)
+    bundle = export(tmp_path, recipe, target=target, prefill=8, options=options)
+    assert verify_bundle(bundle, threads=1).verdict is Verdict.PASS
+    assert load_recipe(bundle.directory / "recipe.yaml").rule(TABLE).smooth
+    assert _divergence(bundle, large) < 0.02
+
+
+@only(*EVERY_KIND, VAULT)
+def test_a_weighted_head_has_no_factors_and_less_error_where_inputs_are_large(
+    random_text: RandomText,
+) -> None:
+    work = random_text("int8-weighted", 32)
+    plain = open_or_build_store(work.checkpoint, find_recipe("int8"))
+    store = calibrated_store(work)
+    assert TABLE_FACTORS not in store.file.tensors
+    head = work.checkpoint.config.head
+    for name in store.formats:
+        codes = [one.weight(name).part("codes", 0, 8) for one in (store, plain)]
+        assert torch.equal(*codes) == (name != head)  # another table is only looked up
+    power = work.curvature(head)
+    assert power is not None
+    rows = work.checkpoint.config.vocab_size
+
+    def error(from_store: QuantizedStore) -> float:
+        missed = from_store.weight(head).rows(0, rows) - work.checkpoint.rows(head, 0, rows)
+        return float((missed.square() * power.diagonal()).sum())
+
+    assert error(store) < 0.95 * error(plain)
+    assert store_divergence(work, store) < 1.5 * store_divergence(work, plain)
+
+
+@pytest.mark.parametrize("target", ["gguf", "hf"])
 def test_targets_that_cannot_divide_looked_up_rows_smooth_only_the_layers(
     tmp_path: Path, target: str
 ) -> None:
-    if target == "coreml":
-        pytest.importorskip("coremltools")
     notes = Notes()
     save_tiny(GEMMA3, tmp_path / "model")  # llama.cpp has its own query scale for Gemma 2
     request = ExportRequest(
@@ -197,8 +239,6 @@ def test_targets_that_cannot_divide_looked_up_rows_smooth_only_the_layers(
     )
     (result,) = export_bundles(request, notes)
     assert any(f"{target} can't divide looked-up rows" in note for note in notes.texts)
-    if target == "coreml":
-        assert verify_bundle(result.bundle, threads=1).verdict is Verdict.PASS
     recipe = load_recipe(result.bundle.directory / "recipe.yaml")
     assert not recipe.rule(TABLE).smooth
     assert recipe.rule("model.layers.0.mlp.up_proj.weight").smooth
@@ -224,6 +264,14 @@ def test_a_recipe_file_repeats_smoothing(tmp_path: Path) -> None:
     [
         ("base: int4\ntensors: {'*': {smooth: true}}", "embed_tokens.* is smooth in int4-g32"),
         ("base: source\ntensors: {'*': {smooth: true}}", "codes that are kept can't be changed"),
+        (
+            "base: int8\ntensors: {'*': {rounding: weighted}}",
+            "q_proj.* in int8-g32 has the rounding",
+        ),
+        (
+            "base: int4\ntensors: {'*embed*': {rounding: weighted}}",
+            "expected that only for .* 8 bits",
+        ),
     ],
 )
 def test_what_cannot_be_smooth_is_refused(
