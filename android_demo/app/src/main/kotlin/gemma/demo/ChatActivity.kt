@@ -12,15 +12,21 @@ import android.widget.EditText
 import android.widget.ProgressBar
 import gemma.core.EXAMPLE_SCHEMA
 import gemma.core.GemmaException
+import gemma.core.Json
+import gemma.core.MOST_BUILT_IN_ROUNDS
 import gemma.core.Reply
 import gemma.core.Role
 import gemma.core.SavedChat
 import gemma.core.Schema
 import gemma.core.StopReason
 import gemma.core.Talk
+import gemma.core.Tools
 import gemma.core.askStructured
 import gemma.core.lastQuestion
+import gemma.core.openCalls
 import gemma.core.requestIn
+import gemma.core.shownReply
+import gemma.core.shownResult
 import kotlinx.coroutines.NonCancellable
 import kotlinx.coroutines.flow.flowOn
 import kotlinx.coroutines.withContext
@@ -67,7 +73,9 @@ class ChatActivity : Screen(), MessageList.Actions {
             "Chats" to ::chooseChat,
             "Settings" to ::editSettings,
             "Answer again" to ::answerAgain,
+            "Give results" to ::giveResults,
             "Schema" to ::editSchema,
+            "Tools" to ::editTools,
             "Benchmark" to ::openBenchmark,
         )
         for ((title, act) in items) {
@@ -145,7 +153,11 @@ class ChatActivity : Screen(), MessageList.Actions {
         messages.clear()
         chat.messages.forEachIndexed { index, message ->
             if (index == chat.forgotten && index > 0) appendText("— the model has forgotten what is above —")
-            if (message.role == Role.ASSISTANT) messages.answer(message.content) else messages.question(message.content, index)
+            when (message.role) {
+                Role.ASSISTANT -> messages.answer(shownReply(message.content, message.toolCalls))
+                Role.TOOL -> messages.note(shownResult(message))
+                else -> messages.question(message.content, index)
+            }
         }
     }
 
@@ -192,25 +204,70 @@ class ChatActivity : Screen(), MessageList.Actions {
 
     /** Asks in a place of the chat. If no answer begins, the chat is as before, and the text goes back to the input. */
     private suspend fun ask(text: String, place: Int = application.chat.messages.size) {
+        val schema = application.schema
+        if (schema != null && application.chat.settings.tools.isNotBlank()) {
+            return warn("This chat has tools, and answers that match a schema call none: tap Any answer in Schema, or No tools in Tools.")
+        }
         val model = loadedModel() ?: return warn("Choose a bundle first: tap Bundles in the menu.")
         val talk = onModelThread { model.talk(application.chat) }
         val removed = messages.cut(place)
         follow { messages.question(text, place) }
-        var last: Reply? = null
+        val replies = ArrayList<Reply>()
         suspend fun show(reply: Reply) {
-            last = reply
+            replies += reply
             if (question.text.toString() == text) question.text.clear() // only now, since it was accepted
             show(model, reply)
         }
         try {
-            val schema = application.schema
             if (schema == null) show(onModelThread { talk.conversation.sendAt(place, text) }) else askForJson(talk, text, schema, place, ::show)
+            answerBuiltIn(talk, ::show)
         } finally { // also of a reply that was stopped
             withContext(NonCancellable) {
                 application.keep(onModelThread { talk.update(System.currentTimeMillis()) })
-                if (last?.hasBegun != true) takeBack(text, place, removed)
+                if (replies.none { it.hasBegun }) takeBack(text, place, removed)
             }
         }
+        if (areResultsMissing()) giveResults()
+    }
+
+    /** Gives the results of calls that the app answers itself, as long as there are no others. */
+    private suspend fun answerBuiltIn(talk: Talk, show: suspend (Reply) -> Unit) {
+        repeat(MOST_BUILT_IN_ROUNDS) {
+            val results = onModelThread { openCalls(talk.conversation.turns) }.map(::builtIn)
+            if (results.isEmpty() || null in results) return
+            show(onModelThread { talk.conversation.sendResults(results.filterNotNull()) })
+        }
+    }
+
+    override fun areResultsMissing(): Boolean = openCalls(application.chat.messages).isNotEmpty()
+
+    /** Asks for the results of the last answer's calls. */
+    override fun giveResults() {
+        val calls = openCalls(application.chat.messages)
+        if (calls.isEmpty()) tell("The last answer calls no tools.")
+        else show(resultsDialog(this, calls) { results -> startTask { send(results) } })
+    }
+
+    /** Gives the model the results of its calls. If no answer begins, the chat is as before. */
+    private suspend fun send(results: List<Json>) {
+        val model = loadedModel() ?: return warn("Choose a bundle first: tap Bundles in the menu.")
+        val talk = onModelThread { model.talk(application.chat) }
+        var hasBegun = false
+        suspend fun show(reply: Reply) = try {
+            show(model, reply)
+        } finally {
+            hasBegun = hasBegun || reply.hasBegun
+        }
+        try {
+            show(onModelThread { talk.conversation.sendResults(results) })
+            answerBuiltIn(talk, ::show)
+        } finally { // also of a reply that was stopped
+            withContext(NonCancellable) {
+                application.keep(onModelThread { talk.update(System.currentTimeMillis()) })
+                if (!hasBegun) showChat()
+            }
+        }
+        if (areResultsMissing()) giveResults()
     }
 
     private fun takeBack(text: String, place: Int, removed: List<View>) {
@@ -229,6 +286,7 @@ class ChatActivity : Screen(), MessageList.Actions {
         val meter = model.meter
         if (reply.forgotten > 0) appendText("⚠ The context is full: forgot the oldest ${reply.forgotten} turns.")
         context.max = model.bundle.manifest.contextLength
+        reply.results.forEach { appendText(shownResult(it)) }
         meter.start()
         val answer = messages.answer()
         try {
@@ -312,6 +370,16 @@ class ChatActivity : Screen(), MessageList.Actions {
 
     private fun parseSchema(text: String) = try {
         use(Schema.parse(text))
+    } catch (error: GemmaException) {
+        warn(error.message)
+    }
+
+    /** Lets the user enter the tools of this chat. */
+    private fun editTools() = show(toolsDialog(this, application.chat.settings.tools, ::use))
+
+    private fun use(tools: String) = try {
+        application.model?.codec?.check(Tools.parse(tools)) ?: Tools.parse(tools)
+        startTask { application.keep(application.chat.copy(settings = application.chat.settings.copy(tools = tools))) }
     } catch (error: GemmaException) {
         warn(error.message)
     }
