@@ -10,8 +10,6 @@ import android.view.Menu
 import android.view.View
 import android.widget.EditText
 import android.widget.ProgressBar
-import gemma.core.EXAMPLE_SCHEMA
-import gemma.core.GemmaException
 import gemma.core.Json
 import gemma.core.MOST_BUILT_IN_ROUNDS
 import gemma.core.Reply
@@ -20,7 +18,6 @@ import gemma.core.SavedChat
 import gemma.core.Schema
 import gemma.core.StopReason
 import gemma.core.Talk
-import gemma.core.Tools
 import gemma.core.askStructured
 import gemma.core.lastQuestion
 import gemma.core.openCalls
@@ -39,6 +36,7 @@ class ChatActivity : Screen(), MessageList.Actions {
     private lateinit var context: ProgressBar
     private var dialog: Dialog? = null
     private val bundles = BundleDialogs(this)
+    private val dialogs = ChatDialogs(this)
 
     /** With notes and thoughts, which are nowhere else. */
     private class Page(val entries: List<MessageList.Entry>)
@@ -70,12 +68,12 @@ class ChatActivity : Screen(), MessageList.Actions {
     override fun onCreateOptionsMenu(menu: Menu): Boolean {
         val items = listOf<Pair<String, () -> Unit>>(
             "Bundles" to bundles::choose,
-            "Chats" to ::chooseChat,
+            "Chats" to dialogs::chooseChat,
             "Settings" to ::editSettings,
             "Answer again" to ::answerAgain,
             "Give results" to ::giveResults,
-            "Schema" to ::editSchema,
-            "Tools" to ::editTools,
+            "Schema" to dialogs::editSchema,
+            "Tools" to dialogs::editTools,
             "Benchmark" to ::openBenchmark,
         )
         for ((title, act) in items) {
@@ -161,7 +159,7 @@ class ChatActivity : Screen(), MessageList.Actions {
         }
     }
 
-    private fun open(chat: SavedChat) {
+    internal fun open(chat: SavedChat) {
         application.keep(chat)
         context.progress = 0
         showChat()
@@ -319,26 +317,6 @@ class ChatActivity : Screen(), MessageList.Actions {
         )
     }
 
-    private fun chooseChat() {
-        val chats = application.chats.all()
-        val damaged = application.chats.damaged()
-        val titles = chats.map { it.title } + damaged.map { "damaged: $it" }
-        val builder = AlertDialog.Builder(this).setTitle("Chats")
-            .setItems(titles.toTypedArray<CharSequence>()) { _, index -> if (index < chats.size) chatActions(chats[index]) else delete(damaged[index - chats.size]) }
-        show(if (titles.isEmpty()) builder.setMessage("No chat was saved yet.") else builder)
-    }
-
-    private fun chatActions(chat: SavedChat) = show(
-        AlertDialog.Builder(this).setTitle(chat.title).setMessage("${chat.messages.size} turns, ${chat.bundle}")
-            .setPositiveButton("Open") { _, _ -> startTask { open(chat) } }
-            .setNegativeButton("Delete") { _, _ -> delete(chat.id) },
-    )
-
-    private fun delete(id: String) = startTask {
-        application.chats.delete(id)
-        if (id == application.chat.id) open(application.newChat())
-    }
-
     private fun editSettings() {
         val model = application.model
         val abilities = model?.let { Abilities(it.codec.canThink, it.session.scoresTogether) } ?: Abilities()
@@ -353,35 +331,10 @@ class ChatActivity : Screen(), MessageList.Actions {
         )
     }
 
-    /** Lets the user enter a JSON Schema that answers must match, or none. */
-    private fun editSchema() {
-        val text = EditText(this).apply { setText(application.schema?.toString() ?: EXAMPLE_SCHEMA) }
-        show(
-            AlertDialog.Builder(this).setTitle("JSON Schema for answers").setView(form(this, labelled("Schema", text)))
-                .setPositiveButton("Use") { _, _ -> parseSchema(text.text.toString()) }
-                .setNegativeButton("Any answer") { _, _ -> use(null) },
-        )
-    }
-
-    private fun use(schema: Schema?) {
+    /** Holds the next answers to a schema, or to none. */
+    internal fun use(schema: Schema?) {
         application.schema = schema
         question.hint = if (schema == null) "Ask something" else "Ask for JSON"
-    }
-
-    private fun parseSchema(text: String) = try {
-        use(Schema.parse(text))
-    } catch (error: GemmaException) {
-        warn(error.message)
-    }
-
-    /** Lets the user enter the tools of this chat. */
-    private fun editTools() = show(toolsDialog(this, application.chat.settings.tools, ::use))
-
-    private fun use(tools: String) = try {
-        application.model?.codec?.check(Tools.parse(tools)) ?: Tools.parse(tools)
-        startTask { application.keep(application.chat.copy(settings = application.chat.settings.copy(tools = tools))) }
-    } catch (error: GemmaException) {
-        warn(error.message)
     }
 
     private fun openBenchmark() = startActivity(Intent(this, BenchmarkActivity::class.java))

@@ -192,7 +192,7 @@ class ToolConversationTest {
         val without = json.copy(format = json.format.copy(tools = null))
         assertTrue(json.canCall && !without.canCall)
         val error = assertFailsWith<TokenizerException> { conversation(replying(without), without) }
-        assertContains(error.message.orEmpty(), "remove them in Tools")
+        assertContains(error.message.orEmpty(), "this bundle can't be given tools")
         val chat = Conversation(replying(without), without, Sampler(Sampling()), earlier = listOf(Message(Role.USER, "a"), Message(Role.ASSISTANT, "", listOf(ToolCall("f", JsonObject(emptyMap()))))))
         assertFailsWith<TokenizerException> { chat.send("b") }
     }
