@@ -10,8 +10,8 @@ import android.view.Menu
 import android.view.View
 import android.widget.EditText
 import android.widget.ProgressBar
-import gemma.core.EXAMPLE_SCHEMA
-import gemma.core.GemmaException
+import gemma.core.Json
+import gemma.core.MOST_BUILT_IN_ROUNDS
 import gemma.core.Reply
 import gemma.core.Role
 import gemma.core.SavedChat
@@ -20,7 +20,10 @@ import gemma.core.StopReason
 import gemma.core.Talk
 import gemma.core.askStructured
 import gemma.core.lastQuestion
+import gemma.core.openCalls
 import gemma.core.requestIn
+import gemma.core.shownReply
+import gemma.core.shownResult
 import kotlinx.coroutines.NonCancellable
 import kotlinx.coroutines.flow.flowOn
 import kotlinx.coroutines.withContext
@@ -33,6 +36,7 @@ class ChatActivity : Screen(), MessageList.Actions {
     private lateinit var context: ProgressBar
     private var dialog: Dialog? = null
     private val bundles = BundleDialogs(this)
+    private val dialogs = ChatDialogs(this)
 
     /** With notes and thoughts, which are nowhere else. */
     private class Page(val entries: List<MessageList.Entry>)
@@ -64,10 +68,12 @@ class ChatActivity : Screen(), MessageList.Actions {
     override fun onCreateOptionsMenu(menu: Menu): Boolean {
         val items = listOf<Pair<String, () -> Unit>>(
             "Bundles" to bundles::choose,
-            "Chats" to ::chooseChat,
+            "Chats" to dialogs::chooseChat,
             "Settings" to ::editSettings,
             "Answer again" to ::answerAgain,
-            "Schema" to ::editSchema,
+            "Give results" to ::giveResults,
+            "Schema" to dialogs::editSchema,
+            "Tools" to dialogs::editTools,
             "Benchmark" to ::openBenchmark,
         )
         for ((title, act) in items) {
@@ -145,11 +151,15 @@ class ChatActivity : Screen(), MessageList.Actions {
         messages.clear()
         chat.messages.forEachIndexed { index, message ->
             if (index == chat.forgotten && index > 0) appendText("— the model has forgotten what is above —")
-            if (message.role == Role.ASSISTANT) messages.answer(message.content) else messages.question(message.content, index)
+            when (message.role) {
+                Role.ASSISTANT -> messages.answer(shownReply(message.content, message.toolCalls))
+                Role.TOOL -> messages.note(shownResult(message))
+                else -> messages.question(message.content, index)
+            }
         }
     }
 
-    private fun open(chat: SavedChat) {
+    internal fun open(chat: SavedChat) {
         application.keep(chat)
         context.progress = 0
         showChat()
@@ -192,25 +202,70 @@ class ChatActivity : Screen(), MessageList.Actions {
 
     /** Asks in a place of the chat. If no answer begins, the chat is as before, and the text goes back to the input. */
     private suspend fun ask(text: String, place: Int = application.chat.messages.size) {
+        val schema = application.schema
+        if (schema != null && application.chat.settings.tools.isNotBlank()) {
+            return warn("This chat has tools, and answers that match a schema call none: tap Any answer in Schema, or No tools in Tools.")
+        }
         val model = loadedModel() ?: return warn("Choose a bundle first: tap Bundles in the menu.")
         val talk = onModelThread { model.talk(application.chat) }
         val removed = messages.cut(place)
         follow { messages.question(text, place) }
-        var last: Reply? = null
+        val replies = ArrayList<Reply>()
         suspend fun show(reply: Reply) {
-            last = reply
+            replies += reply
             if (question.text.toString() == text) question.text.clear() // only now, since it was accepted
             show(model, reply)
         }
         try {
-            val schema = application.schema
             if (schema == null) show(onModelThread { talk.conversation.sendAt(place, text) }) else askForJson(talk, text, schema, place, ::show)
+            answerBuiltIn(talk, ::show)
         } finally { // also of a reply that was stopped
             withContext(NonCancellable) {
                 application.keep(onModelThread { talk.update(System.currentTimeMillis()) })
-                if (last?.hasBegun != true) takeBack(text, place, removed)
+                if (replies.none { it.hasBegun }) takeBack(text, place, removed)
             }
         }
+        if (areResultsMissing()) giveResults()
+    }
+
+    /** Gives the results of calls that the app answers itself, as long as there are no others. */
+    private suspend fun answerBuiltIn(talk: Talk, show: suspend (Reply) -> Unit) {
+        repeat(MOST_BUILT_IN_ROUNDS) {
+            val results = onModelThread { openCalls(talk.conversation.turns) }.map(::builtIn)
+            if (results.isEmpty() || null in results) return
+            show(onModelThread { talk.conversation.sendResults(results.filterNotNull()) })
+        }
+    }
+
+    override fun areResultsMissing(): Boolean = openCalls(application.chat.messages).isNotEmpty()
+
+    /** Asks for the results of the last answer's calls. */
+    override fun giveResults() {
+        val calls = openCalls(application.chat.messages)
+        if (calls.isEmpty()) tell("The last answer calls no tools.")
+        else show(resultsDialog(this, calls) { results -> startTask { send(results) } })
+    }
+
+    /** Gives the model the results of its calls. If no answer begins, the chat is as before. */
+    private suspend fun send(results: List<Json>) {
+        val model = loadedModel() ?: return warn("Choose a bundle first: tap Bundles in the menu.")
+        val talk = onModelThread { model.talk(application.chat) }
+        var hasBegun = false
+        suspend fun show(reply: Reply) = try {
+            show(model, reply)
+        } finally {
+            hasBegun = hasBegun || reply.hasBegun
+        }
+        try {
+            show(onModelThread { talk.conversation.sendResults(results) })
+            answerBuiltIn(talk, ::show)
+        } finally { // also of a reply that was stopped
+            withContext(NonCancellable) {
+                application.keep(onModelThread { talk.update(System.currentTimeMillis()) })
+                if (!hasBegun) showChat()
+            }
+        }
+        if (areResultsMissing()) giveResults()
     }
 
     private fun takeBack(text: String, place: Int, removed: List<View>) {
@@ -229,6 +284,7 @@ class ChatActivity : Screen(), MessageList.Actions {
         val meter = model.meter
         if (reply.forgotten > 0) appendText("⚠ The context is full: forgot the oldest ${reply.forgotten} turns.")
         context.max = model.bundle.manifest.contextLength
+        reply.results.forEach { appendText(shownResult(it)) }
         meter.start()
         val answer = messages.answer()
         try {
@@ -261,26 +317,6 @@ class ChatActivity : Screen(), MessageList.Actions {
         )
     }
 
-    private fun chooseChat() {
-        val chats = application.chats.all()
-        val damaged = application.chats.damaged()
-        val titles = chats.map { it.title } + damaged.map { "damaged: $it" }
-        val builder = AlertDialog.Builder(this).setTitle("Chats")
-            .setItems(titles.toTypedArray<CharSequence>()) { _, index -> if (index < chats.size) chatActions(chats[index]) else delete(damaged[index - chats.size]) }
-        show(if (titles.isEmpty()) builder.setMessage("No chat was saved yet.") else builder)
-    }
-
-    private fun chatActions(chat: SavedChat) = show(
-        AlertDialog.Builder(this).setTitle(chat.title).setMessage("${chat.messages.size} turns, ${chat.bundle}")
-            .setPositiveButton("Open") { _, _ -> startTask { open(chat) } }
-            .setNegativeButton("Delete") { _, _ -> delete(chat.id) },
-    )
-
-    private fun delete(id: String) = startTask {
-        application.chats.delete(id)
-        if (id == application.chat.id) open(application.newChat())
-    }
-
     private fun editSettings() {
         val model = application.model
         val abilities = model?.let { Abilities(it.codec.canThink, it.session.scoresTogether) } ?: Abilities()
@@ -295,25 +331,10 @@ class ChatActivity : Screen(), MessageList.Actions {
         )
     }
 
-    /** Lets the user enter a JSON Schema that answers must match, or none. */
-    private fun editSchema() {
-        val text = EditText(this).apply { setText(application.schema?.toString() ?: EXAMPLE_SCHEMA) }
-        show(
-            AlertDialog.Builder(this).setTitle("JSON Schema for answers").setView(form(this, labelled("Schema", text)))
-                .setPositiveButton("Use") { _, _ -> parseSchema(text.text.toString()) }
-                .setNegativeButton("Any answer") { _, _ -> use(null) },
-        )
-    }
-
-    private fun use(schema: Schema?) {
+    /** Holds the next answers to a schema, or to none. */
+    internal fun use(schema: Schema?) {
         application.schema = schema
         question.hint = if (schema == null) "Ask something" else "Ask for JSON"
-    }
-
-    private fun parseSchema(text: String) = try {
-        use(Schema.parse(text))
-    } catch (error: GemmaException) {
-        warn(error.message)
     }
 
     private fun openBenchmark() = startActivity(Intent(this, BenchmarkActivity::class.java))

@@ -70,7 +70,7 @@ internal class SettingsDialog(
     private fun read(): ChatSettings {
         fun text(field: EditText) = field.text.toString()
         val draft = SamplingDraft(text(temperature), text(topK), text(topP), text(minP), text(penalty))
-        return ChatSettings(
+        return settings.copy(
             system = text(system),
             sampling = draft.sampling(usual ?: ChatSettings.RECOMMENDED),
             thinking = thinking.isChecked,

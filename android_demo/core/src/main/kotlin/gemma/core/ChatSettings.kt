@@ -8,13 +8,15 @@ data class ChatSettings(
     val roll: Boolean = false, // forget the oldest turns when the context is full
     val drafts: Boolean = false, // guess repeated passages, and check several tokens at once
     val seed: Int? = null, // the same question in the same chat gets the same answer; null: another one each time
+    val tools: String = "", // a JSON list of schemas; blank for none
 ) {
     /** How to sample with a bundle; its authors' values unless the user has set others. */
     fun samplingFor(manifest: Manifest): Sampling = sampling ?: manifest.sampling ?: RECOMMENDED
 
     /**
      * A conversation that goes on from a chat with these settings; drafts are off where the graph gives the logits of one
-     * token per run, which changes no token. Throws TokenizerException for thinking where the bundle can't think.
+     * token per run, which changes no token. Throws TokenizerException for thinking where the bundle can't think, and for tools where it can't
+     * be given them, and SchemaException for tools that are none.
      */
     fun conversation(session: Session, codec: ChatCodec, manifest: Manifest, chat: SavedChat) = Conversation(
         session,
@@ -26,6 +28,7 @@ data class ChatSettings(
         chat.messages,
         chat.forgotten,
         drafts && session.scoresTogether,
+        Tools.parse(tools),
     )
 
     internal fun json(): Json = JsonObject(
@@ -36,6 +39,7 @@ data class ChatSettings(
             "roll" to JsonBoolean(roll),
             "drafts" to JsonBoolean(drafts),
             "seed" to (seed?.let { JsonNumber(it.toDouble()) } ?: JsonNull),
+            "tools" to JsonString(tools),
         ),
     )
 
@@ -50,6 +54,7 @@ data class ChatSettings(
             roll = json.of("roll").boolean(),
             drafts = json.orNull("drafts")?.boolean() ?: false, // chats saved by an earlier version don't say
             seed = json.orNull("seed")?.count(),
+            tools = json.orNull("tools")?.string().orEmpty(),
         )
 
         /** A seed; null for a blank text. Throws SessionException if it is no whole number that fits in 31 bits. */

@@ -1,0 +1,62 @@
+package gemma.demo
+
+import android.app.AlertDialog
+import android.widget.EditText
+import gemma.core.EXAMPLE_SCHEMA
+import gemma.core.EXAMPLE_TOOLS
+import gemma.core.SavedChat
+import gemma.core.Schema
+import gemma.core.Tools
+
+/** Choosing and deleting chats, and what their answers must match or may call. */
+internal class ChatDialogs(private val screen: ChatActivity) {
+    private val application get() = screen.applicationContext as GemmaApplication
+
+    fun chooseChat() {
+        val chats = application.chats.all()
+        val damaged = application.chats.damaged()
+        val titles = chats.map { it.title } + damaged.map { "damaged: $it" }
+        val builder = AlertDialog.Builder(screen).setTitle("Chats")
+            .setItems(titles.toTypedArray<CharSequence>()) { _, index -> if (index < chats.size) chatActions(chats[index]) else delete(damaged[index - chats.size]) }
+        screen.show(if (titles.isEmpty()) builder.setMessage("No chat was saved yet.") else builder)
+    }
+
+    private fun chatActions(chat: SavedChat) = screen.show(
+        AlertDialog.Builder(screen).setTitle(chat.title).setMessage("${chat.messages.size} turns, ${chat.bundle}")
+            .setPositiveButton("Open") { _, _ -> screen.launchTask { screen.open(chat) } }
+            .setNegativeButton("Delete") { _, _ -> delete(chat.id) },
+    )
+
+    private fun delete(id: String) = screen.launchTask {
+        application.chats.delete(id)
+        if (id == application.chat.id) screen.open(application.newChat())
+    }
+
+    /** Lets the user enter a JSON Schema that answers must match, or none. */
+    fun editSchema() {
+        val text = EditText(screen).apply { setText(application.schema?.toString() ?: EXAMPLE_SCHEMA) }
+        screen.show(
+            AlertDialog.Builder(screen).setTitle("JSON Schema for answers").setView(form(screen, labelled("Schema", text)))
+                .setPositiveButton("Use") { _, _ -> screen.launchTask { screen.use(Schema.parse(text.text.toString())) } }
+                .setNegativeButton("Any answer") { _, _ -> screen.use(null) },
+        )
+    }
+
+    /** Lets the user enter the tools of this chat as JSON, or none. */
+    fun editTools() {
+        val text = EditText(screen).apply { setText(application.chat.settings.tools.ifBlank { EXAMPLE_TOOLS }) }
+        screen.show(
+            AlertDialog.Builder(screen).setTitle("Tools that the model may call")
+                .setMessage("Nothing is run: you are asked for the result of each call. The app answers current_time itself.")
+                .setView(form(screen, labelled("JSON schemas", text)))
+                .setPositiveButton("Use") { _, _ -> use(text.text.toString()) }
+                .setNegativeButton("No tools") { _, _ -> use("") },
+        )
+    }
+
+    private fun use(tools: String) = screen.launchTask {
+        val read = Tools.parse(tools)
+        application.model?.codec?.check(read)
+        application.keep(application.chat.copy(settings = application.chat.settings.copy(tools = tools)))
+    }
+}
