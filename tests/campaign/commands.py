@@ -30,6 +30,7 @@ _IMPORTED = (
     "onnxruntime",
     "rich.progress",
 )
+_OUTPUTS = ("stdout", "stderr")
 _HUNG = 120.0  # seconds after which a command counts as hung
 
 
@@ -96,6 +97,8 @@ def start(
     """Run `program`, MODULE:FUNCTION, in a fork. `before` is called there first."""
     logs = at.folder / "logs" / str(time.monotonic_ns())
     logs.mkdir(parents=True)
+    for name in _OUTPUTS:
+        (logs / name).touch()  # now, since a kill may come before the fork opens them
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
@@ -114,8 +117,8 @@ def _become(
     code = 70
     try:
         os.setsid()
-        for name, descriptor in (("stdout", 1), ("stderr", 2)):
-            file = os.open(logs / name, os.O_WRONLY | os.O_CREAT)
+        for descriptor, name in enumerate(_OUTPUTS, 1):
+            file = os.open(logs / name, os.O_WRONLY)
             os.dup2(file, descriptor)
         os.environ["GEMMA_EXPORT_CACHE"] = str(at.cache)
         if before:

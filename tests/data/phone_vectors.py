@@ -13,8 +13,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+from tokenizers import AddedToken
 
 from gemma_export.sidecars.compact_tokenizer import compact_tokenizer
 from gemma_runtime.backend_table import Limits
@@ -34,11 +36,13 @@ from gemma_runtime.text.chat import Message, encode_chat
 from gemma_runtime.text.sampler import Sampler, Sampling
 from gemma_runtime.text.tokenizer import Tokenizer
 from tests.data import gemma4_vectors
+from tests.runtime.conftest import small_tokenizer
 
 DATA = Path(__file__).parent
 TINY = DATA / "tiny"
 VECTORS = DATA / "phone_vectors.json"
 BOS = 2
+CALLS = DATA / "calls" / "tokenizer.gtok"  # with tokens as FunctionGemma's, which are not special
 TARGETS = ("onnx", "executorch", "coreml")
 CONTEXTS = (2, 24, 96, 150, 500, 512, 2048, 2112, 8192)
 SEEDS = (0, 1, 7, 2**32 - 1, 2**32, 1234567890123456789, 2**63 - 1)  # a Kotlin Long holds the last
@@ -72,6 +76,12 @@ TEXTS = [
     "def f(x):\n    return {'a': [1, 2.5e-3]}  # ok",
     "thethethe ing inging ususer <e<eos",
 ]
+NAMED = [
+    "<escape>",
+    "a<start_function_call>call:f{x:<escape>the<escape>}<end_function_call> user",
+    "<escape><mask><escape",
+    "<start_function_calls><end_function_call",
+]
 TURNS = [
     [("user", "the user")],
     [("user", "  padded \n\n")],
@@ -95,6 +105,7 @@ def vectors() -> dict[str, object]:
         "encode": encoded(tokenizer, texts),
         "encode_control": encoded(tokenizer, TEXTS, control=True),
         "decode": decoded(tokenizer, random.Random(2)),
+        "encode_calls": encoded(with_calls()[0], [*TEXTS, *NAMED]),
         "chat": [chat_vector(tokenizer, bundle.manifest.chat_template, turns) for turns in TURNS],
         "sampler": [*draws(np.random.default_rng(3)), *extreme_draws(np.random.default_rng(8))],
         "seeds": [seeded(seed) for seed in SEEDS],
@@ -107,6 +118,17 @@ def vectors() -> dict[str, object]:
         },
         "gemma4": gemma4_vectors.vectors(),
     }
+
+
+def with_calls() -> tuple[Tokenizer, bytes]:
+    """The small tokenizer with tokens around calls, and its compact file."""
+    raw = small_tokenizer()
+    names = ("<escape>", "<start_function_call>", "<end_function_call>")
+    raw.add_tokens([AddedToken(name, normalized=False) for name in names])
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        raw.save(str(path))
+        return Tokenizer(path), compact_tokenizer(path.read_bytes())
 
 
 def workload(context_length: int) -> dict[str, object]:
@@ -268,6 +290,8 @@ def lines_of_this_project(count: int) -> list[str]:
 def main(arguments: Sequence[str]) -> None:
     if not arguments:
         gemma4_vectors.write_files()
+        CALLS.parent.mkdir(exist_ok=True)
+        CALLS.write_bytes(with_calls()[1])
         VECTORS.write_text(json.dumps(vectors()) + "\n")
         return
     _, folder, *sources = arguments

@@ -31,7 +31,7 @@ import numpy as np
 
 from gemma_runtime.errors import TokenizerError
 from gemma_runtime.formats.json_bytes import decode_json
-from gemma_runtime.text.tokenizer import RESERVED
+from gemma_runtime.text.tokenizer import CALLS, RESERVED
 
 MAGIC, VERSION = b"GTOK", 1
 _SPACE = "▁"
@@ -162,7 +162,8 @@ def _byte_tokens(source: _Source) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 def _kind(added: _Added) -> Kind:
     if added.special:
         return Kind.SPECIAL
-    return Kind.RESERVED if re.fullmatch(RESERVED, added.content) else Kind.ADDED
+    is_control = re.fullmatch(f"{RESERVED}|{CALLS}", added.content)
+    return Kind.RESERVED if is_control else Kind.ADDED
 
 
 def _ranks(source: _Source, pieces: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

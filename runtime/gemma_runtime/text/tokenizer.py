@@ -17,7 +17,7 @@ from gemma_runtime.bundle import Bundle
 from gemma_runtime.errors import TokenizerError
 
 RESERVED = r"<unused[0-9]+>|<mask>|\[multimodal\]"
-_CALLS = r"<(start|end)_function_(declaration|call|response)>|<escape>"
+CALLS = r"<(start|end)_function_(declaration|call|response)>|<escape>"  # FunctionGemma's
 # With these decoders a token's text doesn't depend on its neighbours, so it can be streamed.
 _DECODERS = {"Replace", "ByteFallback", "Fuse"}
 
@@ -229,7 +229,7 @@ def _control_tokens(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
     return {
         added.content: token
         for token, added in tokenizer.get_added_tokens_decoder().items()
-        if added.special or re.fullmatch(f"{RESERVED}|{_CALLS}", added.content)
+        if added.special or re.fullmatch(f"{RESERVED}|{CALLS}", added.content)
     }
 
 
@@ -238,7 +238,7 @@ def _shown_tokens(tokenizer: tokenizers.Tokenizer) -> frozenset[int]:
     return frozenset(
         token
         for token, added in tokenizer.get_added_tokens_decoder().items()
-        if not added.special and re.fullmatch(_CALLS, added.content)
+        if not added.special and re.fullmatch(CALLS, added.content)
     )
 
 

@@ -16,7 +16,7 @@ from gemma_runtime.text.chat import Message, encode_chat
 from gemma_runtime.text.frame import CANONICAL_TEMPLATE
 from gemma_runtime.text.tokenizer import Tokenizer
 from tests.data import gemma4_vectors
-from tests.data.phone_vectors import TURNS, VECTORS, vectors
+from tests.data.phone_vectors import CALLS, TURNS, VECTORS, vectors, with_calls
 from tests.export.conftest import Notes
 from tests.runtime.conftest import (
     RESERVED,
@@ -41,6 +41,16 @@ def test_the_committed_vectors_are_those_of_the_runtime() -> None:
 def test_the_compact_tokenizer_of_the_committed_bundle_is_up_to_date() -> None:
     compact = compact_tokenizer((TINY / "tokenizer.json").read_bytes())
     assert (TINY / "tokenizer.gtok").read_bytes() == compact
+
+
+def test_tokens_around_calls_are_control_tokens_on_phones_too() -> None:
+    """They are not special, so the apps took their names in a user's text for the tokens."""
+    tokenizer, compact = with_calls()
+    assert CALLS.read_bytes() == compact
+    (count,) = struct.unpack_from("<8xI", compact)
+    kinds = np.frombuffer(compact, "u1", count, 16 + 256 * 4 + 6 * count)
+    control = {token for token, kind in enumerate(kinds) if kind in (Kind.SPECIAL, Kind.RESERVED)}
+    assert control == tokenizer.control_tokens
 
 
 def test_the_committed_files_of_gemma_4_are_up_to_date() -> None:

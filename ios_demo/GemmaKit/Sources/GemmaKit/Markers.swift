@@ -44,7 +44,7 @@ struct Markers {
 
     init(_ vocabulary: Vocabulary) {
         names = (0..<vocabulary.count)
-            .filter { vocabulary.kinds[$0] == .special }
+            .filter { vocabulary.isControl($0) }
             .map { vocabulary.pieces[$0] }
             .filter { !$0.isEmpty && reservedLength($0[...], 0) != $0.count }
             .sorted { $0.count > $1.count }

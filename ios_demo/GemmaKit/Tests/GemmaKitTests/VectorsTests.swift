@@ -9,6 +9,12 @@ final class VectorsTests: XCTestCase {
         try checkEncode(tinyTokenizer(), vectors().of("encode"), least: 1)
     }
 
+    func testAUsersTextCantBecomeATokenAroundCallsWhichIsNotSpecial() throws {
+        let file = data.appendingPathComponent("calls/tokenizer.gtok")
+        let tokenizer = try Tokenizer(Data(contentsOf: file))
+        try checkEncode(tokenizer, vectors().of("encode_calls"), least: 1)
+    }
+
     func testEncodingATemplateGivesPythonsIds() throws {
         let tokenizer = try tinyTokenizer()
         _ = try vectors().of("encode_control").list { vector in

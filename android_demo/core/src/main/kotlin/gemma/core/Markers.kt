@@ -38,7 +38,7 @@ internal class AddedPieces(vocabulary: Vocabulary) {
 /** The names of control tokens, which only a template may use. Reserved names count even if the vocabulary lacks them. */
 internal class Markers(vocabulary: Vocabulary) {
     private val names: List<String> = (0 until vocabulary.size)
-        .filter { vocabulary.kinds[it] == PieceKind.SPECIAL && !isReserved(vocabulary.pieces[it]) }
+        .filter { vocabulary.isControl(it) && !isReserved(vocabulary.pieces[it]) }
         .map { vocabulary.pieces[it] }
         .filter { it.isNotEmpty() }
         .sortedByDescending { it.length }

@@ -17,6 +17,12 @@ class VectorsTest {
     fun `encoding text gives Python's ids, and decoding gives Python's text`() = checkEncode(tokenizer, vectors.of("encode"))
 
     @Test
+    fun `a user's text can't become a token around calls, which is not special`() {
+        val tokenizer = Tokenizer.parse(File(DATA, "calls/tokenizer.gtok").readBytes())
+        checkEncode(tokenizer, vectors.of("encode_calls"))
+    }
+
+    @Test
     fun `encoding a template gives Python's ids`() {
         vectors.of("encode_control").list { vector ->
             val text = vector.of("text").string()
