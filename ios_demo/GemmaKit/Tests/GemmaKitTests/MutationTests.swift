@@ -136,8 +136,8 @@ final class MutationTests: XCTestCase {
                 let grammar = try ByteGrammar(String(decoding: file, as: UTF8.self))
                 var state = grammar.start
                 for byte in text {  // as the app asks: for every byte that may come, then for the one that does
-                    for other in UInt8.min...UInt8.max { _ = grammar.mayEnd(grammar.after(state, other)) }
-                    state = grammar.after(state, byte)
+                    for other in UInt8.min...UInt8.max { _ = grammar.mayEnd(try grammar.after(state, other)) }
+                    state = try grammar.after(state, byte)
                 }
             }
             let whole = Data(try item.of("grammar").value.write().utf8)
