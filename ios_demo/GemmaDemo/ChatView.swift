@@ -18,7 +18,7 @@ struct ChatView: View {
             .defaultScrollAnchor(.bottom)
             StatusView(screen: screen)
             HStack {
-                TextField(screen.schema == nil ? "Ask something" : "Ask for JSON", text: $question, axis: .vertical)
+                TextField(screen.settings.format.hint, text: $question, axis: .vertical)
                     .textFieldStyle(.roundedBorder)
                 if screen.busy { Button("Stop", action: screen.stop) } else { Button("Send", action: send) }
             }
@@ -26,7 +26,7 @@ struct ChatView: View {
                 Button("Bundles") { sheet = .bundles }.disabled(screen.busy)
                 Button("Chats") { sheet = .chats }
                 Button("Settings") { sheet = .settings }.disabled(screen.busy)
-                Button(screen.schema == nil ? "Schema" : "Schema ✓") { sheet = .schema }.disabled(screen.busy)
+                Button(screen.settings.format.isAny ? "Schema" : "Schema ✓") { sheet = .schema }.disabled(screen.busy)
                 Spacer()
                 Button("New chat", action: screen.reset)
             }
@@ -38,7 +38,7 @@ struct ChatView: View {
             case .bundles: BundlesView(screen: screen)
             case .chats: ChatsView(screen: screen)
             case .settings: SettingsView(screen: screen)
-            case .schema: SchemaEditor(screen: screen, text: screen.schema?.description ?? exampleSchema)
+            case .schema: SchemaEditor(screen: screen)
             }
         }
         .sheet(item: $edited) { turn in MessageEditor(screen: screen, turn: turn, text: screen.question(turn)) }
@@ -57,7 +57,7 @@ struct ChatView: View {
 
 /// Has VoiceOver say what others see: an answer is written for long, and nothing else tells that it has ended.
 @MainActor
-private func announce(_ text: String) {
+func announce(_ text: String) {
     UIAccessibility.post(notification: .announcement, argument: text)
 }
 

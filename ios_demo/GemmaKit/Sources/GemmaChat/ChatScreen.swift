@@ -24,14 +24,16 @@ public final class ChatScreen {
     public internal(set) var result: String?
     public internal(set) var report: URL?  // a .json file to share
     public internal(set) var spans: [Span] = []  // of the last sustained benchmark
-    public internal(set) var schema: Schema?
     /// The bundle that is or will be loaded.
     public internal(set) var bundle: URL?
     /// The bundles on this device.
     public internal(set) var bundles: [URL] = []
     /// Downloads that have not ended.
     public internal(set) var downloads: [UnfinishedDownload] = []
+    /// Of the open chat.
     public internal(set) var settings = ChatSettings()
+    /// Where to compute, from the next time that a bundle is loaded.
+    public internal(set) var computeUnits = ComputeUnits.automatic
     /// Saved chats, the last changed first.
     public internal(set) var chats: [SavedChat] = []
     public internal(set) var contextUse: ContextUse?

@@ -3,21 +3,26 @@ import Foundation
 /// A conversation as it is saved: without the system turn, which is a setting, and without thoughts.
 public struct SavedChat: Codable, Equatable, Identifiable, Sendable {
     public let id: UUID
+    public var settings: ChatSettings?  // nil: saved by an earlier version, which had the same ones for all chats
     public var turns: [Message]  // also those that the model has forgotten
     public var forgotten: Int  // how many of the first turns the model no longer sees
     public var changed: Date
 
-    public init(id: UUID = UUID(), turns: [Message] = [], forgotten: Int = 0, changed: Date = Date()) {
+    public init(
+        id: UUID = UUID(), settings: ChatSettings? = nil, turns: [Message] = [], forgotten: Int = 0, changed: Date = Date()
+    ) {
         self.id = id
+        self.settings = settings
         self.turns = turns
         self.forgotten = forgotten
         self.changed = changed
     }
 
-    /// Chats saved by an earlier version don't say what was forgotten: it is not in them.
+    /// Chats saved by an earlier version don't say what was forgotten: it is not in them. Nor do they have settings.
     public init(from decoder: Decoder) throws {
         let fields = try decoder.container(keyedBy: CodingKeys.self)
         id = try fields.decode(UUID.self, forKey: .id)
+        settings = try fields.decodeIfPresent(ChatSettings.self, forKey: .settings)
         turns = try fields.decode([Message].self, forKey: .turns)
         forgotten = try fields.decodeIfPresent(Int.self, forKey: .forgotten) ?? 0
         changed = try fields.decode(Date.self, forKey: .changed)
@@ -34,9 +39,20 @@ public struct SavedChat: Codable, Equatable, Identifiable, Sendable {
 public struct AppState: Codable, Equatable, Sendable {
     public var bundle: String?  // name of its folder
     public var chat: UUID?
-    public var settings = ChatSettings()
+    public var settings = ChatSettings()  // of the chat that is open, also if it has no turns and is not saved
+    public var computeUnits = ComputeUnits.automatic  // for all chats, from the next time that a bundle is loaded
 
     public init() {}
+
+    /// An earlier version kept the compute units in the settings; other versions may know other units.
+    public init(from decoder: Decoder) throws {
+        let fields = try decoder.container(keyedBy: CodingKeys.self)
+        bundle = try fields.decodeIfPresent(String.self, forKey: .bundle)
+        chat = try fields.decodeIfPresent(UUID.self, forKey: .chat)
+        settings = try fields.decode(ChatSettings.self, forKey: .settings)
+        let old = try fields.nestedContainer(keyedBy: CodingKeys.self, forKey: .settings)
+        computeUnits = [fields, old].compactMap { try? $0.decode(ComputeUnits.self, forKey: .computeUnits) }.first ?? .automatic
+    }
 }
 
 /// Saves chats and the app's state, one file each, in a folder.

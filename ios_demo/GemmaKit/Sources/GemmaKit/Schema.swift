@@ -7,7 +7,7 @@ public struct Violation: Equatable, Sendable {
 /// A JSON Schema with these keywords: type, enum, const, anyOf, properties, required, additionalProperties,
 /// items, and the limits of numbers, strings and arrays. Other keywords are refused, since ignoring one would
 /// accept wrong values.
-public final class Schema: Sendable {
+public final class Schema: Equatable, Sendable {
     private let source: JSON
     private let parts: SchemaParts
 
@@ -23,6 +23,8 @@ public final class Schema: Sendable {
     }
 
     public var description: String { source.write() }
+
+    public static func == (left: Schema, right: Schema) -> Bool { left.source == right.source }
 
     /// Everything that is wrong with a value; empty if it is valid.
     public func validate(_ value: JSON) -> [Violation] { check("$", value) }

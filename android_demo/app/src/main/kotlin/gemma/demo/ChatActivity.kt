@@ -10,15 +10,13 @@ import android.view.Menu
 import android.view.View
 import android.widget.EditText
 import android.widget.ProgressBar
-import gemma.core.EXAMPLE_SCHEMA
-import gemma.core.GemmaException
+import gemma.core.AnswerFormat
 import gemma.core.Reply
 import gemma.core.Role
 import gemma.core.SavedChat
-import gemma.core.Schema
 import gemma.core.StopReason
-import gemma.core.Talk
-import gemma.core.askStructured
+import gemma.core.askFormatted
+import gemma.core.guarantee
 import gemma.core.lastQuestion
 import gemma.core.requestIn
 import kotlinx.coroutines.NonCancellable
@@ -33,6 +31,7 @@ class ChatActivity : Screen(), MessageList.Actions {
     private lateinit var context: ProgressBar
     private var dialog: Dialog? = null
     private val bundles = BundleDialogs(this)
+    private val schemas = SchemaDialog(this)
 
     /** With notes and thoughts, which are nowhere else. */
     private class Page(val entries: List<MessageList.Entry>)
@@ -57,7 +56,7 @@ class ChatActivity : Screen(), MessageList.Actions {
         question = EditText(this).apply { maxLines = 6 }
         context = ProgressBar(this, null, android.R.attr.progressBarStyleHorizontal)
         context.contentDescription = "Share of the context that the chat takes up"
-        use(application.schema)
+        showHint()
         return listOf(context, question, row(button("Send", ::send), button("Stop", ::stop), button("New chat", ::startNewChat)))
     }
 
@@ -67,7 +66,7 @@ class ChatActivity : Screen(), MessageList.Actions {
             "Chats" to ::chooseChat,
             "Settings" to ::editSettings,
             "Answer again" to ::answerAgain,
-            "Schema" to ::editSchema,
+            "Schema" to { schemas.edit(application.chat.settings.format) },
             "Benchmark" to ::openBenchmark,
         )
         for ((title, act) in items) {
@@ -92,7 +91,15 @@ class ChatActivity : Screen(), MessageList.Actions {
     }
 
     override fun onActivityResult(requestCode: Int, resultCode: Int, data: Intent?) {
-        if (resultCode == RESULT_OK) data?.data?.let { bundles.import(requestCode, it) }
+        if (resultCode != RESULT_OK) return
+        data?.data?.let { if (requestCode == SchemaDialog.GRAMMAR) schemas.import(it) else bundles.import(requestCode, it) }
+    }
+
+    /** Lets the user choose a file of another app. */
+    internal fun pick(intent: Intent, request: Int) = try {
+        startActivityForResult(intent, request)
+    } catch (_: ActivityNotFoundException) {
+        tell("This phone has no app to choose files with; use adb push for bundles.")
     }
 
     override fun onStop() {
@@ -101,9 +108,12 @@ class ChatActivity : Screen(), MessageList.Actions {
     }
 
     /** Shows a dialog, which closes with the screen. */
-    override fun show(builder: AlertDialog.Builder) {
+    override fun show(builder: AlertDialog.Builder) = show(builder.create())
+
+    internal fun show(new: AlertDialog) {
         dialog?.dismiss()
-        dialog = builder.show()
+        dialog = new
+        new.show()
     }
 
     internal fun load(bundle: File) = startTask { use(bundle) }
@@ -152,6 +162,7 @@ class ChatActivity : Screen(), MessageList.Actions {
     private fun open(chat: SavedChat) {
         application.keep(chat)
         context.progress = 0
+        showHint()
         showChat()
     }
 
@@ -188,7 +199,7 @@ class ChatActivity : Screen(), MessageList.Actions {
         )
     }
 
-    private fun questionAt(place: Int) = requestIn(application.chat.messages[place].content, application.schema)
+    private fun questionAt(place: Int) = requestIn(application.chat.messages[place].content, application.chat.settings.format.schema)
 
     /** Asks in a place of the chat. If no answer begins, the chat is as before, and the text goes back to the input. */
     private suspend fun ask(text: String, place: Int = application.chat.messages.size) {
@@ -203,10 +214,13 @@ class ChatActivity : Screen(), MessageList.Actions {
             show(model, reply)
         }
         try {
-            val schema = application.schema
-            if (schema == null) show(onModelThread { talk.conversation.sendAt(place, text) }) else askForJson(talk, text, schema, place, ::show)
+            val outcome = onModelThread {
+                askFormatted(talk.conversation, text, talk.chat.settings.format, place) { reply -> withContext(MainThread) { show(reply) } }
+            }
+            outcome?.let(::appendText)
         } finally { // also of a reply that was stopped
             withContext(NonCancellable) {
+                last?.let { guarantee(talk.chat.settings.format, it) }?.let(::tell)
                 application.keep(onModelThread { talk.update(System.currentTimeMillis()) })
                 if (last?.hasBegun != true) takeBack(text, place, removed)
             }
@@ -216,13 +230,6 @@ class ChatActivity : Screen(), MessageList.Actions {
     private fun takeBack(text: String, place: Int, removed: List<View>) {
         messages.restore(place, removed)
         if (question.text.isEmpty()) question.setText(text)
-    }
-
-    private suspend fun askForJson(talk: Talk, text: String, schema: Schema, place: Int, show: suspend (Reply) -> Unit) {
-        val answer = onModelThread {
-            askStructured(talk.conversation, text, schema, index = place) { reply -> withContext(MainThread) { show(reply) } }
-        }
-        appendText(answer.summary())
     }
 
     private suspend fun show(model: LoadedModel, reply: Reply) {
@@ -288,32 +295,21 @@ class ChatActivity : Screen(), MessageList.Actions {
             this, application.chat.settings, model?.bundle?.manifest, abilities, application.threads, application.device.cores,
         )
         show(
-            dialog.builder { settings, threads ->
+            dialog.dialog { settings, threads ->
                 application.threads = threads
                 startTask { application.keep(application.chat.copy(settings = settings)) }
             },
         )
     }
 
-    /** Lets the user enter a JSON Schema that answers must match, or none. */
-    private fun editSchema() {
-        val text = EditText(this).apply { setText(application.schema?.toString() ?: EXAMPLE_SCHEMA) }
-        show(
-            AlertDialog.Builder(this).setTitle("JSON Schema for answers").setView(form(this, labelled("Schema", text)))
-                .setPositiveButton("Use") { _, _ -> parseSchema(text.text.toString()) }
-                .setNegativeButton("Any answer") { _, _ -> use(null) },
-        )
+    internal fun use(format: AnswerFormat) = startTask {
+        val chat = application.chat
+        application.keep(chat.copy(settings = chat.settings.copy(format = format)))
+        showHint()
     }
 
-    private fun use(schema: Schema?) {
-        application.schema = schema
-        question.hint = if (schema == null) "Ask something" else "Ask for JSON"
-    }
-
-    private fun parseSchema(text: String) = try {
-        use(Schema.parse(text))
-    } catch (error: GemmaException) {
-        warn(error.message)
+    private fun showHint() {
+        question.hint = application.chat.settings.format.hint
     }
 
     private fun openBenchmark() = startActivity(Intent(this, BenchmarkActivity::class.java))

@@ -19,6 +19,17 @@ internal class Documents(private val resolver: ContentResolver) {
     /** Throws FileNotFoundException. */
     fun open(document: Uri): InputStream = resolver.openInputStream(document) ?: throw FileNotFoundException("$document")
 
+    /** Gives a document to its reader. Throws StorageException, and what the reader throws. */
+    fun <T> read(document: Uri, reader: (InputStream) -> T): T = try {
+        reader(open(document))
+    } catch (error: SecurityException) { // the other app has withdrawn its permission
+        throw unread(error)
+    } catch (error: IOException) {
+        throw unread(error)
+    }
+
+    private fun unread(error: Exception) = StorageException("the file can't be read: ${error.message}; choose it again", error)
+
     /** Replaces the content of a document. Throws StorageException. */
     fun write(document: Uri, content: ByteArray) = try {
         val stream = resolver.openOutputStream(document, "wt") ?: throw FileNotFoundException("$document")

@@ -8,6 +8,7 @@ data class ChatSettings(
     val roll: Boolean = false, // forget the oldest turns when the context is full
     val drafts: Boolean = false, // guess repeated passages, and check several tokens at once
     val seed: Int? = null, // the same question in the same chat gets the same answer; null: another one each time
+    val format: AnswerFormat = AnswerFormat(), // what answers must be
 ) {
     /** How to sample with a bundle; its authors' values unless the user has set others. */
     fun samplingFor(manifest: Manifest): Sampling = sampling ?: manifest.sampling ?: RECOMMENDED
@@ -28,6 +29,9 @@ data class ChatSettings(
         drafts && session.scoresTogether,
     )
 
+    /** As JSON, for `parse`. */
+    fun write(): String = json().write()
+
     internal fun json(): Json = JsonObject(
         mapOf(
             "system" to JsonString(system),
@@ -36,6 +40,7 @@ data class ChatSettings(
             "roll" to JsonBoolean(roll),
             "drafts" to JsonBoolean(drafts),
             "seed" to (seed?.let { JsonNumber(it.toDouble()) } ?: JsonNull),
+            "format" to format.json(),
         ),
     )
 
@@ -50,7 +55,15 @@ data class ChatSettings(
             roll = json.of("roll").boolean(),
             drafts = json.orNull("drafts")?.boolean() ?: false, // chats saved by an earlier version don't say
             seed = json.orNull("seed")?.count(),
+            format = json.orNull("format")?.let(AnswerFormat::read) ?: AnswerFormat(),
         )
+
+        /** What `write` has written; as new if it can't be read. */
+        fun parse(text: String): ChatSettings = try {
+            read(JsonFields.parse("settings", text))
+        } catch (_: GemmaException) {
+            ChatSettings()
+        }
 
         /** A seed; null for a blank text. Throws SessionException if it is no whole number that fits in 31 bits. */
         fun parseSeed(text: String): Int? {
