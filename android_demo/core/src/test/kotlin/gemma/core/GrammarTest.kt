@@ -161,18 +161,19 @@ class GrammarTest {
         for ((bytes, message) in refused) assertContains(assertFailsWith<SchemaException> { read(bytes) }.message.orEmpty(), message)
     }
 
+    private suspend fun ask(format: AnswerFormat, pieces: Int = 1000): Pair<Reply, String?> {
+        val replies = ArrayList<Reply>()
+        val outcome = askFormatted(Conversation(ScriptedSession { 300 }, codec, Sampler(Sampling())), "who?", format) { reply ->
+            replies += reply
+            reply.pieces.take(pieces).toList()
+        }
+        return replies.last() to outcome
+    }
+
     @Test
     fun `a format holds answers, and says whether it is guaranteed`() = runBlocking<Unit> {
         val grammar = GrammarFile("a.json", IN)
         val cut = GrammarFile("cut.json", """{"nodes": [["text", "i"], ["repeat", 0, 9999, null]], "start": 1}""")
-        suspend fun ask(format: AnswerFormat, read: Int = Int.MAX_VALUE): Pair<Reply, String?> {
-            lateinit var last: Reply
-            val outcome = askFormatted(Conversation(ScriptedSession { 300 }, codec, Sampler(Sampling())), "who?", format) { reply ->
-                last = reply
-                reply.pieces.take(read).toList()
-            }
-            return last to outcome
-        }
         val (held, none) = ask(AnswerFormat(grammar = grammar))
         assertEquals("in" to null, held.text to none)
         assertEquals("The format is guaranteed by a.json.", guarantee(AnswerFormat(grammar = grammar), held))
