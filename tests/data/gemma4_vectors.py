@@ -18,32 +18,134 @@ from tests.runtime.conftest import BOS, gemma4_tokenizer
 FOLDER = Path(__file__).with_name("gemma4")
 
 # Written by us after the larger models' template: a system turn of its own, in which thoughts are
-# asked for, and an empty thought where they are not.
+# asked for and tools declared, and an empty thought where they are not. Calls, their results and
+# the answer to them are one turn.
 TEMPLATE = """\
 {%- macro without_thoughts(text) -%}
     {%- for part in text.split('<channel|>') -%}{{- part.split('<|channel>')[0] -}}{%- endfor -%}
 {%- endmacro -%}
+{%- macro text(of) -%}{{- '<|"|>' + of + '<|"|>' -}}{%- endmacro -%}
+{%- macro texts(of) -%}
+    [{%- for one in of -%}{{- ',' if not loop.first -}}{{- text(one) -}}{%- endfor -%}]
+{%- endmacro -%}
+{%- macro value(of, quoted=false) -%}
+    {%- if of is none -%}{{- 'null' -}}
+    {%- elif of is string -%}{{- text(of) -}}
+    {%- elif of is boolean -%}{{- 'true' if of else 'false' -}}
+    {%- elif of is mapping -%}
+        {{- '{' -}}
+        {%- for name, one in of | dictsort -%}
+            {{- ',' if not loop.first -}}
+            {{- (text(name) if quoted else name) + ':' + value(one, quoted) -}}
+        {%- endfor -%}
+        {{- '}' -}}
+    {%- elif of is sequence -%}
+        [{%- for one in of -%}{{- ',' if not loop.first -}}{{- value(one, quoted) -}}{%- endfor -%}]
+    {%- else -%}{{- of -}}{%- endif -%}
+{%- endmacro -%}
+{%- macro properties(schemas, left_out=[]) -%}
+    {%- for name, schema in schemas | dictsort if name not in left_out -%}
+        {{- ',' if not loop.first -}}{{- name + ':{' + property(schema) + '}' -}}
+    {%- endfor -%}
+{%- endmacro -%}
+{%- macro property(schema) -%}
+    {%- set kind = schema['type'] | upper -%}
+    {%- if schema['description'] -%}
+        {{- 'description:' + text(schema['description']) + ',' -}}
+    {%- endif -%}
+    {%- if kind == 'STRING' and schema['enum'] -%}
+        {{- 'enum:' + value(schema['enum'], true) + ',' -}}
+    {%- endif -%}
+    {%- if kind == 'ARRAY' and schema['items'] is mapping and schema['items'] -%}
+        {{- 'items:{' + items(schema['items']) + '},' -}}
+    {%- endif -%}
+    {{- 'nullable:true,' if schema['nullable'] -}}
+    {%- if kind == 'OBJECT' -%}
+        {{- 'properties:{' -}}
+        {%- if schema['properties'] is mapping -%}{{- properties(schema['properties']) -}}
+        {%- else -%}
+            {%- set known = ['description', 'type', 'properties', 'required', 'nullable'] -%}
+            {{- properties(schema, known) -}}
+        {%- endif -%}
+        {{- '},' -}}
+        {{- 'required:' + texts(schema['required']) + ',' if schema['required'] -}}
+    {%- endif -%}
+    {{- 'type:' + text(kind) -}}
+{%- endmacro -%}
+{%- macro items(of) -%}
+    {%- for name, one in of | dictsort if one is not none -%}
+        {{- ',' if not loop.first -}}
+        {%- if name == 'properties' -%}{{- 'properties:{' + properties(one) + '}' -}}
+        {%- elif name == 'required' -%}{{- 'required:' + texts(one) -}}
+        {%- elif name == 'type' -%}{{- 'type:' + text(one | upper) -}}
+        {%- else -%}{{- name + ':' + value(one, true) -}}{%- endif -%}
+    {%- endfor -%}
+{%- endmacro -%}
+{%- macro declaration(of) -%}
+    {{- 'declaration:' + of.name + '{description:' + text(of.description | default('')) -}}
+    {%- if of.parameters -%}
+        {{- ',parameters:{' -}}
+        {%- if of.parameters.properties -%}
+            {{- 'properties:{' + properties(of.parameters.properties) + '},' -}}
+        {%- endif -%}
+        {{- 'required:' + texts(of.parameters.required) + ',' if of.parameters.required -}}
+        {{- 'type:' + text(of.parameters.type | upper) + '}' if of.parameters.type -}}
+    {%- endif -%}
+    {%- if 'response' in of -%}
+        {{- ',response:{' -}}
+        {{- 'description:' + text(of.response.description) + ',' if of.response.description -}}
+        {{- 'type:' + text('OBJECT') + '}' if of.response.type | upper == 'OBJECT' -}}
+    {%- endif -%}
+    {{- '}' -}}
+{%- endmacro -%}
 {{- bos_token -}}
 {%- set turns = messages -%}
-{%- if enable_thinking or messages[0].role == 'system' -%}
+{%- if enable_thinking or tools or messages[0].role == 'system' -%}
     {{- '<|turn>system\\n' -}}
     {%- if enable_thinking -%}{{- '<|think|>\\n' -}}{%- endif -%}
     {%- if messages[0].role == 'system' -%}
         {{- messages[0].content | trim -}}
         {%- set turns = messages[1:] -%}
     {%- endif -%}
+    {%- for tool in tools or [] -%}
+        {{- '<|tool>' + declaration(tool.function) + '<tool|>' -}}
+    {%- endfor -%}
     {{- '<turn|>\\n' -}}
 {%- endif -%}
+{%- set state = namespace(asked=0, role='', calls=false, results=false) -%}
 {%- for turn in turns -%}
-    {%- if turn.role == 'assistant' -%}
-        {{- '<|turn>model\\n' + without_thoughts(turn.content) | trim + '<turn|>\\n' -}}
-    {%- else -%}
-        {{- '<|turn>' + turn.role + '\\n' + turn.content | trim + '<turn|>\\n' -}}
+    {%- if turn.role == 'user' -%}{%- set state.asked = loop.index0 -%}{%- endif -%}
+{%- endfor -%}
+{%- for turn in turns -%}
+    {%- set is_model = turn.role == 'assistant' -%}
+    {{- '<|turn>' + ('model' if is_model else turn.role) + '\\n' if state.role != turn.role -}}
+    {%- if turn.reasoning and loop.index0 > state.asked -%}
+        {{- '<|channel>thought\\n' + turn.reasoning + '\\n<channel|>' -}}
+    {%- endif -%}
+    {%- for call in turn.tool_calls or [] -%}
+        {{- '<|tool_call>call:' + call.function.name + value(call.function.arguments) -}}
+        {{- '<tool_call|>' -}}
+    {%- endfor -%}
+    {%- for result in turn.tool_responses or [] -%}
+        {%- set response = result.response -%}
+        {{- '<|tool_response>response:' + result.name -}}
+        {{- value(response if response is mapping else {'value': response}) -}}
+        {{- '<tool_response|>' -}}
+    {%- endfor -%}
+    {%- set said = (without_thoughts(turn.content) if is_model else turn.content) | trim -%}
+    {{- said -}}
+    {%- set state.role = turn.role -%}
+    {%- set state.calls = turn.tool_calls -%}
+    {%- set state.results = turn.tool_responses -%}
+    {%- if state.calls and not state.results -%}{{- '<|tool_response>' -}}
+    {%- elif not loop.last and is_model and loop.nextitem.role == 'assistant' -%}
+    {%- elif not (state.results and not said and loop.last) -%}{{- '<turn|>\\n' -}}
     {%- endif -%}
 {%- endfor -%}
-{%- if add_generation_prompt -%}
+{%- if add_generation_prompt and not state.calls -%}
     {{- '<|turn>model\\n' -}}
     {%- if not enable_thinking -%}{{- '<|channel>thought\\n<channel|>' -}}{%- endif -%}
+{%- elif add_generation_prompt and enable_thinking -%}{{- '<|channel>thought\\n' -}}
 {%- endif -%}
 """
 CHATS = [

@@ -27,6 +27,10 @@ _GEMMA4 = {
     "<mask>": "<|think|>",
     "[multimodal]": "<|tool_call>",
 }
+_GEMMA4_TOOLS = (
+    *("<|tool>", "<tool|>", "<tool_call|>", "<|tool_response>", "<tool_response|>"),
+    '<|"|>',
+)
 
 
 @pytest.fixture(scope="session")
@@ -118,4 +122,8 @@ def gemma4_tokenizer() -> RawTokenizer:
     for added in state["added_tokens"]:
         added["special"] |= added["content"] in _GEMMA4
         added["content"] = _GEMMA4.get(added["content"], added["content"])
-    return RawTokenizer.from_str(json.dumps(state))
+    raw = RawTokenizer.from_str(json.dumps(state))
+    raw.add_special_tokens(
+        [AddedToken(piece, normalized=False, special=True) for piece in _GEMMA4_TOOLS]
+    )
+    return raw

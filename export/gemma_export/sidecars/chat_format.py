@@ -6,11 +6,11 @@ for a set of test conversations.
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import permutations
 
-import msgspec
-
+from gemma_export.sidecars.chat_texts import ChatFormat
+from gemma_export.sidecars.tool_format import tool_format
 from gemma_runtime.errors import TokenizerError
 from gemma_runtime.text.frame import CANONICAL_TEMPLATE, ChatFrame
 from gemma_runtime.text.template import TemplateRefusal
@@ -18,58 +18,6 @@ from gemma_runtime.text.template import TemplateRefusal
 _USER, _REPLY, _USER_2, _SYSTEM = (f"{index}{'7' * 38}{index}" for index in range(4))
 _PAD = " \n"
 _LITERAL = re.compile(r"""'([^'\\\n]{2,60})'|"([^"\\\n]{2,60})\"""")
-
-
-@dataclass(frozen=True, slots=True)
-class ChatFormat:
-    """The texts before, between and after the contents of alternating turns.
-
-    Control tokens are written as their names, bos too.
-    """
-
-    first: str  # before the first user content, if there is no system turn
-    user_to_assistant: str
-    assistant_to_user: str
-    reply: str  # after the last user content
-    system: str  # before the system content, if there is one
-    system_to_user: str
-    trim_user: bool  # whether outer white space of the content is removed
-    trim_assistant: bool
-    trim_system: bool
-    # Of an earlier reply only the text after the last of these counts, e.g. "</think>"; "" if all
-    # of it counts.
-    reply_after: str
-    # Of an earlier reply, everything between these two is left out, e.g. "<|channel>" and
-    # "<channel|>"; after the first without the second, all of the rest.
-    reply_without: tuple[str, str] | None
-    thinking: "ChatFormat | None"  # the format that asks for thoughts; None if there is none
-
-    def to_json(self) -> bytes:
-        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
-
-    def render(self, messages: Sequence[tuple[str, str]]) -> str:
-        """Render (role, content) turns as text, up to the start of the reply."""
-        text, before = "", self.first
-        for role, content in messages:
-            trim, after = {
-                "system": (self.trim_system, self.system_to_user),
-                "user": (self.trim_user, self.user_to_assistant),
-                "assistant": (self.trim_assistant, self.assistant_to_user),
-            }[role]
-            before = self.system if role == "system" else before
-            if role == "assistant":
-                content = self._without_thoughts(content)
-            text += before + (content.strip() if trim else content)
-            before = after
-        return text + self.reply
-
-    def _without_thoughts(self, reply: str) -> str:
-        if self.reply_after:
-            reply = reply.rpartition(self.reply_after)[2]
-        if self.reply_without is None:
-            return reply
-        opens, closes = self.reply_without
-        return "".join(part.partition(opens)[0] for part in reply.split(closes))
 
 
 def chat_format(template: str | None, bos: str, eos: str) -> ChatFormat:
@@ -105,10 +53,11 @@ def _format_of(frame: ChatFrame) -> ChatFormat:
         reply_after=_reply_after(frame),
         reply_without=_reply_without(frame),
         thinking=None,
+        tools=None,
     )
     _check(result, frame, fold)
     _check_literals(result, frame)
-    return result
+    return replace(result, tools=tool_format(frame, result))
 
 
 def _texts_between(frame: ChatFrame, turns: Sequence[tuple[str, str]]) -> list[str]:

@@ -98,7 +98,7 @@ def encode_chat(
             frame = replace(frame, tools=mask.value(tools) or None)
             messages = [_masked(message, mask) for message in messages]
             if GEMMA4.call in frame.template:
-                messages = _in_model_turns(messages)
+                messages = in_model_turns(messages)
     rendering = _render_folded(tokenizer, frame, messages)
     ids: list[int] = []
     for part in rendering.parts:
@@ -178,7 +178,7 @@ def _masked(message: Message, mask: Mask) -> Message:
     )
 
 
-def _in_model_turns(messages: Sequence[Message]) -> list[Message]:
+def in_model_turns(messages: Sequence[Message]) -> list[Message]:
     """Gemma 4's turns: calls, their results and what the model says to them are one turn.
 
     Every version of its template reads results as `tool_responses` of the turn that calls.

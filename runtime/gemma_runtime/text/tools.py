@@ -41,7 +41,7 @@ GEMMA4 = Marks("<|tool_call>", "<tool_call|>", '<|"|>', "<|tool_response>")
 # FunctionGemma is trained to call functions after this sentence only.
 ACTIVATION = "You are a model that can do function calling with the following functions"
 # Gemma 3 has no tokens for tools: this prompt is the documented way.
-_PROMPT = """\
+PROMPT = """\
 You have access to functions. If you decide to invoke any of the function(s),
 you MUST put it in the format of
 {"name": function name, "parameters": dictionary of argument name and its value}
@@ -97,7 +97,7 @@ def tool_names(tools: Sequence[Schema]) -> frozenset[str]:
 def tool_prompt(tools: Sequence[Schema]) -> str:
     """Tools as Gemma 3's documented prompt, for templates that leave them out."""
     functions = [tool["function"] for tool in tools]
-    return _PROMPT + json.dumps(functions, ensure_ascii=False, indent=2)
+    return PROMPT + json.dumps(functions, ensure_ascii=False, indent=2)
 
 
 def call_text(calls: Sequence[ToolCall]) -> str:

@@ -1,8 +1,16 @@
 package gemma.core
 
-enum class Role { SYSTEM, USER, ASSISTANT }
+/** TOOL: a turn with what a tool has returned. */
+enum class Role { SYSTEM, USER, ASSISTANT, TOOL }
 
-data class Message(val role: Role, val content: String)
+data class Message(
+    val role: Role,
+    val content: String,
+    val toolCalls: List<ToolCall> = emptyList(), // of the assistant alone
+    val thought: String = "", // before the calls; a template may keep it until the user's next turn
+    val name: String? = null, // of the tool whose result the content is
+    val result: Json? = null, // the content as JSON
+)
 
 /** The text that a chat template puts before, between and after the messages; written by the exporter. */
 data class ChatFormat(
@@ -18,6 +26,7 @@ data class ChatFormat(
     val replyAfter: String, // of an earlier reply only the text after the last of these counts; "" if all of it counts
     val replyWithout: Pair<String, String>?, // of an earlier reply, what is between these two is left out
     val thinking: ChatFormat?, // the format that asks for thoughts; null if there is none
+    val tools: ToolFormat?, // null if this model can't be given tools, or the bundle is older than tools on phones
 ) {
     /** What counts of an earlier reply. */
     internal fun withoutThoughts(reply: String): String {
@@ -32,7 +41,7 @@ data class ChatFormat(
 
         fun parse(text: String): ChatFormat = read(JsonFields.parse("chat.json", text))
 
-        private fun read(json: JsonFields): ChatFormat =
+        internal fun read(json: JsonFields): ChatFormat =
             ChatFormat(
                 first = json.of("first").string(),
                 userToAssistant = json.of("user_to_assistant").string(),
@@ -44,36 +53,43 @@ data class ChatFormat(
                 trimAssistant = json.of("trim_assistant").boolean(),
                 trimSystem = json.of("trim_system").boolean(),
                 replyAfter = json.of("reply_after").string(),
-                replyWithout = json.orNull("reply_without")?.let(::readPair),
+                replyWithout = json.orNull("reply_without")?.pair(),
                 thinking = json.orNull("thinking")?.let(::read),
+                tools = json.orNull("tools")?.let(ToolFormat::read),
             )
-
-        private fun readPair(json: JsonFields): Pair<String, String> {
-            val texts = json.list { it.string() }
-            if (texts.size != 2 || texts.any { it.isEmpty() }) throw json.wrong("two texts")
-            return texts[0] to texts[1]
-        }
     }
 }
 
 /**
  * Token ids of a conversation up to the start of the model's next turn, with bos where the template writes it.
  *
- * Message contents can't become control tokens. A blank system turn is left out.
+ * Message contents, tools, calls and results can't become control tokens. A blank system turn is left out.
  */
-fun encodeChat(tokenizer: Tokenizer, format: ChatFormat, messages: List<Message>): IntArray {
+fun encodeChat(tokenizer: Tokenizer, format: ChatFormat, messages: List<Message>, tools: Tools = Tools.NONE): IntArray {
     val turns = messages.filterNot { it.role == Role.SYSTEM && strip(it.content).isEmpty() }
     checkTurns(turns)
     val writer = ChatWriter(tokenizer)
-    writer.frame(if (turns[0].role == Role.SYSTEM) format.system else format.first)
-    turns.forEachIndexed { index, turn ->
-        writer.content(format.content(turn))
-        writer.frame(if (index == turns.lastIndex) format.reply else format.after(turn.role))
+    if (tools.isEmpty && turns.none { it.role == Role.TOOL || it.toolCalls.isNotEmpty() }) {
+        writer.chat(format, turns)
+        return writer.finish()
     }
+    val how = format.tools ?: throw TokenizerException(NO_TOOLS)
+    if (how.marks != null) MarkedTools(format, how.marks, writer).chat(turns, tools) else writer.chat(format, withoutTools(turns, tools, how.prompt.orEmpty()))
     return writer.finish()
 }
 
-private fun ChatFormat.content(turn: Message): String {
+private const val NO_TOOLS = "this bundle doesn't say how its chat template writes tools; remove them in Tools and start a new chat, " +
+    "or export the model again and see if it says so then"
+
+/** Throws TokenizerException if this model can't be given tools, SchemaException if its template can't write these. */
+fun checkTools(tokenizer: Tokenizer, format: ChatFormat, tools: Tools) {
+    if (tools.isEmpty) return
+    val marks = (format.tools ?: throw TokenizerException(NO_TOOLS)).marks ?: return
+    val writer = MarkedTools(format, marks, ChatWriter(tokenizer))
+    tools.functions.forEach(writer::declaration)
+}
+
+internal fun ChatFormat.content(turn: Message): String {
     val text = if (turn.role == Role.ASSISTANT) withoutThoughts(turn.content) else turn.content
     return if (trims(turn.role)) strip(text) else text
 }
@@ -81,19 +97,28 @@ private fun ChatFormat.content(turn: Message): String {
 private fun ChatFormat.trims(role: Role): Boolean = when (role) {
     Role.SYSTEM -> trimSystem
     Role.USER -> trimUser
-    Role.ASSISTANT -> trimAssistant
+    Role.ASSISTANT, Role.TOOL -> trimAssistant
 }
 
 private fun ChatFormat.after(role: Role): String = when (role) {
     Role.SYSTEM -> systemToUser
     Role.USER -> userToAssistant
-    Role.ASSISTANT -> assistantToUser
+    Role.ASSISTANT, Role.TOOL -> assistantToUser
 }
 
 /** Encodes the template's text and the messages between two control tokens together, as one text. */
-private class ChatWriter(private val tokenizer: Tokenizer) {
+internal class ChatWriter(private val tokenizer: Tokenizer) {
     private val tokens = ArrayList<Int>()
     private val text = StringBuilder()
+
+    /** Turns without tools. */
+    fun chat(format: ChatFormat, turns: List<Message>) {
+        frame(if (turns[0].role == Role.SYSTEM) format.system else format.first)
+        turns.forEachIndexed { index, turn ->
+            content(format.content(turn))
+            frame(if (index == turns.lastIndex) format.reply else format.after(turn.role))
+        }
+    }
 
     fun content(added: String) {
         text.append(added)
@@ -123,22 +148,28 @@ private class ChatWriter(private val tokenizer: Tokenizer) {
 }
 
 private fun checkTurns(turns: List<Message>) {
-    val roles = turns.map { it.role }.let { if (it.firstOrNull() == Role.SYSTEM) it.drop(1) else it }
-    if (roles.isEmpty()) throw TokenizerException("the conversation has no user turn; it must begin with one")
-    roles.forEachIndexed { index, role ->
-        val expected = if (index % 2 == 0) Role.USER else Role.ASSISTANT
-        if (role != expected) {
+    val rest = if (turns.firstOrNull()?.role == Role.SYSTEM) turns.drop(1) else turns
+    if (rest.isEmpty()) throw TokenizerException("the conversation has no user turn; it must begin with one")
+    var expected = listOf(Role.USER)
+    rest.forEachIndexed { index, turn ->
+        if (turn.role !in expected) {
             throw TokenizerException(
-                "turn ${index + 1} is by $role, expected $expected: after an optional system turn, " +
-                    "user and assistant alternate",
+                "turn ${index + 1} is by ${turn.role}, expected ${expected.last()}: after an optional system turn, " +
+                    "user and assistant alternate, and results follow calls",
             )
         }
+        expected = when {
+            turn.role == Role.USER -> listOf(Role.ASSISTANT)
+            turn.role == Role.TOOL -> listOf(Role.TOOL, Role.ASSISTANT)
+            turn.toolCalls.isNotEmpty() -> listOf(Role.TOOL, Role.USER)
+            else -> listOf(Role.USER)
+        }
     }
-    if (roles.size % 2 == 0) throw TokenizerException("the last turn is the assistant's, expected the user's; ask something")
+    if (rest.last().role == Role.ASSISTANT) throw TokenizerException("the last turn is the assistant's, expected the user's; ask something")
 }
 
 /** Text without leading and trailing white space, as Python and Jinja define it. */
 internal fun strip(text: String): String = text.trim { it in WHITE_SPACE }
 
-private const val WHITE_SPACE = "\t\n\u000b\u000c\r\u001c\u001d\u001e\u001f \u0085\u00a0\u1680" +
+internal const val WHITE_SPACE = "\t\n\u000b\u000c\r\u001c\u001d\u001e\u001f \u0085\u00a0\u1680" +
     "\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"

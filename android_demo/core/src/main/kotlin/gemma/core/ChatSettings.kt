@@ -9,13 +9,15 @@ data class ChatSettings(
     val drafts: Boolean = false, // guess repeated passages, and check several tokens at once
     val seed: Int? = null, // the same question in the same chat gets the same answer; null: another one each time
     val format: AnswerFormat = AnswerFormat(), // what answers must be
+    val tools: String = "", // a JSON list of schemas; blank for none
 ) {
     /** How to sample with a bundle; its authors' values unless the user has set others. */
     fun samplingFor(manifest: Manifest): Sampling = sampling ?: manifest.sampling ?: RECOMMENDED
 
     /**
      * A conversation that goes on from a chat with these settings; drafts are off where the graph gives the logits of one
-     * token per run, which changes no token. Throws TokenizerException for thinking where the bundle can't think.
+     * token per run, which changes no token. Throws TokenizerException for thinking where the bundle can't think, and for tools where it can't
+     * be given them, and SchemaException for tools that are none.
      */
     fun conversation(session: Session, codec: ChatCodec, manifest: Manifest, chat: SavedChat) = Conversation(
         session,
@@ -27,6 +29,7 @@ data class ChatSettings(
         chat.messages,
         chat.forgotten,
         drafts && session.scoresTogether,
+        Tools.parse(tools),
     )
 
     /** As JSON, for `parse`. */
@@ -41,6 +44,7 @@ data class ChatSettings(
             "drafts" to JsonBoolean(drafts),
             "seed" to (seed?.let { JsonNumber(it.toDouble()) } ?: JsonNull),
             "format" to format.json(),
+            "tools" to JsonString(tools),
         ),
     )
 
@@ -56,6 +60,7 @@ data class ChatSettings(
             drafts = json.orNull("drafts")?.boolean() ?: false, // chats saved by an earlier version don't say
             seed = json.orNull("seed")?.count(),
             format = json.orNull("format")?.let(AnswerFormat::read) ?: AnswerFormat(),
+            tools = json.orNull("tools")?.string().orEmpty(),
         )
 
         /** What `write` has written; as new if it can't be read. */

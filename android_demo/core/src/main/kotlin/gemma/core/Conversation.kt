@@ -12,6 +12,12 @@ data class ChatCodec(
     /** Whether the template can ask for thoughts. */
     val canThink: Boolean get() = format.thinking != null
 
+    /** Whether the model can be given tools. */
+    val canCall: Boolean get() = format.tools != null
+
+    /** What ends a reply: also the token with which a model waits for the results of its calls. */
+    internal val ends: Set<Int> get() = stopTokens + listOfNotNull(format.tools?.marks?.let { tokenizer.tokenOf(it.waits) })
+
     internal fun thinkingFormat(): ChatFormat = format.thinking
         ?: throw TokenizerException("this bundle's chat template can't ask for thoughts; turn thinking off in Settings")
 
@@ -27,16 +33,23 @@ data class ChatCodec(
 /** The model's reply as it is generated: collect `pieces` once; each holds whole characters only. */
 class Reply internal constructor(
     internal val generation: TokenGeneration,
-    private val tokenizer: Tokenizer,
-    private val promptTokens: Int, // all of the prompt's, cached or fed
+    private val codec: ChatCodec,
+    private val prompt: IntArray, // all of it, cached or fed
+    private val tools: Set<String>, // their names
     /** How many turns were forgotten to make room for this reply. */
     val forgotten: Int,
 ) {
+    private val tokenizer = codec.tokenizer
     private val received = StringBuilder()
-    private val thoughts = Thoughts(tokenizer)
+    private val answer = ArrayList<Int>() // tokens that are not of a thought
+    private val thoughts = Thoughts(tokenizer, prompt)
+    private var found: FoundCalls? = null // once it has ended
 
-    /** The text so far, without thoughts. */
-    val text: String get() = received.toString()
+    /** The text so far, without thoughts; once it has ended, without calls too. */
+    val text: String get() = found?.text ?: received.toString()
+
+    /** The calls of tools that it asks for, once it has ended. */
+    val toolCalls: List<ToolCall> get() = found?.calls.orEmpty()
 
     /** What the model wrote for itself before the answer, so far; on any thread. */
     val thought: String get() = thoughts.text
@@ -45,7 +58,7 @@ class Reply internal constructor(
     val isThinking: Boolean get() = thoughts.isOpen
 
     /** How many tokens of the context the conversation takes up, with this reply so far. */
-    val contextTokens: Int get() = promptTokens + generation.tokens.size
+    val contextTokens: Int get() = prompt.size + generation.tokens.size
 
     val tokens: List<Int> get() = generation.tokens
 
@@ -59,16 +72,25 @@ class Reply internal constructor(
         val decoder = tokenizer.stream()
         generation.flow().collect { token ->
             val piece = thoughts.take(token, decoder.push(token))
+            if (!thoughts.tookLast) answer += token
             received.append(piece)
             emit(piece) // also an empty one, since a token was generated
         }
         val rest = thoughts.end(decoder.flush())
         received.append(rest)
+        readCalls()
         if (rest.isNotEmpty()) emit(rest)
+    }
+
+    /** Reads the calls. Their tokens may be left out of the text, so a template's are looked for in all that was written. */
+    private fun readCalls() {
+        val marks = codec.format.tools?.marks
+        val whole = if (marks == null) received.toString() else tokenizer.decodeWhole(answer)
+        found = findCalls(if (marks != null && marks.opensIn(whole)) whole else received.toString(), tools, marks).takeIf { it.calls.isNotEmpty() }
     }
 }
 
-/** Turns of user and assistant, of which the model no longer sees the first `forgotten`. */
+/** Turns of user, assistant and tools, of which the model no longer sees the first `forgotten`. */
 private data class Course(val turns: List<Message>, val forgotten: Int)
 
 private fun checkPlace(turns: List<Message>, index: Int) {
@@ -90,6 +112,10 @@ private fun checkPlace(turns: List<Message>, index: Int) {
  * its thoughts. A conversation that was saved goes on from its `earlier` turns, the first `forgotten` of which the model
  * doesn't see. Throws TokenizerException if the template can't ask for thoughts.
  *
+ * With `tools`, a reply has the calls that it asks for; `sendResults` gives the model what they returned. A thought before calls
+ * is kept until the user's next turn. Throws TokenizerException if this model can't be given tools, and SchemaException if its
+ * template can't write these.
+ *
  * With `drafts`, repeated passages are guessed, and several tokens checked in one run of the model; `send` throws
  * SessionException if the session can't do that.
  */
@@ -103,6 +129,7 @@ class Conversation(
     earlier: List<Message> = emptyList(),
     forgotten: Int = 0,
     private val drafts: Boolean = false,
+    private val tools: Tools = Tools.NONE,
 ) {
     private val format = if (thinking) codec.thinkingFormat() else codec.format
     private val opening = listOfNotNull(system?.let { Message(Role.SYSTEM, it) })
@@ -112,6 +139,7 @@ class Conversation(
     private var reply: Reply? = null
 
     init {
+        checkTools(codec.tokenizer, format, tools)
         reset()
         before = Course(earlier, forgotten)
     }
@@ -128,11 +156,13 @@ class Conversation(
     private val course: Course
         get() {
             val last = reply?.takeIf { it.hasBegun } ?: return before
-            return asked.copy(turns = asked.turns + Message(Role.ASSISTANT, last.text))
+            val calls = last.toolCalls
+            val said = Message(Role.ASSISTANT, last.text, calls, thought = if (calls.isEmpty()) "" else last.thought)
+            return asked.copy(turns = asked.turns + said)
         }
 
     /**
-     * The turns of user and assistant, also those that the model has forgotten. A stopped reply counts with the text it
+     * The turns of user, assistant and tools, also those that the model has forgotten. A stopped reply counts with the text it
      * has; a question without any reply leaves no trace.
      */
     val turns: List<Message> get() = course.turns
@@ -158,8 +188,22 @@ class Conversation(
     fun sendAt(index: Int, content: String, maxNewTokens: Int = session.contextLength, grammar: ByteGrammar? = null): Reply {
         val now = course
         checkPlace(now.turns, index)
-        val question = Message(Role.USER, content)
-        val whole = Course(now.turns.take(index) + question, if (index < now.forgotten) 0 else now.forgotten)
+        val whole = Course(now.turns.take(index) + Message(Role.USER, content), if (index < now.forgotten) 0 else now.forgotten)
+        return replyTo(whole, maxNewTokens, grammar)
+    }
+
+    /** The reply to the results of the calls in the last turn, in their order. Throws SessionException if it has other calls. */
+    fun sendResults(results: List<Json>, maxNewTokens: Int = session.contextLength): Reply {
+        val now = course
+        val calls = now.turns.lastOrNull()?.toolCalls.orEmpty()
+        if (calls.isEmpty() || calls.size != results.size) {
+            throw SessionException("the last reply calls ${calls.size} tools, but there are ${results.size} results; give one for each call")
+        }
+        return replyTo(now.copy(turns = now.turns + calls.zip(results, ::resultOf)), maxNewTokens, null)
+    }
+
+    private fun replyTo(whole: Course, maxNewTokens: Int, grammar: ByteGrammar?): Reply {
+        val now = course
         val (next, tokens) = fitting(whole, maxNewTokens)
         checkFits(tokens)
         val cached = keepBeginning(tokens)
@@ -167,14 +211,14 @@ class Conversation(
             prompt = tokens.copyOfRange(cached, tokens.size),
             history = tokens.copyOf(cached),
             maxNewTokens = maxNewTokens,
-            stopTokens = codec.stopTokens,
-            grammar = grammar?.let { GrammarState(it, codec.tokenizer, codec.stopTokens, thinking) },
+            stopTokens = codec.ends,
+            grammar = grammar?.let { GrammarState(it, codec.tokenizer, codec.ends, thinking) },
         )
         val generation = TokenGeneration(session, request, sampler.forReply(), if (drafts) PromptLookup() else null)
         before = now
         asked = next
         fed = tokens
-        return Reply(generation, codec.tokenizer, tokens.size, next.forgotten - whole.forgotten).also { reply = it }
+        return Reply(generation, codec, tokens, tools.names, next.forgotten - whole.forgotten).also { reply = it }
     }
 
     private fun seen(course: Course): List<Message> = opening + course.turns.drop(course.forgotten)
@@ -187,9 +231,10 @@ class Conversation(
         val room = session.contextLength - minOf(maxNewTokens, session.contextLength / 4)
         var next = whole
         while (true) {
-            val tokens = encodeChat(codec.tokenizer, format, seen(next))
-            if (!roll || tokens.size <= room || next.forgotten == next.turns.size - 1) return next to tokens
-            next = next.copy(forgotten = next.forgotten + 2)
+            val tokens = encodeChat(codec.tokenizer, format, seen(next), tools)
+            val question = (next.forgotten + 1 until next.turns.size).firstOrNull { next.turns[it].role == Role.USER }
+            if (!roll || tokens.size <= room || question == null) return next to tokens
+            next = next.copy(forgotten = question)
         }
     }
 

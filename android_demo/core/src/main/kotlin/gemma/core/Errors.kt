@@ -38,7 +38,7 @@ fun messageFor(error: Throwable): String? = when (error) {
 }
 
 /** A JSON Schema is not valid or uses a keyword that is not supported. */
-class SchemaException(message: String) : GemmaException(message)
+class SchemaException(message: String, cause: Throwable? = null) : GemmaException(message, cause)
 
 private const val LONGEST = 1500 // characters of a message
 private const val START = 1000 // characters of a longer message that are kept before the gap

@@ -9,7 +9,25 @@ data class JsonArray(val items: List<Json>) : Json
 
 data class JsonString(val text: String) : Json
 
-data class JsonNumber(val value: Double) : Json
+data class JsonNumber(val value: Double) : Json {
+    private var isWhole = false
+    private var digits: String? = null // of a number that a double may not hold
+
+    /** All digits of a number that was written without a fraction and an exponent; null for others. */
+    internal val whole: String? get() = digits ?: if (isWhole) value.toLong().toString() else null
+
+    internal companion object {
+        private const val LARGEST_EXACT = 9007199254740992.0 // 2^53
+
+        /** A number as it was written, without leading zeros. */
+        fun read(text: String): JsonNumber {
+            val number = JsonNumber(text.toDouble())
+            number.isWhole = text.none { it in ".eE" }
+            if (number.isWhole && Math.abs(number.value) >= LARGEST_EXACT) number.digits = text
+            return number
+        }
+    }
+}
 
 data class JsonBoolean(val value: Boolean) : Json
 

@@ -1,7 +1,7 @@
 package gemma.core
 
 /** Typed reads from a bundle's JSON file. A missing or mistyped field throws a BundleException that names it. */
-internal class JsonFields(private val file: String, private val path: String, private val value: Json) {
+internal class JsonFields(private val file: String, private val path: String, internal val value: Json) {
     fun of(name: String): JsonFields {
         val field = objectFields()[name] ?: throw invalid("$path has no \"$name\"")
         return JsonFields(file, "$path.$name", field)
@@ -11,6 +11,23 @@ internal class JsonFields(private val file: String, private val path: String, pr
     fun orNull(name: String): JsonFields? = if (name in objectFields()) of(name).takeIf { it.value != JsonNull } else null
 
     fun string(): String = (value as? JsonString)?.text ?: throw wrong("a string")
+
+    /** A string that is not empty. */
+    fun text(): String = string().ifEmpty { throw wrong("a text") }
+
+    /** The value that a string has as JSON. */
+    fun json(): Json = try {
+        parseJson(string())
+    } catch (error: JsonException) {
+        throw wrong("JSON (${error.message})")
+    }
+
+    /** Two texts. */
+    fun pair(): Pair<String, String> {
+        val texts = list { it.string() }
+        if (texts.size != 2 || texts.any { it.isEmpty() }) throw wrong("two texts")
+        return texts[0] to texts[1]
+    }
 
     fun boolean(): Boolean = (value as? JsonBoolean)?.value ?: throw wrong("true or false")
 

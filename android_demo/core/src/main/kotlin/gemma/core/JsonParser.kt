@@ -9,7 +9,7 @@ fun parseJson(text: String): Json {
     return value
 }
 
-private const val MAX_DEPTH = 128
+internal const val MAX_DEPTH = 128
 
 /** Parses one value from `at`, which then points after it. */
 internal class JsonParser(private val text: String, var at: Int) {
@@ -81,10 +81,9 @@ internal class JsonParser(private val text: String, var at: Int) {
     private fun number(): JsonNumber {
         val match = NUMBER.matcher(text).region(at, text.length)
         if (!match.lookingAt()) fail("found '${peek()}', expected a value")
-        val value = match.group().toDouble()
-        if (value.isInfinite()) fail("a number too large for a double")
+        if (match.group().toDouble().isInfinite()) fail("a number too large for a double")
         at = match.end()
-        return JsonNumber(value)
+        return JsonNumber.read(match.group())
     }
 
     private fun string(): String {

@@ -7,7 +7,7 @@ data class SavedChat(
     val id: String,
     val bundle: String, // name of the bundle's folder
     val settings: ChatSettings = ChatSettings(),
-    val messages: List<Message> = emptyList(), // the user's and the assistant's turns, forgotten ones too
+    val messages: List<Message> = emptyList(), // the turns of user, assistant and tools, forgotten ones too
     val forgotten: Int = 0, // how many of the first turns the model no longer sees
     val changedMs: Long = 0,
 ) {
@@ -19,7 +19,7 @@ data class SavedChat(
             "version" to JsonNumber(VERSION.toDouble()),
             "bundle" to JsonString(bundle),
             "settings" to settings.json(),
-            "messages" to JsonArray(messages.map { JsonObject(mapOf("role" to JsonString(it.role.name.lowercase()), "content" to JsonString(it.content))) }),
+            "messages" to JsonArray(messages.map(::messageJson)),
             "forgotten" to JsonNumber(forgotten.toDouble()),
             "changed_ms" to JsonNumber(changedMs.toDouble()),
         ),
@@ -39,16 +39,35 @@ data class SavedChat(
                 changedMs = json.of("changed_ms").integer(),
             )
         }
-
-        private fun readMessage(json: JsonFields): Message {
-            val role = json.of("role")
-            return when (role.string()) {
-                "user" -> Message(Role.USER, json.of("content").string())
-                "assistant" -> Message(Role.ASSISTANT, json.of("content").string())
-                else -> throw role.wrong("user or assistant")
-            }
-        }
     }
+}
+
+/** Values of calls and results are JSON in a string, which keeps their numbers as they were written. */
+private fun messageJson(message: Message): Json {
+    val fields = linkedMapOf<String, Json>("role" to JsonString(message.role.name.lowercase()), "content" to JsonString(message.content))
+    if (message.toolCalls.isNotEmpty()) fields["calls"] = JsonArray(message.toolCalls.map { valueJson(it.name, "arguments", it.arguments) })
+    if (message.thought.isNotEmpty()) fields["thought"] = JsonString(message.thought)
+    message.name?.let { fields["name"] = JsonString(it) }
+    message.result?.let { fields["result"] = JsonString(it.pythonJson()) }
+    return JsonObject(fields)
+}
+
+private fun valueJson(name: String, field: String, value: Json) = JsonObject(mapOf("name" to JsonString(name), field to JsonString(value.pythonJson())))
+
+private fun readMessage(json: JsonFields): Message {
+    val role = json.of("role")
+    val content = json.of("content").string()
+    return when (role.string()) {
+        "user" -> Message(Role.USER, content)
+        "assistant" -> Message(Role.ASSISTANT, content, json.orNull("calls")?.list(::readCall).orEmpty(), json.orNull("thought")?.string().orEmpty())
+        "tool" -> Message(Role.TOOL, content, name = json.of("name").string(), result = json.of("result").json())
+        else -> throw role.wrong("user, assistant or tool")
+    }
+}
+
+private fun readCall(json: JsonFields): ToolCall {
+    val arguments = json.of("arguments")
+    return ToolCall(json.of("name").string(), arguments.json() as? JsonObject ?: throw arguments.wrong("an object as JSON"))
 }
 
 /** A saved chat that goes on in a conversation, which began with its messages. */

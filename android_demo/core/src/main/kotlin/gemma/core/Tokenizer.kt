@@ -50,6 +50,12 @@ class Tokenizer internal constructor(private val vocabulary: Vocabulary) {
         return tokens.joinToString("") { stream.push(it) } + stream.flush()
     }
 
+    /** The text of `tokens` with the names of control tokens. */
+    internal fun decodeWhole(tokens: List<Int>): String {
+        val stream = stream()
+        return tokens.joinToString("") { if (isControl(it)) stream.flush() + vocabulary.pieces[it] else stream.push(it) } + stream.flush()
+    }
+
     /** A decoder for tokens that arrive one by one. */
     fun stream(): StreamDecoder = StreamDecoder(this)
 
@@ -61,7 +67,9 @@ class Tokenizer internal constructor(private val vocabulary: Vocabulary) {
 
     /** The text of a token; empty for control tokens and unknown ids. */
     internal fun textOf(token: Int): String =
-        if (token !in 0 until vocabulary.size || vocabulary.isControl(token)) "" else vocabulary.pieces[token].replace(SPACE, ' ')
+        if (token !in 0 until vocabulary.size || isControl(token)) "" else vocabulary.pieces[token].replace(SPACE, ' ')
+
+    private fun isControl(token: Int) = token in 0 until vocabulary.size && vocabulary.isControl(token)
 
     private fun encodeRaw(text: String): List<Int> {
         val out = ArrayList<Int>()
