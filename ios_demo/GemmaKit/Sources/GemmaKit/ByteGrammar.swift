@@ -183,7 +183,7 @@ private func byteRanges(_ json: JSON) -> [ClosedRange<UInt8>]? {
 
 /// A whole number of at least 0 that fits in 32 bits.
 private func whole(_ json: JSON?) -> Int? {
-    guard case .number(let value)? = json, value == value.rounded(), (0...Double(Int32.max)).contains(value) else {
+    guard case .number(let value, _)? = json, value == value.rounded(), (0...Double(Int32.max)).contains(value) else {
         return nil
     }
     return Int(value)

@@ -8,10 +8,11 @@ public struct ChatSettings: Codable, Equatable, Sendable {
     public var sampling: Sampling?  // nil: as the bundle says
     public var seed: Int?  // the same question in the same chat gets the same answer; nil: another one each time
     public var format = AnswerFormat()  // what answers must be
+    public var tools = ""  // a JSON list of schemas; blank for none
 
     public init() {}
 
-    /// Settings saved by an earlier version name no format.
+    /// Settings saved by an earlier version name no format and no tools.
     public init(from decoder: Decoder) throws {
         let fields = try decoder.container(keyedBy: CodingKeys.self)
         system = try fields.decode(String.self, forKey: .system)
@@ -20,6 +21,7 @@ public struct ChatSettings: Codable, Equatable, Sendable {
         sampling = try fields.decodeIfPresent(Sampling.self, forKey: .sampling)
         seed = try fields.decodeIfPresent(Int.self, forKey: .seed).flatMap { try parseSeed(String($0)) }
         format = try fields.decodeIfPresent(AnswerFormat.self, forKey: .format) ?? AnswerFormat()
+        tools = try fields.decodeIfPresent(String.self, forKey: .tools) ?? ""
     }
 
     /// How to sample from a bundle: as chosen, else as its authors do, else as Gemma's authors recommend.

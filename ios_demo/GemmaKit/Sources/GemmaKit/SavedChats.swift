@@ -35,6 +35,50 @@ public struct SavedChat: Codable, Equatable, Identifiable, Sendable {
     public var title: String { String((turns.first?.content ?? "").prefix(60)) }
 }
 
+/// Values of calls and results are JSON in a string, which keeps their numbers as they were written.
+extension Message: Codable {
+    private enum Names: String, CodingKey { case role, content, calls, thought, name, result }
+
+    public init(from decoder: Decoder) throws {
+        let fields = try decoder.container(keyedBy: Names.self)
+        let result = try fields.decodeIfPresent(String.self, forKey: .result).map(parseJSON)
+        self.init(
+            try fields.decode(Role.self, forKey: .role), try fields.decode(String.self, forKey: .content),
+            toolCalls: try fields.decodeIfPresent([ToolCall].self, forKey: .calls) ?? [],
+            thought: try fields.decodeIfPresent(String.self, forKey: .thought) ?? "",
+            name: try fields.decodeIfPresent(String.self, forKey: .name), result: result)
+        guard role != .tool || name != nil && result != nil else { throw GemmaError.session("a tool's turn has no name or no result") }
+    }
+
+    public func encode(to encoder: Encoder) throws {
+        var fields = encoder.container(keyedBy: Names.self)
+        try fields.encode(role, forKey: .role)
+        try fields.encode(content, forKey: .content)
+        if !toolCalls.isEmpty { try fields.encode(toolCalls, forKey: .calls) }
+        if !thought.isEmpty { try fields.encode(thought, forKey: .thought) }
+        try fields.encodeIfPresent(name, forKey: .name)
+        try fields.encodeIfPresent(result?.pythonJSON(), forKey: .result)
+    }
+}
+
+extension ToolCall: Codable {
+    private enum Names: String, CodingKey { case name, arguments }
+
+    public init(from decoder: Decoder) throws {
+        let fields = try decoder.container(keyedBy: Names.self)
+        guard case .object(let arguments) = try parseJSON(fields.decode(String.self, forKey: .arguments)) else {
+            throw GemmaError.session("the arguments of a call are no object")
+        }
+        self.init(name: try fields.decode(String.self, forKey: .name), arguments: arguments)
+    }
+
+    public func encode(to encoder: Encoder) throws {
+        var fields = encoder.container(keyedBy: Names.self)
+        try fields.encode(name, forKey: .name)
+        try fields.encode(JSON.object(arguments).pythonJSON(), forKey: .arguments)
+    }
+}
+
 /// What is open, so that the app can go on with it.
 public struct AppState: Codable, Equatable, Sendable {
     public var bundle: String?  // name of its folder

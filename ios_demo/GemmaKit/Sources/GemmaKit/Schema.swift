@@ -41,7 +41,7 @@ public final class Schema: Equatable, Sendable {
 
     private func sizeProblems(_ value: JSON) -> [String] {
         switch value {
-        case .number(let value): return limits(value, "", "minimum", "maximum") + exclusive(value)
+        case .number(let value, _): return limits(value, "", "minimum", "maximum") + exclusive(value)
         case .string(let text):
             return limits(Double(text.unicodeScalars.count), " characters", "minLength", "maxLength")
         case .array(let items): return limits(Double(items.count), " items", "minItems", "maxItems")
@@ -93,7 +93,7 @@ private func hasType(_ value: JSON, _ type: String) -> Bool {
     case .object: return type == "object"
     case .array: return type == "array"
     case .string: return type == "string"
-    case .number(let number): return type == "number" || (type == "integer" && number == number.rounded())
+    case .number(let number, _): return type == "number" || (type == "integer" && number == number.rounded())
     case .boolean: return type == "boolean"
     case .null: return type == "null"
     }
