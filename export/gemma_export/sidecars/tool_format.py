@@ -30,9 +30,10 @@ def tool_format(frame: ChatFrame, chat: ChatFormat) -> ToolFormat | None:
 
 
 def _marks_of(frame: ChatFrame) -> ToolMarks:
-    ask, result = Message("user", _ASK), {"name": "f", "response": {}}
+    ask = Message("user", _ASK)
     call = Message("assistant", "", (ToolCall("f", {}),))
-    said, results = replace(call, content=_SAID), Message("tool", "", results=(result,))
+    said = replace(call, content=_SAID)
+    results = Message("tool", "", results=({"name": "f", "response": {}},))
     unanswered = _render(frame, [ask, call, Message("user", _THANKS)]).partition(_THANKS)[0]
     return ToolMarks(
         quote=GEMMA4.quote,
@@ -90,7 +91,8 @@ def _chats() -> Iterator[list[Message]]:
         yield [*begin, ask, call, thanks]
         yield [*begin, ask, calls, thanks, said, ask]
         yield [*begin, ask, call, one, replace(said, content=""), thanks]
-    for result in (None, True, 2, 2.5, "", [], {}, [None, {"B": [], "a": {}}]):
+    odd: list[Json] = [None, True, 2, 2.5, "", [], {}, [None, {"B": [], "a": {}}]]
+    for result in odd:
         yield [ask, call, _results(result)]
 
 

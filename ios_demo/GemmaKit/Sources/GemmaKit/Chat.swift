@@ -110,8 +110,8 @@ public func encodeChat(_ tokenizer: Tokenizer, _ format: ChatFormat, _ messages:
 }
 
 private let noTools = GemmaError.tokenizer(
-    "this bundle doesn't say how its chat template writes tools; remove them in Tools and start a new chat, "
-        + "or export the model again and see if it says so then")
+    "this bundle can't be given tools: phones can't write them as its chat template does, or it is of an earlier "
+        + "version; tap No tools in Tools and start a new chat, or export the model again")
 
 /// Throws a tokenizer error if this model can't be given tools, a schema error if its template can't write these.
 public func checkTools(_ tokenizer: Tokenizer, _ format: ChatFormat, _ tools: Tools) throws {

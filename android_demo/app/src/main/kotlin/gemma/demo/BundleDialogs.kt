@@ -20,8 +20,8 @@ internal class BundleDialogs(private val screen: ChatActivity) {
         val unfinished = application.library.unfinished()
         val actions = listOf<Pair<String, () -> Unit>>(
             "Download from the hub …" to { DownloadDialog(screen).ask() },
-            "Add from a zip file …" to { screen.pick(Intent(Intent.ACTION_OPEN_DOCUMENT).addCategory(Intent.CATEGORY_OPENABLE).setType("*/*"), ZIP) },
-            "Add from a folder …" to { screen.pick(Intent(Intent.ACTION_OPEN_DOCUMENT_TREE), FOLDER) },
+            "Add from a zip file …" to { pick(screen, Intent(Intent.ACTION_OPEN_DOCUMENT).addCategory(Intent.CATEGORY_OPENABLE).setType("*/*"), ZIP) },
+            "Add from a folder …" to { pick(screen, Intent(Intent.ACTION_OPEN_DOCUMENT_TREE), FOLDER) },
         )
         val choices = bundles.map { bundle -> bundle.name to { describe(bundle) } } +
             unfinished.map { download -> "Unfinished: ${download.address}" to { DownloadDialog(screen).describe(download) } } + actions

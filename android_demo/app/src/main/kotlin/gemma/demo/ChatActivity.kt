@@ -11,14 +11,20 @@ import android.view.View
 import android.widget.EditText
 import android.widget.ProgressBar
 import gemma.core.AnswerFormat
+import gemma.core.Json
+import gemma.core.MOST_BUILT_IN_ROUNDS
 import gemma.core.Reply
 import gemma.core.Role
 import gemma.core.SavedChat
 import gemma.core.StopReason
+import gemma.core.Talk
 import gemma.core.askFormatted
 import gemma.core.guarantee
 import gemma.core.lastQuestion
+import gemma.core.openCalls
 import gemma.core.requestIn
+import gemma.core.shownReply
+import gemma.core.shownResult
 import kotlinx.coroutines.NonCancellable
 import kotlinx.coroutines.flow.flowOn
 import kotlinx.coroutines.withContext
@@ -32,6 +38,7 @@ class ChatActivity : Screen(), MessageList.Actions {
     private var dialog: Dialog? = null
     private val bundles = BundleDialogs(this)
     private val schemas = SchemaDialog(this)
+    private val dialogs = ChatDialogs(this)
 
     /** With notes and thoughts, which are nowhere else. */
     private class Page(val entries: List<MessageList.Entry>)
@@ -63,10 +70,12 @@ class ChatActivity : Screen(), MessageList.Actions {
     override fun onCreateOptionsMenu(menu: Menu): Boolean {
         val items = listOf<Pair<String, () -> Unit>>(
             "Bundles" to bundles::choose,
-            "Chats" to ::chooseChat,
+            "Chats" to dialogs::chooseChat,
             "Settings" to ::editSettings,
             "Answer again" to ::answerAgain,
+            "Give results" to ::giveResults,
             "Schema" to { schemas.edit(application.chat.settings.format) },
+            "Tools" to dialogs::editTools,
             "Benchmark" to ::openBenchmark,
         )
         for ((title, act) in items) {
@@ -93,13 +102,6 @@ class ChatActivity : Screen(), MessageList.Actions {
     override fun onActivityResult(requestCode: Int, resultCode: Int, data: Intent?) {
         if (resultCode != RESULT_OK) return
         data?.data?.let { if (requestCode == SchemaDialog.GRAMMAR) schemas.import(it) else bundles.import(requestCode, it) }
-    }
-
-    /** Lets the user choose a file of another app. */
-    internal fun pick(intent: Intent, request: Int) = try {
-        startActivityForResult(intent, request)
-    } catch (_: ActivityNotFoundException) {
-        tell("This phone has no app to choose files with; use adb push for bundles.")
     }
 
     override fun onStop() {
@@ -155,11 +157,15 @@ class ChatActivity : Screen(), MessageList.Actions {
         messages.clear()
         chat.messages.forEachIndexed { index, message ->
             if (index == chat.forgotten && index > 0) appendText("— the model has forgotten what is above —")
-            if (message.role == Role.ASSISTANT) messages.answer(message.content) else messages.question(message.content, index)
+            when (message.role) {
+                Role.ASSISTANT -> messages.answer(shownReply(message.content, message.toolCalls))
+                Role.TOOL -> messages.note(shownResult(message))
+                else -> messages.question(message.content, index)
+            }
         }
     }
 
-    private fun open(chat: SavedChat) {
+    internal fun open(chat: SavedChat) {
         application.keep(chat)
         context.progress = 0
         showHint()
@@ -203,13 +209,14 @@ class ChatActivity : Screen(), MessageList.Actions {
 
     /** Asks in a place of the chat. If no answer begins, the chat is as before, and the text goes back to the input. */
     private suspend fun ask(text: String, place: Int = application.chat.messages.size) {
+        application.chat.settings.conflict?.let { return warn(it) }
         val model = loadedModel() ?: return warn("Choose a bundle first: tap Bundles in the menu.")
         val talk = onModelThread { model.talk(application.chat) }
         val removed = messages.cut(place)
         follow { messages.question(text, place) }
-        var last: Reply? = null
+        val replies = ArrayList<Reply>()
         suspend fun show(reply: Reply) {
-            last = reply
+            replies += reply
             if (question.text.toString() == text) question.text.clear() // only now, since it was accepted
             show(model, reply)
         }
@@ -218,13 +225,55 @@ class ChatActivity : Screen(), MessageList.Actions {
                 askFormatted(talk.conversation, text, talk.chat.settings.format, place) { reply -> withContext(MainThread) { show(reply) } }
             }
             outcome?.let(::appendText)
+            answerBuiltIn(talk, ::show)
         } finally { // also of a reply that was stopped
             withContext(NonCancellable) {
-                last?.let { guarantee(talk.chat.settings.format, it) }?.let(::tell)
+                replies.lastOrNull()?.let { guarantee(talk.chat.settings.format, it) }?.let(::tell)
                 application.keep(onModelThread { talk.update(System.currentTimeMillis()) })
-                if (last?.hasBegun != true) takeBack(text, place, removed)
+                if (replies.none { it.hasBegun }) takeBack(text, place, removed)
             }
         }
+        if (areResultsMissing()) giveResults()
+    }
+
+    /** Gives the results of calls that the app answers itself, as long as there are no others. */
+    private suspend fun answerBuiltIn(talk: Talk, show: suspend (Reply) -> Unit) {
+        repeat(MOST_BUILT_IN_ROUNDS) {
+            val results = onModelThread { openCalls(talk.conversation.turns) }.map(::builtIn)
+            if (results.isEmpty() || null in results) return
+            show(onModelThread { talk.conversation.sendResults(results.filterNotNull()) })
+        }
+    }
+
+    override fun areResultsMissing(): Boolean = openCalls(application.chat.messages).isNotEmpty()
+
+    /** Asks for the results of the last answer's calls. */
+    override fun giveResults() {
+        val calls = openCalls(application.chat.messages)
+        if (calls.isEmpty()) tell("The last answer calls no tools.")
+        else show(resultsDialog(this, calls) { results -> startTask { send(results) } })
+    }
+
+    /** Gives the model the results of its calls. If no answer begins, the chat is as before. */
+    private suspend fun send(results: List<Json>) {
+        val model = loadedModel() ?: return warn("Choose a bundle first: tap Bundles in the menu.")
+        val talk = onModelThread { model.talk(application.chat) }
+        var hasBegun = false
+        suspend fun show(reply: Reply) = try {
+            show(model, reply)
+        } finally {
+            hasBegun = hasBegun || reply.hasBegun
+        }
+        try {
+            show(onModelThread { talk.conversation.sendResults(results) })
+            answerBuiltIn(talk, ::show)
+        } finally { // also of a reply that was stopped
+            withContext(NonCancellable) {
+                application.keep(onModelThread { talk.update(System.currentTimeMillis()) })
+                if (!hasBegun) showChat()
+            }
+        }
+        if (areResultsMissing()) giveResults()
     }
 
     private fun takeBack(text: String, place: Int, removed: List<View>) {
@@ -236,6 +285,7 @@ class ChatActivity : Screen(), MessageList.Actions {
         val meter = model.meter
         if (reply.forgotten > 0) appendText("⚠ The context is full: forgot the oldest ${reply.forgotten} turns.")
         context.max = model.bundle.manifest.contextLength
+        reply.results.forEach { appendText(shownResult(it)) }
         meter.start()
         val answer = messages.answer()
         try {
@@ -266,26 +316,6 @@ class ChatActivity : Screen(), MessageList.Actions {
                 application.device.memoryLine(),
             ),
         )
-    }
-
-    private fun chooseChat() {
-        val chats = application.chats.all()
-        val damaged = application.chats.damaged()
-        val titles = chats.map { it.title } + damaged.map { "damaged: $it" }
-        val builder = AlertDialog.Builder(this).setTitle("Chats")
-            .setItems(titles.toTypedArray<CharSequence>()) { _, index -> if (index < chats.size) chatActions(chats[index]) else delete(damaged[index - chats.size]) }
-        show(if (titles.isEmpty()) builder.setMessage("No chat was saved yet.") else builder)
-    }
-
-    private fun chatActions(chat: SavedChat) = show(
-        AlertDialog.Builder(this).setTitle(chat.title).setMessage("${chat.messages.size} turns, ${chat.bundle}")
-            .setPositiveButton("Open") { _, _ -> startTask { open(chat) } }
-            .setNegativeButton("Delete") { _, _ -> delete(chat.id) },
-    )
-
-    private fun delete(id: String) = startTask {
-        application.chats.delete(id)
-        if (id == application.chat.id) open(application.newChat())
     }
 
     private fun editSettings() {

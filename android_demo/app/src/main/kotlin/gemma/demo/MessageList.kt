@@ -17,6 +17,7 @@ import android.widget.TextView
 import gemma.core.FoldedThought
 import gemma.core.Reply
 import gemma.core.parseMarkdown
+import gemma.core.shownReply
 
 /** The messages of a chat, each with a menu of what can be done with it, and notes between them. */
 internal class MessageList(private val context: Context, private val actions: Actions) {
@@ -28,6 +29,11 @@ internal class MessageList(private val context: Context, private val actions: Ac
         fun edit(place: Int)
 
         fun answerAgain()
+
+        /** Whether the last answer waits for results of tools. */
+        fun areResultsMissing(): Boolean
+
+        fun giveResults()
 
         fun show(builder: AlertDialog.Builder)
 
@@ -95,7 +101,9 @@ internal class MessageList(private val context: Context, private val actions: Ac
             addView(answer.shown)
         }
         val row = row(parts, Gravity.START, answer.shown, "Gemma", "the answer") {
-            listOf("Copy" to { copy(answer.text) }) + listOf("Answer again" to actions::answerAgain).filter { answer === lastAnswer }
+            val last = listOf("Answer again" to actions::answerAgain).filter { answer === lastAnswer }
+            val calls = listOf("Give results" to actions::giveResults).filter { answer === lastAnswer && actions.areResultsMissing() }
+            listOf("Copy" to { copy(answer.text) }) + calls + last
         }
         add(row.apply { tag = answer })
         return answer
@@ -140,7 +148,7 @@ internal class MessageList(private val context: Context, private val actions: Ac
         /** Shows the whole text of a reply that has ended. Screen readers say it: not before, or they would begin anew with each token. */
         fun end(whole: String, reply: Reply) {
             shown.accessibilityLiveRegion = View.ACCESSIBILITY_LIVE_REGION_POLITE
-            show(whole, thought.thought.ended(reply))
+            show(shownReply(whole, reply.toolCalls), thought.thought.ended(reply))
         }
 
         internal fun show(whole: String, thought: FoldedThought) {

@@ -29,7 +29,7 @@ internal class SchemaDialog(private val screen: ChatActivity) {
             .setNegativeButton("Any answer") { _, _ -> screen.use(AnswerFormat()) }
             .setNeutralButton("Compiled …") { _, _ ->
                 schema = text.text.toString()
-                screen.pick(Intent(Intent.ACTION_OPEN_DOCUMENT).addCategory(Intent.CATEGORY_OPENABLE).setType("*/*"), GRAMMAR)
+                pick(screen, Intent(Intent.ACTION_OPEN_DOCUMENT).addCategory(Intent.CATEGORY_OPENABLE).setType("*/*"), GRAMMAR)
             }
         screen.show(checkedDialog(builder, fields, "Use", problem) { screen.use(AnswerFormat.parse(text.text.toString(), grammar)) })
     }

@@ -9,6 +9,8 @@ data class AnswerFormat(
     val schema: Schema? = null, // answers are checked against it, and asked for again
     val grammar: GrammarFile? = null, // answers are held to it
 ) {
+    val isAny: Boolean get() = schema == null && grammar == null
+
     /** For the empty input of a chat. */
     val hint: String
         get() = when {

@@ -78,8 +78,8 @@ fun encodeChat(tokenizer: Tokenizer, format: ChatFormat, messages: List<Message>
     return writer.finish()
 }
 
-private const val NO_TOOLS = "this bundle doesn't say how its chat template writes tools; remove them in Tools and start a new chat, " +
-    "or export the model again and see if it says so then"
+private const val NO_TOOLS = "this bundle can't be given tools: phones can't write them as its chat template does, or it is of an earlier " +
+    "version; tap No tools in Tools and start a new chat, or export the model again"
 
 /** Throws TokenizerException if this model can't be given tools, SchemaException if its template can't write these. */
 fun checkTools(tokenizer: Tokenizer, format: ChatFormat, tools: Tools) {

@@ -16,8 +16,8 @@ data class ChatSettings(
 
     /**
      * A conversation that goes on from a chat with these settings; drafts are off where the graph gives the logits of one
-     * token per run, which changes no token. Throws TokenizerException for thinking where the bundle can't think, and for tools where it can't
-     * be given them, and SchemaException for tools that are none.
+     * token per run, which changes no token. Throws TokenizerException for thinking where the bundle can't think, and for tools
+     * where it can't be given them, and SchemaException for tools that are none.
      */
     fun conversation(session: Session, codec: ChatCodec, manifest: Manifest, chat: SavedChat) = Conversation(
         session,
@@ -31,6 +31,11 @@ data class ChatSettings(
         drafts && session.scoresTogether,
         Tools.parse(tools),
     )
+
+    /** Why nothing can be asked with these settings; null if it can. */
+    val conflict: String?
+        get() = "This chat has tools, and answers in a format call none: tap Any answer in Schema, or No tools in Tools."
+            .takeIf { tools.isNotBlank() && !format.isAny }
 
     /** As JSON, for `parse`. */
     fun write(): String = json().write()

@@ -15,6 +15,9 @@ data class ChatCodec(
     /** Whether the model can be given tools. */
     val canCall: Boolean get() = format.tools != null
 
+    /** Throws TokenizerException if the model can't be given tools, SchemaException if its template can't write these. */
+    fun check(tools: Tools) = checkTools(tokenizer, format, tools)
+
     /** What ends a reply: also the token with which a model waits for the results of its calls. */
     internal val ends: Set<Int> get() = stopTokens + listOfNotNull(format.tools?.marks?.let { tokenizer.tokenOf(it.waits) })
 
@@ -38,6 +41,8 @@ class Reply internal constructor(
     private val tools: Set<String>, // their names
     /** How many turns were forgotten to make room for this reply. */
     val forgotten: Int,
+    /** The turns with the results that it answers; none for the reply to a question. */
+    val results: List<Message>,
 ) {
     private val tokenizer = codec.tokenizer
     private val received = StringBuilder()
@@ -218,7 +223,8 @@ class Conversation(
         before = now
         asked = next
         fed = tokens
-        return Reply(generation, codec, tokens, tools.names, next.forgotten - whole.forgotten).also { reply = it }
+        val results = next.turns.takeLastWhile { it.role == Role.TOOL }
+        return Reply(generation, codec, tokens, tools.names, next.forgotten - whole.forgotten, results).also { reply = it }
     }
 
     private fun seen(course: Course): List<Message> = opening + course.turns.drop(course.forgotten)

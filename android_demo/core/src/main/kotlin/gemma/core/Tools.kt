@@ -40,6 +40,9 @@ data class Tools(val schemas: List<JsonObject>) {
     }
 }
 
+/** The calls of the last turn, which wait for their results. */
+fun openCalls(turns: List<Message>): List<ToolCall> = turns.lastOrNull()?.toolCalls.orEmpty()
+
 /** What a user gave as the result of a call: JSON, or else a text. */
 fun parseResult(text: String): Json = try {
     parseJson(text)

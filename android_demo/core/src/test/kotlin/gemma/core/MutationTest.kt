@@ -117,11 +117,55 @@ class MutationTest {
             val tokenizer = Tokenizer.parse(File(folder, "tokenizer.gtok").readBytes())
             fun use(file: ByteArray) {
                 val format = ChatFormat.parse(String(file, Charsets.UTF_8))
-                for (one in listOfNotNull(format, format.thinking)) encodeChat(tokenizer, one, turns)
+                for (one in listOfNotNull(format, format.thinking)) {
+                    encodeChat(tokenizer, one, turns)
+                    encodeChat(tokenizer, one, turns.dropLast(1) + Message(Role.USER, "us"), Tools.parse(EXAMPLE_TOOLS))
+                }
             }
             attack(File(folder, "chat.json").readBytes(), 1500, ::bytes, ::use)
             attack(File(folder, "chat.json").readBytes(), 1500, ::values, ::use)
         }
+    }
+
+    @Test
+    fun `tools`() {
+        for (codec in listOf(gemma4Codec(), gemma4Codec().let { it.copy(format = it.format.copy(tools = ToolFormat("tools:", null))) })) {
+            fun use(file: ByteArray) {
+                val tools = Tools.parse(String(file, Charsets.UTF_8))
+                codec.check(tools)
+                encodeChat(codec.tokenizer, codec.format, listOf(Message(Role.USER, "the")), tools)
+            }
+            attack(EXAMPLE_TOOLS.toByteArray(), 700, ::bytes, ::use)
+            attack(EXAMPLE_TOOLS.toByteArray(), 700, ::values, ::use)
+        }
+    }
+
+    /** Of replies nothing is refused: what is no call is text. */
+    @Test
+    fun `calls in replies`() {
+        val marks = gemma4Codec().format.tools?.marks
+        val json = """in ```json\n[{"name": "f", "parameters": {"a": [1, {"b": 2.5}]}}, {"name": "f"}]\n``` the"""
+        val marked = "<|tool_call>call:f{a:<|\"|>the<|\"|>,b:[1,{c:null}]}<tool_call|> in <|tool_call>call:f{}<tool_call|>"
+        for (whole in listOf(json, marked, "[".repeat(2000), "<|tool_call>call:f{a:" + "[".repeat(2000), "```\n".repeat(500), marked.repeat(50))) {
+            repeat(300) {
+                val text = String(bytes(whole.toByteArray()), Charsets.UTF_8)
+                val found = findCalls(text, setOf("f"), marks)
+                if (found.calls.isEmpty()) assertEquals(text, found.text)
+                found.calls.forEach { call -> parseJson(call.arguments.pythonJson()) }
+            }
+        }
+    }
+
+    @Test
+    fun `saved chats`() {
+        val call = Message(Role.ASSISTANT, "", listOf(ToolCall("f", parseJson("""{"a": [1, 2.0]}""") as JsonObject)), "thought")
+        val turns = listOf(Message(Role.USER, "the"), call, resultOf(call.toolCalls[0], JsonString("in")), Message(Role.ASSISTANT, "us"))
+        val whole = SavedChat("a", "tiny", ChatSettings(tools = EXAMPLE_TOOLS), turns).json().write().toByteArray()
+        fun use(file: ByteArray) {
+            SavedChat.read("a", JsonFields.parse("a.json", String(file, Charsets.UTF_8)))
+        }
+        attack(whole, 500, ::bytes, ::use)
+        attack(whole, 500, ::values, ::use)
     }
 
     @Test

@@ -79,6 +79,9 @@ class SavedChatsTest {
         assertEquals(settings, ChatSettings.parse(settings.write()))
         val earlier = ChatSettings("é").write().replace(Regex(", \"format\".*"), "}")
         assertEquals(ChatSettings("é"), ChatSettings.parse(earlier))
+        assertNull(settings.conflict)
+        assertNull(ChatSettings(tools = "[]").conflict)
+        assertContains(settings.copy(tools = "[]").conflict.orEmpty(), "tap Any answer in Schema")
         for (damaged in listOf("", "{}", settings.write().replace("nodes", "node"))) assertEquals(ChatSettings(), ChatSettings.parse(damaged))
     }
 
