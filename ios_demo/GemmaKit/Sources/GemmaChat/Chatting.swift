@@ -30,14 +30,41 @@ extension ChatScreen {
 
     /// Asks in a place of the chat. If no answer begins, the chat is as before, and the question is `unanswered`.
     private func ask(_ question: String, at place: Int) async throws {
-        let (shown, model, format) = (turns, model, settings.format)
+        if let conflict = settings.conflict { throw GemmaError.session(conflict) }
+        let (shown, format) = (turns, settings.format)
         if let start = turns.firstIndex(where: { $0.place == place }) { turns.removeSubrange(start...) }
         turns.append(Turn(isUser: true, place: place, text: question))
         unanswered = nil
+        let hasBegun = try await showAnswer(shown) {
+            try await $0.answer(question, at: place, format, $1)
+        } else: {
+            self.unanswered = question
+        }
+        if hasBegun && !openCalls.isEmpty { callsAsked += 1 }
+    }
+
+    /// The calls of the last reply, which wait for their results.
+    public var openCalls: [ToolCall] { GemmaKit.openCalls(chat.turns) }
+
+    /// Gives the model the results of its calls. If no answer begins, the chat is as before.
+    public func send(_ results: [JSON]) {
+        startTask {
+            let hasBegun = try await self.showAnswer(self.turns) { try await $0.answer(results, $1) }
+            if hasBegun && !self.openCalls.isEmpty { self.callsAsked += 1 }
+        }
+    }
+
+    /// Shows an answer and saves the chat; returns whether the answer began. If not, the turns are as before.
+    private func showAnswer(
+        _ before: [Turn],
+        _ answer: @escaping @Sendable (ModelActor, @escaping @Sendable (ChatEvent) -> Void) async throws -> Void,
+        else takeBack: () -> Void = {}
+    ) async throws -> Bool {
+        let model = model
         var hasBegun = false
         let answered = await resultOf {
             try await self.loadIfNeeded()
-            try await self.follow({ try await model.answer(question, at: place, format, $0) }) { event in
+            try await self.follow({ try await answer(model, $0) }) { event in
                 hasBegun = hasBegun || event.isOfBegunReply
                 self.show(event)
             }
@@ -45,11 +72,20 @@ extension ChatScreen {
         if hasBegun {
             answersEnded += 1
         } else {
-            turns = shown
-            unanswered = question
+            turns = before
+            takeBack()
         }
         try await save()
         try answered.get()
+        return hasBegun
+    }
+
+    /// Gives this chat tools; a blank text gives none. Throws for those that are none, or that the bundle can't be given.
+    public func use(tools: String) async throws {
+        try await model.check(tools: tools)
+        var new = settings
+        new.tools = tools
+        use(new, computeUnits)
     }
 
     /// Requires answers to have a format. No token so far depends on it, so nothing is fed again.
@@ -163,14 +199,19 @@ extension ChatScreen {
         settings = next.settings ?? others
         chat = next
         turns = saved.turns.enumerated().map { place, message in
-            let isUser = message.role == .user
-            return Turn(isUser: isUser, isReply: !isUser, place: isUser ? place : nil, text: message.content)
+            switch message.role {
+            case .assistant:
+                return Turn(isUser: false, isReply: true, text: shownReply(message.content, message.toolCalls))
+            case .tool: return Turn(isUser: false, text: shownResult(message))
+            default: return Turn(isUser: true, place: place, text: message.content)
+            }
         }
     }
 
     private func show(_ event: ChatEvent) {
         switch event {
         case .forgot(let count): warning = "The context is full: forgot the oldest \(count) turns."
+        case .result(let text): turns.append(Turn(isUser: false, text: text))
         case .began: turns.append(Turn(isUser: false, isReply: true, text: ""))
         case .piece(let text, let thought, let progress):
             // There is no such turn if a new chat was started meanwhile.
@@ -180,7 +221,8 @@ extension ChatScreen {
             }
             contextUse = progress.used
             status = statusLine(progress.latency)
-        case .ended(let reason, let guarantee):
+        case .ended(let reason, let text, let guarantee):
+            if let last = turns.indices.last, turns[last].isReply { turns[last].text = text }
             if reason == .context { warning = "The context is full. Tap New chat to go on." }
             if let guarantee { status = guarantee }
         case .checked(let outcome): turns.append(Turn(isUser: false, text: outcome))

@@ -3,17 +3,18 @@ import GemmaKit
 
 /// The events of an answer, in order.
 enum ChatEvent: Sendable {
+    case result(String)  // of a call, as a message, before the reply to it
     case forgot(Int)  // this many turns were forgotten, because the context was full
     case began  // a reply begins; with a schema there may be several
     case piece(String, thought: String, Progress)  // of the answer; the thought is whole
-    case ended(StopReason?, guarantee: String?)  // whether it has its format, as a message
+    case ended(StopReason?, text: String, guarantee: String?)  // all of it; whether it has its format, as a message
     case checked(String)  // the outcome of the check against the schema, as a message
 
     /// Whether the reply that it belongs to counts in the conversation.
     var isOfBegunReply: Bool {
         switch self {
         case .piece: true
-        case .ended(let reason, _): reason != nil
+        case .ended(let reason, _, _): reason != nil
         default: false
         }
     }
@@ -156,6 +157,23 @@ actor ModelActor {
         self.conversation = conversation
         let outcome = try await askFormatted(conversation, question, format, at: place) { tell($0, $1, format, send) }
         if let outcome { send(.checked(outcome)) }
+        try await answerBuiltIn(conversation, onEvent: { tell($0, $1, format, send) })
+    }
+
+    /// Answers the results of the last reply's calls.
+    func answer(_ results: [JSON], _ send: @Sendable (ChatEvent) -> Void) async throws {
+        guard let loaded else { throw GemmaError.session("no bundle is loaded; tap Bundles and pick one") }
+        let conversation = try conversation ?? makeConversation(loaded, kept)
+        self.conversation = conversation
+        try await conversation.send(results: results).run { tell($0, $1, AnswerFormat(), send) }
+        try await answerBuiltIn(conversation, onEvent: { tell($0, $1, AnswerFormat(), send) })
+    }
+
+    /// Throws a schema error for what are no tools, or for those that the bundle can't write, and a tokenizer error if it can't
+    /// be given any.
+    func check(tools text: String) throws {
+        let tools = try Tools(text)
+        try loaded?.codec.check(tools)
     }
 
     /// Verifies the bundle against its goldens and measures its speed; returns both as text and as JSON to share.
@@ -202,12 +220,13 @@ actor ModelActor {
         return try Conversation(
             loaded.session, loaded.codec, settings.sampler(loaded.bundle.manifest),
             system: strip(settings.system).isEmpty ? nil : settings.system, roll: settings.roll,
-            thinking: settings.thinking, turns: chat.turns, forgotten: chat.forgotten)
+            thinking: settings.thinking, turns: chat.turns, forgotten: chat.forgotten, tools: Tools(settings.tools))
     }
 
     private func tell(_ reply: Reply, _ event: ReplyEvent, _ format: AnswerFormat, _ send: @Sendable (ChatEvent) -> Void) {
         switch event {
         case .began:
+            for result in reply.results { send(.result(shownResult(result))) }
             if reply.forgotten > 0 { send(.forgot(reply.forgotten)) }
             send(.began)
             meter.start()
@@ -215,7 +234,9 @@ actor ModelActor {
             meter.token()
             let used = contextUse ?? ContextUse(tokens: 0, limit: 0)
             send(.piece(piece, thought: reply.thought, Progress(latency: meter.latency, used: used)))
-        case .ended: send(.ended(reply.reason, guarantee: guarantee(format, reply)))
+        case .ended:
+            let text = shownReply(reply.text, reply.toolCalls)
+            send(.ended(reply.reason, text: text, guarantee: guarantee(format, reply)))
         }
     }
 }

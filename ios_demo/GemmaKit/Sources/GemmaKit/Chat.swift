@@ -14,7 +14,8 @@ public struct Message: Equatable, Sendable {
     public let result: JSON?  // the content as JSON
 
     public init(
-        _ role: Role, _ content: String, toolCalls: [ToolCall] = [], thought: String = "", name: String? = nil, result: JSON? = nil
+        _ role: Role, _ content: String, toolCalls: [ToolCall] = [], thought: String = "", name: String? = nil,
+        result: JSON? = nil
     ) {
         self.role = role
         self.content = content
@@ -37,7 +38,7 @@ public struct ChatFormat {
     let replyAfter: String  // of an earlier reply only the text after the last of these counts; "" if all of it counts
     /// Of an earlier reply, what is between these two is left out; nil if nothing is.
     let replyWithout: (opens: String, closes: String)?
-    let tools: ToolFormat?  // nil if this model can't be given tools, or the bundle is older than tools on phones
+    private(set) var tools: ToolFormat?  // nil if this model can't be given tools, or the bundle is older than tools on phones
     private let withThinking: [ChatFormat]  // one or none; an array, because a struct can't contain itself
 
     /// Throws a bundle error if the bundle has no chat format, because its template can't be expressed as one.
@@ -70,6 +71,13 @@ public struct ChatFormat {
     /// The format that asks the model to think before it answers; nil if the template has none.
     public var thinking: ChatFormat? { withThinking.first }
 
+    /// The format with another way to write tools.
+    func with(tools: ToolFormat?) -> ChatFormat {
+        var copy = self
+        copy.tools = tools
+        return copy
+    }
+
     func content(_ turn: Message) -> String {
         let text = turn.role == .assistant ? withoutThoughts(turn.content) : turn.content
         return trims[turn.role == .tool ? .assistant : turn.role] == true ? strip(text) : text
@@ -93,7 +101,8 @@ public struct ChatFormat {
 /// Token ids of a conversation up to the start of the model's next turn, with bos where the template writes it.
 ///
 /// Message contents, tools, calls and results can't become control tokens. A blank system turn is left out.
-public func encodeChat(_ tokenizer: Tokenizer, _ format: ChatFormat, _ messages: [Message], tools: Tools = .none) throws -> [Int] {
+public func encodeChat(_ tokenizer: Tokenizer, _ format: ChatFormat, _ messages: [Message], tools: Tools = .none) throws -> [Int]
+{
     let turns = messages.filter { $0.role != .system || !strip($0.content).isEmpty }
     try checkTurns(turns)
     let writer = ChatWriter(tokenizer)

@@ -24,6 +24,12 @@ public struct ChatSettings: Codable, Equatable, Sendable {
         tools = try fields.decodeIfPresent(String.self, forKey: .tools) ?? ""
     }
 
+    /// Why nothing can be asked with these settings; nil if it can.
+    public var conflict: String? {
+        if strip(tools).isEmpty || format.isAny { return nil }
+        return "This chat has tools, and answers in a format call none: tap Any answer in Schema, or No tools in Tools."
+    }
+
     /// How to sample from a bundle: as chosen, else as its authors do, else as Gemma's authors recommend.
     public func sampling(_ manifest: Manifest) throws -> Sampling {
         try sampling ?? manifest.sampling ?? SamplingDraft(nil).sampling()

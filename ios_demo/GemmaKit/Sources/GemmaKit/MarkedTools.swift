@@ -30,7 +30,9 @@ struct MarkedTools {
         try wrapped(marks.declaration) {
             writer.content("\(nameOf(function)){description:")
             try quoted(function["description"].map { try text(of: $0, "description", function) } ?? "")
-            if let value = function["parameters"], value.isTrue { try parameters(object(value, "parameters", function), function) }
+            if let value = function["parameters"], value.isTrue {
+                try parameters(object(value, "parameters", function), function)
+            }
             if let value = function["response"] { try response(fields(of: value), function) }
             writer.content("}")
         }
@@ -52,7 +54,9 @@ struct MarkedTools {
 
     private func write(_ step: Step, isNew: Bool) throws {
         let turn = step.turn
-        if isNew && !turn.thought.isEmpty && !turn.toolCalls.isEmpty { try wrapped(marks.thought) { writer.content(turn.thought) } }
+        if isNew && !turn.thought.isEmpty && !turn.toolCalls.isEmpty {
+            try wrapped(marks.thought) { writer.content(turn.thought) }
+        }
         for call in turn.toolCalls {
             try wrapped(marks.call) {
                 writer.content(call.name)
@@ -134,7 +138,9 @@ struct MarkedTools {
             try value(choices, quotedKeys: true)
             writer.content(",")
         }
-        if let value = fields["items"], value.isTrue, type == "ARRAY", case .object(let inner) = value { try items(inner, function) }
+        if let value = fields["items"], value.isTrue, type == "ARRAY", case .object(let inner) = value {
+            try items(inner, function)
+        }
         if fields["nullable"]?.isTrue == true { writer.content("nullable:true,") }
         if type == "OBJECT" { try objectProperties(fields, function) }
         writer.content("type:")

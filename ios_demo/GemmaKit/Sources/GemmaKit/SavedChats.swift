@@ -47,7 +47,9 @@ extension Message: Codable {
             toolCalls: try fields.decodeIfPresent([ToolCall].self, forKey: .calls) ?? [],
             thought: try fields.decodeIfPresent(String.self, forKey: .thought) ?? "",
             name: try fields.decodeIfPresent(String.self, forKey: .name), result: result)
-        guard role != .tool || name != nil && result != nil else { throw GemmaError.session("a tool's turn has no name or no result") }
+        guard role != .tool || name != nil && result != nil else {
+            throw GemmaError.session("a tool's turn has no name or no result")
+        }
     }
 
     public func encode(to encoder: Encoder) throws {
@@ -127,7 +129,9 @@ public struct ChatStore: Sendable {
     private func place(_ id: UUID) -> URL { chats.appendingPathComponent(id.uuidString + ".json") }
 
     private func read<T: Decodable>(_ type: T.Type, _ path: URL) throws -> T {
-        try JSONDecoder().decode(type, from: Data(contentsOf: path))
+        let file = try Data(contentsOf: path)
+        _ = try JSONFields.parse(file: path.lastPathComponent, file)  // Foundation's decoder ends the process on some damage
+        return try JSONDecoder().decode(type, from: file)
     }
 
     private func write<T: Encodable>(_ value: T, _ path: URL) throws {

@@ -12,7 +12,8 @@ func findCalls(_ text: String, _ names: Set<String>, _ marks: ToolMarks?) -> Fou
     for body in bodies(scalars) {
         let calls = readCalls(body.content)
         if !calls.isEmpty && calls.allSatisfy({ call in names.contains { sameScalars($0, call.name) } }) {
-            return FoundCalls(text: strip(string(scalars[..<body.place.lowerBound] + scalars[body.place.upperBound...])), calls: calls)
+            return FoundCalls(
+                text: strip(string(scalars[..<body.place.lowerBound] + scalars[body.place.upperBound...])), calls: calls)
         }
     }
     return FoundCalls(text: text, calls: [])

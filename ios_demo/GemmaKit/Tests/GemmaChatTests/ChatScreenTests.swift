@@ -479,6 +479,64 @@ final class ChatScreenTests: XCTestCase {
         XCTAssertEqual(screen.turns.count, 4)
     }
 
+    func testAChatsCallsAreShownAndWaitForResults() async throws {
+        let (screen, _) = try await loaded(pause: 0)
+        let call = ToolCall(name: "f", arguments: JSONObject([("a", .string("in"))]))
+        var chat = SavedChat(turns: [Message(.user, "in"), Message(.assistant, "the", toolCalls: [call])])
+        screen.open(chat)
+        try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.turns.map(\.text), ["in", "the\n\nCalls a tool:\n\n```\nf(a: \"in\")\n```"])
+        XCTAssertEqual(screen.openCalls, [call])
+        XCTAssertTrue(screen.isLastAnswer(screen.turns[1]))
+        screen.send([.string(String(repeating: "the user ", count: 100))])
+        try await waitUntilIdle(screen)
+        XCTAssertTrue(screen.warning?.contains("start a new chat") == true, screen.warning ?? "none")
+        XCTAssertEqual(screen.turns.count, 2, "no answer began")
+        XCTAssertNil(screen.unanswered)
+        XCTAssertEqual(screen.callsAsked, 0)
+        chat.turns += [Message(.tool, "2", name: "f", result: .number(2)), Message(.assistant, "so")]
+        screen.open(chat)
+        try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.turns.map(\.text).suffix(2), ["f returned: 2", "so"])
+        XCTAssertEqual(screen.turns.map(\.isReply), [false, true, false, true])
+        XCTAssertEqual(screen.openCalls, [])
+    }
+
+    func testToolsAreTheChatsAndRefusedOnesChangeNothing() async throws {
+        let (screen, engine) = try await loaded(pause: 0)
+        for refused in ["[", "{}", "[1]"] {
+            do {
+                try await screen.use(tools: refused)
+                XCTFail("\(refused) was accepted")
+            } catch { XCTAssertTrue(error is GemmaError, "\(error)") }
+        }
+        XCTAssertEqual(screen.settings.tools, "")
+        let tools = #"[{"name": "f"}]"#
+        try await screen.use(tools: tools)
+        try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.settings.tools, tools)
+        screen.use(AnswerFormat(schema: try Schema("{}")))
+        try await waitUntilIdle(screen)
+        screen.send("in")
+        try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.turns.count, 0)
+        XCTAssertTrue(screen.warning?.contains("tap Any answer in Schema") == true, screen.warning ?? "none")
+        screen.use(AnswerFormat())
+        try await waitUntilIdle(screen)
+        screen.send("in")  // the tools take more than the context
+        try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.unanswered, "in")
+        let next = self.screen(engine)
+        next.resume()
+        try await waitUntilIdle(next)
+        XCTAssertEqual(next.settings.tools, tools)
+        try await next.use(tools: "")
+        try await waitUntilIdle(next)
+        next.send("in")
+        try await waitUntilIdle(next)
+        XCTAssertEqual(next.turns.count, 2)
+    }
+
     func testABenchmarkShowsItsFiguresAndCanBeStopped() async throws {
         let (screen, engine) = try await loaded(pause: 0)
         screen.benchmark()

@@ -12,12 +12,12 @@ import android.widget.EditText
 import android.widget.ProgressBar
 import gemma.core.AnswerFormat
 import gemma.core.Json
-import gemma.core.MOST_BUILT_IN_ROUNDS
 import gemma.core.Reply
 import gemma.core.Role
 import gemma.core.SavedChat
 import gemma.core.StopReason
 import gemma.core.Talk
+import gemma.core.answerBuiltIn
 import gemma.core.askFormatted
 import gemma.core.guarantee
 import gemma.core.lastQuestion
@@ -225,7 +225,7 @@ class ChatActivity : Screen(), MessageList.Actions {
                 askFormatted(talk.conversation, text, talk.chat.settings.format, place) { reply -> withContext(MainThread) { show(reply) } }
             }
             outcome?.let(::appendText)
-            answerBuiltIn(talk, ::show)
+            answerCalls(talk, ::show)
         } finally { // also of a reply that was stopped
             withContext(NonCancellable) {
                 replies.lastOrNull()?.let { guarantee(talk.chat.settings.format, it) }?.let(::tell)
@@ -236,13 +236,8 @@ class ChatActivity : Screen(), MessageList.Actions {
         if (areResultsMissing()) giveResults()
     }
 
-    /** Gives the results of calls that the app answers itself, as long as there are no others. */
-    private suspend fun answerBuiltIn(talk: Talk, show: suspend (Reply) -> Unit) {
-        repeat(MOST_BUILT_IN_ROUNDS) {
-            val results = onModelThread { openCalls(talk.conversation.turns) }.map(::builtIn)
-            if (results.isEmpty() || null in results) return
-            show(onModelThread { talk.conversation.sendResults(results.filterNotNull()) })
-        }
+    private suspend fun answerCalls(talk: Talk, show: suspend (Reply) -> Unit) = onModelThread {
+        answerBuiltIn(talk.conversation, ::builtIn) { reply -> withContext(MainThread) { show(reply) } }
     }
 
     override fun areResultsMissing(): Boolean = openCalls(application.chat.messages).isNotEmpty()
@@ -266,7 +261,7 @@ class ChatActivity : Screen(), MessageList.Actions {
         }
         try {
             show(onModelThread { talk.conversation.sendResults(results) })
-            answerBuiltIn(talk, ::show)
+            answerCalls(talk, ::show)
         } finally { // also of a reply that was stopped
             withContext(NonCancellable) {
                 application.keep(onModelThread { talk.update(System.currentTimeMillis()) })
