@@ -74,7 +74,11 @@ fun encodeChat(tokenizer: Tokenizer, format: ChatFormat, messages: List<Message>
         return writer.finish()
     }
     val how = format.tools ?: throw TokenizerException(NO_TOOLS)
-    if (how.marks != null) MarkedTools(format, how.marks, writer).chat(turns, tools) else writer.chat(format, withoutTools(turns, tools, how.prompt.orEmpty()))
+    if (how.marks != null) {
+        MarkedTools(format, how.marks, writer).chat(turns, tools)
+    } else {
+        writer.chat(format, withoutTools(turns, tools, how.prompt.orEmpty()))
+    }
     return writer.finish()
 }
 

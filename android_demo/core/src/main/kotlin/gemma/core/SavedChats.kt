@@ -45,21 +45,24 @@ data class SavedChat(
 /** Values of calls and results are JSON in a string, which keeps their numbers as they were written. */
 private fun messageJson(message: Message): Json {
     val fields = linkedMapOf<String, Json>("role" to JsonString(message.role.name.lowercase()), "content" to JsonString(message.content))
-    if (message.toolCalls.isNotEmpty()) fields["calls"] = JsonArray(message.toolCalls.map { valueJson(it.name, "arguments", it.arguments) })
+    if (message.toolCalls.isNotEmpty()) fields["calls"] = JsonArray(message.toolCalls.map(::callJson))
     if (message.thought.isNotEmpty()) fields["thought"] = JsonString(message.thought)
     message.name?.let { fields["name"] = JsonString(it) }
     message.result?.let { fields["result"] = JsonString(it.pythonJson()) }
     return JsonObject(fields)
 }
 
-private fun valueJson(name: String, field: String, value: Json) = JsonObject(mapOf("name" to JsonString(name), field to JsonString(value.pythonJson())))
+private fun callJson(call: ToolCall) =
+    JsonObject(mapOf("name" to JsonString(call.name), "arguments" to JsonString(call.arguments.pythonJson())))
 
 private fun readMessage(json: JsonFields): Message {
     val role = json.of("role")
     val content = json.of("content").string()
     return when (role.string()) {
         "user" -> Message(Role.USER, content)
-        "assistant" -> Message(Role.ASSISTANT, content, json.orNull("calls")?.list(::readCall).orEmpty(), json.orNull("thought")?.string().orEmpty())
+        "assistant" -> Message(
+            Role.ASSISTANT, content, json.orNull("calls")?.list(::readCall).orEmpty(), json.orNull("thought")?.string().orEmpty(),
+        )
         "tool" -> Message(Role.TOOL, content, name = json.of("name").string(), result = json.of("result").json())
         else -> throw role.wrong("user, assistant or tool")
     }

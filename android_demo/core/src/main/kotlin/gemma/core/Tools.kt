@@ -32,7 +32,8 @@ data class Tools(val schemas: List<JsonObject>) {
 
         private fun schema(item: Json, index: Int): JsonObject {
             val given = item as? JsonObject
-            val whole = if (given != null && "function" !in given.fields) JsonObject(mapOf("type" to JsonString("function"), "function" to given)) else given
+            val isBare = given != null && "function" !in given.fields
+            val whole = if (isBare) JsonObject(mapOf("type" to JsonString("function"), "function" to item)) else given
             val function = whole?.fields?.get("function") as? JsonObject
             if (function?.fields?.get("name") !is JsonString) throw SchemaException("tool ${index + 1} has no name; expected a JSON schema")
             return whole

@@ -44,8 +44,8 @@ class ToolConversationTest {
         }
     }
 
-    private fun conversation(session: Session, codec: ChatCodec, thinking: Boolean = false, roll: Boolean = false, earlier: List<Message> = emptyList()) =
-        Conversation(session, codec, Sampler(Sampling()), "be brief", roll, thinking, earlier, tools = tools)
+    private fun conversation(session: Session, codec: ChatCodec, thinking: Boolean = false, roll: Boolean = false) =
+        Conversation(session, codec, Sampler(Sampling()), "be brief", roll, thinking, tools = tools)
 
     private fun Reply.read(): Reply = also { runBlocking { pieces.toList() } }
 
@@ -120,7 +120,8 @@ class ToolConversationTest {
     fun `a rolling chat forgets a question with its calls and results`() {
         for ((codec, call) in listOf(json to CALL, gemma4 to "$MARKED<|tool_response>")) {
             val replies = (0 until 8).flatMap { listOf(call, "the inn") }.toTypedArray()
-            val length = encodeChat(codec.tokenizer, codec.format, listOf(Message(Role.SYSTEM, "be brief"), Message(Role.USER, "question 1")), tools).size
+            val first = listOf(Message(Role.SYSTEM, "be brief"), Message(Role.USER, "question 1"))
+            val length = encodeChat(codec.tokenizer, codec.format, first, tools).size
             val session = replying(codec, *replies, contextLength = (length + 300) * 4 / 3)
             val chat = conversation(session, codec, roll = true)
             repeat(8) {
@@ -161,7 +162,8 @@ class ToolConversationTest {
         val read = chats.load("a")
         assertEquals(chat, read)
         for (codec in listOf(json, gemma4)) { // a double would lose digits
-            assertContentEquals(encodeChat(codec.tokenizer, codec.format, chat.messages, tools), encodeChat(codec.tokenizer, codec.format, read.messages, tools))
+            val (expected, actual) = listOf(chat, read).map { encodeChat(codec.tokenizer, codec.format, it.messages, tools) }
+            assertContentEquals(expected, actual)
         }
         assertEquals("""{"n": [1, 2.0, 12345678901234567890, 1e-07, "é😀\n"]}""", read.messages[2].content)
         val file = File(folder, "a.json")
@@ -193,7 +195,8 @@ class ToolConversationTest {
         assertTrue(json.canCall && !without.canCall)
         val error = assertFailsWith<TokenizerException> { conversation(replying(without), without) }
         assertContains(error.message.orEmpty(), "this bundle can't be given tools")
-        val chat = Conversation(replying(without), without, Sampler(Sampling()), earlier = listOf(Message(Role.USER, "a"), Message(Role.ASSISTANT, "", listOf(ToolCall("f", JsonObject(emptyMap()))))))
+        val called = listOf(Message(Role.USER, "a"), Message(Role.ASSISTANT, "", listOf(ToolCall("f", JsonObject(emptyMap())))))
+        val chat = Conversation(replying(without), without, Sampler(Sampling()), earlier = called)
         assertFailsWith<TokenizerException> { chat.send("b") }
     }
 
