@@ -26,7 +26,7 @@ class ToolConversationTest {
     private val folder = Files.createTempDirectory("chats").toFile()
     private val tools = Tools.parse(EXAMPLE_TOOLS)
     private val sunny = parseJson("""{"sky": "clear"}""")
-    private val json = ChatCodec(tinyTokenizer(), toolVectors.of("formats").map(ChatFormat::read).getValue("gemma3"), setOf(1, END))
+    private val prompted = ChatCodec(tinyTokenizer(), toolVectors.of("formats").map(ChatFormat::read).getValue("gemma3"), setOf(1, END))
     private val gemma4 = gemma4Codec()
 
     @AfterTest
@@ -57,7 +57,7 @@ class ToolConversationTest {
 
     @Test
     fun `a reply has its calls, and the model answers their results`() {
-        for ((codec, call) in listOf(json to "the\n```json\n$CALL\n```", gemma4 to "the $MARKED<|tool_response>never said")) {
+        for ((codec, call) in listOf(prompted to "the\n```json\n$CALL\n```", gemma4 to "the $MARKED<|tool_response>never said")) {
             val session = replying(codec, call, "it is clear", "so")
             val chat = conversation(session, codec)
             val reply = chat.send("the user?").read()
@@ -79,7 +79,7 @@ class ToolConversationTest {
 
     @Test
     fun `results must be as many as calls, and refused ones change nothing`() {
-        val chat = conversation(replying(json, CALL, "so"), json)
+        val chat = conversation(replying(prompted, CALL, "so"), prompted)
         assertContains(assertFailsWith<SessionException> { chat.sendResults(listOf(sunny)) }.message.orEmpty(), "calls 0 tools, but there are 1 results")
         chat.send("one").read()
         assertContains(assertFailsWith<SessionException> { chat.sendResults(emptyList()) }.message.orEmpty(), "calls 1 tools, but there are 0")
@@ -92,7 +92,7 @@ class ToolConversationTest {
 
     @Test
     fun `a stopped reply calls nothing`() {
-        val chat = conversation(replying(json, CALL), json)
+        val chat = conversation(replying(prompted, CALL), prompted)
         val reply = chat.send("one")
         runBlocking { reply.pieces.take(20).toList() }
         assertEquals(emptyList(), reply.toolCalls)
@@ -118,7 +118,7 @@ class ToolConversationTest {
 
     @Test
     fun `a rolling chat forgets a question with its calls and results`() {
-        for ((codec, call) in listOf(json to CALL, gemma4 to "$MARKED<|tool_response>")) {
+        for ((codec, call) in listOf(prompted to CALL, gemma4 to "$MARKED<|tool_response>")) {
             val replies = (0 until 8).flatMap { listOf(call, "the inn") }.toTypedArray()
             val first = listOf(Message(Role.SYSTEM, "be brief"), Message(Role.USER, "question 1"))
             val length = encodeChat(codec.tokenizer, codec.format, first, tools).size
@@ -137,8 +137,8 @@ class ToolConversationTest {
 
     @Test
     fun `a question before calls can be edited, and the last question asked again after results`() {
-        val session = replying(json, CALL, "so", CALL, "in", "the")
-        val chat = conversation(session, json)
+        val session = replying(prompted, CALL, "so", CALL, "in", "the")
+        val chat = conversation(session, prompted)
         chat.send("one").read()
         chat.sendResults(listOf(sunny)).read()
         for (index in listOf(1, 2, 3)) assertFailsWith<SessionException> { chat.sendAt(index, "x") }
@@ -148,7 +148,7 @@ class ToolConversationTest {
         chat.sendResults(listOf(sunny)).read()
         chat.sendAt(0, "two").read()
         assertEquals(listOf("two", "the"), chat.turns.map { it.content })
-        checkFed(chat, session, json.format, json)
+        checkFed(chat, session, prompted.format, prompted)
     }
 
     @Test
@@ -161,7 +161,7 @@ class ToolConversationTest {
         chats.save(chat)
         val read = chats.load("a")
         assertEquals(chat, read)
-        for (codec in listOf(json, gemma4)) { // a double would lose digits
+        for (codec in listOf(prompted, gemma4)) { // a double would lose digits
             val (expected, actual) = listOf(chat, read).map { encodeChat(codec.tokenizer, codec.format, it.messages, tools) }
             assertContentEquals(expected, actual)
         }
@@ -191,8 +191,10 @@ class ToolConversationTest {
 
     @Test
     fun `a model that can't be given tools refuses them, and chats that have calls`() {
-        val without = json.copy(format = json.format.copy(tools = null))
-        assertTrue(json.canCall && !without.canCall)
+        val without = prompted.copy(format = prompted.format.copy(tools = null))
+        assertTrue(prompted.canCall && !without.canCall)
+        val earlier = json(File(TINY, "chat.json")).value as JsonObject // bundles of an earlier version don't say
+        assertNull(ChatFormat.parse(JsonObject(earlier.fields - "tools").write()).tools)
         val error = assertFailsWith<TokenizerException> { conversation(replying(without), without) }
         assertContains(error.message.orEmpty(), "this bundle can't be given tools")
         val called = listOf(Message(Role.USER, "a"), Message(Role.ASSISTANT, "", listOf(ToolCall("f", JsonObject(emptyMap())))))
@@ -210,7 +212,7 @@ class ToolConversationTest {
         )
         for ((text, message) in refused) {
             assertContains(assertFailsWith<SchemaException>(text) { gemma4.check(Tools.parse(text)) }.message.orEmpty(), message)
-            json.check(Tools.parse(text)) // there it is JSON
+            prompted.check(Tools.parse(text)) // there it is JSON
         }
     }
 
