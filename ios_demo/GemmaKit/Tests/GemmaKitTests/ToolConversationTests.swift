@@ -210,6 +210,9 @@ final class ToolConversationTests: XCTestCase {
         let without = codec(try json(), tools: nil)
         XCTAssertTrue(try json().canCall && !without.canCall)
         checkThrows("tap No tools in Tools") { _ = try conversation(try replying(without), without) }
+        let file = try String(contentsOf: tiny.appendingPathComponent("chat.json"), encoding: .utf8)
+        let earlier = try ChatFormat(Data(file.replacingOccurrences(of: "\"tools\"", with: "\"later\"").utf8))
+        XCTAssertNil(earlier.tools, "bundles of an earlier version")
         let call = Message(.assistant, "", toolCalls: [ToolCall(name: "f", arguments: JSONObject([]))])
         let chat = try Conversation(
             try replying(without), without, Sampler(try Sampling()), turns: [Message(.user, "a"), call])

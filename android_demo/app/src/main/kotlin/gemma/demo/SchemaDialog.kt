@@ -27,7 +27,7 @@ internal class SchemaDialog(private val screen: ChatActivity) {
         val fields = form(screen, labelled("JSON Schema, which the app checks", text), *heldTo())
         val builder = AlertDialog.Builder(screen).setTitle("Schema for answers")
             .setNegativeButton("Any answer") { _, _ -> screen.use(AnswerFormat()) }
-            .setNeutralButton("Compiled …") { _, _ ->
+            .setNeutralButton("Choose a file …") { _, _ ->
                 schema = text.text.toString()
                 pick(screen, Intent(Intent.ACTION_OPEN_DOCUMENT).addCategory(Intent.CATEGORY_OPENABLE).setType("*/*"), GRAMMAR)
             }

@@ -220,7 +220,7 @@ class ToolConversationTest {
     fun `calls that the app answers are answered five times in a row, and others left open`() {
         val call = """{"name": "current_time", "parameters": {}}"""
         fun answer(vararg replies: String): Pair<Conversation, Int> {
-            val chat = conversation(replying(json, *replies), json)
+            val chat = conversation(replying(prompted, *replies), prompted)
             chat.send("when?").read()
             var answered = 0
             runBlocking {
