@@ -91,7 +91,8 @@ build_dex() {
 # The same for the JVM, with the tests as further entries: what they don't reach of the core, the app and the libraries
 # is removed, and what they reach is renamed. Then runs them.
 test_shrunk() {
-    # desktop/ has a few of Android's classes. As part of the app they would be renamed.
+    # desktop/ has a few of Android's classes. As part of the app they would be renamed. Kotlin's lambdas are made at run time
+    # here, unlike in dex, and this R8 forgets to rename the method in some of them: so it keeps that name.
     rm -rf "$out/desktop"
     unzip -qo "$out/app-tests.jar" -d "$out/desktop"
     "$python" -m zipfile -c "$out/desktop.jar" "$out/desktop/android"
@@ -100,6 +101,7 @@ test_shrunk() {
 -keep class gemma.**Test { *; }
 -keep class gemma.core.RunTestsKt,gemma.demo.TelemetryTestKt { public static void main(java.lang.String[]); }
 -keepattributes RuntimeVisibleAnnotations
+-keepclassmembernames interface kotlin.jvm.functions.Function* { *; }
 RULES
     r8 --output "$out/shrunk.jar" --classfile --lib "$out/desktop.jar" --lib "$android" --lib "$java_home" \
         --lib "$junit" --lib "$hamcrest" --pg-conf "$out/entries.pro" --pg-conf "$out/tests.pro" \

@@ -12,23 +12,25 @@ struct ChatView: View {
         VStack(spacing: 8) {
             ScrollView {
                 LazyVStack(alignment: .leading, spacing: 12) {
-                    ForEach(screen.turns) { turn in TurnView(screen: screen, turn: turn, edited: $edited) }
+                    ForEach(screen.turns) { turn in TurnView(screen: screen, turn: turn, edited: $edited, sheet: $sheet) }
                 }
             }
             .defaultScrollAnchor(.bottom)
             StatusView(screen: screen)
             HStack {
-                TextField(screen.schema == nil ? "Ask something" : "Ask for JSON", text: $question, axis: .vertical)
+                TextField(screen.settings.format.hint, text: $question, axis: .vertical)
                     .textFieldStyle(.roundedBorder)
                 if screen.busy { Button("Stop", action: screen.stop) } else { Button("Send", action: send) }
             }
-            HStack {
-                Button("Bundles") { sheet = .bundles }.disabled(screen.busy)
-                Button("Chats") { sheet = .chats }
-                Button("Settings") { sheet = .settings }.disabled(screen.busy)
-                Button(screen.schema == nil ? "Schema" : "Schema ✓") { sheet = .schema }.disabled(screen.busy)
-                Spacer()
-                Button("New chat", action: screen.reset)
+            ScrollView(.horizontal) {
+                HStack(spacing: 16) {
+                    Button("Bundles") { sheet = .bundles }.disabled(screen.busy)
+                    Button("Chats") { sheet = .chats }
+                    Button("Settings") { sheet = .settings }.disabled(screen.busy)
+                    Button(screen.settings.format.isAny ? "Schema" : "Schema ✓") { sheet = .schema }.disabled(screen.busy)
+                    Button(screen.settings.tools.isEmpty ? "Tools" : "Tools ✓") { sheet = .tools }.disabled(screen.busy)
+                    Button("New chat", action: screen.reset)
+                }
             }
             .font(.callout)
         }
@@ -38,11 +40,14 @@ struct ChatView: View {
             case .bundles: BundlesView(screen: screen)
             case .chats: ChatsView(screen: screen)
             case .settings: SettingsView(screen: screen)
-            case .schema: SchemaEditor(screen: screen, text: screen.schema?.description ?? exampleSchema)
+            case .schema: SchemaEditor(screen: screen)
+            case .tools: ToolsEditor(screen: screen)
+            case .results: ResultsView(screen: screen)
             }
         }
         .sheet(item: $edited) { turn in MessageEditor(screen: screen, turn: turn, text: screen.question(turn)) }
         .onChange(of: screen.answersEnded) { _, _ in announce("The answer is complete.") }
+        .onChange(of: screen.callsAsked) { _, _ in sheet = .results }
         .onChange(of: screen.warning) { _, warning in if let warning { announce(warning) } }
         .onChange(of: screen.unanswered) { _, text in if let text, question.isEmpty { question = text } }
     }
@@ -50,19 +55,19 @@ struct ChatView: View {
     private func send() {
         let text = question.trimmingCharacters(in: .whitespacesAndNewlines)
         guard !text.isEmpty, !screen.busy else { return }
-        question = ""
+        if screen.settings.conflict == nil { question = "" }
         screen.send(text)
     }
 }
 
 /// Has VoiceOver say what others see: an answer is written for long, and nothing else tells that it has ended.
 @MainActor
-private func announce(_ text: String) {
+func announce(_ text: String) {
     UIAccessibility.post(notification: .announcement, argument: text)
 }
 
 private enum ChatSheet: Identifiable {
-    case bundles, chats, settings, schema
+    case bundles, chats, settings, schema, tools, results
 
     var id: Self { self }
 }
@@ -72,6 +77,7 @@ private struct TurnView: View {
     let screen: ChatScreen
     let turn: ChatScreen.Turn
     @Binding var edited: ChatScreen.Turn?
+    @Binding var sheet: ChatSheet?
 
     var body: some View {
         VStack(alignment: turn.isUser ? .trailing : .leading, spacing: 4) {
@@ -89,7 +95,7 @@ private struct TurnView: View {
                 MarkdownView(text: turn.text, isWhole: !screen.busy || turn.id != screen.turns.last?.id)
                     .bubble(.fill.tertiary)
                     .accessibilityElement(children: .contain)
-                    .accessibilityLabel("Gemma")
+                    .accessibilityLabel(turn.isReply ? "Gemma" : "Note")
             }
             menu
         }
@@ -100,6 +106,9 @@ private struct TurnView: View {
         Menu {
             Button("Copy") { UIPasteboard.general.string = turn.text }
             if turn.place != nil { Button("Edit") { edited = turn }.disabled(screen.busy) }
+            if screen.isLastAnswer(turn), !screen.openCalls.isEmpty {
+                Button("Give results") { sheet = .results }.disabled(screen.busy)
+            }
             if screen.isLastAnswer(turn) { Button("Answer again", action: screen.answerAgain).disabled(screen.busy) }
         } label: {
             Image(systemName: "ellipsis").frame(minWidth: 44, minHeight: 44)

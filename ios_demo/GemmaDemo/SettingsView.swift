@@ -2,10 +2,11 @@ import GemmaChat
 import GemmaKit
 import SwiftUI
 
-/// System prompt, thinking, a full context, sampling, and where the model computes.
+/// Of a chat: system prompt, thinking, a full context, sampling. Of all: where the model computes.
 struct SettingsView: View {
     let screen: ChatScreen
     @State private var settings: ChatSettings
+    @State private var computeUnits: ComputeUnits
     @State private var asBundleSays: Bool
     @State private var sampling: SamplingDraft
     @State private var seed: String
@@ -15,6 +16,7 @@ struct SettingsView: View {
     init(screen: ChatScreen) {
         self.screen = screen
         _settings = State(initialValue: screen.settings)
+        _computeUnits = State(initialValue: screen.computeUnits)
         _asBundleSays = State(initialValue: screen.settings.sampling == nil)
         _sampling = State(initialValue: SamplingDraft(screen.settings.sampling))
         _seed = State(initialValue: screen.settings.seed.map(String.init) ?? "")
@@ -35,8 +37,8 @@ struct SettingsView: View {
                     if !asBundleSays { SamplingFields(sampling: $sampling) }
                     TextField("Seed, for the same answer each time", text: $seed, axis: .horizontal)
                 }
-                Section("Compute units, from the next loading on") {
-                    Picker("Run on", selection: $settings.computeUnits) {
+                Section("Compute units, for all chats, from the next loading on") {
+                    Picker("Run on", selection: $computeUnits) {
                         ForEach(ComputeUnits.allCases, id: \.self) { Text($0.title).tag($0) }
                     }
                 }
@@ -54,7 +56,7 @@ struct SettingsView: View {
         do {
             settings.sampling = asBundleSays ? nil : try sampling.sampling()
             settings.seed = try parseSeed(seed)
-            screen.use(settings)
+            screen.use(settings, computeUnits)
             dismiss()
         } catch {
             problem = (error as? GemmaError)?.message ?? error.localizedDescription

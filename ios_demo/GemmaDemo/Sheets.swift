@@ -102,29 +102,75 @@ struct MessageEditor: View {
     }
 }
 
-/// Edits the JSON Schema that answers must match.
+/// What the answers of a chat must be: JSON of a schema, of a compiled one, or both.
 struct SchemaEditor: View {
     let screen: ChatScreen
-    @State var text: String
+    @State private var text: String
+    @State private var grammar: GrammarFile?
+    @State private var imports = false
+    @State private var problem: String?
     @Environment(\.dismiss) private var dismiss
+
+    init(screen: ChatScreen) {
+        self.screen = screen
+        _text = State(initialValue: screen.settings.format.schemaText)
+        _grammar = State(initialValue: screen.settings.format.grammar)
+    }
 
     var body: some View {
         NavigationStack {
-            TextEditor(text: $text)
-                .font(.body.monospaced())
-                .autocorrectionDisabled()
-                .textInputAutocapitalization(.never)
-                .accessibilityLabel("JSON Schema")
-                .navigationTitle("JSON Schema")
-                .toolbar {
-                    ToolbarItem(placement: .cancellationAction) { Button("Any answer") { use("") } }
-                    ToolbarItem(placement: .confirmationAction) { Button("Use") { use(text) } }
+            Form {
+                if let problem { Text(problem).foregroundStyle(.orange) }
+                Section("JSON Schema, which the app checks") {
+                    TextEditor(text: $text)
+                        .font(.body.monospaced())
+                        .autocorrectionDisabled()
+                        .textInputAutocapitalization(.never)
+                        .frame(minHeight: 160)
+                        .accessibilityLabel("JSON Schema")
                 }
+                Section("Compiled schema, which guarantees the format") {
+                    if let grammar {
+                        Text("Held to \(grammar.name)")
+                        Button("Remove \(grammar.name)") { self.grammar = nil }
+                    } else {
+                        Text("A file of gemma-runtime compile-schema guarantees the format.")
+                    }
+                    Button("Choose a file …") { imports = true }
+                }
+                Section("Neither") { Button("Any answer") { use(AnswerFormat()) } }
+            }
+            .navigationTitle("Schema for answers")
+            .toolbar {
+                ToolbarItem(placement: .cancellationAction) { Button("Cancel") { dismiss() } }
+                ToolbarItem(placement: .confirmationAction) {
+                    Button("Use") { attempt { use(try AnswerFormat(schema: text, grammar: grammar)) } }
+                }
+            }
         }
+        .fileImporter(isPresented: $imports, allowedContentTypes: [.json, .data]) { chosen in attempt { try take(chosen.get()) } }
+        .onChange(of: problem) { _, problem in if let problem { announce(problem) } }
     }
 
-    private func use(_ text: String) {
-        screen.use(schema: text)
+    private func use(_ format: AnswerFormat) {
+        screen.use(format)
         dismiss()
+    }
+
+    private func take(_ file: URL) throws {
+        let isScoped = file.startAccessingSecurityScopedResource()
+        defer { if isScoped { file.stopAccessingSecurityScopedResource() } }
+        grammar = try GrammarFile(file)
+        if text == AnswerFormat().schemaText { text = "" }  // the example, which is not about this file
+    }
+
+    /// Does it, or says why not, and leaves what was entered.
+    private func attempt(_ work: () throws -> Void) {
+        do {
+            problem = nil
+            try work()
+        } catch {
+            problem = (error as? GemmaError)?.message ?? error.localizedDescription
+        }
     }
 }

@@ -20,6 +20,8 @@ from gemma_runtime.errors import ConstraintError
 from gemma_runtime.text.tools import Json
 
 NOTHING, END = 0, 1  # no text at all, and the empty text
+_MOST_WORK = 1_000_000  # parts of nodes, and steps to make them
+_DEEPEST = 256  # calls of one derivative within another
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +51,18 @@ _Node = _Bytes | _Seq | _Alt | _Repeat
 
 
 class ByteGrammar:
-    """A grammar. Its states are numbers. Raises ConstraintError for anything else."""
+    """A grammar. Its states are numbers.
+
+    Raises ConstraintError for anything else, and, also while it follows, for a grammar that would
+    take too much memory or too deep a stack.
+    """
 
     def __init__(self, grammar: Json) -> None:
         self._nodes: list[_Node] = [_Alt(()), _Bytes(())]  # the second is never looked at
         self._numbers: dict[_Node, int] = {}
         self._may_end = [False, True]
+        self._depths = [1, 1]  # of the calls that a derivative takes
+        self._work = 0
         self._after: dict[tuple[int, int], int] = {}
         match grammar:
             case {"nodes": [*nodes], "start": start}:
@@ -108,6 +116,7 @@ class ByteGrammar:
         while isinstance(node := self._nodes[first], _Seq):
             firsts.append(node.first)
             first = node.rest
+        self._spend(len(firsts))
         for one in (first, *reversed(firsts)):
             rest = self._pair(one, rest)
         return rest
@@ -139,10 +148,26 @@ class ByteGrammar:
         if node == _Alt(()):
             return NOTHING
         if node not in self._numbers:
+            self._spend(1 + len(_parts(node)))
+            depth = 1 + max((self._depths[part] for part in self._calls(node)), default=0)
+            if depth > _DEEPEST:
+                raise _too_large()
             self._numbers[node] = len(self._nodes)
             self._nodes.append(node)
             self._may_end.append(may_end)
+            self._depths.append(depth)
         return self._numbers[node]
+
+    def _spend(self, steps: int) -> None:
+        self._work += steps
+        if self._work > _MOST_WORK:
+            raise _too_large()
+
+    def _calls(self, node: _Node) -> Sequence[int]:
+        """The parts whose derivatives that of a node is made of."""
+        if isinstance(node, _Seq) and not self._may_end[node.first]:
+            return [node.first]
+        return _parts(node)
 
     def _read(self, node: Json, read: Sequence[int]) -> int:
         match node:
@@ -167,6 +192,21 @@ class ByteGrammar:
         for byte in reversed(text):
             state = self._seq(self._number(_Bytes(((byte, byte),)), False), state)
         return state
+
+
+def _parts(node: _Node) -> Sequence[int]:
+    match node:
+        case _Seq(first, rest):
+            return first, rest
+        case _Alt(cases):
+            return cases
+        case _Repeat(body):
+            return (body,)
+    return ()
+
+
+def _too_large() -> ConstraintError:
+    return ConstraintError("the grammar is too large to follow; compile a smaller schema")
 
 
 def _is_range(value: Json) -> bool:

@@ -1,6 +1,7 @@
 """Grammars for the phone apps: what they allow is what llguidance allows."""
 
 import json
+import random
 import re
 from collections.abc import Mapping, Sequence
 
@@ -167,3 +168,26 @@ def test_a_long_text_is_followed_without_recursion() -> None:
 def test_a_damaged_grammar_is_refused(grammar: Json) -> None:
     with pytest.raises(ConstraintError, match="compile it again"):
         ByteGrammar(grammar)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [["repeat", index, 0, 2] for index in range(100_000)],  # nested
+        [["repeat", 0, 0, 1], ["seq", *[1] * 100_000]],  # any number may be left out
+        [["seq", index, index] for index in range(60)],  # 2 to the power of 60
+        # The 30th byte before the end is an a: a state for each set of places.
+        [["bytes", [[97, 98]]], ["repeat", 1, 0, None], ["repeat", 1, 30, 30], ["seq", 2, 0, 3]],
+    ],
+    ids=["deep", "optional", "doubled", "ambiguous"],
+)
+def test_a_grammar_that_is_too_deep_or_grows_without_end_is_refused(nodes: list[Json]) -> None:
+    """They overflowed the stack, or took all memory."""
+    draw = random.Random(1)
+
+    def follow() -> None:
+        grammar = ByteGrammar({"nodes": [["text", "a"], *nodes], "start": len(nodes)})
+        grammar.follow(grammar.start, bytes(draw.choice(b"ab") for _ in range(100_000)))
+
+    with pytest.raises(ConstraintError, match="too large"):
+        follow()

@@ -8,7 +8,7 @@ public final class ChatScreen {
     public struct Turn: Identifiable {
         public let id = UUID()
         public let isUser: Bool
-        var isReply = false  // the model's, and not about a reply
+        public internal(set) var isReply = false  // the model's, and not about a reply
         public internal(set) var place: Int?  // a question's, among the turns of the saved chat
         public internal(set) var text: String
         public internal(set) var thought = ""  // what the model wrote for itself before the answer
@@ -17,6 +17,8 @@ public final class ChatScreen {
     public internal(set) var turns: [Turn] = []
     /// How many answers have ended, for announcements to those who don't see them.
     public internal(set) var answersEnded = 0
+    /// How many answers have ended with calls whose results the user is to give.
+    public internal(set) var callsAsked = 0
     /// A question that got no answer, for the user to change.
     public internal(set) var unanswered: String?
     public internal(set) var status = "Tap Bundles to load a model."
@@ -24,14 +26,16 @@ public final class ChatScreen {
     public internal(set) var result: String?
     public internal(set) var report: URL?  // a .json file to share
     public internal(set) var spans: [Span] = []  // of the last sustained benchmark
-    public internal(set) var schema: Schema?
     /// The bundle that is or will be loaded.
     public internal(set) var bundle: URL?
     /// The bundles on this device.
     public internal(set) var bundles: [URL] = []
     /// Downloads that have not ended.
     public internal(set) var downloads: [UnfinishedDownload] = []
+    /// Of the open chat.
     public internal(set) var settings = ChatSettings()
+    /// Where to compute, from the next time that a bundle is loaded.
+    public internal(set) var computeUnits = ComputeUnits.automatic
     /// Saved chats, the last changed first.
     public internal(set) var chats: [SavedChat] = []
     public internal(set) var contextUse: ContextUse?

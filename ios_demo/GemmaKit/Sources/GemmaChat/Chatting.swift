@@ -14,12 +14,12 @@ extension ChatScreen {
     }
 
     /// The text of one of the user's turns to edit, without what a schema has added.
-    public func question(_ turn: Turn) -> String { request(in: turn.text, schema) }
+    public func question(_ turn: Turn) -> String { request(in: turn.text, settings.format.schema) }
 
     /// Asks the last question once more, for another reply.
     public func answerAgain() {
         guard let place = lastQuestion(chat.turns) else { return }
-        let question = request(in: chat.turns[place].content, schema)
+        let question = request(in: chat.turns[place].content, settings.format.schema)
         startTask { try await self.ask(question, at: place) }
     }
 
@@ -30,14 +30,41 @@ extension ChatScreen {
 
     /// Asks in a place of the chat. If no answer begins, the chat is as before, and the question is `unanswered`.
     private func ask(_ question: String, at place: Int) async throws {
-        let (shown, model, schema) = (turns, model, schema)
+        if let conflict = settings.conflict { throw GemmaError.session(conflict) }
+        let (shown, format) = (turns, settings.format)
         if let start = turns.firstIndex(where: { $0.place == place }) { turns.removeSubrange(start...) }
         turns.append(Turn(isUser: true, place: place, text: question))
         unanswered = nil
+        let hasBegun = try await showAnswer(shown) {
+            try await $0.answer(question, at: place, format, $1)
+        } else: {
+            self.unanswered = question
+        }
+        if hasBegun && !openCalls.isEmpty { callsAsked += 1 }
+    }
+
+    /// The calls of the last reply, which wait for their results.
+    public var openCalls: [ToolCall] { GemmaKit.openCalls(chat.turns) }
+
+    /// Gives the model the results of its calls. If no answer begins, the chat is as before.
+    public func send(_ results: [JSON]) {
+        startTask {
+            let hasBegun = try await self.showAnswer(self.turns) { try await $0.answer(results, $1) }
+            if hasBegun && !self.openCalls.isEmpty { self.callsAsked += 1 }
+        }
+    }
+
+    /// Shows an answer and saves the chat; returns whether the answer began. If not, the turns are as before.
+    private func showAnswer(
+        _ before: [Turn],
+        _ answer: @escaping @Sendable (ModelActor, @escaping @Sendable (ChatEvent) -> Void) async throws -> Void,
+        else takeBack: () -> Void = {}
+    ) async throws -> Bool {
+        let model = model
         var hasBegun = false
         let answered = await resultOf {
             try await self.loadIfNeeded()
-            try await self.follow({ try await model.answer(question, at: place, schema, $0) }) { event in
+            try await self.follow({ try await answer(model, $0) }) { event in
                 hasBegun = hasBegun || event.isOfBegunReply
                 self.show(event)
             }
@@ -45,28 +72,36 @@ extension ChatScreen {
         if hasBegun {
             answersEnded += 1
         } else {
-            turns = shown
-            unanswered = question
+            turns = before
+            takeBack()
         }
         try await save()
         try answered.get()
+        return hasBegun
     }
 
-    /// Requires answers to match a JSON Schema; an empty text allows any answer.
-    public func use(schema text: String) {
-        do {
-            schema = text.isEmpty ? nil : try Schema(text)
-            warning = nil
-        } catch {
-            warning = message(error)
+    /// Gives this chat tools; a blank text gives none. Throws for those that are none, or that the bundle can't be given.
+    public func use(tools: String) async throws {
+        try await model.check(tools: tools)
+        var new = settings
+        new.tools = tools
+        use(new, computeUnits)
+    }
+
+    /// Requires answers to have a format. No token so far depends on it, so nothing is fed again.
+    public func use(_ format: AnswerFormat) {
+        startTask {
+            self.settings.format = format
+            try await self.save()
         }
     }
 
-    /// Uses other settings, from the next reply on.
-    public func use(_ new: ChatSettings) {
+    /// Uses other settings for this chat, from the next reply on, and computes elsewhere, from the next loading on.
+    public func use(_ new: ChatSettings, _ units: ComputeUnits) {
         startTask {
             try await self.model.use(new)
-            self.settings = new
+            await self.model.use(units)
+            (self.settings, self.computeUnits) = (new, units)
             try await self.save()
         }
     }
@@ -113,7 +148,7 @@ extension ChatScreen {
 
     /// Starts a new chat; the old one stays in the list.
     public func reset() {
-        go(to: SavedChat())
+        go(to: SavedChat(settings: settings))
     }
 
     /// Goes on with a saved chat.
@@ -133,8 +168,7 @@ extension ChatScreen {
         turns = []
         warning = nil
         replaceTask {
-            try await self.model.start(next)
-            self.show(next)
+            await self.start(next, else: self.settings)
             self.contextUse = await self.model.contextUse
             try await self.save()
         }
@@ -146,25 +180,38 @@ extension ChatScreen {
         state.bundle = bundle?.lastPathComponent
         state.chat = chat.id
         state.settings = settings
+        state.computeUnits = computeUnits
         try store.save(state)
         let now = await model.chat
-        guard now.turns != chat.turns || now.forgotten != chat.forgotten else { return }
-        chat = SavedChat(id: chat.id, turns: now.turns, forgotten: now.forgotten)
+        let isOther = now.turns != chat.turns || now.forgotten != chat.forgotten
+        guard isOther || settings != chat.settings && !now.turns.isEmpty else { return }
+        let changed = isOther ? Date() : chat.changed
+        chat = SavedChat(id: chat.id, settings: settings, turns: now.turns, forgotten: now.forgotten, changed: changed)
         try store.save(chat)
         chats = store.load()
     }
 
-    func show(_ saved: SavedChat) {
-        chat = saved
+    /// Goes on with a chat and its settings, or with others if it has none.
+    func start(_ saved: SavedChat, else others: ChatSettings) async {
+        var next = saved
+        next.settings = saved.settings ?? others
+        await model.start(next)
+        settings = next.settings ?? others
+        chat = next
         turns = saved.turns.enumerated().map { place, message in
-            let isUser = message.role == .user
-            return Turn(isUser: isUser, isReply: !isUser, place: isUser ? place : nil, text: message.content)
+            switch message.role {
+            case .assistant:
+                return Turn(isUser: false, isReply: true, text: shownReply(message.content, message.toolCalls))
+            case .tool: return Turn(isUser: false, text: shownResult(message))
+            default: return Turn(isUser: true, place: place, text: message.content)
+            }
         }
     }
 
     private func show(_ event: ChatEvent) {
         switch event {
         case .forgot(let count): warning = "The context is full: forgot the oldest \(count) turns."
+        case .result(let text): turns.append(Turn(isUser: false, text: text))
         case .began: turns.append(Turn(isUser: false, isReply: true, text: ""))
         case .piece(let text, let thought, let progress):
             // There is no such turn if a new chat was started meanwhile.
@@ -174,8 +221,10 @@ extension ChatScreen {
             }
             contextUse = progress.used
             status = statusLine(progress.latency)
-        case .ended(.context): warning = "The context is full. Tap New chat to go on."
-        case .ended: break
+        case .ended(let reason, let text, let guarantee):
+            if let last = turns.indices.last, turns[last].isReply { turns[last].text = text }
+            if reason == .context { warning = "The context is full. Tap New chat to go on." }
+            if let guarantee { status = guarantee }
         case .checked(let outcome): turns.append(Turn(isUser: false, text: outcome))
         }
     }

@@ -11,12 +11,10 @@ extension ChatScreen {
             self.bundles = self.library.bundles()
             self.chats = self.store.load()
             let state = self.store.loadState()
-            self.settings = state.settings
-            try await self.model.use(state.settings)
-            if let saved = self.chats.first(where: { $0.id == state.chat }) {
-                try await self.model.start(saved)
-                self.show(saved)
-            }
+            self.computeUnits = state.computeUnits
+            await self.model.use(state.computeUnits)
+            let saved = self.chats.first { $0.id == state.chat } ?? self.chat
+            await self.start(saved, else: state.settings)
             guard let bundle = state.bundle.flatMap(self.library.bundle(named:)) else { return }
             try await self.load(bundle)
         }

@@ -3,17 +3,18 @@ import GemmaKit
 
 /// The events of an answer, in order.
 enum ChatEvent: Sendable {
+    case result(String)  // of a call, as a message, before the reply to it
     case forgot(Int)  // this many turns were forgotten, because the context was full
     case began  // a reply begins; with a schema there may be several
     case piece(String, thought: String, Progress)  // of the answer; the thought is whole
-    case ended(StopReason?)
+    case ended(StopReason?, text: String, guarantee: String?)  // all of it; whether it has its format, as a message
     case checked(String)  // the outcome of the check against the schema, as a message
 
     /// Whether the reply that it belongs to counts in the conversation.
     var isOfBegunReply: Bool {
         switch self {
         case .piece: true
-        case .ended(let reason): reason != nil
+        case .ended(let reason, _, _): reason != nil
         default: false
         }
     }
@@ -64,7 +65,7 @@ actor ModelActor {
     private var loaded: Loaded?
     private var conversation: Conversation?
     private var kept = SavedChat()
-    private var settings = ChatSettings()
+    private var computeUnits = ComputeUnits.automatic
     private var meter = LatencyMeter()
     private var results = Results()
 
@@ -97,12 +98,11 @@ actor ModelActor {
         let codec = try ChatCodec(bundle)
         var load = LatencyMeter()
         load.startLoad()
-        let units = settings.computeUnits
+        let units = computeUnits
         let session = try await BundleSession.open(bundle.manifest) { [open] in try await open(bundle, $0, units) }
         load.loaded()
         let times = Loading(checkMs: check.latency.loadMs ?? 0, loadMs: load.latency.loadMs ?? 0)
         let new = Loaded(bundle: bundle, session: session, codec: codec, times: times)
-        conversation = try makeConversation(new)
         loaded = new
         return bundle.manifest.modelID
     }
@@ -118,7 +118,8 @@ actor ModelActor {
     var chat: SavedChat {
         guard let conversation else { return kept }
         return SavedChat(
-            id: kept.id, turns: conversation.turns, forgotten: conversation.forgotten, changed: kept.changed)
+            id: kept.id, settings: kept.settings, turns: conversation.turns, forgotten: conversation.forgotten,
+            changed: kept.changed)
     }
 
     /// How long checking and loading took; nil if no model is in memory.
@@ -129,33 +130,50 @@ actor ModelActor {
         loaded.map { ContextUse(tokens: $0.session.position, limit: $0.session.contextLength) }
     }
 
-    /// Goes on with a chat.
-    func start(_ chat: SavedChat) throws {
+    /// Goes on with a chat, from the next reply on.
+    func start(_ chat: SavedChat) {
         kept = chat
         conversation = nil
-        if let loaded { conversation = try makeConversation(loaded) }
+        loaded?.session.reset()
     }
 
     /// Uses other settings from the next reply on; throws if the bundle doesn't support one, which changes nothing.
     func use(_ new: ChatSettings) throws {
-        let (old, now) = (settings, chat)
-        settings = new
-        do {
-            try start(now)
-        } catch {
-            settings = old
-            try start(now)
-            throw error
-        }
+        var next = chat
+        next.settings = new
+        guard let loaded else { return start(next) }
+        let made = try makeConversation(loaded, next)
+        (kept, conversation) = (next, made)
     }
 
-    /// Answers a question in a place of the chat, in JSON if a schema is given. Cancelling the task stops it between two tokens, and
-    /// between two chunks of the prompt.
-    func answer(_ question: String, at place: Int, _ schema: Schema?, _ send: @Sendable (ChatEvent) -> Void) async throws {
-        guard let conversation else { throw GemmaError.session("no bundle is loaded; tap Bundles and pick one") }
-        guard let schema else { return try await conversation.send(question, at: place).run { tell($0, $1, send) } }
-        let structured = try await askStructured(conversation, question, schema, at: place) { tell($0, $1, send) }
-        send(.checked(structured.summary))
+    /// Computes there from the next loading on.
+    func use(_ units: ComputeUnits) { computeUnits = units }
+
+    /// Answers a question in a place of the chat, in a format. Cancelling the task stops it between two tokens, and between two
+    /// chunks of the prompt.
+    func answer(_ question: String, at place: Int, _ format: AnswerFormat, _ send: @Sendable (ChatEvent) -> Void) async throws {
+        guard let loaded else { throw GemmaError.session("no bundle is loaded; tap Bundles and pick one") }
+        let conversation = try conversation ?? makeConversation(loaded, kept)
+        self.conversation = conversation
+        let outcome = try await askFormatted(conversation, question, format, at: place) { tell($0, $1, format, send) }
+        if let outcome { send(.checked(outcome)) }
+        try await answerBuiltIn(conversation, onEvent: { tell($0, $1, format, send) })
+    }
+
+    /// Answers the results of the last reply's calls.
+    func answer(_ results: [JSON], _ send: @Sendable (ChatEvent) -> Void) async throws {
+        guard let loaded else { throw GemmaError.session("no bundle is loaded; tap Bundles and pick one") }
+        let conversation = try conversation ?? makeConversation(loaded, kept)
+        self.conversation = conversation
+        try await conversation.send(results: results).run { tell($0, $1, AnswerFormat(), send) }
+        try await answerBuiltIn(conversation, onEvent: { tell($0, $1, AnswerFormat(), send) })
+    }
+
+    /// Throws a schema error for what are no tools, or for those that the bundle can't write, and a tokenizer error if it can't
+    /// be given any.
+    func check(tools text: String) throws {
+        let tools = try Tools(text)
+        try loaded?.codec.check(tools)
     }
 
     /// Verifies the bundle against its goldens and measures its speed; returns both as text and as JSON to share.
@@ -197,16 +215,18 @@ actor ModelActor {
         ).write()
     }
 
-    private func makeConversation(_ loaded: Loaded) throws -> Conversation {
-        try Conversation(
+    private func makeConversation(_ loaded: Loaded, _ chat: SavedChat) throws -> Conversation {
+        let settings = chat.settings ?? ChatSettings()
+        return try Conversation(
             loaded.session, loaded.codec, settings.sampler(loaded.bundle.manifest),
             system: strip(settings.system).isEmpty ? nil : settings.system, roll: settings.roll,
-            thinking: settings.thinking, turns: kept.turns, forgotten: kept.forgotten)
+            thinking: settings.thinking, turns: chat.turns, forgotten: chat.forgotten, tools: Tools(settings.tools))
     }
 
-    private func tell(_ reply: Reply, _ event: ReplyEvent, _ send: @Sendable (ChatEvent) -> Void) {
+    private func tell(_ reply: Reply, _ event: ReplyEvent, _ format: AnswerFormat, _ send: @Sendable (ChatEvent) -> Void) {
         switch event {
         case .began:
+            for result in reply.results { send(.result(shownResult(result))) }
             if reply.forgotten > 0 { send(.forgot(reply.forgotten)) }
             send(.began)
             meter.start()
@@ -214,7 +234,9 @@ actor ModelActor {
             meter.token()
             let used = contextUse ?? ContextUse(tokens: 0, limit: 0)
             send(.piece(piece, thought: reply.thought, Progress(latency: meter.latency, used: used)))
-        case .ended: send(.ended(reply.reason))
+        case .ended:
+            let text = shownReply(reply.text, reply.toolCalls)
+            send(.ended(reply.reason, text: text, guarantee: guarantee(format, reply)))
         }
     }
 }

@@ -1,13 +1,16 @@
 /// Follows a text byte by byte through a grammar that `gemma-runtime compile-schema` wrote.
 ///
 /// `byte_grammar.py` of the runtime describes the format; this is the same code. A state is a number. What may follow
-/// a byte is again a grammar, the derivative; equal grammars get the same number, so each is made once.
+/// a byte is again a grammar, the derivative; equal grammars get the same number, so each is made once. Throws a schema
+/// error, also while it follows, for a grammar that would take too much memory or too deep a stack.
 public final class ByteGrammar {
     static let nothing = 0  // no text at all
     static let end = 1  // the empty text
 
     private var nodes: [Node] = [.alt([]), .bytes([])]  // the second is never looked at
     private var endings = [false, true]
+    private var depths = [1, 1]  // of the calls that a derivative takes
+    private var work = 0
     private var numbers: [Node: Int] = [:]
     private var derivatives: [Int: Int] = [:]
 
@@ -28,20 +31,21 @@ public final class ByteGrammar {
     }
 
     /// The state behind a byte; `nothing` if the byte may not come next.
-    func after(_ state: Int, _ byte: UInt8) -> Int {
+    func after(_ state: Int, _ byte: UInt8) throws -> Int {
         let key = state << 8 | Int(byte)
         if let known = derivatives[key] { return known }
-        let derivative = derive(state, byte)
+        let derivative = try derive(state, byte)
+        if derivatives.count >= mostDerivatives { derivatives = [:] }
         derivatives[key] = derivative
         return derivative
     }
 
     /// The state behind some bytes; `nothing` if they may not come next.
-    func follow(_ state: Int, _ text: some Sequence<UInt8>) -> Int {
+    func follow(_ state: Int, _ text: some Sequence<UInt8>) throws -> Int {
         var now = state
         for byte in text {
             if now == Self.nothing { break }
-            now = after(now, byte)
+            now = try after(now, byte)
         }
         return now
     }
@@ -49,59 +53,75 @@ public final class ByteGrammar {
     /// Whether the text may end here.
     func mayEnd(_ state: Int) -> Bool { endings[state] }
 
-    private func derive(_ state: Int, _ byte: UInt8) -> Int {
+    private func derive(_ state: Int, _ byte: UInt8) throws -> Int {
         if state <= Self.end { return Self.nothing }
         switch nodes[state] {
         case .bytes(let ranges): return ranges.contains { $0.contains(byte) } ? Self.end : Self.nothing
         case .seq(let first, let rest):
-            let behind = sequence(after(first, byte), rest)
-            return mayEnd(first) ? choice([behind, after(rest, byte)]) : behind
-        case .alt(let cases): return choice(cases.map { after($0, byte) })
+            let behind = try sequence(after(first, byte), rest)
+            return mayEnd(first) ? try choice([behind, after(rest, byte)]) : behind
+        case .alt(let cases): return try choice(cases.map { try after($0, byte) })
         case .repeated(let body, let least, let most):
-            let left = repeated(body, max(least - 1, 0), most.map { $0 - 1 })
-            return sequence(after(body, byte), left)
+            let left = try repeated(body, max(least - 1, 0), most.map { $0 - 1 })
+            return try sequence(after(body, byte), left)
         }
     }
 
     /// Nested to the right, so that equal sequences get the same number.
-    private func sequence(_ first: Int, _ rest: Int) -> Int {
+    private func sequence(_ first: Int, _ rest: Int) throws -> Int {
         var firsts: [Int] = []
         var last = first
         while case .seq(let one, let others) = nodes[last] {
             firsts.append(one)
             last = others
         }
-        return firsts.reversed().reduce(pair(last, rest)) { pair($1, $0) }
+        try spend(firsts.count)
+        return try firsts.reversed().reduce(pair(last, rest)) { try pair($1, $0) }
     }
 
-    private func pair(_ first: Int, _ rest: Int) -> Int {
+    private func pair(_ first: Int, _ rest: Int) throws -> Int {
         if first == Self.nothing || rest == Self.nothing { return Self.nothing }
         if first == Self.end || rest == Self.end { return max(first, rest) }
-        return number(.seq(first, rest), mayEnd(first) && mayEnd(rest))
+        return try number(.seq(first, rest), mayEnd(first) && mayEnd(rest))
     }
 
-    private func choice(_ cases: [Int]) -> Int {
+    private func choice(_ cases: [Int]) throws -> Int {
         var flat: Set<Int> = []
         for one in cases {
             if case .alt(let inner) = nodes[one] { flat.formUnion(inner) } else { flat.insert(one) }
         }
         if let only = flat.first, flat.count == 1 { return only }
-        return number(.alt(flat.sorted()), flat.contains(where: mayEnd))
+        return try number(.alt(flat.sorted()), flat.contains(where: mayEnd))
     }
 
-    private func repeated(_ body: Int, _ least: Int, _ most: Int?) -> Int {
+    private func repeated(_ body: Int, _ least: Int, _ most: Int?) throws -> Int {
         if most == 0 || body == Self.end { return Self.end }
         if body == Self.nothing { return least == 0 ? Self.end : Self.nothing }
-        return number(.repeated(body, least, most), least == 0 || mayEnd(body))
+        return try number(.repeated(body, least, most), least == 0 || mayEnd(body))
     }
 
-    private func number(_ node: Node, _ mayEnd: Bool) -> Int {
+    private func number(_ node: Node, _ mayEnd: Bool) throws -> Int {
         if node == .alt([]) { return Self.nothing }
         if let known = numbers[node] { return known }
+        try spend(1 + node.parts.count)
+        let depth = 1 + (calls(of: node).map { depths[$0] }.max() ?? 0)
+        if depth > deepest { throw tooLarge }
         numbers[node] = nodes.count
         nodes.append(node)
         endings.append(mayEnd)
+        depths.append(depth)
         return nodes.count - 1
+    }
+
+    private func spend(_ steps: Int) throws {
+        work += steps
+        if work > mostWork { throw tooLarge }
+    }
+
+    /// The parts whose derivatives that of a node is made of.
+    private func calls(of node: Node) -> [Int] {
+        if case .seq(let first, _) = node, !mayEnd(first) { return [first] }
+        return node.parts
     }
 }
 
@@ -117,17 +137,17 @@ extension ByteGrammar {
         switch kind {
         case "bytes":
             guard parts.count == 2, let ranges = byteRanges(parts[1]) else { throw refusal }
-            return number(.bytes(ranges), false)
+            return try number(.bytes(ranges), false)
         case "text":
             guard parts.count == 2, case .string(let text) = parts[1] else { throw refusal }
-            return text.utf8.reversed().reduce(Self.end) { pair(number(.bytes([$1...$1]), false), $0) }
-        case "seq": return try parts.dropFirst().reversed().reduce(Self.end) { sequence(try node($1), $0) }
-        case "alt": return choice(try parts.dropFirst().map(node))
+            return try text.utf8.reversed().reduce(Self.end) { try pair(number(.bytes([$1...$1]), false), $0) }
+        case "seq": return try parts.dropFirst().reversed().reduce(Self.end) { try sequence(node($1), $0) }
+        case "alt": return try choice(parts.dropFirst().map(node))
         case "repeat":
             guard parts.count == 4, let least = whole(parts[2]) else { throw refusal }
             let most = whole(parts[3])
             guard most.map({ $0 >= least }) ?? (parts[3] == .null) else { throw refusal }
-            return repeated(try node(parts[1]), least, most)
+            return try repeated(node(parts[1]), least, most)
         default: throw refusal
         }
     }
@@ -138,6 +158,15 @@ private enum Node: Hashable {
     case seq(Int, Int)
     case alt([Int])
     case repeated(Int, Int, Int?)
+
+    var parts: [Int] {
+        switch self {
+        case .bytes: []
+        case .seq(let first, let rest): [first, rest]
+        case .alt(let cases): cases
+        case .repeated(let body, _, _): [body]
+        }
+    }
 }
 
 private func byteRanges(_ json: JSON) -> [ClosedRange<UInt8>]? {
@@ -154,11 +183,16 @@ private func byteRanges(_ json: JSON) -> [ClosedRange<UInt8>]? {
 
 /// A whole number of at least 0 that fits in 32 bits.
 private func whole(_ json: JSON?) -> Int? {
-    guard case .number(let value)? = json, value == value.rounded(), (0...Double(Int32.max)).contains(value) else {
+    guard case .number(let value, _)? = json, value == value.rounded(), (0...Double(Int32.max)).contains(value) else {
         return nil
     }
     return Int(value)
 }
+
+private let mostWork = 1_000_000  // parts of nodes, and steps to make them: some 50 MB
+private let mostDerivatives = 300_000  // the memory of so many is freed, and they are made again
+private let deepest = 256  // fits in the stack of a thread
+private let tooLarge = GemmaError.schema("the grammar is too large to follow; compile a smaller schema")
 
 private func wrong(_ what: String) -> GemmaError {
     .schema("the grammar is not valid: \(what); run gemma-runtime compile-schema again")
@@ -190,26 +224,26 @@ public final class GrammarState {
 
     /// Whether a token may come next: text that the grammar allows, or a stop token where the reply may end. A thought
     /// may have any but stop tokens.
-    func allows(_ token: Int) -> Bool {
+    func allows(_ token: Int) throws -> Bool {
         if isThinking { return !stopTokens.contains(token) }
         if mayThink && token == opens { return true }
-        return stopTokens.contains(token) ? grammar.mayEnd(state) : after(token) != ByteGrammar.nothing
+        return stopTokens.contains(token) ? grammar.mayEnd(state) : try after(token) != ByteGrammar.nothing
     }
 
-    func accept(_ token: Int) {
+    func accept(_ token: Int) throws {
         if isThinking {
             isThinking = token != closes
         } else if mayThink && token == opens {
             isThinking = true
         } else {
-            state = after(token)
+            state = try after(token)
         }
         mayThink = false
     }
 
-    private func after(_ token: Int) -> Int {
-        if let byte = tokenizer.byte(of: token) { return grammar.after(state, byte) }
+    private func after(_ token: Int) throws -> Int {
+        if let byte = tokenizer.byte(of: token) { return try grammar.after(state, byte) }
         let text = tokenizer.text(of: token)
-        return text.isEmpty ? ByteGrammar.nothing : grammar.follow(state, text.utf8)
+        return text.isEmpty ? ByteGrammar.nothing : try grammar.follow(state, text.utf8)
     }
 }

@@ -2,15 +2,27 @@ import Foundation
 
 public enum Role: String, Codable, Sendable {
     case system, user, assistant
+    case tool  // a turn with what a tool has returned
 }
 
-public struct Message: Equatable, Codable, Sendable {
+public struct Message: Equatable, Sendable {
     public let role: Role
     public let content: String
+    public let toolCalls: [ToolCall]  // of the assistant alone
+    public let thought: String  // before the calls; a template may keep it until the user's next turn
+    public let name: String?  // of the tool whose result the content is
+    public let result: JSON?  // the content as JSON
 
-    public init(_ role: Role, _ content: String) {
+    public init(
+        _ role: Role, _ content: String, toolCalls: [ToolCall] = [], thought: String = "", name: String? = nil,
+        result: JSON? = nil
+    ) {
         self.role = role
         self.content = content
+        self.toolCalls = toolCalls
+        self.thought = thought
+        self.name = name
+        self.result = result
     }
 }
 
@@ -26,6 +38,7 @@ public struct ChatFormat {
     let replyAfter: String  // of an earlier reply only the text after the last of these counts; "" if all of it counts
     /// Of an earlier reply, what is between these two is left out; nil if nothing is.
     let replyWithout: (opens: String, closes: String)?
+    private(set) var tools: ToolFormat?  // nil if this model can't be given tools, or the bundle is older than tools on phones
     private let withThinking: [ChatFormat]  // one or none; an array, because a struct can't contain itself
 
     /// Throws a bundle error if the bundle has no chat format, because its template can't be expressed as one.
@@ -37,7 +50,7 @@ public struct ChatFormat {
         try self.init(JSONFields.parse(file: "chat.json", file))
     }
 
-    private init(_ json: JSONFields) throws {
+    init(_ json: JSONFields) throws {
         first = try json.of("first").string()
         userToAssistant = try json.of("user_to_assistant").string()
         assistantToUser = try json.of("assistant_to_user").string()
@@ -50,16 +63,24 @@ public struct ChatFormat {
             .assistant: try json.of("trim_assistant").boolean(),
         ]
         replyAfter = try json.of("reply_after").string()
-        replyWithout = try json.orNil("reply_without").map(readPair)
+        replyWithout = try json.orNil("reply_without")?.pair()
+        tools = try json.orNil("tools").map(ToolFormat.init)
         withThinking = try json.orNil("thinking").map { [try ChatFormat($0)] } ?? []
     }
 
     /// The format that asks the model to think before it answers; nil if the template has none.
     public var thinking: ChatFormat? { withThinking.first }
 
-    fileprivate func content(_ turn: Message) -> String {
+    /// The format with another way to write tools.
+    func with(tools: ToolFormat?) -> ChatFormat {
+        var copy = self
+        copy.tools = tools
+        return copy
+    }
+
+    func content(_ turn: Message) -> String {
         let text = turn.role == .assistant ? withoutThoughts(turn.content) : turn.content
-        return trims[turn.role] == true ? strip(text) : text
+        return trims[turn.role == .tool ? .assistant : turn.role] == true ? strip(text) : text
     }
 
     private func withoutThoughts(_ reply: String) -> String {
@@ -72,40 +93,64 @@ public struct ChatFormat {
         switch role {
         case .system: return systemToUser
         case .user: return userToAssistant
-        case .assistant: return assistantToUser
+        case .assistant, .tool: return assistantToUser
         }
     }
 }
 
-private func readPair(_ json: JSONFields) throws -> (opens: String, closes: String) {
-    let texts = try json.list { try $0.string() }
-    guard texts.count == 2, !texts.contains("") else { throw json.wrong("two texts") }
-    return (texts[0], texts[1])
-}
-
 /// Token ids of a conversation up to the start of the model's next turn, with bos where the template writes it.
 ///
-/// Message contents can't become control tokens. A blank system turn is left out.
-public func encodeChat(_ tokenizer: Tokenizer, _ format: ChatFormat, _ messages: [Message]) throws -> [Int] {
+/// Message contents, tools, calls and results can't become control tokens. A blank system turn is left out.
+public func encodeChat(_ tokenizer: Tokenizer, _ format: ChatFormat, _ messages: [Message], tools: Tools = .none) throws -> [Int]
+{
     let turns = messages.filter { $0.role != .system || !strip($0.content).isEmpty }
     try checkTurns(turns)
-    var writer = ChatWriter(tokenizer: tokenizer)
-    try writer.frame(turns[0].role == .system ? format.system : format.first)
-    for (index, turn) in turns.enumerated() {
-        writer.text += format.content(turn)
-        try writer.frame(index == turns.count - 1 ? format.reply : format.after(turn.role))
+    let writer = ChatWriter(tokenizer)
+    if tools.isEmpty && turns.allSatisfy({ $0.role != .tool && $0.toolCalls.isEmpty }) {
+        try writer.chat(format, turns)
+        return try writer.finish()
     }
-    try writer.flush()
-    return writer.tokens
+    guard let how = format.tools else { throw noTools }
+    switch how {
+    case .marks(let marks): try MarkedTools(format, marks, writer).chat(turns, tools)
+    case .prompt(let prompt): try writer.chat(format, withoutTools(turns, tools, prompt))
+    }
+    return try writer.finish()
+}
+
+private let noTools = GemmaError.tokenizer(
+    "this bundle can't be given tools: phones can't write them as its chat template does, or it is of an earlier "
+        + "version; tap No tools in Tools and start a new chat, or export the model again")
+
+/// Throws a tokenizer error if this model can't be given tools, a schema error if its template can't write these.
+public func checkTools(_ tokenizer: Tokenizer, _ format: ChatFormat, _ tools: Tools) throws {
+    if tools.isEmpty { return }
+    guard let how = format.tools else { throw noTools }
+    guard case .marks(let marks) = how else { return }
+    let writer = MarkedTools(format, marks, ChatWriter(tokenizer))
+    for function in tools.functions { try writer.declaration(function) }
 }
 
 /// Encodes the template's text and the messages between two control tokens together, as one text.
-private struct ChatWriter {
-    let tokenizer: Tokenizer
-    var tokens: [Int] = []
-    var text = ""
+final class ChatWriter {
+    private let tokenizer: Tokenizer
+    private var tokens: [Int] = []
+    private var text = ""
 
-    mutating func frame(_ template: String) throws {
+    init(_ tokenizer: Tokenizer) { self.tokenizer = tokenizer }
+
+    /// Turns without tools.
+    func chat(_ format: ChatFormat, _ turns: [Message]) throws {
+        try frame(turns[0].role == .system ? format.system : format.first)
+        for (index, turn) in turns.enumerated() {
+            content(format.content(turn))
+            try frame(index == turns.count - 1 ? format.reply : format.after(turn.role))
+        }
+    }
+
+    func content(_ added: String) { text += added }
+
+    func frame(_ template: String) throws {
         for part in tokenizer.splitControl(template) {
             switch part {
             case .text(let added): text += added
@@ -116,25 +161,35 @@ private struct ChatWriter {
         }
     }
 
-    mutating func flush() throws {
+    func finish() throws -> [Int] {
+        try flush()
+        return tokens
+    }
+
+    private func flush() throws {
         tokens += try tokenizer.encode(text)
         text = ""
     }
 }
 
 private func checkTurns(_ turns: [Message]) throws {
-    let roles = turns.map(\.role).drop { $0 == .system && turns.first?.role == .system }
-    guard !roles.isEmpty else { throw GemmaError.tokenizer("the conversation has no user turn; it must begin with one") }
-    for (index, role) in roles.enumerated() {
-        let expected: Role = index % 2 == 0 ? .user : .assistant
-        guard role == expected else {
+    let rest = turns.first?.role == .system ? turns.dropFirst() : turns[...]
+    guard let last = rest.last else { throw GemmaError.tokenizer("the conversation has no user turn; it must begin with one") }
+    var expected: [Role] = [.user]
+    for (index, turn) in rest.enumerated() {
+        guard expected.contains(turn.role) else {
             throw GemmaError.tokenizer(
-                "turn \(index + 1) is by \(role), expected \(expected): after an optional system turn, "
-                    + "user and assistant alternate"
+                "turn \(index + 1) is by \(turn.role), expected \(expected[expected.count - 1]): after an optional system turn, "
+                    + "user and assistant alternate, and results follow calls"
             )
         }
+        switch turn.role {
+        case .user: expected = [.assistant]
+        case .tool: expected = [.tool, .assistant]
+        default: expected = turn.toolCalls.isEmpty ? [.user] : [.tool, .user]
+        }
     }
-    guard roles.count % 2 == 1 else {
+    guard last.role != .assistant else {
         throw GemmaError.tokenizer("the last turn is the assistant's, expected the user's; ask something")
     }
 }
@@ -163,7 +218,7 @@ private func split(_ text: String, _ marker: String) -> [String] {
     return parts + [string(scalars[start...])]
 }
 
-private func string(_ scalars: ArraySlice<Unicode.Scalar>) -> String {
+func string(_ scalars: ArraySlice<Unicode.Scalar>) -> String {
     var out = String.UnicodeScalarView()
     out.append(contentsOf: scalars)
     return String(out)
@@ -177,7 +232,7 @@ public func strip(_ text: String) -> String {
     return string(scalars[first...last])
 }
 
-private func isSpace(_ scalar: Unicode.Scalar) -> Bool {
+func isSpace(_ scalar: Unicode.Scalar) -> Bool {
     switch scalar.value {
     case 0x09...0x0D, 0x1C...0x20, 0x85, 0xA0, 0x1680, 0x2000...0x200A, 0x2028, 0x2029, 0x202F, 0x205F, 0x3000:
         return true

@@ -1,17 +1,18 @@
 import Foundation
 
-/// What a user chooses for all chats.
+/// What a user can set for a chat.
 public struct ChatSettings: Codable, Equatable, Sendable {
     public var system = ""  // what the model is told first; blank for nothing
     public var thinking = false
     public var roll = false  // whether a chat forgets its oldest turns when the context is full
     public var sampling: Sampling?  // nil: as the bundle says
     public var seed: Int?  // the same question in the same chat gets the same answer; nil: another one each time
-    public var computeUnits = ComputeUnits.automatic  // from the next time that a bundle is loaded
+    public var format = AnswerFormat()  // what answers must be
+    public var tools = ""  // a JSON list of schemas; blank for none
 
     public init() {}
 
-    /// Settings saved by an earlier version don't say where to compute; other versions may know other units.
+    /// Settings saved by an earlier version name no format and no tools.
     public init(from decoder: Decoder) throws {
         let fields = try decoder.container(keyedBy: CodingKeys.self)
         system = try fields.decode(String.self, forKey: .system)
@@ -19,7 +20,14 @@ public struct ChatSettings: Codable, Equatable, Sendable {
         roll = try fields.decode(Bool.self, forKey: .roll)
         sampling = try fields.decodeIfPresent(Sampling.self, forKey: .sampling)
         seed = try fields.decodeIfPresent(Int.self, forKey: .seed).flatMap { try parseSeed(String($0)) }
-        computeUnits = (try? fields.decode(ComputeUnits.self, forKey: .computeUnits)) ?? .automatic
+        format = try fields.decodeIfPresent(AnswerFormat.self, forKey: .format) ?? AnswerFormat()
+        tools = try fields.decodeIfPresent(String.self, forKey: .tools) ?? ""
+    }
+
+    /// Why nothing can be asked with these settings; nil if it can.
+    public var conflict: String? {
+        if strip(tools).isEmpty || format.isAny { return nil }
+        return "This chat has tools, and answers in a format call none: tap Any answer in Schema, or No tools in Tools."
     }
 
     /// How to sample from a bundle: as chosen, else as its authors do, else as Gemma's authors recommend.

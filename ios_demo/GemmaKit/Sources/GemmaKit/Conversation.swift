@@ -18,6 +18,18 @@ public struct ChatCodec {
         )
     }
 
+    /// Whether the model can be given tools.
+    public var canCall: Bool { format.tools != nil }
+
+    /// Throws a tokenizer error if the model can't be given tools, a schema error if its template can't write these.
+    public func check(_ tools: Tools) throws { try checkTools(tokenizer, format, tools) }
+
+    /// What ends a reply: also the token with which a model waits for the results of its calls.
+    var ends: Set<Int> {
+        guard let waits = format.tools?.marks?.waits, let token = tokenizer.token(named: waits) else { return stopTokens }
+        return stopTokens.union([token])
+    }
+
     /// The codec with the format that asks for thoughts.
     fileprivate func thinking() throws -> ChatCodec {
         guard let format = format.thinking else {
@@ -32,22 +44,38 @@ public final class Reply: AsyncSequence, AsyncIteratorProtocol {
     public typealias Element = String
 
     private let generation: TokenGeneration
+    private let codec: ChatCodec
+    private let tools: Set<String>  // their names
     private var decoder: StreamDecoder
     private var thoughts: Thoughts
+    private var received = ""
+    private var answer: [Int] = []  // tokens that are not of a thought
+    private var found: FoundCalls?  // once it has ended
     private var ended = false
-
-    /// The answer so far, without thoughts.
-    public private(set) var text = ""
 
     /// How many turns were forgotten to make room for this reply.
     public let forgotten: Int
 
-    init(_ generation: TokenGeneration, _ tokenizer: Tokenizer, forgotten: Int) {
+    /// The turns with the results that it answers; none for the reply to a question.
+    public let results: [Message]
+
+    init(
+        _ generation: TokenGeneration, _ codec: ChatCodec, prompt: [Int], tools: Set<String>, forgotten: Int, results: [Message]
+    ) {
         self.generation = generation
+        self.codec = codec
+        self.tools = tools
         self.forgotten = forgotten
-        decoder = StreamDecoder(tokenizer)
-        thoughts = Thoughts(tokenizer)
+        self.results = results
+        decoder = StreamDecoder(codec.tokenizer)
+        thoughts = Thoughts(codec.tokenizer, prompt: prompt)
     }
+
+    /// The answer so far, without thoughts; once it has ended, without calls too.
+    public var text: String { found?.text ?? received }
+
+    /// The calls of tools that it asks for, once it has ended.
+    public var toolCalls: [ToolCall] { found?.calls ?? [] }
 
     /// What the model has written for itself, before the answer.
     public var thought: String { thoughts.text }
@@ -74,12 +102,23 @@ public final class Reply: AsyncSequence, AsyncIteratorProtocol {
         if let token = try await generation.next(isolation: actor) {
             piece = decoder.push(token)
             if thoughts.take(token, piece) { return "" }
+            answer.append(token)
+            received += piece
         } else {
             ended = true
             piece = thoughts.end(decoder.flush())
+            received += piece
+            readCalls()
         }
-        text += piece
         return ended && piece.isEmpty ? nil : piece
+    }
+
+    /// Reads the calls. Their tokens may be left out of the text, so a template's are looked for in all that was written.
+    private func readCalls() {
+        let marks = codec.format.tools?.marks
+        let whole = marks == nil ? received : codec.tokenizer.decodeWhole(answer)
+        let calls = findCalls(marks?.opens(in: whole) == true ? whole : received, tools, marks)
+        if !calls.calls.isEmpty { found = calls }
     }
 }
 
@@ -101,7 +140,7 @@ extension Reply {
     }
 }
 
-/// Turns of user and assistant, of which the model no longer sees the first `forgotten`.
+/// Turns of user, assistant and tools, of which the model no longer sees the first `forgotten`.
 private struct Course {
     var turns: [Message] = []
     var forgotten = 0
@@ -115,11 +154,15 @@ private struct Course {
 ///
 /// With `roll`, a full context makes it forget the oldest turns, a question with its reply at a time, but never
 /// the system turn. The next reply is then that of a new conversation that begins with the turns kept.
+///
+/// With `tools`, a reply has the calls that it asks for; `send(results:)` gives the model what they returned. A thought before
+/// calls is kept until the user's next turn.
 public final class Conversation {
     private let session: Session
     private let codec: ChatCodec
     private let sampler: Sampler
     private let thinking: Bool
+    private let tools: Tools
     private let opening: [Message]  // the system turn, if there is one
     public var roll: Bool
     private var before = Course()  // without the last question, which counts once it has a reply
@@ -129,17 +172,20 @@ public final class Conversation {
 
     /// A conversation that goes on after `turns` of user and assistant, the first `forgotten` of which the model doesn't
     /// see. With `thinking`, the model thinks before it answers, also before an answer that a grammar holds; throws a
-    /// tokenizer error if the bundle's chat template has no thinking to turn on.
+    /// tokenizer error if the bundle's chat template has no thinking to turn on, or this model can't be given tools, and a
+    /// schema error if its template can't write these.
     public init(
         _ session: Session, _ codec: ChatCodec, _ sampler: Sampler, system: String? = nil, roll: Bool = false,
-        thinking: Bool = false, turns: [Message] = [], forgotten: Int = 0
+        thinking: Bool = false, turns: [Message] = [], forgotten: Int = 0, tools: Tools = .none
     ) throws {
         self.session = session
+        self.tools = tools
         self.codec = thinking ? try codec.thinking() : codec
         self.sampler = sampler
         self.thinking = thinking
         self.roll = roll
         opening = system.map { [Message(.system, $0)] } ?? []
+        try self.codec.check(tools)
         reset()
         before = Course(turns: turns, forgotten: forgotten)
     }
@@ -155,10 +201,12 @@ public final class Conversation {
     /// What has been said so far.
     private var course: Course {
         guard let reply, reply.hasBegun else { return before }
-        return Course(turns: asked.turns + [Message(.assistant, reply.text)], forgotten: asked.forgotten)
+        let calls = reply.toolCalls
+        let said = Message(.assistant, reply.text, toolCalls: calls, thought: calls.isEmpty ? "" : reply.thought)
+        return Course(turns: asked.turns + [said], forgotten: asked.forgotten)
     }
 
-    /// The turns of user and assistant, also those that the model has forgotten. A stopped reply counts with the text
+    /// The turns of user, assistant and tools, also those that the model has forgotten. A stopped reply counts with the text
     /// it has; a question without any reply leaves no trace.
     public var turns: [Message] { course.turns }
 
@@ -185,6 +233,23 @@ public final class Conversation {
         let whole = Course(
             turns: now.turns.prefix(index) + [Message(.user, content)],
             forgotten: index < now.forgotten ? 0 : now.forgotten)
+        return try reply(to: whole, maxNewTokens, grammar)
+    }
+
+    /// The reply to the results of the calls in the last turn, in their order. Throws a session error if it has other calls.
+    public func send(results: [JSON], maxNewTokens: Int? = nil) throws -> Reply {
+        var whole = course
+        let calls = whole.turns.last?.toolCalls ?? []
+        guard !calls.isEmpty, calls.count == results.count else {
+            throw GemmaError.session(
+                "the last reply calls \(calls.count) tools, but there are \(results.count) results; give one for each call")
+        }
+        whole.turns += zip(calls, results).map(resultTurn)
+        return try reply(to: whole, maxNewTokens, nil)
+    }
+
+    private func reply(to whole: Course, _ maxNewTokens: Int?, _ grammar: ByteGrammar?) throws -> Reply {
+        let now = course
         let (next, tokens) = try fitting(whole, maxNewTokens ?? session.contextLength)
         try checkFits(tokens)
         let cached = try keepBeginning(tokens)
@@ -192,13 +257,14 @@ public final class Conversation {
             prompt: Array(tokens[cached...]),
             history: Array(tokens[..<cached]),
             maxNewTokens: maxNewTokens ?? session.contextLength,
-            stopTokens: codec.stopTokens,
-            grammar: grammar.map {
-                GrammarState($0, codec.tokenizer, stopTokens: codec.stopTokens, thinking: thinking)
-            }
+            stopTokens: codec.ends,
+            grammar: grammar.map { GrammarState($0, codec.tokenizer, stopTokens: codec.ends, thinking: thinking) }
         )
         let generation = try TokenGeneration(session, request, sampler.forReply())
-        let answer = Reply(generation, codec.tokenizer, forgotten: next.forgotten - whole.forgotten)
+        let results = next.turns.suffix(from: (next.turns.lastIndex { $0.role != .tool } ?? -1) + 1)
+        let answer = Reply(
+            generation, codec, prompt: tokens, tools: tools.names, forgotten: next.forgotten - whole.forgotten,
+            results: Array(results))
         (before, asked, fed, reply) = (now, next, tokens, answer)
         return answer
     }
@@ -211,9 +277,10 @@ public final class Conversation {
         let room = session.contextLength - min(maxNewTokens, session.contextLength / 4)
         var next = whole
         while true {
-            let tokens = try encodeChat(codec.tokenizer, codec.format, seen(next))
-            if !roll || tokens.count <= room || next.forgotten == next.turns.count - 1 { return (next, tokens) }
-            next.forgotten += 2
+            let tokens = try encodeChat(codec.tokenizer, codec.format, seen(next), tools: tools)
+            let question = next.turns.indices.dropFirst(next.forgotten + 1).first { next.turns[$0].role == .user }
+            guard roll, tokens.count > room, let question else { return (next, tokens) }
+            next.forgotten = question
         }
     }
 

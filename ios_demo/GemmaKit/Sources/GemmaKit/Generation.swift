@@ -63,7 +63,7 @@ public final class TokenGeneration: AsyncSequence, AsyncIteratorProtocol {
             reason = .stopToken
             return nil
         }
-        request.grammar?.accept(token)
+        try request.grammar?.accept(token)
         tokens.append(token)
         previous.append(token)
         if request.grammar?.isDone == true {

@@ -5,7 +5,8 @@ public indirect enum JSON: Equatable, Sendable {
     case object(JSONObject)
     case array([JSON])
     case string(String)
-    case number(Double)
+    /// All digits too, of a number that was written without a fraction and an exponent.
+    case number(Double, whole: String? = nil)
     case boolean(Bool)
     case null
 
@@ -14,7 +15,7 @@ public indirect enum JSON: Equatable, Sendable {
         case (.object(let a), .object(let b)): return a == b
         case (.array(let a), .array(let b)): return a == b
         case (.string(let a), .string(let b)): return sameScalars(a, b)
-        case (.number(let a), .number(let b)): return a == b
+        case (.number(let a, _), .number(let b, _)): return a == b
         case (.boolean(let a), .boolean(let b)): return a == b
         case (.null, .null): return true
         default: return false
@@ -28,7 +29,7 @@ public indirect enum JSON: Equatable, Sendable {
             return "{" + object.fields.map { "\(quoted($0.name)): \($0.value.write())" }.joined(separator: ", ") + "}"
         case .array(let items): return "[" + items.map { $0.write() }.joined(separator: ", ") + "]"
         case .string(let text): return quoted(text)
-        case .number(let value): return writeNumber(value)
+        case .number(let value, _): return writeNumber(value)
         case .boolean(let value): return value ? "true" : "false"
         case .null: return "null"
         }

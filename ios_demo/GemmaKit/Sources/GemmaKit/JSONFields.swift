@@ -34,13 +34,37 @@ struct JSONFields {
         return text
     }
 
+    /// A string that is not empty.
+    func text() throws -> String {
+        let text = try string()
+        if text.isEmpty { throw wrong("a text") }
+        return text
+    }
+
+    /// The value that a string has as JSON.
+    func json() throws -> JSON {
+        let text = try string()
+        do {
+            return try parseJSON(text)
+        } catch let error as GemmaError {
+            throw wrong("JSON (\(error.message))")
+        }
+    }
+
+    /// Two texts.
+    func pair() throws -> (opens: String, closes: String) {
+        let texts = try list { try $0.string() }
+        guard texts.count == 2, !texts.contains("") else { throw wrong("two texts") }
+        return (texts[0], texts[1])
+    }
+
     func boolean() throws -> Bool {
         guard case .boolean(let boolean) = value else { throw wrong("true or false") }
         return boolean
     }
 
     func double() throws -> Double {
-        guard case .number(let number) = value else { throw wrong("a number") }
+        guard case .number(let number, _) = value else { throw wrong("a number") }
         return number
     }
 

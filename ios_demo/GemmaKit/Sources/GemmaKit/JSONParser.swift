@@ -7,7 +7,13 @@ public func parseJSON(_ text: String) throws -> JSON {
     return value
 }
 
-private let maxDepth = 128
+let maxDepth = 128
+
+/// All digits of a number that is written without a fraction and an exponent, and without leading zeros; nil for others.
+func wholeNumber(_ text: String, _ value: Double) -> String? {
+    if text.utf8.contains(where: { ".eE".utf8.contains($0) }) { return nil }
+    return abs(value) < 9_007_199_254_740_992 ? String(Int64(value)) : text  // from 2^53 on a double skips whole numbers
+}
 
 /// Parses one value from byte `at`, which then points after it.
 struct JSONParser {
@@ -102,7 +108,8 @@ struct JSONParser {
         guard let value = Double(String(decoding: bytes[start..<at], as: UTF8.self)), value.isFinite else {
             throw failure("a number too large for a double")
         }
-        return .number(value)
+        let text = String(decoding: bytes[start..<at], as: UTF8.self)
+        return .number(value, whole: wholeNumber(text, value))
     }
 
     @discardableResult

@@ -54,7 +54,7 @@ public struct Sampler {
 
     /// Chooses a token from logits, (V); `previous` are the tokens so far, prompt included. Tokens that are not
     /// `allowed` are dropped before any filter.
-    public func pick(_ logits: [Float], previous: [Int], allowed: ((Int) -> Bool)? = nil) throws -> Int {
+    public func pick(_ logits: [Float], previous: [Int], allowed: ((Int) throws -> Bool)? = nil) throws -> Int {
         var penalized = penalize(logits, previous, sampling.repetitionPenalty)
         if let allowed { penalized = try onlyAllowed(penalized, allowed) }
         let best = try bestToken(penalized)
@@ -70,12 +70,12 @@ public struct Sampler {
     }
 
     /// The logits of the likeliest allowed tokens, as many as the filters look at; the others are minus infinity.
-    private func onlyAllowed(_ logits: [Float], _ allowed: (Int) -> Bool) throws -> [Float] {
+    private func onlyAllowed(_ logits: [Float], _ allowed: (Int) throws -> Bool) throws -> [Float] {
         let wanted = sampling.temperature == 0 ? 1 : sampling.topK
         var tried = wanted == 0 ? logits.count : max(wanted, firstTried)
         while true {
             let threshold = kthLargest(logits, tried)
-            let kept = logits.indices.filter { logits[$0] >= threshold && allowed($0) }
+            let kept = try logits.indices.filter { try logits[$0] >= threshold && allowed($0) }
             if kept.count >= max(wanted, 1) || tried >= logits.count { return try only(kept, logits) }
             tried *= 16
         }

@@ -7,7 +7,7 @@ public struct Violation: Equatable, Sendable {
 /// A JSON Schema with these keywords: type, enum, const, anyOf, properties, required, additionalProperties,
 /// items, and the limits of numbers, strings and arrays. Other keywords are refused, since ignoring one would
 /// accept wrong values.
-public final class Schema: Sendable {
+public final class Schema: Equatable, Sendable {
     private let source: JSON
     private let parts: SchemaParts
 
@@ -24,6 +24,8 @@ public final class Schema: Sendable {
 
     public var description: String { source.write() }
 
+    public static func == (left: Schema, right: Schema) -> Bool { left.source == right.source }
+
     /// Everything that is wrong with a value; empty if it is valid.
     public func validate(_ value: JSON) -> [Violation] { check("$", value) }
 
@@ -39,7 +41,7 @@ public final class Schema: Sendable {
 
     private func sizeProblems(_ value: JSON) -> [String] {
         switch value {
-        case .number(let value): return limits(value, "", "minimum", "maximum") + exclusive(value)
+        case .number(let value, _): return limits(value, "", "minimum", "maximum") + exclusive(value)
         case .string(let text):
             return limits(Double(text.unicodeScalars.count), " characters", "minLength", "maxLength")
         case .array(let items): return limits(Double(items.count), " items", "minItems", "maxItems")
@@ -91,7 +93,7 @@ private func hasType(_ value: JSON, _ type: String) -> Bool {
     case .object: return type == "object"
     case .array: return type == "array"
     case .string: return type == "string"
-    case .number(let number): return type == "number" || (type == "integer" && number == number.rounded())
+    case .number(let number, _): return type == "number" || (type == "integer" && number == number.rounded())
     case .boolean: return type == "boolean"
     case .null: return type == "null"
     }

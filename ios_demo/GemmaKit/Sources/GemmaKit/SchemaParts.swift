@@ -78,7 +78,7 @@ private func readClosed(_ value: JSON) throws -> Bool {
 }
 
 private func readLimit(_ name: String, _ value: JSON) throws -> Double {
-    guard case .number(let number) = value else { throw wrong(name, value, "a number") }
+    guard case .number(let number, _) = value else { throw wrong(name, value, "a number") }
     guard !counts.contains(name) || (number >= 0 && number == number.rounded()) else {
         throw wrong(name, value, "a whole number of at least 0")
     }

@@ -70,7 +70,7 @@ public struct StructuredAnswer: Equatable, Sendable {
 /// An answer is cut off after `maxNewTokens`, because a model that doesn't stop would fill the context. With the
 /// schema's compiled grammar, an answer that is not cut off is valid at the first attempt.
 public func askStructured(
-    _ conversation: Conversation, _ request: String, _ schema: Schema, attempts: Int = 3, maxNewTokens: Int = 512,
+    _ conversation: Conversation, _ request: String, _ schema: Schema, attempts: Int = 3, maxNewTokens: Int = longestAnswer,
     grammar: ByteGrammar? = nil, at index: Int? = nil, isolation: isolated (any Actor)? = #isolation,
     onEvent: (Reply, ReplyEvent) -> Void = { _, _ in }
 ) async throws -> StructuredAnswer {
@@ -100,6 +100,9 @@ public let exampleSchema = """
       "additionalProperties": false
     }
     """
+
+/// How many tokens an answer may have that must end by itself: a model that doesn't stop would fill the context.
+public let longestAnswer = 512
 
 private let retry = "That answer does not match the schema:\n"
 private let maxViolations = 8

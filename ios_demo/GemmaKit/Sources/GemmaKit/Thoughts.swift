@@ -12,9 +12,14 @@ struct Thoughts {
     private var written = ""
     private(set) var isOpen = false
 
-    init(_ tokenizer: Tokenizer) {
+    /// A prompt may have begun the channel already, as after the results of tools.
+    init(_ tokenizer: Tokenizer, prompt: [Int] = []) {
         open = tokenizer.token(named: thoughtOpens)
         close = tokenizer.token(named: thoughtCloses)
+        if let at = prompt.lastIndex(where: { $0 == open || $0 == close }), prompt[at] == open {
+            isOpen = true
+            written = tokenizer.decode(Array(prompt[(at + 1)...]))
+        }
     }
 
     /// Whether a token belongs to a thought; `text` is what it completes.

@@ -64,6 +64,13 @@ public final class Tokenizer {
         return tokens.map { stream.push($0) }.joined() + stream.flush()
     }
 
+    /// The text of `tokens` with the names of control tokens.
+    func decodeWhole(_ tokens: [Int]) -> String {
+        var stream = StreamDecoder(self)
+        let parts = tokens.map { isControl($0) ? stream.flush() + string(vocabulary.pieces[$0][...]) : stream.push($0) }
+        return parts.joined() + stream.flush()
+    }
+
     /// The token with a name such as `<|channel>`; nil if there is none.
     func token(named name: String) -> Int? { vocabulary.ids[Array(name.utf8)] }
 
@@ -72,9 +79,11 @@ public final class Tokenizer {
 
     /// The text of a token; empty for control tokens and unknown ids.
     func text(of token: Int) -> String {
-        guard (0..<vocabulary.count).contains(token), !vocabulary.isControl(token) else { return "" }
+        guard (0..<vocabulary.count).contains(token), !isControl(token) else { return "" }
         return string(vocabulary.pieces[token][...]).replacingOccurrences(of: "\u{2581}", with: " ", options: .literal)
     }
+
+    private func isControl(_ token: Int) -> Bool { (0..<vocabulary.count).contains(token) && vocabulary.isControl(token) }
 
     private func encodeRaw(_ text: ArraySlice<UInt8>) throws -> [Int] {
         var out: [Int] = []

@@ -140,9 +140,7 @@ final class ChatScreenTests: XCTestCase {
 
     func testComputeUnitsApplyFromTheNextLoadingOnAndTheReportHasThoseInUse() async throws {
         let (screen, engine) = try await loaded(pause: 0)
-        var settings = screen.settings
-        settings.computeUnits = .cpuOnly
-        screen.use(settings)
+        screen.use(screen.settings, .cpuOnly)
         try await waitUntilIdle(screen)
         let reported = { () async throws -> JSON in
             screen.sustain(minutes: 0.0001)
@@ -161,7 +159,7 @@ final class ChatScreenTests: XCTestCase {
         let next = self.screen(SlowEngine(pause: 0))
         next.resume()
         try await waitUntilIdle(next)
-        XCTAssertEqual(next.settings.computeUnits, .cpuOnly, "it is kept")
+        XCTAssertEqual(next.computeUnits, .cpuOnly, "it is kept")
     }
 
     func testASustainedBenchmarkIsDrawnAndReported() async throws {
@@ -250,7 +248,7 @@ final class ChatScreenTests: XCTestCase {
         var settings = ChatSettings()
         settings.system = "be brief"
         settings.sampling = try Sampling(temperature: 0.5)
-        first.use(settings)
+        first.use(settings, .automatic)
         try await waitUntilIdle(first)
         first.send("in")
         try await waitUntil { first.turns.count == 2 && !first.turns[1].text.isEmpty }
@@ -347,7 +345,7 @@ final class ChatScreenTests: XCTestCase {
         let (screen, _) = try await loaded(pause: 0)
         var settings = ChatSettings()
         settings.thinking = true
-        screen.use(settings)
+        screen.use(settings, .automatic)
         try await waitUntilIdle(screen)
         XCTAssertTrue(screen.warning?.contains("can't ask for thoughts") == true, screen.warning ?? "")
         XCTAssertEqual(screen.settings, ChatSettings())
@@ -378,17 +376,165 @@ final class ChatScreenTests: XCTestCase {
 
     func testAnAnswerIsCheckedAgainstTheSchema() async throws {
         let (screen, _) = try await loaded(pause: 0)
-        screen.use(schema: "{\"type\": 3}")
-        XCTAssertTrue(screen.warning?.contains("\"type\"") == true)
-        XCTAssertNil(screen.schema)
-        screen.use(schema: #"{"type": "object"}"#)
-        XCTAssertNil(screen.warning)
+        screen.use(try AnswerFormat(schema: #"{"type": "object"}"#, grammar: nil))
+        try await waitUntilIdle(screen)
         screen.send("x")
         try await waitUntilIdle(screen)
         // The context has no room for a second attempt, which gives a warning.
         XCTAssertTrue(screen.warning?.contains("start a new chat") == true, "\(screen.warning ?? "")")
-        screen.use(schema: "")
-        XCTAssertNil(screen.schema)
+        screen.use(AnswerFormat())
+        try await waitUntilIdle(screen)
+        XCTAssertTrue(screen.settings.format.isAny)
+    }
+
+    func testAnAnswerIsHeldToACompiledSchemaWhichIsSavedWithTheChat() async throws {
+        let (screen, engine) = try await loaded(pause: 0)
+        let grammar = try GrammarFile(name: "a.json", text: #"{"nodes": [["text", "in the inn"]], "start": 0}"#)
+        screen.use(AnswerFormat(grammar: grammar))
+        try await waitUntilIdle(screen)
+        screen.send("x")
+        try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.turns.map(\.text), ["x", "in the inn"])
+        XCTAssertEqual(screen.status, "The format is guaranteed by a.json.")
+        let endless = try GrammarFile(name: "b.json", text: #"{"nodes": [["text", "i"], ["repeat", 0, 9999, null]], "start": 1}"#)
+        screen.use(AnswerFormat(grammar: endless))
+        try await waitUntilIdle(screen)
+        screen.answerAgain()
+        try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.status, "The answer was cut, so it doesn't have the format of b.json.")
+        let next = self.screen(engine)
+        next.resume()
+        try await waitUntilIdle(next)
+        XCTAssertEqual(next.settings.format.grammar, endless)
+        XCTAssertEqual(next.chats[0].settings?.format.grammar, endless)
+    }
+
+    /// They were the app's, so a chat that was opened again went on with those of another.
+    func testSettingsAreTheChatsOwn() async throws {
+        let (screen, engine) = try await loaded(pause: 0)
+        func set(_ system: String) async throws {
+            var settings = screen.settings
+            settings.system = system
+            screen.use(settings, .automatic)
+            try await waitUntilIdle(screen)
+        }
+        try await set("be brief")
+        screen.send("one")
+        try await waitUntilIdle(screen)
+        screen.reset()
+        try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.settings.system, "be brief", "a new chat begins with them")
+        try await set("be long")
+        screen.send("two")
+        try await waitUntilIdle(screen)
+        screen.open(screen.chats[1])
+        try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.settings.system, "be brief")
+        try await set("be kind")
+        XCTAssertEqual(screen.chats.map(\.title), ["two", "one"], "settings don't move a chat")
+        screen.open(screen.chats[0])
+        try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.settings.system, "be long")
+        let next = self.screen(engine)
+        next.resume()
+        try await waitUntilIdle(next)
+        XCTAssertEqual(next.settings.system, "be long")
+        next.open(next.chats[1])
+        try await waitUntilIdle(next)
+        XCTAssertEqual(next.settings.system, "be kind")
+    }
+
+    func testAChatOfAnEarlierVersionTakesTheSettingsOfAllChats() async throws {
+        let (screen, _) = try await loaded(pause: 0)
+        var state = AppState()
+        state.settings.system = "be brief"
+        let old = SavedChat(turns: [Message(.user, "in"), Message(.assistant, "in")])
+        state.chat = old.id
+        try screen.store.save(old)
+        try screen.store.save(state)
+        let next = self.screen(SlowEngine(pause: 0))
+        next.resume()
+        try await waitUntilIdle(next)
+        XCTAssertEqual(next.settings, state.settings)
+        XCTAssertEqual(next.turns.count, 2)
+    }
+
+    /// The chat stayed closed, so nothing could be changed.
+    func testAChatWhoseSettingsTheBundleLacksIsOpenedAndSaysSoWhenAsked() async throws {
+        let (screen, _) = try await loaded(pause: 0)
+        var settings = ChatSettings()
+        settings.thinking = true
+        let chat = SavedChat(settings: settings, turns: [Message(.user, "in"), Message(.assistant, "in")])
+        screen.open(chat)
+        try await waitUntilIdle(screen)
+        XCTAssertNil(screen.warning)
+        XCTAssertEqual(screen.turns.count, 2)
+        screen.send("more")
+        try await waitUntilIdle(screen)
+        XCTAssertTrue(screen.warning?.contains("turn thinking off in Settings") == true, screen.warning ?? "")
+        screen.use(ChatSettings(), .automatic)
+        try await waitUntilIdle(screen)
+        screen.send("more")
+        try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.turns.count, 4)
+    }
+
+    func testAChatsCallsAreShownAndWaitForResults() async throws {
+        let (screen, _) = try await loaded(pause: 0)
+        let call = ToolCall(name: "f", arguments: JSONObject([("a", .string("in"))]))
+        var chat = SavedChat(turns: [Message(.user, "in"), Message(.assistant, "the", toolCalls: [call])])
+        screen.open(chat)
+        try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.turns.map(\.text), ["in", "the\n\nCalls a tool:\n\n```\nf(a: \"in\")\n```"])
+        XCTAssertEqual(screen.openCalls, [call])
+        XCTAssertTrue(screen.isLastAnswer(screen.turns[1]))
+        screen.send([.string(String(repeating: "the user ", count: 100))])
+        try await waitUntilIdle(screen)
+        XCTAssertTrue(screen.warning?.contains("start a new chat") == true, screen.warning ?? "none")
+        XCTAssertEqual(screen.turns.count, 2, "no answer began")
+        XCTAssertNil(screen.unanswered)
+        XCTAssertEqual(screen.callsAsked, 0)
+        chat.turns += [Message(.tool, "2", name: "f", result: .number(2)), Message(.assistant, "so")]
+        screen.open(chat)
+        try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.turns.map(\.text).suffix(2), ["f returned: 2", "so"])
+        XCTAssertEqual(screen.turns.map(\.isReply), [false, true, false, true])
+        XCTAssertEqual(screen.openCalls, [])
+    }
+
+    func testToolsAreTheChatsAndRefusedOnesChangeNothing() async throws {
+        let (screen, engine) = try await loaded(pause: 0)
+        for refused in ["[", "{}", "[1]"] {
+            do {
+                try await screen.use(tools: refused)
+                XCTFail("\(refused) was accepted")
+            } catch { XCTAssertTrue(error is GemmaError, "\(error)") }
+        }
+        XCTAssertEqual(screen.settings.tools, "")
+        let tools = #"[{"name": "f"}]"#
+        try await screen.use(tools: tools)
+        try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.settings.tools, tools)
+        screen.use(AnswerFormat(schema: try Schema("{}")))
+        try await waitUntilIdle(screen)
+        screen.send("in")
+        try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.turns.count, 0)
+        XCTAssertTrue(screen.warning?.contains("tap Any answer in Schema") == true, screen.warning ?? "none")
+        screen.use(AnswerFormat())
+        try await waitUntilIdle(screen)
+        screen.send("in")  // the tools take more than the context
+        try await waitUntilIdle(screen)
+        XCTAssertEqual(screen.unanswered, "in")
+        let next = self.screen(engine)
+        next.resume()
+        try await waitUntilIdle(next)
+        XCTAssertEqual(next.settings.tools, tools)
+        try await next.use(tools: "")
+        try await waitUntilIdle(next)
+        next.send("in")
+        try await waitUntilIdle(next)
+        XCTAssertEqual(next.turns.count, 2)
     }
 
     func testABenchmarkShowsItsFiguresAndCanBeStopped() async throws {

@@ -232,9 +232,9 @@ final class ConversationTests: XCTestCase {
             XCTAssertEqual(reply.thought, expected)
         }
         let state = GrammarState(grammar, codec.tokenizer, stopTokens: [5], thinking: true)
-        state.accept(thought[0])
-        XCTAssertTrue(state.allows(closes[0]))
-        XCTAssertFalse(state.allows(5))
+        try state.accept(thought[0])
+        XCTAssertTrue(try state.allows(closes[0]))
+        XCTAssertFalse(try state.allows(5))
         XCTAssertFalse(state.isDone)
     }
 

@@ -195,6 +195,8 @@ final class SavedChatsTests: XCTestCase {
         state.settings.system = "be brief"
         state.settings.sampling = try Sampling(temperature: 0.5, topK: 3, topP: 0.25, minP: 0.125, repetitionPenalty: 1.5)
         state.settings.seed = 7
+        let grammar = try GrammarFile(name: "é", text: #"{"nodes": [["text", "in"]], "start": 0}"#)
+        state.settings.format = try AnswerFormat(schema: #"{"type": "string"}"#, grammar: grammar)
         try store.save(state)
         XCTAssertEqual(store.loadState(), state)
         try Data("{".utf8).write(to: folder.appendingPathComponent("chats/\(new.id.uuidString).json"))
@@ -202,6 +204,13 @@ final class SavedChatsTests: XCTestCase {
         XCTAssertEqual(store.load(), [old])
         XCTAssertEqual(store.loadState(), AppState())
         try store.delete(old.id)
+        XCTAssertEqual(store.load(), [])
+        let kept = SavedChat(settings: state.settings, turns: [Message(.user, "one")], changed: Date(timeIntervalSince1970: 3))
+        try store.save(kept)
+        XCTAssertEqual(store.load(), [kept])
+        let file = folder.appendingPathComponent("chats/\(kept.id.uuidString).json")
+        let damaged = try String(contentsOf: file, encoding: .utf8).replacingOccurrences(of: "nodes", with: "node")
+        try damaged.write(to: file, atomically: true, encoding: .utf8)
         XCTAssertEqual(store.load(), [])
     }
 
@@ -221,12 +230,16 @@ final class SavedChatsTests: XCTestCase {
         let store = ChatStore(folder)
         var state = AppState()
         state.settings.system = "be brief"
-        state.settings.computeUnits = .cpuAndNeuralEngine
+        state.computeUnits = .cpuAndNeuralEngine
         try store.save(state)
         XCTAssertEqual(store.loadState(), state)
         let file = folder.appendingPathComponent("state.json")
         let text = try String(contentsOf: file, encoding: .utf8)
-        state.settings.computeUnits = .automatic
+        let old = text.replacingOccurrences(of: #""computeUnits":"cpu_and_neural_engine""#, with: #""units":1"#)
+            .replacingOccurrences(of: #""system""#, with: #""computeUnits":"cpu_and_neural_engine","system""#)
+        try old.write(to: file, atomically: true, encoding: .utf8)
+        XCTAssertEqual(store.loadState(), state, "they were part of the settings")
+        state.computeUnits = .automatic
         let units = #""computeUnits":"cpu_and_neural_engine""#
         XCTAssertTrue(text.contains(units), text)
         for other in [#""computeUnits":"quantum""#, #""computeUnits":7"#, #""computeUnits":null"#, #""units":"all""#] {

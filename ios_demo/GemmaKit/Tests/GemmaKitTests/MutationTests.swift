@@ -111,11 +111,63 @@ final class MutationTests: XCTestCase {
             let tokenizer = try Tokenizer(file("tokenizer.gtok", in: folder))
             let use = { (file: Data) throws in
                 let format = try ChatFormat(file)
-                for one in [format, format.thinking].compactMap({ $0 }) { _ = try encodeChat(tokenizer, one, turns) }
+                for one in [format, format.thinking].compactMap({ $0 }) {
+                    _ = try encodeChat(tokenizer, one, turns)
+                    _ = try encodeChat(tokenizer, one, turns, tools: try Tools(exampleTools))
+                }
             }
             try attack(file("chat.json", in: folder), .bytes, 400, use)
             try attack(file("chat.json", in: folder), .values, 400, use)
         }
+    }
+
+    func testTools() throws {
+        let marked = try gemma4Codec()
+        for format in [marked.format, marked.format.with(tools: .prompt("tools:"))] {
+            let use = { (file: Data) throws in
+                let tools = try Tools(String(decoding: file, as: UTF8.self))
+                try checkTools(marked.tokenizer, format, tools)
+                _ = try encodeChat(marked.tokenizer, format, [Message(.user, "the")], tools: tools)
+            }
+            try attack(Data(exampleTools.utf8), .bytes, 300, use)
+            try attack(Data(exampleTools.utf8), .values, 300, use)
+        }
+    }
+
+    /// Of replies nothing is refused: what is no call is text.
+    func testCallsInReplies() throws {
+        let marks = try gemma4Codec().format.tools?.marks
+        let json = "in ```json\n[{\"name\": \"f\", \"parameters\": {\"a\": [1, {\"b\": 2.5}]}}, {\"name\": \"f\"}]\n``` the"
+        let marked = "<|tool_call>call:f{a:<|\"|>the<|\"|>,b:[1,{c:null}]}<tool_call|> in <|tool_call>call:f{}<tool_call|>"
+        func many(_ text: String, _ count: Int) -> String { String(repeating: text, count: count) }
+        let open = many("[", 2000)
+        for whole in [json, marked, open, "<|tool_call>call:f{a:\(open)", many("```\n", 500), many(marked, 50)] {
+            for _ in 0..<60 {
+                let text = String(decoding: damaged(Array(whole.utf8), &random), as: UTF8.self)
+                let found = findCalls(text, ["f"], marks)
+                if found.calls.isEmpty { XCTAssertEqual(Array(found.text.utf8), Array(text.utf8)) }
+                for call in found.calls { _ = try parseJSON(JSON.object(call.arguments).pythonJSON()) }
+            }
+        }
+    }
+
+    func testSavedChats() throws {
+        let call = Message(
+            .assistant, "", toolCalls: [ToolCall(name: "f", arguments: JSONObject([("a", .array([.number(1)]))]))],
+            thought: "thought")
+        let turns = [Message(.user, "the"), call, resultTurn(call.toolCalls[0], .string("in")), Message(.assistant, "us")]
+        let whole = try JSONEncoder().encode(SavedChat(settings: ChatSettings(), turns: turns))
+        let folder = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
+        defer { try? FileManager.default.removeItem(at: folder) }
+        let store = ChatStore(folder)
+        let chats = folder.appendingPathComponent("chats")
+        try FileManager.default.createDirectory(at: chats, withIntermediateDirectories: true)
+        let use = { (file: Data) throws in
+            try file.write(to: chats.appendingPathComponent("a.json"))
+            if store.load().isEmpty { throw GemmaError.session("it is left out") }
+        }
+        try attack(whole, .bytes, 200, use)
+        try attack(whole, .values, 200, use)
     }
 
     func testGoldens() throws {
@@ -136,8 +188,8 @@ final class MutationTests: XCTestCase {
                 let grammar = try ByteGrammar(String(decoding: file, as: UTF8.self))
                 var state = grammar.start
                 for byte in text {  // as the app asks: for every byte that may come, then for the one that does
-                    for other in UInt8.min...UInt8.max { _ = grammar.mayEnd(grammar.after(state, other)) }
-                    state = grammar.after(state, byte)
+                    for other in UInt8.min...UInt8.max { _ = grammar.mayEnd(try grammar.after(state, other)) }
+                    state = try grammar.after(state, byte)
                 }
             }
             let whole = Data(try item.of("grammar").value.write().utf8)

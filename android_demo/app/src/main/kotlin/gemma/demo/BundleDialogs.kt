@@ -1,7 +1,6 @@
 package gemma.demo
 
 import android.app.AlertDialog
-import android.content.ActivityNotFoundException
 import android.content.Intent
 import android.net.Uri
 import gemma.core.BundleException
@@ -21,8 +20,8 @@ internal class BundleDialogs(private val screen: ChatActivity) {
         val unfinished = application.library.unfinished()
         val actions = listOf<Pair<String, () -> Unit>>(
             "Download from the hub …" to { DownloadDialog(screen).ask() },
-            "Add from a zip file …" to { pick(Intent(Intent.ACTION_OPEN_DOCUMENT).addCategory(Intent.CATEGORY_OPENABLE).setType("*/*"), ZIP) },
-            "Add from a folder …" to { pick(Intent(Intent.ACTION_OPEN_DOCUMENT_TREE), FOLDER) },
+            "Add from a zip file …" to { pick(screen, Intent(Intent.ACTION_OPEN_DOCUMENT).addCategory(Intent.CATEGORY_OPENABLE).setType("*/*"), ZIP) },
+            "Add from a folder …" to { pick(screen, Intent(Intent.ACTION_OPEN_DOCUMENT_TREE), FOLDER) },
         )
         val choices = bundles.map { bundle -> bundle.name to { describe(bundle) } } +
             unfinished.map { download -> "Unfinished: ${download.address}" to { DownloadDialog(screen).describe(download) } } + actions
@@ -53,12 +52,6 @@ internal class BundleDialogs(private val screen: ChatActivity) {
             application.library.delete(bundle)
         }
         screen.tell("${bundle.name} was deleted.")
-    }
-
-    private fun pick(intent: Intent, request: Int) = try {
-        screen.startActivityForResult(intent, request)
-    } catch (_: ActivityNotFoundException) {
-        screen.tell("This phone has no app to choose files with; use adb push.")
     }
 
     /** Copies what the user has chosen into the app, checks it, and loads it. */

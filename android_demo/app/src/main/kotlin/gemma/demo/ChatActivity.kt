@@ -10,15 +10,16 @@ import android.view.Menu
 import android.view.View
 import android.widget.EditText
 import android.widget.ProgressBar
+import gemma.core.AnswerFormat
 import gemma.core.Json
-import gemma.core.MOST_BUILT_IN_ROUNDS
 import gemma.core.Reply
 import gemma.core.Role
 import gemma.core.SavedChat
-import gemma.core.Schema
 import gemma.core.StopReason
 import gemma.core.Talk
-import gemma.core.askStructured
+import gemma.core.answerBuiltIn
+import gemma.core.askFormatted
+import gemma.core.guarantee
 import gemma.core.lastQuestion
 import gemma.core.openCalls
 import gemma.core.requestIn
@@ -36,6 +37,7 @@ class ChatActivity : Screen(), MessageList.Actions {
     private lateinit var context: ProgressBar
     private var dialog: Dialog? = null
     private val bundles = BundleDialogs(this)
+    private val schemas = SchemaDialog(this)
     private val dialogs = ChatDialogs(this)
 
     /** With notes and thoughts, which are nowhere else. */
@@ -61,7 +63,7 @@ class ChatActivity : Screen(), MessageList.Actions {
         question = EditText(this).apply { maxLines = 6 }
         context = ProgressBar(this, null, android.R.attr.progressBarStyleHorizontal)
         context.contentDescription = "Share of the context that the chat takes up"
-        use(application.schema)
+        showHint()
         return listOf(context, question, row(button("Send", ::send), button("Stop", ::stop), button("New chat", ::startNewChat)))
     }
 
@@ -72,7 +74,7 @@ class ChatActivity : Screen(), MessageList.Actions {
             "Settings" to ::editSettings,
             "Answer again" to ::answerAgain,
             "Give results" to ::giveResults,
-            "Schema" to dialogs::editSchema,
+            "Schema" to { schemas.edit(application.chat.settings.format) },
             "Tools" to dialogs::editTools,
             "Benchmark" to ::openBenchmark,
         )
@@ -98,7 +100,8 @@ class ChatActivity : Screen(), MessageList.Actions {
     }
 
     override fun onActivityResult(requestCode: Int, resultCode: Int, data: Intent?) {
-        if (resultCode == RESULT_OK) data?.data?.let { bundles.import(requestCode, it) }
+        if (resultCode != RESULT_OK) return
+        data?.data?.let { if (requestCode == SchemaDialog.GRAMMAR) schemas.import(it) else bundles.import(requestCode, it) }
     }
 
     override fun onStop() {
@@ -107,9 +110,12 @@ class ChatActivity : Screen(), MessageList.Actions {
     }
 
     /** Shows a dialog, which closes with the screen. */
-    override fun show(builder: AlertDialog.Builder) {
+    override fun show(builder: AlertDialog.Builder) = show(builder.create())
+
+    internal fun show(new: AlertDialog) {
         dialog?.dismiss()
-        dialog = builder.show()
+        dialog = new
+        new.show()
     }
 
     internal fun load(bundle: File) = startTask { use(bundle) }
@@ -162,6 +168,7 @@ class ChatActivity : Screen(), MessageList.Actions {
     internal fun open(chat: SavedChat) {
         application.keep(chat)
         context.progress = 0
+        showHint()
         showChat()
     }
 
@@ -198,14 +205,11 @@ class ChatActivity : Screen(), MessageList.Actions {
         )
     }
 
-    private fun questionAt(place: Int) = requestIn(application.chat.messages[place].content, application.schema)
+    private fun questionAt(place: Int) = requestIn(application.chat.messages[place].content, application.chat.settings.format.schema)
 
     /** Asks in a place of the chat. If no answer begins, the chat is as before, and the text goes back to the input. */
     private suspend fun ask(text: String, place: Int = application.chat.messages.size) {
-        val schema = application.schema
-        if (schema != null && application.chat.settings.tools.isNotBlank()) {
-            return warn("This chat has tools, and answers that match a schema call none: tap Any answer in Schema, or No tools in Tools.")
-        }
+        application.chat.settings.conflict?.let { return warn(it) }
         val model = loadedModel() ?: return warn("Choose a bundle first: tap Bundles in the menu.")
         val talk = onModelThread { model.talk(application.chat) }
         val removed = messages.cut(place)
@@ -217,10 +221,14 @@ class ChatActivity : Screen(), MessageList.Actions {
             show(model, reply)
         }
         try {
-            if (schema == null) show(onModelThread { talk.conversation.sendAt(place, text) }) else askForJson(talk, text, schema, place, ::show)
-            answerBuiltIn(talk, ::show)
+            val outcome = onModelThread {
+                askFormatted(talk.conversation, text, talk.chat.settings.format, place) { reply -> withContext(MainThread) { show(reply) } }
+            }
+            outcome?.let(::appendText)
+            answerCalls(talk, ::show)
         } finally { // also of a reply that was stopped
             withContext(NonCancellable) {
+                replies.lastOrNull()?.let { guarantee(talk.chat.settings.format, it) }?.let(::tell)
                 application.keep(onModelThread { talk.update(System.currentTimeMillis()) })
                 if (replies.none { it.hasBegun }) takeBack(text, place, removed)
             }
@@ -228,13 +236,8 @@ class ChatActivity : Screen(), MessageList.Actions {
         if (areResultsMissing()) giveResults()
     }
 
-    /** Gives the results of calls that the app answers itself, as long as there are no others. */
-    private suspend fun answerBuiltIn(talk: Talk, show: suspend (Reply) -> Unit) {
-        repeat(MOST_BUILT_IN_ROUNDS) {
-            val results = onModelThread { openCalls(talk.conversation.turns) }.map(::builtIn)
-            if (results.isEmpty() || null in results) return
-            show(onModelThread { talk.conversation.sendResults(results.filterNotNull()) })
-        }
+    private suspend fun answerCalls(talk: Talk, show: suspend (Reply) -> Unit) = onModelThread {
+        answerBuiltIn(talk.conversation, ::builtIn) { reply -> withContext(MainThread) { show(reply) } }
     }
 
     override fun areResultsMissing(): Boolean = openCalls(application.chat.messages).isNotEmpty()
@@ -258,7 +261,7 @@ class ChatActivity : Screen(), MessageList.Actions {
         }
         try {
             show(onModelThread { talk.conversation.sendResults(results) })
-            answerBuiltIn(talk, ::show)
+            answerCalls(talk, ::show)
         } finally { // also of a reply that was stopped
             withContext(NonCancellable) {
                 application.keep(onModelThread { talk.update(System.currentTimeMillis()) })
@@ -271,13 +274,6 @@ class ChatActivity : Screen(), MessageList.Actions {
     private fun takeBack(text: String, place: Int, removed: List<View>) {
         messages.restore(place, removed)
         if (question.text.isEmpty()) question.setText(text)
-    }
-
-    private suspend fun askForJson(talk: Talk, text: String, schema: Schema, place: Int, show: suspend (Reply) -> Unit) {
-        val answer = onModelThread {
-            askStructured(talk.conversation, text, schema, index = place) { reply -> withContext(MainThread) { show(reply) } }
-        }
-        appendText(answer.summary())
     }
 
     private suspend fun show(model: LoadedModel, reply: Reply) {
@@ -324,17 +320,21 @@ class ChatActivity : Screen(), MessageList.Actions {
             this, application.chat.settings, model?.bundle?.manifest, abilities, application.threads, application.device.cores,
         )
         show(
-            dialog.builder { settings, threads ->
+            dialog.dialog { settings, threads ->
                 application.threads = threads
                 startTask { application.keep(application.chat.copy(settings = settings)) }
             },
         )
     }
 
-    /** Holds the next answers to a schema, or to none. */
-    internal fun use(schema: Schema?) {
-        application.schema = schema
-        question.hint = if (schema == null) "Ask something" else "Ask for JSON"
+    internal fun use(format: AnswerFormat) = startTask {
+        val chat = application.chat
+        application.keep(chat.copy(settings = chat.settings.copy(format = format)))
+        showHint()
+    }
+
+    private fun showHint() {
+        question.hint = application.chat.settings.format.hint
     }
 
     private fun openBenchmark() = startActivity(Intent(this, BenchmarkActivity::class.java))

@@ -2,13 +2,11 @@ package gemma.demo
 
 import android.app.AlertDialog
 import android.widget.EditText
-import gemma.core.EXAMPLE_SCHEMA
 import gemma.core.EXAMPLE_TOOLS
 import gemma.core.SavedChat
-import gemma.core.Schema
 import gemma.core.Tools
 
-/** Choosing and deleting chats, and what their answers must match or may call. */
+/** Choosing and deleting chats, and what their answers may call. */
 internal class ChatDialogs(private val screen: ChatActivity) {
     private val application get() = screen.applicationContext as GemmaApplication
 
@@ -32,31 +30,22 @@ internal class ChatDialogs(private val screen: ChatActivity) {
         if (id == application.chat.id) screen.open(application.newChat())
     }
 
-    /** Lets the user enter a JSON Schema that answers must match, or none. */
-    fun editSchema() {
-        val text = EditText(screen).apply { setText(application.schema?.toString() ?: EXAMPLE_SCHEMA) }
-        screen.show(
-            AlertDialog.Builder(screen).setTitle("JSON Schema for answers").setView(form(screen, labelled("Schema", text)))
-                .setPositiveButton("Use") { _, _ -> screen.launchTask { screen.use(Schema.parse(text.text.toString())) } }
-                .setNegativeButton("Any answer") { _, _ -> screen.use(null) },
-        )
-    }
-
     /** Lets the user enter the tools of this chat as JSON, or none. */
     fun editTools() {
         val text = EditText(screen).apply { setText(application.chat.settings.tools.ifBlank { EXAMPLE_TOOLS }) }
+        val builder = AlertDialog.Builder(screen).setTitle("Tools that the model may call")
+            .setMessage("Nothing is run: you are asked for the result of each call. The app answers current_time itself.")
+            .setNegativeButton("No tools") { _, _ -> use("") }
         screen.show(
-            AlertDialog.Builder(screen).setTitle("Tools that the model may call")
-                .setMessage("Nothing is run: you are asked for the result of each call. The app answers current_time itself.")
-                .setView(form(screen, labelled("JSON schemas", text)))
-                .setPositiveButton("Use") { _, _ -> use(text.text.toString()) }
-                .setNegativeButton("No tools") { _, _ -> use("") },
+            checkedDialog(builder, form(screen, labelled("JSON schemas", text)), "Use") {
+                val tools = Tools.parse(text.text.toString())
+                application.model?.codec?.check(tools)
+                use(text.text.toString())
+            },
         )
     }
 
     private fun use(tools: String) = screen.launchTask {
-        val read = Tools.parse(tools)
-        application.model?.codec?.check(read)
         application.keep(application.chat.copy(settings = application.chat.settings.copy(tools = tools)))
     }
 }

@@ -1,6 +1,8 @@
 package gemma.demo
 
+import android.content.ActivityNotFoundException
 import android.content.ContentResolver
+import android.content.Intent
 import android.net.Uri
 import android.provider.DocumentsContract
 import android.provider.DocumentsContract.Document
@@ -12,12 +14,30 @@ import java.io.InputStream
 /** A chosen folder: the path of each file in it, and how to open it. */
 internal class DocumentTree(val name: String, val files: Map<String, () -> InputStream>)
 
+/** Lets the user choose a file or folder of another app. */
+internal fun pick(screen: Screen, intent: Intent, request: Int) = try {
+    screen.startActivityForResult(intent, request)
+} catch (_: ActivityNotFoundException) {
+    screen.tell("This phone has no app to choose files with; use adb push for bundles.")
+}
+
 /** Files of other apps that the user has chosen. Nothing of what those apps say is trusted: the library checks it. */
 internal class Documents(private val resolver: ContentResolver) {
     fun name(document: Uri): String = query(document).firstOrNull()?.name ?: "bundle"
 
     /** Throws FileNotFoundException. */
     fun open(document: Uri): InputStream = resolver.openInputStream(document) ?: throw FileNotFoundException("$document")
+
+    /** Gives a document to its reader. Throws StorageException, and what the reader throws. */
+    fun <T> read(document: Uri, reader: (InputStream) -> T): T = try {
+        reader(open(document))
+    } catch (error: SecurityException) { // the other app has withdrawn its permission
+        throw unread(error)
+    } catch (error: IOException) {
+        throw unread(error)
+    }
+
+    private fun unread(error: Exception) = StorageException("the file can't be read: ${error.message}; choose it again", error)
 
     /** Replaces the content of a document. Throws StorageException. */
     fun write(document: Uri, content: ByteArray) = try {

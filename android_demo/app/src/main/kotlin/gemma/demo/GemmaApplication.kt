@@ -5,10 +5,10 @@ import android.content.Context
 import android.os.Handler
 import android.os.Looper
 import gemma.core.BundleLibrary
+import gemma.core.ChatSettings
 import gemma.core.CheckedBundles
 import gemma.core.SavedChat
 import gemma.core.SavedChats
-import gemma.core.Schema
 import gemma.core.StorageException
 import kotlinx.coroutines.CoroutineDispatcher
 import kotlinx.coroutines.CoroutineScope
@@ -39,9 +39,6 @@ class GemmaApplication : Application() {
     @Volatile
     var model: LoadedModel? = null
 
-    /** The schema that answers must match; null allows any answer. */
-    var schema: Schema? = null
-
     /** The chosen bundle; null if none was chosen or it is gone. Main thread. */
     var bundle: File?
         get() = preferences.getString("bundle", null)?.let { name -> library.bundles().firstOrNull { it.name == name } }
@@ -62,12 +59,13 @@ class GemmaApplication : Application() {
         disableTelemetry()
     }
 
-    fun newChat() = SavedChat(UUID.randomUUID().toString(), bundle?.name.orEmpty(), current?.settings ?: SavedChat("", "").settings)
+    /** Begins with the settings of the last chat on the screen. */
+    fun newChat() = SavedChat(UUID.randomUUID().toString(), bundle?.name.orEmpty(), current?.settings ?: lastSettings())
 
     /** Makes this the chat on the screen, and saves it. Throws StorageException. */
     fun keep(chat: SavedChat) {
         current = chat
-        preferences.edit().putString("chat", chat.id).apply()
+        preferences.edit().putString("chat", chat.id).putString("settings", chat.settings.write()).apply()
         chats.save(chat)
     }
 
@@ -81,6 +79,8 @@ class GemmaApplication : Application() {
     fun unloadSoon() {
         CoroutineScope(modelThread).launch { unload() }
     }
+
+    private fun lastSettings() = preferences.getString("settings", null)?.let(ChatSettings::parse) ?: ChatSettings()
 
     private fun lastChat(): SavedChat? = preferences.getString("chat", null)?.let { id ->
         try {

@@ -34,7 +34,7 @@ class LoadedModel private constructor(
 
     /** The conversation of a chat. One that was saved, or whose settings have changed, is fed again with its next question. */
     fun talk(chat: SavedChat): Talk {
-        talk?.takeIf { it.chat == chat }?.let { return it }
+        talk?.takeIf { it.goesOnWith(chat) }?.let { return it }
         val conversation = chat.settings.conversation(session, codec, bundle.manifest, chat)
         return Talk(chat, conversation).also { talk = it }
     }

@@ -6,7 +6,6 @@ import android.text.InputType
 import android.widget.CheckBox
 import android.widget.EditText
 import gemma.core.ChatSettings
-import gemma.core.GemmaException
 import gemma.core.Manifest
 import gemma.core.SamplingDraft
 import gemma.core.parseThreads
@@ -40,8 +39,8 @@ internal class SettingsDialog(
     private val drafts = check("Guess repeated passages, and check them together", settings.drafts, abilities.drafts)
     private val threadCount = count(usualThreads(cores), threads)
 
-    /** A dialog that gives the settings and the threads to `onDone`. Values out of range are refused and change nothing. */
-    fun builder(onDone: (ChatSettings, Int?) -> Unit): AlertDialog.Builder {
+    /** A dialog that gives the settings and the threads to `onDone`. While a value is out of range, it stays open and says so. */
+    fun dialog(onDone: (ChatSettings, Int?) -> Unit): AlertDialog {
         val page = form(
             context,
             labelled("System prompt", system),
@@ -56,15 +55,9 @@ internal class SettingsDialog(
             drafts,
             labelled("Threads, 1 to $cores, for the next loading", threadCount),
         )
-        return AlertDialog.Builder(context).setTitle("Settings").setView(page)
-            .setNegativeButton("Cancel", null)
-            .setPositiveButton("Use") { _, _ ->
-                try {
-                    onDone(read(), parseThreads(threadCount.text.toString(), cores))
-                } catch (error: GemmaException) {
-                    AlertDialog.Builder(context).setMessage(error.message).setPositiveButton("Close", null).show()
-                }
-            }
+        return checkedDialog(AlertDialog.Builder(context).setTitle("Settings").setNegativeButton("Cancel", null), page, "Use") {
+            onDone(read(), parseThreads(threadCount.text.toString(), cores))
+        }
     }
 
     private fun read(): ChatSettings {

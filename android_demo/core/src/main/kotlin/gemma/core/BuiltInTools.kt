@@ -19,6 +19,19 @@ fun builtInResult(call: ToolCall, now: Date, zone: TimeZone): Json? = when (call
     else -> null
 }
 
+/** Gives the results of calls that the app answers itself, as long as there are no others. */
+suspend fun answerBuiltIn(
+    conversation: Conversation,
+    result: (ToolCall) -> Json?,
+    onReply: suspend (Reply) -> Unit = { reply -> reply.pieces.collect {} },
+) {
+    repeat(MOST_BUILT_IN_ROUNDS) {
+        val results = openCalls(conversation.turns).map(result)
+        if (results.isEmpty() || null in results) return
+        onReply(conversation.sendResults(results.filterNotNull()))
+    }
+}
+
 private fun currentTime(now: Date, zone: TimeZone): Json {
     fun format(pattern: String) = JsonString(SimpleDateFormat(pattern, Locale.ENGLISH).apply { timeZone = zone }.format(now))
     return JsonObject(

@@ -4,11 +4,14 @@ package gemma.core
  * Follows a text byte by byte through a grammar that `gemma-runtime compile-schema` wrote.
  *
  * `byte_grammar.py` of the runtime describes the format; this is the same code. A state is a number. What may follow
- * a byte is again a grammar, the derivative; equal grammars get the same number, so each is made once.
+ * a byte is again a grammar, the derivative; equal grammars get the same number, so each is made once. Throws
+ * SchemaException, also while it follows, for a grammar that would take too much memory or too deep a stack.
  */
 class ByteGrammar private constructor(json: Json) {
     private val nodes = arrayListOf<Node>(NO_CASE, Node.Bytes(emptyList())) // the second is never looked at
     private val endings = arrayListOf(false, true)
+    private val depths = arrayListOf(1, 1) // of the calls that a derivative takes
+    private var work = 0
     private val numbers = HashMap<Node, Int>()
     private val derivatives = HashMap<Long, Int>()
 
@@ -26,7 +29,10 @@ class ByteGrammar private constructor(json: Json) {
     /** The state behind a byte; NOTHING if the byte may not come next. */
     fun after(state: Int, byte: Int): Int {
         val key = state.toLong() shl 8 or byte.toLong()
-        return derivatives[key] ?: derive(state, byte).also { derivatives[key] = it }
+        return derivatives[key] ?: derive(state, byte).also {
+            if (derivatives.size >= MOST_DERIVATIVES) derivatives.clear()
+            derivatives[key] = it
+        }
     }
 
     /** The state behind some bytes; NOTHING if they may not come next. */
@@ -68,6 +74,7 @@ class ByteGrammar private constructor(json: Json) {
             last = node.rest
             node = nodes[last]
         }
+        spend(firsts.size)
         return firsts.foldRight(pair(last, rest), ::pair)
     }
 
@@ -91,11 +98,30 @@ class ByteGrammar private constructor(json: Json) {
     private fun number(node: Node, mayEnd: Boolean): Int {
         if (node == NO_CASE) return NOTHING
         return numbers.getOrPut(node) {
+            spend(1 + parts(node).size)
+            val depth = 1 + (callsOf(node).maxOfOrNull { depths[it] } ?: 0)
+            if (depth > DEEPEST) throw tooLarge()
             nodes += node
             endings += mayEnd
+            depths += depth
             nodes.size - 1
         }
     }
+
+    private fun spend(steps: Int) {
+        work += steps
+        if (work > MOST_WORK) throw tooLarge()
+    }
+
+    private fun parts(node: Node): List<Int> = when (node) {
+        is Node.Bytes -> emptyList()
+        is Node.Seq -> listOf(node.first, node.rest)
+        is Node.Alt -> node.cases
+        is Node.Repeat -> listOf(node.body)
+    }
+
+    /** The parts whose derivatives that of a node is made of. */
+    private fun callsOf(node: Node): List<Int> = if (node is Node.Seq && !mayEnd(node.first)) listOf(node.first) else parts(node)
 
     /** A node as it is written, and the numbers of those before it. */
     private inner class GrammarNode(private val json: Json, private val earlier: List<Int>) {
@@ -150,6 +176,9 @@ class ByteGrammar private constructor(json: Json) {
         const val NOTHING = 0 // no text at all
         const val END = 1 // the empty text
         private val NO_CASE = Node.Alt(emptyList())
+        private const val MOST_WORK = 1_000_000 // parts of nodes, and steps to make them: some 50 MB
+        private const val MOST_DERIVATIVES = 300_000 // the memory of so many is freed, and they are made again
+        private const val DEEPEST = 256 // fits in the stack of a thread
 
         /** Throws JsonException if the text is not JSON, SchemaException if it is not a grammar. */
         fun parse(text: String): ByteGrammar = of(parseJson(text))
@@ -158,6 +187,8 @@ class ByteGrammar private constructor(json: Json) {
 
         private fun wrong(what: String) =
             SchemaException("the grammar is not valid: $what; run gemma-runtime compile-schema again")
+
+        private fun tooLarge() = SchemaException("the grammar is too large to follow; compile a smaller schema")
 
         /** A whole number of at least 0 that fits in 32 bits. */
         private fun whole(json: Json?): Int? =

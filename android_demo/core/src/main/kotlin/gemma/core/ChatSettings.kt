@@ -8,6 +8,7 @@ data class ChatSettings(
     val roll: Boolean = false, // forget the oldest turns when the context is full
     val drafts: Boolean = false, // guess repeated passages, and check several tokens at once
     val seed: Int? = null, // the same question in the same chat gets the same answer; null: another one each time
+    val format: AnswerFormat = AnswerFormat(), // what answers must be
     val tools: String = "", // a JSON list of schemas; blank for none
 ) {
     /** How to sample with a bundle; its authors' values unless the user has set others. */
@@ -15,8 +16,8 @@ data class ChatSettings(
 
     /**
      * A conversation that goes on from a chat with these settings; drafts are off where the graph gives the logits of one
-     * token per run, which changes no token. Throws TokenizerException for thinking where the bundle can't think, and for tools where it can't
-     * be given them, and SchemaException for tools that are none.
+     * token per run, which changes no token. Throws TokenizerException for thinking where the bundle can't think, and for tools
+     * where it can't be given them, and SchemaException for tools that are none.
      */
     fun conversation(session: Session, codec: ChatCodec, manifest: Manifest, chat: SavedChat) = Conversation(
         session,
@@ -31,6 +32,14 @@ data class ChatSettings(
         Tools.parse(tools),
     )
 
+    /** Why nothing can be asked with these settings; null if it can. */
+    val conflict: String?
+        get() = "This chat has tools, and answers in a format call none: tap Any answer in Schema, or No tools in Tools."
+            .takeIf { tools.isNotBlank() && !format.isAny }
+
+    /** As JSON, for `parse`. */
+    fun write(): String = json().write()
+
     internal fun json(): Json = JsonObject(
         mapOf(
             "system" to JsonString(system),
@@ -39,6 +48,7 @@ data class ChatSettings(
             "roll" to JsonBoolean(roll),
             "drafts" to JsonBoolean(drafts),
             "seed" to (seed?.let { JsonNumber(it.toDouble()) } ?: JsonNull),
+            "format" to format.json(),
             "tools" to JsonString(tools),
         ),
     )
@@ -54,8 +64,16 @@ data class ChatSettings(
             roll = json.of("roll").boolean(),
             drafts = json.orNull("drafts")?.boolean() ?: false, // chats saved by an earlier version don't say
             seed = json.orNull("seed")?.count(),
+            format = json.orNull("format")?.let(AnswerFormat::read) ?: AnswerFormat(),
             tools = json.orNull("tools")?.string().orEmpty(),
         )
+
+        /** What `write` has written; as new if it can't be read. */
+        fun parse(text: String): ChatSettings = try {
+            read(JsonFields.parse("settings", text))
+        } catch (_: GemmaException) {
+            ChatSettings()
+        }
 
         /** A seed; null for a blank text. Throws SessionException if it is no whole number that fits in 31 bits. */
         fun parseSeed(text: String): Int? {

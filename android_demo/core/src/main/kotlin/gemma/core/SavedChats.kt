@@ -78,6 +78,13 @@ class Talk(chat: SavedChat, val conversation: Conversation) {
     var chat = chat
         private set
 
+    /** Whether it goes on with this chat. If only what answers must be has changed, it does: no token so far depends on that. */
+    fun goesOnWith(other: SavedChat): Boolean {
+        val isSame = other == chat.copy(settings = chat.settings.copy(format = other.settings.format))
+        if (isSame) chat = other
+        return isSame
+    }
+
     /** Takes what the conversation has now over into the chat. */
     fun update(nowMs: Long): SavedChat {
         chat = chat.copy(messages = conversation.turns, forgotten = conversation.forgotten, changedMs = nowMs)

@@ -70,6 +70,10 @@ class Schema private constructor(private val keywords: Map<String, Json>, privat
 
     override fun toString(): String = JsonObject(keywords).write()
 
+    override fun equals(other: Any?): Boolean = other is Schema && keywords == other.keywords
+
+    override fun hashCode(): Int = keywords.hashCode()
+
     companion object {
         /** Throws JsonException if the text is not JSON, SchemaException if it is not a supported schema. */
         fun parse(text: String): Schema = of(parseJson(text))

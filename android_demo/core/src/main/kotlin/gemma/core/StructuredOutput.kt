@@ -66,7 +66,7 @@ suspend fun askStructured(
     request: String,
     schema: Schema,
     attempts: Int = 3,
-    maxNewTokens: Int = 512,
+    maxNewTokens: Int = LONGEST_ANSWER,
     grammar: ByteGrammar? = null,
     index: Int = conversation.turns.size,
     onReply: suspend (Reply) -> Unit = { reply -> reply.pieces.collect {} },
@@ -94,6 +94,9 @@ const val EXAMPLE_SCHEMA = """{
   "required": ["answer", "confidence"],
   "additionalProperties": false
 }"""
+
+/** How many tokens an answer may have that must end by itself: a model that doesn't stop would fill the context. */
+internal const val LONGEST_ANSWER = 512
 
 private const val RETRY = "That answer does not match the schema:\n"
 private const val MAX_VIOLATIONS = 8

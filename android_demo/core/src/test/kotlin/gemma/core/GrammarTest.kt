@@ -1,5 +1,6 @@
 package gemma.core
 
+import kotlinx.coroutines.flow.take
 import kotlinx.coroutines.flow.toList
 import kotlinx.coroutines.runBlocking
 import java.io.File
@@ -9,6 +10,7 @@ import kotlin.test.assertContains
 import kotlin.test.assertEquals
 import kotlin.test.assertFailsWith
 import kotlin.test.assertIs
+import kotlin.test.assertNull
 import kotlin.test.assertTrue
 
 /** Grammars that Python compiled; what they allow was taken from llguidance. */
@@ -121,7 +123,81 @@ class GrammarTest {
         assertFailsWith<JsonException> { ByteGrammar.parse("{") }
     }
 
+    /** They overflowed the stack, or took all memory. */
+    @Test
+    fun `a grammar that is too deep or grows without end is refused`() {
+        val a = """["text", "a"]"""
+        fun grammar(nodes: List<String>) = """{"nodes": [$a, ${nodes.joinToString()}], "start": ${nodes.size}}"""
+        val hostile = listOf(
+            grammar((0..100_000).map { """["repeat", $it, 0, 2]""" }), // nested
+            grammar(listOf("""["repeat", 0, 0, 1]""", """["seq"${", 1".repeat(100_000)}]""")), // any number may be left out
+            grammar((0..60).map { """["seq", $it, $it]""" }), // 2 to the power of 61
+            // the 30th byte before the end is an a: a state for each set of places
+            grammar(listOf("""["bytes", [[97, 98]]]""", """["repeat", 1, 0, null]""", """["repeat", 1, 30, 30]""", """["seq", 2, 0, 3]""")),
+        )
+        for (text in hostile) {
+            val error = assertFailsWith<SchemaException>(text.take(80)) {
+                val followed = ByteGrammar.parse(text)
+                val random = Random(1)
+                followed.follow(followed.start, ByteArray(100_000) { (97 + random.nextInt(2)).toByte() })
+            }
+            assertContains(error.message.orEmpty(), "too large")
+        }
+    }
+
+    @Test
+    fun `a file of a grammar is read or refused in one line`() {
+        fun read(text: ByteArray, name: String = "a.json") = GrammarFile.read(name, text.inputStream())
+        val file = read(IN.toByteArray(), "a\n${"b".repeat(100)}.json")
+        assertEquals(60, file.name.length)
+        assertTrue(file.name.startsWith("a bbb"))
+        assertEquals(file, GrammarFile(file.name, IN))
+        val refused = mapOf(
+            IN.toByteArray() + ByteArray(1 shl 18) { 32 } to "a.json has more than 262144 bytes",
+            byteArrayOf(0x22, 0xff.toByte(), 0x22) to "a.json is not UTF-8",
+            "{".toByteArray() to "a.json is not JSON: ",
+            """{"type": "object"}""".toByteArray() to "a.json: the grammar is not valid: it has no nodes; run gemma-runtime compile-schema again",
+        )
+        for ((bytes, message) in refused) assertContains(assertFailsWith<SchemaException> { read(bytes) }.message.orEmpty(), message)
+    }
+
+    private suspend fun ask(format: AnswerFormat, pieces: Int = 1000): Pair<Reply, String?> {
+        val replies = ArrayList<Reply>()
+        val outcome = askFormatted(Conversation(ScriptedSession { 300 }, codec, Sampler(Sampling())), "who?", format) { reply ->
+            replies += reply
+            reply.pieces.take(pieces).toList()
+        }
+        return replies.last() to outcome
+    }
+
+    @Test
+    fun `a format holds answers, and says whether it is guaranteed`() = runBlocking<Unit> {
+        val grammar = GrammarFile("a.json", IN)
+        val cut = GrammarFile("cut.json", """{"nodes": [["text", "i"], ["repeat", 0, 9999, null]], "start": 1}""")
+        val (held, none) = ask(AnswerFormat(grammar = grammar))
+        assertEquals("in" to null, held.text to none)
+        assertEquals("The format is guaranteed by a.json.", guarantee(AnswerFormat(grammar = grammar), held))
+        val (long, _) = ask(AnswerFormat(grammar = cut))
+        assertEquals(512 to StopReason.LENGTH, long.tokens.size to long.reason)
+        assertEquals("The answer was cut, so it doesn't have the format of cut.json.", guarantee(AnswerFormat(grammar = cut), long))
+        assertContains(guarantee(AnswerFormat(grammar = cut), ask(AnswerFormat(grammar = cut), 1).first).orEmpty(), "was cut")
+        assertNull(guarantee(AnswerFormat(), held))
+        val both = AnswerFormat.parse("""{"type": "string"}""", GrammarFile("b.json", """{"nodes": [["text", "\"in\""]], "start": 0}"""))
+        assertEquals("The answer matches the schema (first try): \"in\"", ask(both).second)
+    }
+
+    @Test
+    fun `the input says what is asked for`() {
+        val grammar = GrammarFile("a.json", IN)
+        val formats = listOf(AnswerFormat.parse(" ", null), AnswerFormat.parse("{}", null), AnswerFormat.parse("\n", grammar), AnswerFormat.parse("{}", grammar))
+        assertEquals(listOf("Ask something", "Ask for JSON", "Ask for JSON as in a.json", "Ask for JSON as in a.json"), formats.map { it.hint })
+        assertEquals(listOf(EXAMPLE_SCHEMA, "{}", "", "{}"), formats.map { it.schemaText })
+        assertFailsWith<SchemaException> { AnswerFormat.parse("[]", grammar) }
+        assertFailsWith<JsonException> { AnswerFormat.parse("{", null) }
+    }
+
     private companion object {
+        const val IN = """{"nodes": [["text", "in"]], "start": 0}"""
         const val VOCABULARY = 360
     }
 }

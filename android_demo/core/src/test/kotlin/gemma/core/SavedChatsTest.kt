@@ -10,8 +10,11 @@ import kotlin.test.Test
 import kotlin.test.assertContains
 import kotlin.test.assertEquals
 import kotlin.test.assertFailsWith
+import kotlin.test.assertFalse
 import kotlin.test.assertNull
 import kotlin.test.assertTrue
+
+private const val TEXT_GRAMMAR = """{"nodes": [["text", "in"]], "start": 0}"""
 
 class SavedChatsTest {
     private val folder = Files.createTempDirectory("chats").toFile()
@@ -52,6 +55,34 @@ class SavedChatsTest {
         talk(saved, after).ask("five")
         talk.ask("five")
         assertEquals(before.tokens, after.tokens)
+    }
+
+    /** The schema was the app's, and lost with it. */
+    @Test
+    fun `what answers must be is saved with the chat, and a change of it feeds nothing again`() {
+        val format = AnswerFormat.parse("""{"type": "string"}""", GrammarFile("text.json", TEXT_GRAMMAR))
+        val session = session()
+        val talk = talk(SavedChat("a", "tiny"), session)
+        val first = talk.ask("one")
+        val held = first.copy(settings = ChatSettings(format = format))
+        assertTrue(talk.goesOnWith(held))
+        chats.save(talk.ask("two"))
+        assertEquals(format, chats.load("a").settings.format)
+        assertEquals(1, session.fed.count { it.firstOrNull() == session.tokens[0] }, "the beginning is fed once")
+        assertFalse(talk.goesOnWith(talk.chat.copy(settings = ChatSettings("be brief", format = format))))
+        assertFalse(talk.goesOnWith(SavedChat("b", "tiny")))
+    }
+
+    @Test
+    fun `settings survive without a chat, and an earlier version's name no format`() {
+        val settings = ChatSettings("é", Sampling(0.5), seed = 3, format = AnswerFormat(grammar = GrammarFile("t", TEXT_GRAMMAR)))
+        assertEquals(settings, ChatSettings.parse(settings.write()))
+        val earlier = ChatSettings("é").write().replace(Regex(", \"format\".*"), "}")
+        assertEquals(ChatSettings("é"), ChatSettings.parse(earlier))
+        assertNull(settings.conflict)
+        assertNull(ChatSettings(tools = "[]").conflict)
+        assertContains(settings.copy(tools = "[]").conflict.orEmpty(), "tap Any answer in Schema")
+        for (damaged in listOf("", "{}", settings.write().replace("nodes", "node"))) assertEquals(ChatSettings(), ChatSettings.parse(damaged))
     }
 
     @Test

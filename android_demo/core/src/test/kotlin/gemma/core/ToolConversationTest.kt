@@ -217,6 +217,30 @@ class ToolConversationTest {
     }
 
     @Test
+    fun `calls that the app answers are answered five times in a row, and others left open`() {
+        val call = """{"name": "current_time", "parameters": {}}"""
+        fun answer(vararg replies: String): Pair<Conversation, Int> {
+            val chat = conversation(replying(prompted, *replies), prompted)
+            chat.send("when?").read()
+            var answered = 0
+            runBlocking {
+                answerBuiltIn(chat, { JsonString("noon").takeIf { _ -> it.name == "current_time" } }) { reply ->
+                    answered++
+                    reply.pieces.toList()
+                }
+            }
+            return chat to answered
+        }
+        val (chat, answered) = answer(call, call, "it is")
+        assertEquals(2, answered)
+        assertEquals(listOf("when?", "", "noon", "", "noon", "it is"), chat.turns.map { it.content })
+        assertEquals(5, answer(*Array(7) { call }).second)
+        val (open, none) = answer("[$call, $CALL]")
+        assertEquals(0 to 2, none to openCalls(open.turns).size)
+        assertEquals(0, answer("in").second)
+    }
+
+    @Test
     fun `the app answers one tool itself, and shows calls below the text`() {
         val call = ToolCall("current_time", JsonObject(emptyMap()))
         val time = builtInResult(call, Date(1_796_000_000_000), TimeZone.getTimeZone("Asia/Kolkata"))
