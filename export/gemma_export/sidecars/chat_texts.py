@@ -1,4 +1,4 @@
-"""What `chat.json` holds: the texts of a chat template, for phones, which have no Jinja."""
+"""What `chat.json` holds of a chat template."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

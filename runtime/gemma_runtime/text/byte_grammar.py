@@ -132,7 +132,9 @@ class ByteGrammar:
         flat: set[int] = set()
         for case in cases:
             node = self._nodes[case]
-            flat.update(node.cases if isinstance(node, _Alt) else [case])
+            parts = node.cases if isinstance(node, _Alt) else (case,)
+            self._spend(len(parts))
+            flat.update(parts)
         if len(flat) == 1:
             return flat.pop()
         return self._number(_Alt(tuple(sorted(flat))), any(self._may_end[case] for case in flat))

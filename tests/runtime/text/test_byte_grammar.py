@@ -176,10 +176,15 @@ def test_a_damaged_grammar_is_refused(grammar: Json) -> None:
         [["repeat", index, 0, 2] for index in range(100_000)],  # nested
         [["repeat", 0, 0, 1], ["seq", *[1] * 100_000]],  # any number may be left out
         [["seq", index, index] for index in range(60)],  # 2 to the power of 60
+        [
+            *(["text", str(n)] for n in range(1000)),
+            ["alt", *range(1, 1001)],
+            ["alt", *[1001] * 4000],
+        ],
         # The 30th byte before the end is an a: a state for each set of places.
         [["bytes", [[97, 98]]], ["repeat", 1, 0, None], ["repeat", 1, 30, 30], ["seq", 2, 0, 3]],
     ],
-    ids=["deep", "optional", "doubled", "ambiguous"],
+    ids=["deep", "optional", "doubled", "joined", "ambiguous"],
 )
 def test_a_grammar_that_is_too_deep_or_grows_without_end_is_refused(nodes: list[Json]) -> None:
     """They overflowed the stack, or took all memory."""
