@@ -45,7 +45,7 @@ private class PythonWriter(private val out: StringBuilder, private val indented:
             val plain = "\"\\\n\r\t\b\u000c".indexOf(character)
             when {
                 plain >= 0 -> out.append('\\').append("\"\\nrtbf"[plain])
-                character < ' ' -> out.append(String.format("\\u%04x", character.code))
+                character < ' ' -> out.append("\\u" + character.code.toString(16).padStart(4, '0'))
                 else -> out.append(character)
             }
         }
@@ -59,17 +59,23 @@ internal fun pythonNumber(number: JsonNumber): String {
     val value = number.value
     if (value == 0.0) return if (1 / value < 0) "-0.0" else "0.0"
     val exact = BigDecimal(Math.abs(value))
-    val shortest = (1..17).asSequence().map { exact.round(MathContext(it, RoundingMode.HALF_EVEN)) }
+    // Below a power of two numbers are closer together than above it, so the nearest digits may be another number's.
+    val shortest = (1..17).asSequence().flatMap { digits -> ROUNDINGS.map { exact.round(MathContext(digits, it)) }.asSequence() }
         .first { it.toDouble() == Math.abs(value) }
     return (if (value < 0) "-" else "") + written(shortest)
 }
+
+private val ROUNDINGS = listOf(RoundingMode.HALF_EVEN, RoundingMode.UP)
 
 /** Digits with a point, or with an exponent below 1e-4 and from 1e16 on. */
 private fun written(number: BigDecimal): String {
     val digits = number.unscaledValue().toString().trimEnd('0')
     val exponent = number.precision() - number.scale() - 1 // of the first digit
     val fraction = if (digits.length > 1) "." + digits.substring(1) else ""
-    if (exponent !in -4..15) return digits.take(1) + fraction + String.format("e%s%02d", if (exponent < 0) "-" else "+", Math.abs(exponent))
+    if (exponent !in -4..15) {
+        val sign = if (exponent < 0) "-" else "+"
+        return digits.take(1) + fraction + "e" + sign + Math.abs(exponent).toString().padStart(2, '0')
+    }
     if (exponent < 0) return "0." + "0".repeat(-exponent - 1) + digits
     return digits.padEnd(exponent + 1, '0').take(exponent + 1) + "." + digits.drop(exponent + 1).ifEmpty { "0" }
 }

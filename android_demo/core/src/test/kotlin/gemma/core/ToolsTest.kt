@@ -1,6 +1,7 @@
 package gemma.core
 
 import java.io.File
+import java.util.Locale
 import kotlin.test.Test
 import kotlin.test.assertContentEquals
 import kotlin.test.assertEquals
@@ -19,6 +20,33 @@ class ToolsTest {
         toolVectors.of("numbers").list { vector ->
             val text = vector.of("json").string()
             assertEquals(vector.of("python").string(), parseJson(text).pythonJson(), text)
+        }
+    }
+
+    /** Digits were those of the phone's language. */
+    @Test
+    fun `numbers and texts are the same in every language`() {
+        val before = Locale.getDefault()
+        try {
+            Locale.setDefault(Locale.forLanguageTag("ar-EG"))
+            val written = listOf("1e-7", "1.5e+100", "12.25", "\"\\u0012\"").map { parseJson(it).pythonJson() }
+            assertEquals(listOf("1e-07", "1.5e+100", "12.25", "\"\\u0012\""), written)
+        } finally {
+            Locale.setDefault(before)
+        }
+    }
+
+    /** Below a power of two, numbers are closer together than above it. */
+    @Test
+    fun `powers of two have the fewest digits that give them again`() {
+        assertEquals("5.960464477539063e-08", pythonNumber(JsonNumber(Math.scalb(1.0, -24))))
+        assertEquals("-5.684341886080802e-14", pythonNumber(JsonNumber(-Math.scalb(1.0, -44))))
+        fun digits(text: String) = text.substringBefore('e').substringBefore('E').filter { it in '0'..'9' }.trim('0').length
+        for (exponent in -1000..999) {
+            val value = Math.scalb(1.0, exponent)
+            val text = pythonNumber(JsonNumber(value))
+            assertEquals(value, text.toDouble(), text)
+            assertTrue(digits(text) <= digits(value.toString()), text)
         }
     }
 
