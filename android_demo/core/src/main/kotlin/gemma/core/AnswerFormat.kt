@@ -53,9 +53,9 @@ data class GrammarFile(val name: String, val text: String) {
     fun grammar(): ByteGrammar = try {
         ByteGrammar.parse(text)
     } catch (error: JsonException) {
-        throw SchemaException("$name is not JSON: ${error.message}; $CHOOSE")
+        throw SchemaException("$name is not JSON: ${error.message}; $CHOOSE", error)
     } catch (error: SchemaException) {
-        throw SchemaException("$name: ${error.message}")
+        throw SchemaException("$name: ${error.message}", error)
     }
 
     companion object {
@@ -70,8 +70,8 @@ data class GrammarFile(val name: String, val text: String) {
                 ?: throw SchemaException("$shown has more than $MOST_BYTES bytes, expected a few thousand; $CHOOSE")
             val text = try {
                 Charsets.UTF_8.newDecoder().decode(ByteBuffer.wrap(bytes)).toString()
-            } catch (_: CharacterCodingException) {
-                throw SchemaException("$shown is not UTF-8; $CHOOSE")
+            } catch (error: CharacterCodingException) {
+                throw SchemaException("$shown is not UTF-8; $CHOOSE", error)
             }
             return GrammarFile(shown, text)
         }

@@ -85,8 +85,13 @@ class ByteGrammar private constructor(json: Json) {
     }
 
     private fun choice(cases: List<Int>): Int {
-        val flat = cases.flatMap { case -> (nodes[case] as? Node.Alt)?.cases ?: listOf(case) }.toSortedSet().toList()
-        return flat.singleOrNull() ?: number(Node.Alt(flat), flat.any(::mayEnd))
+        val flat = HashSet<Int>()
+        for (case in cases) {
+            val parts = (nodes[case] as? Node.Alt)?.cases ?: listOf(case)
+            spend(parts.size)
+            flat += parts
+        }
+        return flat.singleOrNull() ?: number(Node.Alt(flat.sorted()), flat.any(::mayEnd))
     }
 
     private fun repeat(body: Int, least: Int, most: Int?): Int = when {

@@ -121,6 +121,8 @@ class GrammarTest {
         )
         for (text in damaged) assertFailsWith<SchemaException>(text) { ByteGrammar.parse(text) }
         assertFailsWith<JsonException> { ByteGrammar.parse("{") }
+        assertIs<JsonException>(assertFailsWith<SchemaException> { GrammarFile("a.json", "{") }.cause)
+        assertIs<SchemaException>(assertFailsWith<SchemaException> { GrammarFile("a.json", "{}") }.cause)
     }
 
     /** They overflowed the stack, or took all memory. */
@@ -132,6 +134,9 @@ class GrammarTest {
             grammar((0..100_000).map { """["repeat", $it, 0, 2]""" }), // nested
             grammar(listOf("""["repeat", 0, 0, 1]""", """["seq"${", 1".repeat(100_000)}]""")), // any number may be left out
             grammar((0..60).map { """["seq", $it, $it]""" }), // 2 to the power of 61
+            // alternatives of alternatives: as many as their product
+            """{"nodes": [${(0 until 7000).joinToString { """["text", "$it"]""" }}, ["alt"${(0 until 7000).joinToString("") { ", $it" }}], """ +
+                """["alt"${", 7000".repeat(20_000)}]], "start": 7001}""",
             // the 30th byte before the end is an a: a state for each set of places
             grammar(listOf("""["bytes", [[97, 98]]]""", """["repeat", 1, 0, null]""", """["repeat", 1, 30, 30]""", """["seq", 2, 0, 3]""")),
         )
