@@ -40,7 +40,7 @@ internal class ChatDialogs(private val screen: ChatActivity) {
             checkedDialog(builder, form(screen, labelled("JSON schemas", text)), "Use") {
                 val tools = Tools.parse(text.text.toString())
                 application.model?.codec?.check(tools)
-                use(text.text.toString())
+                use(if (tools.isEmpty) "" else text.text.toString())
             },
         )
     }

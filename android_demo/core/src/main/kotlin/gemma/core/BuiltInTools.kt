@@ -19,14 +19,14 @@ fun builtInResult(call: ToolCall, now: Date, zone: TimeZone): Json? = when (call
     else -> null
 }
 
-/** Gives the results of calls that the app answers itself, as long as there are no others. */
+/** Gives the results of calls that the app answers itself, as long as there are no others, nor any of tools that the chat lacks. */
 suspend fun answerBuiltIn(
     conversation: Conversation,
     result: (ToolCall) -> Json?,
     onReply: suspend (Reply) -> Unit = { reply -> reply.pieces.collect {} },
 ) {
     repeat(MOST_BUILT_IN_ROUNDS) {
-        val results = openCalls(conversation.turns).map(result)
+        val results = openCalls(conversation.turns).map { call -> if (call.name in conversation.tools.names) result(call) else null }
         if (results.isEmpty() || null in results) return
         onReply(conversation.sendResults(results.filterNotNull()))
     }

@@ -35,7 +35,15 @@ data class ChatSettings(
     /** Why nothing can be asked with these settings; null if it can. */
     val conflict: String?
         get() = "This chat has tools, and answers in a format call none: tap Any answer in Schema, or No tools in Tools."
-            .takeIf { tools.isNotBlank() && !format.isAny }
+            .takeIf { !format.isAny && toolNames.isNotEmpty() }
+
+    /** The names of the tools; none if they can't be read, which `conversation` refuses. */
+    val toolNames: Set<String>
+        get() = try {
+            Tools.parse(tools).names
+        } catch (_: SchemaException) {
+            emptySet()
+        }
 
     /** As JSON, for `parse`. */
     fun write(): String = json().write()

@@ -134,7 +134,7 @@ class Conversation(
     earlier: List<Message> = emptyList(),
     forgotten: Int = 0,
     private val drafts: Boolean = false,
-    private val tools: Tools = Tools.NONE,
+    val tools: Tools = Tools.NONE,
 ) {
     private val format = if (thinking) codec.thinkingFormat() else codec.format
     private val opening = listOfNotNull(system?.let { Message(Role.SYSTEM, it) })

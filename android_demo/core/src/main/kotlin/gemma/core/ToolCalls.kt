@@ -5,9 +5,10 @@ internal data class FoundCalls(val text: String, val calls: List<ToolCall>)
 
 /**
  * Finds calls between a template's marks, or else as JSON with names of tools, alone or in a list, as the whole text or in a
- * fenced block. A call that can't be read is left in the text.
+ * fenced block. A call that can't be read is left in the text, and all of them where there are no tools.
  */
 internal fun findCalls(text: String, names: Set<String>, marks: ToolMarks?): FoundCalls {
+    if (names.isEmpty()) return FoundCalls(text, emptyList())
     if (marks != null && marks.opensIn(text)) return findMarked(text, marks)
     for (body in bodies(text)) {
         val calls = readCalls(body.content)

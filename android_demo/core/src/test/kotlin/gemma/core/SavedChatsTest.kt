@@ -80,8 +80,10 @@ class SavedChatsTest {
         val earlier = ChatSettings("é").write().replace(Regex(", \"format\".*"), "}")
         assertEquals(ChatSettings("é"), ChatSettings.parse(earlier))
         assertNull(settings.conflict)
-        assertNull(ChatSettings(tools = "[]").conflict)
-        assertContains(settings.copy(tools = "[]").conflict.orEmpty(), "tap Any answer in Schema")
+        assertNull(ChatSettings(tools = EXAMPLE_TOOLS).conflict)
+        assertContains(settings.copy(tools = EXAMPLE_TOOLS).conflict.orEmpty(), "tap Any answer in Schema")
+        for (none in listOf(" ", "[]", "[ ]\n", "[")) assertNull(settings.copy(tools = none).conflict, none)
+        assertEquals(setOf("get_weather", "current_time"), ChatSettings(tools = EXAMPLE_TOOLS).toolNames)
         for (damaged in listOf("", "{}", settings.write().replace("nodes", "node"))) assertEquals(ChatSettings(), ChatSettings.parse(damaged))
     }
 

@@ -44,7 +44,7 @@ class ToolConversationTest {
         }
     }
 
-    private fun conversation(session: Session, codec: ChatCodec, thinking: Boolean = false, roll: Boolean = false) =
+    private fun conversation(session: Session, codec: ChatCodec, thinking: Boolean = false, roll: Boolean = false, tools: Tools = this.tools) =
         Conversation(session, codec, Sampler(Sampling()), "be brief", roll, thinking, tools = tools)
 
     private fun Reply.read(): Reply = also { runBlocking { pieces.toList() } }
@@ -97,6 +97,29 @@ class ToolConversationTest {
         runBlocking { reply.pieces.take(20).toList() }
         assertEquals(emptyList(), reply.toolCalls)
         assertEquals(listOf("one", reply.text), chat.turns.map { it.content })
+    }
+
+    @Test
+    fun `a chat without tools has no calls, whatever the reply has`() {
+        for ((codec, text) in listOf(prompted to CALL, gemma4 to MARKED)) {
+            val chat = conversation(replying(codec, text), codec, tools = Tools.NONE)
+            val reply = chat.send("one").read()
+            assertEquals(emptyList(), reply.toolCalls + openCalls(chat.turns))
+            assertContains(reply.text, "inn")
+        }
+    }
+
+    @Test
+    fun `the app answers no call of a tool that the chat lacks`() {
+        val call = "<|tool_call>call:current_time{}<tool_call|>"
+        fun answered(tools: Tools): Int {
+            val chat = conversation(replying(gemma4, call, "noon"), gemma4, tools = tools)
+            assertEquals(listOf("current_time"), chat.send("when?").read().toolCalls.map { it.name })
+            runBlocking { answerBuiltIn(chat, { JsonString("noon") }) }
+            return chat.turns.size
+        }
+        assertEquals(4, answered(tools))
+        assertEquals(2, answered(Tools(tools.schemas.take(1))))
     }
 
     @Test
