@@ -46,12 +46,14 @@ class ChatActivity : Screen(), MessageList.Actions {
     override fun onCreate(savedInstanceState: Bundle?) {
         super.onCreate(savedInstanceState)
         question.setText(savedInstanceState?.getString(QUESTION).orEmpty())
+        savedInstanceState?.let(schemas::restore)
         (inherited as? Page)?.let { messages.show(it.entries) }
     }
 
     override fun onSaveInstanceState(outState: Bundle) {
         super.onSaveInstanceState(outState)
         outState.putString(QUESTION, question.text.toString())
+        schemas.save(outState)
     }
 
     /** Nothing while a reply ends: the chat then has more of it than the screen. */
@@ -100,8 +102,8 @@ class ChatActivity : Screen(), MessageList.Actions {
     }
 
     override fun onActivityResult(requestCode: Int, resultCode: Int, data: Intent?) {
-        if (resultCode != RESULT_OK) return
-        data?.data?.let { if (requestCode == SchemaDialog.GRAMMAR) schemas.import(it) else bundles.import(requestCode, it) }
+        val chosen = data?.data.takeIf { resultCode == RESULT_OK }
+        if (requestCode == SchemaDialog.GRAMMAR) schemas.import(chosen) else chosen?.let { bundles.import(requestCode, it) }
     }
 
     override fun onStop() {
@@ -246,27 +248,19 @@ class ChatActivity : Screen(), MessageList.Actions {
     override fun giveResults() {
         val calls = openCalls(application.chat.messages)
         if (calls.isEmpty()) tell("The last answer calls no tools.")
-        else show(resultsDialog(this, calls) { results -> startTask { send(results) } })
+        else show(resultsDialog(this, calls, application.chat.settings.toolNames) { results -> startTask { send(results) } })
     }
 
     /** Gives the model the results of its calls. If no answer begins, the chat is as before. */
     private suspend fun send(results: List<Json>) {
         val model = loadedModel() ?: return warn("Choose a bundle first: tap Bundles in the menu.")
         val talk = onModelThread { model.talk(application.chat) }
-        var hasBegun = false
-        suspend fun show(reply: Reply) = try {
-            show(model, reply)
-        } finally {
-            hasBegun = hasBegun || reply.hasBegun
-        }
+        suspend fun show(reply: Reply) = show(model, reply)
         try {
             show(onModelThread { talk.conversation.sendResults(results) })
             answerCalls(talk, ::show)
         } finally { // also of a reply that was stopped
-            withContext(NonCancellable) {
-                application.keep(onModelThread { talk.update(System.currentTimeMillis()) })
-                if (!hasBegun) showChat()
-            }
+            withContext(NonCancellable) { application.keep(onModelThread { talk.update(System.currentTimeMillis()) }) }
         }
         if (areResultsMissing()) giveResults()
     }
@@ -276,8 +270,10 @@ class ChatActivity : Screen(), MessageList.Actions {
         if (question.text.isEmpty()) question.setText(text)
     }
 
+    /** Shows a reply while it is written, below the results that it answers; one that doesn't begin leaves no trace, as in the chat. */
     private suspend fun show(model: LoadedModel, reply: Reply) {
         val meter = model.meter
+        val rows = messages.rows
         if (reply.forgotten > 0) appendText("⚠ The context is full: forgot the oldest ${reply.forgotten} turns.")
         context.max = model.bundle.manifest.contextLength
         reply.results.forEach { appendText(shownResult(it)) }
@@ -292,7 +288,7 @@ class ChatActivity : Screen(), MessageList.Actions {
         } finally { // also of a reply that was stopped: the flow has dropped what was on its way
             withContext(NonCancellable) {
                 val whole = onModelThread { reply.text }
-                follow { answer.end(whole, reply) }
+                follow { if (reply.hasBegun) answer.end(whole, reply) else messages.keepFirst(rows) }
             }
         }
         if (reply.reason == StopReason.CONTEXT) appendText("⚠ The context is full. Start a new chat to go on.")

@@ -15,10 +15,12 @@ import java.io.InputStream
 internal class DocumentTree(val name: String, val files: Map<String, () -> InputStream>)
 
 /** Lets the user choose a file or folder of another app. */
-internal fun pick(screen: Screen, intent: Intent, request: Int) = try {
+internal fun pick(screen: Screen, intent: Intent, request: Int): Boolean = try {
     screen.startActivityForResult(intent, request)
+    true
 } catch (_: ActivityNotFoundException) {
     screen.tell("This phone has no app to choose files with; use adb push for bundles.")
+    false
 }
 
 /** Files of other apps that the user has chosen. Nothing of what those apps say is trusted: the library checks it. */

@@ -123,6 +123,11 @@ internal class MessageList(private val context: Context, private val actions: Ac
         return (start until view.childCount).map(view::getChildAt).also { view.removeViews(start, it.size) }
     }
 
+    val rows: Int get() = view.childCount
+
+    /** Takes away all rows but the first ones. */
+    fun keepFirst(rows: Int) = view.removeViews(rows, view.childCount - rows)
+
     /** Puts back what `cut` took away at a place, instead of what is there now. */
     fun restore(place: Int, removed: List<View>) {
         cut(place)

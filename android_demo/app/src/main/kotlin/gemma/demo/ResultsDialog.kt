@@ -14,12 +14,12 @@ import java.util.TimeZone
 /** The result of a call that the app answers itself; null for all others. */
 internal fun builtIn(call: ToolCall): Json? = builtInResult(call, Date(), TimeZone.getDefault())
 
-/** Asks for the result of each call. */
-internal fun resultsDialog(context: Context, calls: List<ToolCall>, onDone: (List<Json>) -> Unit): AlertDialog.Builder {
+/** Asks for the result of each call; those of tools that the app answers itself are filled in. */
+internal fun resultsDialog(context: Context, calls: List<ToolCall>, tools: Set<String>, onDone: (List<Json>) -> Unit): AlertDialog.Builder {
     val fields = calls.map { call ->
         EditText(context).apply {
             maxLines = 6
-            setText(builtIn(call)?.write().orEmpty())
+            setText(call.takeIf { it.name in tools }?.let(::builtIn)?.write().orEmpty())
         }
     }
     val labels = calls.zip(fields) { call, field -> labelled("Result of ${call.summary}", field) }

@@ -3,6 +3,7 @@ package gemma.demo
 import android.app.AlertDialog
 import android.content.Intent
 import android.net.Uri
+import android.os.Bundle
 import android.view.View
 import android.widget.Button
 import android.widget.EditText
@@ -15,6 +16,7 @@ import gemma.core.GrammarFile
 internal class SchemaDialog(private val screen: ChatActivity) {
     private var schema = ""
     private var grammar: GrammarFile? = null
+    private var isChoosing = false // a file, in another app: Android may end this one meanwhile
 
     fun edit(format: AnswerFormat) {
         schema = format.schemaText
@@ -29,9 +31,29 @@ internal class SchemaDialog(private val screen: ChatActivity) {
             .setNegativeButton("Any answer") { _, _ -> screen.use(AnswerFormat()) }
             .setNeutralButton("Choose a file …") { _, _ ->
                 schema = text.text.toString()
-                pick(screen, Intent(Intent.ACTION_OPEN_DOCUMENT).addCategory(Intent.CATEGORY_OPENABLE).setType("*/*"), GRAMMAR)
+                choose()
             }
         screen.show(checkedDialog(builder, fields, "Use", problem) { screen.use(AnswerFormat.parse(text.text.toString(), grammar)) })
+    }
+
+    private fun choose() {
+        isChoosing = pick(screen, Intent(Intent.ACTION_OPEN_DOCUMENT).addCategory(Intent.CATEGORY_OPENABLE).setType("*/*"), GRAMMAR)
+        if (!isChoosing) show("This phone has no app to choose files with.")
+    }
+
+    /** Keeps what was entered until a file is chosen. */
+    fun save(state: Bundle) {
+        if (!isChoosing) return
+        state.putString(SCHEMA, schema)
+        grammar?.let { state.putString(NAME, it.name) }
+        grammar?.let { state.putByteArray(TEXT, it.text.toByteArray()) } // half as large as a string: Android limits what it keeps
+    }
+
+    /** What `save` has kept. */
+    fun restore(state: Bundle) {
+        schema = state.getString(SCHEMA) ?: return
+        isChoosing = true
+        grammar = state.getString(NAME)?.let { name -> state.getByteArray(TEXT)?.let { GrammarFile(name, String(it)) } }
     }
 
     /** The name of the compiled schema, and a button that removes it. */
@@ -47,8 +69,13 @@ internal class SchemaDialog(private val screen: ChatActivity) {
         return arrayOf(name, remove)
     }
 
-    /** Takes the file that the user has chosen, and shows the dialog again. */
-    fun import(chosen: Uri) = screen.launchTask {
+    /** Takes the file that the user has chosen, if there is one, and shows the dialog again. */
+    fun import(chosen: Uri?) {
+        isChoosing = false
+        if (chosen == null) show() else screen.launchTask { read(chosen) }
+    }
+
+    private suspend fun read(chosen: Uri) {
         val documents = Documents(screen.contentResolver)
         try {
             grammar = screen.away { documents.read(chosen) { GrammarFile.read(documents.name(chosen), it) } }
@@ -61,5 +88,8 @@ internal class SchemaDialog(private val screen: ChatActivity) {
 
     companion object {
         const val GRAMMAR = 3
+        private const val SCHEMA = "schema"
+        private const val NAME = "grammar"
+        private const val TEXT = "grammarText"
     }
 }
