@@ -28,7 +28,7 @@ struct ChatView: View {
                     Button("Chats") { sheet = .chats }
                     Button("Settings") { sheet = .settings }.disabled(screen.busy)
                     Button(screen.settings.format.isAny ? "Schema" : "Schema ✓") { sheet = .schema }.disabled(screen.busy)
-                    Button(screen.settings.tools.isEmpty ? "Tools" : "Tools ✓") { sheet = .tools }.disabled(screen.busy)
+                    Button(screen.settings.hasTools ? "Tools ✓" : "Tools") { sheet = .tools }.disabled(screen.busy)
                     Button("New chat", action: screen.reset)
                 }
             }

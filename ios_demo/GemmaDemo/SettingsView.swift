@@ -50,16 +50,20 @@ struct SettingsView: View {
                 ToolbarItem(placement: .confirmationAction) { Button("Use", action: use) }
             }
         }
+        .onChange(of: problem) { _, problem in if let problem { announce(problem) } }
     }
 
     private func use() {
-        do {
-            settings.sampling = asBundleSays ? nil : try sampling.sampling()
-            settings.seed = try parseSeed(seed)
-            screen.use(settings, computeUnits)
-            dismiss()
-        } catch {
-            problem = (error as? GemmaError)?.message ?? error.localizedDescription
+        Task {
+            do {
+                problem = nil
+                settings.sampling = asBundleSays ? nil : try sampling.sampling()
+                settings.seed = try parseSeed(seed)
+                try await screen.use(settings, computeUnits)
+                dismiss()
+            } catch {
+                problem = (error as? GemmaError)?.message ?? error.localizedDescription
+            }
         }
     }
 }

@@ -11,7 +11,7 @@ struct ToolsEditor: View {
 
     init(screen: ChatScreen) {
         self.screen = screen
-        _text = State(initialValue: screen.settings.tools.isEmpty ? exampleTools : screen.settings.tools)
+        _text = State(initialValue: screen.settings.hasTools ? screen.settings.tools : exampleTools)
     }
 
     var body: some View {
@@ -54,25 +54,25 @@ struct ToolsEditor: View {
 /// Asks for the result of each call of the last answer.
 struct ResultsView: View {
     let screen: ChatScreen
-    private let calls: [ToolCall]
-    @State private var results: [String]
+    @State private var answers: [Answer]  // to the calls that were open when the sheet was
     @Environment(\.dismiss) private var dismiss
 
     init(screen: ChatScreen) {
         self.screen = screen
-        calls = screen.openCalls
-        _results = State(initialValue: calls.map { builtInResult($0)?.write() ?? "" })
+        _answers = State(initialValue: screen.openCalls.map { Answer(call: $0, text: builtInResult($0)?.write() ?? "") })
     }
 
     var body: some View {
         NavigationStack {
             Form {
                 Text("Give what each call returns, as JSON or text.")
-                ForEach(calls.indices, id: \.self) { index in
+                ForEach(answers.indices, id: \.self) { index in
                     VStack(alignment: .leading) {
-                        Text("Result of \(calls[index].summary)").font(.callout)
-                        TextField("Result", text: $results[index], axis: .vertical)
-                            .accessibilityLabel("Result of \(calls[index].summary)")
+                        Text("Result of \(answers[index].call.summary)").font(.callout)
+                        TextField("Result", text: $answers[index].text, axis: .vertical)
+                            .autocorrectionDisabled()
+                            .textInputAutocapitalization(.never)
+                            .accessibilityLabel("Result of \(answers[index].call.summary)")
                     }
                 }
             }
@@ -85,7 +85,13 @@ struct ResultsView: View {
     }
 
     private func send() {
-        screen.send(results.map(parseResult))
+        screen.send(answers.map { parseResult($0.text) })
         dismiss()
     }
+}
+
+/// What a user gives as the result of a call.
+private struct Answer {
+    let call: ToolCall
+    var text: String
 }

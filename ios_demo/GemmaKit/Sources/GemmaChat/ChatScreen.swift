@@ -91,6 +91,14 @@ public final class ChatScreen {
         run(work)
     }
 
+    /// Runs work and waits for its end. Throws what it throws, or a session error if other work is running.
+    func finish(_ work: @escaping @MainActor () async throws -> Void) async throws {
+        if busy { throw GemmaError.session("the model is busy; wait for it, or tap Stop") }
+        try await withCheckedThrowingContinuation { (ended: CheckedContinuation<Void, Error>) in
+            startTask { ended.resume(with: await resultOf(work)) }
+        }
+    }
+
     /// Cancels the running task, waits until it has ended, then runs `work`; no other task starts meanwhile.
     func replaceTask(_ work: @escaping @MainActor () async throws -> Void) {
         let before = task

@@ -54,38 +54,40 @@ extension ChatScreen {
         }
     }
 
-    /// Shows an answer and saves the chat; returns whether the answer began. If not, the turns are as before.
-    private func showAnswer(
+    /// Shows an answer and saves the chat; returns whether the answer began. If not, the turns are as before. It may be a chain
+    /// of replies: one that never began is not shown, nor the results that it was to answer.
+    func showAnswer(
         _ before: [Turn],
         _ answer: @escaping @Sendable (ModelActor, @escaping @Sendable (ChatEvent) -> Void) async throws -> Void,
         else takeBack: () -> Void = {}
     ) async throws -> Bool {
         let model = model
-        var hasBegun = false
+        var (hasBegun, isBegun) = (false, false)  // any reply, the last one
+        var kept = before  // the turns without the last reply
         let answered = await resultOf {
             try await self.loadIfNeeded()
             try await self.follow({ try await answer(model, $0) }) { event in
-                hasBegun = hasBegun || event.isOfBegunReply
+                if event.isBeforeReply && isBegun { (kept, isBegun) = (self.turns, false) }
+                isBegun = isBegun || event.isOfBegunReply
+                hasBegun = hasBegun || isBegun
                 self.show(event)
             }
         }
-        if hasBegun {
-            answersEnded += 1
-        } else {
-            turns = before
-            takeBack()
-        }
+        if !isBegun { turns = kept }
+        if hasBegun { answersEnded += 1 } else { takeBack() }
         try await save()
         try answered.get()
         return hasBegun
     }
 
-    /// Gives this chat tools; a blank text gives none. Throws for those that are none, or that the bundle can't be given.
+    /// Gives this chat tools; a blank text or an empty list gives none. Throws for what are no tools, or those that the bundle
+    /// can't be given.
     public func use(tools: String) async throws {
         try await model.check(tools: tools)
         var new = settings
         new.tools = tools
-        use(new, computeUnits)
+        if !new.hasTools { new.tools = "" }
+        try await use(new, computeUnits)
     }
 
     /// Requires answers to have a format. No token so far depends on it, so nothing is fed again.
@@ -96,9 +98,10 @@ extension ChatScreen {
         }
     }
 
-    /// Uses other settings for this chat, from the next reply on, and computes elsewhere, from the next loading on.
-    public func use(_ new: ChatSettings, _ units: ComputeUnits) {
-        startTask {
+    /// Uses other settings for this chat, from the next reply on, and computes elsewhere, from the next loading on. Throws for
+    /// settings that the bundle lacks, which changes nothing.
+    public func use(_ new: ChatSettings, _ units: ComputeUnits) async throws {
+        try await finish {
             try await self.model.use(new)
             await self.model.use(units)
             (self.settings, self.computeUnits) = (new, units)
@@ -233,7 +236,7 @@ extension ChatScreen {
 public let sustainedMinutes = 10.0
 
 @MainActor
-private func resultOf<T>(_ work: @MainActor () async throws -> T) async -> Result<T, Error> {
+func resultOf<T>(_ work: @MainActor () async throws -> T) async -> Result<T, Error> {
     do { return .success(try await work()) } catch { return .failure(error) }
 }
 

@@ -18,6 +18,14 @@ enum ChatEvent: Sendable {
         default: false
         }
     }
+
+    /// Whether it comes before the first token of a reply.
+    var isBeforeReply: Bool {
+        switch self {
+        case .result, .began: true
+        default: false
+        }
+    }
 }
 
 /// Figures while a reply is generated.

@@ -14,14 +14,15 @@ public func builtInResult(_ call: ToolCall, now: Date = Date(), zone: TimeZone =
     }
 }
 
-/// Gives the results of calls that the app answers itself, as long as there are no others.
+/// Gives the results of calls that the app answers itself, as long as there are no others. A call of a tool that the
+/// conversation doesn't have is left open.
 public func answerBuiltIn(
     _ conversation: Conversation, result: (ToolCall) -> JSON? = { builtInResult($0) },
     isolation: isolated (any Actor)? = #isolation, onEvent: (Reply, ReplyEvent) -> Void = { _, _ in }
 ) async throws {
     for _ in 0..<mostBuiltInRounds {
         let calls = openCalls(conversation.turns)
-        let results = calls.compactMap(result)
+        let results = calls.filter { conversation.toolNames.contains($0.name) }.compactMap(result)
         if calls.isEmpty || results.count < calls.count { return }
         try await conversation.send(results: results).run(onEvent: onEvent)
     }

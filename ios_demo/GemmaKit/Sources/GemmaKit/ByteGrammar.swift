@@ -88,7 +88,13 @@ public final class ByteGrammar {
     private func choice(_ cases: [Int]) throws -> Int {
         var flat: Set<Int> = []
         for one in cases {
-            if case .alt(let inner) = nodes[one] { flat.formUnion(inner) } else { flat.insert(one) }
+            guard case .alt(let inner) = nodes[one] else {
+                try spend(1)
+                flat.insert(one)
+                continue
+            }
+            try spend(inner.count)
+            flat.formUnion(inner)
         }
         if let only = flat.first, flat.count == 1 { return only }
         return try number(.alt(flat.sorted()), flat.contains(where: mayEnd))

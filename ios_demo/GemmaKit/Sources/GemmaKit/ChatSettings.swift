@@ -24,9 +24,12 @@ public struct ChatSettings: Codable, Equatable, Sendable {
         tools = try fields.decodeIfPresent(String.self, forKey: .tools) ?? ""
     }
 
+    /// Whether the model is given tools: an empty list is none. A text that can't be read counts, until it is replaced.
+    public var hasTools: Bool { (try? Tools(tools))?.isEmpty != true }
+
     /// Why nothing can be asked with these settings; nil if it can.
     public var conflict: String? {
-        if strip(tools).isEmpty || format.isAny { return nil }
+        if !hasTools || format.isAny { return nil }
         return "This chat has tools, and answers in a format call none: tap Any answer in Schema, or No tools in Tools."
     }
 

@@ -198,6 +198,9 @@ public final class Conversation {
         session.reset()
     }
 
+    /// The names of the tools that the model was given.
+    var toolNames: Set<String> { tools.names }
+
     /// What has been said so far.
     private var course: Course {
         guard let reply, reply.hasBegun else { return before }

@@ -41,16 +41,6 @@ struct JSONFields {
         return text
     }
 
-    /// The value that a string has as JSON.
-    func json() throws -> JSON {
-        let text = try string()
-        do {
-            return try parseJSON(text)
-        } catch let error as GemmaError {
-            throw wrong("JSON (\(error.message))")
-        }
-    }
-
     /// Two texts.
     func pair() throws -> (opens: String, closes: String) {
         let texts = try list { try $0.string() }

@@ -1,6 +1,7 @@
 import Foundation
 
-/// A conversation as it is saved: without the system turn, which is a setting, and without thoughts.
+/// A conversation as it is saved: without the system turn, which is a setting, and without thoughts, but those before calls,
+/// which the model sees until the user's next turn.
 public struct SavedChat: Codable, Equatable, Identifiable, Sendable {
     public let id: UUID
     public var settings: ChatSettings?  // nil: saved by an earlier version, which had the same ones for all chats
@@ -90,14 +91,15 @@ public struct AppState: Codable, Equatable, Sendable {
 
     public init() {}
 
-    /// An earlier version kept the compute units in the settings; other versions may know other units.
+    /// An earlier version kept the compute units in the settings; other versions may know other units. Settings that can't be
+    /// read are replaced, and cost nothing else.
     public init(from decoder: Decoder) throws {
         let fields = try decoder.container(keyedBy: CodingKeys.self)
         bundle = try fields.decodeIfPresent(String.self, forKey: .bundle)
         chat = try fields.decodeIfPresent(UUID.self, forKey: .chat)
-        settings = try fields.decode(ChatSettings.self, forKey: .settings)
-        let old = try fields.nestedContainer(keyedBy: CodingKeys.self, forKey: .settings)
-        computeUnits = [fields, old].compactMap { try? $0.decode(ComputeUnits.self, forKey: .computeUnits) }.first ?? .automatic
+        settings = (try? fields.decode(ChatSettings.self, forKey: .settings)) ?? ChatSettings()
+        let old = try? fields.nestedContainer(keyedBy: CodingKeys.self, forKey: .settings)
+        computeUnits = [fields, old].compactMap { try? $0?.decode(ComputeUnits.self, forKey: .computeUnits) }.first ?? .automatic
     }
 }
 

@@ -5,8 +5,9 @@ struct FoundCalls: Equatable {
 }
 
 /// Finds calls between a template's marks, or else as JSON with names of tools, alone or in a list, as the whole text or in a
-/// fenced block. A call that can't be read is left in the text.
+/// fenced block. A call that can't be read is left in the text. A chat without tools has no calls.
 func findCalls(_ text: String, _ names: Set<String>, _ marks: ToolMarks?) -> FoundCalls {
+    if names.isEmpty { return FoundCalls(text: text, calls: []) }
     let scalars = Array(text.unicodeScalars)
     if let marks, marks.opens(in: text) { return findMarked(scalars, marks) }
     for body in bodies(scalars) {

@@ -140,7 +140,7 @@ final class ChatScreenTests: XCTestCase {
 
     func testComputeUnitsApplyFromTheNextLoadingOnAndTheReportHasThoseInUse() async throws {
         let (screen, engine) = try await loaded(pause: 0)
-        screen.use(screen.settings, .cpuOnly)
+        try await screen.use(screen.settings, .cpuOnly)
         try await waitUntilIdle(screen)
         let reported = { () async throws -> JSON in
             screen.sustain(minutes: 0.0001)
@@ -248,7 +248,7 @@ final class ChatScreenTests: XCTestCase {
         var settings = ChatSettings()
         settings.system = "be brief"
         settings.sampling = try Sampling(temperature: 0.5)
-        first.use(settings, .automatic)
+        try await first.use(settings, .automatic)
         try await waitUntilIdle(first)
         first.send("in")
         try await waitUntil { first.turns.count == 2 && !first.turns[1].text.isEmpty }
@@ -345,10 +345,14 @@ final class ChatScreenTests: XCTestCase {
         let (screen, _) = try await loaded(pause: 0)
         var settings = ChatSettings()
         settings.thinking = true
-        screen.use(settings, .automatic)
+        do {
+            try await screen.use(settings, .cpuOnly)
+            XCTFail("it was accepted")
+        } catch { XCTAssertTrue((error as? GemmaError)?.message.contains("can't ask for thoughts") == true, "\(error)") }
         try await waitUntilIdle(screen)
-        XCTAssertTrue(screen.warning?.contains("can't ask for thoughts") == true, screen.warning ?? "")
+        XCTAssertNil(screen.warning, "it is for the sheet to say")
         XCTAssertEqual(screen.settings, ChatSettings())
+        XCTAssertEqual(screen.computeUnits, .automatic)
         screen.send("in")
         try await waitUntilIdle(screen)
         XCTAssertEqual(screen.turns.count, 2)
@@ -415,7 +419,7 @@ final class ChatScreenTests: XCTestCase {
         func set(_ system: String) async throws {
             var settings = screen.settings
             settings.system = system
-            screen.use(settings, .automatic)
+            try await screen.use(settings, .automatic)
             try await waitUntilIdle(screen)
         }
         try await set("be brief")
@@ -472,7 +476,7 @@ final class ChatScreenTests: XCTestCase {
         screen.send("more")
         try await waitUntilIdle(screen)
         XCTAssertTrue(screen.warning?.contains("turn thinking off in Settings") == true, screen.warning ?? "")
-        screen.use(ChatSettings(), .automatic)
+        try await screen.use(ChatSettings(), .automatic)
         try await waitUntilIdle(screen)
         screen.send("more")
         try await waitUntilIdle(screen)
@@ -500,6 +504,23 @@ final class ChatScreenTests: XCTestCase {
         XCTAssertEqual(screen.turns.map(\.text).suffix(2), ["f returned: 2", "so"])
         XCTAssertEqual(screen.turns.map(\.isReply), [false, true, false, true])
         XCTAssertEqual(screen.openCalls, [])
+    }
+
+    /// The page showed the app's results and an empty reply, which the chat doesn't have.
+    func testOfAChainWhoseLastReplyNeverBeganOnlyWhatTheChatHasIsShown() async throws {
+        let (screen, _) = try await loaded(pause: 0)
+        do {
+            _ = try await screen.showAnswer([]) { _, send in
+                send(.began)
+                send(.ended(.stopToken, text: "the", guarantee: nil))
+                send(.result("noon"))
+                send(.began)
+                throw CancellationError()
+            }
+            XCTFail("it was not stopped")
+        } catch { XCTAssertTrue(error is CancellationError, "\(error)") }
+        XCTAssertEqual(screen.turns.map(\.text), ["the"])
+        XCTAssertEqual(screen.answersEnded, 1)
     }
 
     func testToolsAreTheChatsAndRefusedOnesChangeNothing() async throws {
@@ -530,7 +551,8 @@ final class ChatScreenTests: XCTestCase {
         next.resume()
         try await waitUntilIdle(next)
         XCTAssertEqual(next.settings.tools, tools)
-        try await next.use(tools: "")
+        try await next.use(tools: " [] ")
+        XCTAssertEqual(next.settings.tools, "")
         try await waitUntilIdle(next)
         next.send("in")
         try await waitUntilIdle(next)

@@ -192,6 +192,11 @@ final class GrammarTests: XCTestCase {
             grammar((0...100_000).map { #"["repeat", \#($0), 0, 2]"# }),  // nested
             grammar([#"["repeat", 0, 0, 1]"#, #"["seq"\#(String(repeating: ", 1", count: 100_000))]"#]),  // any may be left out
             grammar((0...60).map { #"["seq", \#($0), \#($0)]"# }),  // 2 to the power of 61
+            grammar(
+                (0..<7000).map { #"["text", "\#($0)"]"# } + [
+                    #"["alt"\#((1...7000).map { ", \($0)" }.joined())]"#,
+                    #"["alt"\#(String(repeating: ", 7001", count: 20_000))]"#,
+                ]),  // 140 million cases
             // The 30th byte before the end is an a: a state for each set of places.
             grammar([
                 #"["bytes", [[97, 98]]]"#, #"["repeat", 1, 0, null]"#, #"["repeat", 1, 30, 30]"#, #"["seq", 2, 0, 3]"#,

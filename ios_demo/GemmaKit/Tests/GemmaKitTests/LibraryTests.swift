@@ -248,6 +248,23 @@ final class SavedChatsTests: XCTestCase {
         }
     }
 
+    /// The bundle, the chat and the compute units were lost with them.
+    func testSettingsThatCannotBeReadAreReplacedAlone() throws {
+        let store = ChatStore(folder)
+        var state = AppState()
+        (state.bundle, state.chat, state.computeUnits) = ("tiny", UUID(), .cpuOnly)
+        state.settings.system = "be brief"
+        try store.save(state)
+        let file = folder.appendingPathComponent("state.json")
+        let text = try String(contentsOf: file, encoding: .utf8)
+        state.settings = ChatSettings()
+        for (whole, damaged) in [(#""be brief""#, "7"), (#""thinking":false"#, #""other":1"#), (#""settings":"#, #""other":"#)] {
+            XCTAssertTrue(text.contains(whole), text)
+            try text.replacingOccurrences(of: whole, with: damaged).write(to: file, atomically: true, encoding: .utf8)
+            XCTAssertEqual(store.loadState(), state, damaged)
+        }
+    }
+
     func testSamplingOutOfRangeIsRefusedWhereItIsReadAndWhereItIsEdited() throws {
         try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
         let sampling = #"{"temperature": -1, "top_k": 1, "top_p": 1, "min_p": 0, "repetition_penalty": 1}"#

@@ -260,6 +260,25 @@ final class ToolConversationTests: XCTestCase {
         XCTAssertEqual(text, 0)
     }
 
+    /// A model may call what it was not given, and the app answered it.
+    func testOnlyAChatWithToolsHasCallsAndTheAppAnswersOnlyThoseOfItsTools() async throws {
+        let codec = try gemma4Codec()
+        let call = "the <|tool_call>call:current_time{}<tool_call|><|tool_response>"
+        func calls(_ tools: String) async throws -> (asked: Int, turns: Int) {
+            let session = try replying(codec, call, "it is")
+            let chat = try Conversation(session, codec, Sampler(try Sampling()), tools: try Tools(tools))
+            let reply = try await read(chat.send("when?"))
+            try await answerBuiltIn(chat)
+            return (reply.toolCalls.count, chat.turns.count)
+        }
+        let none = try await calls("[]")
+        XCTAssertEqual([none.asked, none.turns], [0, 2])
+        let other = try await calls(#"[{"name": "f"}]"#)
+        XCTAssertEqual([other.asked, other.turns], [1, 2])
+        let given = try await calls(exampleTools)
+        XCTAssertEqual([given.asked, given.turns], [1, 4])
+    }
+
     func testTheAppAnswersOneToolItselfAndShowsCallsBelowTheText() throws {
         let call = ToolCall(name: "current_time", arguments: JSONObject([]))
         let zone = try XCTUnwrap(TimeZone(identifier: "Asia/Kolkata"))
@@ -280,7 +299,10 @@ final class ToolConversationTests: XCTestCase {
         XCTAssertNil(settings.conflict)
         settings.format = try AnswerFormat(schema: "{}", grammar: nil)
         XCTAssertTrue(settings.conflict?.contains("tap Any answer in Schema") == true)
-        settings.tools = " "
-        XCTAssertNil(settings.conflict)
+        for none in [" ", "[]", "\n[ ]"] {
+            settings.tools = none
+            XCTAssertNil(settings.conflict)
+            XCTAssertFalse(settings.hasTools)
+        }
     }
 }
