@@ -118,7 +118,8 @@ def gemma4_tokenizer() -> RawTokenizer:
     """The small tokenizer with Gemma 4's names for the markers."""
     state = json.loads(small_tokenizer().to_str())
     vocab = state["model"]["vocab"]
-    state["model"]["vocab"] = {_GEMMA4.get(piece, piece): token for piece, token in vocab.items()}
+    pieces = [_GEMMA4.get(piece, piece) for piece in vocab] + list(_GEMMA4_TOOLS)
+    state["model"]["vocab"] = {piece: token for token, piece in enumerate(pieces)}
     for added in state["added_tokens"]:
         added["special"] |= added["content"] in _GEMMA4
         added["content"] = _GEMMA4.get(added["content"], added["content"])
