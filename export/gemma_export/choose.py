@@ -54,7 +54,7 @@ class _Candidate:
 
 
 def _gains_by_smoothing(target: Target) -> bool:
-    """Where inputs stay float there is little to smooth, and GPTQ alters looked-up rows."""
+    """Whether it rounds what factors even out. Where inputs stay float, factors only cost."""
     spec = target_spec(target.name)
     return spec.rounds_inputs and spec.scales_table
 
@@ -103,15 +103,15 @@ def choose_recipe(needs: Needs) -> Choice:
     if needs.bits is not None:
         return _first(needs, _with_bits(needs.config, needs.bits))
     is_small = needs.config.parameters <= _SMALL
-    candidates = _IN_8_BITS if is_small else _IN_4_BITS
     alone = (_FLOAT,) if len(needs.targets) == 1 else ()
+    candidates = (*(_IN_8_BITS if is_small else _IN_4_BITS), *alone)
     source = needs.source
     if source is None or not _suits(needs, source) or not _keeps_most(needs.config, source):
-        return _first(needs, (*candidates, *alone))
+        return _first(needs, candidates)
     bits = bits_per_weight(needs.config, source.formats(needs.config))
     if is_small and bits >= _GPTQ_BITS:
         # Its own 8 bits are no better than ours where we smooth what the runtime rounds.
-        ours = _first(needs, (*candidates, *alone))
+        ours = _first(needs, candidates)
         if ours.recipe.is_smooth:
             return ours
     return Choice(source, "the checkpoint is quantized, and rounding again would lose more")

@@ -6,14 +6,13 @@ bundle, with the small tokenizer under Gemma 4's names.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from gemma_export.sidecars.chat_format import chat_format
 from gemma_export.sidecars.compact_tokenizer import compact_tokenizer
 from gemma_runtime.text.chat import Message, encode_chat
 from gemma_runtime.text.thoughts import Thoughts
 from gemma_runtime.text.tokenizer import Tokenizer
-from tests.runtime.conftest import BOS, gemma4_tokenizer
+from tests.runtime.conftest import BOS, gemma4_tokenizer, loaded
 
 FOLDER = Path(__file__).with_name("gemma4")
 
@@ -180,10 +179,7 @@ def files() -> dict[str, bytes]:
 
 
 def vectors() -> dict[str, object]:
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "tokenizer.json"
-        gemma4_tokenizer().save(str(path))
-        tokenizer = Tokenizer(path)
+    tokenizer = loaded(gemma4_tokenizer())
     return {
         "chat": [one for turns in CHATS for one in _prompts(tokenizer, turns)],
         "thoughts": [one for text in REPLIES for one in _replies(tokenizer, text)],

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from tokenizers import AddedToken
@@ -36,7 +35,7 @@ from gemma_runtime.text.chat import Message, encode_chat
 from gemma_runtime.text.sampler import Sampler, Sampling
 from gemma_runtime.text.tokenizer import Tokenizer
 from tests.data import gemma4_vectors
-from tests.runtime.conftest import small_tokenizer
+from tests.runtime.conftest import loaded, small_tokenizer
 
 DATA = Path(__file__).parent
 TINY = DATA / "tiny"
@@ -125,10 +124,7 @@ def with_calls() -> tuple[Tokenizer, bytes]:
     raw = small_tokenizer()
     names = ("<escape>", "<start_function_call>", "<end_function_call>")
     raw.add_tokens([AddedToken(name, normalized=False) for name in names])
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "tokenizer.json"
-        raw.save(str(path))
-        return Tokenizer(path), compact_tokenizer(path.read_bytes())
+    return loaded(raw), compact_tokenizer(raw.to_str().encode())
 
 
 def workload(context_length: int) -> dict[str, object]:

@@ -10,7 +10,6 @@ the tiny bundle, the third one that of `gemma4`.
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from gemma_export.sidecars.chat_format import chat_format
 from gemma_runtime.text.chat import Message, encode_chat
@@ -25,7 +24,7 @@ from gemma_runtime.text.tools import (
     tool_prompt,
 )
 from tests.data import gemma4_vectors
-from tests.runtime.conftest import BOS, gemma4_tokenizer
+from tests.runtime.conftest import BOS, gemma4_tokenizer, loaded
 
 DATA = Path(__file__).parent
 VECTORS = DATA / "tool_vectors.json"
@@ -166,12 +165,9 @@ def vectors() -> dict[str, object]:
 
 
 def _tokenizer(name: str) -> Tokenizer:
-    if name != "gemma4":
-        return Tokenizer(DATA / "tiny" / "tokenizer.json")
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "tokenizer.json"
-        gemma4_tokenizer().save(str(path))
-        return Tokenizer(path)
+    if name == "gemma4":
+        return loaded(gemma4_tokenizer())
+    return Tokenizer(DATA / "tiny" / "tokenizer.json")
 
 
 def _prompts(name: str) -> Iterator[dict[str, object]]:

@@ -97,6 +97,14 @@ def small_tokenizer() -> RawTokenizer:
     return raw
 
 
+def loaded(raw: RawTokenizer) -> Tokenizer:
+    """The runtime's tokenizer of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        raw.save(str(path))
+        return Tokenizer(path)
+
+
 def _pack(folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as stage:

@@ -227,10 +227,9 @@ class _Counter:
         fmt, weights = self.formats[name], rows * width
         if fmt.is_float:
             return Effort(moved=_FLOAT * weights)
-        searched = Effort(moved=_FLOAT * _SEARCHED * len(gptq.SHRINKS) * weights)
         rounding = self._recipe.rule(name).rounding
-        if rounding == "weighted":
-            return Effort(moved=_FLOAT * _SEARCHED * len(NEARBY) * weights)
+        ranges = NEARBY if rounding == "weighted" else gptq.SHRINKS
+        searched = Effort(moved=_FLOAT * _SEARCHED * len(ranges) * weights)
         if rounding != "gptq":
             return searched
         refined = refined if width <= gptq.WIDE else 0

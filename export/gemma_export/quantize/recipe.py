@@ -34,6 +34,11 @@ class Rule:
     rounding: Rounding = "searched"
     smooth: bool = False  # columns are multiplied by factors, see `calibrate.smoothed`
 
+    @property
+    def observes_inputs(self) -> bool:
+        """Whether it needs to know what the float model feeds to a matrix."""
+        return self.smooth or self.rounding == "weighted"
+
 
 _INT8_CHANNEL = Format(8, per_channel=True)
 _PER_LAYER = Rule(PER_LAYER_MATRICES, INT8, "nearest")
@@ -58,7 +63,7 @@ class Recipe:
     @property
     def is_calibrated(self) -> bool:
         """Whether it reads calibration text."""
-        return self.rounds_by_text or self.observes_inputs
+        return self.rounds_by_text or self.is_smooth
 
     @property
     def keeps_codes(self) -> bool:
@@ -72,8 +77,8 @@ class Recipe:
 
     @property
     def observes_inputs(self) -> bool:
-        """Whether it needs to know the float model's inputs of head or layers."""
-        return self.is_smooth or any(rule.rounding == "weighted" for rule in self.rules)
+        """Whether it needs to know what the float model feeds to any matrix."""
+        return any(rule.observes_inputs for rule in self.rules)
 
     @property
     def rounds_by_text(self) -> bool:

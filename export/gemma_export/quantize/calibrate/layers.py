@@ -59,8 +59,9 @@ def outer_matrices(config: GemmaConfig, recipe: Recipe) -> list[str]:
 def calibrate_table(work: Workspace, tick: Tick) -> None:
     """Round the outer matrices, the table first; write a file for each.
 
-    If gptq rounds table or head, `smooth` or `weigh_table` must have run: a smooth head is rounded
-    for its inputs, another for their curvature, with the channels in its order.
+    If table or head are rounded by text, `smooth` or `weigh_table` must have run: a smooth or
+    weighted head is rounded for its inputs, another for their curvature, with the channels in its
+    order.
     """
     for name in outer_matrices(work.checkpoint.config, work.recipe):
         if not shards.from_first(work.rounded_table(name).exists):
@@ -68,11 +69,7 @@ def calibrate_table(work: Workspace, tick: Tick) -> None:
 
 
 def _rounding(work: Workspace, name: str, fmt: Format) -> Callable[[Tensor], dict[str, Tensor]]:
-    """Rounds rows of an outer matrix; to nearest if its recipe needs text that says nothing of it.
-
-    A smooth table is looked up in too. GPTQ would make up for errors of the head by moving other
-    codes further, and looked-up rows would be worse.
-    """
+    """A function that rounds rows of an outer matrix; to nearest if the text says nothing of it."""
     rounding = work.recipe.rule(name).rounding
     if rounding == "gptq" and name == PER_LAYER_PROJECTION:
         return TableInputs(name, fmt, prepare(_embedding_gram(work))).round

@@ -33,7 +33,7 @@ from gemma_export.quantize.calibrate.flow import (
     write_shared,
 )
 from gemma_export.quantize.calibrate.layer_weights import layer_bytes, load_layer
-from gemma_export.quantize.calibrate.stream import sample_flow, sample_positions
+from gemma_export.quantize.calibrate.stream import advance_flow, sample_flow, sample_positions
 from gemma_export.quantize.calibrate.workspace import Workspace, curvature_name
 from gemma_export.shards import Sums
 
@@ -50,7 +50,8 @@ _MOST = 1024.0  # factors lie in [1 / _MOST, _MOST]: so large a row still fits f
 def smooth(work: Workspace, tick: Tick) -> None:
     """Find the factors of all matrices that the recipe smooths, from the float model's activations.
 
-    Writes `smoothing`, one file per layer and one for the head. Resumes after the last layer.
+    Also the curvature of a smooth or weighted head. Writes `smoothing`, one file per layer and one
+    for the head, and `head_curvature`. Resumes after the last layer.
     """
     config, residuals = work.checkpoint.config, work.smoothing_residuals
     formats = work.formats()
@@ -59,9 +60,13 @@ def smooth(work: Workspace, tick: Tick) -> None:
         start_flow(residuals, config, work.calibration.tokens[:SEQUENCES], work.weight)
     for layer in config.layers[first or 0 :]:
         weights = load_layer(work.checkpoint, layer.index, work.device)
-        samples = sample_flow(residuals, config, layer, weights, POSITIONS)
+        together, samples = list(_smoothed_together(work, layer)), {}
+        if together:
+            samples = sample_flow(residuals, config, layer, weights, POSITIONS)
+        else:
+            advance_flow(residuals, config, layer, weights)
         factors: dict[str, Tensor] = {}
-        for names in _smoothed_together(work, layer):
+        for names in together:
             rows = torch.cat([weights[name] for name in names])
             find = partial(smoothing_factors, samples[names[0]], _some(rows), formats[names[0]])
             factors |= dict.fromkeys(names, shards.from_first(find))
@@ -113,14 +118,15 @@ def _smooth_head(work: Workspace) -> tuple[dict[str, Tensor], Tensor | None]:
     samples, sums = [], Sums()
     for batch in batches(config, length, share, work.device):
         h = rms_norm(file.rows(RESIDUAL, *batch.span), gain, config.rms_norm_eps)
-        samples.append(sample_positions(h, share.count, POSITIONS))
+        if is_smooth:
+            samples.append(sample_positions(h, share.count, POSITIONS))
         body = h[:, 1:].flatten(0, 1)
         sums.of(batch.piece).setdefault(name, gain.new_zeros(width, width)).addmm_(body.T, body)
-    rows = sample_rows(work.checkpoint, name).to(work.device)
     gram = sums.total()[name].div_(share.count * (length - 1))
-    inputs, fmt = shards.gathered(torch.cat(samples)), work.formats()[name]
     if not is_smooth:
         return {}, gram
+    rows = sample_rows(work.checkpoint, name).to(work.device)
+    inputs, fmt = shards.gathered(torch.cat(samples)), work.formats()[name]
     factors = shards.from_first(lambda: smoothing_factors(inputs, rows, fmt)).to(work.device)
     return {name: factors}, gram.div_(factors[:, None]).div_(factors)
 

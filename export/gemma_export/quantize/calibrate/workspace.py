@@ -296,8 +296,8 @@ class Workspace:
         None for a smooth or weighted table that is only looked up: `smooth` sees the inputs of the
         head alone.
         """
-        config, rule = self.checkpoint.config, self.recipe.rule(name)
-        if not rule.smooth and rule.rounding != "weighted":
+        config = self.checkpoint.config
+        if not self.recipe.rule(name).observes_inputs:
             path = self.channel_order
         elif name == config.head:
             path = self.head_curvature

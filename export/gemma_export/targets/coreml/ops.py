@@ -77,7 +77,7 @@ class MilOps:
         else:
             tokens = self._input(TensorRole.TOKENS)
             rows = mb.gather(x=self._weight(table), indices=tokens, axis=0, validate_indices=False)
-        multiplier = half_lookup(table, scale * self._headroom.residual).numpy()[()]
+        multiplier = half_lookup(table, scale * self._headroom.residual).numpy()
         return mb.mul(x=rows, y=multiplier)  # (T, M)
 
     def norm(self, x: Var, gain: StoredWeight) -> Var:

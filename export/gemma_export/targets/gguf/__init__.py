@@ -11,6 +11,7 @@ TARGET = TargetSpec(
     formats="int4 and symmetric int8 in groups of 32, 64, … and float32",
     # llama.cpp maps the file and repacks some weights for its kernels.
     costs=Costs(runtime=40 * MIB, exporting=160 * MIB),
+    rounds_inputs=True,
     caches=("float16",),
     only_caches="llama.cpp chooses the type when it loads the file, by --cache-type-k and -v",
     takes_irregular=True,

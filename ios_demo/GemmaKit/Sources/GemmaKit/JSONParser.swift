@@ -105,10 +105,8 @@ struct JSONParser {
             if !skip("+") { skip("-") }
             guard digits() > 0 else { throw failure("a number without digits in its exponent") }
         }
-        guard let value = Double(String(decoding: bytes[start..<at], as: UTF8.self)), value.isFinite else {
-            throw failure("a number too large for a double")
-        }
         let text = String(decoding: bytes[start..<at], as: UTF8.self)
+        guard let value = Double(text), value.isFinite else { throw failure("a number too large for a double") }
         return .number(value, whole: wholeNumber(text, value))
     }
 

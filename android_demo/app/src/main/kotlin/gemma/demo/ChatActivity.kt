@@ -316,7 +316,7 @@ class ChatActivity : Screen(), MessageList.Actions {
             this, application.chat.settings, model?.bundle?.manifest, abilities, application.threads, application.device.cores,
         )
         show(
-            dialog.dialog { settings, threads ->
+            dialog.create { settings, threads ->
                 application.threads = threads
                 startTask { application.keep(application.chat.copy(settings = settings)) }
             },

@@ -40,7 +40,7 @@ internal class SettingsDialog(
     private val threadCount = count(usualThreads(cores), threads)
 
     /** A dialog that gives the settings and the threads to `onDone`. While a value is out of range, it stays open and says so. */
-    fun dialog(onDone: (ChatSettings, Int?) -> Unit): AlertDialog {
+    fun create(onDone: (ChatSettings, Int?) -> Unit): AlertDialog {
         val page = form(
             context,
             labelled("System prompt", system),

@@ -25,8 +25,9 @@ suspend fun answerBuiltIn(
     result: (ToolCall) -> Json?,
     onReply: suspend (Reply) -> Unit = { reply -> reply.pieces.collect {} },
 ) {
+    val names = conversation.tools.names
     repeat(MOST_BUILT_IN_ROUNDS) {
-        val results = openCalls(conversation.turns).map { call -> if (call.name in conversation.tools.names) result(call) else null }
+        val results = openCalls(conversation.turns).map { call -> if (call.name in names) result(call) else null }
         if (results.isEmpty() || null in results) return
         onReply(conversation.sendResults(results.filterNotNull()))
     }

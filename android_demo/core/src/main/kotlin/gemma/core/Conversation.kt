@@ -204,7 +204,7 @@ class Conversation(
         if (calls.isEmpty() || calls.size != results.size) {
             throw SessionException("the last reply calls ${calls.size} tools, but there are ${results.size} results; give one for each call")
         }
-        return replyTo(now.copy(turns = now.turns + calls.zip(results, ::resultOf)), maxNewTokens, null)
+        return replyTo(now.copy(turns = now.turns + calls.zip(results, ::resultTurn)), maxNewTokens, null)
     }
 
     private fun replyTo(whole: Course, maxNewTokens: Int, grammar: ByteGrammar?): Reply {

@@ -9,9 +9,12 @@ data class JsonArray(val items: List<Json>) : Json
 
 data class JsonString(val text: String) : Json
 
-data class JsonNumber(val value: Double) : Json {
-    private var isWhole = false
-    private var digits: String? = null // of a number that a double may not hold
+class JsonNumber private constructor(
+    val value: Double,
+    private val isWhole: Boolean,
+    private val digits: String?, // of a number that a double may not hold
+) : Json {
+    constructor(value: Double) : this(value, isWhole = false, digits = null)
 
     /** All digits of a number that was written without a fraction and an exponent; null for others. */
     internal val whole: String? get() = digits ?: if (isWhole) value.toLong().toString() else null
@@ -21,12 +24,18 @@ data class JsonNumber(val value: Double) : Json {
 
         /** A number as it was written, without leading zeros. */
         fun read(text: String): JsonNumber {
-            val number = JsonNumber(text.toDouble())
-            number.isWhole = text.none { it in ".eE" }
-            if (number.isWhole && Math.abs(number.value) >= LARGEST_EXACT) number.digits = text
-            return number
+            val value = text.toDouble()
+            val isWhole = text.none { it in ".eE" }
+            return JsonNumber(value, isWhole, text.takeIf { isWhole && Math.abs(value) >= LARGEST_EXACT })
         }
     }
+
+    /** Numbers are the same if their values are, however they were written. */
+    override fun equals(other: Any?): Boolean = other is JsonNumber && value.compareTo(other.value) == 0
+
+    override fun hashCode(): Int = value.hashCode()
+
+    override fun toString(): String = "JsonNumber($value)"
 }
 
 data class JsonBoolean(val value: Boolean) : Json

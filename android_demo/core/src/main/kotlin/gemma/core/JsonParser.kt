@@ -81,9 +81,10 @@ internal class JsonParser(private val text: String, var at: Int) {
     private fun number(): JsonNumber {
         val match = NUMBER.matcher(text).region(at, text.length)
         if (!match.lookingAt()) fail("found '${peek()}', expected a value")
-        if (match.group().toDouble().isInfinite()) fail("a number too large for a double")
+        val number = JsonNumber.read(match.group())
+        if (number.value.isInfinite()) fail("a number too large for a double")
         at = match.end()
-        return JsonNumber.read(match.group())
+        return number
     }
 
     private fun string(): String {

@@ -52,5 +52,5 @@ fun parseResult(text: String): Json = try {
 }
 
 /** The turn with the result of a call. */
-internal fun resultOf(call: ToolCall, result: Json) =
+internal fun resultTurn(call: ToolCall, result: Json) =
     Message(Role.TOOL, (result as? JsonString)?.text ?: result.pythonJson(), name = call.name, result = result)

@@ -159,7 +159,7 @@ class MutationTest {
     @Test
     fun `saved chats`() {
         val call = Message(Role.ASSISTANT, "", listOf(ToolCall("f", parseJson("""{"a": [1, 2.0]}""") as JsonObject)), "thought")
-        val turns = listOf(Message(Role.USER, "the"), call, resultOf(call.toolCalls[0], JsonString("in")), Message(Role.ASSISTANT, "us"))
+        val turns = listOf(Message(Role.USER, "the"), call, resultTurn(call.toolCalls[0], JsonString("in")), Message(Role.ASSISTANT, "us"))
         val whole = SavedChat("a", "tiny", ChatSettings(tools = EXAMPLE_TOOLS), turns).json().write().toByteArray()
         fun use(file: ByteArray) {
             SavedChat.read("a", JsonFields.parse("a.json", String(file, Charsets.UTF_8)))

@@ -179,7 +179,7 @@ class ToolConversationTest {
         val chats = SavedChats(folder)
         val arguments = parseJson("""{"n": [1, 2.0, 12345678901234567890, 1e-7, "é😀\n"]}""") as JsonObject
         val call = Message(Role.ASSISTANT, "so", listOf(ToolCall("f", arguments), ToolCall("g", JsonObject(emptyMap()))), "thinking")
-        val results = call.toolCalls.zip(listOf(arguments, JsonString("clear")), ::resultOf)
+        val results = call.toolCalls.zip(listOf(arguments, JsonString("clear")), ::resultTurn)
         val chat = SavedChat("a", "tiny", ChatSettings(tools = EXAMPLE_TOOLS), listOf(Message(Role.USER, "one"), call) + results)
         chats.save(chat)
         val read = chats.load("a")

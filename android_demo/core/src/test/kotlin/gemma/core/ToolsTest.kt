@@ -87,6 +87,6 @@ class ToolsTest {
 private fun message(json: JsonFields): Message {
     val calls = json.orNull("calls")?.list { ToolCall(it.of("name").string(), it.of("arguments").value as JsonObject) }.orEmpty()
     val role = Role.valueOf(json.of("role").string().uppercase())
-    if (role == Role.TOOL) return resultOf(ToolCall(json.of("name").string(), JsonObject(emptyMap())), json.of("result").value)
+    if (role == Role.TOOL) return resultTurn(ToolCall(json.of("name").string(), JsonObject(emptyMap())), json.of("result").value)
     return Message(role, json.of("content").string(), calls, json.orNull("thought")?.string().orEmpty())
 }
