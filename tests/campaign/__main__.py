@@ -34,8 +34,9 @@ def main() -> int:
     parser.add_argument("--only", default="", help="scenarios whose name contains this")
     parser.add_argument("--json", action="store_true", help="figures as JSON on stdout")
     options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=is_loaded())
-    reason = restart_with_faults(options.folder) if options.faults else None
+    folder = options.folder.resolve()  # faults.c compares the paths that commands name
+    folder.mkdir(parents=True, exist_ok=is_loaded())
+    reason = restart_with_faults(folder) if options.faults else None
     if reason:
         print(f"SKIPPED: faults: {reason}", file=sys.stderr)
     faults = 0 if reason else options.faults
@@ -45,7 +46,7 @@ def main() -> int:
     if not chosen:
         names = ", ".join(one.name for one in SCENARIOS)
         parser.error(f"--only {options.only!r} is in the name of no scenario: {names}")
-    tallies = run(options.folder, chosen, options.kills, faults, options.seed)
+    tallies = run(folder, chosen, options.kills, faults, options.seed)
     if options.json:
         print(json.dumps({name: asdict(tally) for name, tally in tallies.items()}))
     else:
