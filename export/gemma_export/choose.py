@@ -55,8 +55,7 @@ class _Candidate:
 
 def _gains_by_smoothing(target: Target) -> bool:
     """Whether it rounds what factors even out. Where inputs stay float, factors only cost."""
-    spec = target_spec(target.name)
-    return spec.rounds_inputs and spec.scales_table
+    return target_spec(target.name).rounds_inputs
 
 
 def _is_fast_with_zero_points(target: Target) -> bool:
@@ -110,9 +109,9 @@ def choose_recipe(needs: Needs) -> Choice:
         return _first(needs, candidates)
     bits = bits_per_weight(needs.config, source.formats(needs.config))
     if is_small and bits >= _GPTQ_BITS:
-        # Its own 8 bits are no better than ours where we smooth what the runtime rounds.
+        # Its own 8 bits are no better than ours where we smooth all that the runtime rounds.
         ours = _first(needs, candidates)
-        if ours.recipe.is_smooth:
+        if ours.recipe.is_smooth and all(target_spec(t.name).scales_table for t in needs.targets):
             return ours
     return Choice(source, "the checkpoint is quantized, and rounding again would lose more")
 

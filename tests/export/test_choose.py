@@ -46,10 +46,10 @@ def chosen(
         (("executorch",), "int8-channel-smooth", "int4-table8-channel"),
         (("coreml",), "int8-weighted", "mixed"),
         (("coreai",), "int8-weighted", "mixed"),
-        (("gguf",), "int8-weighted", "int4-table8"),
+        (("gguf",), "int8-smooth", "int4-table8"),
         (("hf",), "int8-weighted", "int4-table8"),
         (("onnx", "coreml"), "int8-weighted", "mixed"),
-        (("onnx", "gguf"), "int8-weighted", "int4-table8"),
+        (("onnx", "gguf"), "int8-smooth", "int4-table8"),
         (("onnx", "executorch", "coreml", "gguf"), "int4-gptq", "int4"),
     ],
 )
@@ -129,7 +129,7 @@ def planned(capsys: Captured, *flags: str) -> tuple[str, str | None]:
         ("onnx", "F32", "int8-smooth"),
         ("coreml", "Q8_0", "source"),
         ("gguf", "Q8_0", "source"),
-        ("gguf", "F32", "int8-weighted"),
+        ("gguf", "F32", "int8-smooth"),
     ],
 )
 def test_a_small_model_keeps_its_codes_if_they_are_shorter_or_ours_are_not_smooth(
