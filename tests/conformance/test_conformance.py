@@ -245,7 +245,7 @@ def test_the_page_escapes_what_systems_say() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "{kit}", "--systems", "vllm"], "no system 'vllm'; choose from "),
+        (["run", "{kit}", "--systems", "unheard"], "no system 'unheard'; choose from "),
         (["run", "{kit}", "--checkpoints", "gemma9"], "no checkpoint 'gemma9'; choose from "),
         (["run", "{tmp}"], "is not a kit: it has no kit.json; make one: "),
         (["run", "{kit}", "--python", "mlx-lm"], "expected SYSTEM=PATH"),
