@@ -44,7 +44,7 @@ def restart_with_faults(folder: Path) -> str | None:
     )
     if built.returncode:
         return f"faults.c does not compile: {built.stderr.decode().splitlines()[0]}"
-    os.environ["LD_PRELOAD"] = str(library.resolve())
+    os.environ["LD_PRELOAD"] = str(library)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
@@ -87,7 +87,7 @@ class Faults:
 
     def _arm(self, kind: str, call: int, jump: int) -> None:
         at = self._trial.at
-        below = os.fsencode((at.folder if kind == "read error" else at.work).resolve())
+        below = os.fsencode(at.folder if kind == "read error" else at.work)
         arm = ctypes.CDLL(None).arm
         arm.argtypes = (ctypes.c_int, ctypes.c_long, ctypes.c_char_p, ctypes.c_long)
         arm(_NUMBERS[kind], call, below, jump)
